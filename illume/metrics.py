@@ -1,0 +1,255 @@
+"""Scores of rationales and answers, and how sure they are.
+
+Every metric gives one score per prompt, so that two versions can be compared pair by pair; corpus-level BLEU is the one
+exception, as the field reports it. Two tokenisations are used, both stated where they matter:
+
+* `words`: lower case, runs of letters and digits. What the `rouge-score` package does for ASCII, for all letters.
+* `caption_words`: what the COCO caption evaluation does (Penn Treebank splitting, lower case, punctuation dropped).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+Ngram = tuple[str, ...]
+
+_WORD = re.compile(r"[^\W_]+")
+_CAPTION_TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|(?<!\w)n't(?!\w)|[^\W_]+(?:[-.&@/][^\W_]+)*|'[^\W\d_]+|\S")
+_CLITIC = re.compile(r"(?<=[^\W\d_])(n't|'(?:s|m|d|ll|re|ve))(?![^\W_])")
+_KEPT = re.compile(r"[^\W_]|[%$&]")
+_CANNOT = re.compile(r"\b(can)(not)\b")
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
+_ARTICLES = frozenset({"a", "an", "the"})
+
+
+# Tokenisation
+
+
+def words(text: str) -> list[str]:
+    """Lower-case runs of letters and digits; everything else separates."""
+    return _WORD.findall(text.lower())
+
+
+def caption_words(text: str) -> list[str]:
+    """Tokens as the COCO caption evaluation makes them: Penn Treebank clitics apart, lower case, no punctuation."""
+    text = text.lower().replace("’", "'")
+    text = _CANNOT.sub(r"\1 \2", _CLITIC.sub(r" \1", text))
+    return [token for token in _CAPTION_TOKEN.findall(text) if _KEPT.search(token)]
+
+
+def normalise_rationale(text: str) -> str:
+    """The form in which two rationales count as the same: words only, Unicode-normalised, one space between them."""
+    return " ".join(words(unicodedata.normalize("NFKC", text)))
+
+
+def normalise_answer(text: str) -> str:
+    """The form in which two answers count as the same, after the VQA evaluation (Antol et al., ICCV 2015).
+
+    Lower case; number words up to ten as digits; no articles; no punctuation but the point, comma or colon inside a
+    number; contractions lose their apostrophe, which makes `dont` and `don't` the same, as the official table does.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().replace("’", "'").replace("'", "")
+    tokens = re.findall(r"\d+(?:[.,:]\d+)*|[^\W_]+", text)
+    kept = [_NUMBERS.get(token, token) for token in tokens if token not in _ARTICLES]
+    return " ".join(kept or tokens)
+
+
+# Scores of one prompt
+
+
+def rouge_l(candidate: str, references: Sequence[str]) -> float:
+    """ROUGE-L F-measure (beta = 1) of `candidate` with the reference it fits best; tokens are `words`, no stemming.
+
+    Source: Lin, Text Summarization Branches Out, 2004; computed by the `rouge-score` package. Raises ValueError without
+    references.
+    """
+    if not references:
+        raise ValueError("ROUGE-L needs at least one reference")
+    score: float = _rouge_scorer().score_multi(list(references), candidate)["rougeL"].fmeasure
+    return float(score)
+
+
+class _Words:
+    """`words` in the shape `rouge-score` expects of a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
+@lru_cache(maxsize=1)
+def _rouge_scorer() -> Any:
+    from rouge_score import rouge_scorer  # half a second to import, and the server imports this module
+
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+def answer_correct(answer: str, gold: str) -> bool:
+    """Whether `answer` equals the gold answer after `normalise_answer`."""
+    return normalise_answer(answer) == normalise_answer(gold)
+
+
+def faithful(rationale: str, *, question: str, answer: str, metadata: Mapping[str, Any]) -> bool | None:
+    """Whether `rationale` claims only what the prompt's scene holds and supports `answer`; None without a scene."""
+    scene = metadata.get("scene")
+    if scene is None:
+        return None
+    from illume.scenes.truth import truth  # only scenes need it
+
+    return bool(truth(rationale, scene, question=question, answer=answer))
+
+
+# Scores of a corpus
+
+
+def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], *, max_order: int = 4) -> list[float]:
+    """Corpus BLEU-1 to BLEU-`max_order` on `caption_words`, without smoothing, closest reference length.
+
+    Source: Papineni et al., ACL 2002. Zero where an order has no match at all.
+    """
+    _check_corpus(candidates, references)
+    matches, totals = [0] * max_order, [0] * max_order
+    candidate_length = reference_length = 0
+    for text, texts in zip(candidates, references, strict=True):
+        tokens, others = caption_words(text), [caption_words(other) for other in texts]
+        candidate_length += len(tokens)
+        reference_length += min((abs(len(other) - len(tokens)), len(other)) for other in others)[1]
+        for order in range(1, max_order + 1):
+            counts = _ngrams(tokens, order)
+            limit: Counter[Ngram] = Counter()
+            for other in others:
+                limit |= _ngrams(other, order)
+            matches[order - 1] += (counts & limit).total()
+            totals[order - 1] += counts.total()
+    if candidate_length == 0:
+        return [0.0] * max_order
+    brevity = min(1.0, math.exp(1 - reference_length / candidate_length))
+    scores, log_sum = [], 0.0
+    for order, (match, total) in enumerate(zip(matches, totals, strict=True), start=1):
+        log_sum += math.log(match / total) if match else -math.inf
+        scores.append(brevity * math.exp(log_sum / order))
+    return scores
+
+
+def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """CIDEr-D of each candidate, on `caption_words`, document frequencies from `references`; 10 is the most.
+
+    Source: Vedantam et al., CVPR 2015, equations 1-3 with the clipping and the Gaussian length penalty (sigma = 6) of
+    CIDEr-D. As in the field's implementation the two lengths in the penalty are counted in bigrams.
+    """
+    _check_corpus(candidates, references)
+    cooked = [[_all_ngrams(caption_words(text)) for text in texts] for texts in references]
+    document_frequency: Counter[Ngram] = Counter()
+    for texts_of_one in cooked:
+        document_frequency.update({ngram for counts in texts_of_one for ngram in counts})
+    log_size = math.log(len(candidates))
+
+    def vectors(counts: Counter[Ngram]) -> tuple[list[dict[Ngram, float]], list[float], int]:
+        weights: list[dict[Ngram, float]] = [{} for _ in range(4)]
+        for ngram, count in counts.items():
+            idf = log_size - math.log(max(1, document_frequency[ngram]))
+            weights[len(ngram) - 1][ngram] = count * idf
+        norms = [math.sqrt(sum(value * value for value in order.values())) for order in weights]
+        return weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
+
+    scores = []
+    for text, cooked_texts in zip(candidates, cooked, strict=True):
+        mine, my_norms, my_length = vectors(_all_ngrams(caption_words(text)))
+        total = 0.0
+        for reference in cooked_texts:
+            theirs, their_norms, their_length = vectors(reference)
+            penalty = math.exp(-((my_length - their_length) ** 2) / (2 * 6.0**2))
+            for order in range(4):
+                norm = my_norms[order] * their_norms[order]
+                if norm > 0:
+                    dot = sum(
+                        min(w, theirs[order].get(g, 0.0)) * theirs[order].get(g, 0.0) for g, w in mine[order].items()
+                    )
+                    total += penalty * dot / norm
+        scores.append(10.0 * total / 4 / len(cooked_texts))
+    return scores
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Share of different n-grams among all of `texts`, on `words` (Li et al., NAACL 2016); 0 where there are none."""
+    counts: Counter[Ngram] = Counter()
+    for text in texts:
+        counts += _ngrams(words(text), n)
+    return len(counts) / counts.total() if counts else 0.0
+
+
+def _check_corpus(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    if len(candidates) != len(references):
+        raise ValueError(f"{len(candidates)} candidates but {len(references)} sets of references")
+    if not candidates:
+        raise ValueError("a corpus score needs at least one candidate")
+    if not all(references):
+        raise ValueError("every candidate needs at least one reference")
+
+
+def _ngrams(tokens: Sequence[str], order: int) -> Counter[Ngram]:
+    return Counter(tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1))
+
+
+def _all_ngrams(tokens: Sequence[str]) -> Counter[Ngram]:
+    counts: Counter[Ngram] = Counter()
+    for order in range(1, 5):
+        counts.update(_ngrams(tokens, order))
+    return counts
+
+
+# How sure a mean is
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over `n` prompts with its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, seed: int, confidence: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """Percentile bootstrap interval of the mean of `values` (Efron & Tibshirani 1993, chapter 13).
+
+    Raises ValueError for no values, for a value that is not finite, or for a confidence outside (0, 1).
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or data.size == 0:
+        raise ValueError("an interval needs at least one value")
+    if not np.isfinite(data).all():
+        raise ValueError("an interval needs finite values")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    block = max(1, 2_000_000 // data.size)  # bounds memory whatever the number of values
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        means[start : start + rows] = data[generator.integers(0, data.size, (rows, data.size))].mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(mean=float(data.mean()), low=float(low), high=float(high), n=int(data.size))
+
+
+def paired_bootstrap(
+    new: Sequence[float], old: Sequence[float], *, seed: int, confidence: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """Bootstrap interval of the mean of `new - old`, prompt by prompt. Raises ValueError when the lengths differ."""
+    if len(new) != len(old):
+        raise ValueError(f"pairs are needed: {len(new)} new values, {len(old)} old ones")
+    differences = [float(a) - float(b) for a, b in zip(new, old, strict=True)]
+    return bootstrap_interval(differences, seed=seed, confidence=confidence, resamples=resamples)

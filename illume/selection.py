@@ -1,0 +1,62 @@
+"""When a new version takes over by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from illume.metrics import Interval, paired_bootstrap
+
+
+class Decision(NamedTuple):
+    """Whether to activate the new version, why (a sentence for the admin), and the interval of new - parent."""
+
+    activate: bool
+    reason: str
+    interval: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the rule looks at: primary metric and answers of both versions on the same prompts, in the same order.
+
+    x
+    """
+
+    metric: str
+    new: Sequence[float]
+    parent: Sequence[float]
+    new_accuracy: float | None
+    parent_accuracy: float | None
+
+
+def decide(
+    comparison: Comparison, *, max_answer_drop: float = 0.02, seed: int = 0, confidence: float = 0.95
+) -> Decision:
+    """Activate only if the paired interval of new - parent lies above 0 and answers fell by at most `max_answer_drop`.
+
+    `max_answer_drop` is a share: 0.02 are 2 points. Raises ValueError when the two versions were not scored on the same
+    number of prompts.
+    """
+    if len(comparison.new) != len(comparison.parent):
+        raise ValueError(
+            f"both versions must be scored on the same prompts: {len(comparison.new)} and {len(comparison.parent)}"
+        )
+    if not comparison.new:
+        return Decision(False, "There are no validation prompts to compare the versions on.", None)
+    interval = paired_bootstrap(comparison.new, comparison.parent, seed=seed, confidence=confidence)
+    gain = (
+        f"{comparison.metric} changed by {interval.mean:+.4f} "
+        f"({confidence:.0%} interval {interval.low:+.4f} to {interval.high:+.4f}, {interval.n} prompts)"
+    )
+    if interval.low <= 0:
+        return Decision(False, f"Not clearly better: {gain}.", interval)
+    if comparison.new_accuracy is None or comparison.parent_accuracy is None:
+        return Decision(True, f"Better: {gain}; no gold answers to check.", interval)
+    change = comparison.new_accuracy - comparison.parent_accuracy
+    answers = f"answer accuracy {comparison.parent_accuracy:.1%} -> {comparison.new_accuracy:.1%}"
+    if change < -max_answer_drop - 1e-9:  # 0.90 - 0.88 is a little more than 0.02 in binary
+        reason = f"Better explanations but worse answers: {gain}; {answers}, at most {max_answer_drop:.1%} may be lost."
+        return Decision(False, reason, interval)
+    return Decision(True, f"Better: {gain}; {answers}.", interval)
