@@ -26,7 +26,6 @@ from illume.metrics import (
     rouge_l,
 )
 
-
 VOCABULARY = (
     "there",
     "is",
@@ -88,7 +87,7 @@ class TestBleu:
         assert bleu(["the dog"], [["the dog runs fast"]], max_order=1) == pytest.approx([np.exp(1 - 4 / 2)])
 
     def test_equals_the_fields_implementation(self) -> None:
-        candidates, references = corpus(1)
+        candidates, references = corpus(1, size=300)
         theirs, _ = Bleu(4).compute_score(
             dict(enumerate(references)), {i: [c] for i, c in enumerate(candidates)}, verbose=0
         )
