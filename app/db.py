@@ -1,0 +1,77 @@
+"""The database: engine, sessions, the declarative base and its naming convention."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import DateTime, Engine, MetaData, create_engine
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+
+from app.settings import get_settings
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Base of all tables. Times are with time zone, dictionaries and lists are JSONB."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to declare it
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[Any]: JSONB,
+        list[str]: JSONB,
+        list[int]: JSONB,
+    }
+
+
+def sqlalchemy_url(url: str) -> str:
+    """`url` with the driver we use, whatever common spelling of PostgreSQL it has."""
+    for prefix in ("postgresql+psycopg://", "postgresql://", "postgres://"):
+        if url.startswith(prefix):
+            return "postgresql+psycopg://" + url.removeprefix(prefix)
+    raise ValueError("ILLUME_DATABASE_URL must start with postgresql://")
+
+
+def make_engine(url: str, *, pool_size: int) -> Engine:
+    """An engine whose connections give up on locks and on statements that run away."""
+    options = "-c lock_timeout=2000 -c statement_timeout=10000 -c transaction_timeout=10000 -c timezone=UTC"
+    return create_engine(
+        sqlalchemy_url(url),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=5,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 3, "options": options, "application_name": "illume"},
+    )
+
+
+@functools.cache
+def get_engine() -> Engine:
+    """The engine of this process."""
+    settings = get_settings()
+    return make_engine(settings.database_url, pool_size=settings.pool_size)
+
+
+@functools.cache
+def session_factory() -> sessionmaker[Session]:
+    """The session factory of this process."""
+    return sessionmaker(get_engine(), expire_on_commit=False)
+
+
+@contextlib.contextmanager
+def session_scope() -> Iterator[Session]:
+    """A session that commits at the end and rolls back on an error; for workers, commands and streams."""
+    with session_factory()() as session, session.begin():
+        yield session

@@ -1,0 +1,233 @@
+"""Projects, prompts, images and the candidates models wrote for them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    String,
+    Text,
+    UniqueConstraint,
+    desc,
+    func,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.db import Base
+from app.models.states import CandidateSetState, CandidateSource, ImportState, PromptState, Split, one_of
+
+
+class Project(Base):
+    """One task with its prompts, settings and model lineage. `revision_id` and `active_version_id` are the ones in force."""
+
+    __tablename__ = "projects"
+    __table_args__ = (CheckConstraint("slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name="slug_form"), UniqueConstraint("slug"))
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    slug: Mapped[str] = mapped_column(String(63))
+    name: Mapped[str] = mapped_column(String(200))
+    revision_id: Mapped[int | None] = mapped_column(
+        ForeignKey("setting_revisions.id", use_alter=True, name="fk_projects_revision_id_setting_revisions")
+    )
+    active_version_id: Mapped[int | None] = mapped_column(
+        ForeignKey("model_versions.id", use_alter=True, name="fk_projects_active_version_id_model_versions")
+    )
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SettingRevision(Base):
+    """The settings of a project as they were from one moment on. Never changed; `settings` holds every setting."""
+
+    __tablename__ = "setting_revisions"
+    __table_args__ = (UniqueConstraint("project_id", "number"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    settings: Mapped[dict[str, Any]]
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Image(Base):
+    """An image in the store, named by the sha256 of the bytes that are served."""
+
+    __tablename__ = "images"
+    __table_args__ = (CheckConstraint("sha256 ~ '^[0-9a-f]{64}$'", name="sha256_form"),)
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    media_type: Mapped[str] = mapped_column(String(32))
+    width: Mapped[int]
+    height: Mapped[int]
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ImageGrant(Base):
+    """Who brought an image, and so may see and use it before any prompt does."""
+
+    __tablename__ = "image_grants"
+
+    sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256", ondelete="CASCADE"), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+
+
+class Prompt(Base):
+    """One or more images, a question, usually an answer.
+
+    `has_accepted`: an accepted rationale stands. `fresh`: it was newly given since the last snapshot, which is what starts rounds.
+    """
+
+    __tablename__ = "prompts"
+    __table_args__ = (
+        one_of("split", Split),
+        one_of("state", PromptState),
+        CheckConstraint("length(question) BETWEEN 1 AND 4000", name="question_length"),
+        CheckConstraint("answer IS NULL OR length(answer) BETWEEN 1 AND 4000", name="answer_length"),
+        UniqueConstraint("project_id", "external_id"),
+        Index("ix_prompts_project_id_id", "project_id", "id"),
+        Index("ix_prompts_fresh", "project_id", postgresql_where=text("fresh")),
+        Index(
+            "ix_prompts_waiting",
+            "project_id",
+            desc("priority"),
+            "id",
+            postgresql_where=text("state = 'waiting' AND split = 'train'"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    external_id: Mapped[str | None] = mapped_column(String(200))
+    split: Mapped[Split] = mapped_column(String(8))
+    state: Mapped[PromptState] = mapped_column(String(16), server_default=PromptState.waiting.value)
+    question: Mapped[str] = mapped_column(Text)
+    answer: Mapped[str | None] = mapped_column(Text)
+    references: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+    extra: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
+    priority: Mapped[int] = mapped_column(server_default="0")
+    has_accepted: Mapped[bool] = mapped_column(server_default=text("false"))
+    fresh: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    images: Mapped[list[PromptImage]] = relationship(lazy="raise", order_by="PromptImage.position")
+
+
+class PromptImage(Base):
+    """The images of a prompt, in order."""
+
+    __tablename__ = "prompt_images"
+    __table_args__ = (Index("ix_prompt_images_sha256", "sha256"),)
+
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256"))
+
+    image: Mapped[Image] = relationship(lazy="raise")
+
+
+class CandidateSet(Base):
+    """What one version, or an import, offered for one prompt.
+
+    `slots` is how many critics may judge it and `taken` how many slots are open or judged. While `sampling`, the lease
+    (`worker`, `beats_at`, `fence`) says who samples it.
+    """
+
+    __tablename__ = "candidate_sets"
+    __table_args__ = (
+        one_of("state", CandidateSetState),
+        one_of("source", CandidateSource),
+        CheckConstraint("taken BETWEEN 0 AND slots", name="taken_within_slots"),
+        Index(
+            "ix_candidate_sets_claimable",
+            "project_id",
+            "taken",
+            desc("priority"),
+            "id",
+            postgresql_where=text("state = 'ready' AND taken < slots"),
+        ),
+        Index("ix_candidate_sets_prompt_id", "prompt_id"),
+        Index("ix_candidate_sets_sampling", "project_id", postgresql_where=text("state = 'sampling'")),
+        Index(
+            "uq_candidate_sets_live", "prompt_id", unique=True, postgresql_where=text("state IN ('sampling', 'ready')")
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"), index=True)
+    source: Mapped[CandidateSource] = mapped_column(String(16))
+    state: Mapped[CandidateSetState] = mapped_column(String(16))
+    answer: Mapped[str | None] = mapped_column(Text)
+    answer_source: Mapped[str | None] = mapped_column(String(8))
+    priority: Mapped[int] = mapped_column(server_default="0")
+    slots: Mapped[int] = mapped_column(server_default="1")
+    taken: Mapped[int] = mapped_column(server_default="0")
+    worker: Mapped[str | None] = mapped_column(String(200))
+    beats_at: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    tries: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    candidates: Mapped[list[Candidate]] = relationship(lazy="raise", order_by="Candidate.position")
+
+
+class Candidate(Base):
+    """One rationale of a candidate set. `mean_logprob` is in nats per token."""
+
+    __tablename__ = "candidates"
+    __table_args__ = (UniqueConstraint("candidate_set_id", "position"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    text: Mapped[str] = mapped_column(Text)
+    temperature: Mapped[float | None]
+    seed: Mapped[int | None] = mapped_column(BigInteger)
+    mean_logprob: Mapped[float | None]
+    n_tokens: Mapped[int | None]
+
+
+class Import(Base):
+    """A file of prompts on its way in. `done` lines are finished, so that it can be taken up again."""
+
+    __tablename__ = "imports"
+    __table_args__ = (one_of("state", ImportState),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    state: Mapped[ImportState] = mapped_column(String(16), server_default=ImportState.queued.value)
+    filename: Mapped[str] = mapped_column(String(400))
+    file_key: Mapped[str] = mapped_column(String(200))
+    total: Mapped[int | None]
+    done: Mapped[int] = mapped_column(server_default="0")
+    added: Mapped[int] = mapped_column(server_default="0")
+    unchanged: Mapped[int] = mapped_column(server_default="0")
+    rejected: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None] = mapped_column(Text)
+    worker: Mapped[str | None] = mapped_column(String(200))
+    beats_at: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
+class ImportProblem(Base):
+    """A rejected line of an import, with the field and the reason."""
+
+    __tablename__ = "import_problems"
+
+    import_id: Mapped[int] = mapped_column(ForeignKey("imports.id", ondelete="CASCADE"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True)
+    field: Mapped[str | None] = mapped_column(String(200))
+    reason: Mapped[str] = mapped_column(Text)

@@ -1,0 +1,129 @@
+"""Claims and verdicts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, FetchedValue, ForeignKey, Identity, Index, String, Text, func, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.types import UserDefinedType
+
+from app.db import Base
+from app.models.states import AssignmentState, VerdictKind, VerdictState, one_of
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's 64-bit transaction id."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """The type's name in SQL."""
+        return "xid8"
+
+
+class Assignment(Base):
+    """A critic's time-limited claim on a slot of one candidate set. `shown` is the order its candidates are shown in, as ids."""
+
+    __tablename__ = "assignments"
+    __table_args__ = (
+        one_of("state", AssignmentState),
+        CheckConstraint("slot >= 1", name="slot_positive"),
+        Index(
+            "uq_assignments_slot",
+            "candidate_set_id",
+            "slot",
+            unique=True,
+            postgresql_where=text("state IN ('open', 'judged')"),
+        ),
+        Index(
+            "uq_assignments_critic",
+            "candidate_set_id",
+            "critic_id",
+            unique=True,
+            postgresql_where=text("state <> 'lapsed' AND NOT repeat"),
+        ),
+        Index("ix_assignments_open", "critic_id", "project_id", "id", postgresql_where=text("state = 'open'")),
+        Index("ix_assignments_expires", "expires_at", postgresql_where=text("state = 'open'")),
+        Index("ix_assignments_critic_id_id", "critic_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
+    critic_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    slot: Mapped[int]
+    state: Mapped[AssignmentState] = mapped_column(String(16))
+    repeat: Mapped[bool] = mapped_column(server_default=text("false"))
+    shown: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    claimed_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    extensions: Mapped[int] = mapped_column(server_default="0")
+
+
+class Verdict(Base):
+    """What one critic said of one candidate set. Its content never changes: a change is a new verdict that `supersedes`.
+
+    `current` says that nothing superseded it. `xid` orders the feed by commit.
+    """
+
+    __tablename__ = "verdicts"
+    __table_args__ = (
+        one_of("kind", VerdictKind),
+        one_of("state", VerdictState),
+        CheckConstraint("seconds IS NULL OR seconds >= 0", name="seconds_positive"),
+        Index("uq_verdicts_supersedes", "supersedes", unique=True),
+        Index("uq_verdicts_assignment_current", "assignment_id", unique=True, postgresql_where=text("current")),
+        Index("ix_verdicts_feed", "project_id", "xid", "id"),
+        Index("ix_verdicts_prompt_id", "prompt_id", postgresql_where=text("current")),
+        Index("ix_verdicts_candidate_set_id", "candidate_set_id"),
+        Index("ix_verdicts_critic_id", "critic_id", "project_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    xid: Mapped[int] = mapped_column(Xid8, server_default=text("pg_current_xact_id()"), server_onupdate=FetchedValue())
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    assignment_id: Mapped[int] = mapped_column(ForeignKey("assignments.id", ondelete="CASCADE"))
+    candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
+    critic_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    kind: Mapped[VerdictKind] = mapped_column(String(16))
+    state: Mapped[VerdictState] = mapped_column(String(16), server_default=VerdictState.counted.value)
+    current: Mapped[bool] = mapped_column(server_default=text("true"))
+    supersedes: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id"))
+    reason: Mapped[str | None] = mapped_column(Text)
+    rationale: Mapped[str | None] = mapped_column(Text)
+    edited_from: Mapped[int | None] = mapped_column(ForeignKey("candidates.id"))
+    tags: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    comment: Mapped[str | None] = mapped_column(Text)
+    seconds: Mapped[float | None]
+    shown: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    picks: Mapped[list[Pick]] = relationship(lazy="raise")
+
+
+class Pick(Base):
+    """A candidate that fits, in the opinion of a verdict's critic."""
+
+    __tablename__ = "picks"
+
+    verdict_id: Mapped[int] = mapped_column(ForeignKey("verdicts.id", ondelete="CASCADE"), primary_key=True)
+    candidate_id: Mapped[int] = mapped_column(
+        ForeignKey("candidates.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+
+
+class IdempotencyKey(Base):
+    """A key under which a person's write was answered, and the answer, so that a repeat gets the same one."""
+
+    __tablename__ = "idempotency_keys"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    request_hash: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int]
+    response: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)

@@ -1,0 +1,130 @@
+"""Snapshots, rounds, model versions and their scores."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, UniqueConstraint, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base
+from app.models.states import RoundState, RoundTrigger, SnapshotItemRole, SnapshotKind, one_of
+
+
+class Snapshot(Base):
+    """The exact feedback, val prompts and settings a round used, or that an admin froze. `sha256` is of the stored NDJSON file."""
+
+    __tablename__ = "snapshots"
+    __table_args__ = (one_of("kind", SnapshotKind), UniqueConstraint("project_id", "number"))
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    kind: Mapped[SnapshotKind] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(200))
+    sha256: Mapped[str] = mapped_column(String(64))
+    settings: Mapped[dict[str, Any]]
+    counts: Mapped[dict[str, Any]]
+    redacted: Mapped[int] = mapped_column(server_default="0")
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SnapshotItem(Base):
+    """One row of a snapshot."""
+
+    __tablename__ = "snapshot_items"
+    __table_args__ = (
+        one_of("role", SnapshotItemRole),
+        Index("ix_snapshot_items_prompt_id", "prompt_id"),
+        Index("ix_snapshot_items_verdict_id", "verdict_id"),
+    )
+
+    snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshots.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    role: Mapped[SnapshotItemRole] = mapped_column(String(16))
+    prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompts.id", ondelete="SET NULL"))
+    verdict_id: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id", ondelete="SET NULL"))
+    candidate_id: Mapped[int | None] = mapped_column(ForeignKey("candidates.id", ondelete="SET NULL"))
+
+
+class ModelVersion(Base):
+    """A base model and one whole adapter; number 0 is the base model itself. `adapter` is the store's key, empty for a base."""
+
+    __tablename__ = "model_versions"
+    __table_args__ = (UniqueConstraint("project_id", "number"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))
+    round_id: Mapped[int | None] = mapped_column(ForeignKey("rounds.id", use_alter=True))
+    base_model: Mapped[str] = mapped_column(Text)
+    adapter: Mapped[str | None] = mapped_column(String(200))
+    metrics: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Round(Base):
+    """One tuning round. The lease (`worker`, `beats_at`, `fence`) says who runs it; every later write must match the fence."""
+
+    __tablename__ = "rounds"
+    __table_args__ = (
+        one_of("state", RoundState),
+        one_of("trigger", RoundTrigger),
+        UniqueConstraint("project_id", "number"),
+        Index(
+            "uq_rounds_one_active",
+            "project_id",
+            unique=True,
+            postgresql_where=text("state IN ('queued', 'preparing', 'training', 'evaluating', 'cancelling')"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    state: Mapped[RoundState] = mapped_column(String(16))
+    trigger: Mapped[RoundTrigger] = mapped_column(String(16))
+    snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshots.id"))
+    parent_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id"))
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))
+    progress: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    metrics: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    decision: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    error: Mapped[str | None] = mapped_column(Text)
+    tries: Mapped[int] = mapped_column(server_default="0")
+    worker: Mapped[str | None] = mapped_column(String(200))
+    beats_at: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class RoundEvent(Base):
+    """A point of a curve or a line of a round's log: `step`, `epoch` or `log`. `position` is its line in the child's event file."""
+
+    __tablename__ = "round_events"
+
+    round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    data: Mapped[dict[str, Any]]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Evaluation(Base):
+    """The scores of one version on exact prompts with exact settings, kept so that they need not be made again."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (UniqueConstraint("version_id", "prompts_hash", "settings_hash"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id", ondelete="CASCADE"))
+    prompts_hash: Mapped[str] = mapped_column(String(64))
+    settings_hash: Mapped[str] = mapped_column(String(64))
+    scores: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

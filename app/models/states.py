@@ -1,0 +1,132 @@
+"""The states and kinds that columns may hold."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import CheckConstraint
+
+
+class Role(StrEnum):
+    """What a person may do, most to least: each role may do what those after it may."""
+
+    admin = "admin"
+    reviewer = "reviewer"
+    critic = "critic"
+    viewer = "viewer"
+
+
+class Scope(StrEnum):
+    """What a token may do at most."""
+
+    read = "read"
+    write = "write"
+    admin = "admin"
+
+
+class Split(StrEnum):
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+class PromptState(StrEnum):
+    waiting = "waiting"
+    ready = "ready"
+    judged = "judged"
+    held = "held"
+    retired = "retired"
+
+
+class CandidateSource(StrEnum):
+    model = "model"
+    imported = "imported"
+
+
+class CandidateSetState(StrEnum):
+    """`sampling` is leased by a worker; `ready` may be claimed; `replaced` was taken back before anybody claimed it."""
+
+    sampling = "sampling"
+    ready = "ready"
+    judged = "judged"
+    replaced = "replaced"
+    failed = "failed"
+
+
+class AssignmentState(StrEnum):
+    open = "open"
+    judged = "judged"
+    released = "released"
+    lapsed = "lapsed"
+
+
+class VerdictKind(StrEnum):
+    picked = "picked"
+    none_fit = "none_fit"
+    skipped = "skipped"
+    flagged = "flagged"
+
+
+class VerdictState(StrEnum):
+    """`kept_aside`: given after its slot had gone to somebody else; not counted unless an admin takes it."""
+
+    counted = "counted"
+    kept_aside = "kept_aside"
+
+
+class RoundState(StrEnum):
+    queued = "queued"
+    preparing = "preparing"
+    training = "training"
+    evaluating = "evaluating"
+    cancelling = "cancelling"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the round is still going on."""
+        return self in ACTIVE_ROUND_STATES
+
+
+ACTIVE_ROUND_STATES = (
+    RoundState.queued,
+    RoundState.preparing,
+    RoundState.training,
+    RoundState.evaluating,
+    RoundState.cancelling,
+)
+
+
+class RoundTrigger(StrEnum):
+    auto = "auto"
+    manual = "manual"
+    rerun = "rerun"
+
+
+class SnapshotKind(StrEnum):
+    round = "round"
+    frozen = "frozen"
+
+
+class SnapshotItemRole(StrEnum):
+    """`rationale` and `guard` rows are trained on, `val` and `heldout` rows are scored."""
+
+    rationale = "rationale"
+    guard = "guard"
+    val = "val"
+    heldout = "heldout"
+
+
+class ImportState(StrEnum):
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+
+
+def one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+    """A check that `column` holds one of `states`."""
+    values = ", ".join(f"'{state.value}'" for state in states)
+    return CheckConstraint(f"{column} IN ({values})", name=f"{column}_known")

@@ -1,0 +1,70 @@
+"""The method's plain data: what a model is shown, what it wrote, what critics said of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+AnswerSource = Literal["gold", "own"]
+VerdictKind = Literal["picked", "none_fit", "skipped", "flagged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt: images and a question, usually an answer, maybe reference rationales.
+
+    `images` are paths of image files. `metadata` may hold a scene graph under the key `scene`.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    question: str
+    answer: str | None = None
+    references: tuple[str, ...] = ()
+    split: str = "train"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rationale:
+    """One sampled rationale of one example.
+
+    `mean_logprob` is the mean natural-log probability per generated token (end token included) under the
+    unfiltered distribution at temperature 1. `seed` reproduces the sample; `answer` is the answer that stood in the prompt.
+    """
+
+    example_id: str
+    text: str
+    temperature: float
+    seed: int
+    mean_logprob: float
+    n_tokens: int
+    answer: str
+    answer_source: AnswerSource
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one critic said of the candidates of one example: `picks` are indexes into them."""
+
+    example_id: str
+    critic: str
+    kind: VerdictKind
+    picks: tuple[int, ...] = ()
+    rationale: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One row a round trains on. Without a rationale it is a VQA-only example of the forgetting guard."""
+
+    example: Example
+    rationale: str | None
+
+
+def stable_seed(*parts: object) -> int:
+    """A seed in [0, 2**63) derived from `parts` alone, equal on every machine and in every process."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
