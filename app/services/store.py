@@ -1,0 +1,152 @@
+"""The store: images, adapters and snapshots, named by the sha256 of their bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from app.errors import NotFound
+from app.settings import get_settings
+
+CHUNK = 1 << 20
+KEY_FORM = re.compile(r"[0-9a-f]{64}")
+
+
+class Store:
+    """Bytes by their sha256 under an fsspec URL: a folder, or a bucket."""
+
+    def __init__(self, url: str) -> None:
+        options = {"auto_mkdir": True} if url.startswith("file:") else {}
+        filesystem, root = fsspec.core.url_to_fs(url, **options)
+        self._fs: Any = filesystem
+        self._root = str(root).rstrip("/")
+
+    def _path(self, key: str) -> str:
+        if not KEY_FORM.fullmatch(key):
+            raise NotFound("There is no such object in the store.")
+        return f"{self._root}/{key[:2]}/{key}"
+
+    def has(self, key: str) -> bool:
+        """Whether the bytes are there."""
+        return bool(self._fs.exists(self._path(key)))
+
+    def put_bytes(self, data: bytes) -> str:
+        """Keep `data`; the same bytes twice are kept once. Returns their sha256."""
+        key = hashlib.sha256(data).hexdigest()
+        if not self.has(key):
+            with self._writing(key) as file:
+                file.write(data)
+        return key
+
+    def put_file(self, path: Path) -> str:
+        """Keep the file at `path`, read in pieces. Returns the sha256 of its bytes."""
+        with path.open("rb") as source:
+            key = hashlib.file_digest(source, "sha256").hexdigest()
+            if not self.has(key):
+                source.seek(0)
+                with self._writing(key) as file:
+                    shutil.copyfileobj(source, file, CHUNK)
+        return key
+
+    def open_bytes(self, key: str) -> bytes:
+        """The bytes named `key`. Raises `NotFound`."""
+        with self.open(key) as file:
+            return file.read()
+
+    @contextlib.contextmanager
+    def open(self, key: str) -> Iterator[IO[bytes]]:
+        """The bytes named `key` as a file, to be read in pieces. Raises `NotFound`."""
+        try:
+            file = self._fs.open(self._path(key), "rb")
+        except FileNotFoundError as error:
+            raise NotFound("There is no such object in the store.") from error
+        with file:
+            yield file
+
+    def local_path(self, key: str, cache_dir: Path) -> Path:
+        """A file of this machine with the bytes named `key`.
+
+        It is the store's own where that is a folder, else fetched into `cache_dir`. Raises `NotFound`.
+        """
+        if self._is_local:
+            path = Path(self._path(key))
+            if not path.exists():
+                raise NotFound("There is no such object in the store.")
+            return path
+        cached = cache_dir / key
+        if not cached.exists():
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with self.open(key) as source, tempfile.NamedTemporaryFile(dir=cache_dir, delete=False) as target:
+                shutil.copyfileobj(source, target, CHUNK)
+            Path(target.name).replace(cached)
+        return cached
+
+    def put_folder(self, folder: Path) -> str:
+        """Keep a folder's files as one archive that depends on names and bytes alone. Returns its key."""
+        with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
+            with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                    entry = tarfile.TarInfo(path.relative_to(folder).as_posix())
+                    entry.size = path.stat().st_size
+                    with path.open("rb") as file:
+                        tar.addfile(entry, file)
+            archive.flush()
+            return self.put_file(Path(archive.name))
+
+    def fetch_folder(self, key: str, target: Path) -> Path:
+        """Lay the folder named `key` at `target`, whole or not at all; one that is there already stays."""
+        if target.exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as made:
+            content = Path(made) / "content"
+            content.mkdir()
+            with self.open(key) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+                tar.extractall(content, filter="data")
+            # Somebody else may have laid it meanwhile: the same bytes, so theirs is as good.
+            with contextlib.suppress(OSError):
+                content.rename(target)
+        return target
+
+    @property
+    def _is_local(self) -> bool:
+        protocol = self._fs.protocol
+        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[IO[bytes]]:
+        """A file that gets its name only once it is whole: a killed writer leaves nothing that looks complete."""
+        final = self._path(key)
+        if not self._is_local:
+            with self._fs.open(final, "wb") as file:  # object stores show a thing only when it is closed
+                yield file
+            return
+        Path(final).parent.mkdir(parents=True, exist_ok=True)
+        part = Path(f"{final}.{os.getpid()}.{os.urandom(4).hex()}.part")
+        try:
+            with part.open("wb") as file:
+                yield file
+            part.replace(final)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _store_at(url: str) -> Store:
+    return Store(url)
+
+
+def get_store() -> Store:
+    """The store of this installation."""
+    return _store_at(get_settings().store)

@@ -1,0 +1,356 @@
+"""People, their passwords, browser sessions and tokens."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import argon2
+from sqlalchemy import delete, func, or_, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unauthenticated
+from app.models import Membership, Project, Role, Scope, SignInTry, Token, User, WebSession
+from app.services import audit
+from app.services.actors import Actor, require_admin, require_scope
+from app.settings import get_settings
+
+EMAIL_FORM = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|[^@\s]+@localhost")
+MIN_PASSWORD = 8
+MAX_PASSWORD = 1000
+TRY_SECONDS = 60
+WRONG = "The email address or the password is wrong."
+
+
+@functools.cache
+def _hasher() -> argon2.PasswordHasher:
+    """Argon2id with 19 MiB a check, so that many sign-ins at once fit the memory of the web process."""
+    return argon2.PasswordHasher(time_cost=3, memory_cost=19 * 1024, parallelism=1)
+
+
+@functools.cache
+def _nobodys_hash() -> str:
+    """What an unknown account's password is checked against, so that it takes as long as a known one's."""
+    return _hasher().hash(secrets.token_hex(16))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+# People
+
+
+def add_user(
+    session: Session,
+    actor: Actor,
+    *,
+    email: str,
+    role: Role,
+    password: str | None = None,
+    project_slugs: Sequence[str] = (),
+) -> User:
+    """Add a person, a member with `role` of the named projects. Without a password they only have tokens.
+
+    Raises `Conflict` for a known address, `Invalid` for a bad one, a weak password or an unknown project.
+    """
+    require_admin(actor)
+    email = email.strip()
+    if not EMAIL_FORM.fullmatch(email) or len(email) > 320:
+        raise Invalid("This is no email address.", field="email")
+    user = User(email=email, role=role, password_hash=None if password is None else _hash_password(password))
+    try:
+        with session.begin_nested():
+            session.add(user)
+            session.flush()
+    except IntegrityError as error:
+        raise Conflict(f"There is a person with the address {email} already.", field="email") from error
+    set_memberships(session, actor, user, project_slugs)
+    audit.record(session, actor, "user.add", f"user:{user.id}", role=role.value)
+    return user
+
+
+def get_user(session: Session, actor: Actor, user_id: int) -> User:
+    """The person, for an admin or themselves. Raises `NotFound`, `Forbidden`."""
+    if actor.user_id != user_id:
+        require_admin(actor)
+    user = session.get(User, user_id)
+    if user is None:
+        raise NotFound("There is no such person.")
+    return user
+
+
+def find_user(session: Session, email: str) -> User | None:
+    """The person with this address, however it is capitalised."""
+    return session.scalar(select(User).where(func.lower(User.email) == email.strip().lower()))
+
+
+def list_users(session: Session, actor: Actor, *, limit: int = 1000, after: int = 0) -> list[User]:
+    """People by id, for an admin."""
+    require_admin(actor)
+    return list(session.scalars(select(User).where(User.id > after).order_by(User.id).limit(limit)))
+
+
+def projects_of(session: Session, user_ids: Sequence[int]) -> dict[int, dict[str, Role]]:
+    """The memberships of people: user id -> project slug -> role."""
+    rows = session.execute(
+        select(Membership.user_id, Project.slug, Membership.role)
+        .join(Project, Project.id == Membership.project_id)
+        .where(Membership.user_id.in_(user_ids))
+        .order_by(Project.slug)
+    )
+    found: dict[int, dict[str, Role]] = {user_id: {} for user_id in user_ids}
+    for user_id, slug, role in rows:
+        found[user_id][slug] = Role(role)
+    return found
+
+
+def set_memberships(session: Session, actor: Actor, user: User, project_slugs: Sequence[str]) -> None:
+    """Make `user` a member, with their own role, of exactly the named projects. Raises `Invalid` for an unknown one."""
+    require_admin(actor)
+    projects = session.scalars(select(Project).where(Project.slug.in_(project_slugs)))
+    known = {project.slug: project.id for project in projects}
+    for slug in project_slugs:
+        if slug not in known:
+            raise Invalid(f"There is no project '{slug}'.", field="projects")
+    session.execute(
+        delete(Membership).where(Membership.user_id == user.id, Membership.project_id.not_in(known.values()))
+    )
+    for project_id in known.values():
+        session.merge(Membership(user_id=user.id, project_id=project_id, role=user.role))
+    session.flush()
+
+
+def set_role(session: Session, actor: Actor, user_id: int, role: Role) -> User:
+    """Change what a person is, in their projects too. Raises `Conflict` for the last admin."""
+    require_admin(actor)
+    user = get_user(session, actor, user_id)
+    if user.role is Role.admin and role is not Role.admin:
+        _keep_an_admin(session, user)
+    user.role = role
+    session.execute(update(Membership).where(Membership.user_id == user.id).values(role=role))
+    audit.record(session, actor, "user.role", f"user:{user.id}", role=role.value)
+    session.flush()
+    return user
+
+
+def set_disabled(session: Session, actor: Actor, user_id: int, disabled: bool) -> User:
+    """Shut a person out at once, or let them in again. Raises `Conflict` for the last admin."""
+    require_admin(actor)
+    user = get_user(session, actor, user_id)
+    if disabled:
+        if user.role is Role.admin and user.disabled_at is None:
+            _keep_an_admin(session, user)
+        user.disabled_at = user.disabled_at or _now()
+        session.execute(delete(WebSession).where(WebSession.user_id == user.id))
+    else:
+        user.disabled_at = None
+    audit.record(session, actor, "user.disable" if disabled else "user.enable", f"user:{user.id}")
+    session.flush()
+    return user
+
+
+def set_password(session: Session, actor: Actor, user_id: int, password: str) -> User:
+    """Set a person's password and end their browser sessions. Raises `Invalid` for a weak one."""
+    user = get_user(session, actor, user_id)
+    require_scope(actor, Scope.admin)
+    user.password_hash = _hash_password(password)
+    session.execute(delete(WebSession).where(WebSession.user_id == user.id))
+    audit.record(session, actor, "user.password", f"user:{user.id}")
+    session.flush()
+    return user
+
+
+def _keep_an_admin(session: Session, user: User) -> None:
+    # The rows are locked, so that two admins cannot remove each other at the same time.
+    others = session.scalars(
+        select(User.id).where(User.role == Role.admin, User.disabled_at.is_(None)).order_by(User.id).with_for_update()
+    )
+    if not [other for other in others if other != user.id]:
+        raise Conflict("This is the last admin: make somebody else one first.")
+
+
+def _hash_password(password: str) -> str:
+    if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
+        raise Invalid(f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters.", field="password")
+    return _hasher().hash(password)
+
+
+# Signing in
+
+
+def check_password(session: Session, email: str, password: str, *, address: str) -> User:
+    """The person who signs in with this password from this network address.
+
+    Raises `TooMany` after a few failures a minute for the account or the address, known or not, and `Unauthenticated`.
+    The one service that commits: a try must stay counted although the sign-in fails, and its locks must not
+    be held while a password is checked.
+    """
+    keys = sorted((_sha256(f"account {email.strip().lower()}"), _sha256(f"address {address}")))
+    tries = _count_try(session, keys)
+    session.commit()
+    user = find_user(session, email)
+    stored = user.password_hash if user is not None and user.disabled_at is None else None
+    fits = _fits(stored or _nobodys_hash(), password) and stored is not None
+    if not fits or user is None:
+        raise Unauthenticated(WRONG)
+    session.execute(delete(SignInTry).where(SignInTry.id.in_(tries)))
+    if _hasher().check_needs_rehash(stored or ""):
+        user.password_hash = _hasher().hash(password)
+    return user
+
+
+def _count_try(session: Session, keys: list[str]) -> list[int]:
+    """Note a try under each of `keys` (sorted, so that two tries cannot wait for each other). Returns its rows' ids."""
+    limit = get_settings().sign_in_tries
+    for key in keys:
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7))"), {"key": key})
+    recent = select(SignInTry.key, func.count(), func.min(SignInTry.at)).where(
+        SignInTry.key.in_(keys), SignInTry.at > func.now() - timedelta(seconds=TRY_SECONDS)
+    )
+    for _, count, first in session.execute(recent.group_by(SignInTry.key)):
+        if count >= limit:
+            wait = max(1, TRY_SECONDS - int((_now() - first).total_seconds()))
+            raise TooMany(f"Too many tries to sign in: wait {wait} seconds.", retry_after=wait)
+    rows = [SignInTry(key=key) for key in keys]
+    session.add_all(rows)
+    session.flush()
+    return [row.id for row in rows]
+
+
+def _fits(stored: str, password: str) -> bool:
+    try:
+        return _hasher().verify(stored, password)
+    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+        return False
+
+
+def open_web_session(session: Session, user: User) -> tuple[str, str]:
+    """Sign a browser in. Returns the cookie's value and the CSRF token; only the cookie's hash is kept."""
+    cookie, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+    expires = _now() + timedelta(hours=get_settings().session_hours)
+    session.add(WebSession(token_hash=_sha256(cookie), user_id=user.id, csrf_token=csrf, expires_at=expires))
+    session.flush()
+    return cookie, csrf
+
+
+def actor_for_cookie(session: Session, cookie: str) -> tuple[Actor, str] | None:
+    """Who is behind a browser's cookie, and its CSRF token; None when it is unknown, over, or its person disabled."""
+    row = session.execute(
+        select(User.id, User.email, User.role, WebSession.csrf_token)
+        .join(User, User.id == WebSession.user_id)
+        .where(WebSession.token_hash == _sha256(cookie), WebSession.expires_at > func.now(), User.disabled_at.is_(None))
+    ).one_or_none()
+    return None if row is None else (Actor(user_id=row.id, email=row.email, role=Role(row.role)), row.csrf_token)
+
+
+def close_web_session(session: Session, cookie: str) -> None:
+    """Sign a browser out."""
+    session.execute(delete(WebSession).where(WebSession.token_hash == _sha256(cookie)))
+
+
+# Tokens
+
+
+def create_token(
+    session: Session,
+    actor: Actor,
+    *,
+    user_id: int,
+    scope: Scope,
+    name: str = "",
+    expires_at: datetime | None = None,
+    max_open: int | None = None,
+) -> tuple[Token, str]:
+    """Make a token for oneself, or for anybody as an admin. Returns its row and its text, which is kept nowhere."""
+    user = get_user(session, actor, user_id)
+    require_scope(actor, Scope.admin)
+    if len(name) > 200:
+        raise Invalid("A token's name has at most 200 characters.", field="name")
+    if max_open is not None and not 1 <= max_open <= 1000:
+        raise Invalid("max_open must be from 1 to 1000.", field="max_open")
+    if max_open is not None and actor.role is not Role.admin:
+        raise Forbidden("Only an admin sets max_open.", field="max_open")
+    plain = "ill_" + secrets.token_urlsafe(32)
+    token = Token(
+        user_id=user.id, token_hash=_sha256(plain), scope=scope, name=name, expires_at=expires_at, max_open=max_open
+    )
+    session.add(token)
+    session.flush()
+    audit.record(session, actor, "token.add", f"token:{token.id}", user=user.id, scope=scope.value)
+    return token, plain
+
+
+def list_tokens(session: Session, actor: Actor, user_id: int) -> list[Token]:
+    """A person's tokens that are not revoked, for themselves or an admin."""
+    user = get_user(session, actor, user_id)
+    return list(
+        session.scalars(select(Token).where(Token.user_id == user.id, Token.revoked_at.is_(None)).order_by(Token.id))
+    )
+
+
+def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
+    """End a token at once, one's own or, as an admin, anybody's. Raises `NotFound`."""
+    token = session.get(Token, token_id)
+    if token is None or (token.user_id != actor.user_id and actor.role is not Role.admin):
+        raise NotFound("There is no such token.")
+    require_scope(actor, Scope.admin)
+    token.revoked_at = token.revoked_at or _now()
+    audit.record(session, actor, "token.revoke", f"token:{token.id}")
+    session.flush()
+
+
+def actor_for_token(session: Session, plain: str) -> Actor:
+    """Who bears a token. Raises `Unauthenticated`."""
+    row = session.execute(
+        select(
+            User.id, User.email, User.role, Token.id.label("token_id"), Token.scope, Token.max_open, Token.last_used_at
+        )
+        .join(User, User.id == Token.user_id)
+        .where(
+            Token.token_hash == _sha256(plain),
+            Token.revoked_at.is_(None),
+            or_(Token.expires_at.is_(None), Token.expires_at > func.now()),
+            User.disabled_at.is_(None),
+        )
+    ).one_or_none()
+    if row is None:
+        raise Unauthenticated("The token is not valid: it is unknown, expired or revoked.")
+    if row.last_used_at is None or _now() - row.last_used_at > timedelta(minutes=1):
+        _note_use(session, row.token_id)
+    return Actor(
+        user_id=row.id,
+        email=row.email,
+        role=Role(row.role),
+        scope=Scope(row.scope),
+        token_id=row.token_id,
+        max_open=row.max_open,
+    )
+
+
+def _note_use(session: Session, token_id: int) -> None:
+    # Skipping a locked row keeps the many requests of one token from waiting for each other.
+    free = select(Token.id).where(Token.id == token_id).with_for_update(skip_locked=True).scalar_subquery()
+    session.execute(
+        update(Token).where(Token.id == free).values(last_used_at=func.now()),
+        execution_options={"synchronize_session": False},
+    )
+
+
+# Pseudonyms
+
+
+def pseudonym(project_id: int, user_id: int, secret: str) -> str:
+    """What a critic is called in a project's exports: the same there always, and not to be traced elsewhere."""
+    digest = hmac.new(secret.encode(), f"{project_id} {user_id}".encode(), hashlib.sha256).hexdigest()
+    return f"critic-{digest[:12]}"
