@@ -1,0 +1,32 @@
+"""What text and JSON from outside the database can keep."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+
+def storable(value: Any) -> Any:
+    """`value`, a text or JSON. Raises ValueError for NUL characters, halves of surrogate pairs, NaN and infinities."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise ValueError("holds a NUL character")
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError("holds half a surrogate pair")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("holds a number that is not finite")
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            storable(key)
+            storable(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            storable(part)
+    return value
+
+
+Storable = AfterValidator(storable)
+Text = Annotated[str, Storable]
+JsonObject = Annotated[dict[str, Any], Storable]
