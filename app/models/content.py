@@ -25,7 +25,10 @@ from app.models.states import CandidateSetState, CandidateSource, ImportState, P
 
 
 class Project(Base):
-    """One task with its prompts, settings and model lineage. `revision_id` and `active_version_id` are the ones in force."""
+    """One task with its prompts, settings and model lineage.
+
+    `revision_id` and `active_version_id` are the ones in force.
+    """
 
     __tablename__ = "projects"
     __table_args__ = (CheckConstraint("slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name="slug_form"), UniqueConstraint("slug"))
@@ -82,7 +85,8 @@ class ImageGrant(Base):
 class Prompt(Base):
     """One or more images, a question, usually an answer.
 
-    `has_accepted`: an accepted rationale stands. `fresh`: it was newly given since the last snapshot, which is what starts rounds.
+    `has_accepted`: an accepted rationale stands. `fresh`: it was newly given since the last snapshot, which is what
+    starts rounds.
     """
 
     __tablename__ = "prompts"

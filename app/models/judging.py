@@ -25,7 +25,10 @@ class Xid8(UserDefinedType[int]):
 
 
 class Assignment(Base):
-    """A critic's time-limited claim on a slot of one candidate set. `shown` is the order its candidates are shown in, as ids."""
+    """A critic's time-limited claim on a slot of one candidate set.
+
+    `shown` is the order its candidates are shown in, as ids.
+    """
 
     __tablename__ = "assignments"
     __table_args__ = (
@@ -64,9 +67,10 @@ class Assignment(Base):
 
 
 class Verdict(Base):
-    """What one critic said of one candidate set. Its content never changes: a change is a new verdict that `supersedes`.
+    """What one critic said of one candidate set.
 
-    `current` says that nothing superseded it. `xid` orders the feed by commit.
+    Its content never changes: a change is a new verdict that `supersedes`. `current` says that nothing superseded it.
+    `xid` orders the feed by commit.
     """
 
     __tablename__ = "verdicts"

@@ -13,7 +13,10 @@ from app.models.states import RoundState, RoundTrigger, SnapshotItemRole, Snapsh
 
 
 class Snapshot(Base):
-    """The exact feedback, val prompts and settings a round used, or that an admin froze. `sha256` is of the stored NDJSON file."""
+    """The exact feedback, val prompts and settings a round used, or that an admin froze.
+
+    `sha256` is of the stored NDJSON file.
+    """
 
     __tablename__ = "snapshots"
     __table_args__ = (one_of("kind", SnapshotKind), UniqueConstraint("project_id", "number"))
@@ -50,7 +53,10 @@ class SnapshotItem(Base):
 
 
 class ModelVersion(Base):
-    """A base model and one whole adapter; number 0 is the base model itself. `adapter` is the store's key, empty for a base."""
+    """A base model and one whole adapter; number 0 is the base model itself.
+
+    `adapter` is the store's key, empty for a base.
+    """
 
     __tablename__ = "model_versions"
     __table_args__ = (UniqueConstraint("project_id", "number"),)
@@ -67,7 +73,10 @@ class ModelVersion(Base):
 
 
 class Round(Base):
-    """One tuning round. The lease (`worker`, `beats_at`, `fence`) says who runs it; every later write must match the fence."""
+    """One tuning round.
+
+    The lease (`worker`, `beats_at`, `fence`) says who runs it; every later write must match the fence.
+    """
 
     __tablename__ = "rounds"
     __table_args__ = (
@@ -105,7 +114,10 @@ class Round(Base):
 
 
 class RoundEvent(Base):
-    """A point of a curve or a line of a round's log: `step`, `epoch` or `log`. `position` is its line in the child's event file."""
+    """A point of a curve or a line of a round's log: `step`, `epoch` or `log`.
+
+    `position` is its line in the child's event file.
+    """
 
     __tablename__ = "round_events"
 

@@ -1,0 +1,181 @@
+"""Child processes that never outlive us: started, watched, restarted with a limit, stopped in order."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+PR_SET_PDEATHSIG = 1
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(when_parent_dies: signal.Signals) -> Callable[[], None] | None:
+    """What a new child runs before its program, so that the kernel sends it `when_parent_dies` when we are gone.
+
+    Linux only; None elsewhere, where the record of children (`end_left_over`) does the clearing up at the next start.
+    The kernel looks at the thread that started the child, so start children from the main thread.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    libc, parent = _libc(), os.getpid()
+
+    def before_exec() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, int(when_parent_dies), 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return before_exec
+
+
+def start_child(
+    command: Sequence[str],
+    *,
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stop_signal: signal.Signals = signal.SIGTERM,
+    account: tuple[int, int] | None = None,
+    feed: bytes | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, so that Ctrl-C in a terminal reaches us alone and we choose the order.
+
+    Its output is appended to `log`; `account` is the (uid, gid) it runs as; `feed` is its standard input.
+    """
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("ab")) if log is not None else None
+        process = subprocess.Popen(  # noqa: S603 - the callers name the programs
+            list(command),
+            stdin=subprocess.DEVNULL if feed is None else subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT if output is not None else None,
+            env=dict(env) if env is not None else None,
+            start_new_session=True,
+            preexec_fn=die_with_parent(stop_signal),
+            user=account[0] if account else None,
+            group=account[1] if account else None,
+            extra_groups=[] if account else None,
+        )
+    if feed is not None and process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(feed)
+        process.stdin.close()
+    return process
+
+
+def stop_child(
+    process: subprocess.Popen[bytes], *, stop_signal: signal.Signals = signal.SIGTERM, patience: float = 10.0
+) -> int:
+    """Ask `process` to stop, and end it after `patience` seconds. Its return code."""
+    if process.poll() is None:
+        process.send_signal(stop_signal)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
+
+
+def record_children(path: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Write down which processes are ours, for a start after we were killed."""
+    rows = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rows.append({"pid": process.pid, "created": psutil.Process(process.pid).create_time()})
+    path.write_text(json.dumps(rows))
+
+
+def end_left_over(path: Path, *, patience: float = 20.0) -> int:
+    """End the processes that `record_children` wrote to `path` and that still run. How many there were."""
+    try:
+        rows = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return 0
+    left = []
+    for row in rows:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(row["pid"])
+            if abs(process.create_time() - row["created"]) < 0.05:
+                process.send_signal(signal.SIGINT)
+                left.append(process)
+    _, alive = psutil.wait_procs(left, timeout=patience)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+    path.unlink(missing_ok=True)
+    return len(left)
+
+
+class GaveUp(RuntimeError):
+    """A child ended too often to be started again."""
+
+
+@dataclass
+class Supervised:
+    """A child that is started again when it ends: at most `restarts` times a minute, waiting 0.5, 1, 2 s ... before."""
+
+    name: str
+    start: Callable[[], subprocess.Popen[bytes]]
+    restarts: int = 3
+    patience: float = 15.0
+    process: subprocess.Popen[bytes] | None = None
+    ended: list[float] = field(default_factory=list)
+    start_at: float = 0.0
+
+    def look(self, now: float) -> str | None:
+        """Start it again where it is due. A sentence when it just ended; raises `GaveUp` when it ended too often."""
+        if self.process is None:
+            if now >= self.start_at:
+                self.process = self.start()
+            return None
+        code = self.process.poll()
+        if code is None:
+            return None
+        self.process = None
+        self.ended = [*(moment for moment in self.ended if now - moment < 60), now]
+        if len(self.ended) > self.restarts:
+            raise GaveUp(f"{self.name} ended {len(self.ended)} times within a minute (last with {ending(code)})")
+        wait = 0.5 * 2 ** (len(self.ended) - 1)
+        self.start_at = now + wait
+        return f"{self.name} ended with {ending(code)}; starting it again in {wait:g} s"
+
+
+def ending(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def stop_all(children: Sequence[Supervised]) -> None:
+    """Ask all children to stop at once, then wait for each, ending those that take longer than their patience."""
+    running = [child for child in children if child.process is not None and child.process.poll() is None]
+    for child in running:
+        if child.process is not None:
+            child.process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    for child in running:
+        if child.process is not None:
+            try:
+                child.process.wait(max(0.0, child.patience - (time.monotonic() - started)))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()

@@ -1,0 +1,152 @@
+"""What all tests stand on: a real PostgreSQL and Redis, and databases that no test can spoil for others."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, create_engine, pool
+from sqlalchemy.orm import Session, sessionmaker
+
+from app import db, migrate
+from app.embedded import ROOT_BASE, Embedded
+from app.settings import get_settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_dir() -> Iterator[Path]:
+    """The data directory of this run, and an environment without anybody's own settings."""
+    folder = Path(tempfile.mkdtemp(prefix="illume-tests-"))
+    folder.chmod(0o711)  # ours; as root PostgreSQL runs as another account and has to pass
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("ILLUME_") and name != "ILLUME_CHROMIUM"]:
+            patch.delenv(name)
+        patch.setenv("ILLUME_DATA_DIR", str(folder))
+        patch.setenv("ILLUME_SECRET_KEY", "a key for tests only, long enough to sign with")
+        patch.setenv("ILLUME_TORCH_THREADS", "1")
+        forget_settings()
+        yield folder
+    forget_settings()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def embedded(data_dir: Path) -> Iterator[Embedded]:
+    """The embedded services of this run, with a migrated database `illume` and an untouched copy, `illume_template`."""
+    services = Embedded(data_dir, durable=False)
+    try:
+        services.start()
+        migrate.upgrade(services.database_url)
+        with maintenance(services.database_url) as connection:
+            connection.execute("CREATE DATABASE illume_template TEMPLATE illume IS_TEMPLATE true")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ILLUME_DATABASE_URL", services.database_url)
+            patch.setenv("ILLUME_REDIS_URL", services.redis_url)
+            forget_settings()
+            yield services
+            forget_settings()
+    finally:
+        services.stop()
+        remove_base(services)
+
+
+@pytest.fixture(scope="session")
+def redis_url(embedded: Embedded) -> str:
+    """A Redis for this run."""
+    return embedded.redis_url
+
+
+@pytest.fixture(scope="session")
+def database_url(embedded: Embedded) -> str:
+    """The database whose transactions `session` rolls back. Commit nothing to it; for that there is `committed_db`."""
+    return embedded.database_url
+
+
+@pytest.fixture(scope="session")
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on `database_url`."""
+    engine = db.make_engine(database_url, pool_size=4)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """A session whose work is rolled back after the test; a `commit` in the test releases a savepoint only."""
+    with engine.connect() as connection:
+        outer = connection.begin()
+        with Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False) as session:
+            yield session
+        if outer.is_active:
+            outer.rollback()
+
+
+@dataclass(frozen=True)
+class CommittedDatabase:
+    """A migrated, empty database that this process's settings name while the test runs. `sessions()` makes sessions."""
+
+    url: str
+    engine: Engine
+    sessions: sessionmaker[Session]
+
+
+@pytest.fixture
+def committed_db(embedded: Embedded, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommittedDatabase]:
+    """A database of the test's own, where commits count: for concurrency, feeds and whole processes.
+
+    `app.db.session_scope()`, `get_engine()` and `get_settings()` use it too, and so do processes the test starts.
+    """
+    name = f"test_{os.getpid()}_{next(numbers)}"
+    with maintenance(embedded.database_url) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE illume_template STRATEGY FILE_COPY")
+    url = embedded.database_url.replace("/illume?", f"/{name}?")
+    monkeypatch.setenv("ILLUME_DATABASE_URL", url)
+    forget_settings()
+    engine = create_engine(db.sqlalchemy_url(url), poolclass=pool.NullPool)
+    try:
+        yield CommittedDatabase(url, engine, sessionmaker(engine, expire_on_commit=False))
+    finally:
+        engine.dispose()
+        forget_settings()
+        with maintenance(embedded.database_url) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextlib.contextmanager
+def maintenance(url: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """A connection beside all databases under test, for making and dropping them."""
+    with psycopg.connect(url.replace("/illume?", "/postgres?"), autocommit=True) as connection:
+        yield connection
+
+
+def remove_base(services: Embedded) -> None:
+    """Remove what the services keep beside their data directory, which root gets where others cannot pass."""
+    base = getattr(services, "base", services.data_dir)
+    if ROOT_BASE in base.parents:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def forget_settings() -> None:
+    """Make this process read its settings again, and close connections made with the old ones."""
+    if cached(db.get_engine):
+        db.get_engine().dispose()
+    for remembered in (get_settings, db.get_engine, db.session_factory):
+        remembered.cache_clear()
+
+
+def cached(function: functools._lru_cache_wrapper[object]) -> bool:
+    """Whether `function` has a remembered result."""
+    return function.cache_info().currsize > 0

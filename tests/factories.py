@@ -1,0 +1,345 @@
+"""Rows for tests, made directly: each function adds what it must have, flushes, and returns it.
+
+Everything has a default, and names never clash. Nothing commits.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import argon2
+import PIL.Image
+from sqlalchemy.orm import Session
+
+from app.models import (
+    Assignment,
+    AssignmentState,
+    Candidate,
+    CandidateSet,
+    CandidateSetState,
+    CandidateSource,
+    Image,
+    Membership,
+    ModelVersion,
+    Pick,
+    Project,
+    Prompt,
+    PromptImage,
+    PromptState,
+    Role,
+    Round,
+    RoundState,
+    RoundTrigger,
+    SettingRevision,
+    Snapshot,
+    SnapshotKind,
+    Split,
+    User,
+    Verdict,
+    VerdictKind,
+)
+from app.services.actors import Actor
+from app.services.projects import ProjectSettings
+from app.services.store import get_store
+
+Row = TypeVar("Row")
+numbers = itertools.count(1)
+hasher = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)  # cheap: hundreds of users are made
+
+
+def add(session: Session, row: Row) -> Row:
+    """Add and flush, so that ids and server defaults are there."""
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def make_user(
+    session: Session,
+    *,
+    email: str | None = None,
+    role: Role = Role.viewer,
+    password: str | None = None,
+    disabled: bool = False,
+) -> User:
+    """A person; without `password` one who cannot sign in."""
+    return add(
+        session,
+        User(
+            email=email or f"user{next(numbers)}@example.org",
+            role=role,
+            password_hash=hasher.hash(password) if password else None,
+            disabled_at=datetime.now(UTC) if disabled else None,
+        ),
+    )
+
+
+def actor_of(user: User) -> Actor:
+    """The actor that services want, for a person signed in by browser."""
+    return Actor(user_id=user.id, email=user.email, role=Role(user.role))
+
+
+def make_member(session: Session, project: Project, role: Role = Role.critic, *, user: User | None = None) -> User:
+    """A person with `role` in `project`."""
+    user = user or make_user(session)
+    add(session, Membership(user_id=user.id, project_id=project.id, role=role))
+    return user
+
+
+def make_critic(session: Session, project: Project) -> Actor:
+    """A critic of `project`, as the actor services want."""
+    return actor_of(make_member(session, project, Role.critic))
+
+
+def make_admin(session: Session) -> Actor:
+    """An admin of the installation, as the actor services want."""
+    return actor_of(make_user(session, role=Role.admin))
+
+
+def make_project(session: Session, *, slug: str | None = None, name: str = "A project", **settings: Any) -> Project:
+    """A project with setting revision 1 (`settings` over the defaults) and version 0, the base model, active."""
+    project = add(session, Project(slug=slug or f"project-{next(numbers)}", name=name))
+    kept = ProjectSettings.model_validate(settings).model_dump(mode="json")
+    revision = add(session, SettingRevision(project_id=project.id, number=1, settings=kept))
+    version = make_version(session, project, number=0, base_model=kept["base_model"])
+    project.revision_id, project.active_version_id = revision.id, version.id
+    session.flush()
+    return project
+
+
+def make_version(
+    session: Session,
+    project: Project,
+    *,
+    number: int,
+    parent: ModelVersion | None = None,
+    base_model: str = "starter",
+    adapter: str | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> ModelVersion:
+    """A model version; it is not made active."""
+    return add(
+        session,
+        ModelVersion(
+            project_id=project.id,
+            number=number,
+            parent_id=parent.id if parent else None,
+            base_model=base_model,
+            adapter=adapter,
+            metrics=metrics or {},
+        ),
+    )
+
+
+def image_bytes(*, size: tuple[int, int] = (12, 8), kind: str = "PNG") -> bytes:
+    """An image file unlike all others made before."""
+    number = next(numbers)
+    picture = PIL.Image.new("RGB", size, (number % 256, number // 256 % 256, number // 65536 % 256))
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+def make_image(session: Session, data: bytes | None = None) -> Image:
+    """An image, its bytes in the store."""
+    data = data or image_bytes()
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        width, height, kind = picture.width, picture.height, str(picture.format).lower()
+    sha256 = get_store().put_bytes(data)
+    known = session.get(Image, sha256)
+    if known:
+        return known
+    return add(session, Image(sha256=sha256, media_type=f"image/{kind}", width=width, height=height, size=len(data)))
+
+
+def make_prompt(
+    session: Session,
+    project: Project,
+    *,
+    images: Sequence[Image] | None = None,
+    split: Split = Split.train,
+    state: PromptState = PromptState.waiting,
+    question: str = "What is on the beach?",
+    answer: str | None = "a red umbrella",
+    references: Sequence[str] = (),
+    extra: dict[str, Any] | None = None,
+    external_id: str | None = None,
+    priority: int = 0,
+) -> Prompt:
+    """A prompt with one image of its own unless `images` says otherwise."""
+    prompt = add(
+        session,
+        Prompt(
+            project_id=project.id,
+            external_id=external_id,
+            split=split,
+            state=state,
+            question=question,
+            answer=answer,
+            references=list(references),
+            extra=extra or {},
+            priority=priority,
+        ),
+    )
+    for position, image in enumerate(images if images is not None else [make_image(session)]):
+        add(session, PromptImage(prompt_id=prompt.id, position=position, sha256=image.sha256))
+    return prompt
+
+
+def make_candidate_set(
+    session: Session,
+    project: Project,
+    *,
+    prompt: Prompt | None = None,
+    texts: Sequence[str] = ("it stands in the sand", "it is red", "umbrellas are umbrellas"),
+    version: ModelVersion | None = None,
+    source: CandidateSource = CandidateSource.model,
+    state: CandidateSetState = CandidateSetState.ready,
+    slots: int = 1,
+    priority: int = 0,
+) -> CandidateSet:
+    """A candidate set by `version` (default: the active one), its prompt in the state that goes with it."""
+    prompt = prompt or make_prompt(session, project)
+    version_id = version.id if version else project.active_version_id if source is CandidateSource.model else None
+    candidate_set = add(
+        session,
+        CandidateSet(
+            project_id=project.id,
+            prompt_id=prompt.id,
+            version_id=version_id,
+            source=source,
+            state=state,
+            answer=prompt.answer,
+            answer_source="gold" if prompt.answer else None,
+            priority=priority,
+            slots=slots,
+        ),
+    )
+    sampled = source is CandidateSource.model
+    for position, text in enumerate(texts):
+        row = Candidate(
+            candidate_set_id=candidate_set.id,
+            position=position,
+            text=text,
+            temperature=0.7 if sampled else None,
+            seed=1000 + position if sampled else None,
+            mean_logprob=-0.5 - position / 10 if sampled else None,
+            n_tokens=len(text.split()) if sampled else None,
+        )
+        add(session, row)
+    if state is CandidateSetState.ready and prompt.state == PromptState.waiting:
+        prompt.state = PromptState.ready
+        session.flush()
+    return candidate_set
+
+
+def candidates_of(session: Session, candidate_set: CandidateSet) -> list[Candidate]:
+    """The candidates of a set in their stored order."""
+    return list(
+        session.query(Candidate).filter_by(candidate_set_id=candidate_set.id).order_by(Candidate.position).all()
+    )
+
+
+def make_assignment(
+    session: Session,
+    candidate_set: CandidateSet,
+    critic: Actor,
+    *,
+    state: AssignmentState = AssignmentState.open,
+    minutes_left: float = 15,
+    slot: int = 1,
+) -> Assignment:
+    """A claim as it stands in the database; an open or judged one takes a slot of its set."""
+    shown = [candidate.id for candidate in candidates_of(session, candidate_set)]
+    if state in (AssignmentState.open, AssignmentState.judged):
+        candidate_set.taken += 1
+    return add(
+        session,
+        Assignment(
+            project_id=candidate_set.project_id,
+            candidate_set_id=candidate_set.id,
+            critic_id=critic.user_id,
+            slot=slot,
+            state=state,
+            shown=shown,
+            expires_at=datetime.now(UTC) + timedelta(minutes=minutes_left),
+        ),
+    )
+
+
+def make_verdict(
+    session: Session,
+    assignment: Assignment,
+    *,
+    kind: VerdictKind = VerdictKind.picked,
+    picks: Sequence[int] | None = None,
+    rationale: str | None = None,
+) -> Verdict:
+    """A verdict as a row, its assignment judged; `picks` are candidate ids, the first shown one by default.
+
+    What the verdict changes elsewhere (prompt, rounds) is the business of `app.services.verdicts`.
+    """
+    candidate_set = session.get_one(CandidateSet, assignment.candidate_set_id)
+    assignment.state = AssignmentState.judged
+    verdict = add(
+        session,
+        Verdict(
+            project_id=assignment.project_id,
+            assignment_id=assignment.id,
+            candidate_set_id=assignment.candidate_set_id,
+            prompt_id=candidate_set.prompt_id,
+            critic_id=assignment.critic_id,
+            kind=kind,
+            rationale=rationale,
+            shown=assignment.shown,
+        ),
+    )
+    if kind is VerdictKind.picked:
+        for candidate_id in picks if picks is not None else assignment.shown[:1]:
+            add(session, Pick(verdict_id=verdict.id, candidate_id=candidate_id))
+    return verdict
+
+
+def make_snapshot(session: Session, project: Project, *, number: int = 1) -> Snapshot:
+    """An empty snapshot of the kind rounds use, its file in the store."""
+    return add(
+        session,
+        Snapshot(
+            project_id=project.id,
+            number=number,
+            kind=SnapshotKind.round,
+            name=f"Round {number}",
+            sha256=get_store().put_bytes(b""),
+            settings=ProjectSettings().model_dump(mode="json"),
+            counts={},
+        ),
+    )
+
+
+def make_round(
+    session: Session,
+    project: Project,
+    *,
+    number: int = 1,
+    state: RoundState = RoundState.queued,
+    trigger: RoundTrigger = RoundTrigger.manual,
+    snapshot: Snapshot | None = None,
+) -> Round:
+    """A round whose parent is the active version."""
+    snapshot = snapshot or make_snapshot(session, project, number=number)
+    return add(
+        session,
+        Round(
+            project_id=project.id,
+            number=number,
+            state=state,
+            trigger=trigger,
+            snapshot_id=snapshot.id,
+            parent_id=project.active_version_id,
+        ),
+    )
