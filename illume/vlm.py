@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ IGNORED = -100
 
 ADAPTER_RECORD = "illume_adapter.json"
 """The file beside an adapter's weights that says which base they belong to."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 Inputs = dict[str, Any]
 ImageLike = Image.Image | str | Path
@@ -436,9 +439,9 @@ def _find_end_id(vlm: Vlm) -> int:
 
 
 def decode(vlm: Vlm, ids: Sequence[int]) -> str:
-    """The text of generated tokens, stripped, without control tokens."""
+    """The text of generated tokens, stripped, without control tokens and control characters but line breaks and tabs."""
     text = vlm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text).strip()
+    return _CONTROL.sub("", str(text)).strip()
 
 
 # --- inputs for the model's forward pass -------------------------------------------------------------------------
