@@ -1,0 +1,146 @@
+"""Which rows a round trains on and is scored on. All choices go by hash, so that equal feedback gives equal rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import String, cast, func, select
+from sqlalchemy.orm import Session
+
+from app.models import CandidateSet, Project, Prompt, PromptState, SnapshotItemRole, Split, Verdict
+from app.services.accepted import Accepted
+from app.services.candidates import PromptData, examples_of
+from app.services.projects import ProjectSettings
+from illume.critics import guard_rows
+from illume.records import Example, stable_seed
+
+HELDOUT_SHARE = 0.1
+OUT_OF_USE = (PromptState.held, PromptState.retired)
+Metric = Literal["rouge_l", "heldout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a snapshot. `answer` is what stands in the prompt; a guard row and a val row have no `rationale`."""
+
+    role: SnapshotItemRole
+    prompt: PromptData
+    answer: str | None
+    rationale: str | None = None
+    verdict_id: int | None = None
+    candidate_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The rows of a round and the metric its versions are compared by."""
+
+    rationales: tuple[Row, ...]
+    guard: tuple[Row, ...]
+    val: tuple[Row, ...]
+    heldout: tuple[Row, ...]
+    metric: Metric
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows, in the order in which a snapshot holds them."""
+        return self.rationales + self.guard + self.val + self.heldout
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The prompts whose accepted rationales are among the rows, each once."""
+        return sorted(rows, key=_row_order)
+
+
+def _row_order(row: Row) -> tuple[int, int, int, str]:
+    return row.prompt.id, row.verdict_id or 0, row.candidate_id or 0, row.rationale or ""
+
+
+def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, str]:
+    """The answer the model gave itself, where the prompt had none, by verdict."""
+    rows = session.execute(
+        select(Verdict.id, CandidateSet.answer)
+        .join(CandidateSet, CandidateSet.id == Verdict.candidate_set_id)
+        .where(Verdict.id.in_({one.verdict_id for one in accepted}), CandidateSet.answer.is_not(None))
+    )
+    return {verdict_id: str(answer) for verdict_id, answer in rows}
+
+
+def _heldout_images(rows: Sequence[Row]) -> frozenset[str]:
+    """Images whose rationales are never trained on: a tenth by hash, at least one where there are two or more.
+
+    The choice only depends on the image, so that what is held out of one round is held out of the next. A prompt with
+    several images, one of them held out, holds the others out too.
+    """
+    images = sorted({image for row in rows for image in row.prompt.images}, key=_heldout_rank)
+    if len({row.prompt.images for row in rows}) < 2:
+        return frozenset()
+    chosen = {image for image in images if _heldout_rank(image) < HELDOUT_SHARE} or {images[0]}
+    while True:
+        grown = {image for row in rows if chosen & set(row.prompt.images) for image in row.prompt.images}
+        if grown == chosen:
+            return frozenset(chosen)
+        chosen = grown
+
+
+def _heldout_rank(image: str) -> float:
+    return stable_seed("heldout", image) / 2**63
+
+
+def _val_rows(session: Session, project: Project, settings: ProjectSettings) -> tuple[tuple[Row, ...], Metric]:
+    usable = (
+        Prompt.project_id == project.id,
+        Prompt.split == Split.val,
+        Prompt.answer.is_not(None),
+        Prompt.state.not_in(OUT_OF_USE),
+    )
+    with_references = func.jsonb_array_length(Prompt.references) > 0
+    metric: Metric = "heldout"
+    if settings.primary_metric != "loglik":
+        referenced = session.scalar(select(Prompt.id).where(*usable, with_references).limit(1)) is not None
+        if referenced or settings.primary_metric == "rouge_l":
+            metric = "rouge_l"
+    query = select(Prompt.id).where(*usable)
+    if metric == "rouge_l":
+        query = query.where(with_references)
+    by_hash = func.md5(func.concat("val:", cast(Prompt.id, String)))
+    ids = sorted(session.scalars(query.order_by(by_hash, Prompt.id).limit(settings.eval_prompts)))
+    prompts = examples_of(session, ids)
+    rows = (prompts[prompt_id] for prompt_id in ids)
+    return tuple(Row(SnapshotItemRole.val, prompt, prompt.answer) for prompt in rows if prompt.images), metric
+
+
+def _guard_rows(
+    session: Session,
+    project: Project,
+    rationales: Sequence[Row],
+    *,
+    without: set[int],
+    without_images: frozenset[str],
+    per_rationale: int,
+    seed: int,
+) -> tuple[Row, ...]:
+    ids = session.scalars(
+        select(Prompt.id)
+        .where(
+            Prompt.project_id == project.id,
+            Prompt.split == Split.train,
+            Prompt.answer.is_not(None),
+            Prompt.state.not_in(OUT_OF_USE),
+        )
+        .order_by(Prompt.id)
+    )
+    # Who is drawn only depends on the id and on whether an answer is there, so more is read for those alone.
+    train = [Example(id=str(one), images=(), question="", answer="-") for one in ids if one not in without]
+    accepted: dict[str, tuple[str, ...]] = {}
+    for row in rationales:
+        accepted[str(row.prompt.id)] = (*accepted.get(str(row.prompt.id), ()), row.rationale or "")
+    drawn = [int(row.example.id) for row in guard_rows(train, accepted, per_rationale=per_rationale, seed=seed)]
+    prompts = examples_of(session, drawn)
+    return tuple(
+        Row(SnapshotItemRole.guard, prompts[one], prompts[one].answer)
+        for one in drawn
+        if prompts[one].images and not without_images & set(prompts[one].images)
+    )

@@ -1,0 +1,98 @@
+"""The sweep: looks for what is due or left lying, and has it taken up. Any number of processes may sweep."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.db import session_scope
+from app.errors import DomainError
+from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInTry, WebSession
+from app.services import assignments, candidates, rounds, workers
+from app.services.leases import lapsed
+from app.services.projects import settings_of
+from app.services.round_running import claimable
+from app.settings import get_settings
+
+log = logging.getLogger(__name__)
+
+LOCK = 7_041_871
+KEEP_IDEMPOTENCY_KEYS = timedelta(days=2)
+KEEP_SIGN_IN_TRIES = timedelta(hours=1)
+
+Due = tuple[str, int]
+"""The name of a task and the id it is to look at."""
+
+
+def sweep(session: Session) -> list[Due]:
+    """Tidy up, and list the tasks to be sent. Nothing, where another process is sweeping at this moment."""
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
+        return []
+    assignments.lapse_expired(session)
+    workers.forget_lapsed(session)
+    _delete_old(session)
+    return [*_rounds(session), *_pools(session), *_imports(session)]
+
+
+def due_projects(session: Session) -> list[int]:
+    """Projects in which a round should start by itself."""
+    projects = session.scalars(select(Project).order_by(Project.id))
+    return [project.id for project in projects if rounds.is_due(session, project, settings_of(session, project))]
+
+
+def run() -> None:
+    """Sweep, start the rounds that are due, and send what there is to do.
+
+    Each round starts in a transaction of its own, so that a project whose round cannot start holds nothing else up.
+    """
+    with session_scope() as session:
+        due = sweep(session)
+        projects = due_projects(session)
+    for project_id in projects:
+        _start_round(project_id)
+    # A worker that is busy for long must not find a heap of messages that say the same.
+    expires = max(2 * get_settings().sweep_seconds, 1.0)
+    for task, subject in due:
+        queue.send_now(task, subject, expires=expires)
+
+
+def _start_round(project_id: int) -> None:
+    try:
+        with session_scope() as session:
+            rounds.start_if_due(session, session.get_one(Project, project_id))
+    except DomainError as error:
+        log.warning("no round was started in project %s: %s", project_id, error.detail)
+
+
+def _rounds(session: Session) -> list[Due]:
+    ids = session.scalars(select(Round.id).where(claimable()).order_by(Round.id))
+    return [(queue.RUN_ROUND, round_id) for round_id in ids]
+
+
+def _pools(session: Session) -> list[Due]:
+    projects = session.scalars(select(Project).order_by(Project.id))
+    return [(queue.FILL_POOL, project.id) for project in projects if candidates.pool_needs(session, project) > 0]
+
+
+def _imports(session: Session) -> list[Due]:
+    ids = session.scalars(
+        select(Import.id)
+        .where(
+            or_(
+                Import.state == ImportState.queued,
+                and_(Import.state == ImportState.running, lapsed(Import.beats_at)),
+            )
+        )
+        .order_by(Import.id)
+    )
+    return [(queue.RUN_IMPORT, import_id) for import_id in ids]
+
+
+def _delete_old(session: Session) -> None:
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - KEEP_IDEMPOTENCY_KEYS))
+    session.execute(delete(WebSession).where(WebSession.expires_at < func.now()))
+    session.execute(delete(SignInTry).where(SignInTry.at < func.now() - KEEP_SIGN_IN_TRIES))
