@@ -1,0 +1,109 @@
+"""Names of the tasks, and how one is sent: by name, after the commit, never failing or holding up who sends.
+
+A message only says 'look'. What there is to do stands in rows, and the sweep sends again what is due, so a lost message
+costs a few seconds and a doubled one nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis import RedisError
+from sqlalchemy import event
+from sqlalchemy.orm import Session, SessionTransaction
+
+from app.settings import get_settings
+
+log = logging.getLogger(__name__)
+
+FILL_POOL = "illume.fill_pool"  # (project id)
+RUN_ROUND = "illume.run_round"  # (round id)
+SWEEP = "illume.sweep"  # ()
+RUN_IMPORT = "illume.run_import"  # (import id)
+
+DEFAULT_QUEUE = "default"
+MODEL_QUEUE = "model"
+QUEUE_OF = {FILL_POOL: MODEL_QUEUE, RUN_ROUND: MODEL_QUEUE, SWEEP: DEFAULT_QUEUE, RUN_IMPORT: DEFAULT_QUEUE}
+
+REACH_SECONDS = 0.1  # to connect, and again to answer: together below the 0.3 s a request may lose
+PAUSE_SECONDS = 1.0  # how long a broker that failed is left alone, so that not every request pays for it
+
+Message = tuple[str, tuple[int, ...]]
+
+
+class Sender:
+    """Sends messages to one broker, and leaves it alone for a moment after it failed."""
+
+    def __init__(self, url: str) -> None:
+        self.celery = Celery("illume", broker=url, set_as_current=False)
+        self.celery.conf.update(
+            broker_connection_timeout=REACH_SECONDS,
+            broker_pool_limit=64,
+            broker_transport_options={
+                "socket_connect_timeout": REACH_SECONDS,
+                "socket_timeout": REACH_SECONDS,
+                "max_retries": 0,
+            },
+        )
+        self.paused_until = 0.0
+
+    def send(self, name: str, ids: tuple[int, ...]) -> bool:
+        """Send one message; False where the broker could not be reached."""
+        if time.monotonic() < self.paused_until:
+            return False
+        try:
+            self.celery.send_task(name, args=list(ids), queue=QUEUE_OF[name], retry=False, ignore_result=True)
+        except (KombuError, RedisError, OSError) as error:
+            self.paused_until = time.monotonic() + PAUSE_SECONDS
+            log.warning("%s was not sent, the sweep will see to it: %s", name, error)
+            return False
+        return True
+
+
+@functools.lru_cache(maxsize=4)
+def sender_to(url: str) -> Sender:
+    """The sender to the broker at `url`."""
+    return Sender(url)
+
+
+def send_now(name: str, *ids: int) -> bool:
+    """Send a task at once; False where there is no broker or it could not be reached, which is no error."""
+    if name not in QUEUE_OF:
+        raise ValueError(f"There is no task {name!r}.")
+    url = get_settings().redis_url
+    return bool(url) and sender_to(url).send(name, ids)
+
+
+def send(session: Session, name: str, *ids: int) -> None:
+    """Send a task once `session` has committed; never if it rolls back. The same task twice is sent once."""
+    if name not in QUEUE_OF:
+        raise ValueError(f"There is no task {name!r}.")
+    if not session.in_transaction():
+        session.begin()  # so that a rollback before the first statement is one
+    waiting: dict[Message, None] | None = session.info.get(__name__)
+    if waiting is None:
+        waiting = session.info[__name__] = {}
+        event.listen(session, "after_commit", _after_commit)
+        event.listen(session, "after_soft_rollback", _after_rollback)
+    waiting[name, ids] = None
+
+
+def _after_commit(session: Session) -> None:
+    """Send what waits, unless only a savepoint was released; the first failure ends it."""
+    if session.in_nested_transaction():
+        return
+    messages: list[Message] = list(session.info[__name__])
+    session.info[__name__].clear()
+    for name, ids in messages:
+        if not send_now(name, *ids):
+            break
+
+
+def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
+    """Forget what waits, unless only a savepoint was rolled back."""
+    if transaction.parent is None:
+        session.info[__name__].clear()
