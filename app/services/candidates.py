@@ -260,7 +260,8 @@ def store_candidates(
 ) -> bool:
     """Keep what was sampled for a set and offer it to critics; False, and nothing kept, where the lease was lost.
 
-    Equal rationales (after normalisation) are kept once, empty ones not at all; none left is a failed try. Where another version became active meanwhile, the set is kept as `replaced` and its prompt goes on waiting.
+    Equal rationales (after normalisation) are kept once, empty ones not at all; none left is a failed try. Where
+    another version became active meanwhile, the set is kept as `replaced` and its prompt goes on waiting.
     """
     project_id = session.scalar(select(CandidateSet.project_id).where(CandidateSet.id == set_id))
     # The project is locked before the set, as activation does: so an activation and a late set never miss one another.

@@ -51,7 +51,41 @@ class Selection:
     @property
     def prompt_ids(self) -> list[int]:
         """The prompts whose accepted rationales are among the rows, each once."""
-        return sorted(rows, key=_row_order)
+        return sorted({row.prompt.id for row in self.rationales + self.heldout})
+
+
+def choose_rows(session: Session, project: Project, settings: ProjectSettings, *, seed: int) -> Selection:
+    """The rows a round of `project` would use now."""
+    found = _accepted_rows(session, project)
+    val, metric = _val_rows(session, project, settings)
+    heldout_images = _heldout_images(found) if metric == "heldout" else frozenset()
+    heldout = tuple(
+        replace(row, role=SnapshotItemRole.heldout) for row in found if heldout_images & set(row.prompt.images)
+    )
+    rationales = tuple(row for row in found if not heldout_images & set(row.prompt.images))
+    guard = _guard_rows(
+        session,
+        project,
+        rationales,
+        without={row.prompt.id for row in heldout},
+        without_images=heldout_images,
+        per_rationale=settings.guard_per_rationale,
+        seed=seed,
+    )
+    return Selection(rationales, guard, val, heldout, metric)
+
+
+def _accepted_rows(session: Session, project: Project) -> list[Row]:
+    accepted = list(accepted_rationales(session, project))
+    prompts = examples_of(session, sorted({one.prompt_id for one in accepted}))
+    own_answers = _own_answers(session, [one for one in accepted if prompts[one.prompt_id].answer is None])
+    rows = []
+    for one in accepted:
+        prompt = prompts[one.prompt_id]
+        answer = own_answers.get(one.verdict_id) if prompt.answer is None else prompt.answer
+        if prompt.split == Split.train and prompt.images and answer:
+            rows.append(Row(SnapshotItemRole.rationale, prompt, answer, one.text, one.verdict_id, one.candidate_id))
+    return sorted(rows, key=_row_order)
 
 
 def _row_order(row: Row) -> tuple[int, int, int, str]:
