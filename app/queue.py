@@ -51,12 +51,14 @@ class Sender:
         )
         self.paused_until = 0.0
 
-    def send(self, name: str, ids: tuple[int, ...]) -> bool:
+    def send(self, name: str, ids: tuple[int, ...], *, expires: float | None = None) -> bool:
         """Send one message; False where the broker could not be reached."""
         if time.monotonic() < self.paused_until:
             return False
         try:
-            self.celery.send_task(name, args=list(ids), queue=QUEUE_OF[name], retry=False, ignore_result=True)
+            self.celery.send_task(
+                name, args=list(ids), queue=QUEUE_OF[name], retry=False, ignore_result=True, expires=expires
+            )
         except (KombuError, RedisError, OSError) as error:
             self.paused_until = time.monotonic() + PAUSE_SECONDS
             log.warning("%s was not sent, the sweep will see to it: %s", name, error)
@@ -70,12 +72,15 @@ def sender_to(url: str) -> Sender:
     return Sender(url)
 
 
-def send_now(name: str, *ids: int) -> bool:
-    """Send a task at once; False where there is no broker or it could not be reached, which is no error."""
+def send_now(name: str, *ids: int, expires: float | None = None) -> bool:
+    """Send a task at once; False where there is no broker or it could not be reached, which is no error.
+
+    After `expires` seconds a worker drops the message unread.
+    """
     if name not in QUEUE_OF:
         raise ValueError(f"There is no task {name!r}.")
     url = get_settings().redis_url
-    return bool(url) and sender_to(url).send(name, ids)
+    return bool(url) and sender_to(url).send(name, ids, expires=expires)
 
 
 def send(session: Session, name: str, *ids: int) -> None:

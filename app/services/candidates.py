@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select, update
+from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session, aliased
 
@@ -188,10 +189,10 @@ def _take_over(session: Session, project: Project, *, worker: str, limit: int) -
             tries=CandidateSet.tries + 1,
             version_id=project.active_version_id,
         )
-        .returning(CandidateSet.id, CandidateSet.fence, CandidateSet.prompt_id, CandidateSet.version_id)
+        .returning(CandidateSet.id, CandidateSet.fence, CandidateSet.prompt_id)
         .execution_options(synchronize_session=False)
     )
-    return sorted((SamplingClaim(*row) for row in rows), key=lambda claim: claim.set_id)
+    return _claims(project, rows)
 
 
 def _begin(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
@@ -222,9 +223,14 @@ def _begin(session: Session, project: Project, *, worker: str, limit: int) -> li
         pg_insert(CandidateSet)
         .values(rows)
         .on_conflict_do_nothing()
-        .returning(CandidateSet.id, CandidateSet.fence, CandidateSet.prompt_id, CandidateSet.version_id)
+        .returning(CandidateSet.id, CandidateSet.fence, CandidateSet.prompt_id)
     )
-    return sorted((SamplingClaim(*row) for row in made), key=lambda claim: claim.set_id)
+    return _claims(project, made)
+
+
+def _claims(project: Project, rows: Iterable[SqlRow[int, int, int]]) -> list[SamplingClaim]:
+    version_id = project.active_version_id or 0
+    return [SamplingClaim(set_id, fence, prompt_id, version_id) for set_id, fence, prompt_id in sorted(rows)]
 
 
 def beat_sampling(session: Session, worker: str) -> int:

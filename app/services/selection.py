@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import Session
 
 from app.models import CandidateSet, Project, Prompt, PromptState, SnapshotItemRole, Split, Verdict
-from app.services.accepted import Accepted
+from app.services.accepted import Accepted, accepted_rationales
 from app.services.candidates import PromptData, examples_of
 from app.services.projects import ProjectSettings
 from illume.critics import guard_rows
