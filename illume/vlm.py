@@ -110,8 +110,10 @@ def read_config(base: str) -> Any:
     return config
 
 
-class _NoVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]
+class NoVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]
     """Stands where a processor insists on a video processor and torchvision, which those need, is absent."""
+
+    num_frames = fps = None
 
     def __init__(self) -> None:
         """Takes no settings: it processes nothing."""
@@ -148,7 +150,7 @@ def _assemble_processor(base: str, config: Any, local: bool) -> Any:
             elif name == "tokenizer":
                 parts.append(AutoTokenizer.from_pretrained(base, local_files_only=local))
             elif name == "video_processor":
-                parts.append(_NoVideoProcessor())
+                parts.append(NoVideoProcessor())
             else:
                 raise VlmError(f"the processor of {base} needs a {name}, which cannot be loaded here")
         return kind.from_args_and_dict(parts, settings, **rest)
@@ -439,7 +441,7 @@ def _find_end_id(vlm: Vlm) -> int:
 
 
 def decode(vlm: Vlm, ids: Sequence[int]) -> str:
-    """The text of generated tokens, stripped, without control tokens and control characters but line breaks and tabs."""
+    """The text of generated tokens, stripped, without control tokens; of control characters tabs and breaks stay."""
     text = vlm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return _CONTROL.sub("", str(text)).strip()
 
