@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from illume.metrics import Interval, paired_bootstrap
+
+METRIC_NAMES = {"rouge_l": "ROUGE-L of samples", "heldout": "Log-likelihood of held-out rationales"}
 
 
 class Decision(NamedTuple):
@@ -60,3 +62,35 @@ def decide(
         reason = f"Better explanations but worse answers: {gain}; {answers}, at most {max_answer_drop:.1%} may be lost."
         return Decision(False, reason, interval)
     return Decision(True, f"Better: {gain}; {answers}.", interval)
+
+
+def primary_values(scores: Mapping[str, Any], metric: str) -> list[float | None]:
+    """The values that `metric` compares versions by, out of the result of `illume.evaluation.evaluate`.
+
+    `rouge_l`: ROUGE-L of the rationales sampled behind the gold answer, since samples are what critics are shown;
+    `heldout`: mean log-likelihood of each held-out rationale. Raises ValueError for another metric.
+    """
+    if metric == "rouge_l":
+        return list(scores["gold"]["sampled"]["rouge_l"])
+    if metric == "heldout":
+        return list(scores["heldout"]["mean_logprob"])
+    raise ValueError(f"unknown primary metric {metric}")
+
+
+def compare(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str) -> Comparison:
+    """What the rule looks at, out of two results of `illume.evaluation.evaluate`.
+
+    Raises ValueError when they were not made on the same prompts with the same settings.
+    """
+    for field in ("prompts", "settings"):
+        if new[field] != parent[field]:
+            raise ValueError(f"the two versions were not scored with the same {field}")
+    pairs = zip(primary_values(new, metric), primary_values(parent, metric), strict=True)
+    present = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return Comparison(
+        metric=METRIC_NAMES[metric],
+        new=[a for a, _ in present],
+        parent=[b for _, b in present],
+        new_accuracy=new["answers"]["accuracy"],
+        parent_accuracy=parent["answers"]["accuracy"],
+    )

@@ -1,0 +1,249 @@
+"""How good a version is: its rationales and answers on given prompts, scored prompt by prompt, as plain data.
+
+The result of `evaluate` is JSON-able:
+
+* `prompts`: the ids, in the order of every list below.
+* `answers`: the model's own greedy answers (`own`), the gold ones, `correct` (None without a gold answer), `accuracy`.
+* `gold`, `own`: rationales written behind the gold answer (the own one where there is none) and behind the model's
+  own, each with `greedy` and `sampled`: `rationales` (a list of texts per prompt), per-prompt means `rouge_l`, `cider`
+  (None without references), `faithful` (None without a scene), and `means` over the corpus, with `bleu` (1-4) and
+  `distinct_2`. Under `own`, `filtered` repeats the means over the prompts whose own answer is right, as the field
+  reports them.
+* `heldout`: the mean log-likelihood per token of held-out accepted rationales, one by one and on average.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+from illume.decoding import DecodePrompt, Draw, Written, decode_prompts
+from illume.metrics import answer_correct, bleu, cider, distinct_n, faithful, rouge_l
+from illume.prompting import DEFAULT_TEMPLATE, render_rationale_prompt
+from illume.records import Example, TrainingRow, stable_seed
+from illume.sampling import SamplingSettings, generate_answers, mean_logprobs
+from illume.tuning_job import EvaluationSettings
+from illume.vlm import Vlm, bare_model, decode
+
+Scores = dict[str, Any]
+Part = Literal["answers", "gold", "own", "heldout"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+_TOKEN_BUDGET = 16384
+
+
+def evaluate(
+    vlm: Vlm,
+    examples: Sequence[Example],
+    settings: EvaluationSettings,
+    *,
+    heldout: Sequence[TrainingRow] = (),
+    template: str = DEFAULT_TEMPLATE,
+    parts: Sequence[Part] = PARTS,
+    known: Mapping[str, Any] | None = None,
+    on_part: Callable[[str, Any], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Scores:
+    """Scores the version that `vlm` holds on `examples`, and on `heldout` rationales.
+
+    `known` brings parts that were computed before and are taken as they are; `on_part` is called with each new part as
+    soon as it is there, `progress` with the number of texts newly done (it may raise to stop). `own` needs `answers`,
+    and so does `gold` where an example has no gold answer.
+    """
+    scores: Scores = {
+        "prompts": [example.id for example in examples],
+        "settings": dataclasses.asdict(settings) | {"template": template},
+    }
+    tick = progress or (lambda _: None)
+    wanted = {part: part in parts or part in (known or {}) for part in PARTS}
+    for part in PARTS:
+        if not wanted[part]:
+            continue
+        if known is not None and part in known:
+            scores[part] = known[part]
+            continue
+        if part == "answers":
+            scores[part] = _answers(vlm, examples, settings, template, tick)
+        elif part == "heldout":
+            scores[part] = _heldout(vlm, heldout, template)
+            tick(len(heldout))
+        else:
+            scores[part] = _rationales(vlm, examples, settings, template, part, scores, tick)
+        if on_part is not None:
+            on_part(part, scores[part])
+    return scores
+
+
+def n_texts(examples: Sequence[Example], settings: EvaluationSettings, *, parts: Sequence[Part] = PARTS) -> int:
+    """About how many texts `evaluate` has written when it is done, for progress displays."""
+    each = {"answers": 1, "gold": 1 + settings.samples, "own": 1 + settings.samples, "heldout": 0}
+    return len(examples) * sum(each[part] for part in parts)
+
+
+def _answers(
+    vlm: Vlm, examples: Sequence[Example], settings: EvaluationSettings, template: str, tick: Callable[[int], None]
+) -> Scores:
+    sampling = SamplingSettings(max_new_tokens=settings.max_answer_tokens, template=template)
+    own = generate_answers(vlm, examples, sampling, progress=_counter(tick, 1)) if examples else []
+    correct = [
+        None if example.answer is None else answer_correct(answer, example.answer)
+        for example, answer in zip(examples, own, strict=True)
+    ]
+    return {"own": own, "gold": [example.answer for example in examples], "correct": correct, "accuracy": mean(correct)}
+
+
+def _rationales(
+    vlm: Vlm,
+    examples: Sequence[Example],
+    settings: EvaluationSettings,
+    template: str,
+    part: Part,
+    scores: Mapping[str, Any],
+    tick: Callable[[int], None],
+) -> Scores:
+    answers = _prompt_answers(examples, part, scores)
+    texts: list[list[str]] = [[] for _ in examples]
+    todo = list(range(len(examples)))
+    if part == "own" and "gold" in scores:
+        # Where the model's own answer is the gold one, prompt, seeds and so rationales are the same.
+        for index, answer in enumerate(_prompt_answers(examples, "gold", scores)):
+            if answer.strip() == answers[index].strip():
+                gold = scores["gold"]
+                texts[index] = gold["greedy"]["rationales"][index] + gold["sampled"]["rationales"][index]
+        todo = [index for index in todo if not texts[index]]
+        tick((len(examples) - len(todo)) * (1 + settings.samples))
+    asked = [replace(examples[index], answer=answers[index]) for index in todo]
+    for index, written in zip(todo, _write(vlm, asked, settings, template, tick), strict=True):
+        texts[index] = written
+    judged = [replace(example, answer=answer) for example, answer in zip(examples, answers, strict=True)]
+    correct = scores["answers"]["correct"] if part == "own" else None
+    return {
+        "greedy": score_rationales(judged, [row[:1] for row in texts], correct=correct),
+        "sampled": score_rationales(judged, [row[1:] for row in texts], correct=correct),
+    }
+
+
+def _prompt_answers(examples: Sequence[Example], part: str, scores: Mapping[str, Any]) -> list[str]:
+    """The answer that stands in each rationale prompt."""
+    own = scores.get("answers", {}).get("own", [None] * len(examples))
+    chosen = []
+    for example, mine in zip(examples, own, strict=True):
+        answer = mine if part == "own" or example.answer is None else example.answer
+        if answer is None:
+            raise ValueError(f"{example.id} has no gold answer, and the model was not asked for its own")
+        chosen.append(answer)
+    return chosen
+
+
+def _write(
+    vlm: Vlm, examples: Sequence[Example], settings: EvaluationSettings, template: str, tick: Callable[[int], None]
+) -> list[list[str]]:
+    """The greedy rationale of each example, and `settings.samples` independent ones.
+
+    Independent: an equal text is not drawn again, as it is for critics, since that would favour rare texts.
+    """
+    vocabulary = bare_model(vlm).config.get_text_config().vocab_size
+    top_k = max(1, round(settings.top_k_share * vocabulary))
+    texts: list[list[str]] = [[] for _ in examples]
+    prompts = []
+    for example in examples:
+        seeds = [stable_seed(settings.seed, example.id, number) for number in range(settings.samples)]
+        draws = (Draw(), *(Draw(settings.temperature, top_k, seed=seed) for seed in seeds))
+        text = render_rationale_prompt(example.question, example.answer or "", template=template)
+        prompts.append(DecodePrompt(text, example.images, draws))
+
+    def keep(index: int, written: list[Written]) -> Sequence[Draw]:
+        texts[index] = [decode(vlm, one.ids) for one in written]
+        return ()
+
+    if prompts:
+        decode_prompts(
+            vlm,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            token_budget=_TOKEN_BUDGET,
+            next_draws=keep,
+            progress=_counter(tick, 1 + settings.samples),
+        )
+    return texts
+
+
+def _heldout(vlm: Vlm, rows: Sequence[TrainingRow], template: str) -> Scores:
+    triples = [(row.example, row.example.answer or "", row.rationale) for row in rows if row.rationale is not None]
+    settings = SamplingSettings(template=template, token_budget=_TOKEN_BUDGET)
+    values = mean_logprobs(vlm, triples, settings) if triples else []
+    return {"prompts": [example.id for example, _, _ in triples], "mean_logprob": values, "mean": mean(values)}
+
+
+def score_rationales(
+    examples: Sequence[Example], texts: Sequence[Sequence[str]], *, correct: Sequence[bool | None] | None = None
+) -> Scores:
+    """Scores of `texts` (rationales of each example, whose answer is the one they explain), by prompt and in all.
+
+    With `correct`, also the means over the examples where it is True.
+    """
+    ciders = _ciders(examples, texts)
+    rows: Scores = {
+        "rationales": [list(row) for row in texts],
+        "rouge_l": [
+            mean([rouge_l(text, example.references) for text in row]) if example.references else None
+            for example, row in zip(examples, texts, strict=True)
+        ],
+        "cider": ciders,
+        "faithful": [
+            mean([_faithful(text, example) for text in row]) for example, row in zip(examples, texts, strict=True)
+        ],
+    }
+    rows["means"] = _means(examples, rows, range(len(examples)))
+    if correct is not None:
+        rows["filtered"] = _means(examples, rows, [index for index, right in enumerate(correct) if right])
+    return rows
+
+
+def _faithful(text: str, example: Example) -> bool | None:
+    return faithful(text, question=example.question, answer=example.answer or "", metadata=example.metadata)
+
+
+def _ciders(examples: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[float | None]:
+    """CIDEr-D of each example's texts on average; document frequencies count every example once."""
+    scored = [index for index, example in enumerate(examples) if example.references and texts[index]]
+    values: list[list[float]] = [[] for _ in examples]
+    for number in range(max((len(texts[index]) for index in scored), default=0)):
+        present = [index for index in scored if len(texts[index]) > number]
+        references = [examples[index].references for index in present]
+        for index, value in zip(present, cider([texts[i][number] for i in present], references), strict=True):
+            values[index].append(value)
+    return [mean(row) for row in values]
+
+
+def _means(examples: Sequence[Example], rows: Mapping[str, Any], chosen: Sequence[int]) -> Scores:
+    texts = [(text, examples[index].references) for index in chosen for text in rows["rationales"][index]]
+    referenced = [(text, references) for text, references in texts if references]
+    return {
+        "n": len(chosen),
+        "rouge_l": mean([rows["rouge_l"][index] for index in chosen]),
+        "cider": mean([rows["cider"][index] for index in chosen]),
+        "faithful": mean([rows["faithful"][index] for index in chosen]),
+        "bleu": bleu([text for text, _ in referenced], [refs for _, refs in referenced]) if referenced else None,
+        "distinct_2": distinct_n([text for text, _ in texts], 2),
+    }
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are there; None where none is."""
+    present = [float(value) for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _counter(tick: Callable[[int], None], texts_each: int) -> Callable[[int, int], None]:
+    """Turns 'so many prompts are done' into 'so many texts are new'."""
+    before = 0
+
+    def progress(done: int, total: int) -> None:  # noqa: ARG001  (the sampler's signature)
+        nonlocal before
+        tick((done - before) * texts_each)
+        before = done
+
+    return progress

@@ -1,0 +1,58 @@
+"""A tiny model and a tiny round, for the tests of evaluation and tuning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from illume.records import Example, TrainingRow
+from illume.tuning_job import EvaluationSettings, TuningJob, TuningSettings, write_job
+
+COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30)}
+
+SETTINGS = TuningSettings(
+    epochs=2,
+    batch_size=4,
+    micro_batch_size=3,
+    lora_r=4,
+    lora_alpha=8,
+    lora_dropout=0.1,
+    learning_rate=5e-3,
+    threads=1,
+    device="cpu",
+    evaluation=EvaluationSettings(samples=1, max_new_tokens=6, max_answer_tokens=3),
+)
+
+
+def make_examples(folder: Path, *, count: int, split: str) -> list[Example]:
+    """Prompts about plain coloured images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = []
+    for number in range(count):
+        colour = list(COLOURS)[number % len(COLOURS)]
+        path = folder / f"{split}-{number}.png"
+        Image.new("RGB", (32, 32), COLOURS[colour]).save(path)
+        examples.append(
+            Example(
+                f"{split}-{number}",
+                (str(path),),
+                "what is the water?",
+                colour,
+                (f"there is {colour} water", f"the water is {colour}"),
+                split,
+            )
+        )
+    return examples
+
+
+def make_round(folder: Path, base: Path, *, settings: TuningSettings = SETTINGS, **job: Any) -> Path:
+    """The folder of a round over 4 rationales and 6 VQA-only rows, with 3 val prompts."""
+    train = make_examples(folder / "images", count=10, split="train")
+    rows = [TrainingRow(example, example.references[0] if n < 4 else None) for n, example in enumerate(train)]
+    val = make_examples(folder / "images", count=3, split="val")
+    heldout = [TrainingRow(replace(example, references=()), example.references[0]) for example in val[:2]]
+    write_job(folder, TuningJob(base=str(base), settings=settings, **job), train=rows, val=val, heldout=heldout)
+    return folder
