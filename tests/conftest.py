@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import shutil
@@ -18,8 +17,9 @@ from sqlalchemy import Engine, create_engine, pool
 from sqlalchemy.orm import Session, sessionmaker
 
 from app import db, migrate
-from app.embedded import ROOT_BASE, Embedded
-from app.settings import get_settings
+from app.cluster import ROOT_BASE
+from app.connect import forget_settings
+from app.embedded import Embedded
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -137,16 +137,3 @@ def remove_base(services: Embedded) -> None:
     base = getattr(services, "base", services.data_dir)
     if ROOT_BASE in base.parents:
         shutil.rmtree(base, ignore_errors=True)
-
-
-def forget_settings() -> None:
-    """Make this process read its settings again, and close connections made with the old ones."""
-    if cached(db.get_engine):
-        db.get_engine().dispose()
-    for remembered in (get_settings, db.get_engine, db.session_factory):
-        remembered.cache_clear()
-
-
-def cached(function: functools._lru_cache_wrapper[object]) -> bool:
-    """Whether `function` has a remembered result."""
-    return function.cache_info().currsize > 0

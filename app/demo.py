@@ -1,0 +1,149 @@
+"""`illume demo`: everything on this machine, in processes that end with this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app import migrate
+from app.connect import Refused, services, set_environment, until_stopped, wait_for_database
+from app.embedded import Embedded, free_port, write_private
+from app.settings import Settings, get_settings
+from app.supervise import GaveUp, Supervised, start_child, stop_all
+
+ACCOUNTS_FILE = "demo-accounts.json"
+READY_SECONDS = 120.0
+LOOK_SECONDS = 0.2
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What `illume demo` was asked for. Port 0 takes a free one."""
+
+    port: int = 8000
+    data_dir: Path | None = None
+    browser: bool = True
+
+
+def run(wishes: Wishes, *, say: Say) -> int:
+    """Run the demo until it is told to stop. Returns the exit code; raises Refused."""
+    port = wishes.port or free_port()
+    chosen = {"ILLUME_HOST": "127.0.0.1", "ILLUME_PORT": str(port)}
+    if wishes.data_dir is not None:
+        chosen["ILLUME_DATA_DIR"] = str(wishes.data_dir.absolute())
+    set_environment(chosen)
+    refuse_used_port(port)
+    with until_stopped() as stopping, services() as embedded:
+        children: list[Supervised] = []
+        try:
+            settings = get_settings()
+            prepare(settings, say=say)
+            children = processes(settings)
+            serve(children, embedded, settings, wishes, say=say)
+        except GaveUp as error:
+            raise Refused(f"Stopped: {error}. Its log is in {settings.data_dir / 'logs'}.") from error
+        finally:
+            stopping()
+            stop_all(children)
+    return 0
+
+
+def refuse_used_port(port: int) -> None:
+    """Raise Refused where somebody listens on `port` already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise Refused(
+                f"Port {port} of 127.0.0.1 cannot be used ({error.args[-1]}). Choose another with --port.", code=2
+            ) from error
+
+
+def prepare(settings: Settings, *, say: Say) -> None:
+    """Bring the tables up to date, seed what the demo ships, and write the accounts down."""
+    from app.db import session_scope
+    from app.services import seeding
+
+    wait_for_database(settings, say=say)
+    migrate.upgrade(settings.database_url)
+    path = settings.data_dir / ACCOUNTS_FILE
+    known = json.loads(path.read_text()) if path.exists() else {}
+    with session_scope() as session:
+        accounts = seeding.seed_demo(session, settings, known)
+    write_private(path, json.dumps(accounts, indent=2) + "\n")
+
+
+def processes(settings: Settings) -> list[Supervised]:
+    """The processes of the demo: the same that docker-compose.yml runs."""
+    logs = settings.data_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    python = sys.executable
+    commands = {
+        "web": [python, "-m", "app.cli", "serve"],
+        "worker-model": [python, "-m", "worker", "--queues", "model"],
+        "worker-default": [python, "-m", "worker", "--queues", "default"],
+        "beat": [python, "-m", "worker", "beat"],
+    }
+
+    def starter(name: str) -> Callable[[], Any]:
+        return lambda: start_child(
+            commands[name], log=logs / f"{name}.log", env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
+
+    return [Supervised(name=name, start=starter(name)) for name in commands]
+
+
+def serve(
+    children: list[Supervised], embedded: Embedded | None, settings: Settings, wishes: Wishes, *, say: Say
+) -> None:
+    """Start the children and keep them running; say `ready` once. Ends by `Stopped`, GaveUp or Refused."""
+    address = f"http://127.0.0.1:{settings.port}"
+    give_up_at: float | None = time.monotonic() + READY_SECONDS
+    while True:
+        now = time.monotonic()
+        for child in children:
+            sentence = child.look(now)
+            if sentence:
+                say(f"{sentence}; its log is {settings.data_dir / 'logs' / child.name}.log")
+        ended = embedded.ended() if embedded else None
+        if ended:
+            raise Refused(f"Stopped: {ended} ended. Its log is in {settings.data_dir / 'logs'}.")
+        if give_up_at is not None:
+            if answers(f"{address}/readyz"):
+                give_up_at = None
+                announce(settings, address, browser=wishes.browser, say=say)
+            elif now > give_up_at:
+                raise Refused(f"Stopped: the server was not ready within {READY_SECONDS:g} s.")
+        time.sleep(LOOK_SECONDS)
+
+
+def answers(url: str) -> bool:
+    """Whether `url` answers with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own address
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def announce(settings: Settings, address: str, *, browser: bool, say: Say) -> None:
+    """Say who can sign in, that it is ready, and show the page where there is a screen."""
+    accounts = json.loads((settings.data_dir / ACCOUNTS_FILE).read_text())
+    for name, account in accounts.items():
+        say(f"{name}: {account['email']}  password {account['password']}  token {account['token']}")
+    say(f"ready: {address}")
+    if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        webbrowser.open(address)
