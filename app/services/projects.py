@@ -21,7 +21,7 @@ from app.models import (
     Role,
     SettingRevision,
 )
-from app.services import audit
+from app.services import accepted, audit
 from app.services.actors import Actor, require, require_admin
 from illume.prompting import DEFAULT_TEMPLATE, check_template
 
@@ -182,6 +182,8 @@ def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[s
         _add_revision(session, actor, project, after, number=(number or 0) + 1)
         if after.overlap != before.overlap:
             _change_slots(session, project, after.overlap)
+        if (after.overlap, after.aggregation) != (before.overlap, before.aggregation):
+            accepted.refresh_prompts(session, project.id)
         changed = sorted(key for key, value in after.model_dump().items() if value != getattr(before, key))
         audit.record(session, actor, "project.settings", f"project:{slug}", project.id, changed=changed)
     session.flush()
