@@ -171,8 +171,9 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, n_rows: int, n_places: int) -> None:
         super().__init__()
-        self.keys = keys.new_empty((n_rows, keys.shape[1], n_places, keys.shape[3]))
-        self.values = values.new_empty((n_rows, values.shape[1], n_places, values.shape[3]))
+        # Zeros, not whatever the memory held: a masked place still meets its value, and nothing times NaN is NaN.
+        self.keys = keys.new_zeros((n_rows, keys.shape[1], n_places, keys.shape[3]))
+        self.values = values.new_zeros((n_rows, values.shape[1], n_places, values.shape[3]))
         self.is_initialized = True
         self.cursor = 0
 
@@ -297,7 +298,8 @@ class _Pool:
         inputs = encode(self.vlm, [prompt.text for prompt in prompts], [prompt.images for prompt in prompts])
         ready = forward_inputs(self.vlm, inputs)
         cache = DynamicCache()
-        output = self.model(**ready, past_key_values=cache, use_cache=True, logits_to_keep=1, return_dict=True)
+        ready |= {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1, "return_dict": True}
+        output = self.model(**ready)
         positions = ready["position_ids"][..., -1] + 1
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         for row, ((index, draws), length) in enumerate(zip(chosen, lengths, strict=True)):

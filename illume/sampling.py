@@ -177,7 +177,8 @@ def _score(
     inputs = encode(vlm, prompts, [example.images for example in examples])
     ready, labels = append_continuations(vlm, inputs, tokens)
     keep = max(len(row) for row in tokens) + 1
-    logits = bare_model(vlm)(**ready, use_cache=False, logits_to_keep=keep, return_dict=True).logits
+    ready |= {"use_cache": False, "logits_to_keep": keep, "return_dict": True}
+    logits = bare_model(vlm)(**ready).logits
     logits, labels = logits[:, -keep:-1].float(), labels[:, -keep + 1 :]
     mask = labels != IGNORED
     chosen = logits.gather(2, labels.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(dim=-1)

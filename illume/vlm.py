@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.video_processing_utils import BaseVideoProcessor
 
 IGNORED = -100
 """The label of a token no loss is taken of."""
@@ -29,6 +29,9 @@ ADAPTER_RECORD = "illume_adapter.json"
 """The file beside an adapter's weights that says which base they belong to."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+_LOAD_ERRORS = (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError)
+"""What the auto classes of transformers raise for folders that lack or garble a file."""
 
 Inputs = dict[str, Any]
 ImageLike = Image.Image | str | Path
@@ -110,23 +113,30 @@ def read_config(base: str) -> Any:
     return config
 
 
-class NoVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]
-    """Stands where a processor insists on a video processor and torchvision, which those need, is absent."""
+class _NoVideo:
+    """Stands where a processor asks its video processor for settings."""
 
     num_frames = fps = None
 
-    def __init__(self) -> None:
-        """Takes no settings: it processes nothing."""
+
+def image_only(kind: type[Any]) -> type[Any]:
+    """The processor class `kind` without its video processor: video processors need torchvision, images do not."""
+
+    def get_attributes(cls: Any) -> list[str]:
+        return [name for name in super(made, cls).get_attributes() if name != "video_processor"]
+
+    made: type[Any] = type(
+        kind.__name__, (kind,), {"video_processor": _NoVideo(), "get_attributes": classmethod(get_attributes)}
+    )
+    return made
 
 
 def _load_processor(base: str, config: Any) -> Any:
     local = Path(base).is_dir()
     try:
         processor = AutoProcessor.from_pretrained(base, local_files_only=local)
-    except ImportError:
-        processor = _assemble_processor(base, config, local)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise VlmError(f"the processor of {base} is missing or cannot be loaded: {error}") from error
+    except _LOAD_ERRORS as error:
+        processor = _assemble_processor(base, config, local, error)
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:
             raise VlmError(f"the processor of {base} is missing or incomplete: it has no {part}")
@@ -136,25 +146,20 @@ def _load_processor(base: str, config: Any) -> Any:
     return processor
 
 
-def _assemble_processor(base: str, config: Any, local: bool) -> Any:
-    """Builds a processor part by part, without its video processor."""
+def _assemble_processor(base: str, config: Any, local: bool, cause: Exception) -> Any:
+    """Builds a processor part by part, without the video processor that may have been the `cause` of a failure."""
     if type(config) not in PROCESSOR_MAPPING:
-        raise VlmError(f"the processor of {base} needs torchvision, which is not installed")
-    kind = PROCESSOR_MAPPING[type(config)]
+        raise VlmError(f"the processor of {base} is missing or cannot be loaded: {cause}") from cause
+    kind = image_only(PROCESSOR_MAPPING[type(config)])
+    loaders = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
     try:
         settings, rest = kind.get_processor_dict(base, local_files_only=local)
-        parts: list[Any] = []
-        for name in kind.get_attributes():
-            if name == "image_processor":
-                parts.append(AutoImageProcessor.from_pretrained(base, local_files_only=local))
-            elif name == "tokenizer":
-                parts.append(AutoTokenizer.from_pretrained(base, local_files_only=local))
-            elif name == "video_processor":
-                parts.append(NoVideoProcessor())
-            else:
-                raise VlmError(f"the processor of {base} needs a {name}, which cannot be loaded here")
-        return kind.from_args_and_dict(parts, settings, **rest)
-    except (OSError, TypeError, KeyError) as error:
+        names = kind.get_attributes()
+        if unknown := [name for name in names if name not in loaders]:
+            raise VlmError(f"the processor of {base} needs a {unknown[0]}, which cannot be loaded here")
+        parts = [loaders[name].from_pretrained(base, local_files_only=local) for name in names]
+        return kind.from_args_and_dict(parts, {**settings, "video_processor": None}, **rest)
+    except _LOAD_ERRORS as error:
         raise VlmError(f"the processor of {base} is missing or cannot be loaded: {error}") from error
 
 
@@ -317,15 +322,18 @@ def encode(
     opened: dict[str, Image.Image] = {}
     pictures = [[_open_once(image, opened) for image in group] for group in images]
     bos = vlm.tokenizer.bos_token
-    batch = vlm.processor(
-        text=prompts,
-        images=pictures,
-        padding=True,
-        padding_side=padding_side,
-        return_tensors="pt",
-        # A chat template that writes the first token itself must not get it twice.
-        add_special_tokens=not (bos and prompts[0].startswith(bos)),
-    )
+    with warnings.catch_warnings():
+        # One family turns tensors into arrays the old way; nothing of ours can change it.
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        batch = vlm.processor(
+            text=prompts,
+            images=pictures,
+            padding=True,
+            padding_side=padding_side,
+            return_tensors="pt",
+            # A chat template that writes the first token itself must not get it twice.
+            add_special_tokens=not (bos and prompts[0].startswith(bos)),
+        )
     inputs = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor) and key != "labels"}
     return {
         key: value.to(vlm.device, vlm.dtype) if value.is_floating_point() else value.to(vlm.device)
