@@ -36,7 +36,11 @@ class RoundClaim:
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """What came out of a round. `adapter` is the key in the store of the best epoch's adapter."""
+    """What came out of a round. `adapter` is the key in the store of the best epoch's adapter.
+
+    `metrics` become the version's: `score` (the primary metric), `means` of every score, the parent's under `parent`,
+    and under `change` the paired intervals of new - parent. `seconds`: how long a run took that was never broken off.
+    """
 
     adapter: str
     activate: bool
@@ -47,7 +51,7 @@ class RoundResult:
     settings_hash: str
     scores: dict[str, Any] = field(default_factory=dict)
     parent_scores: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,11 @@ def claimable() -> Any:
         Round.state == RoundState.queued,
         and_(Round.state.in_((*RUNNING, RoundState.cancelling)), lapsed(Round.beats_at)),
     )
+
+
+def waits(session: Session) -> bool:
+    """Whether a round waits for a worker."""
+    return session.scalar(select(Round.id).where(claimable()).limit(1)) is not None
 
 
 def beat(
@@ -215,15 +224,22 @@ def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVer
     reason = result.reason
     if result.activate and overtaken:
         reason = f"{reason} Not activated: another version became active while the round ran."
-    work = workload(snapshot.counts, epochs=plan.settings["epochs"])
     found.version_id = version.id
-    found.metrics = {**result.metrics, "seconds": result.seconds, "seconds_per_work": result.seconds / max(work, 1e-9)}
+    found.metrics = {**result.metrics, **_pace(result, snapshot)}
     found.decision = {**result.decision, "activate": activate, "reason": reason}
     found.progress = {**found.progress, "fraction": 1.0, "eta_seconds": 0}
     _end(session, found, RoundState.succeeded, version=version.number, activated=activate)
     if activate:
         versions.put_in_force(session, SYSTEM, project, version)
     return version
+
+
+def _pace(result: RoundResult, snapshot: Snapshot) -> dict[str, float]:
+    """How long the round took for its work, from which later ones are estimated."""
+    work = workload(snapshot.counts, epochs=snapshot.settings["project"]["epochs"])
+    if result.seconds is None or work <= 0:
+        return {}
+    return {"seconds": round(result.seconds, 1), "seconds_per_work": result.seconds / work}
 
 
 def fail(session: Session, claim: RoundClaim, error: str) -> bool:

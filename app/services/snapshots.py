@@ -103,11 +103,12 @@ def counts_of(chosen: Selection) -> dict[str, Any]:
 def _content(project: Project, kind: SnapshotKind, plan: dict[str, Any], chosen: Selection) -> bytes:
     """The file: a line on the snapshot itself, then one for each row. Keys are sorted: equal content is equal bytes."""
     head = {"schema_version": SCHEMA_VERSION, "snapshot": kind.value, "project": project.slug, "settings": plan}
-    lines = [head, *(_row_json(row) for row in chosen.rows)]
+    lines = [head, *(row_json(row) for row in chosen.rows)]
     return b"".join(orjson.dumps(line, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE) for line in lines)
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def row_json(row: Row) -> dict[str, Any]:
+    """A row as the file holds it."""
     return {
         "role": row.role.value,
         "prompt": str(row.prompt.id),

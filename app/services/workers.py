@@ -33,6 +33,11 @@ def list_workers(session: Session, *, queue: str | None = None) -> list[Worker]:
     return [worker for worker in workers if queue is None or queue in worker.queues.split(",")]
 
 
+def all_names(session: Session) -> list[str]:
+    """The names of all workers that are known, alive or not."""
+    return list(session.scalars(select(Worker.name)))
+
+
 def remove_worker(session: Session, name: str) -> None:
     """Forget a worker that has stopped, and free its devices."""
     session.execute(delete(DeviceClaim).where(DeviceClaim.worker == name))

@@ -1,0 +1,29 @@
+"""One model process a device at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from app.db import session_scope
+from app.services import workers
+from worker.process import WorkerProcess
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def holding_device(process: WorkerProcess, *, purpose: str) -> Iterator[bool]:
+    """Hold this process's device while the block runs; False where another living worker has it."""
+    with session_scope() as session:
+        held = workers.claim_device(session, process.device_key, worker=process.name, purpose=purpose)
+    if not held:
+        log.info("%s is in use by another worker", process.device_key)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with session_scope() as session:
+            workers.release_device(session, process.device_key, worker=process.name)

@@ -1,0 +1,219 @@
+"""Fills a project's pool of candidate sets: claim, sample, store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.db import session_scope
+from app.errors import DomainError, NotFound
+from app.models import ModelVersion, Project
+from app.services import candidates, round_running
+from app.services.candidates import NewCandidate, PromptData, SamplingClaim
+from app.services.projects import ProjectSettings, settings_of
+from app.services.store import get_store
+from app.settings import get_settings
+from illume.records import Example, Rationale, stable_seed
+from illume.sampling import SamplingSettings, sample_rationales
+from illume.vlm import Vlm
+from worker.device import holding_device
+from worker.model_cache import ModelCache
+from worker.process import WorkerProcess
+
+log = logging.getLogger(__name__)
+
+FIRST_BATCH = 2
+BATCH = {"cpu": 8}
+BATCH_ON_ACCELERATOR = 32
+TURN_SECONDS = 45.0
+"""How long one task fills one pool before it lets other projects have their turn."""
+
+Report = Callable[[int, int], None]
+"""Called with how many sets are ready and how many are wanted."""
+
+Watch = Callable[[], None]
+"""Called often; raises to break off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is sampled at once, outside any transaction."""
+
+    claims: Sequence[SamplingClaim]
+    prompts: dict[int, PromptData]
+    settings: ProjectSettings
+
+
+def fill_pool(process: WorkerProcess, models: ModelCache, project_id: int) -> int:
+    """Sample until the project's pool is full, a round waits, or the turn is over. How many sets were stored."""
+    with session_scope() as session:
+        project = session.get(Project, project_id)
+        if project is None or candidates.pool_needs(session, project) == 0:
+            return 0
+    with holding_device(process, purpose="sampling") as held:
+        return _fill_for_a_turn(process, models, project_id) if held else 0
+
+
+def _fill_for_a_turn(process: WorkerProcess, models: ModelCache, project_id: int) -> int:
+    until = time.monotonic() + TURN_SECONDS
+    stored, limit = 0, FIRST_BATCH
+    while not _round_waits():
+        made = _fill_once(process, models, project_id, target=None, limit=limit, watch=process.check)
+        if made is None:
+            return stored
+        stored, limit = stored + made, batch_size(process)
+        if time.monotonic() > until:
+            queue.send_now(queue.FILL_POOL, project_id)
+            break
+    return stored
+
+
+def fill_for_round(
+    process: WorkerProcess, models: ModelCache, project_id: int, *, report: Report, watch: Watch
+) -> None:
+    """Sample until as many sets are ready as critics should have while a round runs."""
+    with session_scope() as session:
+        target = settings_of(session, session.get_one(Project, project_id)).pool_for_round
+    made: int | None = 0
+    while made is not None:
+        with session_scope() as session:
+            missing = candidates.pool_needs(session, session.get_one(Project, project_id), target=target)
+        report(target - missing, target)
+        if missing == 0:
+            return
+        made = _fill_once(process, models, project_id, target=target, limit=batch_size(process), watch=watch)
+
+
+def batch_size(process: WorkerProcess) -> int:
+    """How many prompts are sampled at once."""
+    return BATCH.get(process.device, BATCH_ON_ACCELERATOR)
+
+
+def _round_waits() -> bool:
+    with session_scope() as session:
+        return round_running.waits(session)
+
+
+def _fill_once(
+    process: WorkerProcess,
+    models: ModelCache,
+    project_id: int,
+    *,
+    target: int | None,
+    limit: int,
+    watch: Watch,
+) -> int | None:
+    """Claim, sample and store one batch. Returns how many sets were stored; None when nothing is left to do."""
+    watch()
+    with session_scope() as session:
+        project = session.get_one(Project, project_id)
+        version = session.get_one(ModelVersion, project.active_version_id)
+    process.heartbeat.doing = f"loading version {version.number} of {project.slug}"
+    try:
+        vlm = models.get(version.base_model, version.adapter)
+        batch = _claim(process, project_id, version, target=target, limit=limit)
+        if batch is None:
+            return None
+        process.heartbeat.doing = f"sampling {len(batch.claims)} prompts of {project.slug}"
+        return _sample_and_store(process, vlm, batch, watch=watch)
+    finally:
+        process.heartbeat.doing = ""
+
+
+def _claim(
+    process: WorkerProcess, project_id: int, version: ModelVersion, *, target: int | None, limit: int
+) -> Batch | None:
+    """The next sets to sample with `version`; None when there are none, or when another version is active by now."""
+    with session_scope() as session:
+        project = session.get_one(Project, project_id)
+        if project.active_version_id != version.id:
+            return None
+        wanted = min(limit, candidates.pool_needs(session, project, target=target))
+        claims = candidates.claim_sampling_batch(session, project, worker=process.name, limit=wanted)
+        prompts = candidates.examples_of(session, [claim.prompt_id for claim in claims])
+        return Batch(claims, prompts, settings_of(session, project)) if claims else None
+
+
+def _sample_and_store(process: WorkerProcess, vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
+    """How many sets of the batch were stored. Broken off, it gives the others back at once."""
+    done = False
+    try:
+        stored = _try_batch(vlm, batch, watch=watch)
+        done = True
+        return stored
+    finally:
+        if not done:
+            with session_scope() as session:
+                candidates.release_sampling(session, process.name)
+
+
+def _try_batch(vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
+    try:
+        sets = _sample(vlm, batch, watch=watch)
+    except (DomainError, ValueError, RuntimeError, OSError) as error:
+        # One broken image must not spoil the sets sampled beside it: each is tried alone.
+        if len(batch.claims) > 1:
+            singles = [Batch([claim], batch.prompts, batch.settings) for claim in batch.claims]
+            return sum(_try_batch(vlm, single, watch=watch) for single in singles)
+        _note_failure(batch.claims[0], error)
+        return 0
+    with session_scope() as session:
+        kept = [_store(session, claim, made) for claim, made in zip(batch.claims, sets, strict=True)]
+    return sum(kept)
+
+
+def _note_failure(claim: SamplingClaim, error: Exception) -> None:
+    log.warning("no candidates for prompt %s: %s", claim.prompt_id, error)
+    with session_scope() as session:
+        candidates.fail_sampling(session, claim.set_id, claim.fence, error=str(error) or type(error).__name__)
+
+
+def _sample(vlm: Vlm, batch: Batch, *, watch: Watch) -> list[list[Rationale]]:
+    settings = batch.settings
+    return sample_rationales(
+        vlm,
+        [example_for(batch.prompts[claim.prompt_id]) for claim in batch.claims],
+        SamplingSettings(
+            temperatures=tuple((float(temperature), count) for temperature, count in settings.temperatures),
+            top_k_share=settings.top_k_share,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
+            redraws=settings.redraws,
+            template=settings.template,
+        ),
+        # The prompt's id is part of each sample's seed, so that the version alone tells two sets of a prompt apart.
+        seed=stable_seed("candidates", batch.claims[0].version_id),
+        progress=lambda _done, _total: watch(),
+    )
+
+
+def example_for(prompt: PromptData) -> Example:
+    """A prompt as the method takes it, its images as files of this machine. Raises NotFound for a lost image."""
+    cache = get_settings().data_dir / "cache" / "images"
+    if not prompt.images:
+        raise NotFound("The prompt has no image.")
+    return Example(
+        id=str(prompt.id),
+        images=tuple(str(get_store().local_path(sha256, cache)) for sha256 in prompt.images),
+        question=prompt.question,
+        answer=prompt.answer,
+        references=prompt.references,
+        split=prompt.split.value,
+        metadata=prompt.metadata,
+    )
+
+
+def _store(session: Session, claim: SamplingClaim, made: list[Rationale]) -> bool:
+    return candidates.store_candidates(
+        session,
+        claim.set_id,
+        claim.fence,
+        answer=made[0].answer if made else None,
+        answer_source=made[0].answer_source if made else None,
+        rationales=[NewCandidate(one.text, one.temperature, one.seed, one.mean_logprob, one.n_tokens) for one in made],
+    )

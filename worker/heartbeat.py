@@ -1,0 +1,86 @@
+"""The thread that says, in the database, that this worker is alive and keeps what it holds."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import psutil
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from app.db import make_engine
+from app.services import candidates, round_running, workers
+from app.services.round_running import RoundClaim
+from app.settings import get_settings
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Beats a worker's row and all its leases from a thread of its own, over a connection of its own.
+
+    So a worker that computes is alive, and one whose process is gone or frozen is not.
+    """
+
+    def __init__(self, worker: str, *, queues: str, device: str) -> None:
+        self.worker, self.queues, self.device = worker, queues, device
+        self.doing = ""
+        settings = get_settings()
+        self._interval = min(3.0, settings.lease_seconds / 6)
+        self._engine = make_engine(settings.database_url, pool_size=1)
+        self._round: RoundClaim | None = None
+        self._ended = threading.Event()
+        self._memory = psutil.Process()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Beat from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop beating, and take this worker off the list."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+        try:
+            with Session(self._engine) as session, session.begin():
+                workers.remove_worker(session, self.worker)
+        except SQLAlchemyError as error:
+            log.warning("this worker could not be taken off the list: %s", error)
+        self._engine.dispose()
+
+    def hold_round(self, claim: RoundClaim) -> None:
+        """Keep the lease of a round from now on."""
+        self._round = claim
+
+    def drop_round(self) -> None:
+        """Keep no round's lease any more."""
+        self._round = None
+
+    def _run(self) -> None:
+        while True:
+            self.beat()
+            if self._ended.wait(self._interval):
+                return
+
+    def beat(self) -> None:
+        """One beat. Without a database it does nothing: leases then lapse for everybody, and fences keep order."""
+        claim = self._round
+        try:
+            with Session(self._engine) as session, session.begin():
+                workers.beat_worker(
+                    session,
+                    self.worker,
+                    queues=self.queues,
+                    device=self.device,
+                    doing=self.doing,
+                    memory_mb=self._memory.memory_info().rss // 2**20,
+                )
+                if self.device:
+                    candidates.beat_sampling(session, self.worker)
+                    workers.beat_devices(session, self.worker)
+                if claim is not None:
+                    round_running.beat(session, claim)
+        except SQLAlchemyError as error:
+            log.warning("no heartbeat: %s", error)

@@ -1,0 +1,56 @@
+"""The one model this process has loaded."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+
+import torch
+
+from app.services.store import get_store
+from app.services.versions import resolve_base
+from app.settings import get_settings
+from illume.vlm import Vlm, load_vlm, set_adapter
+
+
+def device_name() -> str:
+    """The device this process would use: `cpu`, `cuda:0` ..."""
+    wanted = get_settings().device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda:0" if wanted == "cuda" else wanted
+
+
+def adapter_folder(key: str) -> str:
+    """The folder of this machine with the adapter `key` of the store."""
+    return str(get_store().fetch_folder(key, get_settings().data_dir / "cache" / "adapters" / key))
+
+
+@dataclass
+class ModelCache:
+    """At most one model, with at most one adapter; another version of the same base only changes the adapter."""
+
+    _vlm: Vlm | None = None
+    _base: str = field(default="")
+    _adapter: str | None = None
+
+    def get(self, base_model: str, adapter: str | None) -> Vlm:
+        """The version: `base_model` as versions name it, `adapter` as a key of the store. Raises VlmError, NotFound."""
+        base = resolve_base(base_model)
+        if self._vlm is None or self._base != base:
+            self.drop()
+            threads = get_settings().torch_threads
+            if threads:
+                torch.set_num_threads(threads)
+            self._vlm, self._base, self._adapter = load_vlm(base, device=device_name()), base, None
+        if self._adapter != adapter:
+            set_adapter(self._vlm, None if adapter is None else adapter_folder(adapter))
+            self._adapter = adapter
+        return self._vlm
+
+    def drop(self) -> None:
+        """Free the model's memory, for a round that needs it."""
+        self._vlm, self._base, self._adapter = None, "", None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,66 @@
+"""This worker process: its name, what it was asked to serve, and whether it should stop."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from dataclasses import dataclass, field
+
+import psutil
+
+from app.services import workers
+from app.settings import get_settings
+from worker.heartbeat import Heartbeat
+
+
+class Stopping(Exception):
+    """This process was asked to end: what is under way is given back."""
+
+
+@dataclass
+class WorkerProcess:
+    """One worker process. `device` is empty where it serves no model work."""
+
+    name: str
+    queues: tuple[str, ...]
+    device: str
+    heartbeat: Heartbeat
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raise `Stopping` where this process was asked to end."""
+        if self.stop.is_set():
+            raise Stopping
+
+    @property
+    def device_key(self) -> str:
+        """The device's name among all machines."""
+        return f"{socket.gethostname()}/{self.device}"
+
+
+def make_process(queues: tuple[str, ...], *, device: str = "") -> WorkerProcess:
+    """A worker process; nothing beats yet."""
+    # The process id alone may come again: in a container the first process is always number 1.
+    name = f"{get_settings().worker_name}:{os.urandom(3).hex()}"
+    return WorkerProcess(name, queues, device, Heartbeat(name, queues=",".join(queues), device=device))
+
+
+def dead_here(names: list[str]) -> list[str]:
+    """Those of `names` that were workers of this machine and whose process is gone."""
+    dead = []
+    for name in names:
+        host, pid, _ = name.rsplit(":", 2) if name.count(":") >= 2 else ("", "", "")
+        here = host == socket.gethostname() and pid.isdigit()
+        if here and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+            dead.append(name)
+    return dead
+
+
+def bury_dead(process: WorkerProcess) -> None:
+    """Let the leases of this machine's dead workers lapse at once, as nobody else can know yet that they are dead."""
+    from app.db import session_scope
+
+    with session_scope() as session:
+        names = workers.all_names(session)
+        workers.bury(session, [name for name in dead_here(names) if name != process.name])

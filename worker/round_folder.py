@@ -1,0 +1,228 @@
+"""A round's folder on this machine: made from its snapshot, read when the round is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlalchemy.orm import Session
+
+from app.db import session_scope
+from app.models import ModelVersion, Round, Snapshot, SnapshotItemRole
+from app.services import snapshots, versions
+from app.services.round_running import RoundClaim, RoundResult
+from app.services.selection import Row
+from app.services.snapshots import RoundPlan
+from app.services.store import get_store
+from app.settings import get_settings
+from illume.metrics import paired_bootstrap
+from illume.records import Example, TrainingRow
+from illume.tuning_job import EvaluationSettings, TuningJob, TuningSettings, read_json, write_job, write_json
+from worker.filling import example_for
+from worker.model_cache import adapter_folder
+
+MAX_MICRO_BATCH = 32
+IDENTITY = "round.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the database says of a round, read once."""
+
+    identity: dict[str, Any]
+    snapshot: Snapshot
+    plan: RoundPlan
+    parent: ModelVersion
+
+
+def rounds_dir() -> Path:
+    """Where this machine keeps the folders of rounds that are not done."""
+    return get_settings().data_dir / "rounds"
+
+
+def folder_of(claim: RoundClaim) -> Path:
+    """The round's folder on this machine."""
+    return rounds_dir() / str(claim.round_id)
+
+
+def read_order(session: Session, claim: RoundClaim) -> Order:
+    """What is to be done."""
+    found = session.get_one(Round, claim.round_id)
+    snapshot = session.get_one(Snapshot, found.snapshot_id)
+    plan = snapshots.plan_of(snapshot)
+    identity = {"round": found.id, "created_at": found.created_at.isoformat(), "snapshot": snapshot.sha256}
+    return Order(identity, snapshot, plan, session.get_one(ModelVersion, plan.parent_id))
+
+
+def prepare(order: Order, folder: Path) -> bool:
+    """Write the round's folder, unless it is there from an earlier run of the same round. Whether it is new."""
+    if (folder / "job.json").exists() and _identity(folder) == order.identity:
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_json(folder / IDENTITY, order.identity)
+    rows = snapshots.read(order.snapshot)
+    write_job(
+        folder,
+        job_of(order, rows),
+        train=[
+            *_training_rows(rows, SnapshotItemRole.rationale),
+            *_training_rows(rows, SnapshotItemRole.guard),
+        ],
+        val=[_example(row) for row in rows if row.role is SnapshotItemRole.val],
+        heldout=list(_training_rows(rows, SnapshotItemRole.heldout)),
+    )
+    return True
+
+
+def _identity(folder: Path) -> Any:
+    path = folder / IDENTITY
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _example(row: Row) -> Example:
+    return dataclasses.replace(example_for(row.prompt), answer=row.answer)
+
+
+def _training_rows(rows: Sequence[Row], role: SnapshotItemRole) -> Iterator[TrainingRow]:
+    for row in rows:
+        if row.role is role:
+            yield TrainingRow(_example(row), row.rationale)
+
+
+def job_of(order: Order, rows: Sequence[Row]) -> TuningJob:
+    """The job that the snapshot's settings ask for."""
+    plan, chosen, here = order.plan, order.plan.settings, get_settings()
+    settings = TuningSettings(
+        learning_rate=chosen["learning_rate"],
+        epochs=chosen["epochs"],
+        batch_size=chosen["batch_size"],
+        micro_batch_size=min(chosen["batch_size"], MAX_MICRO_BATCH),
+        lora_r=chosen["lora_rank"],
+        lora_alpha=chosen["lora_alpha"],
+        guard_per_rationale=chosen["guard_per_rationale"],
+        seed=plan.seed,
+        device=here.device,
+        threads=here.torch_threads,
+        template=chosen["template"],
+        primary_metric="heldout" if plan.metric == "heldout" else "rouge_l",
+        max_answer_drop=chosen["max_answer_drop"] / 100,
+        evaluation=EvaluationSettings(
+            top_k_share=chosen["top_k_share"], max_new_tokens=chosen["max_new_tokens"], seed=plan.seed
+        ),
+    )
+    with session_scope() as session:
+        known = versions.known_scores(
+            session, order.parent.id, prompts_hash=prompts_hash(rows), settings_hash=settings_hash(plan, settings)
+        )
+    return TuningJob(
+        base=versions.resolve_base(plan.base_model),
+        parent=None if order.parent.adapter is None else adapter_folder(order.parent.adapter),
+        init=chosen["init"],
+        parent_scores=known,
+        settings=settings,
+    )
+
+
+def prompts_hash(rows: Sequence[Row]) -> str:
+    """What scores depend on besides the version and the settings: the val prompts and the held-out rationales."""
+    scored = [row for row in rows if row.role in (SnapshotItemRole.val, SnapshotItemRole.heldout)]
+    lines = (orjson.dumps(snapshots.row_json(row), option=orjson.OPT_SORT_KEYS) for row in scored)
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()
+
+
+def settings_hash(plan: RoundPlan, settings: TuningSettings) -> str:
+    """The settings that scores depend on."""
+    parts = {
+        "base": plan.base_model,
+        "template": settings.template,
+        "evaluation": dataclasses.asdict(settings.evaluation),
+    }
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def read_result(order: Order, folder: Path, *, seconds: float | None) -> RoundResult:
+    """What came out of the round in `folder`; the adapter goes into the store. `seconds`: how long a whole run took."""
+    result = read_json(folder / "result.json")
+    job = TuningJob.from_json(read_json(folder / "job.json"))
+    new, parent = result["evaluation"]["new"], result["evaluation"]["parent"]
+    kept = ("best_epoch", "n_rationale", "n_vqa_only", "w", "metric", "metric_name", "epochs")
+    metrics = {
+        **summary(new, metric=result["metric"]),
+        **{name: result[name] for name in kept},
+        "parent": summary(parent, metric=result["metric"]),
+        "change": changes(new, parent, metric=result["metric"], seed=job.settings.seed),
+    }
+    return RoundResult(
+        adapter=get_store().put_folder(folder / "adapter"),
+        activate=bool(result["decision"]["activate"]),
+        reason=str(result["decision"]["reason"]),
+        decision=result["decision"],
+        metrics=metrics,
+        prompts_hash=prompts_hash(snapshots.read(order.snapshot)),
+        settings_hash=settings_hash(order.plan, job.settings),
+        scores=new,
+        parent_scores=parent,
+        seconds=seconds,
+    )
+
+
+def summary(scores: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
+    """The means of a version's scores. `score` is that of the primary metric; the others are named as in `changes`."""
+    means = {}
+    for name, values in _by_prompt(scores).items():
+        present = [value for value in values if value is not None]
+        if present:
+            means[name] = sum(present) / len(present)
+    for style in ("greedy", "sampled"):
+        part = scores.get("gold", {}).get(style, {}).get("means", {})
+        if part.get("bleu"):
+            means[f"{style}_bleu_4"] = part["bleu"][-1]
+        if part.get("distinct_2") is not None:
+            means[f"{style}_distinct_2"] = part["distinct_2"]
+    return {"score": means.get("heldout" if metric == "heldout" else "sampled_rouge_l"), "means": means}
+
+
+def changes(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str, seed: int) -> dict[str, Any]:
+    """New minus parent, prompt by prompt: mean and paired 95 % interval of every score; `score` is the primary one."""
+    before, after = _by_prompt(parent), _by_prompt(new)
+    found: dict[str, Any] = {}
+    for name in after:
+        pairs = [
+            (a, b) for a, b in zip(after[name], before.get(name, ()), strict=False) if a is not None and b is not None
+        ]
+        if pairs:
+            interval = paired_bootstrap([a for a, _ in pairs], [b for _, b in pairs], seed=seed)
+            found[name] = dataclasses.asdict(interval)
+    primary = "heldout" if metric == "heldout" else "sampled_rouge_l"
+    return {**found, "score": found.get(primary)}
+
+
+def _by_prompt(scores: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    """Every score of a version by prompt: `greedy_rouge_l`, `own_sampled_faithful`, `answer_accuracy` ..."""
+    found: dict[str, list[float | None]] = {}
+    for part, prefix in (("gold", ""), ("own", "own_")):
+        for style in ("greedy", "sampled"):
+            for name in ("rouge_l", "cider", "faithful"):
+                values = scores.get(part, {}).get(style, {}).get(name)
+                if values is not None:
+                    found[f"{prefix}{style}_{name}"] = list(values)
+    if "answers" in scores:
+        found["answer_accuracy"] = [
+            None if correct is None else float(correct) for correct in scores["answers"]["correct"]
+        ]
+    if "heldout" in scores:
+        found["heldout"] = list(scores["heldout"]["mean_logprob"])
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Remove a round's folder: what counts of it is in the store and the database."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,210 @@
+"""Runs a round: fills the pool, starts the tuning process, watches it, and puts down what came out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from app.db import session_scope
+from app.errors import DomainError
+from app.models import RoundState
+from app.services import round_running
+from app.services.round_running import Beat, RoundClaim
+from app.supervise import ending, stop_child
+from illume.tuning_job import EXIT_DONE, EXIT_FAILED
+from worker import child_process, round_folder
+from worker.device import holding_device
+from worker.filling import fill_for_round
+from worker.model_cache import ModelCache
+from worker.process import Stopping, WorkerProcess
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.25
+BEAT_SECONDS = 1.0
+STOP_PATIENCE = 8.0
+"""Seconds a tuning process has for its checkpoint when it is told to stop."""
+
+MAX_EVENTS = 500
+STATE_OF_STAGE = {
+    "preparing": RoundState.preparing,
+    "training": RoundState.training,
+    "evaluating": RoundState.evaluating,
+}
+
+
+class LeaseLost(Exception):
+    """Another worker has taken the round over, or it has ended."""
+
+
+class Cancelled(Exception):
+    """The round is to be cancelled."""
+
+
+@dataclass
+class Watch:
+    """Keeps a round's lease and says how far it is, about once a second."""
+
+    process: WorkerProcess
+    claim: RoundClaim
+    state: RoundState = RoundState.preparing
+    progress: dict[str, Any] = field(default_factory=dict)
+    epochs_done: int | None = None
+    beat_at: float = 0.0
+
+    def report(self, ready: int, wanted: int) -> None:
+        """The pool is being filled before the round."""
+        self.progress = {"stage": "filling", "ready": ready, "wanted": wanted, "fraction": 0.0, "eta_seconds": None}
+        self.process.heartbeat.doing = f"filling the pool before round {self.claim.round_id}: {ready} of {wanted}"
+        self.beat_at = 0.0
+        self()
+
+    def __call__(self, *, advanced: bool = False) -> None:
+        """Raise `Stopping`, `Cancelled` or `LeaseLost` where the work should end."""
+        self.process.check()
+        moment = time.monotonic()
+        if moment - self.beat_at < BEAT_SECONDS and not advanced:
+            return
+        self.beat_at = moment
+        found = self._beat(advanced)
+        if found is not None and not found.held:
+            raise LeaseLost
+        if found is not None and found.cancelling:
+            raise Cancelled
+
+    def _beat(self, advanced: bool) -> Beat | None:
+        try:
+            with session_scope() as session:
+                return round_running.beat(
+                    session, self.claim, state=self.state, progress=self.progress or None, advanced=advanced
+                )
+        except OperationalError as error:
+            # The round goes on without a database; whether it is still ours is known when it is back.
+            log.warning("round %s: no database: %s", self.claim.round_id, error)
+            return None
+
+    def look(self, folder: Path) -> None:
+        """Take over what the tuning process says of itself, and beat."""
+        progress = child_process.read_progress(folder)
+        epochs_done = child_process.epochs_done(folder)
+        advanced = self.epochs_done is not None and epochs_done > self.epochs_done
+        self.epochs_done = epochs_done
+        if progress:
+            self.progress = progress
+            self.state = STATE_OF_STAGE.get(progress.get("stage", ""), self.state)
+            self.process.heartbeat.doing = f"round {self.claim.round_id}: {progress.get('stage')}"
+        self(advanced=advanced)
+
+
+def run_next_round(process: WorkerProcess, models: ModelCache) -> None:
+    """Take up the oldest round that waits, and run it until it ends, is cancelled, or this process should end."""
+    with session_scope() as session:
+        if not round_running.waits(session):
+            return
+    with holding_device(process, purpose="round") as held:
+        if not held:
+            return
+        with session_scope() as session:
+            claim = round_running.claim_round(session, worker=process.name)
+        if claim is None:
+            return
+        process.heartbeat.hold_round(claim)
+        try:
+            _run(process, models, claim)
+        finally:
+            process.heartbeat.drop_round()
+            process.heartbeat.doing = ""
+
+
+def _run(process: WorkerProcess, models: ModelCache, claim: RoundClaim) -> None:
+    watch = Watch(process, claim)
+    try:
+        fill_for_round(process, models, claim.project_id, report=watch.report, watch=watch)
+        models.drop()
+        _tune(claim, watch)
+    except LeaseLost:
+        log.warning("round %s is no longer ours", claim.round_id)
+    except Cancelled:
+        with session_scope() as session:
+            round_running.finish_cancel(session, claim)
+    except Stopping:
+        with session_scope() as session:
+            round_running.release(session, claim)
+        raise
+    except (DomainError, ValueError, RuntimeError, OSError) as error:
+        log.warning("round %s failed: %s", claim.round_id, error)
+        with session_scope() as session:
+            round_running.fail(session, claim, str(error) or type(error).__name__)
+
+
+def _tune(claim: RoundClaim, watch: Watch) -> None:
+    folder = round_folder.folder_of(claim)
+    child_process.end_left_over(folder)
+    with session_scope() as session:
+        order = round_folder.read_order(session, claim)
+    is_new = round_folder.prepare(order, folder)
+    if is_new:
+        with session_scope() as session:
+            round_running.forget_events(session, claim)
+    started = time.monotonic()
+    if not (folder / "result.json").exists():
+        code = _watch_child(folder, claim, watch)
+        if code != EXIT_DONE:
+            _put_back_or_fail(folder, claim, code)
+            return
+    # A resumed round says nothing of how long a whole one takes.
+    seconds = time.monotonic() - started if is_new else None
+    result = round_folder.read_result(order, folder, seconds=seconds)
+    with session_scope() as session:
+        version = round_running.finish(session, claim, result)
+    if version is None:
+        raise LeaseLost
+    round_folder.forget(folder)
+
+
+def _watch_child(folder: Path, claim: RoundClaim, watch: Watch) -> int:
+    """Run the tuning process and watch it to its end. Its exit code; whatever ends the watching ends the process."""
+    (folder / "progress.json").unlink(missing_ok=True)
+    child = child_process.start(folder)
+    tail = child_process.EventTail(folder / "events.jsonl")
+    try:
+        while (code := child.poll()) is None:
+            watch.look(folder)
+            _store_events(claim, tail)
+            time.sleep(LOOK_SECONDS)
+    finally:
+        stop_child(child, patience=STOP_PATIENCE)
+    while _store_events(claim, tail):
+        pass
+    return code
+
+
+def _store_events(claim: RoundClaim, tail: child_process.EventTail) -> bool:
+    """Store the next lines of the event file. Whether there were any."""
+    lines = tail.read(MAX_EVENTS)
+    if not lines:
+        return False
+    try:
+        with session_scope() as session:
+            round_running.add_events(session, claim, lines)
+    except OperationalError as error:
+        tail.back(lines)
+        log.warning("round %s: events wait for the database: %s", claim.round_id, error)
+        return False
+    return True
+
+
+def _put_back_or_fail(folder: Path, claim: RoundClaim, code: int) -> None:
+    """A process that says why it failed has failed; one that was ended goes on from its last checkpoint."""
+    with session_scope() as session:
+        if code == EXIT_FAILED:
+            round_running.fail(session, claim, child_process.read_error(folder))
+        else:
+            log.warning("round %s: the tuning process ended with %s", claim.round_id, ending(code))
+            error = f"the tuning process ended with {ending(code)}"
+            round_running.release(session, claim, error=error, counts=True)

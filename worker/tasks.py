@@ -1,0 +1,83 @@
+"""The tasks. Each looks whether there is still something to do, so that a lost or doubled message does no harm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+
+from app import queue
+from app.services import imports, sweep
+from worker.process import Stopping, WorkerProcess
+
+log = logging.getLogger(__name__)
+
+
+class Tasks:
+    """The tasks of one worker process. What needs a model is loaded with the first task that does: a worker of other
+    queues stays small."""
+
+    def __init__(self, process: WorkerProcess | None) -> None:
+        self._process = process
+        self._models: Any = None
+
+    @property
+    def process(self) -> WorkerProcess:
+        """The worker process. Raises RuntimeError in a process that only sends."""
+        if self._process is None:
+            raise RuntimeError("this process runs no tasks")
+        return self._process
+
+    @property
+    def models(self) -> Any:
+        """The model this process has loaded, if any."""
+        if self._models is None:
+            from worker.model_cache import ModelCache
+
+            self._models = ModelCache()
+        return self._models
+
+    def fill_pool(self, project_id: int) -> None:
+        """Sample candidate sets for a project."""
+        from worker.filling import fill_pool
+
+        fill_pool(self.process, self.models, project_id)
+
+    def run_round(self, round_id: int) -> None:  # noqa: ARG002 - the message only says 'look'
+        """Run the oldest round that waits for a worker."""
+        from worker.rounds import run_next_round
+
+        run_next_round(self.process, self.models)
+
+    def sweep(self) -> None:
+        """Look for what is due."""
+        sweep.run()
+
+    def run_import(self, import_id: int) -> None:
+        """Take in a file of prompts."""
+        imports.run(import_id, worker=self.process.name, check=self.process.check)
+
+
+def register(celery: Celery, process: WorkerProcess | None) -> None:
+    """Give `celery` every task of `app.queue`, run by `process`."""
+    own = Tasks(process)
+    for name, function in (
+        (queue.FILL_POOL, own.fill_pool),
+        (queue.RUN_ROUND, own.run_round),
+        (queue.SWEEP, own.sweep),
+        (queue.RUN_IMPORT, own.run_import),
+    ):
+        celery.task(_stoppable(function), name=name)
+
+
+def _stoppable(function: Callable[..., None]) -> Callable[..., None]:
+    def task(*ids: int) -> None:
+        try:
+            function(*ids)
+        except Stopping:
+            log.info("broken off, to be taken up elsewhere")
+
+    task.__doc__ = function.__doc__
+    return task
