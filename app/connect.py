@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -118,6 +119,18 @@ def keep_secret_key(settings: Settings) -> None:
             "Choose another: --data-dir DIR, or ILLUME_DATA_DIR=DIR.",
             code=2,
         ) from error
+
+
+def refuse_used_port(host: str, port: int) -> None:
+    """Raise Refused where somebody listens on `port` of `host` already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise Refused(
+                f"Port {port} of {host} cannot be used ({error.args[-1]}). Choose another with --port.", code=2
+            ) from error
 
 
 @contextlib.contextmanager

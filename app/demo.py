@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
 import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from app import migrate
-from app.connect import Refused, services, set_environment, until_stopped, wait_for_database
+from app.connect import Refused, refuse_used_port, services, set_environment, until_stopped, wait_for_database
 from app.embedded import Embedded, free_port, write_private
 from app.settings import Settings, get_settings
 from app.supervise import GaveUp, Supervised, start_child, stop_all
@@ -28,48 +25,24 @@ LOOK_SECONDS = 0.2
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What `illume demo` was asked for. Port 0 takes a free one."""
-
-    port: int = 8000
-    data_dir: Path | None = None
-    browser: bool = True
-
-
-def run(wishes: Wishes, *, say: Say) -> int:
-    """Run the demo until it is told to stop. Returns the exit code; raises Refused."""
-    port = wishes.port or free_port()
-    chosen = {"ILLUME_HOST": "127.0.0.1", "ILLUME_PORT": str(port)}
-    if wishes.data_dir is not None:
-        chosen["ILLUME_DATA_DIR"] = str(wishes.data_dir.absolute())
-    set_environment(chosen)
-    refuse_used_port(port)
+def run(*, port: int, browser: bool, say: Say) -> int:
+    """Run the demo until it is told to stop; port 0 takes a free one. Returns the exit code; raises Refused."""
+    port = port or free_port()
+    set_environment({"ILLUME_HOST": "127.0.0.1", "ILLUME_PORT": str(port)})
+    refuse_used_port("127.0.0.1", port)
     with until_stopped() as stopping, services() as embedded:
         children: list[Supervised] = []
         try:
             settings = get_settings()
             prepare(settings, say=say)
             children = processes(settings)
-            serve(children, embedded, settings, wishes, say=say)
+            serve(children, embedded, settings, browser=browser, say=say)
         except GaveUp as error:
             raise Refused(f"Stopped: {error}. Its log is in {settings.data_dir / 'logs'}.") from error
         finally:
             stopping()
             stop_all(children)
     return 0
-
-
-def refuse_used_port(port: int) -> None:
-    """Raise Refused where somebody listens on `port` already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise Refused(
-                f"Port {port} of 127.0.0.1 cannot be used ({error.args[-1]}). Choose another with --port.", code=2
-            ) from error
 
 
 def prepare(settings: Settings, *, say: Say) -> None:
@@ -107,7 +80,7 @@ def processes(settings: Settings) -> list[Supervised]:
 
 
 def serve(
-    children: list[Supervised], embedded: Embedded | None, settings: Settings, wishes: Wishes, *, say: Say
+    children: list[Supervised], embedded: Embedded | None, settings: Settings, *, browser: bool, say: Say
 ) -> None:
     """Start the children and keep them running; say `ready` once. Ends by `Stopped`, GaveUp or Refused."""
     address = f"http://127.0.0.1:{settings.port}"
@@ -124,7 +97,7 @@ def serve(
         if give_up_at is not None:
             if answers(f"{address}/readyz"):
                 give_up_at = None
-                announce(settings, address, browser=wishes.browser, say=say)
+                announce(settings, address, browser=browser, say=say)
             elif now > give_up_at:
                 raise Refused(f"Stopped: the server was not ready within {READY_SECONDS:g} s.")
         time.sleep(LOOK_SECONDS)
