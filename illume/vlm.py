@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import check_target_module_exists
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -209,7 +210,7 @@ def save_adapter(vlm: Vlm, folder: str) -> None:
     """Writes the adapter of `vlm.model` into `folder`, with a record of the base it belongs to."""
     if not isinstance(vlm.model, PeftModel):
         raise VlmError("the model has no adapter to save")
-    vlm.model.save_pretrained(folder)
+    vlm.model.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub about the base
     record = {"base": vlm.base, "base_fingerprint": base_fingerprint(vlm.base)}
     (Path(folder) / ADAPTER_RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
@@ -255,7 +256,18 @@ def check_adapter(base: str, adapter: str, *, config: Any = None) -> None:
     config = read_config(base) if config is None else config
     with torch.device("meta"):
         skeleton = AutoModelForImageTextToText.from_config(config)
-    _check_shapes(base, adapter, dict(skeleton.named_modules()), _tensor_shapes(folder / "adapter_model.safetensors"))
+    modules = dict(skeleton.named_modules())
+    shapes = _tensor_shapes(folder / "adapter_model.safetensors")
+    _check_shapes(base, adapter, modules, shapes)
+    settings = PeftConfig.from_pretrained(adapter)
+    wanted = {name for name, module in modules.items() if hasattr(module, "weight") and _is_target(settings, name)}
+    brought = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in shapes}
+    if missing := sorted(wanted - brought):
+        raise VlmError(f"the adapter {adapter} was made for another base: it brings nothing for {missing[0]} of {base}")
+
+
+def _is_target(settings: Any, name: str) -> bool:
+    return bool(check_target_module_exists(settings, name))
 
 
 def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -266,7 +266,10 @@ def make_gemma3(folder: Path, *, seed: int = 0) -> Path:
         image_seq_length=4,
         chat_template=chat_template("<start_of_image>", tail="{{ '\\n' }}"),
     )
-    return _save(Gemma3ForConditionalGeneration(config), processor, folder)
+    model = Gemma3ForConditionalGeneration(config)
+    # An untrained projector is zero, and the model blind.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
+    return _save(model, processor, folder)
 
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {
