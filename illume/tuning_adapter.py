@@ -72,7 +72,7 @@ def begin_adapter(vlm: Vlm, *, init: Init, parent: str | None, settings: TuningS
         vlm.adapter = None
     if settings.gradient_checkpointing:
         bare = bare_model(vlm)
-        bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        bare.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def trainable(vlm: Vlm) -> dict[str, nn.Parameter]:

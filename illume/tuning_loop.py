@@ -144,11 +144,11 @@ class Training:
     # One step
 
     def _forward(self, prepared: Prepared) -> torch.Tensor:
-        inputs = dict(prepared.inputs)
+        inputs = prepared.inputs | {"use_cache": False}
         if self._keeps_logits:
             inputs["logits_to_keep"] = prepared.kept + 1
         with self._autocast(), remembered_features(self.vlm, prepared):
-            logits = self.vlm.model(**inputs, use_cache=False).logits
+            logits = self.vlm.model(**inputs).logits
         return continuation_loss(logits[:, -prepared.kept - 1 :], prepared.labels)
 
     def _autocast(self) -> AbstractContextManager[Any]:

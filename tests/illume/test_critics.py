@@ -15,6 +15,7 @@ from illume.critics import (
     rationale_rows,
     rouge_critic,
     truth_critic,
+    untruth_critic,
     with_mistakes,
 )
 from illume.records import Example, Rationale, Verdict
@@ -53,7 +54,27 @@ class TestRougeCritic:
             rouge_critic()(example(references=()), CANDIDATES)
 
 
+SCENE = {
+    "setting": "park",
+    "weather": "clear",
+    "time": "noon",
+    "objects": [
+        {"kind": "elephant", "column": "middle", "row": "back"},
+        {"kind": "lion", "column": "right", "row": "back"},
+    ],
+}
+
+
 class TestTruthCritic:
+    asked = example(question="can you see a lion?", metadata={"scene": SCENE})
+    candidates = (rationale("the lion is at the back right"), rationale("the lion is at the front left"))
+
+    def test_picks_what_the_scene_bears_out(self) -> None:
+        assert truth_critic()(self.asked, self.candidates).picks == (0,)
+
+    def test_its_opposite_picks_the_rest(self) -> None:
+        assert untruth_critic()(self.asked, self.candidates).picks == (1,)
+
     def test_needs_a_scene(self) -> None:
         with pytest.raises(ValueError, match="no scene"):
             truth_critic()(example(), CANDIDATES)

@@ -160,6 +160,17 @@ class TestDistinctN:
 
 
 class TestFaithful:
+    def test_a_claim_is_held_against_the_scene(self) -> None:
+        scene = {
+            "setting": "park",
+            "weather": "clear",
+            "time": "noon",
+            "objects": [{"kind": "lion", "column": "right", "row": "back"}],
+        }
+        asked = {"question": "can you see a lion?", "answer": "yes", "metadata": {"scene": scene}}
+        assert faithful("the lion is at the back right", **asked) is True
+        assert faithful("the lion is at the front left", **asked) is False
+
     def test_without_a_scene_there_is_no_score(self) -> None:
         assert faithful("there is a dog", question="q", answer="a", metadata={}) is None
 
