@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, field_validator
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -57,11 +57,10 @@ class ProjectSettings(BaseModel):
     )
     base_model: str = Field("starter", min_length=1, max_length=500, description="'starter', a folder or a hub name")
     template: str = Field(DEFAULT_TEMPLATE, max_length=4000)
-    temperatures: list[tuple[float, int]] = Field(
+    temperatures: list[Annotated[tuple[float, int], Strict(False)]] = Field(
         [(0.0, 1), (0.3, 2), (0.7, 2), (1.0, 1)],
         min_length=1,
         max_length=20,
-        strict=False,
         description="Temperature and how many candidates at it; 0 is greedy",
     )
     top_k_share: float = Field(0.1, gt=0, le=1, description="Share of the vocabulary that is sampled from")

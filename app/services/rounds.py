@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.errors import Conflict, NotFound
-from app.models import Project, Prompt, Role, Round, RoundEvent, RoundState, RoundTrigger, Snapshot, SnapshotKind
+from app.models import Project, Role, Round, RoundEvent, RoundState, RoundTrigger, Snapshot, SnapshotKind
 from app.models.states import ACTIVE_ROUND_STATES
 from app.services import audit, snapshots
+from app.services.accepted import fresh_count
 from app.services.actors import SYSTEM, Actor, require
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.projects import ProjectSettings, settings_of
@@ -141,27 +142,27 @@ def _flush_one_active(session: Session, changed: Round) -> None:
         raise Conflict("A round of this project is going on: wait for it or cancel it.") from error
 
 
-def fresh_count(session: Session, project: Project) -> int:
-    """How many prompts have newly got an accepted rationale since the last round's snapshot."""
-    query = select(func.count()).select_from(Prompt).where(Prompt.project_id == project.id, Prompt.fresh)
-    return session.scalar(query) or 0
-
-
 def is_due(session: Session, project: Project, settings: ProjectSettings) -> bool:
     """Whether a round should start by itself."""
     return (
         settings.auto_rounds
         and project.active_version_id is not None
-        and fresh_count(session, project) >= settings.round_every
+        and fresh_count(session, project, limit=settings.round_every) >= settings.round_every
         and active_round(session, project) is None
     )
 
 
 def start_if_due(session: Session, project: Project) -> Round | None:
-    """Start a round where enough prompts have newly got an accepted rationale and none is going on."""
+    """Start a round where enough prompts have newly got an accepted rationale and none is going on.
+
+    Waits for nobody: where the project is being changed at this moment nothing starts, and the sweep looks again.
+    """
     if not is_due(session, project, settings_of(session, project)):
         return None
-    lock_project(session, project)
+    free = select(Project.id).where(Project.id == project.id).with_for_update(key_share=True, skip_locked=True)
+    if session.scalar(free) is None:
+        return None
+    session.refresh(project)
     if not is_due(session, project, settings_of(session, project)):  # somebody else was quicker
         return None
     return start(session, SYSTEM, project, trigger=RoundTrigger.auto)
