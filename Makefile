@@ -1,0 +1,51 @@
+# The one place that knows how to set up. `make demo` runs everything on this machine, `make test` tests it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+ASSETS := static/vendor/fetched
+DEMO :=
+TESTS :=
+
+.PHONY: help demo test test-slow check clean
+
+help:
+	@echo "make demo    run everything on this machine; DEMO='--port 8001' passes options"
+	@echo "make test    run the tests, in a browser too; TESTS='tests/app -x' passes options"
+	@echo "make test-slow   run the tests that take long"
+	@echo "make check   lint, types, imports, migrations"
+	@echo "make clean   remove what set-up made; data stays"
+
+demo: $(INSTALLED) $(ASSETS)
+	@exec $(PYTHON) -m app.cli demo $(DEMO)
+
+test: $(INSTALLED) $(ASSETS)
+	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest $(TESTS)
+
+test-slow: $(INSTALLED) $(ASSETS)
+	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest -m slow $(TESTS)
+
+check: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PYTHON) tools/check_migrations.py
+
+clean:
+	rm -rf $(VENV) node_modules static/vendor build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@[ -x $(PYTHON) ] || { python=$$(tools/find-python) && "$$python" -m venv $(VENV); }
+	@echo "Installing; the first time this takes some minutes."
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' || \
+		{ echo "The packages could not be installed: pip reaches no package index, or lacks one for this machine (see above)." >&2; exit 1; }
+	@touch $@
+
+$(ASSETS): package.json package-lock.json tools/fetch-assets | $(INSTALLED)
+	@tools/fetch-assets $(PYTHON)
+	@touch $@
