@@ -1,0 +1,35 @@
+"""Feedback for the tests of snapshots and rounds: prompts judged as a critic would."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from app.models import Image, Project, Prompt, PromptState
+from app.services import accepted
+from app.services.actors import Actor
+from tests import factories
+
+
+def judge(
+    session: Session,
+    project: Project,
+    critic: Actor,
+    *,
+    picks: int = 1,
+    images: list[Image] | None = None,
+    answer: str | None = "a red umbrella",
+) -> Prompt:
+    """A prompt of which `picks` candidates were picked; its accepted rationales stand."""
+    prompt = factories.make_prompt(session, project, images=images, answer=answer)
+    offered = factories.make_candidate_set(session, project, prompt=prompt)
+    if answer is None:
+        offered.answer, offered.answer_source = "an own answer", "own"
+    assignment = factories.make_assignment(session, offered, critic)
+    factories.make_verdict(
+        session, assignment, picks=[one.id for one in factories.candidates_of(session, offered)][:picks]
+    )
+    prompt.state = PromptState.judged
+    session.flush()
+    accepted.refresh_prompt(session, prompt.id)
+    session.refresh(prompt)
+    return prompt
