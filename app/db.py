@@ -22,6 +22,10 @@ NAMING = {
     "pk": "pk_%(table_name)s",
 }
 
+# Connections of a process beside the `pool_size` of its requests: for kinds with places of their own, and for health.
+IMAGES, UPLOADS, STREAMS = 2, 2, 2
+BESIDE = IMAGES + UPLOADS + STREAMS + 1
+
 
 class Base(DeclarativeBase):
     """Base of all tables. Times are with time zone, dictionaries and lists are JSONB."""
@@ -61,7 +65,7 @@ def make_engine(url: str, *, pool_size: int) -> Engine:
 def get_engine() -> Engine:
     """The engine of this process."""
     settings = get_settings()
-    return make_engine(settings.database_url, pool_size=settings.pool_size)
+    return make_engine(settings.database_url, pool_size=settings.pool_size + BESIDE)
 
 
 @functools.cache

@@ -1,0 +1,11 @@
+"""The REST interface under /api/v1: JSON, bearer tokens, problem+json."""
+
+from fastapi import APIRouter
+
+from app.api import assignments, datasets, images, imports, projects, prompts, rounds, users
+
+router = APIRouter()
+for part in (projects, images, prompts, imports, assignments, rounds, datasets, users):
+    router.include_router(part.router)
+
+__all__ = ["router"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class Picture:
     media_type: str
     width: int
     height: int
+
+    @property
+    def sha256(self) -> str:
+        """Its name in the store."""
+        return hashlib.sha256(self.data).hexdigest()
 
 
 def encode(data: bytes) -> Picture:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.interfaces import ORMOption
 
+from app import queue
 from app.errors import Conflict, DomainError, Invalid, NotFound
 from app.models import (
     Candidate,
@@ -26,7 +27,7 @@ from app.models import (
     Role,
     Split,
 )
-from app.services import audit
+from app.services import accepted, audit
 from app.services.actors import Actor, require
 from app.services.images import usable_by
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
@@ -122,6 +123,8 @@ def add_prompts(
         except IntegrityError:
             continue
         results |= {index: AddResult(prompt, created=True) for index, prompt in zip(todo, added, strict=True)}
+        if any(prompt.state == PromptState.waiting and prompt.split == Split.train for prompt in added):
+            queue.send(session, queue.FILL_POOL, project.id)
         return [results[index] for index in range(len(items))]
     raise Conflict("The same prompts are being added by somebody else: try again.")
 
@@ -240,6 +243,21 @@ def get_prompt(session: Session, actor: Actor, prompt_id: int, need: Role = Role
     return prompt
 
 
+def load(session: Session, prompt_ids: Sequence[int]) -> list[Prompt]:
+    """Prompts with their images loaded, in the order of `prompt_ids`. Asks nothing about rights."""
+    found = session.scalars(
+        select(Prompt).where(Prompt.id.in_(prompt_ids)).options(*WITH_IMAGES).execution_options(populate_existing=True)
+    )
+    by_id = {prompt.id: prompt for prompt in found}
+    return [by_id[prompt_id] for prompt_id in prompt_ids]
+
+
+def candidate_sets_of(session: Session, prompt: Prompt) -> list[CandidateSet]:
+    """The candidate sets of a prompt, oldest first, with their candidates. Not for critics."""
+    query = select(CandidateSet).where(CandidateSet.prompt_id == prompt.id).order_by(CandidateSet.id)
+    return list(session.scalars(query.options(selectinload(CandidateSet.candidates))))
+
+
 def list_prompts(
     session: Session,
     actor: Actor,
@@ -339,3 +357,6 @@ def _change_state(session: Session, prompt: Prompt, wanted: object) -> None:
         prompt.state = PromptState.ready
     else:
         prompt.state = PromptState.judged if prompt.has_accepted else PromptState.waiting
+    session.flush()
+    accepted.refresh_prompt(session, prompt.id)
+    session.refresh(prompt, ["has_accepted", "fresh"])

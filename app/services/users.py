@@ -228,6 +228,11 @@ def _count_try(session: Session, keys: list[str]) -> list[int]:
     return [row.id for row in rows]
 
 
+def password_fits(user: User, password: str) -> bool:
+    """Whether `password` is the person's own."""
+    return user.password_hash is not None and _fits(user.password_hash, password)
+
+
 def _fits(stored: str, password: str) -> bool:
     try:
         return _hasher().verify(stored, password)
@@ -312,6 +317,14 @@ def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
 
 def actor_for_token(session: Session, plain: str) -> Actor:
     """Who bears a token. Raises `Unauthenticated`."""
+    actor = find_actor_for_token(session, plain)
+    if actor is None:
+        raise Unauthenticated("The token is not valid: it is unknown, expired or revoked.")
+    return actor
+
+
+def find_actor_for_token(session: Session, plain: str) -> Actor | None:
+    """Who bears a token; None where it is unknown, expired or revoked, or its person disabled."""
     row = session.execute(
         select(
             User.id, User.email, User.role, Token.id.label("token_id"), Token.scope, Token.max_open, Token.last_used_at
@@ -325,7 +338,7 @@ def actor_for_token(session: Session, plain: str) -> Actor:
         )
     ).one_or_none()
     if row is None:
-        raise Unauthenticated("The token is not valid: it is unknown, expired or revoked.")
+        return None
     if row.last_used_at is None or _now() - row.last_used_at > timedelta(minutes=1):
         _note_use(session, row.token_id)
     return Actor(

@@ -1,0 +1,94 @@
+"""Claims and verdicts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query
+from starlette.responses import Response
+
+from app.api.responses import Json
+from app.api.schemas import ListOut
+from app.deps import ActorDep, SessionDep
+from app.services import assignments, projects, verdicts
+from app.services.actors import parse_id
+from app.services.paging import MAX_LIMIT
+
+router = APIRouter(tags=["judging"])
+
+
+@router.post(
+    "/projects/{slug}/assignments",
+    status_code=201,
+    response_class=Json,
+    responses={200: {"description": "max_open are held: the oldest of them"}, 204: {"description": "None is ready"}},
+)
+def claim(session: SessionDep, actor: ActorDep, slug: str) -> Response:
+    """Claim the next candidate set."""
+    claimed = assignments.claim(session, actor, projects.get_project(session, actor, slug))
+    if claimed is None:
+        return Response(status_code=204)
+    return Json(claimed.body, status_code=200 if claimed.resumed else 201)
+
+
+@router.get("/assignments/{assignment_id}", response_class=Json)
+def get_assignment(session: SessionDep, actor: ActorDep, assignment_id: str) -> Json:
+    """A claim as its critic sees it."""
+    return Json(assignments.get_assignment(session, actor, parse_id(assignment_id)).body)
+
+
+@router.post("/assignments/{assignment_id}/heartbeat", response_class=Json)
+def heartbeat(session: SessionDep, actor: ActorDep, assignment_id: str) -> Json:
+    """Hold a claim for another lease."""
+    return Json(assignments.heartbeat(session, actor, parse_id(assignment_id)).body)
+
+
+@router.post("/assignments/{assignment_id}/release", status_code=204)
+def release(session: SessionDep, actor: ActorDep, assignment_id: str) -> None:
+    """Give a claim back."""
+    assignments.release(session, actor, parse_id(assignment_id))
+
+
+@router.post(
+    "/assignments/{assignment_id}/verdict",
+    status_code=201,
+    response_class=Json,
+    responses={202: {"description": "It came too late and was kept aside"}},
+)
+def give_verdict(
+    session: SessionDep,
+    actor: ActorDep,
+    assignment_id: str,
+    body: verdicts.VerdictIn,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Json:
+    """Judge what was claimed. The same Idempotency-Key twice is one verdict."""
+    out = verdicts.give(session, actor, parse_id(assignment_id), body, idempotency_key=idempotency_key)
+    return Json(out.body, status_code=out.status)
+
+
+@router.get("/verdicts/{verdict_id}", response_class=Json)
+def get_verdict(session: SessionDep, actor: ActorDep, verdict_id: str) -> Json:
+    """A verdict."""
+    return Json(verdicts.get_verdict(session, actor, parse_id(verdict_id)))
+
+
+@router.put("/verdicts/{verdict_id}", response_class=Json)
+def change_verdict(session: SessionDep, actor: ActorDep, verdict_id: str, body: verdicts.VerdictIn) -> Json:
+    """Change one's own verdict: a new one that supersedes it."""
+    return Json(verdicts.change(session, actor, parse_id(verdict_id), body))
+
+
+@router.get("/projects/{slug}/verdicts", response_model=ListOut[dict[str, Any]])
+def feed(
+    session: SessionDep,
+    actor: ActorDep,
+    slug: str,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
+    cursor: str | None = None,
+    critic: Annotated[str | None, Query(description="'me' or an id")] = None,
+) -> Json:
+    """Verdicts in the order of their commits. `next` may be kept for ever; it is null only for an empty page."""
+    project = projects.get_project(session, actor, slug)
+    page = verdicts.feed(session, actor, project, cursor=cursor, limit=limit, critic=critic)
+    return Json({"items": page.items, "next": page.next})

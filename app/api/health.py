@@ -1,0 +1,81 @@
+"""Whether the server lives, whether it is ready, and its numbers."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import redis
+from fastapi import APIRouter, Request
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+from app.api.responses import Json
+from app.db import get_engine, session_scope
+from app.deps import bearer_token
+from app.errors import Forbidden
+from app.metrics_page import exposition
+from app.services import users
+from app.settings import get_settings
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/healthz")
+async def healthz() -> Json:
+    """The process answers."""
+    return Json({"status": "ok"})
+
+
+@router.get("/readyz")
+def readyz() -> Json:
+    """The database and the broker answer; 503 with what does not."""
+    found = {"database": database_state(), "broker": broker_state()}
+    ready = all(state == "ok" for state in found.values())
+    return Json({"status": "ready" if ready else "not ready", **found}, status_code=200 if ready else 503)
+
+
+def database_state() -> str:
+    """`ok`, or that the database cannot be reached."""
+    try:
+        with get_engine().connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except SQLAlchemyError:
+        return "cannot be reached"
+    return "ok"
+
+
+def broker_state() -> str:
+    """`ok`, or that the broker cannot be reached."""
+    url = get_settings().redis_url
+    if not url:
+        return "not configured"
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1) as client:
+            client.ping()
+    except redis.RedisError:
+        return "cannot be reached"
+    return "ok"
+
+
+@router.get("/metrics")
+def metrics(request: Request) -> Response:
+    """Numbers for Prometheus, for this machine and for who brings a token."""
+    token = bearer_token(request)
+    if token is not None:
+        with session_scope() as session:
+            users.actor_for_token(session, token)
+    elif not is_loopback(request):
+        raise Forbidden("The numbers are for this machine only: bring a token.")
+    content, media_type = exposition()
+    return Response(content, media_type=media_type)
+
+
+def is_loopback(request: Request) -> bool:
+    """Whether the request came from this machine, and not for somebody else through a proxy on it."""
+    if request.client is None or "x-forwarded-for" in request.headers or "forwarded" in request.headers:
+        return False
+    try:
+        return ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,54 @@
+"""Images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, File, Request, UploadFile
+from starlette.responses import Response
+
+from app.api.schemas import ImageOut, image_url
+from app.deps import ActorDep, SessionDep
+from app.errors import Invalid
+from app.models import Image
+from app.services import images
+
+router = APIRouter(tags=["images"])
+KEEP = "private, max-age=31536000, immutable"
+
+
+def image_out(image: Image) -> ImageOut:
+    """An image and where it is served."""
+    return ImageOut(
+        sha256=image.sha256,
+        url=image_url(image.sha256),
+        width=image.width,
+        height=image.height,
+        media_type=image.media_type,
+        size=image.size,
+    )
+
+
+@router.post("/images", status_code=201)
+def add_image(
+    session: SessionDep,
+    actor: ActorDep,
+    file: Annotated[UploadFile | None, File(description="PNG, JPEG, WebP or GIF, at most 20 MB")] = None,
+    image: Annotated[UploadFile | None, File(description="The same, by another name")] = None,
+) -> ImageOut:
+    """Store an image: the multipart field `file`. It is decoded, turned upright and written anew."""
+    upload = file or image
+    if upload is None:
+        raise Invalid("Send the image as the multipart field 'file'.", field="file")
+    return image_out(images.add_image(session, actor, upload.file.read(images.MAX_BYTES + 1)))
+
+
+@router.get("/images/{sha256}", response_class=Response)
+def get_image(request: Request, session: SessionDep, actor: ActorDep, sha256: str) -> Response:
+    """An image, for members of a project that shows it."""
+    headers = {"ETag": f'"{sha256}"', "Cache-Control": KEEP}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        images.find_image(session, actor, sha256)
+        return Response(status_code=304, headers=headers)
+    image, data = images.read_image(session, actor, sha256)
+    return Response(data, media_type=image.media_type, headers=headers)

@@ -1,0 +1,156 @@
+"""Prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from app.api.responses import Json, Problem
+from app.api.schemas import CandidateOut, CandidateSetOut, ItemError, ListOut, PromptOut, PromptsAdded, prompt_out
+from app.deps import ActorDep, SessionDep
+from app.errors import DomainError, Invalid
+from app.models import Project, Prompt, PromptState, Role, Split
+from app.services import projects, prompts
+from app.services.actors import parse_id, project_role
+from app.services.paging import MAX_LIMIT
+
+router = APIRouter(tags=["prompts"])
+
+
+@router.get("/projects/{slug}/prompts", response_model=ListOut[PromptOut])
+def list_prompts(
+    session: SessionDep,
+    actor: ActorDep,
+    slug: str,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
+    cursor: str | None = None,
+    split: Split | None = None,
+    state: PromptState | None = None,
+    q: Annotated[str | None, Query(max_length=200)] = None,
+    external_id: str | None = None,
+) -> Response:
+    """The prompts of a project; `q` is a part of the question, the answer or the external id."""
+    project = projects.get_project(session, actor, slug)
+    page = prompts.list_prompts(
+        session,
+        actor,
+        project,
+        limit=limit,
+        cursor=cursor,
+        split=split,
+        state=state,
+        query=q,
+        external_id=external_id,
+    )
+    role = project_role(session, actor, project)
+    return Json({"items": [prompt_json(prompt, role) for prompt in page.items], "next": page.next})
+
+
+def prompt_json(prompt: Prompt, role: Role | None, sets: list[CandidateSetOut] | None = None) -> dict[str, Any]:
+    """A prompt as JSON, without what `role` may not see."""
+    hidden = {"references", "metadata", "candidate_sets"} if role is Role.critic else set()
+    if sets is None:
+        hidden = {*hidden, "candidate_sets"}
+    return prompt_out(prompt, role, sets=sets).model_dump(mode="json", exclude=hidden)
+
+
+@router.post(
+    "/projects/{slug}/prompts",
+    status_code=201,
+    response_model=PromptOut | PromptsAdded,
+    responses={200: {"description": "They were all there already"}},
+)
+def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]) -> Response:
+    """Add one prompt, or several as `{"items": [...]}`, each on its own: what is good is kept.
+
+    `images` are sha256s. With an `external_id` that is there already, the prompt is answered and nothing is added.
+    """
+    project = projects.get_project(session, actor, slug)
+    if "items" in body:
+        return add_several(session, actor, project, body)
+    result = prompts.add_prompts(session, actor, project, [prompts.parse_prompt(body)])[0]
+    if result.prompt is None:
+        raise result.error or Invalid("The prompt was not taken.")
+    prompt = prompts.get_prompt(session, actor, result.prompt.id)
+    return Json(prompt_json(prompt, Role.reviewer), status_code=201 if result.created else 200)
+
+
+def add_several(session: Session, actor: ActorDep, project: Project, body: dict[str, Any]) -> Response:
+    """Add each item on its own; 422 only when none was good."""
+    items = body["items"]
+    if not isinstance(items, list) or not items or len(body) > 1:
+        raise Invalid('Send {"items": [prompt, ...]} with at least one prompt, and nothing beside.', field="items")
+    results = prompts.add_prompts(session, actor, project, [parsed(item) for item in items])
+    errors = [
+        ItemError(index=index, field=result.error.field, detail=result.error.detail)
+        for index, result in enumerate(results)
+        if result.error is not None
+    ]
+    if len(errors) == len(results):
+        found = [error.model_dump() for error in errors]
+        return Problem(422, Invalid.title, f"None of the {len(items)} prompts was taken.", extra={"errors": found})
+    good = prompts.load(session, [result.prompt.id for result in results if result.prompt is not None])
+    created = sum(result.created for result in results)
+    return Json(
+        {
+            "items": [prompt_json(prompt, Role.reviewer) for prompt in good],
+            "created": created,
+            "unchanged": len(good) - created,
+            "errors": [error.model_dump() for error in errors],
+        },
+        status_code=201 if created else 200,
+    )
+
+
+def parsed(item: object) -> prompts.PromptIn | DomainError:
+    """A prompt, or what is wrong with it."""
+    if not isinstance(item, dict):
+        return Invalid("A prompt is an object.")
+    try:
+        return prompts.parse_prompt(item)
+    except Invalid as error:
+        return error
+
+
+@router.get("/prompts/{prompt_id}", response_model=PromptOut)
+def get_prompt(session: SessionDep, actor: ActorDep, prompt_id: str) -> Response:
+    """A prompt; with its candidate sets for who is no critic."""
+    prompt = prompts.get_prompt(session, actor, parse_id(prompt_id))
+    role = project_role(session, actor, session.get_one(Project, prompt.project_id))
+    return Json(prompt_json(prompt, role, None if role is Role.critic else sets_of(session, prompt)))
+
+
+def sets_of(session: Session, prompt: Prompt) -> list[CandidateSetOut]:
+    """The candidate sets of a prompt, with all that is known of their candidates."""
+    return [
+        CandidateSetOut(
+            id=str(one.id),
+            version=None if one.version_id is None else str(one.version_id),
+            source=one.source,
+            state=one.state,
+            candidates=[
+                CandidateOut(
+                    id=str(candidate.id),
+                    text=candidate.text,
+                    version=None if one.version_id is None else str(one.version_id),
+                    temperature=candidate.temperature,
+                    seed=None if candidate.seed is None else str(candidate.seed),
+                    mean_logprob=candidate.mean_logprob,
+                )
+                for candidate in one.candidates
+            ],
+        )
+        for one in prompts.candidate_sets_of(session, prompt)
+    ]
+
+
+@router.patch("/prompts/{prompt_id}", response_model=PromptOut)
+def change_prompt(
+    session: SessionDep, actor: ActorDep, prompt_id: str, body: Annotated[dict[str, Any], Body()]
+) -> Response:
+    """Change a prompt, or retire it (`state`); only what is given changes."""
+    prompt = prompts.update_prompt(session, actor, parse_id(prompt_id), body)
+    return Json(prompt_json(prompt, Role.reviewer))

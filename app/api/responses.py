@@ -1,0 +1,37 @@
+"""Answers of the REST interface that are not models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+
+class Json(Response):
+    """JSON that is ready as it is."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """`content` as bytes."""
+        return orjson.dumps(content)
+
+
+class Problem(Response):
+    """An error as RFC 9457 has it: `detail` says what a person can do about it."""
+
+    media_type = "application/problem+json"
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        problem = {**(extra or {}), "type": "about:blank", "title": title, "status": status, "detail": detail}
+        super().__init__(orjson.dumps(problem, default=str), status_code=status, headers=dict(headers or {}))

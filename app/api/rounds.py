@@ -1,0 +1,168 @@
+"""Rounds, model versions and snapshots."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from sqlalchemy.orm import Session
+
+from app.api.schemas import ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
+from app.deps import ActorDep, SessionDep
+from app.models import ModelVersion, Project, Role, Round, RoundTrigger, Snapshot, SnapshotKind
+from app.services import projects, rounds, snapshots, versions
+from app.services.actors import parse_id
+from app.services.paging import MAX_LIMIT
+
+router = APIRouter(tags=["rounds"])
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
+
+
+def round_out(found: Round, losses: list[dict[str, Any]] | None = None) -> RoundOut:
+    """A round; `losses` are the points of its curve."""
+    return RoundOut(
+        id=str(found.id),
+        number=found.number,
+        state=found.state,
+        progress=found.progress,
+        trigger=found.trigger,
+        snapshot=str(found.snapshot_id),
+        parent=str(found.parent_id),
+        version=None if found.version_id is None else str(found.version_id),
+        losses=losses,
+        metrics=found.metrics,
+        decision=found.decision,
+        error=found.error,
+        created_at=found.created_at,
+        started_at=found.started_at,
+        finished_at=found.finished_at,
+    )
+
+
+def losses_of(session: Session, found: Round) -> list[dict[str, Any]]:
+    """The points of a round's curves, in order."""
+    events = rounds.events(session, found)
+    return [{"kind": event.kind, **event.data} for event in events if event.kind in ("step", "epoch")]
+
+
+@router.get("/projects/{slug}/rounds")
+def list_rounds(
+    session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None
+) -> ListOut[RoundOut]:
+    """The rounds of a project, newest first, without their curves."""
+    project = projects.get_project(session, actor, slug)
+    page = rounds.list_rounds(session, actor, project, limit=limit, cursor=cursor)
+    return ListOut(items=[round_out(found) for found in page.items], next=page.next)
+
+
+@router.post("/projects/{slug}/rounds", status_code=202)
+def start_round(session: SessionDep, actor: ActorDep, slug: str) -> RoundOut:
+    """Start a round of all that is accepted by now; 409 with the count when that is nothing."""
+    project = projects.get_project(session, actor, slug)
+    return round_out(rounds.start(session, actor, project, trigger=RoundTrigger.manual), losses=[])
+
+
+@router.get("/projects/{slug}/rounds/preview")
+def preview_round(session: SessionDep, actor: ActorDep, slug: str) -> dict[str, Any]:
+    """What a round started now would train on, and about how long it would take."""
+    project = projects.get_project(session, actor, slug, Role.viewer)
+    seen = rounds.preview(session, actor, project)
+    return {
+        "prompts": seen.n_prompts,
+        "rationales": seen.n_rationales,
+        "guard": seen.n_guard,
+        "val": seen.n_val,
+        "heldout": seen.n_heldout,
+        "metric": seen.metric,
+        "estimated_seconds": seen.estimated_seconds,
+    }
+
+
+@router.get("/rounds/{round_id}")
+def get_round(session: SessionDep, actor: ActorDep, round_id: str) -> RoundOut:
+    """A round with its curves."""
+    found = rounds.get_round(session, actor, parse_id(round_id))
+    return round_out(found, losses_of(session, found))
+
+
+@router.post("/rounds/{round_id}/cancel", status_code=202)
+def cancel_round(session: SessionDep, actor: ActorDep, round_id: str) -> RoundOut:
+    """Stop a round."""
+    return round_out(rounds.cancel(session, actor, parse_id(round_id)))
+
+
+@router.post("/rounds/{round_id}/retry", status_code=202)
+def retry_round(session: SessionDep, actor: ActorDep, round_id: str) -> RoundOut:
+    """Let a failed or cancelled round go on from its last checkpoint."""
+    return round_out(rounds.retry(session, actor, parse_id(round_id)))
+
+
+@router.post("/rounds/{round_id}/rerun", status_code=202)
+def rerun_round(session: SessionDep, actor: ActorDep, round_id: str) -> RoundOut:
+    """Run a round again from its snapshot, as a new one."""
+    return round_out(rounds.rerun(session, actor, parse_id(round_id)), losses=[])
+
+
+def version_out(version: ModelVersion, project: Project) -> VersionOut:
+    """A version, and whether it is the active one."""
+    return VersionOut(
+        id=str(version.id),
+        number=version.number,
+        active=project.active_version_id == version.id,
+        parent=None if version.parent_id is None else str(version.parent_id),
+        round=None if version.round_id is None else str(version.round_id),
+        base_model=version.base_model,
+        metrics=version.metrics,
+        created_at=version.created_at,
+    )
+
+
+@router.get("/projects/{slug}/versions")
+def list_versions(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[VersionOut]:
+    """The versions of a project, newest first."""
+    project = projects.get_project(session, actor, slug)
+    return ListOut(items=[version_out(version, project) for version in versions.list_versions(session, actor, project)])
+
+
+@router.get("/versions/{version_id}")
+def get_version(session: SessionDep, actor: ActorDep, version_id: str) -> VersionOut:
+    """A version."""
+    version = versions.get_version(session, actor, parse_id(version_id))
+    return version_out(version, session.get_one(Project, version.project_id))
+
+
+@router.post("/versions/{version_id}/activate")
+def activate_version(session: SessionDep, actor: ActorDep, version_id: str) -> VersionOut:
+    """Make a version the one that writes candidates; an older one is a roll-back."""
+    version = versions.activate(session, actor, parse_id(version_id))
+    return version_out(version, session.get_one(Project, version.project_id))
+
+
+def snapshot_out(snapshot: Snapshot) -> SnapshotOut:
+    """A snapshot without its rows."""
+    return SnapshotOut.model_validate(snapshot)
+
+
+@router.get("/projects/{slug}/snapshots")
+def list_snapshots(
+    session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None
+) -> ListOut[SnapshotOut]:
+    """The snapshots of a project, newest first."""
+    project = projects.get_project(session, actor, slug)
+    page = snapshots.list_snapshots(session, actor, project, limit=limit, cursor=cursor)
+    return ListOut(items=[snapshot_out(snapshot) for snapshot in page.items], next=page.next)
+
+
+@router.post("/projects/{slug}/snapshots", status_code=201)
+def take_snapshot(session: SessionDep, actor: ActorDep, slug: str, body: SnapshotIn | None = None) -> SnapshotOut:
+    """Freeze what a round would use at this moment."""
+    project = projects.get_project(session, actor, slug, Role.admin)
+    versions.lock_project(session, project)
+    name = "" if body is None else body.name
+    return snapshot_out(snapshots.take(session, actor, project, kind=SnapshotKind.frozen, name=name))
+
+
+@router.get("/snapshots/{snapshot_id}")
+def get_snapshot(session: SessionDep, actor: ActorDep, snapshot_id: str) -> SnapshotOut:
+    """A snapshot; its rows are the project's dataset with `snapshot` set."""
+    return snapshot_out(snapshots.get_snapshot(session, actor, parse_id(snapshot_id)))

@@ -1,0 +1,298 @@
+"""The shapes of the REST interface. Ids are opaque strings, times ISO 8601 in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.models import Prompt, Role, RoundState, RoundTrigger, Scope, SnapshotKind
+from app.services.projects import ProjectSettings
+
+T = TypeVar("T")
+
+
+def _text_of_id(value: object) -> object:
+    return str(value) if isinstance(value, int) else value
+
+
+Id = Annotated[str, BeforeValidator(_text_of_id)]
+
+
+class Out(BaseModel):
+    """Base of what is answered, made from rows."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class ListOut(Out, Generic[T]):
+    """A page of a list; `next` is the cursor of the following one."""
+
+    items: Sequence[T]
+    next: str | None = None
+
+
+class ProblemOut(Out):
+    """An error (RFC 9457). `detail` says what to do about it, `field` where."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: str | None = None
+
+
+class ProjectIn(ProjectSettings):
+    """A new project; settings that are not given have their default."""
+
+    slug: str
+    name: str | None = None
+
+
+class ProjectOut(ProjectSettings):
+    """A project and its settings."""
+
+    id: Id
+    slug: str
+    name: str
+    active_version: Id | None
+    created_at: datetime
+
+
+class ImageOut(Out):
+    """An image. `sha256` is of the bytes that `url` serves, not of those that were uploaded."""
+
+    sha256: str
+    url: str
+    width: int
+    height: int
+    media_type: str
+    size: int
+
+
+class PromptImageOut(Out):
+    """An image of a prompt."""
+
+    sha256: str
+    url: str
+    width: int
+    height: int
+
+
+class CandidateOut(Out):
+    """A candidate, for who does not judge it."""
+
+    id: Id
+    text: str
+    version: Id | None
+    temperature: float | None
+    seed: str | None
+    mean_logprob: float | None
+
+
+class CandidateSetOut(Out):
+    """A candidate set, for who does not judge it."""
+
+    id: Id
+    version: Id | None
+    source: str
+    state: str
+    candidates: list[CandidateOut]
+
+
+class PromptOut(Out):
+    """A prompt. Critics get neither `references` nor `metadata`."""
+
+    id: Id
+    external_id: str | None
+    split: str
+    state: str
+    images: list[PromptImageOut]
+    question: str
+    answer: str | None
+    references: list[str] | None = None
+    metadata: dict[str, Any] | None = None
+    priority: int
+    has_accepted: bool
+    created_at: datetime
+    candidate_sets: list[CandidateSetOut] | None = None
+
+
+class ItemError(Out):
+    """Why an item of several was not taken."""
+
+    index: int
+    field: str | None
+    detail: str
+
+
+class PromptsAdded(Out):
+    """What became of several prompts: `items` are those that are there now, in their order."""
+
+    items: list[PromptOut]
+    created: int
+    unchanged: int
+    errors: list[ItemError]
+
+
+class RoundOut(Out):
+    """A tuning round."""
+
+    id: Id
+    number: int
+    state: RoundState
+    progress: dict[str, Any]
+    trigger: RoundTrigger
+    snapshot: Id
+    parent: Id
+    version: Id | None
+    losses: list[dict[str, Any]] | None = None
+    metrics: dict[str, Any]
+    decision: dict[str, Any]
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class VersionOut(Out):
+    """A model version."""
+
+    id: Id
+    number: int
+    active: bool
+    parent: Id | None
+    round: Id | None
+    base_model: str
+    metrics: dict[str, Any]
+    created_at: datetime
+
+
+class SnapshotIn(BaseModel):
+    """A data set to be frozen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field("", max_length=200)
+
+
+class SnapshotOut(Out):
+    """A frozen data set. `sha256` is of its rows."""
+
+    id: Id
+    number: int
+    kind: SnapshotKind
+    name: str
+    sha256: str
+    counts: dict[str, Any]
+    redacted: int
+    created_at: datetime
+
+
+class ImportOut(Out):
+    """An import on its way: `done` of `total` lines, and every rejected line with its reason."""
+
+    id: Id
+    state: str
+    filename: str
+    total: int | None
+    done: int
+    added: int
+    unchanged: int
+    rejected: int
+    problems: list[dict[str, Any]]
+    error: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class UserIn(BaseModel):
+    """A new person, a member of `projects`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    email: str
+    role: Role
+    projects: list[str] = []
+    password: str | None = None
+
+
+class UserChange(BaseModel):
+    """What changes of a person."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Role | None = None
+    disabled: bool | None = None
+    password: str | None = None
+    projects: list[str] | None = None
+
+
+class UserOut(Out):
+    """A person."""
+
+    id: Id
+    email: str
+    role: Role
+    projects: list[str]
+    disabled: bool
+    created_at: datetime
+
+
+class TokenIn(BaseModel):
+    """A new token."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scope: Scope
+    name: str = ""
+    max_open: int | None = None
+    expires_at: datetime | None = None
+
+
+class TokenOut(Out):
+    """A token. `token` is its text, shown once."""
+
+    id: Id
+    scope: Scope
+    name: str
+    max_open: int | None
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    token: str | None = None
+
+
+def image_url(sha256: str) -> str:
+    """Where an image is served."""
+    return f"/api/v1/images/{sha256}"
+
+
+def prompt_out(prompt: Prompt, role: Role | None, *, sets: list[CandidateSetOut] | None = None) -> PromptOut:
+    """A prompt whose images are loaded, as somebody of `role` may see it."""
+    blind = role is Role.critic
+    return PromptOut(
+        id=str(prompt.id),
+        external_id=prompt.external_id,
+        split=prompt.split,
+        state=prompt.state,
+        images=[
+            PromptImageOut(
+                sha256=shown.sha256,
+                url=image_url(shown.sha256),
+                width=shown.image.width,
+                height=shown.image.height,
+            )
+            for shown in prompt.images
+        ],
+        question=prompt.question,
+        answer=prompt.answer,
+        references=None if blind else prompt.references,
+        metadata=None if blind else prompt.extra,
+        priority=prompt.priority,
+        has_accepted=prompt.has_accepted,
+        created_at=prompt.created_at,
+        candidate_sets=None if blind else sets,
+    )

@@ -1,0 +1,119 @@
+"""People and their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from sqlalchemy.orm import Session
+
+from app.api.schemas import ListOut, TokenIn, TokenOut, UserChange, UserIn, UserOut
+from app.deps import ActorDep, SessionDep
+from app.models import Token, User
+from app.services import users
+from app.services.actors import parse_id
+from app.services.paging import MAX_LIMIT, decode_cursor, encode_cursor
+
+router = APIRouter(tags=["users"])
+
+
+def users_out(session: Session, found: Sequence[User]) -> list[UserOut]:
+    """People with their projects."""
+    projects = users.projects_of(session, [user.id for user in found])
+    return [
+        UserOut(
+            id=str(user.id),
+            email=user.email,
+            role=user.role,
+            projects=list(projects[user.id]),
+            disabled=user.disabled_at is not None,
+            created_at=user.created_at,
+        )
+        for user in found
+    ]
+
+
+@router.get("/users")
+def list_users(
+    session: SessionDep,
+    actor: ActorDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
+    cursor: str | None = None,
+) -> ListOut[UserOut]:
+    """All people, for an admin."""
+    after = 0 if cursor is None else decode_cursor(cursor, int)[0]
+    found = users.list_users(session, actor, limit=limit + 1, after=after)
+    more = len(found) > limit
+    return ListOut(items=users_out(session, found[:limit]), next=encode_cursor(found[limit - 1].id) if more else None)
+
+
+@router.post("/users", status_code=201)
+def add_user(session: SessionDep, actor: ActorDep, body: UserIn) -> UserOut:
+    """Add a person, a member of the named projects. Without a password they have tokens only."""
+    user = users.add_user(
+        session, actor, email=body.email, role=body.role, password=body.password, project_slugs=body.projects
+    )
+    return users_out(session, [user])[0]
+
+
+@router.get("/users/me")
+def get_me(session: SessionDep, actor: ActorDep) -> UserOut:
+    """Oneself."""
+    return users_out(session, [users.get_user(session, actor, actor.user_id)])[0]
+
+
+@router.get("/users/{user_id}")
+def get_user(session: SessionDep, actor: ActorDep, user_id: str) -> UserOut:
+    """A person."""
+    return users_out(session, [users.get_user(session, actor, parse_id(user_id))])[0]
+
+
+@router.patch("/users/{user_id}")
+def change_user(session: SessionDep, actor: ActorDep, user_id: str, body: UserChange) -> UserOut:
+    """Change a person's role, projects or password, or shut them out."""
+    number = parse_id(user_id)
+    user = users.get_user(session, actor, number)
+    if body.role is not None:
+        users.set_role(session, actor, number, body.role)
+    if body.projects is not None:
+        users.set_memberships(session, actor, user, body.projects)
+    if body.disabled is not None:
+        users.set_disabled(session, actor, number, body.disabled)
+    if body.password is not None:
+        users.set_password(session, actor, number, body.password)
+    return users_out(session, [user])[0]
+
+
+def token_out(token: Token, plain: str | None = None) -> TokenOut:
+    """A token; its text only when it was just made."""
+    out = TokenOut.model_validate(token, from_attributes=True)
+    return out.model_copy(update={"token": plain})
+
+
+@router.get("/users/{user_id}/tokens", response_model_exclude={"items": {"__all__": {"token"}}})
+def list_tokens(session: SessionDep, actor: ActorDep, user_id: str) -> ListOut[TokenOut]:
+    """A person's tokens, without their texts."""
+    return ListOut(items=[token_out(token) for token in users.list_tokens(session, actor, parse_id(user_id))])
+
+
+@router.post("/users/{user_id}/tokens", status_code=201)
+def add_token(session: SessionDep, actor: ActorDep, user_id: str, body: TokenIn) -> TokenOut:
+    """Make a token; its text is shown this once."""
+    token, plain = users.create_token(
+        session,
+        actor,
+        user_id=parse_id(user_id),
+        scope=body.scope,
+        name=body.name,
+        expires_at=body.expires_at,
+        max_open=body.max_open,
+    )
+    session.refresh(token)
+    return token_out(token, plain)
+
+
+@router.delete("/tokens/{token_id}", status_code=204)
+def revoke_token(session: SessionDep, actor: ActorDep, token_id: str) -> None:
+    """End a token at once."""
+    users.revoke_token(session, actor, parse_id(token_id))

@@ -1,0 +1,56 @@
+"""What routes ask for: a session, and who acts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+
+from app.db import session_factory
+from app.errors import Unauthenticated
+from app.models import Scope
+from app.services import users
+from app.services.actors import Actor, require_scope
+
+SESSION_COOKIE = "illume_session"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+def get_session() -> Iterator[Session]:
+    """A session for one request, committed when its route returns and before the response leaves."""
+    with session_factory()() as session:
+        yield session
+        session.commit()
+
+
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+
+
+def bearer_token(request: Request) -> str | None:
+    """The token of the Authorization header."""
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" and token.strip() else None
+
+
+def get_actor(request: Request, session: SessionDep) -> Actor:
+    """Who bears the request's token; for what changes nothing, a browser's session will do too.
+
+    Raises `Unauthenticated`, and `Forbidden` where the token may only read.
+    """
+    reads_only = request.method in SAFE_METHODS
+    token = bearer_token(request)
+    if token is not None:
+        actor = users.actor_for_token(session, token)
+        if not reads_only:
+            require_scope(actor, Scope.write)
+        return actor
+    cookie = request.cookies.get(SESSION_COOKIE)
+    found = users.actor_for_cookie(session, cookie) if cookie and reads_only else None
+    if found is None:
+        raise Unauthenticated("Send a token: Authorization: Bearer TOKEN.")
+    return found[0]
+
+
+ActorDep = Annotated[Actor, Depends(get_actor, scope="function")]

@@ -1,0 +1,152 @@
+"""The gate: no more requests at the database than it has connections for, ahead of everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+FREE = re.compile(r"/static/.*|/healthz|/readyz|/metrics|/favicon\.ico|/api/v1/openapi\.json")
+IMAGES = re.compile(r"/api/v1/images/[^/]*")
+STREAMS = re.compile(r"/api/v1/projects/[^/]+/dataset")
+SMALL_BODY = 256 * 1024
+
+Kind = Literal["requests", "images", "uploads", "streams"]
+BUSY = "The server is busy at this moment: try again in a few seconds."
+
+Refuse = Callable[[Request, int, str], Response]
+"""Makes the answer to a refused request: of a request, a status and a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """How many requests of a kind may be in flight, and how many seconds others wait; those beyond get `status`."""
+
+    size: int
+    wait: float
+    status: int = 503
+
+
+class Gate:
+    """ASGI middleware that lets as many requests in as there are connections for.
+
+    Images, uploads and streams have a few places of their own, so that none of them holds up the critics. A place is
+    taken when a small body is there, so that a slow sender holds none, and given back when the answer begins (a
+    stream's when it ends), so that a slow reader holds none.
+    """
+
+    def __init__(self, app: ASGIApp, *, places: Mapping[Kind, Places], refuse: Refuse) -> None:
+        self.app = app
+        self.refuse = refuse
+        self._kinds = {kind: (of_kind, asyncio.Semaphore(of_kind.size)) for kind, of_kind in places.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on once there is a place for it."""
+        kind = kind_of(scope)
+        if kind is None:
+            await self.app(scope, receive, send)
+            return
+        places, free = self._kinds[kind]
+        try:
+            body = await small_body(scope, receive)
+            async with place(free, places.wait) as leave:
+                await self.app(scope, replay(body, receive), send if kind == "streams" else leaving(send, leave))
+        except NoPlaceError:
+            detail = "Others are downloading: try again when they are done." if kind == "streams" else BUSY
+            response = self.refuse(Request(scope), places.status, detail)
+            response.headers["Retry-After"] = "2"
+            await response(scope, receive, send)
+        except ClientLeftError:
+            return
+
+
+class NoPlaceError(Exception):
+    """No place became free in time."""
+
+
+class ClientLeftError(Exception):
+    """The client went away before its request was complete."""
+
+
+def kind_of(scope: Scope) -> Kind | None:
+    """Which places a request needs; None when it needs none."""
+    if scope["type"] != "http" or FREE.fullmatch(scope["path"]):
+        return None
+    if scope["method"] in ("GET", "HEAD"):
+        if IMAGES.fullmatch(scope["path"]):
+            return "images"
+        if STREAMS.fullmatch(scope["path"]):
+            return "streams"
+    return "uploads" if is_upload(scope) else "requests"
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether the request's body is large, or does not say how large it is."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"0")
+    return b"transfer-encoding" in headers or not length.isdigit() or int(length) > SMALL_BODY
+
+
+@contextlib.asynccontextmanager
+async def place(free: asyncio.Semaphore, wait: float) -> AsyncIterator[Callable[[], None]]:
+    """Hold a place while the block runs, or until the function that it gets is called. Raises `NoPlaceError`."""
+    try:
+        async with asyncio.timeout(wait):
+            await free.acquire()
+    except TimeoutError as error:
+        raise NoPlaceError from error
+    held = True
+
+    def leave() -> None:
+        nonlocal held
+        if held:
+            held = False
+            free.release()
+
+    try:
+        yield leave
+    finally:
+        leave()
+
+
+def leaving(send: Send, leave: Callable[[], None]) -> Send:
+    """`send`, calling `leave` when the answer begins: its work at the database is done then."""
+
+    async def passing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            leave()
+        await send(message)
+
+    return passing
+
+
+async def small_body(scope: Scope, receive: Receive) -> deque[Message]:
+    """The messages of a small body, read whole; those of an upload are left to whoever reads it."""
+    messages: deque[Message] = deque()
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if is_upload(scope) or int(length) == 0:
+        return messages
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientLeftError
+        messages.append(message)
+        if not message.get("more_body", False):
+            return messages
+
+
+def replay(messages: deque[Message], receive: Receive) -> Receive:
+    """`receive`, giving out `messages` first."""
+
+    async def replaying() -> Message:
+        return messages.popleft() if messages else await receive()
+
+    return replaying

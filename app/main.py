@@ -1,0 +1,80 @@
+"""The web application: routers, static files, errors, the gate. No logic."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import anyio.to_thread
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from app import api, db, problems, queue, web
+from app.api import health
+from app.gate import Gate, Kind, Places
+from app.headers import SafeHeaders
+from app.metrics_page import CountRequests
+from app.settings import ROOT, Settings, get_settings
+
+MAX_BODY = 32 * 1024 * 1024
+FOREVER = "public, max-age=31536000, immutable"
+
+
+class Static(StaticFiles):
+    """Static files; those asked for with a version in their query never change."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """The file, with how long it may be kept."""
+        response = await super().get_response(path, scope)
+        if response.status_code in (200, 304):
+            versioned = b"v=" in scope["query_string"]
+            response.headers["Cache-Control"] = FOREVER if versioned else "public, max-age=300"
+        return response
+
+
+def create_app() -> FastAPI:
+    """The application, by the settings of this process."""
+    settings = get_settings()
+    app = FastAPI(
+        title="Illume",
+        version="1",
+        summary="Critics pick the rationales that fit; their picks tune the model that wrote them.",
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        max_body_size=MAX_BODY,
+        middleware=[
+            Middleware(SafeHeaders),
+            Middleware(CountRequests),
+            Middleware(Gate, places=places(settings), refuse=problems.refuse),
+        ],
+    )
+    app.include_router(api.router, prefix="/api/v1")
+    app.include_router(health.router)
+    app.include_router(web.router, include_in_schema=False)
+    app.mount("/static", Static(directory=ROOT / "static"), name="static")
+    problems.install(app)
+    return app
+
+
+def places(settings: Settings) -> dict[Kind, Places]:
+    """How many requests of each kind run at once; their sum is the connections of a process, less one for health."""
+    return {
+        "requests": Places(settings.pool_size, settings.gate_wait),
+        "images": Places(db.IMAGES, 5 * settings.gate_wait),
+        "uploads": Places(db.UPLOADS, 5 * settings.gate_wait),
+        "streams": Places(db.STREAMS, 0.05, status=429),
+    }
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """Make room for as many threads as there are places, and have somebody look for what is due."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    limiter.total_tokens = max(limiter.total_tokens, get_settings().pool_size + db.BESIDE + 8)
+    await anyio.to_thread.run_sync(queue.send_now, queue.SWEEP)
+    yield

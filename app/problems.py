@@ -1,0 +1,125 @@
+"""Errors as answers: problem+json below /api, pages elsewhere."""
+
+from __future__ import annotations
+
+import http
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg.errors
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.api.responses import Problem
+from app.errors import DomainError, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
+from app.headers import HEADERS
+from app.web import errors as pages
+
+log = logging.getLogger(__name__)
+AWAY = Unavailable("The database cannot be reached at this moment: try again in a few seconds.")
+CROWDED = Unavailable("Many people change the same thing at this moment: try again.", retry_after=1)
+
+
+def render(request: Request, error: DomainError) -> Response:
+    """The answer to a request that met `error`."""
+    headers = {}
+    if isinstance(error, TooMany | Unavailable):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    extra = dict(error.extra) if error.field is None else {"field": error.field, **error.extra}
+    return answer(request, error.status, error.title, error.detail, extra=extra, headers=headers)
+
+
+def answer(
+    request: Request,
+    status: int,
+    title: str,
+    detail: str,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An error as problem+json below /api, as a page or a toast elsewhere."""
+    if request.url.path.startswith("/api/"):
+        return Problem(status, title, detail, extra=extra, headers=headers)
+    kept = {name: value for name, value in (headers or {}).items() if name != "WWW-Authenticate"}
+    return pages.render(request, status, title, detail, kept)
+
+
+def refuse(request: Request, status: int, detail: str) -> Response:
+    """The answer to a request that the gate did not let in."""
+    return answer(request, status, http.HTTPStatus(status).phrase, detail)
+
+
+def domain_error_of(error: Exception) -> DomainError | None:
+    """What an error of the database means to who asked; None where it is a fault of ours."""
+    if isinstance(error, PoolTimeout):
+        return CROWDED
+    if not isinstance(error, DBAPIError):
+        return None
+    cause = error.orig
+    crowded = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.QueryCanceled)
+    if isinstance(cause, crowded):
+        return CROWDED
+    if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+        return AWAY
+    if isinstance(error, DataError):
+        return Invalid("Something in the request cannot be stored: a character or a number outside what is possible.")
+    if isinstance(error, IntegrityError) and isinstance(cause, psycopg.errors.UniqueViolation):
+        return CROWDED
+    return None
+
+
+def install(app: FastAPI) -> None:
+    """Render all errors of `app` here."""
+
+    @app.exception_handler(DomainError)
+    def on_domain_error(request: Request, error: DomainError) -> Response:
+        return render(request, error)
+
+    @app.exception_handler(DBAPIError)
+    @app.exception_handler(PoolTimeout)
+    def on_database_error(request: Request, error: DBAPIError | PoolTimeout) -> Response:
+        known = domain_error_of(error)
+        if known is None:
+            raise error
+        log.warning("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
+        return render(request, known)
+
+    @app.exception_handler(RequestValidationError)
+    def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return render(request, invalid_of(error))
+
+    @app.exception_handler(HTTPException)
+    def on_http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return render(request, NotFound("There is no such page." if error.detail == "Not Found" else error.detail))
+        title = http.HTTPStatus(error.status_code).phrase
+        return answer(request, error.status_code, title, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(Exception)
+    def on_fault(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        detail = "This is a fault of the server, which has been logged. Nothing was changed."
+        response = answer(request, 500, "Internal error", detail)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+
+def invalid_of(error: RequestValidationError) -> Invalid:
+    """The first thing wrong with a request, naming its field, and the others as `errors`."""
+    found = []
+    for one in error.errors():
+        where = [str(part) for part in one["loc"] if part not in ("body", "query", "path", "header")]
+        field = ".".join(where) or str(one["loc"][0])
+        reason = "is no valid JSON" if one["type"] == "json_invalid" else one["msg"]
+        found.append({"field": "body" if one["type"] == "json_invalid" else field, "detail": reason})
+    first = found[0]
+    return Invalid(f"{first['field']}: {first['detail']}.", field=first["field"], errors=found)

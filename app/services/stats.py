@@ -1,0 +1,226 @@
+"""How a project stands: counts, pace, agreement, the pool, the next round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from app.models import (
+    ModelVersion,
+    Project,
+    Prompt,
+    PromptState,
+    Role,
+    Round,
+    Split,
+    Verdict,
+    VerdictKind,
+    VerdictState,
+)
+from app.services import accepted, candidates
+from app.services.actors import Actor, require
+from app.services.projects import settings_of
+from app.services.rounds import active_round
+
+# Of all pairs of critics who judged the same set, and all its candidates: how often both picked it or both did not.
+AGREEMENT = """
+WITH judged AS (
+    SELECT v.candidate_set_id AS set_id, count(*) AS critics
+    FROM verdicts v
+    WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+    GROUP BY 1 HAVING count(*) > 1
+), votes AS (
+    SELECT j.critics, (
+        SELECT count(*) FROM picks k JOIN verdicts v ON v.id = k.verdict_id
+        WHERE k.candidate_id = c.id AND v.current AND v.state = 'counted'
+    ) AS picks
+    FROM judged j JOIN candidates c ON c.candidate_set_id = j.set_id
+)
+SELECT sum(picks * (picks - 1) + (critics - picks) * (critics - picks - 1))::double precision
+    / sum(critics * (critics - 1))
+FROM votes
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Candidate sets made ahead: ready, being sampled, and prompts that wait for one."""
+
+    claimable: int
+    sampling: int
+    waiting: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast verdicts come in, and how long a critic takes for one (median seconds of the last 200)."""
+
+    last_hour: int
+    today: int
+    median_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectStats:
+    """Everything the overview of a project shows. `complete`: every train prompt in use has an accepted rationale."""
+
+    prompts: dict[str, int]
+    prompt_states: dict[str, int]
+    with_accepted: int
+    verdicts: dict[str, int]
+    critics: int
+    pace: Pace
+    agreement: float | None
+    fresh: int
+    round_every: int
+    auto_rounds: bool
+    pool: Pool
+    active_version: ModelVersion | None
+    active_round: Round | None
+    rounds: int
+    complete: bool
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts of all splits."""
+        return sum(self.prompts.values())
+
+    @property
+    def n_verdicts(self) -> int:
+        """Verdicts that stand, of all kinds."""
+        return sum(self.verdicts.values())
+
+
+def project_stats(session: Session, actor: Actor, project: Project) -> ProjectStats:
+    """How `project` stands at this moment."""
+    require(session, actor, project, Role.viewer)
+    settings = settings_of(session, project)
+    states = _train_states(session, project)
+    accepted_ones = _with_accepted(session, project)
+    in_use = sum(count for state, count in states.items() if state not in (PromptState.held, PromptState.retired))
+    return ProjectStats(
+        prompts=_by_split(session, project),
+        prompt_states=states,
+        with_accepted=accepted_ones,
+        verdicts=_by_kind(session, project),
+        critics=_critics(session, project),
+        pace=_pace(session, project),
+        agreement=session.scalar(text(AGREEMENT), {"project": project.id}),
+        fresh=accepted.fresh_count(session, project),
+        round_every=settings.round_every,
+        auto_rounds=settings.auto_rounds,
+        pool=Pool(
+            claimable=candidates.claimable_count(session, project),
+            sampling=candidates.sampling_count(session, project),
+            waiting=candidates.waiting_count(session, project),
+            target=settings.pool_target,
+        ),
+        active_version=session.get(ModelVersion, project.active_version_id) if project.active_version_id else None,
+        active_round=active_round(session, project),
+        rounds=session.scalar(select(func.count()).where(Round.project_id == project.id)) or 0,
+        complete=in_use > 0 and accepted_ones >= in_use,
+    )
+
+
+def _by_split(session: Session, project: Project) -> dict[str, int]:
+    rows = session.execute(
+        select(Prompt.split, func.count()).where(Prompt.project_id == project.id).group_by(Prompt.split)
+    )
+    found = {str(split): count for split, count in rows}
+    return {split.value: found.get(split.value, 0) for split in Split}
+
+
+def _train_states(session: Session, project: Project) -> dict[str, int]:
+    rows = session.execute(
+        select(Prompt.state, func.count())
+        .where(Prompt.project_id == project.id, Prompt.split == Split.train)
+        .group_by(Prompt.state)
+    )
+    found = {str(state): count for state, count in rows}
+    return {state.value: found.get(state.value, 0) for state in PromptState}
+
+
+def _with_accepted(session: Session, project: Project) -> int:
+    query = select(func.count()).where(
+        Prompt.project_id == project.id,
+        Prompt.split == Split.train,
+        Prompt.has_accepted,
+        Prompt.state.not_in((PromptState.held, PromptState.retired)),
+    )
+    return session.scalar(query) or 0
+
+
+def _standing(project: Project) -> tuple[Any, ...]:
+    return (Verdict.project_id == project.id, Verdict.current, Verdict.state == VerdictState.counted)
+
+
+def _by_kind(session: Session, project: Project) -> dict[str, int]:
+    rows = session.execute(select(Verdict.kind, func.count()).where(*_standing(project)).group_by(Verdict.kind))
+    found = {str(kind): count for kind, count in rows}
+    return {kind.value: found.get(kind.value, 0) for kind in VerdictKind}
+
+
+def _critics(session: Session, project: Project) -> int:
+    return session.scalar(select(func.count(Verdict.critic_id.distinct())).where(*_standing(project))) or 0
+
+
+def _pace(session: Session, project: Project) -> Pace:
+    hour_ago = func.now() - func.make_interval(0, 0, 0, 0, 1)
+    midnight = func.date_trunc("day", func.now(), "UTC")
+    last_hour, today = session.execute(
+        select(
+            func.count().filter(Verdict.created_at > hour_ago),
+            func.count().filter(Verdict.created_at >= midnight),
+        ).where(*_standing(project), Verdict.created_at > func.least(hour_ago, midnight))
+    ).one()
+    newest = (
+        select(Verdict.seconds)
+        .where(*_standing(project), Verdict.seconds.is_not(None))
+        .order_by(Verdict.id.desc())
+        .limit(200)
+        .subquery()
+    )
+    median = session.scalar(select(func.percentile_cont(0.5).within_group(newest.c.seconds)))
+    return Pace(last_hour=last_hour, today=today, median_seconds=median)
+
+
+def as_json(stats: ProjectStats) -> dict[str, Any]:
+    """The statistics as the REST interface answers them."""
+    version, active = stats.active_version, stats.active_round
+    return {
+        "counts": {
+            "prompts": {"total": stats.n_prompts, **stats.prompts},
+            "train": stats.prompt_states,
+            "with_accepted": stats.with_accepted,
+            "verdicts": {"total": stats.n_verdicts, **stats.verdicts},
+            "critics": stats.critics,
+            "rounds": stats.rounds,
+        },
+        "pace": {
+            "last_hour": stats.pace.last_hour,
+            "today": stats.pace.today,
+            "median_seconds": stats.pace.median_seconds,
+        },
+        "agreement": stats.agreement,
+        "next_round": {"fresh": stats.fresh, "round_every": stats.round_every, "auto": stats.auto_rounds},
+        "pool": {
+            "claimable": stats.pool.claimable,
+            "sampling": stats.pool.sampling,
+            "waiting": stats.pool.waiting,
+            "target": stats.pool.target,
+        },
+        "active_version": None if version is None else {"id": str(version.id), "number": version.number},
+        "active_round": None
+        if active is None
+        else {
+            "id": str(active.id),
+            "number": active.number,
+            "state": active.state,
+            "progress": active.progress,
+        },
+        "complete": stats.complete,
+    }
