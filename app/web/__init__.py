@@ -1,0 +1,13 @@
+"""HTML routes: signing in, the critic's pages, the admin's pages."""
+
+from fastapi import APIRouter
+
+from app.web import annotate, sign_in
+from app.web.admin import router as admin_router
+
+router = APIRouter()
+router.include_router(sign_in.router)
+router.include_router(annotate.router)
+router.include_router(admin_router)
+
+__all__ = ["router"]

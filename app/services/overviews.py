@@ -1,0 +1,287 @@
+"""What pages show of verdicts: one's own, the recent ones, all that was said of a prompt, and each critic's sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, func, select, text
+from sqlalchemy.orm import Session, aliased, selectinload
+
+from app.models import (
+    Candidate,
+    CandidateSet,
+    ModelVersion,
+    Pick,
+    Project,
+    Prompt,
+    PromptImage,
+    Role,
+    User,
+    Verdict,
+    VerdictKind,
+    VerdictState,
+)
+from app.services.actors import Actor, require
+from app.services.paging import check_limit
+from app.services.verdicts import VerdictIn
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictLine:
+    """A verdict with what it was about. `image` is the sha256 of the prompt's first image, `picks` are texts."""
+
+    id: int
+    assignment_id: int
+    at: datetime
+    kind: VerdictKind
+    state: VerdictState
+    critic: str
+    prompt_id: int
+    question: str
+    answer: str | None
+    image: str | None
+    pick_ids: tuple[int, ...]
+    picks: tuple[str, ...]
+    rationale: str | None
+    reason: str | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateLine:
+    """A candidate, and how many critics picked it."""
+
+    text: str
+    temperature: float | None
+    mean_logprob: float | None
+    picked: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetLine:
+    """A candidate set with its verdicts. `version` is the number of the version that wrote it, None for an import."""
+
+    state: str
+    version: int | None
+    created_at: datetime
+    error: str | None
+    candidates: tuple[CandidateLine, ...]
+    verdicts: tuple[VerdictLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CriticLine:
+    """The sum of a critic's verdicts that stand, with shares of them; `median_seconds` is of those with a time."""
+
+    email: str
+    verdicts: int
+    today: int
+    picked: float
+    none_fit: float
+    skipped: float
+    flagged: float
+    picks_each: float
+    median_seconds: float | None
+    last_at: datetime
+
+
+def own_verdicts(
+    session: Session, actor: Actor, project: Project, *, limit: int = 50, before: int | None = None
+) -> list[VerdictLine]:
+    """The actor's own verdicts that stand, newest first; `before` is the id of the one to go on behind."""
+    require(session, actor, project, Role.critic)
+    query = _lines(project).where(Verdict.critic_id == actor.user_id)
+    if before is not None:
+        query = query.where(Verdict.id < before)
+    return _read(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+
+
+def own_verdict(session: Session, actor: Actor, project: Project, verdict_id: int) -> VerdictLine | None:
+    """One of the actor's own verdicts, where it still stands."""
+    require(session, actor, project, Role.critic)
+    query = _lines(project).where(Verdict.critic_id == actor.user_id, Verdict.id == verdict_id)
+    return next(iter(_read(session, query)), None)
+
+
+def recent_verdicts(session: Session, actor: Actor, project: Project, *, limit: int = 8) -> list[VerdictLine]:
+    """The newest verdicts of all critics. Needs the role viewer; pages keep critics away from it."""
+    require(session, actor, project, Role.viewer)
+    return _read(session, _lines(project).order_by(Verdict.id.desc()).limit(check_limit(limit)))
+
+
+def _lines(project: Project) -> Select[Any]:
+    image = (
+        select(PromptImage.sha256)
+        .where(PromptImage.prompt_id == Verdict.prompt_id)
+        .order_by(PromptImage.position)
+        .limit(1)
+        .correlate(Verdict)
+        .scalar_subquery()
+    )
+    return (
+        select(Verdict, Prompt.question, func.coalesce(Prompt.answer, CandidateSet.answer), User.email, image)
+        .join(Prompt, Prompt.id == Verdict.prompt_id)
+        .join(CandidateSet, CandidateSet.id == Verdict.candidate_set_id)
+        .join(User, User.id == Verdict.critic_id)
+        .where(Verdict.project_id == project.id, Verdict.current)
+        .execution_options(populate_existing=True)
+    )
+
+
+def _read(session: Session, query: Select[Any]) -> list[VerdictLine]:
+    rows = session.execute(query).all()
+    picked: dict[int, list[tuple[int, str]]] = {}
+    wanted = (
+        select(Pick.verdict_id, Candidate.id, Candidate.text)
+        .join(Candidate, Candidate.id == Pick.candidate_id)
+        .where(Pick.verdict_id.in_([verdict.id for verdict, *_ in rows]))
+        .order_by(Candidate.position)
+    )
+    for verdict_id, candidate_id, words in session.execute(wanted):
+        picked.setdefault(verdict_id, []).append((candidate_id, words))
+    return [
+        VerdictLine(
+            id=verdict.id,
+            assignment_id=verdict.assignment_id,
+            at=verdict.created_at,
+            kind=VerdictKind(verdict.kind),
+            state=VerdictState(verdict.state),
+            critic=email,
+            prompt_id=verdict.prompt_id,
+            question=question,
+            answer=answer,
+            image=image,
+            pick_ids=tuple(candidate_id for candidate_id, _ in picked.get(verdict.id, ())),
+            picks=tuple(words for _, words in picked.get(verdict.id, ())),
+            rationale=verdict.rationale,
+            reason=verdict.reason,
+            seconds=verdict.seconds,
+        )
+        for verdict, question, answer, email, image in rows
+    ]
+
+
+def was_changed_to(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
+    """Whether the actor changed this verdict to exactly `wanted` already: a repeat whose answer was lost."""
+    newer = aliased(Verdict)
+    found = session.scalar(
+        select(newer)
+        .where(newer.supersedes == verdict_id, newer.critic_id == actor.user_id)
+        .options(selectinload(newer.picks))
+    )
+    return found is not None and (
+        found.kind == wanted.kind
+        and found.reason == wanted.reason
+        and found.rationale == wanted.rationale
+        and found.seconds == wanted.seconds
+        and {str(pick.candidate_id) for pick in found.picks} == set(wanted.picks)
+    )
+
+
+# A prompt
+
+
+def sets_of(session: Session, actor: Actor, project: Project, prompt: Prompt) -> list[SetLine]:
+    """All candidate sets of a prompt, the newest first, with what was said of them."""
+    require(session, actor, project, Role.viewer)
+    sets = session.execute(
+        select(CandidateSet, ModelVersion.number)
+        .outerjoin(ModelVersion, ModelVersion.id == CandidateSet.version_id)
+        .where(CandidateSet.prompt_id == prompt.id)
+        .order_by(CandidateSet.id.desc())
+        .limit(50)
+        .options(selectinload(CandidateSet.candidates))
+    ).all()
+    said = _read(session, _lines(project).where(Verdict.prompt_id == prompt.id).order_by(Verdict.id))
+    set_of = dict(
+        session.execute(
+            select(Verdict.id, Verdict.candidate_set_id).where(Verdict.prompt_id == prompt.id, Verdict.current)
+        )
+        .tuples()
+        .all()
+    )
+    return [_set_line(one, number, [line for line in said if set_of.get(line.id) == one.id]) for one, number in sets]
+
+
+def _set_line(one: CandidateSet, number: int | None, said: Sequence[VerdictLine]) -> SetLine:
+    counted = [line for line in said if line.state is VerdictState.counted]
+    return SetLine(
+        state=str(one.state),
+        version=number,
+        created_at=one.created_at,
+        error=one.error,
+        candidates=tuple(
+            CandidateLine(
+                text=candidate.text,
+                temperature=candidate.temperature,
+                mean_logprob=candidate.mean_logprob,
+                picked=sum(candidate.id in line.pick_ids for line in counted),
+            )
+            for candidate in one.candidates
+        ),
+        verdicts=tuple(said),
+    )
+
+
+# Critics
+
+CRITICS = """
+SELECT u.email, count(*) AS verdicts,
+    count(*) FILTER (WHERE v.created_at >= date_trunc('day', now(), 'UTC')) AS today,
+    avg((v.kind = 'picked')::int)::float AS picked, avg((v.kind = 'none_fit')::int)::float AS none_fit,
+    avg((v.kind = 'skipped')::int)::float AS skipped, avg((v.kind = 'flagged')::int)::float AS flagged,
+    avg((SELECT count(*) FROM picks k WHERE k.verdict_id = v.id))
+        FILTER (WHERE v.kind IN ('picked', 'none_fit'))::float AS picks_each,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY v.seconds) AS median_seconds,
+    max(v.created_at) AS last_at
+FROM verdicts v JOIN users u ON u.id = v.critic_id
+WHERE v.project_id = :project AND v.current
+GROUP BY u.id, u.email ORDER BY lower(u.email)
+"""
+
+
+def critics_of(session: Session, actor: Actor, project: Project) -> list[CriticLine]:
+    """Every critic who has judged in a project, by name."""
+    require(session, actor, project, Role.viewer)
+    rows = session.execute(text(CRITICS), {"project": project.id})
+    return [
+        CriticLine(
+            email=row.email,
+            verdicts=row.verdicts,
+            today=row.today,
+            picked=row.picked,
+            none_fit=row.none_fit,
+            skipped=row.skipped,
+            flagged=row.flagged,
+            picks_each=row.picks_each or 0.0,
+            median_seconds=row.median_seconds,
+            last_at=row.last_at,
+        )
+        for row in rows
+    ]
+
+
+# Pace
+
+PACE = """
+SELECT count(*) FILTER (WHERE created_at >= date_trunc('day', now(), 'UTC')) AS today,
+    count(*) FILTER (WHERE created_at >= now() - interval '1 hour') AS hour
+FROM verdicts WHERE project_id = :project AND current AND created_at >= now() - interval '1 day'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many verdicts a project got since midnight UTC and in the last hour."""
+
+    today: int
+    hour: int
+
+
+def pace_of(session: Session, project: Project) -> Pace:
+    """A project's pace."""
+    row = session.execute(text(PACE), {"project": project.id}).one()
+    return Pace(today=row.today, hour=row.hour)

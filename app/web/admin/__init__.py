@@ -1,0 +1,11 @@
+"""The pages of who looks after projects, versions and people."""
+
+from fastapi import APIRouter
+
+from app.web.admin import critics, overview, prompts, rounds, settings, users, versions
+
+router = APIRouter(prefix="/admin")
+for module in (overview, settings, rounds, versions, prompts, critics, users):
+    router.include_router(module.router)
+
+__all__ = ["router"]

@@ -1,0 +1,170 @@
+"""Scores of versions as pages show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from app.models import ModelVersion, Round
+from app.web.charts import Chart, Line, Sample, line_chart
+from app.web.rendering import percent
+from app.web.words import METRIC_WORDS
+
+# The scores of the table before and after: key in the metrics, name, whether it is a share.
+NAMES = (
+    ("sampled_rouge_l", "ROUGE-L, sampled at T = 0.7", False),
+    ("greedy_rouge_l", "ROUGE-L, greedy", False),
+    ("own_sampled_rouge_l", "ROUGE-L, sampled, behind its own answer", False),
+    ("sampled_faithful", "True of the scene, sampled", True),
+    ("greedy_faithful", "True of the scene, greedy", True),
+    ("sampled_bleu_4", "BLEU-4, sampled", False),
+    ("greedy_bleu_4", "BLEU-4, greedy", False),
+    ("sampled_cider", "CIDEr, sampled", False),
+    ("greedy_cider", "CIDEr, greedy", False),
+    ("heldout", "Log-likelihood of held-out rationales", False),
+    ("answer_accuracy", "Answers right", True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """A version in a table."""
+
+    number: int
+    name: str
+    active: bool
+    waits: bool
+    origin: str
+    round: int | None
+    sampled: float | None
+    greedy: float | None
+    accuracy: float | None
+    reason: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """A score of a round's parent and of what it made."""
+
+    name: str
+    parent: str
+    new: str
+    change: str
+
+
+def means_of(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The mean scores in a version's metrics."""
+    means: Mapping[str, Any] = metrics.get("means") or {}
+    return means
+
+
+def version_rows(
+    versions: Sequence[ModelVersion], rounds: Mapping[int, Round], active_id: int | None
+) -> tuple[VersionRow, ...]:
+    """Versions, newest first, as rows. `rounds` are by id."""
+    numbers = {version.id: version.number for version in versions}
+    base_scores = _base_scores(versions)
+    return tuple(_row(version, rounds, numbers, base_scores, active_id) for version in versions)
+
+
+def _row(
+    version: ModelVersion,
+    rounds: Mapping[int, Round],
+    numbers: Mapping[int, int],
+    base_scores: Mapping[int, Mapping[str, Any]],
+    active_id: int | None,
+) -> VersionRow:
+    made_by = rounds.get(version.round_id) if version.round_id is not None else None
+    means = means_of(version.metrics) or means_of(base_scores.get(version.id, {}))
+    decision: Mapping[str, Any] = made_by.decision if made_by else {}
+    newest = version.number == max(numbers.values())
+    return VersionRow(
+        number=version.number,
+        name=f"Version {version.number}",
+        active=version.id == active_id,
+        waits=newest and version.id != active_id and bool(decision) and not decision.get("activate"),
+        origin=(
+            f"base model {version.base_model}"
+            if version.parent_id is None
+            else f"from version {numbers.get(version.parent_id, '?')}, by"
+        ),
+        round=made_by.number if made_by else None,
+        sampled=means.get("sampled_rouge_l"),
+        greedy=means.get("greedy_rouge_l"),
+        accuracy=means.get("answer_accuracy"),
+        reason=str(decision.get("reason", "")),
+        created_at=version.created_at,
+    )
+
+
+def _base_scores(versions: Sequence[ModelVersion]) -> dict[int, Mapping[str, Any]]:
+    """What rounds measured of their parents: the only scores a base model has."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for version in sorted(versions, key=lambda one: one.number):
+        if version.parent_id is not None and version.metrics.get("parent"):
+            found.setdefault(version.parent_id, version.metrics["parent"])
+    return found
+
+
+def score_chart(versions: Sequence[ModelVersion], active_id: int | None) -> Chart | None:
+    """The primary score of each version; the whiskers are the interval of its change from its parent."""
+    base_scores = _base_scores(versions)
+    samples = []
+    for version in sorted(versions, key=lambda one: one.number):
+        metrics = version.metrics or base_scores.get(version.id, {})
+        score = metrics.get("score")
+        if score is None:
+            continue
+        before, change = (metrics.get("parent") or {}).get("score"), (metrics.get("change") or {}).get("score")
+        low = high = None
+        if before is not None and change:
+            low, high = before + change["low"], before + change["high"]
+        samples.append(Sample(version.number, score, low, high, lit=version.id == active_id))
+    return line_chart(
+        "Score per version",
+        [Line("score", tuple(samples))],
+        x_name="version",
+        x_format=lambda x: f"v{x:.0f}",
+        y_format=lambda y: f"{y:.3f}",
+    )
+
+
+def metric_of(versions: Sequence[ModelVersion]) -> str:
+    """What the score of the newest measured version is."""
+    for version in sorted(versions, key=lambda one: -one.number):
+        if version.metrics.get("metric"):
+            return METRIC_WORDS.get(str(version.metrics["metric"]), str(version.metrics["metric"]))
+    return ""
+
+
+def score_rows(metrics: Mapping[str, Any]) -> tuple[ScoreRow, ...]:
+    """The table before and after, of a round's metrics."""
+    new, parent = means_of(metrics), means_of(metrics.get("parent") or {})
+    changes: Mapping[str, Any] = metrics.get("change") or {}
+    return tuple(
+        ScoreRow(
+            name=name,
+            parent=_shown(parent.get(key), share),
+            new=_shown(new.get(key), share),
+            change=_change(changes.get(key), share),
+        )
+        for key, name, share in NAMES
+        if key in new or key in parent
+    )
+
+
+def _shown(value: float | None, share: bool) -> str:
+    if value is None:
+        return "–"
+    return percent(value, 1) if share else f"{value:.3f}"
+
+
+def _change(interval: Mapping[str, float] | None, share: bool) -> str:
+    if not interval:
+        return "–"
+    factor, digits, unit = (100, 1, " points") if share else (1, 3, "")
+    mean, low, high = (factor * interval[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f})"

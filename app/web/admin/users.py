@@ -1,0 +1,292 @@
+"""People: who there is, what they may do, their passwords and tokens."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from app.deps import SessionDep
+from app.errors import Conflict, Invalid, NotFound
+from app.models import Role, Scope, Token, User
+from app.services import projects, users
+from app.services.actors import Actor, parse_id, require_admin
+from app.web.access import Form, Me, Poster, SignedIn, text_of, texts_of
+from app.web.admin.frame import back_to
+from app.web.forms import Field
+from app.web.rendering import page, shell_for
+
+router = APIRouter()
+ROLE_OPTIONS = (
+    ("critic", "critic: judges"),
+    ("reviewer", "reviewer: sees all, decides on prompts"),
+    ("viewer", "viewer: sees all"),
+    ("admin", "admin: may do everything"),
+)
+PASSWORD_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A password or token that is shown once."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """A person in the list."""
+
+    id: str
+    email: str
+    role: str
+    projects: str
+    disabled: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class UsersView:
+    """The list, and the form for one more."""
+
+    rows: tuple[UserRow, ...]
+    fields: tuple[Field, ...]
+    projects: tuple[tuple[str, str, bool], ...]
+    problem: str
+    secret: Secret | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A token in the list."""
+
+    id: str
+    name: str
+    scope: str
+    created_at: datetime
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class UserView:
+    """One person."""
+
+    id: str
+    email: str
+    role: str
+    roles: tuple[str, ...]
+    disabled: bool
+    is_me: bool
+    projects: tuple[tuple[str, str, bool], ...]
+    tokens: tuple[TokenRow, ...]
+    scopes: tuple[str, ...]
+    problem: str
+    secret: Secret | None
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """The form for a person as it was filled in, and what is wrong with it."""
+
+    email: str = ""
+    role: str = Role.critic.value
+    projects: tuple[str, ...] = ()
+    problem: str = ""
+    field: str | None = None
+
+
+def choices(session: Session, actor: Actor, chosen: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
+    """All projects, and whether each is chosen."""
+    return tuple((one.slug, one.name, one.slug in chosen) for one in projects.list_projects(session, actor))
+
+
+def role_of(text: str) -> Role:
+    """The role named `text`. Raises `Invalid`."""
+    if text not in set(Role):
+        raise Invalid("Choose one of the roles.", field="role")
+    return Role(text)
+
+
+# The list
+
+
+def list_page(
+    request: Request, session: Session, who: SignedIn, typed: Typed, *, secret: Secret | None = None, status: int = 200
+) -> Response:
+    """The list of people, with the form as it was filled in."""
+    require_admin(who.actor)
+    people = users.list_users(session, who.actor)
+    memberships = users.projects_of(session, [person.id for person in people])
+
+    def problem(name: str) -> str:
+        return typed.problem if typed.field == name else ""
+
+    email = Field(
+        "email",
+        "E-mail",
+        "email",
+        typed.email,
+        help="A password is made by chance and shown once.",
+        problem=problem("email"),
+        required=True,
+        attributes={"autocomplete": "off"},
+    )
+    view = UsersView(
+        rows=tuple(user_row(person, tuple(memberships[person.id])) for person in people),
+        fields=(email, Field("role", "Role", "select", typed.role, options=ROLE_OPTIONS, problem=problem("role"))),
+        projects=choices(session, who.actor, typed.projects),
+        problem="" if typed.field in ("email", "role") else typed.problem,
+        secret=secret,
+    )
+    shell = shell_for(request, who.actor, who.csrf_token, title="Users", section="users")
+    return page("admin/users.html", shell=shell, view=view, status=status)
+
+
+def user_row(person: User, slugs: Sequence[str]) -> UserRow:
+    """A person, as the list shows them."""
+    everywhere = "all" if person.role is Role.admin else ", ".join(slugs)
+    return UserRow(
+        str(person.id), person.email, str(person.role), everywhere, person.disabled_at is not None, person.created_at
+    )
+
+
+@router.get("/users")
+def index(request: Request, session: SessionDep, who: Me) -> Response:
+    """Everybody."""
+    known = projects.list_projects(session, who.actor)
+    only = (known[0].slug,) if len(known) == 1 else ()
+    return list_page(request, session, who, Typed(projects=only))
+
+
+@router.post("/users")
+def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
+    """Add a person; their password is shown once."""
+    email, role, slugs = text_of(form, "email"), text_of(form, "role"), tuple(texts_of(form, "projects"))
+    password = secrets.token_urlsafe(PASSWORD_BYTES)
+    try:
+        users.add_user(session, who.actor, email=email, role=role_of(role), password=password, project_slugs=slugs)
+    except (Invalid, Conflict) as error:
+        session.rollback()
+        typed = Typed(email, role, slugs, error.detail, error.field)
+        return list_page(request, session, who, typed, status=error.status)
+    secret = Secret(f"The password of {email}:", password)
+    return list_page(request, session, who, Typed(projects=slugs), secret=secret, status=201)
+
+
+# One person
+
+
+def user_page(
+    request: Request,
+    session: Session,
+    who: SignedIn,
+    person: User,
+    *,
+    secret: Secret | None = None,
+    problem: str = "",
+    status: int = 200,
+) -> Response:
+    """One person's page."""
+    require_admin(who.actor)
+    slugs = users.projects_of(session, [person.id])[person.id]
+    view = UserView(
+        id=str(person.id),
+        email=person.email,
+        role=str(person.role),
+        roles=tuple(Role),
+        disabled=person.disabled_at is not None,
+        is_me=person.id == who.actor.user_id,
+        projects=choices(session, who.actor, tuple(slugs)),
+        tokens=tuple(token_row(token) for token in users.list_tokens(session, who.actor, person.id)),
+        scopes=tuple(Scope),
+        problem=problem,
+        secret=secret,
+    )
+    shell = shell_for(request, who.actor, who.csrf_token, title=person.email, section="users")
+    return page("admin/user.html", shell=shell, view=view, status=status)
+
+
+def token_row(token: Token) -> TokenRow:
+    """A token, as the page shows it."""
+    return TokenRow(str(token.id), token.name, str(token.scope), token.created_at, token.last_used_at)
+
+
+def person_of(session: Session, who: SignedIn, user_id: str) -> User:
+    """The person, for an admin."""
+    require_admin(who.actor)
+    return users.get_user(session, who.actor, parse_id(user_id))
+
+
+@router.get("/users/{user_id}")
+def show(request: Request, session: SessionDep, who: Me, user_id: str) -> Response:
+    """One person."""
+    return user_page(request, session, who, person_of(session, who, user_id))
+
+
+@router.post("/users/{user_id}/role")
+def set_role(request: Request, session: SessionDep, who: Poster, form: Form, user_id: str) -> Response:
+    """Change what a person is, and of which projects a member."""
+    person = person_of(session, who, user_id)
+    try:
+        users.set_role(session, who.actor, person.id, role_of(text_of(form, "role")))
+        users.set_memberships(session, who.actor, person, texts_of(form, "projects"))
+    except (Invalid, Conflict) as error:
+        session.rollback()
+        return user_page(request, session, who, person, problem=error.detail, status=error.status)
+    return back_to(f"/admin/users/{user_id}", "role-set")
+
+
+@router.post("/users/{user_id}/password")
+def set_password(request: Request, session: SessionDep, who: Poster, user_id: str) -> Response:
+    """Give a person a new password, shown once. One's own session ends with it too."""
+    person = person_of(session, who, user_id)
+    password = secrets.token_urlsafe(PASSWORD_BYTES)
+    users.set_password(session, who.actor, person.id, password)
+    return user_page(request, session, who, person, secret=Secret(f"The new password of {person.email}:", password))
+
+
+@router.post("/users/{user_id}/disable")
+def disable(request: Request, session: SessionDep, who: Poster, user_id: str) -> Response:
+    """Shut a person out."""
+    person = person_of(session, who, user_id)
+    try:
+        users.set_disabled(session, who.actor, person.id, True)
+    except Conflict as error:
+        session.rollback()
+        return user_page(request, session, who, person, problem=error.detail, status=error.status)
+    return back_to(f"/admin/users/{user_id}", "disabled")
+
+
+@router.post("/users/{user_id}/enable")
+def enable(session: SessionDep, who: Poster, user_id: str) -> RedirectResponse:
+    """Let a person in again."""
+    users.set_disabled(session, who.actor, person_of(session, who, user_id).id, False)
+    return back_to(f"/admin/users/{user_id}", "enabled")
+
+
+@router.post("/users/{user_id}/tokens")
+def make_token(request: Request, session: SessionDep, who: Poster, form: Form, user_id: str) -> Response:
+    """Make a token, shown once."""
+    person = person_of(session, who, user_id)
+    scope = text_of(form, "scope")
+    if scope not in set(Scope):
+        raise Invalid("Choose one of the scopes.", field="scope")
+    name = text_of(form, "name").strip()
+    _, plain = users.create_token(session, who.actor, user_id=person.id, scope=Scope(scope), name=name)
+    return user_page(request, session, who, person, secret=Secret("The new token:", plain), status=201)
+
+
+@router.post("/users/{user_id}/tokens/{token_id}/revoke")
+def revoke(session: SessionDep, who: Poster, user_id: str, token_id: str) -> RedirectResponse:
+    """End a token."""
+    person = person_of(session, who, user_id)
+    if parse_id(token_id) not in {token.id for token in users.list_tokens(session, who.actor, person.id)}:
+        raise NotFound("There is no such token of this person.")
+    users.revoke_token(session, who.actor, parse_id(token_id))
+    return back_to(f"/admin/users/{user_id}", "revoked")

@@ -1,0 +1,253 @@
+"""The critic's pages: judging, one's own verdicts, and which project to judge in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse, Response
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
+
+from app.deps import SessionDep
+from app.errors import Conflict, DomainError, NotFound
+from app.models import Project, Role
+from app.services import assignments, candidates, overviews, projects, rounds, verdicts
+from app.services.actors import Actor, parse_id, project_role
+from app.services.overviews import VerdictLine
+from app.services.projects import ProjectSettings
+from app.web.access import Form, Me, Poster, SignedIn, judged_project, text_of, texts_of
+from app.web.judging import (
+    Card,
+    FiguresView,
+    HistoryRow,
+    HistoryView,
+    JudgeView,
+    ProjectRow,
+    ProjectsView,
+    card_of,
+    empty_of,
+    next_claim,
+    progress_of,
+    stage_of,
+)
+from app.web.rendering import Message, Shell, fragment, page, shell_for
+from app.web.sign_in import LAST_PROJECT, set_cookie
+from app.web.words import KIND_TONES, KIND_WORDS, image_url
+
+router = APIRouter()
+TEMPLATE = "annotate/page.html"
+YEAR_SECONDS = 365 * 24 * 3600
+KEPT_ASIDE = "This verdict came late, when somebody else had the prompt already: it is kept aside and not counted."
+
+
+def figures(request: Request, session: Session, who: SignedIn, project: Project, settings: ProjectSettings) -> str:
+    """The figures as HTML."""
+    view = FiguresView(project.slug, progress_of(session, who.actor, project, settings))
+    shell = shell_for(request, who.actor, who.csrf_token, title=project.name, section="annotate")
+    return bytes(fragment(TEMPLATE, "progress", shell=shell, view=view).body).decode()
+
+
+# Pages
+
+
+@router.get("/annotate")
+def choose(request: Request, session: SessionDep, who: Me) -> Response:
+    """Which project to judge in."""
+    rows = tuple(
+        project_row(session, who.actor, project)
+        for project in projects.list_projects(session, who.actor)
+        if project_role(session, who.actor, project) is not Role.viewer
+    )
+    shell = shell_for(request, who.actor, who.csrf_token, title="Annotate", section="annotate")
+    return page("annotate/projects.html", shell=shell, view=ProjectsView(rows))
+
+
+def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
+    """A project's line in the list."""
+    running = rounds.active_round(session, project)
+    return ProjectRow(
+        slug=project.slug,
+        name=project.name,
+        claimable=candidates.claimable_count(session, project, limit=1000),
+        today=verdicts.today_count(session, actor, project),
+        round=f"Round {running.number} runs" if running else "",
+    )
+
+
+@router.get("/annotate/{slug}")
+def judge(request: Request, session: SessionDep, who: Me, slug: str, verdict: str = "") -> Response:
+    """The page with the next prompt, or with an earlier verdict to change."""
+    project = judged_project(session, who.actor, slug)
+    settings = projects.settings_of(session, project)
+    messages: tuple[Message, ...] = ()
+    card = None
+    if verdict:
+        card = card_of_verdict(session, who.actor, project, settings, parse_id(verdict))
+        if card is None:
+            messages = (Message("That verdict was changed meanwhile: see the newest one in your list.", "warn"),)
+    if card is None:
+        claim = next_claim(session, who.actor, project, frozenset())
+        card = card_of(claim, settings) if claim else None
+    view = JudgeView(
+        slug=slug,
+        project_name=project.name,
+        projects=tuple((one.slug, one.name) for one in projects.list_projects(session, who.actor)),
+        sees_admin=project_role(session, who.actor, project) is not Role.critic,
+        card=card,
+        empty=None if card else empty_of(session, project),
+        progress=progress_of(session, who.actor, project, settings),
+        skip_reasons=tuple(settings.skip_reasons),
+        flag_reasons=tuple(settings.flag_reasons),
+        lease_seconds=settings.lease_minutes * 60,
+    )
+    shell = shell_for(request, who.actor, who.csrf_token, title=project.name, section="annotate", messages=messages)
+    response = page(TEMPLATE, shell=shell, view=view)
+    set_cookie(response, LAST_PROJECT, slug, seconds=YEAR_SECONDS)
+    return response
+
+
+def card_of_verdict(
+    session: Session, actor: Actor, project: Project, settings: ProjectSettings, verdict_id: int
+) -> Card | None:
+    """The card of one's own verdict; None where it does not stand any more."""
+    line = overviews.own_verdict(session, actor, project, verdict_id)
+    if line is None:
+        return None
+    return card_of(assignments.get_assignment(session, actor, line.assignment_id), settings, line)
+
+
+# What the page's script asks for
+
+
+@router.post("/annotate/{slug}/next")
+def claim_next(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """The next prompt that the page does not have yet, or why there is none; 204 when it has all it may hold."""
+    project = judged_project(session, who.actor, slug)
+    settings = projects.settings_of(session, project)
+    known = frozenset(parse_id(one) for one in texts_of(form, "known"))
+    held = {claim.assignment_id for claim in assignments.open_assignments(session, who.actor, project)}
+    if len(held & known) >= settings.max_open and held <= known:
+        return Response(status_code=204)
+    claim = next_claim(session, who.actor, project, known)
+    view = stage_of(session, project, card_of(claim, settings) if claim else None)
+    return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=view)
+
+
+@router.get("/annotate/{slug}/back")
+def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Response:
+    """One's last verdict, or the one before `before`, to change it. Raises `NotFound` when there is none."""
+    project = judged_project(session, who.actor, slug)
+    settings = projects.settings_of(session, project)
+    limit = parse_id(before) if before else None
+    lines = overviews.own_verdicts(session, who.actor, project, limit=1, before=limit)
+    if not lines:
+        raise NotFound("There is no earlier verdict of yours in this project.")
+    claim = assignments.get_assignment(session, who.actor, lines[0].assignment_id)
+    view = stage_of(session, project, card_of(claim, settings, lines[0]))
+    return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=view)
+
+
+@router.get("/annotate/{slug}/figures")
+def show_figures(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The figures on top of the page; they also tell a page who is signed in."""
+    project = judged_project(session, who.actor, slug)
+    settings = projects.settings_of(session, project)
+    return Response(figures(request, session, who, project, settings), media_type="text/html", headers=NO_STORE)
+
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+@router.post("/annotate/{slug}/heartbeat")
+def keep(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """Hold the page's claims for another lease. Answers with the ids of those that are lost."""
+    judged_project(session, who.actor, slug)
+    lost = []
+    for held in texts_of(form, "held")[:20]:
+        try:
+            assignments.heartbeat(session, who.actor, parse_id(held))
+        except DomainError:
+            lost.append(held)
+    return PlainTextResponse(" ".join(lost), headers=NO_STORE)
+
+
+def verdict_of(form: FormData) -> verdicts.VerdictIn:
+    """The verdict in a form. Raises `Invalid`."""
+    values: dict[str, Any] = {
+        "kind": text_of(form, "kind"),
+        "picks": texts_of(form, "picks"),
+        "reason": text_of(form, "reason") or None,
+        "rationale": text_of(form, "rationale") or None,
+        "seconds": text_of(form, "seconds") or None,
+    }
+    return verdicts.parse_verdict(values)
+
+
+@router.post("/annotate/{slug}/assignments/{assignment}/verdict")
+def give(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, assignment: str) -> Response:
+    """Give a verdict. Answers with the figures as they are then."""
+    project = judged_project(session, who.actor, slug)
+    key = request.headers.get("idempotency-key")
+    out = verdicts.give(session, who.actor, parse_id(assignment), verdict_of(form), idempotency_key=key)
+    return saved(request, session, who, project, status=out.status, body=out.body)
+
+
+@router.post("/annotate/{slug}/verdicts/{verdict}")
+def change(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, verdict: str) -> Response:
+    """Change a verdict. A repeat of the same change, whose answer was lost, is the same change."""
+    project = judged_project(session, who.actor, slug)
+    wanted = verdict_of(form)
+    verdict_id = parse_id(verdict)
+    try:
+        body = verdicts.change(session, who.actor, verdict_id, wanted)
+    except Conflict:
+        if not overviews.was_changed_to(session, who.actor, verdict_id, wanted):
+            raise
+        body = {}
+    return saved(request, session, who, project, status=201, body=body)
+
+
+def saved(
+    request: Request, session: Session, who: SignedIn, project: Project, *, status: int, body: Mapping[str, Any]
+) -> Response:
+    """The answer to a verdict: the figures, and a sentence where it does not count."""
+    content = figures(request, session, who, project, projects.settings_of(session, project))
+    if body.get("state") == "kept_aside":
+        content += f"<p data-text>{KEPT_ASIDE}</p>"
+    return Response(content, status_code=status, media_type="text/html", headers=NO_STORE)
+
+
+@router.get("/annotate/{slug}/history")
+def history(request: Request, session: SessionDep, who: Me, slug: str, cursor: str = "") -> Response:
+    """One's own verdicts, each open to change."""
+    project = judged_project(session, who.actor, slug)
+    size = 50
+    before = parse_id(cursor) if cursor else None
+    lines = overviews.own_verdicts(session, who.actor, project, limit=size + 1, before=before)
+    view = HistoryView(
+        slug=slug,
+        project_name=project.name,
+        today=verdicts.today_count(session, who.actor, project),
+        rows=tuple(history_row(line) for line in lines[:size]),
+        next=str(lines[size - 1].id) if len(lines) > size else "",
+    )
+    shell = shell_for(request, who.actor, who.csrf_token, title="My verdicts", section="annotate")
+    return page("annotate/history.html", shell=shell, view=view)
+
+
+def history_row(line: VerdictLine) -> HistoryRow:
+    """A verdict's line in the list."""
+    own = (f"“{line.rationale}”",) if line.rationale else ()
+    return HistoryRow(
+        id=str(line.id),
+        at=line.at,
+        image=image_url(line.image),
+        question=line.question,
+        answer=line.answer,
+        kind=KIND_WORDS[line.kind],
+        tone=KIND_TONES[line.kind],
+        said=(*line.picks, *own),
+        reason=line.reason,
+    )

@@ -1,0 +1,26 @@
+"""Fields of forms as templates show them: with help, default, what was typed, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field. `kind` is `text`, `number`, `area`, `select`, `check`, `email` or `password`."""
+
+    name: str
+    label: str
+    kind: str = "text"
+    value: str | bool = ""
+    help: str = ""
+    default: str | None = None
+    problem: str = ""
+    required: bool = False
+    options: tuple[tuple[str, str], ...] = ()
+    rows: int = 3
+    attributes: Mapping[str, str] = field(default_factory=lambda: NO_ATTRIBUTES)

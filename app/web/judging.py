@@ -1,0 +1,254 @@
+"""What the critic's page shows: the card, the figures on top, and why there is nothing to judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from app.models import Project
+from app.services import accepted, assignments, candidates, rounds, verdicts, versions
+from app.services.actors import Actor
+from app.services.assignments import Claim
+from app.services.overviews import VerdictLine
+from app.services.projects import ProjectSettings
+from app.web.words import KIND_WORDS, image_url, round_words
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image to look at."""
+
+    url: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A candidate on the page."""
+
+    id: str
+    text: str
+    picked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One prompt with its candidates. With `verdict_id` it is a verdict that is being changed."""
+
+    assignment_id: str
+    verdict_id: str
+    images: tuple[Picture, ...]
+    question: str
+    answer: str | None
+    candidates: tuple[Choice, ...]
+    rationale: str
+    instructions: str
+    before: str = ""
+    judged_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """Nothing to judge now: why, and what happens next. `progress` is a share of 1 where there is one."""
+
+    kind: str
+    title: str
+    text: str
+    next: str
+    progress: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The figures on top of the page, and the line below them."""
+
+    today: int
+    fresh: int
+    round_every: int
+    round: str
+    round_name: str
+    version: str
+    explanation: str
+    line_value: float
+    line_max: float
+    line_label: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeView:
+    """The critic's page."""
+
+    slug: str
+    project_name: str
+    projects: tuple[tuple[str, str], ...]
+    sees_admin: bool
+    card: Card | None
+    empty: Empty | None
+    progress: Progress
+    skip_reasons: tuple[str, ...]
+    flag_reasons: tuple[str, ...]
+    lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FiguresView:
+    """The figures alone, as a verdict's answer."""
+
+    slug: str
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """The place of the prompt alone."""
+
+    slug: str
+    card: Card | None
+    empty: Empty | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """One's own verdict in a list."""
+
+    id: str
+    at: datetime
+    image: str
+    question: str
+    answer: str | None
+    kind: str
+    tone: str
+    said: tuple[str, ...]
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryView:
+    """One's own verdicts."""
+
+    slug: str
+    project_name: str
+    today: int
+    rows: tuple[HistoryRow, ...]
+    next: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRow:
+    """A project to judge in."""
+
+    slug: str
+    name: str
+    claimable: int
+    today: int
+    round: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectsView:
+    """The projects to judge in."""
+
+    rows: tuple[ProjectRow, ...]
+
+
+# What the page shows
+
+
+def card_of(claim: Claim, settings: ProjectSettings, line: VerdictLine | None = None) -> Card:
+    """The card of a claim, or of the verdict `line` that was given on it."""
+    picked = {str(pick) for pick in line.pick_ids} if line else set()
+    return Card(
+        assignment_id=str(claim.assignment_id),
+        verdict_id=str(line.id) if line else "",
+        images=tuple(
+            Picture(image_url(image["sha256"]), image["width"], image["height"]) for image in claim.prompt["images"]
+        ),
+        question=claim.prompt["question"],
+        answer=claim.prompt["answer"],
+        candidates=tuple(Choice(one["id"], one["text"], one["id"] in picked) for one in claim.candidates),
+        rationale=(line.rationale or "") if line else "",
+        instructions=settings.instructions,
+        before=KIND_WORDS[line.kind] if line else "",
+        judged_at=line.at if line else None,
+    )
+
+
+def progress_of(session: Session, actor: Actor, project: Project, settings: ProjectSettings) -> Progress:
+    """Today's count, and how far the next round or the one that runs is."""
+    fresh = accepted.fresh_count(session, project)
+    running = rounds.active_round(session, project)
+    version = versions.get_version(session, actor, project.active_version_id) if project.active_version_id else None
+    every = settings.round_every
+    explanation = f"{fresh} prompts have newly got an accepted rationale; " + (
+        f"a round starts by itself at {every}." if settings.auto_rounds else "an admin starts the next round."
+    )
+    value, top, label = float(min(fresh, every)), float(every), f"{fresh} of {every} prompts to the next round"
+    if running:
+        value, top = float(running.progress.get("fraction") or 0.0), 1.0
+        label = f"Round {running.number}: {round_words(running)}"
+    return Progress(
+        today=verdicts.today_count(session, actor, project),
+        fresh=fresh,
+        round_every=every,
+        round=label if running else "",
+        round_name=f"Round {running.number}" if running else "",
+        version=f"Version {version.number}" if version else "",
+        explanation=explanation,
+        line_value=value,
+        line_max=top,
+        line_label=label,
+    )
+
+
+def empty_of(session: Session, project: Project) -> Empty:
+    """Why there is nothing to judge for this critic, and what happens next."""
+    waiting = candidates.waiting_count(session, project, limit=1000)
+    claimable = candidates.claimable_count(session, project, limit=1000)
+    running = rounds.active_round(session, project)
+    sampling = candidates.sampling_count(session, project)
+    here = "It appears here by itself, you need not reload."
+    if waiting and running is not None and not sampling:
+        return Empty(
+            "paused",
+            f"Round {running.number} is running",
+            "The model is being tuned on what was picked. New candidates are made when it is done.",
+            f"{round_words(running)}. {here}",
+            float(running.progress.get("fraction") or 0.0),
+        )
+    if waiting or sampling:
+        return Empty(
+            "filling",
+            "The pool is being filled",
+            f"The model is writing candidates: {sampling} prompts at this moment, {waiting} wait for theirs.",
+            f"The first one can be judged in a few seconds. {here}",
+        )
+    if claimable:
+        return Empty(
+            "others",
+            "Nothing left for you",
+            f"{claimable} candidate sets are ready for other critics; you have judged or hold all you may.",
+            here,
+        )
+    return Empty(
+        "done",
+        "All done",
+        "Every prompt of this project is judged. Thank you.",
+        "When prompts are added, or a new version has something better to offer, it appears here.",
+    )
+
+
+def next_claim(session: Session, actor: Actor, project: Project, known: frozenset[int]) -> Claim | None:
+    """A claim the page does not have: one that was held before, else a new one; None when there is none."""
+    for held in assignments.open_assignments(session, actor, project):
+        if held.assignment_id not in known:
+            return assignments.heartbeat(session, actor, held.assignment_id)
+    claim = assignments.claim(session, actor, project)
+    return None if claim is None or claim.assignment_id in known else claim
+
+
+def stage_of(session: Session, project: Project, card: Card | None) -> StageView:
+    """The card, or why there is none."""
+    return StageView(project.slug, card, None if card else empty_of(session, project))

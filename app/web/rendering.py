@@ -1,0 +1,196 @@
+"""Templates: the environment, its filters, and pages, fragments and live fragments made of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2_fragments import render_block
+
+from app.models import Role
+from app.services.actors import Actor
+from app.settings import ROOT
+
+TEMPLATES = ROOT / "templates"
+STATIC = ROOT / "static"
+
+# Sentences that a page may show after a redirect, by the code that stands in its address.
+MESSAGES: Mapping[str, str] = {
+    "activated": "The version is active now. Candidates nobody has claimed are made anew by it.",
+    "cancelled": "The round is being cancelled.",
+    "disabled": "The person is shut out now and signed out everywhere.",
+    "enabled": "The person may sign in again.",
+    "prompt-saved": "The prompt is saved.",
+    "retried": "The round goes on from its last checkpoint.",
+    "revoked": "The token is revoked.",
+    "role-set": "The role is changed.",
+    "rerun": "A new round of the same snapshot is queued.",
+    "saved": "The settings are saved and count from now on; rounds keep those they were started with.",
+    "signed-out": "You are signed out.",
+    "started": "The round is queued; a worker takes it up in a moment.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A sentence shown in a corner of the page."""
+
+    text: str
+    tone: str = "good"
+
+
+@dataclass(frozen=True, slots=True)
+class Tab:
+    """One of a project's pages."""
+
+    label: str
+    url: str
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """What every page needs besides its own content."""
+
+    title: str
+    section: str = ""
+    csrf_token: str = ""
+    user_id: str = ""
+    email: str = ""
+    is_admin: bool = False
+    manages_users: bool = False
+    project_name: str = ""
+    tabs: tuple[Tab, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+
+def shell_for(
+    request: Request, actor: Actor, csrf_token: str, *, title: str, section: str, messages: tuple[Message, ...] = ()
+) -> Shell:
+    """The shell of a page for somebody who is signed in."""
+    done = MESSAGES.get(request.query_params.get("done", ""))
+    return Shell(
+        title=title,
+        section=section,
+        csrf_token=csrf_token,
+        user_id=str(actor.user_id),
+        email=actor.email,
+        is_admin=actor.role is not Role.critic,
+        manages_users=actor.role is Role.admin,
+        messages=(*messages, *((Message(done),) if done else ())),
+    )
+
+
+# Filters
+
+
+def ago(at: datetime) -> str:
+    """How long ago `at` was, in words as coarse as people use."""
+    seconds = (datetime.now(UTC) - at).total_seconds()
+    if seconds < -45:
+        return at.strftime("%-d %b %Y, %H:%M")
+    for limit, unit, name in ((45, 0, ""), (3600, 60, "min"), (86400, 3600, "h"), (86400 * 14, 86400, "day")):
+        if seconds < limit:
+            if not unit:
+                return "just now"
+            count = max(1, round(seconds / unit))
+            return f"{count} {name}{'s' if name == 'day' and count != 1 else ''} ago"
+    return at.strftime("%-d %b %Y")
+
+
+def exact_time(at: datetime) -> str:
+    """The exact time, in UTC."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time in words."""
+    if seconds is None:
+        return "unknown"
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 90 * 60:
+        return f"{round(whole / 60)} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def number(value: float | int | None, digits: int = 0) -> str:
+    """A number with thin groups of three; a dash where there is none."""
+    return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share as a percentage; a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+@functools.cache
+def _static_hash(path: str, _changed: float) -> str:
+    return hashlib.sha256((STATIC / path).read_bytes()).hexdigest()[:12]
+
+
+def static(path: str) -> str:
+    """The address of a file in static/, with its content's hash, so that browsers may keep it for ever."""
+    file = STATIC / path
+    return f"/static/{path}?v={_static_hash(path, file.stat().st_mtime)}" if file.exists() else f"/static/{path}"
+
+
+@functools.cache
+def environment() -> Environment:
+    """The template environment: autoescape is on, an unknown name is an error."""
+    env = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {
+        "ago": ago,
+        "exact_time": exact_time,
+        "duration": duration,
+        "number": number,
+        "percent": percent,
+    }
+    env.globals["static"] = static
+    # Blocks are rendered alone as fragments, where a template's own imports are not run.
+    env.globals["parts"] = env.get_template("_parts.html").module
+    return env
+
+
+# Answers
+
+
+def html(content: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> HTMLResponse:
+    """An HTML answer that no cache keeps: pages hold what only this person may see."""
+    return HTMLResponse(content, status_code=status, headers={"Cache-Control": "no-store", **(headers or {})})
+
+
+def page(name: str, *, shell: Shell, view: Any, status: int = 200) -> HTMLResponse:
+    """A whole page."""
+    return html(environment().get_template(name).render(shell=shell, view=view), status=status)
+
+
+def fragment(
+    name: str, block: str, *, shell: Shell, view: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> HTMLResponse:
+    """A block of a page's template, alone."""
+    return html(render_block(environment(), name, block, shell=shell, view=view), status=status, headers=headers)
+
+
+def live(request: Request, name: str, block: str, *, shell: Shell, view: Any) -> Response:
+    """A block that the page asks for again and again: 304 where it is as the asker knows it."""
+    content = render_block(environment(), name, block, shell=shell, view=view)
+    etag = f'"{hashlib.sha256(content.encode()).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "no-store"}
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers=headers)
+    return HTMLResponse(content, headers=headers)

@@ -1,0 +1,65 @@
+"""What states and kinds are called on pages, and the tone they are shown in."""
+
+from __future__ import annotations
+
+from app.models import PromptState, Round, RoundState, RoundTrigger, VerdictKind
+from app.web.rendering import duration
+
+KIND_WORDS = {
+    VerdictKind.picked: "picked",
+    VerdictKind.none_fit: "none fits",
+    VerdictKind.skipped: "skipped",
+    VerdictKind.flagged: "flagged",
+}
+KIND_TONES = {
+    VerdictKind.picked: "good",
+    VerdictKind.none_fit: "",
+    VerdictKind.skipped: "warn",
+    VerdictKind.flagged: "bad",
+}
+ROUND_TONES = {
+    RoundState.succeeded: "good",
+    RoundState.failed: "bad",
+    RoundState.cancelled: "warn",
+    RoundState.cancelling: "warn",
+}
+STATE_TONES = {
+    PromptState.ready: "accent",
+    PromptState.judged: "good",
+    PromptState.held: "bad",
+    PromptState.retired: "warn",
+}
+TRIGGER_WORDS = {
+    RoundTrigger.auto: "Started by itself",
+    RoundTrigger.manual: "Started by an admin",
+    RoundTrigger.rerun: "Run again from a snapshot",
+}
+METRIC_WORDS = {
+    "rouge_l": "ROUGE-L of sampled rationales",
+    "heldout": "Log-likelihood of held-out rationales",
+}
+
+
+def image_url(sha256: str | None) -> str:
+    """Where an image is served; empty without one."""
+    return f"/api/v1/images/{sha256}" if sha256 else ""
+
+
+def round_tone(state: RoundState) -> str:
+    """The tone of a round's state."""
+    return ROUND_TONES.get(state, "accent")
+
+
+def round_words(running: Round) -> str:
+    """How far a round is, in words."""
+    state = RoundState(running.state)
+    fraction = running.progress.get("fraction")
+    left = running.progress.get("eta_seconds")
+    if state is RoundState.queued:
+        return "waits for a worker"
+    words = [str(state.value)]
+    if fraction is not None:
+        words.append(f"{round(100 * fraction)} %")
+    if left:
+        words.append(f"about {duration(left)} left")
+    return ", ".join(words)
