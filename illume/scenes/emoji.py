@@ -1,0 +1,80 @@
+"""Finds the emoji pictures that scenes are composed of, and fetches them once where there are none."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from illume.scenes.kinds import KINDS
+
+PACKAGE = "emoji-datasource-google"
+VERSION = "16.0.0"
+_NEEDED = ("package/emoji.json", "package/LICENSE", "package/img/google/64/")
+
+
+class EmojiMissingError(RuntimeError):
+    """There are no emoji pictures, and they cannot be fetched."""
+
+
+def cache_folder() -> Path:
+    """Where fetched pictures are kept: below XDG_CACHE_HOME, or the user's `.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "illume" / f"{PACKAGE}-{VERSION}"
+
+
+def find_emoji(folder: Path | None = None) -> Path:
+    """The unpacked npm package: `folder` if given, else the cached one, fetched through npm where needed."""
+    where = folder if folder is not None else cache_folder()
+    if _complete(where):
+        return where
+    if folder is not None:
+        raise EmojiMissingError(f"{folder} holds no {PACKAGE}: it needs emoji.json and img/google/64.")
+    _fetch(where)
+    return where
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "emoji.json").is_file() and (folder / "img" / "google" / "64").is_dir()
+
+
+def _fetch(where: Path) -> None:
+    """Downloads the package with npm and keeps its 64 px pictures. Raises EmojiMissingError."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise EmojiMissingError(
+            f"Making scenes needs the npm package {PACKAGE}: install npm, or pass an unpacked copy with --emoji."
+        )
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=where.parent) as temporary:
+        done = subprocess.run(  # noqa: S603 (npm as found on the path, fixed arguments)
+            [npm, "pack", "--silent", f"{PACKAGE}@{VERSION}"],
+            cwd=temporary,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        archives = list(Path(temporary).glob("*.tgz"))
+        if done.returncode != 0 or not archives:
+            raise EmojiMissingError(f"npm could not fetch {PACKAGE}: {done.stderr.strip()[-300:]}")
+        with tarfile.open(archives[0]) as archive:
+            members = [member for member in archive.getmembers() if member.name.startswith(_NEEDED)]
+            archive.extractall(temporary, members=members, filter="data")
+        shutil.copytree(Path(temporary) / "package", where, dirs_exist_ok=True)
+
+
+def load_sprites(folder: Path) -> dict[str, Image.Image]:
+    """Kind -> its picture, RGBA, cut to what is drawn."""
+    files = {entry["short_name"]: entry["image"] for entry in json.loads((folder / "emoji.json").read_text())}
+    sprites = {}
+    for kind in KINDS.values():
+        with Image.open(folder / "img" / "google" / "64" / files[kind.emoji]) as picture:
+            sprite = picture.convert("RGBA")
+        sprites[kind.name] = sprite.crop(sprite.getchannel("A").getbbox())
+    return sprites

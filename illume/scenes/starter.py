@@ -1,0 +1,145 @@
+"""The starter model: a LLaVA of about five million parameters, its tokenizer and processor, untrained."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+)
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from illume.scenes.graph import random_scene
+from illume.scenes.questions import FAMILIES, WORDINGS, askable
+from illume.scenes.rationales import CIRCULAR, right_forms
+from illume.scenes.texts import DESCRIBE, description, vqa_prompt, why_prompt
+
+IMAGE_SIZE = 96
+PATCH = 12
+IMAGE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
+PAD, EOS, IMAGE = "<pad>", "<eos>", "<image>"
+
+# One turn of a person is the images and the text as they stand; one of the model is its text and the end token.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- set parts = [{'type': 'text', 'text': message['content']}] if message['content'] is string"
+    " else message['content'] -%}"
+    "{%- for part in parts if part['type'] == 'image' -%}<image>{%- endfor -%}"
+    "{%- for part in parts if part['type'] == 'text' -%}"
+    "{{- (' ' if message['role'] == 'assistant' else '') + part['text'] | trim -}}"
+    "{%- endfor -%}"
+    "{%- if message['role'] == 'assistant' -%}<eos>{%- endif -%}"
+    "{%- endfor -%}"
+)
+
+
+def _corpus(seed: int, n: int) -> Iterator[str]:
+    """Texts as the model will see them, all wordings included."""
+    rng = random.Random(seed)
+    for index in range(n):
+        scene = random_scene(rng)
+        yield f"{DESCRIBE} {description(scene)}"
+        question = askable(scene, FAMILIES[index % len(FAMILIES)], rng)
+        if question is None:
+            continue
+        yield f"{vqa_prompt(question)} {question.answer}"
+        for text in right_forms(question.asked, question.answer, scene):
+            yield f"{why_prompt(question)} {text}"
+    for _ in range(5):
+        yield from (wording for wordings in WORDINGS.values() for wording in wordings)
+        yield from CIRCULAR
+
+
+def build_tokenizer(seed: int = 0, *, n: int = 12_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which every word of the data set is one token, and any other text still encodes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1536,
+        min_frequency=2,
+        special_tokens=[PAD, EOS, IMAGE],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(seed, n), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        extra_special_tokens={"image_token": IMAGE},
+        padding_side="left",
+        model_max_length=1024,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """The processor: pictures to 96 px, `<image>` to 64 tokens, and the chat template."""
+    return LlavaProcessor(
+        image_processor=SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        image_token=IMAGE,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
+    """The untrained model: a SigLIP tower of 4 layers of 192, a Llama of 4 layers of 256, tied embeddings."""
+    torch.manual_seed(seed)
+    vision = SiglipVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=IMAGE_TOKENS,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = None
+    return model
+
+
+def save_starter(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+    """Saves model and processor; the weights in half precision, to be loaded in single."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.to(torch.float16) for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    model.save_pretrained(folder, state_dict=state)
+    processor.save_pretrained(folder)

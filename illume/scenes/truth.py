@@ -1,0 +1,220 @@
+"""Says whether a rationale is true of a scene and explains the answer: a critic, and the metric `faithfulness`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from illume.scenes.graph import Item, Scene, column_distance
+from illume.scenes.kinds import KINDS
+from illume.scenes.questions import NUMBERS, Asked, answer_of, understood
+from illume.scenes.reading import ANYTHING, Mention, Reading, Sign, read
+
+Fact = tuple[str, ...]
+
+
+def truth(rationale: str, scene: Mapping[str, Any], *, question: str, answer: str) -> bool:
+    """Whether the rationale claims only what the scene holds, supports the answer, and tells more than the two do.
+
+    `scene` is a scene graph. Words that cannot be understood cannot be checked, so a rationale with such a word is not
+    true. Of a question that is none of the known families only the claims are checked. Raises KeyError or ValueError
+    where `scene` is no scene graph.
+    """
+    return is_true(rationale, Scene.from_graph(scene), understood(question), answer.strip().strip(".").lower())
+
+
+def is_true(rationale: str, scene: Scene, asked: Asked | None, answer: str) -> bool:
+    """`truth` for a scene and a question that are understood already."""
+    reading = read(rationale)
+    if reading.unknown or not _holds(reading, scene):
+        return False
+    facts = _facts(reading)
+    if asked is None:
+        return bool(facts)
+    if answer_of(asked, scene) != answer:
+        return False
+    return bool(facts - _known(asked, answer)) and _supports(reading, scene, asked, answer)
+
+
+def _holds(reading: Reading, scene: Scene) -> bool:
+    """Whether everything claimed is so."""
+    signs = all(_sign_holds(sign, scene) for sign in reading.signs)
+    return (
+        signs
+        and all(_mention_holds(mention, scene) for mention in reading.mentions)
+        and all(_exhausts(group, scene) for group in reading.exhaustive)
+    )
+
+
+def _sign_holds(sign: Sign, scene: Scene) -> bool:
+    value = {"setting": scene.setting, "weather": scene.weather, "time": scene.time}[sign.field]
+    return (value in sign.values) != sign.negated
+
+
+def _mention_holds(mention: Mention, scene: Scene) -> bool:
+    found = _matching(mention, scene)
+    if mention.negated:
+        return not found
+    places = [words for words, positive in mention.places if positive]
+    if not all(any(_in_place(item, words) for item in found) for words in places):
+        return False
+    if mention.number is not None:
+        return len(found) == mention.number
+    return len(found) >= (2 if mention.plural else 1)
+
+
+def _in_place(item: Item, words: frozenset[str]) -> bool:
+    return words <= {item.column, item.row}
+
+
+def _matching(mention: Mention, scene: Scene, *, any_kind: bool = False) -> list[Item]:
+    """The items all that is said of the mention fits; with `any_kind` whatever their kind."""
+    wanted = [words for words, positive in mention.places if positive]
+    banned = [words for words, positive in mention.places if not positive]
+    found = []
+    for item in scene.items:
+        if mention.kind not in (ANYTHING, item.kind) and not any_kind:
+            continue
+        fits = (not wanted or any(_in_place(item, words) for words in wanted)) and not any(
+            _in_place(item, words) for words in banned
+        )
+        if fits and _traits_fit(item, mention) and _relations_fit(item, mention, scene):
+            found.append(item)
+    return found
+
+
+def _traits_fit(item: Item, mention: Mention) -> bool:
+    traits = KINDS[item.kind].traits
+    return all(
+        (("danger" not in traits) if name == "harmless" else name in traits) == yes for name, yes in mention.traits
+    )
+
+
+def _relations_fit(item: Item, mention: Mention, scene: Scene) -> bool:
+    for name, other, positive in mention.relations:
+        others = [thing for thing in _matching(other, scene) if thing != item]
+        if any(_related(name, item, thing) for thing in others) != positive:
+            return False
+    return True
+
+
+def _related(name: str, item: Item, other: Item) -> bool:
+    distance = column_distance(item, other)
+    sizes = KINDS[item.kind].size, KINDS[other.kind].size
+    return {
+        "left_of": distance > 0,
+        "right_of": distance < 0,
+        "in_front_of": (item.row, other.row) == ("front", "back"),
+        "behind": (item.row, other.row) == ("back", "front"),
+        "beside": abs(distance) == 1 and item.row == other.row,
+        "larger": sizes[0] > sizes[1],
+        "smaller": sizes[0] < sizes[1],
+    }[name]
+
+
+def _exhausts(group: list[Mention], scene: Scene) -> bool:
+    """Whether nothing but the group's kinds fits what is said of it."""
+    named = {mention.kind for mention in group if not mention.negated}
+    if not named:
+        return False
+    described = [mention for mention in group if mention.places or mention.relations]
+    items = scene.items if not described else [i for m in described for i in _matching(m, scene, any_kind=True)]
+    return all(item.kind in named for item in items)
+
+
+def _facts(reading: Reading) -> set[Fact]:
+    """What can be seen, as far as the rationale tells it. Common sense (sizes, uses) is no such fact."""
+    facts: set[Fact] = {("sign", sign.field, sign.word) for sign in reading.signs}
+    if reading.exhaustive:
+        facts.add(("only",))
+    for mention in reading.mentions:
+        if mention.kind == ANYTHING and not (mention.places or mention.relations):
+            continue
+        facts.add(("absent" if mention.negated else "kind", mention.kind))
+        if mention.number is not None:
+            facts.add(("number", mention.kind, str(mention.number)))
+        facts |= {("place", mention.kind, word) for words, _ in mention.places for word in words}
+        for name, other, _ in mention.relations:
+            if name not in ("larger", "smaller"):
+                facts |= {("relation", mention.kind, name, other.kind)}
+    return facts
+
+
+def _known(asked: Asked, answer: str) -> set[Fact]:
+    """What question and answer alone tell already."""
+    facts: set[Fact] = {("kind", kind) for kind in (*asked.kinds, answer)}
+    kind = asked.kinds[0] if asked.kinds else ""
+    match asked.family:
+        case "presence":
+            facts = {("kind" if answer == "yes" else "absent", kind)}
+        case "count":
+            facts.add(("number", kind, str(NUMBERS.index(answer))))
+        case "place":
+            facts.add(("place", kind, answer))
+        case "at" if asked.cell:
+            facts |= {("place", answer, word) for word in asked.cell}
+        case "setting" | "weather" | "time":
+            facts.add(("sign", asked.family, answer))
+        case "left_of":
+            facts |= {("relation", answer, name, kind) for name in ("left_of", "beside")}
+            facts |= {("relation", kind, name, answer) for name in ("right_of", "beside")}
+        case "nearer":
+            other = next((name for name in asked.kinds if name != answer), "")
+            facts |= {("relation", answer, "in_front_of", other), ("relation", other, "behind", answer)}
+        case _:
+            pass
+    return facts
+
+
+def _supports(reading: Reading, scene: Scene, asked: Asked, answer: str) -> bool:
+    """Whether what is told speaks for the answer."""
+    told = [mention for mention in reading.mentions if not mention.negated]
+    named = {mention.kind for mention in told}
+    kind = asked.kinds[0] if asked.kinds else ""
+    match asked.family:
+        case "presence" if answer == "no":
+            absent = any(m.negated and m.kind == kind and not m.places for m in reading.mentions)
+            everything = named >= set(scene.kinds()) or any(
+                not any(m.places or m.relations for m in group) for group in reading.exhaustive
+            )
+            return absent or everything
+        case "presence" | "eat" | "ride" | "hear" | "alive" | "at":
+            return (kind if asked.family == "presence" else answer) in named
+        case "count":
+            number = NUMBERS.index(answer)
+            spoken = [mention for mention in told if mention.kind == kind]
+            placed = sum(max(1, len(mention.places)) for mention in spoken)
+            return any(mention.number == number for mention in spoken) or placed == number
+        case "place":
+            return _placed(kind, told)
+        case "setting" | "weather" | "time" | "need":
+            return _sign_supports(reading, scene, asked.family)
+        case "safety" if answer == "no":
+            return any(name in KINDS and "danger" in KINDS[name].traits for name in named)
+        case "safety":
+            calm = any(m.negated and m.kind == ANYTHING for m in reading.mentions)
+            return calm or any(name in KINDS for name in named)
+        case _:
+            return answer in named or any(name in named for name in asked.kinds if name != answer)
+
+
+def _placed(kind: str, told: list[Mention]) -> bool:
+    """Whether it is told where the kind stands."""
+    own = any(mention.kind == kind and (mention.places or mention.relations) for mention in told)
+    return own or any(other.kind == kind for mention in told for _, other, _ in mention.relations)
+
+
+def _sign_supports(reading: Reading, scene: Scene, family: str) -> bool:
+    """Whether a sign speaks for this one setting, weather or time, or for what one needs in them."""
+    values = {"setting": scene.setting, "weather": scene.weather, "time": scene.time}
+    if family != "need":
+        wanted = {family}
+    elif scene.weather in ("rainy", "snowy"):
+        wanted = {"weather"}
+    elif scene.time == "night":
+        wanted = {"time"}
+    else:
+        wanted = {"weather", "time"}
+    return any(
+        sign.field in wanted and not sign.negated and sign.values == {values[sign.field]} for sign in reading.signs
+    )
