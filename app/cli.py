@@ -22,7 +22,7 @@ Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 ROLES = ("admin", "reviewer", "critic", "viewer")
 SCOPES = ("read", "write", "admin")
-FORMATS = ("records", "sft", "preference", "kto", "sharegpt")
+FORMATS = ("records",)
 
 
 def say(text: str) -> None:
@@ -255,7 +255,7 @@ def run_export(options: argparse.Namespace) -> int:
     from app import transfer
 
     with prepared():
-        return transfer.export_file(options.slug, options.format, options.out, say=say)
+        return transfer.export_file(options.slug, options.out, say=say)
 
 
 def run_backup(options: argparse.Namespace) -> int:

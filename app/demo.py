@@ -12,6 +12,8 @@ import webbrowser
 from collections.abc import Callable
 from typing import Any
 
+from sqlalchemy import text
+
 from app import migrate
 from app.connect import Refused, refuse_used_port, services, set_environment, until_stopped, wait_for_database
 from app.embedded import Embedded, free_port, write_private
@@ -55,6 +57,7 @@ def prepare(settings: Settings, *, say: Say) -> None:
     path = settings.data_dir / ACCOUNTS_FILE
     known = json.loads(path.read_text()) if path.exists() else {}
     with session_scope() as session:
+        session.execute(text("SET LOCAL transaction_timeout = 0"))  # hundreds of images are decoded on the way
         accounts = seeding.seed_demo(session, settings, known)
     write_private(path, json.dumps(accounts, indent=2) + "\n")
 

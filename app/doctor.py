@@ -14,12 +14,13 @@ import psycopg
 import redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import migrate
+from app import db, migrate
 from app.backup import plain_url
 from app.settings import ROOT, Settings
 
 HEAVY = ("torch", "transformers", "peft")
-RESERVED = 5  # connections PostgreSQL keeps for its superuser, and one for us
+RESERVED = 5  # connections PostgreSQL keeps for its superuser, and some for commands
+OF_WORKERS = 12  # connections of three workers: each works, beats and looks
 FREE_BYTES = 1 << 30
 
 
@@ -89,8 +90,8 @@ def check_migrations(settings: Settings) -> Finding:
 
 
 def check_connections(settings: Settings, processes: int) -> Finding:
-    """Whether all web processes and workers together leave connections free. Each has a pool of `pool_size` at most."""
-    planned = settings.pool_size * processes + 4 * 3 + RESERVED
+    """Whether all web processes and workers together leave connections free. Each has a pool of its own."""
+    planned = (settings.pool_size + db.BESIDE) * processes + OF_WORKERS + RESERVED
     try:
         with psycopg.connect(plain_url(settings.database_url), connect_timeout=3) as connection:
             row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
