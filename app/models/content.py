@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db import Base
-from app.models.states import CandidateSetState, CandidateSource, ImportState, PromptState, Split, one_of
+from app.models.states import CandidateSetState, CandidateSource, ImportState, Known, PromptState, Split, one_of
 
 
 class Project(Base):
@@ -110,8 +110,8 @@ class Prompt(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     external_id: Mapped[str | None] = mapped_column(String(200))
-    split: Mapped[Split] = mapped_column(String(8))
-    state: Mapped[PromptState] = mapped_column(String(16), server_default=PromptState.waiting.value)
+    split: Mapped[Split] = mapped_column(Known(Split, 8))
+    state: Mapped[PromptState] = mapped_column(Known(PromptState), server_default=PromptState.waiting.value)
     question: Mapped[str] = mapped_column(Text)
     answer: Mapped[str | None] = mapped_column(Text)
     references: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
@@ -168,8 +168,8 @@ class CandidateSet(Base):
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
     version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"), index=True)
-    source: Mapped[CandidateSource] = mapped_column(String(16))
-    state: Mapped[CandidateSetState] = mapped_column(String(16))
+    source: Mapped[CandidateSource] = mapped_column(Known(CandidateSource))
+    state: Mapped[CandidateSetState] = mapped_column(Known(CandidateSetState))
     answer: Mapped[str | None] = mapped_column(Text)
     answer_source: Mapped[str | None] = mapped_column(String(8))
     priority: Mapped[int] = mapped_column(server_default="0")
@@ -209,7 +209,7 @@ class Import(Base):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
-    state: Mapped[ImportState] = mapped_column(String(16), server_default=ImportState.queued.value)
+    state: Mapped[ImportState] = mapped_column(Known(ImportState), server_default=ImportState.queued.value)
     filename: Mapped[str] = mapped_column(String(400))
     file_key: Mapped[str] = mapped_column(String(200))
     total: Mapped[int | None]

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from sqlalchemy.types import UserDefinedType
 
 from app.db import Base
-from app.models.states import AssignmentState, VerdictKind, VerdictState, one_of
+from app.models.states import AssignmentState, Known, VerdictKind, VerdictState, one_of
 
 
 class Xid8(UserDefinedType[int]):
@@ -58,7 +58,7 @@ class Assignment(Base):
     candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
     critic_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     slot: Mapped[int]
-    state: Mapped[AssignmentState] = mapped_column(String(16))
+    state: Mapped[AssignmentState] = mapped_column(Known(AssignmentState))
     repeat: Mapped[bool] = mapped_column(server_default=text("false"))
     shown: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     claimed_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -93,8 +93,8 @@ class Verdict(Base):
     candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
     critic_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
-    kind: Mapped[VerdictKind] = mapped_column(String(16))
-    state: Mapped[VerdictState] = mapped_column(String(16), server_default=VerdictState.counted.value)
+    kind: Mapped[VerdictKind] = mapped_column(Known(VerdictKind))
+    state: Mapped[VerdictState] = mapped_column(Known(VerdictState), server_default=VerdictState.counted.value)
     current: Mapped[bool] = mapped_column(server_default=text("true"))
     supersedes: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id"))
     reason: Mapped[str | None] = mapped_column(Text)

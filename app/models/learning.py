@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, Un
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base
-from app.models.states import RoundState, RoundTrigger, SnapshotItemRole, SnapshotKind, one_of
+from app.models.states import Known, RoundState, RoundTrigger, SnapshotItemRole, SnapshotKind, one_of
 
 
 class Snapshot(Base):
@@ -24,7 +24,7 @@ class Snapshot(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     number: Mapped[int]
-    kind: Mapped[SnapshotKind] = mapped_column(String(16))
+    kind: Mapped[SnapshotKind] = mapped_column(Known(SnapshotKind))
     name: Mapped[str] = mapped_column(String(200))
     sha256: Mapped[str] = mapped_column(String(64))
     settings: Mapped[dict[str, Any]]
@@ -46,7 +46,7 @@ class SnapshotItem(Base):
 
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshots.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
-    role: Mapped[SnapshotItemRole] = mapped_column(String(16))
+    role: Mapped[SnapshotItemRole] = mapped_column(Known(SnapshotItemRole))
     prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompts.id", ondelete="SET NULL"))
     verdict_id: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id", ondelete="SET NULL"))
     candidate_id: Mapped[int | None] = mapped_column(ForeignKey("candidates.id", ondelete="SET NULL"))
@@ -94,8 +94,8 @@ class Round(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     number: Mapped[int]
-    state: Mapped[RoundState] = mapped_column(String(16))
-    trigger: Mapped[RoundTrigger] = mapped_column(String(16))
+    state: Mapped[RoundState] = mapped_column(Known(RoundState))
+    trigger: Mapped[RoundTrigger] = mapped_column(Known(RoundTrigger))
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshots.id"))
     parent_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id"))
     version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))

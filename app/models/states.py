@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import CheckConstraint
+from sqlalchemy import CheckConstraint, Dialect, String
+from sqlalchemy.types import TypeDecorator
+
+State = TypeVar("State", bound=StrEnum)
+
+
+class Known(TypeDecorator[State], Generic[State]):
+    """A text column whose values are read as members of an enumeration. The database checks them: see `one_of`."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, states: type[State], length: int = 16) -> None:
+        super().__init__(length)
+        self.states = states
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 - as the base has it
+        """The text of a member, or a text itself."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> State | None:  # noqa: ARG002 - as the base has it
+        """The member that a text means."""
+        return None if value is None else self.states(value)
 
 
 class Role(StrEnum):
