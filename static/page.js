@@ -24,7 +24,7 @@
     }
     holder.append(element);
   }
-  window.illume = { toast };
+  window.illume = { ...window.illume, toast };
 
   const themes = ["", "light", "dark"];
   const themeNames = { "": "as the system", light: "light", dark: "dark" };

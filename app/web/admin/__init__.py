@@ -4,8 +4,8 @@ from fastapi import APIRouter
 
 from app.web.admin import critics, overview, prompts, rounds, settings, users, versions
 
-router = APIRouter(prefix="/admin")
+router = APIRouter()
 for module in (overview, settings, rounds, versions, prompts, critics, users):
-    router.include_router(module.router)
+    router.include_router(module.router, prefix="/admin")
 
 __all__ = ["router"]

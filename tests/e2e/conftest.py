@@ -1,0 +1,231 @@
+"""A served site on a database of its own, and a Chromium that fails the test on any console error or CSP report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, expect, sync_playwright
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.main import create_app
+from app.settings import ROOT
+from tests.conftest import CommittedDatabase
+from tests.e2e import world
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+DESK = (1280, 800)
+PHONE = (390, 844)
+AXE = (ROOT / "node_modules" / "axe-core" / "axe.min.js", ROOT / "static" / "vendor" / "axe.min.js")
+START_SECONDS = 30.0
+
+
+@dataclass
+class Site:
+    """The served application. `stop` and `start` let a test take the server away and bring it back."""
+
+    url: str
+    sessions: sessionmaker[Session]
+    port: int
+    _server: uvicorn.Server | None = None
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Serve until `stop`."""
+        config = uvicorn.Config(create_app(), host="127.0.0.1", port=self.port, ws="none", log_level="error")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._server.started:
+            assert self._thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline, "the server did not start in time"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop serving; connections are refused then."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(10)
+        self._server = self._thread = None
+
+
+def free_port() -> int:
+    """A port nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def site(committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The application, served on a database of the test's own."""
+    monkeypatch.setenv("ILLUME_SIGN_IN_TRIES", "1000")
+    port = free_port()
+    site = Site(f"http://127.0.0.1:{port}", committed_db.sessions, port)
+    site.start()
+    try:
+        yield site
+    finally:
+        site.stop()
+
+
+@pytest.fixture
+def scenes(site: Site) -> world.World:
+    """A project with a dozen prompts ready to judge."""
+    with site.sessions.begin() as session:
+        return world.build(session)
+
+
+@pytest.fixture
+def history(site: Site) -> world.World:
+    """A project with three rounds behind it."""
+    with site.sessions.begin() as session:
+        return world.build(session, rich=True)
+
+
+def chromium() -> str:
+    """The browser's program. Fails, never skips, where there is none."""
+    named = os.environ.get("ILLUME_CHROMIUM")
+    found = named or next((path for name in CHROMIUMS if (path := shutil.which(name))), None)
+    if not found:
+        pytest.fail("No Chromium or Chrome is installed: run `make test`, which installs one, or set ILLUME_CHROMIUM.")
+    return found
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    """Playwright, for the whole run."""
+    with sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    """One Chromium for the whole run; tests have contexts of their own."""
+    browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+    yield browser
+    browser.close()
+
+
+@dataclass
+class Watch:
+    """What the pages of a test complained of. `allow` names what the test brings about itself."""
+
+    complaints: list[str] = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)
+
+    def on_console(self, message: ConsoleMessage) -> None:
+        """Keep what a console says in anger."""
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def unexpected(self) -> list[str]:
+        """The complaints nobody expected."""
+        return [text for text in self.complaints if not any(part in text for part in self.allow)]
+
+
+@dataclass
+class Visit:
+    """Somebody at a browser of their own."""
+
+    site: Site
+    context: BrowserContext
+    page: Page
+    watch: Watch
+
+    def open(self, path: str) -> Page:
+        """Go to a page."""
+        self.page.goto(self.site.url + path)
+        return self.page
+
+    def sign_in(self, email: str, *, to: str = "/") -> Page:
+        """Sign in by the form, and land on `to`."""
+        self.open(f"/sign-in?next={to}")
+        self.page.get_by_label("E-mail").fill(email)
+        self.page.get_by_label("Password").fill(world.PASSWORD)
+        self.page.get_by_role("button", name="Sign in").click()
+        expect(self.page.get_by_label(f"Account {email}")).to_be_visible()
+        return self.page
+
+
+Visitor = Callable[..., Visit]
+
+
+@pytest.fixture
+def visitor(site: Site, browser: Browser) -> Iterator[Visitor]:
+    """Makes people at browsers; afterwards their consoles must be clean."""
+    with contextlib.ExitStack() as closing:
+        visits: list[Visit] = []
+
+        def make(size: tuple[int, int] = DESK, **options: object) -> Visit:
+            viewport = {"width": size[0], "height": size[1]}
+            context = browser.new_context(viewport=viewport, **options)  # type: ignore[arg-type]
+            closing.callback(context.close)
+            context.set_default_timeout(15_000)
+            visit = Visit(site, context, context.new_page(), Watch())
+            visit.page.on("console", visit.watch.on_console)
+            visit.page.on("pageerror", lambda error: visit.watch.complaints.append(str(error)))
+            visits.append(visit)
+            return visit
+
+        yield make
+        for visit in visits:
+            assert visit.watch.unexpected() == []
+
+
+@pytest.fixture
+def critic(visitor: Visitor, scenes: world.World) -> Visit:
+    """A critic who is signed in at the judging page."""
+    visit = visitor()
+    visit.sign_in(scenes.critic, to=f"/annotate/{scenes.slug}")
+    return visit
+
+
+@pytest.fixture
+def admin(visitor: Visitor, history: world.World) -> Visit:
+    """An admin who is signed in at a project with a history."""
+    visit = visitor()
+    visit.sign_in(history.admin, to=f"/admin/projects/{history.slug}")
+    return visit
+
+
+def axe_source() -> Path:
+    """The accessibility checker."""
+    found = next((path for path in AXE if path.exists()), None)
+    if found is None:
+        pytest.fail("axe-core is not fetched: run `make assets`.")
+    return found
+
+
+def axe_violations(page: Page) -> list[str]:
+    """What axe finds wrong with the page as it is, by WCAG 2.2 AA."""
+    # Evaluated from outside, it needs no permission of the page's CSP.
+    page.evaluate(axe_source().read_text(encoding="utf-8") + "; null")
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    result = page.evaluate("tags => axe.run(document, {runOnly: tags, resultTypes: ['violations']})", tags)
+    return [
+        f"{one['id']}: {one['help']}: {[node['target'] for node in one['nodes']]}: {one['nodes'][0]['failureSummary']}"
+        for one in result["violations"]
+    ]

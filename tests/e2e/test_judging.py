@@ -1,0 +1,430 @@
+"""The critic's page, as a person with a keyboard uses it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+from sqlalchemy import func, select
+
+from app.models import Verdict, VerdictKind
+from tests.e2e import world
+from tests.e2e.conftest import PHONE, Site, Visit, Visitor
+
+pytestmark = pytest.mark.browser
+
+
+def ready(page: Page) -> None:
+    """Wait until the image is rendered and the verdict may be given."""
+    expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
+
+
+def question(page: Page) -> str:
+    """The question that is shown."""
+    return page.get_by_role("heading", level=1).inner_text()
+
+
+def saved(page: Page) -> Locator:
+    """The place that says whether everything is saved."""
+    return page.locator("#save-state")
+
+
+def verdicts(site: Site) -> list[Verdict]:
+    """All verdicts that stand, in their order."""
+    with site.sessions() as session:
+        return list(session.scalars(select(Verdict).where(Verdict.current).order_by(Verdict.id)))
+
+
+def wait_for_verdicts(page: Page, site: Site, count: int) -> list[Verdict]:
+    """The verdicts, once there are `count` of them and the page knows."""
+    expect(page.get_by_role("link", name=re.compile(rf"^{count} today"))).to_be_visible()
+    found = verdicts(site)
+    assert len(found) == count
+    return found
+
+
+def candidate(page: Page, number: int) -> Locator:
+    """The checkbox of a candidate."""
+    return page.get_by_role("checkbox").nth(number - 1)
+
+
+class TestJudging:
+    def test_two_keys_a_verdict(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        first = question(page)
+        page.keyboard.press("1")
+        expect(candidate(page, 1)).to_be_checked()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).not_to_have_text(first)
+        found = wait_for_verdicts(page, site, 1)
+        assert found[0].kind is VerdictKind.picked
+        assert found[0].seconds is not None
+        assert found[0].seconds > 0
+
+    def test_picks_are_those_that_were_shown_there(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        texts = page.locator(".candidate .text").all_inner_texts()
+        page.keyboard.press("2")
+        page.keyboard.press("3")
+        page.keyboard.press("2")
+        page.keyboard.press("Enter")
+        [given] = wait_for_verdicts(page, site, 1)
+        page.get_by_role("link", name="1 today").click()
+        expect(page.get_by_text(texts[2], exact=True)).to_be_visible()
+        expect(page.get_by_text(texts[1], exact=True)).to_have_count(0)
+        assert len(given.shown) == len(texts)
+
+    def test_the_next_prompt_is_there_at_once(self, critic: Visit) -> None:
+        page = critic.page
+        ready(page)
+        with page.expect_response(re.compile("/next$")):
+            page.keyboard.press("0")
+        page.wait_for_timeout(300)
+        # The server is not needed to show the next one: it was claimed and its image decoded before.
+        page.route("**/annotate/**", lambda route: route.abort())
+        critic.watch.allow.append("net::ERR_FAILED")
+        before = question(page)
+        page.keyboard.press("0")
+        expect(page.get_by_role("heading", level=1)).not_to_have_text(before)
+        ready(page)
+
+    def test_none_fits_needs_no_pick(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        page.keyboard.press("1")
+        page.keyboard.press("0")
+        expect(candidate(page, 1)).not_to_be_checked()
+        assert verdicts(site) == []
+        page.keyboard.press("0")
+        [given] = wait_for_verdicts(page, site, 1)
+        assert given.kind is VerdictKind.none_fit
+
+    def test_nothing_picked_is_nothing_submitted(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        before = question(page)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("region", name="Messages")).to_contain_text("Pick what fits")
+        assert question(page) == before
+        assert verdicts(site) == []
+
+    def test_own_words(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        page.keyboard.press("w")
+        own = page.get_by_label("In your own words")
+        expect(own).to_be_focused()
+        page.keyboard.type("10 trees, <b>wisps</b> of fog")
+        expect(page.get_by_role("checkbox", checked=True)).to_have_count(0)
+        page.keyboard.press("Control+Enter")
+        [given] = wait_for_verdicts(page, site, 1)
+        assert given.rationale == "10 trees, <b>wisps</b> of fog"
+        page.get_by_role("link", name="1 today").click()
+        expect(page.get_by_text("“10 trees, <b>wisps</b> of fog”")).to_be_visible()
+
+    def test_skipping_asks_for_a_reason_by_one_key(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        page.keyboard.press("s")
+        expect(page.get_by_role("dialog", name="Why skip this one?")).to_be_visible()
+        page.keyboard.press("2")
+        [given] = wait_for_verdicts(page, site, 1)
+        assert (given.kind, given.reason) == (VerdictKind.skipped, "Too hard to see")
+
+    def test_escape_leaves_the_reasons(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        before = question(page)
+        page.keyboard.press("f")
+        dialog = page.get_by_role("dialog", name="What is wrong with this prompt?")
+        expect(dialog).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(dialog).to_be_hidden()
+        assert question(page) == before
+        assert verdicts(site) == []
+
+    def test_by_mouse_alone(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        page.locator(".candidate").first.click()
+        page.get_by_role("button", name="Submit").click()
+        [given] = wait_for_verdicts(page, site, 1)
+        assert given.kind is VerdictKind.picked
+
+    def test_the_key_sheet_and_turning_keys_off(self, critic: Visit) -> None:
+        page = critic.page
+        ready(page)
+        page.keyboard.press("?")
+        expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+        page.get_by_label("Keys work on this page").uncheck()
+        page.keyboard.press("Escape")
+        page.keyboard.press("1")
+        expect(candidate(page, 1)).not_to_be_checked()
+
+    def test_zoom(self, critic: Visit) -> None:
+        page = critic.page
+        ready(page)
+        page.keyboard.press("z")
+        pane = page.get_by_role("img", name=re.compile("The image, large"))
+        expect(pane).to_be_visible()
+        page.keyboard.press("+")
+        expect(pane.locator("img")).to_have_css("transform", re.compile(r"matrix\(1\.5"))
+        page.keyboard.press("Escape")
+        expect(pane).to_be_hidden()
+
+
+class TestGoingBack:
+    def test_the_last_verdict_is_changed(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        first = question(page)
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        wait_for_verdicts(page, site, 1)
+        ready(page)
+        second = question(page)
+        page.keyboard.press("u")
+        expect(page.get_by_text("You are changing your verdict")).to_be_visible()
+        assert question(page) == first
+        expect(candidate(page, 1)).to_be_checked()
+        page.keyboard.press("1")
+        page.keyboard.press("2")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_have_text(second)
+        expect(saved(page)).to_have_text("Saved")
+        [given] = verdicts(site)
+        assert given.supersedes is not None
+        page.get_by_role("link", name="1 today").click()
+        expect(page.get_by_role("row")).to_have_count(2)
+
+    def test_further_back_and_leaving_it(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        questions = []
+        for count in (1, 2):
+            ready(page)
+            questions.append(question(page))
+            page.keyboard.press("0")
+            wait_for_verdicts(page, site, count)
+        ready(page)
+        third = question(page)
+        page.keyboard.press("u")
+        expect(page.get_by_role("heading", level=1)).to_have_text(questions[1])
+        page.keyboard.press("u")
+        expect(page.get_by_role("heading", level=1)).to_have_text(questions[0])
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("heading", level=1)).to_have_text(third)
+        assert [verdict.supersedes for verdict in verdicts(site)] == [None, None]
+
+    def test_from_the_list_of_verdicts(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        first = question(page)
+        page.keyboard.press("0")
+        wait_for_verdicts(page, site, 1)
+        critic.open("/annotate/scenes/history")
+        page.get_by_role("link", name=f"Change the verdict on: {first}").click()
+        expect(page.get_by_text("none fits", exact=True)).to_be_visible()
+        ready(page)
+        page.keyboard.press("3")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).not_to_have_text(first)
+        expect(saved(page)).to_have_text("Saved")
+        [given] = verdicts(site)
+        assert given.kind is VerdictKind.picked
+
+
+class TestNothingIsLost:
+    def test_offline_verdicts_are_sent_when_the_net_is_back(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        critic.watch.allow += ["net::ERR_INTERNET_DISCONNECTED"]
+        ready(page)
+        with page.expect_response(re.compile("/next$")):
+            page.keyboard.press("0")
+        wait_for_verdicts(page, site, 1)
+        ready(page)
+        page.wait_for_timeout(500)
+        critic.context.set_offline(True)
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        expect(saved(page)).to_have_text("Offline, 1 waiting")
+        assert len(verdicts(site)) == 1
+        critic.context.set_offline(False)
+        expect(saved(page)).to_have_text("Saved")
+        assert len(verdicts(site)) == 2
+
+    def test_the_queue_survives_a_reload_and_a_restart(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        critic.watch.allow += ["net::ERR_CONNECTION_REFUSED", "net::ERR_CONNECTION_RESET", "net::ERR_EMPTY_RESPONSE"]
+        ready(page)
+        judged = question(page)
+        page.wait_for_timeout(500)
+        site.stop()
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        expect(saved(page)).to_have_text("Offline, 1 waiting")
+        site.start()
+        page.reload()
+        expect(saved(page)).to_have_text("Saved")
+        wait_for_verdicts(page, site, 1)
+        expect(page.get_by_role("heading", level=1)).not_to_have_text(judged)
+
+    def test_an_answer_that_is_lost_is_no_second_verdict(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        critic.watch.allow.append("net::ERR_FAILED")
+        ready(page)
+        lost = []
+
+        def lose_first(route: object) -> None:
+            if not lost:
+                lost.append(route.fetch())  # type: ignore[attr-defined]
+                route.abort()  # type: ignore[attr-defined]
+            else:
+                route.continue_()  # type: ignore[attr-defined]
+
+        page.route(re.compile("/verdict$"), lose_first)
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        wait_for_verdicts(page, site, 1)
+        expect(saved(page)).to_have_text("Saved")
+        assert len(lost) == 1
+        with site.sessions() as session:
+            assert session.scalar(select(func.count()).select_from(Verdict)) == 1
+
+    def test_an_ended_session_loses_nothing(self, critic: Visit, site: Site, scenes: world.World) -> None:
+        page = critic.page
+        critic.watch.allow.append("401")
+        ready(page)
+        page.wait_for_timeout(500)
+        critic.context.clear_cookies()
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        dialog = page.get_by_role("dialog", name="Your session has ended")
+        expect(dialog).to_contain_text("1 verdict")
+        dialog.get_by_role("button", name="Not yet").click()
+        ready(page)
+        page.get_by_label("In your own words").fill("half a sent")
+        assert verdicts(site) == []
+        expect(saved(page)).to_have_text("Signed out, 1 waiting")
+        critic.sign_in(scenes.critic, to="/annotate/scenes")
+        wait_for_verdicts(page, site, 1)
+        expect(saved(page)).to_have_text("Saved")
+        expect(page.get_by_label("In your own words")).to_have_value("half a sent")
+
+    def test_anothers_queue_is_not_sent(self, critic: Visit, site: Site, scenes: world.World) -> None:
+        page = critic.page
+        critic.watch.allow += ["401", "403"]
+        ready(page)
+        page.wait_for_timeout(500)
+        critic.context.clear_cookies()
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("dialog", name="Your session has ended")).to_be_visible()
+        critic.sign_in(scenes.admin, to="/annotate/scenes")
+        ready(page)
+        expect(saved(page)).to_have_text("Saved")
+        assert verdicts(site) == []
+
+    def test_a_verdict_that_is_refused_is_explained(self, critic: Visit, site: Site, visitor: Visitor) -> None:
+        page = critic.page
+        critic.watch.allow.append("409")
+        ready(page)
+        other = visitor()
+        other.watch.allow.append("409")
+        other.sign_in("critic@example.org", to="/annotate/scenes")
+        ready(other.page)
+        assert question(other.page) == question(page)
+        other.page.keyboard.press("0")
+        wait_for_verdicts(other.page, site, 1)
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("region", name="Messages")).to_contain_text("A verdict was not taken.")
+        expect(saved(page)).to_have_text("Saved")
+        assert len(verdicts(site)) == 1
+
+
+class TestFairness:
+    def test_two_critics_never_get_the_same_set(self, critic: Visit, visitor: Visitor, site: Site) -> None:
+        other = visitor()
+        other.sign_in("admin@example.org", to="/annotate/scenes")
+        for page in (critic.page, other.page):
+            ready(page)
+            page.keyboard.press("1")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("link", name="1 today")).to_be_visible()
+        found = verdicts(site)
+        assert len({verdict.candidate_set_id for verdict in found}) == 2
+
+    def test_no_verdict_before_the_image_is_rendered(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
+        visit = visitor()
+        held: list[object] = []
+        visit.page.route("**/api/v1/images/*", held.append)
+        visit.sign_in(scenes.critic)
+        page = visit.open("/annotate/scenes")
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("region", name="Messages")).to_contain_text("The image is not there yet")
+        assert verdicts(site) == []
+        page.unroute("**/api/v1/images/*")
+        for route in held:
+            route.continue_()  # type: ignore[attr-defined]
+        ready(page)
+        page.keyboard.press("Enter")
+        wait_for_verdicts(page, site, 1)
+
+
+class TestEmptyStates:
+    def test_the_pool_is_being_filled_and_the_prompt_appears(
+        self, visitor: Visitor, scenes: world.World, site: Site
+    ) -> None:
+        with site.sessions.begin() as session:
+            world.empty_pool(session, scenes)
+        visit = visitor()
+        page = visit.sign_in(scenes.critic, to="/annotate/scenes")
+        expect(page.get_by_role("heading", name="The pool is being filled")).to_be_visible()
+        expect(page.get_by_text("12 wait for theirs")).to_be_visible()
+        with site.sessions.begin() as session:
+            world.refill(session, scenes)
+        ready(page)
+
+    def test_all_done(self, visitor: Visitor, site: Site) -> None:
+        with site.sessions.begin() as session:
+            small = world.build(session, prompts=1)
+        visit = visitor()
+        page = visit.sign_in(small.critic, to="/annotate/scenes")
+        ready(page)
+        page.keyboard.press("0")
+        expect(page.get_by_role("heading", name="All done")).to_be_visible()
+
+    def test_a_round_that_pauses_sampling(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
+        with site.sessions.begin() as session:
+            world.empty_pool(session, scenes)
+            world.add_running_round(session, scenes)
+        visit = visitor()
+        page = visit.sign_in(scenes.critic, to="/annotate/scenes")
+        expect(page.get_by_role("heading", name="Round 9 is running")).to_be_visible()
+
+    def test_not_a_member(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
+        with site.sessions.begin() as session:
+            world.named(session, "guest")
+        visit = visitor()
+        visit.watch.allow.append("404")
+        page = visit.sign_in("guest@example.org", to="/annotate/scenes")
+        expect(page.get_by_text("you are not a member of it")).to_be_visible()
+
+
+class TestPhone:
+    def test_image_in_sight_while_cards_scroll(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
+        visit = visitor(PHONE)
+        page = visit.sign_in(scenes.critic, to="/annotate/scenes")
+        ready(page)
+        image = page.get_by_role("img", name=re.compile("^Image 1 of 1"))
+        before = image.bounding_box()
+        page.get_by_label("In your own words").scroll_into_view_if_needed()
+        assert image.bounding_box() == before
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        page.locator(".candidate").first.click()
+        page.get_by_role("button", name="Submit").click()
+        wait_for_verdicts(page, site, 1)
