@@ -69,7 +69,7 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
         (queue.SWEEP, own.sweep),
         (queue.RUN_IMPORT, own.run_import),
     ):
-        celery.task(_stoppable(function), name=name)
+        celery.task(_stoppable(function), name=name, shared=False)
 
 
 def _stoppable(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,0 +1,68 @@
+"""The Celery application: its tasks are those that `app.queue` names, sent to the queues it names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import queue
+from app.services import sweep
+from app.settings import ROOT
+from tests.worker import loop
+from worker.__main__ import main
+from worker.celery_app import make_celery
+from worker.process import WorkerProcess
+
+
+class TestMakeCelery:
+    def test_names_and_tasks_are_the_same_set(self, process: WorkerProcess) -> None:
+        celery = make_celery(process)
+        assert {name for name in celery.tasks if not name.startswith("celery.")} == set(queue.QUEUE_OF)
+
+    def test_beat_sends_the_sweep_and_lets_it_expire(self, process: WorkerProcess) -> None:
+        [entry] = make_celery().conf.beat_schedule.values()
+        assert (entry["task"], entry["schedule"]) == (queue.SWEEP, 5.0)
+        assert entry["options"] == {"queue": "default", "expires": 10.0}
+
+    def test_tasks_do_their_work(self, process: WorkerProcess, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tasks = make_celery(process).tasks
+        project_id, round_id = loop.project_with_a_round(base, waiting=1, epochs=1)
+        swept: list[bool] = []
+        monkeypatch.setattr(sweep, "run", lambda: swept.append(True))
+        tasks[queue.SWEEP].apply(throw=True)
+        assert swept == [True]
+        tasks[queue.RUN_ROUND].apply(args=[round_id], throw=True)
+        assert loop.round_now(round_id).state == "succeeded"
+        tasks[queue.FILL_POOL].apply(args=[project_id], throw=True)
+        tasks[queue.RUN_IMPORT].apply(args=[10**9], throw=True)
+
+    def test_a_task_that_is_told_to_stop_ends_quietly(self, process: WorkerProcess, base: Path) -> None:
+        tasks = make_celery(process).tasks
+        _, round_id = loop.project_with_a_round(base)
+        process.stop.set()
+        tasks[queue.RUN_ROUND].apply(args=[round_id], throw=True)
+        assert loop.round_now(round_id).state == "queued"
+
+
+class TestMain:
+    def test_an_unknown_queue_is_refused(
+        self, process: WorkerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from tests.conftest import forget_settings
+
+        monkeypatch.setenv("ILLUME_REDIS_URL", "redis://127.0.0.1:1/0")
+        forget_settings()
+        assert main(["--queues", "default,mdoel"]) == 2
+        assert "There is no queue 'mdoel': use default, model." in capsys.readouterr().err
+
+    def test_a_worker_needs_a_broker(self, process: WorkerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--queues", "default"]) == 2
+        assert "ILLUME_REDIS_URL" in capsys.readouterr().err
+
+    def test_a_worker_of_other_queues_loads_no_torch(self) -> None:
+        program = "import sys, worker.__main__; print('torch' in sys.modules)"
+        told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == "False"

@@ -1,0 +1,137 @@
+"""Filling the pool: what is sampled and stored, when it stops, and what a failure costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from app.db import session_scope
+from app.models import Candidate, CandidateSet, Project, Prompt
+from app.services import candidates, workers
+from app.services.store import get_store
+from tests import factories
+from tests.worker import loop
+from worker import filling
+from worker.filling import fill_pool
+from worker.model_cache import ModelCache
+from worker.process import Stopping, WorkerProcess
+
+
+def committed_project(base: Path, *, prompts: int, **settings: object) -> int:
+    with session_scope() as session:
+        project = loop.make_project(session, base, **settings)
+        loop.add_prompts(session, project, count=prompts)
+        return project.id
+
+
+def states(project_id: int) -> list[str]:
+    return [one.state for one in loop.sets_now(project_id)]
+
+
+class TestFillPool:
+    def test_until_it_is_full(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
+        project_id = committed_project(base, prompts=6)
+        assert fill_pool(process, models, project_id) == 4
+        assert states(project_id) == ["ready"] * 4
+        assert fill_pool(process, models, project_id) == 0
+        with session_scope() as session:
+            offered = session.scalars(select(CandidateSet)).first()
+            assert offered is not None
+            texts = session.scalars(select(Candidate).where(Candidate.candidate_set_id == offered.id)).all()
+            assert len({one.text for one in texts}) == len(texts) > 1
+            assert {one.temperature for one in texts} == {0.0, 1.0}
+            assert all(one.mean_logprob < 0 and one.seed is not None and one.n_tokens > 0 for one in texts)
+            prompt = session.get_one(Prompt, offered.prompt_id)
+            assert (offered.answer, offered.answer_source) == (prompt.answer, "gold")
+            assert workers.device_holder(session, process.device_key) is None
+
+    def test_the_models_own_answer_where_there_is_none(
+        self, process: WorkerProcess, models: ModelCache, base: Path
+    ) -> None:
+        with session_scope() as session:
+            project = loop.make_project(session, base)
+            factories.make_prompt(session, project, answer=None)
+            project_id = project.id
+        fill_pool(process, models, project_id)
+        [offered] = loop.sets_now(project_id)
+        assert offered.answer_source == "own"
+
+    def test_the_next_version_samples_otherwise(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
+        project_id = committed_project(base, prompts=1)
+        fill_pool(process, models, project_id)
+        with session_scope() as session:
+            project = session.get_one(Project, project_id)
+            project.active_version_id = factories.make_version(session, project, number=1, base_model=str(base)).id
+            session.flush()
+            candidates.replace_unclaimed(session, project)
+        fill_pool(process, models, project_id)
+        assert states(project_id) == ["replaced", "ready"]
+        with session_scope() as session:
+            seeds = [
+                set(session.scalars(select(Candidate.seed).where(Candidate.candidate_set_id == one.id)))
+                for one in loop.sets_now(project_id)
+            ]
+            assert not seeds[0] & seeds[1]
+
+    def test_one_lost_image_spoils_no_other_set(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
+        project_id = committed_project(base, prompts=4)
+        with session_scope() as session:
+            broken = session.scalars(select(Prompt).where(Prompt.project_id == project_id)).first()
+            assert broken is not None
+            sha256 = candidates.example_of(session, broken.id).images[0]
+        get_store().local_path(sha256, Path()).unlink()
+        for _ in range(candidates.MAX_TRIES):
+            fill_pool(process, models, project_id)
+        assert sorted(states(project_id)) == ["failed", "ready", "ready", "ready"]
+        [failed] = [one for one in loop.sets_now(project_id) if one.state == "failed"]
+        assert failed.prompt_id == broken.id
+        assert failed.error == "There is no such object in the store."
+
+    def test_lets_a_waiting_round_go_first(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
+        project_id, _ = loop.project_with_a_round(base)
+        before = len(loop.sets_now(project_id))
+        assert fill_pool(process, models, project_id) == 0
+        assert len(loop.sets_now(project_id)) == before
+
+    def test_leaves_a_device_in_use_alone(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
+        project_id = committed_project(base, prompts=1)
+        with session_scope() as session:
+            workers.claim_device(session, process.device_key, worker="another", purpose="round")
+        assert fill_pool(process, models, project_id) == 0
+        assert states(project_id) == []
+
+    def test_of_no_project_is_nothing(self, process: WorkerProcess, models: ModelCache) -> None:
+        assert fill_pool(process, models, 10**9) == 0
+
+    def test_told_to_stop_it_gives_back_what_it_samples(
+        self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        project_id = committed_project(base, prompts=2)
+        sample = filling.sample_rationales
+
+        def stop_under_way(*arguments: object, **more: object) -> object:
+            process.stop.set()
+            return sample(*arguments, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(filling, "sample_rationales", stop_under_way)
+        with pytest.raises(Stopping):
+            fill_pool(process, models, project_id)
+        assert states(project_id) == ["sampling", "sampling"]
+        with session_scope() as session:
+            project = session.get_one(Project, project_id)
+            assert candidates.sampling_count(session, project) == 0
+            assert len(candidates.claim_sampling_batch(session, project, worker="b", limit=5)) == 2
+            assert workers.device_holder(session, process.device_key) is None
+
+
+class TestFillForRound:
+    def test_up_to_what_a_round_wants(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
+        project_id = committed_project(base, prompts=5, pool_for_round=3)
+        told: list[tuple[int, int]] = []
+        filling.fill_for_round(
+            process, models, project_id, report=lambda *count: told.append(count), watch=process.check
+        )
+        assert states(project_id) == ["ready"] * 3
+        assert told == [(0, 3), (3, 3)]

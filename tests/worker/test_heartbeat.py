@@ -1,0 +1,75 @@
+"""The heartbeat keeps a worker and what it holds alive, and harms nothing when it cannot."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from app.db import session_scope
+from app.models import CandidateSet, DeviceClaim, Project, Round, Worker
+from app.services import candidates, round_running, workers
+from tests.conftest import CommittedDatabase, forget_settings
+from tests.worker import loop
+from worker.process import WorkerProcess, make_process
+
+
+class TestBeat:
+    def test_keeps_everything_that_is_held(self, process: WorkerProcess, base: Path) -> None:
+        project_id, round_id = loop.project_with_a_round(base)
+        with session_scope() as session:
+            project = session.get_one(Project, project_id)
+            candidates.claim_sampling_batch(session, project, worker=process.name, limit=1)
+            workers.claim_device(session, process.device_key, worker=process.name, purpose="round")
+            claim = round_running.claim_round(session, worker=process.name)
+        assert claim is not None
+        process.heartbeat.hold_round(claim)
+        process.heartbeat.doing = "round 1"
+        with session_scope() as session:
+            for table in (CandidateSet, Round, DeviceClaim):
+                session.execute(update(table).values(beats_at="2020-01-01T00:00:00Z"))
+        process.heartbeat.beat()
+        with session_scope() as session:
+            assert candidates.sampling_count(session, session.get_one(Project, project_id)) == 1
+            assert not round_running.waits(session)
+            assert workers.device_holder(session, process.device_key) is not None
+            [alive] = workers.list_workers(session, queue="model")
+            assert (alive.name, alive.doing, alive.device) == (process.name, "round 1", "cpu")
+            assert alive.memory_mb > 10
+        process.heartbeat.drop_round()
+        with session_scope() as session:
+            session.execute(update(Round).where(Round.id == round_id).values(beats_at=None))
+        process.heartbeat.beat()
+        with session_scope() as session:
+            assert round_running.waits(session)
+
+    def test_runs_by_itself_and_takes_the_worker_off_the_list(self, process: WorkerProcess) -> None:
+        def is_listed() -> bool:
+            with session_scope() as session:
+                return process.name in workers.all_names(session)
+
+        process.heartbeat.start()
+        loop.wait_until(is_listed)
+        process.heartbeat.stop()
+        assert not is_listed()
+
+    def test_without_a_database_it_only_says_so(
+        self, committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv("ILLUME_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+        forget_settings()
+        process = make_process(("default",))
+        with caplog.at_level(logging.WARNING):
+            process.heartbeat.beat()
+            process.heartbeat.stop()
+        assert "no heartbeat" in caplog.text
+
+
+class TestWorkerRow:
+    def test_names_come_only_once(self, committed_db: CommittedDatabase) -> None:
+        first, second = make_process(("default",)), make_process(("default",))
+        assert first.name != second.name
+        with session_scope() as session:
+            assert session.get(Worker, first.name) is None
