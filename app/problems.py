@@ -1,4 +1,4 @@
-"""Errors as answers: problem+json below /api, pages elsewhere."""
+"""Errors as answers: problem+json for programs, pages for people."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from app.headers import HEADERS
 from app.web import errors as pages
 
 log = logging.getLogger(__name__)
+FOR_PROGRAMS = ("/api/", "/metrics", "/healthz", "/readyz")
 AWAY = Unavailable("The database cannot be reached at this moment: try again in a few seconds.")
 CROWDED = Unavailable("Many people change the same thing at this moment: try again.", retry_after=1)
 
@@ -45,8 +46,8 @@ def answer(
     extra: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error as problem+json below /api, as a page or a toast elsewhere."""
-    if request.url.path.startswith("/api/"):
+    """An error as problem+json for a program, as a page or a toast for a person."""
+    if request.url.path.startswith(FOR_PROGRAMS):
         return Problem(status, title, detail, extra=extra, headers=headers)
     kept = {name: value for name, value in (headers or {}).items() if name != "WWW-Authenticate"}
     return pages.render(request, status, title, detail, kept)
@@ -64,7 +65,12 @@ def domain_error_of(error: Exception) -> DomainError | None:
     if not isinstance(error, DBAPIError):
         return None
     cause = error.orig
-    crowded = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.QueryCanceled)
+    crowded = (
+        psycopg.errors.LockNotAvailable,
+        psycopg.errors.DeadlockDetected,
+        psycopg.errors.QueryCanceled,
+        psycopg.errors.TransactionTimeout,
+    )
     if isinstance(cause, crowded):
         return CROWDED
     if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:

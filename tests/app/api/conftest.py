@@ -1,0 +1,82 @@
+"""A client of the REST interface whose requests share the test's session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.deps import get_session
+from app.main import create_app
+from app.models import Project, Role, Scope, User
+from app.services import users
+from app.services.actors import SYSTEM
+from tests import factories
+
+
+@pytest.fixture(scope="session")
+def shared_app(database_url: str) -> FastAPI:
+    """One application for all tests: making one takes a moment."""
+    assert database_url
+    return create_app()
+
+
+@pytest.fixture
+def app(shared_app: FastAPI, session: Session) -> Iterator[FastAPI]:
+    """The application on the test's session, which each request commits to its savepoint, or rolls back to the last."""
+
+    def test_session() -> Iterator[Session]:
+        session.commit()
+        try:
+            yield session
+            session.commit()
+        except BaseException:
+            session.rollback()
+            raise
+        finally:
+            session.expire_all()
+
+    shared_app.dependency_overrides[get_session] = test_session
+    yield shared_app
+    shared_app.dependency_overrides.clear()
+
+
+As = Callable[..., TestClient]
+
+
+@pytest.fixture
+def client(app: FastAPI) -> TestClient:
+    """Somebody without a token."""
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def as_user(app: FastAPI, session: Session) -> As:
+    """Makes a client that bears a token of a person's."""
+
+    def make(user: User, scope: Scope = Scope.admin, **options: int) -> TestClient:
+        _, token = users.create_token(session, SYSTEM, user_id=user.id, scope=scope, **options)
+        return TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {token}"})
+
+    return make
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    """A project whose rounds do not start in tests."""
+    return factories.make_project(session, round_every=1000)
+
+
+@pytest.fixture
+def admin(session: Session, as_user: As) -> TestClient:
+    """An admin."""
+    return as_user(factories.make_user(session, role=Role.admin))
+
+
+@pytest.fixture
+def critic(session: Session, project: Project, as_user: As) -> TestClient:
+    """A critic of `project`, with a token that may write."""
+    return as_user(factories.make_member(session, project, Role.critic), Scope.write)

@@ -1,0 +1,45 @@
+"""Health, readiness, numbers."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.settings import get_settings
+from tests.conftest import forget_settings
+
+
+class TestHealth:
+    def test_lives(self, client: TestClient) -> None:
+        assert client.get("/healthz").json() == {"status": "ok"}
+
+    def test_ready(self, client: TestClient) -> None:
+        answer = client.get("/readyz")
+        assert answer.json() == {"status": "ready", "database": "ok", "broker": "ok"}
+
+    def test_not_ready_without_broker(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ILLUME_REDIS_URL", "redis://127.0.0.1:1/0")
+        get_settings.cache_clear()
+        try:
+            answer = client.get("/readyz")
+        finally:
+            monkeypatch.undo()
+            forget_settings()
+        assert answer.status_code == 503
+        assert answer.json()["broker"] == "cannot be reached"
+
+
+class TestMetrics:
+    def test_for_who_brings_a_token(self, client: TestClient, admin: TestClient) -> None:
+        assert client.get("/metrics").status_code == 403  # the test client's address is no loopback
+        assert client.get("/metrics", headers={"Authorization": "Bearer x"}).status_code == 401
+        admin.get("/api/v1/projects")
+
+    def test_counts_requests_by_route(self, app: object, client: TestClient) -> None:
+        client.get("/healthz")
+        local = TestClient(app, client=("127.0.0.1", 1))  # type: ignore[arg-type]
+        answer = local.get("/metrics")
+        assert answer.status_code == 200
+        assert 'illume_requests_total{method="GET",route="/healthz",status="200"}' in answer.text
+        through_proxy = local.get("/metrics", headers={"X-Forwarded-For": "203.0.113.9"})
+        assert through_proxy.status_code == 403

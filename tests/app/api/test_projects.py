@@ -1,0 +1,165 @@
+"""Projects over REST, and what all routes share: problems, headers, ids."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.models import Project, Role, Scope
+from app.services.projects import ProjectSettings
+from tests import factories
+from tests.app.api.conftest import As
+
+
+class TestProjects:
+    def test_made_with_flat_settings(self, admin: TestClient) -> None:
+        answer = admin.post("/api/v1/projects", json={"slug": "birds", "name": "Birds", "round_every": 7, "overlap": 2})
+        assert answer.status_code == 201
+        made = answer.json()
+        assert (made["slug"], made["round_every"], made["overlap"]) == ("birds", 7, 2)
+        assert made["temperatures"] == [[0.0, 1], [0.3, 2], [0.7, 2], [1.0, 1]]
+        assert isinstance(made["id"], str)
+        assert made["created_at"].endswith("Z")
+        assert set(ProjectSettings.model_fields) < set(made)
+        assert admin.get("/api/v1/projects/birds").json() == made
+        assert made in admin.get("/api/v1/projects").json()["items"]
+        versions = admin.get("/api/v1/projects/birds/versions").json()["items"]
+        assert [(one["number"], one["active"]) for one in versions] == [(0, True)]
+
+    def test_a_slug_that_is_taken(self, admin: TestClient, project: Project) -> None:
+        answer = admin.post("/api/v1/projects", json={"slug": project.slug, "name": "Again"})
+        assert answer.status_code == 409
+        assert answer.json()["field"] == "slug"
+
+    @pytest.mark.parametrize(
+        ("body", "field"),
+        [
+            ({"slug": "Bad Slug", "name": "x"}, "slug"),
+            ({"slug": "ok", "name": ""}, "name"),
+            ({"slug": "ok", "overlap": 0}, "overlap"),
+            ({"slug": "ok", "overlap": "two"}, "overlap"),
+            ({"slug": "ok", "surprise": 1}, "surprise"),
+            ({"slug": "ok", "template": "no placeholders"}, "template"),
+            ({"slug": "ok", "temperatures": [[9, 1]]}, "temperatures"),
+            ({"name": "no slug"}, "slug"),
+        ],
+    )
+    def test_bad_input_names_the_field(self, admin: TestClient, body: dict[str, object], field: str) -> None:
+        answer = admin.post("/api/v1/projects", json=body)
+        assert answer.status_code == 422
+        assert answer.json()["field"] == field
+        assert field in answer.json()["detail"] or field in ("slug", "name")
+
+    def test_changed_in_part(self, admin: TestClient, project: Project) -> None:
+        answer = admin.patch(f"/api/v1/projects/{project.slug}", json={"round_every": 5, "name": "New"})
+        assert answer.status_code == 200
+        assert (answer.json()["round_every"], answer.json()["name"]) == (5, "New")
+        assert answer.json()["overlap"] == 1
+        assert admin.patch(f"/api/v1/projects/{project.slug}", json={"round_every": 0}).status_code == 422
+        assert admin.get(f"/api/v1/projects/{project.slug}").json()["round_every"] == 5
+
+    def test_by_roles(self, session: Session, project: Project, critic: TestClient, as_user: As) -> None:
+        assert critic.get(f"/api/v1/projects/{project.slug}").status_code == 200
+        assert critic.patch(f"/api/v1/projects/{project.slug}", json={"name": "x"}).status_code == 403
+        assert critic.post("/api/v1/projects", json={"slug": "mine"}).status_code == 403
+        stranger = as_user(factories.make_user(session))
+        assert stranger.get(f"/api/v1/projects/{project.slug}").status_code == 404
+        assert stranger.get("/api/v1/projects").json() == {"items": [], "next": None}
+
+
+class TestStats:
+    def test_counts(self, session: Session, project: Project, critic: TestClient) -> None:
+        factories.make_candidate_set(session, project)
+        factories.make_prompt(session, project)
+        claimed = critic.post(f"/api/v1/projects/{project.slug}/assignments").json()
+        critic.post(
+            f"/api/v1/assignments/{claimed['id']}/verdict",
+            json={"kind": "picked", "picks": [claimed["candidates"][0]["id"]], "seconds": 4},
+        )
+        stats = critic.get(f"/api/v1/projects/{project.slug}/stats").json()
+        assert stats["counts"]["prompts"] == {"total": 2, "train": 2, "val": 0, "test": 0}
+        assert stats["counts"]["verdicts"]["picked"] == 1
+        assert stats["counts"]["with_accepted"] == 1
+        assert stats["next_round"] == {"fresh": 1, "round_every": 1000, "auto": True}
+        assert stats["pool"]["waiting"] == 1
+        assert stats["pace"] == {"last_hour": 1, "today": 1, "median_seconds": 4}
+        assert stats["agreement"] is None
+        assert stats["active_version"]["number"] == 0
+        assert stats["complete"] is False
+
+    def test_agreement_of_two_critics(self, session: Session, project: Project, as_user: As) -> None:
+        factories.make_candidate_set(session, project, texts=("a", "b", "c", "d"), slots=2)
+        picked: list[str] = []
+        for number in range(2):
+            one = as_user(factories.make_member(session, project, Role.critic))
+            claimed = one.post(f"/api/v1/projects/{project.slug}/assignments").json()
+            ids = sorted(candidate["id"] for candidate in claimed["candidates"])
+            picked = ids[:1] if number == 0 else ids[:2]
+            body = {"kind": "picked", "picks": picked}
+            assert one.post(f"/api/v1/assignments/{claimed['id']}/verdict", json=body).status_code == 201
+        stats = one.get(f"/api/v1/projects/{project.slug}/stats").json()
+        assert stats["agreement"] == pytest.approx(0.75)
+
+
+class TestProblems:
+    def test_without_a_token(self, client: TestClient, project: Project) -> None:
+        answer = client.get(f"/api/v1/projects/{project.slug}")
+        assert answer.status_code == 401
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json()["status"] == 401
+        assert "Authorization" in answer.json()["detail"]
+
+    def test_with_a_wrong_token(self, client: TestClient) -> None:
+        answer = client.get("/api/v1/projects", headers={"Authorization": "Bearer nonsense"})
+        assert answer.status_code == 401
+
+    def test_a_reading_token_may_not_write(self, session: Session, project: Project, as_user: As) -> None:
+        factories.make_candidate_set(session, project)
+        user = factories.make_member(session, project, Role.critic)
+        reader = as_user(user, Scope.read)
+        assert reader.get(f"/api/v1/projects/{project.slug}").status_code == 200
+        answer = reader.post(f"/api/v1/projects/{project.slug}/assignments")
+        assert answer.status_code == 403
+        assert "write" in answer.json()["detail"]
+
+    def test_an_admins_writing_token_may_not_administer(self, session: Session, as_user: As) -> None:
+        writer = as_user(factories.make_user(session, role=Role.admin), Scope.write)
+        assert writer.post("/api/v1/projects", json={"slug": "x"}).status_code == 403
+        assert writer.get("/api/v1/users").status_code == 403
+
+    def test_unknown_things(self, admin: TestClient) -> None:
+        for path in (
+            "/api/v1/nothing",
+            "/api/v1/projects/none",
+            "/api/v1/prompts/x",
+            "/api/v1/prompts/99999999999999999999",
+        ):
+            answer = admin.get(path)
+            assert answer.status_code == 404
+            assert answer.headers["content-type"] == "application/problem+json"
+
+    def test_a_method_that_is_not_allowed(self, admin: TestClient) -> None:
+        answer = admin.delete("/api/v1/projects")
+        assert answer.status_code == 405
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "GET" in answer.headers["allow"] or "POST" in answer.headers["allow"]
+
+    def test_a_body_that_is_no_json(self, admin: TestClient) -> None:
+        answer = admin.post("/api/v1/projects", content=b"{nope", headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422
+        assert "JSON" in answer.json()["detail"]
+
+    def test_safe_headers(self, client: TestClient) -> None:
+        for path in ("/healthz", "/api/v1/projects", "/nowhere"):
+            headers = client.get(path).headers
+            assert "default-src 'self'" in headers["content-security-policy"]
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["referrer-policy"] == "same-origin"
+
+    def test_openapi(self, client: TestClient) -> None:
+        schema = client.get("/api/v1/openapi.json").json()
+        assert "/api/v1/projects/{slug}/assignments" in schema["paths"]
+        assert not any(path.startswith("/admin") for path in schema["paths"])
+        assert client.get("/docs").status_code == 404

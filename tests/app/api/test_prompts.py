@@ -1,0 +1,235 @@
+"""Images and prompts over REST."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import PIL.Image
+import pytest
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.models import Project, PromptState, Role
+from tests import factories
+from tests.app.api.conftest import As
+
+
+def upload(client: TestClient, data: bytes | None = None) -> dict[str, Any]:
+    answer = client.post("/api/v1/images", files={"file": ("x.png", data or factories.image_bytes())})
+    assert answer.status_code == 201, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+class TestImages:
+    def test_stored_and_served(self, admin: TestClient) -> None:
+        image = upload(admin, factories.image_bytes(size=(30, 20)))
+        assert (image["width"], image["height"]) == (30, 20)
+        answer = admin.get(image["url"])
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        with PIL.Image.open(io.BytesIO(answer.content)) as picture:
+            assert picture.size == (30, 20)
+        again = admin.get(image["url"], headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code == 304
+
+    def test_the_same_twice_is_one(self, admin: TestClient) -> None:
+        data = factories.image_bytes()
+        assert upload(admin, data) == upload(admin, data)
+
+    @pytest.mark.parametrize("data", [b"", b"no image", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+    def test_no_image(self, admin: TestClient, data: bytes) -> None:
+        answer = admin.post("/api/v1/images", files={"file": ("x.png", data)})
+        assert answer.status_code == 422
+        assert answer.json()["field"] == "image"
+
+    def test_a_broken_image(self, admin: TestClient) -> None:
+        data = factories.image_bytes(size=(200, 200))
+        answer = admin.post("/api/v1/images", files={"file": ("x.png", data[: len(data) // 2])})
+        assert answer.status_code == 422
+        assert "broken" in answer.json()["detail"]
+
+    def test_without_a_file(self, admin: TestClient) -> None:
+        answer = admin.post("/api/v1/images")
+        assert answer.status_code == 422
+        assert answer.json()["field"] == "file"
+
+    def test_seen_by_members_of_a_project_that_shows_it(
+        self, session: Session, admin: TestClient, project: Project, critic: TestClient, as_user: As
+    ) -> None:
+        image = upload(admin)
+        assert critic.get(image["url"]).status_code == 404
+        admin.post(f"/api/v1/projects/{project.slug}/prompts", json={"images": [image["sha256"]], "question": "q"})
+        assert critic.get(image["url"]).status_code == 200
+        stranger = as_user(factories.make_user(session))
+        assert stranger.get(image["url"]).status_code == 404
+
+    def test_an_unknown_one(self, admin: TestClient) -> None:
+        assert admin.get("/api/v1/images/" + "0" * 64).status_code == 404
+        assert admin.get("/api/v1/images/x").status_code == 404
+
+
+class TestAddPrompts:
+    def test_one(self, admin: TestClient, project: Project) -> None:
+        image = upload(admin)
+        body = {
+            "external_id": "a1",
+            "images": [image["sha256"]],
+            "question": "What is it?",
+            "answer": "a duck",
+            "references": ["it quacks"],
+            "metadata": {"k": [1, 2.5, None]},
+            "split": "val",
+        }
+        answer = admin.post(f"/api/v1/projects/{project.slug}/prompts", json=body)
+        assert answer.status_code == 201
+        made = answer.json()
+        assert {key: made[key] for key in body if key != "images"} == {k: v for k, v in body.items() if k != "images"}
+        assert made["images"] == [{key: image[key] for key in ("sha256", "url", "width", "height")}]
+        assert made["state"] == "waiting"
+        assert admin.get(f"/api/v1/prompts/{made['id']}").json()["question"] == "What is it?"
+
+    def test_an_external_id_again(self, admin: TestClient, project: Project) -> None:
+        body: dict[str, Any] = {"external_id": "a1", "images": [upload(admin)["sha256"]], "question": "q"}
+        first = admin.post(f"/api/v1/projects/{project.slug}/prompts", json=body)
+        again = admin.post(f"/api/v1/projects/{project.slug}/prompts", json=body)
+        assert (first.status_code, again.status_code) == (201, 200)
+        assert again.json()["id"] == first.json()["id"]
+        other = admin.post(f"/api/v1/projects/{project.slug}/prompts", json={**body, "question": "another"})
+        assert other.status_code == 409
+        assert other.json()["field"] == "external_id"
+
+    def test_several_keep_what_is_good(self, admin: TestClient, project: Project) -> None:
+        sha256 = upload(admin)["sha256"]
+        good = {"external_id": "g", "images": [sha256], "question": "q"}
+        items = [
+            good,
+            {"images": [], "question": "no image"},
+            {"images": [sha256]},
+            {"images": ["0" * 64], "question": "unknown image"},
+            {"images": [{"sha256": sha256}], "question": "as lists show it"},
+            "no object",
+            {**good, "question": "the same id"},
+        ]
+        answer = admin.post(f"/api/v1/projects/{project.slug}/prompts", json={"items": items})
+        assert answer.status_code == 201
+        body = answer.json()
+        assert (len(body["items"]), body["created"], body["unchanged"]) == (2, 2, 0)
+        found = [(one["index"], one["field"]) for one in body["errors"]]
+        assert found == [(1, "images"), (2, "question"), (3, "images"), (5, None), (6, "external_id")]
+        again = admin.post(f"/api/v1/projects/{project.slug}/prompts", json={"items": [good]})
+        assert (again.status_code, again.json()["unchanged"]) == (200, 1)
+
+    def test_none_of_several_is_good(self, admin: TestClient, project: Project) -> None:
+        answer = admin.post(f"/api/v1/projects/{project.slug}/prompts", json={"items": [{"question": "q"}]})
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["field"] == "images"
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"images": []}, "images"),
+            ({"images": "x"}, "images"),
+            ({"images": ["nonsense"]}, "images.0"),
+            ({"images": ["0" * 64]}, "images"),
+            ({"question": " "}, "question"),
+            ({"question": "a\x00b"}, "question"),
+            ({"split": "training"}, "split"),
+            ({"metadata": {"bad": "\x00"}}, "metadata"),
+            ({"candidates": []}, "candidates"),
+            ({"surprise": 1}, "surprise"),
+        ],
+    )
+    def test_bad_input_names_the_field(
+        self, admin: TestClient, project: Project, change: dict[str, Any], field: str
+    ) -> None:
+        body = {"images": [upload(admin)["sha256"]], "question": "q", **change}
+        answer = admin.post(f"/api/v1/projects/{project.slug}/prompts", json=body)
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["field"] == field
+
+    def test_candidates_made_elsewhere_are_ready(self, admin: TestClient, project: Project, critic: TestClient) -> None:
+        body = {
+            "images": [upload(admin)["sha256"]],
+            "question": "q",
+            "candidates": ["because", "since <b>it</b> is", "because"],
+        }
+        made = admin.post(f"/api/v1/projects/{project.slug}/prompts", json=body).json()
+        assert made["state"] == "ready"
+        claimed = critic.post(f"/api/v1/projects/{project.slug}/assignments")
+        assert claimed.status_code == 201
+        assert {one["text"] for one in claimed.json()["candidates"]} == {"because", "since <b>it</b> is"}
+        sets = admin.get(f"/api/v1/prompts/{made['id']}").json()["candidate_sets"]
+        assert [(one["source"], one["version"], len(one["candidates"])) for one in sets] == [("imported", None, 2)]
+
+    def test_critics_may_not(self, project: Project, critic: TestClient) -> None:
+        answer = critic.post(f"/api/v1/projects/{project.slug}/prompts", json={"images": [], "question": "q"})
+        assert answer.status_code in (403, 422)
+
+
+class TestListPrompts:
+    def test_pages(self, session: Session, project: Project, admin: TestClient) -> None:
+        made = [str(factories.make_prompt(session, project).id) for _ in range(5)]
+        seen: list[str] = []
+        cursor = None
+        while True:
+            params = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+            page = admin.get(f"/api/v1/projects/{project.slug}/prompts", params=params).json()
+            seen += [one["id"] for one in page["items"]]
+            cursor = page["next"]
+            if cursor is None:
+                break
+        assert seen == made
+
+    def test_filters(self, session: Session, project: Project, admin: TestClient) -> None:
+        factories.make_prompt(session, project, question="100% sure?")
+        factories.make_prompt(session, project, question="1000 ducks", state=PromptState.held)
+        path = f"/api/v1/projects/{project.slug}/prompts"
+        assert len(admin.get(path, params={"q": "100%"}).json()["items"]) == 1
+        assert len(admin.get(path, params={"state": "held"}).json()["items"]) == 1
+        assert admin.get(path, params={"split": "test"}).json()["items"] == []
+
+    @pytest.mark.parametrize(
+        "params", [{"limit": 0}, {"limit": 1001}, {"cursor": "x"}, {"cursor": "WyJhIl0"}, {"split": "x"}]
+    )
+    def test_bad_parameters(self, project: Project, admin: TestClient, params: dict[str, Any]) -> None:
+        answer = admin.get(f"/api/v1/projects/{project.slug}/prompts", params=params)
+        assert answer.status_code == 422
+        assert answer.json()["field"] == next(iter(params))
+
+    def test_critics_never_see_references(self, session: Session, project: Project, critic: TestClient) -> None:
+        prompt = factories.make_prompt(session, project, references=["secret"], extra={"scene": "secret"})
+        factories.make_candidate_set(session, project, prompt=prompt)
+        for path in (f"/api/v1/projects/{project.slug}/prompts", f"/api/v1/prompts/{prompt.id}"):
+            answer = critic.get(path)
+            assert answer.status_code == 200
+            assert "secret" not in answer.text
+            assert "references" not in answer.text
+
+
+class TestChangePrompt:
+    def test_retire_and_bring_back(self, session: Session, project: Project, admin: TestClient) -> None:
+        prompt = factories.make_prompt(session, project)
+        path = f"/api/v1/prompts/{prompt.id}"
+        assert admin.patch(path, json={"state": "retired"}).json()["state"] == "retired"
+        assert admin.patch(path, json={"state": "waiting"}).json()["state"] == "waiting"
+        assert admin.patch(path, json={"state": "judged"}).status_code == 422
+
+    def test_content_stands_once_candidates_were_made(
+        self, session: Session, project: Project, admin: TestClient
+    ) -> None:
+        prompt = factories.make_prompt(session, project)
+        path = f"/api/v1/prompts/{prompt.id}"
+        assert admin.patch(path, json={"question": "other?"}).json()["question"] == "other?"
+        factories.make_candidate_set(session, project, prompt=prompt)
+        answer = admin.patch(path, json={"question": "yet another?"})
+        assert (answer.status_code, answer.json()["field"]) == (409, "question")
+        assert admin.patch(path, json={"references": ["new"]}).json()["references"] == ["new"]
+        assert admin.patch(path, json={"images": []}).status_code == 422
+
+    def test_needs_a_reviewer(self, session: Session, project: Project, critic: TestClient, as_user: As) -> None:
+        prompt = factories.make_prompt(session, project)
+        assert critic.patch(f"/api/v1/prompts/{prompt.id}", json={"priority": 1}).status_code == 403
+        reviewer = as_user(factories.make_member(session, project, Role.reviewer))
+        assert reviewer.patch(f"/api/v1/prompts/{prompt.id}", json={"priority": 1}).status_code == 200
