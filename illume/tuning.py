@@ -66,14 +66,15 @@ class StopRequest:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the round in the folder given as the only argument; returns the exit code of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1:
+    rank = list(arguments[1:]) == ["--rank"]  # as `illume.tuning_ranks.launch` starts several
+    if len(arguments) != 1 and not rank:
         sys.stderr.write("usage: python -m illume.tuning DIR\n")
         return 2
     folder = Path(arguments[0]).absolute()
     request = StopRequest()
     request.install()
     try:
-        return _run(folder, request)
+        return _run(folder, request, rank=rank)
     except (JobError, ValueError, OSError, RuntimeError, MemoryError) as error:
         # One place turns whatever the model, the files or the device refuse into a message for the admin.
         message = str(error) or type(error).__name__
@@ -83,20 +84,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
-def _run(folder: Path, request: StopRequest) -> int:
+def _run(folder: Path, request: StopRequest, *, rank: bool) -> int:
     if not folder.is_dir():
         raise JobError(f"there is no folder {folder}")
     job = TuningJob.from_json(read_json(folder / "job.json"))
     if (folder / "result.json").exists():
         return EXIT_DONE
-    (folder / "error.json").unlink(missing_ok=True)
+    if not rank:
+        (folder / "error.json").unlink(missing_ok=True)
+    if job.processes > 1 and not rank:
+        return _launch(folder, job, request)
     from illume.tuning_round import Stopped, run_round  # loads torch, which takes seconds
 
     try:
-        run_round(folder, job, request=request)
+        run_round(folder, job, request=request, launched=rank)
     except Stopped:
         return EXIT_STOPPED
     return EXIT_DONE
+
+
+def _launch(folder: Path, job: TuningJob, request: StopRequest) -> int:
+    from illume.tuning_ranks import launch
+
+    request.immediate = False
+    if not launch(folder, processes=job.processes, asked=request.asked):
+        return EXIT_STOPPED
+    if (folder / "result.json").exists():
+        return EXIT_DONE
+    if not (folder / "error.json").exists():
+        raise RuntimeError("one of the round's processes ended without a word: perhaps memory ran out")
+    return EXIT_FAILED
 
 
 if __name__ == "__main__":

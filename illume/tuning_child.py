@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from illume.tuning_job import EXIT_STOPPED, JobError, read_json
 
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 15.0
+_LOCK_SECONDS = 60.0
 
 
 class TuningError(RuntimeError):
@@ -27,9 +30,10 @@ def tune(folder: Path, *, on_progress: Callable[[Mapping[str, Any]], None] | Non
     several times a second. An exception in this process, such as KeyboardInterrupt, stops the child, which keeps what
     it has done. Raises TuningError when the round fails.
     """
-    with tempfile.TemporaryFile() as messages:
-        command = [sys.executable, "-m", "illume.tuning", str(folder)]
-        child = subprocess.Popen(command, stdout=messages, stderr=messages)  # noqa: S603 (our own module)
+    command = [sys.executable, "-m", "illume.tuning", str(folder)]
+    with _locked(folder) as lock, tempfile.TemporaryFile() as messages:
+        # The child inherits the lock: should this process be killed, the folder is free only once the child ended too.
+        child = subprocess.Popen(command, stdout=messages, stderr=messages, pass_fds=(lock,))  # noqa: S603 (ours)
         try:
             while child.poll() is None:
                 _report(folder, on_progress)
@@ -41,6 +45,22 @@ def tune(folder: Path, *, on_progress: Callable[[Mapping[str, Any]], None] | Non
             return result
         messages.seek(0)
         raise TuningError(_reason(folder, child.returncode, messages.read().decode(errors="replace")))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Holds the folder's lock, as a file descriptor; waits for another round's process to end first."""
+    with (folder / ".lock").open("w") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TuningError(f"another process is tuning in {folder}") from None
+                time.sleep(_POLL_SECONDS)
+        yield file.fileno()
 
 
 def _report(folder: Path, on_progress: Callable[[Mapping[str, Any]], None] | None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -29,40 +29,12 @@ from illume.tuning_batches import (
     remembered_features,
 )
 from illume.tuning_job import TuningSettings, append_jsonl, now, read_json, write_json
+from illume.tuning_ranks import Ranks
 from illume.vlm import IGNORED, Vlm, bare_model
 
 
 class Stopped(Exception):
     """The round was asked to stop; what was done is kept."""
-
-
-class Ranks(Protocol):
-    """The processes of a round: accelerate's `Accelerator`, or `Alone`."""
-
-    process_index: int
-    num_processes: int
-    is_main_process: bool
-
-    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
-        """The sum of `tensor` over all processes."""
-
-    def wait_for_everyone(self) -> None:
-        """Returns once all processes are here."""
-
-
-class Alone:
-    """One process."""
-
-    process_index = 0
-    num_processes = 1
-    is_main_process = True
-
-    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:  # noqa: ARG002  (accelerate's signature)
-        """`tensor` itself."""
-        return tensor
-
-    def wait_for_everyone(self) -> None:
-        """Returns at once."""
 
 
 def continuation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -123,11 +95,11 @@ class Training:
         weight: float,
         folder: Path,
         ranks: Ranks,
-        check: Callable[[], None],
+        asked: Callable[[], bool],
         on_step: Callable[[Position], None],
     ) -> None:
         self.vlm, self.settings, self.weight, self.folder, self.ranks = vlm, settings, weight, folder, ranks
-        self.check, self.on_step = check, on_step
+        self.asked, self.on_step = asked, on_step
         self.batches = plan_batches(
             texts, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
         )
@@ -160,7 +132,8 @@ class Training:
         """Accumulates the gradient of the loss of `batch`; returns its cross-entropies summed by kind, of all ranks."""
         sums: dict[Kind, torch.Tensor] = {}
         for micro_batch in batch.micro_batches[self.ranks.process_index :: self.ranks.num_processes]:
-            self.check()
+            if self.ranks.num_processes == 1 and self.asked():
+                raise Stopped
             prepared = self.inputs.prepare(micro_batch)
             kind = micro_batch.kind
             total = self._forward(prepared)
@@ -177,6 +150,10 @@ class Training:
                 parameter.grad = self.ranks.reduce(mine, "sum")
         return {kind: float(value) for kind, value in reduced.items()}
 
+    def _any_asked(self) -> bool:
+        """Whether any process was asked to stop: they must stop at the same step, or some would wait for ever."""
+        return bool(self.ranks.reduce(torch.tensor(float(self.asked()), device=self.vlm.device), "sum") > 0)
+
     def step(self, batch: Batch) -> dict[str, float | None]:
         """One optimiser step; returns the losses of its batch before it, None for a kind it does not hold."""
         number = self.position.step + 1
@@ -184,6 +161,8 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, steps=self.steps_total, settings=self.settings)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ranks.num_processes > 1 and self._any_asked():
+            raise Stopped
         sums = self._gradients(batch)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.max_grad_norm)
         self.optimizer.step()
@@ -265,7 +244,7 @@ class Training:
             return False
         positions = {path: Position(**read_json(path / "position.json")) for path in checkpoints}
         farthest = max(checkpoints, key=lambda path: (positions[path].step, path.name != "step"))
-        state = torch.load(farthest / "state.pt", map_location=self.vlm.device, weights_only=True)
+        state = torch.load(farthest / "state.pt", map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["parameters"][name])

@@ -28,7 +28,8 @@ from illume.tuning_job import (
     read_rows,
     write_json,
 )
-from illume.tuning_loop import Alone, Position, Ranks, Stopped, Training
+from illume.tuning_loop import Position, Stopped, Training
+from illume.tuning_ranks import Alone, Ranks, join_ranks
 from illume.vlm import Vlm, load_vlm, set_adapter
 
 __all__ = ["Stopped", "run_round"]
@@ -47,8 +48,8 @@ class Request(Protocol):
 class Progress:
     """Keeps `progress.json`: how much of the work is done, and how long the rest will take at the pace so far."""
 
-    def __init__(self, folder: Path, *, training: float, evaluating: float) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, training: float, evaluating: float, silent: bool = False) -> None:
+        self._folder, self._silent = folder, silent
         self._work = {"training": training * _TRAINING_COST, "evaluating": evaluating}
         self._done = {"training": 0.0, "evaluating": 0.0}
         self._pace_done = {"training": 0.0, "evaluating": 0.0}
@@ -91,6 +92,8 @@ class Progress:
 
     def write(self) -> None:
         """Replaces the file."""
+        if self._silent:
+            return
         total = sum(self._work.values())
         done = sum(min(self._done[kind], self._work[kind]) for kind in self._work)
         remaining = self._remaining_seconds()
@@ -126,7 +129,7 @@ class Round:
         given = self.settings.rationale_weight
         self.weight = loss_weight(self.n_vqa_only, self.n_rationale) if given is None else given
         self.epoch_parts = self._epoch_parts()
-        self.progress = Progress(folder, training=1.0, evaluating=1.0)
+        self.progress = Progress(folder, training=1.0, evaluating=1.0, silent=not ranks.is_main_process)
 
     def _epoch_parts(self) -> tuple[Part, ...]:
         """What an epoch is scored by: the primary metric and no more."""
@@ -170,17 +173,19 @@ class Round:
         )
 
 
-def run_round(folder: Path, job: TuningJob, *, request: Request, ranks: Ranks | None = None) -> dict[str, Any]:
+def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool = False) -> dict[str, Any]:
     """Runs or resumes the round in `folder` and returns what `result.json` then holds.
 
     Raises JobError or VlmError for what cannot be used, Stopped when `request` asks for it: everything done so far is
-    in the folder then.
+    in the folder then. `launched` says that this is one of several processes that `illume.tuning_ranks.launch` started;
+    only the first writes to the folder and gets a result.
     """
-    one = Round(folder, job, request=request, ranks=ranks or Alone())
+    ranks, device = join_ranks(job.settings.device) if launched else (Alone(), job.settings.device)
+    one = Round(folder, job, request=request, ranks=ranks)
     one.progress.enter("preparing")
     if job.settings.threads > 0:
         torch.set_num_threads(job.settings.threads)
-    vlm = load_vlm(job.base, device=job.settings.device, dtype=job.settings.dtype)
+    vlm = load_vlm(job.base, device=device, dtype=job.settings.dtype)
     one.check()
     begin_adapter(vlm, init=job.init, parent=job.parent, settings=job.settings)
     one.log(f"{one.n_rationale} rationale rows, {one.n_vqa_only} VQA-only rows, w = {one.weight:.3g}")
@@ -208,7 +213,7 @@ def _train(one: Round, vlm: Vlm) -> list[dict[str, Any]]:
         weight=one.weight,
         folder=one.folder,
         ranks=one.ranks,
-        check=one.check,
+        asked=one.request.asked.is_set,
         on_step=on_step,
     )
     _plan_progress(one, len(texts), training.steps_total)
@@ -232,7 +237,12 @@ def _plan_progress(one: Round, n_training: int, steps_total: int) -> None:
     settings, versions = one.settings, 1 if one.job.parent_scores is not None else 2
     evaluation = settings.epochs * n_texts(one.val, settings.evaluation, parts=one.epoch_parts)
     evaluation += versions * n_texts(one.val, settings.evaluation)
-    one.progress = Progress(one.folder, training=n_training * settings.epochs, evaluating=evaluation)
+    one.progress = Progress(
+        one.folder,
+        training=n_training * settings.epochs,
+        evaluating=evaluation,
+        silent=not one.ranks.is_main_process,
+    )
     one.progress.steps_total = steps_total
     one.progress.write()
 

@@ -35,13 +35,14 @@ from illume.tuning_batches import (
     training_texts,
 )
 from illume.tuning_job import JobError, TuningJob, read_json, read_rows, write_json
-from illume.tuning_loop import Alone, Stopped, Training, batch_loss, continuation_loss, learning_rate
+from illume.tuning_loop import Stopped, Training, batch_loss, continuation_loss, learning_rate
+from illume.tuning_ranks import Alone
 from illume.tuning_round import run_round
 from illume.vlm import IGNORED, Vlm, VlmError, load_vlm, set_adapter
 from tests.illume.families import FAMILIES, make_llava
 from tests.illume.rounds import SETTINGS, make_examples, make_round
 
-WAIT_SECONDS = 120
+WAIT_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def make_training(vlm: Vlm, rows: list[TrainingRow], folder: Path, **changes: An
         weight=2.0,
         folder=folder,
         ranks=Alone(),
-        check=lambda: None,
+        asked=lambda: False,
         on_step=lambda _: None,
     )
 
@@ -584,6 +585,26 @@ class TestProcess:
         wait_until(lambda: bool(started), "the process")
         thread.join()
         assert started[0].wait(WAIT_SECONDS) == 0
+
+    @pytest.mark.slow
+    def test_two_processes_learn_what_one_does(self, finished: Path, tmp_path: Path) -> None:
+        folder = copy_round(finished, tmp_path / "round")
+        job = read_json(folder / "job.json")
+        job["processes"] = 2
+        job["settings"]["lora_dropout"] = 0.0
+        write_json(folder / "job.json", job)
+        single = copy_round(folder, tmp_path / "single")
+        write_json(single / "job.json", job | {"processes": 1})
+        assert start(single).wait(WAIT_SECONDS) == 0
+        process = start(folder)
+        wait_until(lambda: n_steps(folder) >= 2, "the second step")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_SECONDS) == 75
+        assert start(folder).wait(WAIT_SECONDS) == 0
+        together, alone = outcome(folder), outcome(single)
+        assert [step for step, _ in together[2]] == list(range(1, 9))
+        for (_, one), (_, other) in zip(together[2], alone[2], strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
