@@ -298,7 +298,8 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     Question, answer and split stay as they are once candidates were made. Raises `Invalid`, `Conflict`.
     """
     prompt = get_prompt(session, actor, prompt_id, Role.reviewer)
-    session.refresh(prompt, with_for_update=True, attribute_names=["state"])
+    live = _live_set(session, prompt)  # locked before the prompt, as everywhere
+    session.refresh(prompt, with_for_update=True, attribute_names=["state", "priority", "has_accepted", "fresh"])
     for field in changes:
         if field not in CHANGEABLE:
             raise Invalid(f"'{field}' of a prompt cannot be changed.", field=field)
@@ -318,31 +319,29 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     for key in ("question", "answer", "split", "references", "priority"):
         setattr(prompt, key, getattr(after, key))
     prompt.extra = after.metadata
-    if after.priority != now["priority"]:
-        _pass_on_priority(session, prompt)
+    if live is not None:
+        live.priority = prompt.priority
     if "state" in changes:
-        _change_state(session, prompt, changes["state"])
+        _change_state(session, prompt, live, changes["state"])
     audit.record(session, actor, "prompt.change", f"prompt:{prompt.id}", prompt.project_id, changed=sorted(changes))
     session.flush()
     return prompt
 
 
 def _live_set(session: Session, prompt: Prompt) -> CandidateSet | None:
+    """The set that is being sampled or offered for a prompt, locked."""
     return session.scalar(
-        select(CandidateSet).where(
+        select(CandidateSet)
+        .where(
             CandidateSet.prompt_id == prompt.id,
             CandidateSet.state.in_((CandidateSetState.sampling, CandidateSetState.ready)),
         )
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
     )
 
 
-def _pass_on_priority(session: Session, prompt: Prompt) -> None:
-    live = _live_set(session, prompt)
-    if live is not None:
-        live.priority = prompt.priority
-
-
-def _change_state(session: Session, prompt: Prompt, wanted: object) -> None:
+def _change_state(session: Session, prompt: Prompt, live: CandidateSet | None, wanted: object) -> None:
     """Retire a prompt, or bring it back to where it was before it was held or retired."""
     if wanted == prompt.state:
         return
@@ -352,7 +351,6 @@ def _change_state(session: Session, prompt: Prompt, wanted: object) -> None:
     comes_back = prompt.state in (PromptState.held, PromptState.retired)
     if not comes_back or wanted not in (PromptState.waiting, PromptState.ready, PromptState.judged):
         raise Invalid("A state may become 'retired'; one that is held or retired may come back.", field="state")
-    live = _live_set(session, prompt)
     if live is not None and live.state is CandidateSetState.ready:
         prompt.state = PromptState.ready
     else:

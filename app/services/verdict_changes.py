@@ -1,0 +1,106 @@
+"""Changes of verdicts: a new one supersedes, and slots and states follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, NotFound
+from app.models import (
+    Assignment,
+    AssignmentState,
+    CandidateSet,
+    CandidateSetState,
+    Prompt,
+    PromptState,
+    Verdict,
+    VerdictKind,
+    VerdictState,
+)
+from app.services import accepted, audit
+from app.services.actors import Actor
+from app.services.verdict_forms import VerdictIn
+from app.services.verdict_reading import body_of
+from app.services.verdict_rows import (
+    CLOSE_IF_FULL,
+    check_candidates,
+    locked,
+    new_verdict,
+    start_round_if_due,
+    take_slot,
+)
+
+
+def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) -> dict[str, Any]:
+    """Change one's own verdict: a new one that supersedes it. Returns the new one.
+
+    Raises `Forbidden` for another's, `Conflict` for one that was changed already, `Invalid`. What was skipped and is
+    now judged needs a free slot, else the new verdict is kept aside.
+    """
+    old = session.get(Verdict, verdict_id)
+    if old is None:
+        raise NotFound("There is no such verdict.")
+    assignment, candidate_set, prompt = locked(session, actor, old.assignment_id)
+    session.refresh(old)
+    if not old.current:
+        raise Conflict("This verdict was changed already: change the newest one.")
+    check_candidates(assignment.shown, verdict)
+    state = old.state
+    used = old.kind in (VerdictKind.picked, VerdictKind.none_fit)
+    old.current = False
+    session.flush()
+    if state is VerdictState.counted:
+        if used and not verdict.uses_slot:
+            _give_slot_back(session, assignment, candidate_set, prompt)
+        elif (
+            verdict.uses_slot and not used and not take_slot(session, assignment, candidate_set, AssignmentState.judged)
+        ):
+            state = VerdictState.kept_aside
+    new = new_verdict(session, assignment, candidate_set, prompt, verdict, state, supersedes=old.id)
+    if state is VerdictState.counted:
+        _tell_prompt(session, candidate_set, prompt, verdict, was_flag=old.kind is VerdictKind.flagged)
+    fresh = prompt.fresh
+    accepted.refresh_prompts(session, prompt.project_id, [prompt.id])
+    session.refresh(prompt)
+    if prompt.fresh and not fresh:
+        start_round_if_due(session, prompt.project_id)
+    audit.record(session, actor, "verdict.change", f"verdict:{new.id}", prompt.project_id, supersedes=old.id)
+    return body_of(session, new.id)
+
+
+def _give_slot_back(session: Session, assignment: Assignment, candidate_set: CandidateSet, prompt: Prompt) -> None:
+    """Leave a judged slot to others; the set is offered again, but for a prompt that has another one by now."""
+    assignment.state = AssignmentState.released
+    candidate_set.taken -= 1
+    live = (CandidateSetState.sampling, CandidateSetState.ready)
+    other = session.scalar(
+        select(CandidateSet.id).where(
+            CandidateSet.prompt_id == prompt.id, CandidateSet.state.in_(live), CandidateSet.id != candidate_set.id
+        )
+    )
+    if candidate_set.state is CandidateSetState.judged and other is None:
+        candidate_set.state = CandidateSetState.ready
+        if prompt.state in (PromptState.judged, PromptState.waiting):
+            prompt.state = PromptState.ready
+    session.flush()
+
+
+def _tell_prompt(
+    session: Session, candidate_set: CandidateSet, prompt: Prompt, verdict: VerdictIn, *, was_flag: bool
+) -> None:
+    """Hold a prompt that is flagged now, let one go whose only flag was withdrawn, and close a set that is full."""
+    if verdict.kind is VerdictKind.flagged:
+        if prompt.state is not PromptState.retired:
+            prompt.state = PromptState.held
+    elif was_flag and prompt.state is PromptState.held:
+        flags = select(Verdict.id).where(
+            Verdict.prompt_id == prompt.id, Verdict.current, Verdict.kind == VerdictKind.flagged
+        )
+        if session.scalar(flags.limit(1)) is None:
+            is_ready = candidate_set.state is CandidateSetState.ready
+            prompt.state = PromptState.ready if is_ready else PromptState.judged
+    session.flush()
+    session.execute(text(CLOSE_IF_FULL), {"set": candidate_set.id})
+    session.refresh(prompt)
