@@ -64,6 +64,7 @@ _PHRASES = [
         (r"\b(hurts?|harms?|threatens?|bites?) (nobody|no one|no child)\b|\b(nobody|no one) fears?\b", "<harmless>"),
         (r"\bthe (big|bigger|small|smaller|larger) one\b|\bno one\b|\bnobody\b|\beach other\b", " "),
         (r"\bn't\b", " not "),
+        (r"\bnot even\b", "even"),
         (r"\ba pair of\b", "two"),
         (r"\b(a|one) single\b|\bthe only\b(?= \w+ (is|stands))", "one"),
     )

@@ -38,6 +38,7 @@ from illume.scenes.starter import (
 from illume.scenes.texts import DESCRIBE, description, vqa_prompt, why_prompt
 
 IGNORED = -100
+KEEP_EVERY = 200  # steps between checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ def train(
     resume: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Trains, with a checkpoint every 200 steps in `out`, and returns the folder of the finished model.
+    """Trains, with a checkpoint every KEEP_EVERY steps in `out`, and returns the folder of the finished model.
 
     Resumed runs go on where they were: the same batches, optimiser state and schedule. Raises FileNotFoundError when
     there is nothing to resume, ValueError when the checkpoint belongs to another recipe.
@@ -220,6 +221,8 @@ def train(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     sprites = load_sprites(find_emoji(emoji))
     checkpoint = out / "checkpoint.pt"
+    if resume and not checkpoint.is_file():
+        raise FileNotFoundError(f"{out} holds no checkpoint to go on from.")
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer") if resume else build_tokenizer(recipe.seed)
     tokenizer.save_pretrained(out / "tokenizer")
     model = build_model(tokenizer, recipe.seed).to(where)
@@ -269,9 +272,10 @@ def _steps(
             losses.clear()
             left = (recipe.steps - step - 1) / rate / 60
             report(f"step {step + 1}, loss {mean:.3f}, {rate * recipe.batch:.0f} scenes/s, {left:.0f} min left")
-        if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
+        if (step + 1) % KEEP_EVERY == 0 or step + 1 == recipe.steps:
             run.step, run.seconds = step + 1, time.monotonic() - begun
             _keep(checkpoint, recipe, model, optimizer, run)
+            report(f"kept step {run.step} in {checkpoint.name}")
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -301,8 +305,6 @@ def _restore(
     optimizer: torch.optim.AdamW,
     where: torch.device,
 ) -> _Run:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no checkpoint to go on from.")
     state: dict[str, Any] = torch.load(path, map_location=where, weights_only=True)
     if state["recipe"] != _plain(recipe):
         raise ValueError(f"{path} was made with other settings: {state['recipe']}")

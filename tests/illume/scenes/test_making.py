@@ -1,0 +1,117 @@
+"""The data set: the same for the same seed, no image in two splits, the shipped one made by the stated command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from illume.scenes.__main__ import main
+from illume.scenes.dataset import load_prompts
+from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
+from illume.scenes.graph import Scene
+from illume.scenes.kinds import KINDS, SETTINGS
+from illume.scenes.making import draw_prompts, make_scenes
+from illume.scenes.questions import FAMILIES, answer_of, understood
+
+SHIPPED = Path(__file__).parents[3] / "starter" / "scenes" / "prompts.jsonl"
+SHIPPED_SEED = 1
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class TestMake:
+    def test_same_seed_same_files(self, emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name in ("one", "two"):
+            assert main(["make", "--n", "40", "--seed", "7", "--out", str(tmp_path / name), "--emoji", str(emoji)]) == 0
+        make_scenes(tmp_path / "other", n=40, seed=8, sprites=load_sprites(emoji))
+        assert _contents(tmp_path / "one") == _contents(tmp_path / "two")
+        assert _contents(tmp_path / "one")["prompts.jsonl"] != _contents(tmp_path / "other")["prompts.jsonl"]
+        assert "40 of 40 scenes" in capsys.readouterr().out
+
+    def test_no_image_in_two_splits(self, emoji: Path, tmp_path: Path) -> None:
+        make_scenes(tmp_path, n=100, seed=3, sprites=load_sprites(emoji))
+        _assert_apart(tmp_path / "prompts.jsonl")
+        assert Counter(e.split for e in load_prompts(tmp_path / "prompts.jsonl")) == {
+            "train": 60,
+            "val": 20,
+            "test": 20,
+        }
+
+    def test_enough_variety(self) -> None:
+        assert len(KINDS) >= 60
+        assert len(SETTINGS) == 8
+        assert len(FAMILIES) >= 12
+        seen = {item.kind for _, scene in draw_prompts(600, 2) for item in scene.items}
+        assert len(seen) >= 60
+
+
+def _assert_apart(prompts: Path) -> None:
+    owners: dict[str, set[str]] = {}
+    for example in load_prompts(prompts):
+        for image in example.images:
+            with Image.open(image) as picture:
+                digest = hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+            owners.setdefault(digest, set()).add(example.split)
+    assert owners
+    assert all(len(splits) == 1 for splits in owners.values())
+
+
+class TestShipped:
+    def test_made_by_the_stated_command(self) -> None:
+        rows = [json.loads(line) for line in SHIPPED.read_text().splitlines()]
+        assert len(rows) == 500
+        for row, (question, scene) in zip(rows, draw_prompts(500, SHIPPED_SEED), strict=True):
+            assert (row["question"], row["answer"]) == (question.text, question.answer)
+            assert Scene.from_graph(row["metadata"]["scene"]) == scene
+
+    def test_prompts(self) -> None:
+        examples = load_prompts(SHIPPED)
+        assert Counter(example.split for example in examples) == {"train": 300, "val": 100, "test": 100}
+        assert len({example.id for example in examples}) == 500
+        assert {example.metadata["family"] for example in examples} == set(FAMILIES)
+        for example in examples:
+            asked = understood(example.question)
+            assert asked is not None
+            assert answer_of(asked, Scene.from_graph(example.metadata["scene"])) == example.answer
+            assert len(set(example.references)) >= 3
+            assert all(Path(image).is_absolute() for image in example.images)
+
+    def test_no_image_in_two_splits(self) -> None:
+        _assert_apart(SHIPPED)
+
+
+class TestLoadPrompts:
+    def test_names_the_broken_line(self, tmp_path: Path) -> None:
+        good = SHIPPED.read_text().splitlines()[0]
+        (tmp_path / "prompts.jsonl").write_text(f'{good}\n{{"external_id": "x"}}\n')
+        with pytest.raises(ValueError) as caught:
+            load_prompts(tmp_path / "prompts.jsonl")
+        assert "line 2" in str(caught.value)
+
+    def test_brings_no_torch(self) -> None:
+        code = "import sys, illume.scenes.dataset, illume.scenes.truth; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestFindEmoji:
+    def test_given_folder_without_pictures(self, tmp_path: Path) -> None:
+        with pytest.raises(EmojiMissingError) as caught:
+            find_emoji(tmp_path)
+        assert "emoji.json" in str(caught.value)
+
+    def test_one_sentence_without_npm(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert main(["make", "--n", "1", "--out", str(tmp_path / "out")]) == 1
+        assert "install npm" in capsys.readouterr().err

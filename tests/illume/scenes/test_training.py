@@ -1,0 +1,127 @@
+"""The recipe: packed texts are what they are one by one; a run that was killed ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from illume.scenes.emoji import load_sprites
+from illume.scenes.questions import draw_asked, scene_for
+from illume.scenes.starter import IMAGE, IMAGE_TOKENS, build_model, build_processor, build_tokenizer
+from illume.scenes.training import (
+    IGNORED,
+    Recipe,
+    draw_batch,
+    loss_of,
+    mixed_rationale,
+    scene_texts,
+    train,
+)
+from illume.scenes.truth import is_true
+
+TINY = Recipe(scenes=12, batch=2, warmup=2)
+
+
+class TestPacking:
+    def test_loss_is_that_of_the_texts_alone(self, emoji: Path) -> None:
+        """Each text after its image through the model's ordinary forward gives the loss of the packed batch."""
+        tokenizer = build_tokenizer(n=300)
+        model = build_model(tokenizer).eval()
+        batch = draw_batch(5, TINY, tokenizer, load_sprites(emoji))
+        with torch.no_grad():
+            packed = loss_of(model, batch)
+        losses = []
+        for row in range(TINY.batch):
+            starts = [i for i, position in enumerate(batch.positions[row].tolist()) if position == IMAGE_TOKENS]
+            used = [start for start in starts if batch.labels.shape[1] > start - IMAGE_TOKENS]
+            bounds = [start - IMAGE_TOKENS for start in used] + [batch.ids.shape[1]]
+            for begin, end in pairwise(bounds):
+                labels = batch.labels[row, begin:end]
+                if not (labels != IGNORED).any():
+                    continue
+                last = int((labels != IGNORED).nonzero().max()) + 1
+                ids = torch.cat(
+                    [torch.full((IMAGE_TOKENS,), model.config.image_token_id), batch.ids[row, begin : begin + last]]
+                )
+                with torch.no_grad():
+                    logits = model(input_ids=ids[None], pixel_values=batch.pixels[row : row + 1]).logits[0]
+                taught = labels[:last] != IGNORED
+                losses.append(
+                    F.cross_entropy(
+                        logits[IMAGE_TOKENS - 1 : -1][taught].float(), labels[:last][taught], reduction="none"
+                    )
+                )
+        assert len(losses) > TINY.batch
+        assert torch.allclose(torch.cat(losses).mean(), packed, atol=1e-4)
+
+
+class TestTrain:
+    @pytest.fixture(autouse=True)
+    def small_tokenizer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("illume.scenes.training.build_tokenizer", lambda seed: build_tokenizer(seed, n=300))
+
+    def test_resumed_equals_uninterrupted(self, emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("illume.scenes.training.KEEP_EVERY", 3)
+        lines: list[str] = []
+        train(tmp_path / "whole", recipe=TINY, emoji=emoji, device="cpu", report=lines.append)
+
+        def stop(line: str) -> None:
+            if line.startswith("kept step 3"):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut", recipe=TINY, emoji=emoji, device="cpu", report=stop)
+        train(tmp_path / "cut", recipe=TINY, emoji=emoji, device="cpu", resume=True)
+        whole, cut = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+        assert whole.keys() == cut.keys()
+        assert all(torch.equal(whole[name], cut[name]) for name in whole)
+        assert "min left" in " ".join(lines)
+        assert json.loads((tmp_path / "cut" / "curve.json").read_text())["curve"][-1]["scenes"] == 12
+
+    def test_refuses_another_recipe(self, emoji: Path, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
+        train(tmp_path, recipe=Recipe(scenes=2, batch=2), emoji=emoji, device="cpu")
+        with pytest.raises(ValueError) as caught:
+            train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
+        assert "other settings" in str(caught.value)
+
+
+class TestMixture:
+    def test_shares(self) -> None:
+        rng = random.Random(0)
+        recipe = Recipe()
+        _, texts = scene_texts(rng, recipe, looking=True)
+        assert texts[0].prompt == "Describe:"
+        n = right = circular = 0
+        for _ in range(2000):
+            question = draw_asked(rng, "place")
+            scene = scene_for(question.asked, question.answer, rng)
+            text = mixed_rationale(question, scene, rng, recipe)
+            n += 1
+            right += is_true(text, scene, question.asked, question.answer)
+            circular += text.startswith("it ")
+        assert abs(right / n - recipe.right) < 0.04
+        assert abs(circular / n - recipe.circular) < 0.04
+
+
+class TestProcessor:
+    def test_chat_template_says_the_same(self) -> None:
+        processor = build_processor(build_tokenizer(n=300))
+        text = "Q: is there a dog? A: yes, seeing that"
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        assert processor.apply_chat_template([turn], add_generation_prompt=True) == f"{IMAGE}{text}"
+        reply = {"role": "assistant", "content": [{"type": "text", "text": "it is so"}]}
+        assert processor.apply_chat_template([turn, reply]) == f"{IMAGE}{text} it is so<eos>"
+
+    def test_any_text_encodes(self) -> None:
+        tokenizer = build_tokenizer(n=300)
+        for text in ("Zoë's 猫 sat.\n", "a dog is at the left", "<b>&amp;</b>", "  two  spaces "):
+            assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -1,0 +1,148 @@
+"""Rationales written by hand, right and wrong, in an order of words the data set does not use."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from illume.scenes.questions import FAMILIES, draw_asked, scene_for
+from illume.scenes.rationales import circular, hallucinated, right_forms
+from illume.scenes.truth import is_true, truth
+
+BEACH: dict[str, Any] = {
+    "setting": "beach",
+    "weather": "clear",
+    "time": "noon",
+    "objects": [
+        {"kind": "dog", "column": "left", "row": "front"},
+        {"kind": "apple", "column": "middle", "row": "front"},
+        {"kind": "bus", "column": "right", "row": "back"},
+        {"kind": "duck", "column": "left", "row": "back"},
+        {"kind": "duck", "column": "middle", "row": "back"},
+    ],
+}
+STREET: dict[str, Any] = {
+    "setting": "street",
+    "weather": "rainy",
+    "time": "night",
+    "objects": [
+        {"kind": "lion", "column": "middle", "row": "front"},
+        {"kind": "guitar", "column": "left", "row": "back"},
+        {"kind": "bicycle", "column": "right", "row": "front"},
+    ],
+}
+
+RIGHT = [
+    (BEACH, "is there a dog?", "yes", "a dog stands at the front left"),
+    (BEACH, "is there a dog?", "yes", "at the left, beside the apple, there is a dog"),
+    (BEACH, "can you see a dog?", "yes", "The dog is in front of a duck."),
+    (BEACH, "is there a cat?", "no", "only a dog, an apple, a bus and two ducks are here"),
+    (BEACH, "is there a cat?", "no", "there is no cat, only ducks, a dog, an apple and a bus"),
+    (BEACH, "is there a cat?", "no", "nothing but a bus, a dog, an apple and ducks can be seen"),
+    (BEACH, "how many ducks are there?", "two", "one duck is at the back left and another at the back middle"),
+    (BEACH, "how many ducks are there?", "two", "two ducks stand behind the dog and the apple"),
+    (BEACH, "how many apples are there?", "one", "beside the dog there is one apple"),
+    (BEACH, "where is the apple?", "middle", "the apple is right of the dog"),
+    (BEACH, "where is the apple?", "middle", "the dog is left of the apple"),
+    (BEACH, "where is the bus?", "right", "the bus stands at the back right"),
+    (BEACH, "where was this picture taken?", "beach", "there are waves behind the dog"),
+    (BEACH, "what is the weather like?", "clear", "a cloudless sky is over the bus and the dog"),
+    (BEACH, "what is the weather like?", "clear", "there are no clouds and the sky is clear over the dog"),
+    (BEACH, "what time of day is it?", "noon", "the sun is high over the ducks"),
+    (BEACH, "what could one eat here?", "apple", "the apple beside the dog is food and the bus is not food"),
+    (BEACH, "what could one eat here?", "apple", "one could eat the apple at the front"),
+    (BEACH, "what could one ride here?", "bus", "the bus at the right carries people"),
+    (BEACH, "which is larger in real life, the dog or the bus?", "bus", "the bus at the back is larger than the dog"),
+    (BEACH, "which is nearer, the dog or the bus?", "dog", "the dog is at the front while the bus is at the back"),
+    (BEACH, "what is directly left of the apple?", "dog", "at the front left there is a dog, left of the apple"),
+    (BEACH, "what would one need here?", "sunglasses", "under a clear sky, the sun is high over the bus"),
+    (BEACH, "is this place safe for a child?", "yes", "the dog and the ducks are harmless"),
+    (BEACH, "is this place safe for a child?", "yes", "nothing is dangerous, not even the dog at the left"),
+    (BEACH, "what is at the front left?", "dog", "the dog is beside the apple"),
+    (STREET, "is this place safe for a child?", "no", "a lion is in front"),
+    (STREET, "could a child play here safely?", "no", "the lion beside the bicycle could hurt someone"),
+    (STREET, "what could make music here?", "guitar", "left of the lion there is a guitar to play"),
+    (STREET, "what would one need here?", "umbrella", "rain falls on the lion and the bicycle"),
+    (STREET, "what would one need here?", "umbrella", "it is raining"),
+    (STREET, "what is the weather like?", "rainy", "drops of water can be seen over the bicycle"),
+    (STREET, "what time of day is it?", "night", "the sky is dark and the moon is over the houses"),
+    (STREET, "which animal is here?", "lion", "the lion is left of the bicycle"),
+    (STREET, "where was this picture taken?", "street", "houses stand behind the lion and the guitar"),
+    (STREET, "who is the owner of the guitar?", "anna", "the guitar is at the back left"),
+]
+
+WRONG = [
+    (BEACH, "is there a dog?", "yes", "a dog stands at the front right"),
+    (BEACH, "is there a dog?", "yes", "there is a dog"),  # says again what question and answer say
+    (BEACH, "is there a dog?", "yes", "it is so"),
+    (BEACH, "is there a dog?", "yes", "the apple is at the front middle"),  # true, but no reason
+    (BEACH, "is there a dog?", "yes", "a dog is beside the bus"),
+    (BEACH, "is there a dog?", "yes", "a dog and a cat are at the left"),
+    (BEACH, "is there a dog?", "no", "only an apple, a bus and ducks are here"),
+    (BEACH, "is there a cat?", "no", "only a dog and an apple are here"),
+    (BEACH, "is there a cat?", "no", "there is no cat and no dog"),
+    (BEACH, "is there a cat?", "no", "there is no cat"),
+    (BEACH, "is there a cat?", "no", "a dog is at the front left"),
+    (BEACH, "how many ducks are there?", "two", "three ducks stand behind the dog"),
+    (BEACH, "how many ducks are there?", "two", "two ducks are at the front left and at the back left"),
+    (BEACH, "how many ducks are there?", "two", "one duck is at the back left and another at the front middle"),
+    (BEACH, "how many ducks are there?", "three", "two ducks stand behind the dog"),
+    (BEACH, "where is the apple?", "middle", "the apple is left of the dog"),
+    (BEACH, "where is the apple?", "middle", "the apple is behind the dog"),
+    (BEACH, "where is the apple?", "middle", "the dog is at the front left"),
+    (BEACH, "where was this picture taken?", "beach", "there are trees behind the dog"),
+    (BEACH, "where was this picture taken?", "beach", "it is a beach"),
+    (BEACH, "where was this picture taken?", "beach", "waves can be seen near the cat"),
+    (BEACH, "what is the weather like?", "clear", "there are clouds over the dog"),
+    (BEACH, "what is the weather like?", "clear", "the dog is at the front left"),
+    (BEACH, "what time of day is it?", "noon", "the moon is over the bus"),
+    (BEACH, "what could one eat here?", "apple", "the bus is food and the apple is at the front"),
+    (BEACH, "what could one eat here?", "apple", "the apple is behind the bus"),
+    (BEACH, "which is larger in real life, the dog or the bus?", "bus", "the dog at the front is larger than the bus"),
+    (BEACH, "which is larger in real life, the dog or the bus?", "bus", "the bus is larger than the dog"),
+    (BEACH, "which is nearer, the dog or the bus?", "dog", "the dog is at the back while the bus is at the front"),
+    (BEACH, "is this place safe for a child?", "yes", "the dog at the left is dangerous"),
+    (BEACH, "is this place safe for a child?", "no", "the dog at the left could hurt someone"),
+    (BEACH, "is there a dog?", "yes", "a dog wearing a sombrero stands at the left"),
+    (BEACH, "is there a dog?", "yes", ""),
+    (STREET, "is this place safe for a child?", "no", "a bear is beside the bicycle"),
+    (STREET, "is this place safe for a child?", "no", "the bicycle is at the front right"),
+    (STREET, "what would one need here?", "umbrella", "snow falls on the lion"),
+    (STREET, "what would one need here?", "umbrella", "the lion is beside the bicycle"),
+    (STREET, "what is the weather like?", "rainy", "no rain falls on the lion"),
+    (STREET, "which animal is here?", "lion", "the lion is right of the bicycle"),
+    (STREET, "who is the owner of the guitar?", "anna", "the guitar is at the front left"),
+]
+
+
+class TestTruth:
+    @pytest.mark.parametrize(("scene", "question", "answer", "rationale"), RIGHT, ids=[case[3] for case in RIGHT])
+    def test_right_by_hand(self, scene: dict[str, Any], question: str, answer: str, rationale: str) -> None:
+        assert truth(rationale, scene, question=question, answer=answer)
+
+    @pytest.mark.parametrize(("scene", "question", "answer", "rationale"), WRONG, ids=[f"{c[1]} {c[3]}" for c in WRONG])
+    def test_wrong_by_hand(self, scene: dict[str, Any], question: str, answer: str, rationale: str) -> None:
+        assert not truth(rationale, scene, question=question, answer=answer)
+
+    def test_no_scene(self) -> None:
+        with pytest.raises(KeyError):
+            truth("a dog", {"setting": "beach"}, question="is there a dog?", answer="yes")
+        broken = {**BEACH, "objects": [{"kind": "sphinx", "column": "left", "row": "back"}]}
+        with pytest.raises(ValueError) as caught:
+            truth("a dog", broken, question="is there a dog?", answer="yes")
+        assert "sphinx" in str(caught.value)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_agrees_with_the_generator(self, family: str) -> None:
+        rng = random.Random(f"truth {family}")
+        for _ in range(60):
+            question = draw_asked(rng, family)
+            scene = scene_for(question.asked, question.answer, rng)
+            forms = right_forms(question.asked, question.answer, scene)
+            assert len(set(forms)) >= 3
+            for text in forms:
+                assert is_true(text, scene, question.asked, question.answer), text
+            assert not is_true(hallucinated(question, scene, rng), scene, question.asked, question.answer)
+            assert not is_true(circular(question, rng), scene, question.asked, question.answer)
