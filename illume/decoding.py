@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -336,8 +337,8 @@ class _Pool:
                 return
             joining = [self.pending.popleft() for _ in range(min(free, len(self.pending)))]
             self._set_cursor(max(row.group.length for row in joining))
-            for row in joining:
-                self._fill_slot(row)
+            for _, together in groupby(joining, key=lambda row: row.group.index):
+                self._fill_slots(list(together))
             first = torch.stack([row.group.logits for row in joining])
             self._record(joining, first)
 
@@ -348,16 +349,17 @@ class _Pool:
         self.mask = self.mask.new_zeros((n_rows, n_places))
         self.positions = self.positions.new_zeros((n_rows, sample.first_position.shape[0]))
 
-    def _fill_slot(self, row: _Row) -> None:
-        slot, end = len(self.rows), self.cursor
-        start = end - row.group.length
-        for layer, (keys, values) in zip(self.layers, row.group.layers, strict=True):
-            layer.keys[slot, :, start:end] = keys
-            layer.values[slot, :, start:end] = values
-        self.mask[slot] = 0
-        self.mask[slot, start:end] = 1
-        self.positions[slot] = row.group.first_position
-        self.rows.append(row)
+    def _fill_slots(self, rows: Sequence[_Row]) -> None:
+        """Gives `rows`, all of one prompt, the next free places, with a copy of the prompt's keys and values each."""
+        group, first, end = rows[0].group, len(self.rows), self.cursor
+        slots, places = slice(first, first + len(rows)), slice(end - group.length, end)
+        for layer, (keys, values) in zip(self.layers, group.layers, strict=True):
+            layer.keys[slots, :, places] = keys
+            layer.values[slots, :, places] = values
+        self.mask[slots] = 0
+        self.mask[slots, places] = 1
+        self.positions[slots] = group.first_position
+        self.rows.extend(rows)
 
     def _set_cursor(self, needed: int) -> None:
         """Moves what the rows hold so that the cursor is at least `needed`, and not much more than any row needs."""
