@@ -6,8 +6,10 @@ import argparse
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
+from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError
 
 from app import queue
@@ -48,6 +50,11 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
     except OperationalError as error:
         sys.stderr.write(f"The database cannot be reached: {error.orig}\n")
         return 1
+    # Messages are JSON, so what Celery warns of here cannot happen; who runs us as root has their reasons.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    # Two lines for each message would drown what is worth reading: the sweep alone sends one every few seconds.
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     celery = make_celery(process)
     stop_on_shutdown(process)
     process.heartbeat.start()

@@ -22,8 +22,10 @@ def holding_device(process: WorkerProcess, *, purpose: str) -> Iterator[bool]:
         log.info("%s is in use by another worker", process.device_key)
         yield False
         return
+    process.heartbeat.holds_device = True
     try:
         yield True
     finally:
+        process.heartbeat.holds_device = False
         with session_scope() as session:
             workers.release_device(session, process.device_key, worker=process.name)

@@ -141,12 +141,13 @@ def _claim(
 
 def _sample_and_store(process: WorkerProcess, vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
     """How many sets of the batch were stored. Broken off, it gives the others back at once."""
-    done = False
+    done, process.heartbeat.sampling = False, True
     try:
         stored = _try_batch(vlm, batch, watch=watch)
         done = True
         return stored
     finally:
+        process.heartbeat.sampling = False
         if not done:
             with session_scope() as session:
                 candidates.release_sampling(session, process.name)
@@ -164,6 +165,7 @@ def _try_batch(vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
         return 0
     with session_scope() as session:
         kept = [_store(session, claim, made) for claim, made in zip(batch.claims, sets, strict=True)]
+    log.info("stored %s candidate sets", sum(kept))
     return sum(kept)
 
 

@@ -26,6 +26,9 @@ class Heartbeat:
     def __init__(self, worker: str, *, queues: str, device: str) -> None:
         self.worker, self.queues, self.device = worker, queues, device
         self.doing = ""
+        # What is not set here lapses, even if this process could not give it back when it was done with it.
+        self.sampling = False
+        self.holds_device = False
         settings = get_settings()
         self._interval = min(3.0, settings.lease_seconds / 6)
         self._engine = make_engine(settings.database_url, pool_size=1)
@@ -77,8 +80,9 @@ class Heartbeat:
                     doing=self.doing,
                     memory_mb=self._memory.memory_info().rss // 2**20,
                 )
-                if self.device:
+                if self.sampling:
                     candidates.beat_sampling(session, self.worker)
+                if self.holds_device:
                     workers.beat_devices(session, self.worker)
                 if claim is not None:
                     round_running.beat(session, claim)

@@ -114,9 +114,8 @@ def job_of(order: Order, rows: Sequence[Row]) -> TuningJob:
         template=chosen["template"],
         primary_metric="heldout" if plan.metric == "heldout" else "rouge_l",
         max_answer_drop=chosen["max_answer_drop"] / 100,
-        evaluation=EvaluationSettings(
-            top_k_share=chosen["top_k_share"], max_new_tokens=chosen["max_new_tokens"], seed=plan.seed
-        ),
+        # Not the snapshot's seed: so the scores of a version made in one round serve as its parent's in the next.
+        evaluation=EvaluationSettings(top_k_share=chosen["top_k_share"], max_new_tokens=chosen["max_new_tokens"]),
     )
     with session_scope() as session:
         known = versions.known_scores(

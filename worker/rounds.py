@@ -113,6 +113,7 @@ def run_next_round(process: WorkerProcess, models: ModelCache) -> None:
             claim = round_running.claim_round(session, worker=process.name)
         if claim is None:
             return
+        log.info("round %s: taken up", claim.round_id)
         process.heartbeat.hold_round(claim)
         try:
             _run(process, models, claim)
@@ -130,6 +131,7 @@ def _run(process: WorkerProcess, models: ModelCache, claim: RoundClaim) -> None:
     except LeaseLost:
         log.warning("round %s is no longer ours", claim.round_id)
     except Cancelled:
+        log.info("round %s: cancelled", claim.round_id)
         with session_scope() as session:
             round_running.finish_cancel(session, claim)
     except Stopping:
@@ -164,6 +166,7 @@ def _tune(claim: RoundClaim, watch: Watch) -> None:
         version = round_running.finish(session, claim, result)
     if version is None:
         raise LeaseLost
+    log.info("round %s: made version %s", claim.round_id, version.number)
     round_folder.forget(folder)
 
 

@@ -18,14 +18,16 @@ from worker.process import WorkerProcess, make_process
 
 class TestBeat:
     def test_keeps_everything_that_is_held(self, process: WorkerProcess, base: Path) -> None:
-        project_id, round_id = loop.project_with_a_round(base)
+        project_id, _ = loop.project_with_a_round(base)
         with session_scope() as session:
             project = session.get_one(Project, project_id)
             candidates.claim_sampling_batch(session, project, worker=process.name, limit=1)
             workers.claim_device(session, process.device_key, worker=process.name, purpose="round")
             claim = round_running.claim_round(session, worker=process.name)
         assert claim is not None
-        process.heartbeat.hold_round(claim)
+        heartbeat = process.heartbeat
+        heartbeat.hold_round(claim)
+        heartbeat.sampling = heartbeat.holds_device = True
         process.heartbeat.doing = "round 1"
         with session_scope() as session:
             for table in (CandidateSet, Round, DeviceClaim):
@@ -38,12 +40,17 @@ class TestBeat:
             [alive] = workers.list_workers(session, queue="model")
             assert (alive.name, alive.doing, alive.device) == (process.name, "round 1", "cpu")
             assert alive.memory_mb > 10
-        process.heartbeat.drop_round()
+        # What this process is done with lapses, though its rows still say that it is ours.
+        heartbeat.drop_round()
+        heartbeat.sampling = heartbeat.holds_device = False
         with session_scope() as session:
-            session.execute(update(Round).where(Round.id == round_id).values(beats_at=None))
-        process.heartbeat.beat()
+            for table in (CandidateSet, Round, DeviceClaim):
+                session.execute(update(table).values(beats_at="2020-01-01T00:00:00Z"))
+        heartbeat.beat()
         with session_scope() as session:
+            assert candidates.sampling_count(session, session.get_one(Project, project_id)) == 0
             assert round_running.waits(session)
+            assert workers.device_holder(session, process.device_key) is None
 
     def test_runs_by_itself_and_takes_the_worker_off_the_list(self, process: WorkerProcess) -> None:
         def is_listed() -> bool:

@@ -1,0 +1,202 @@
+"""How long is a round of 40 prompts with a pick, on the demo's settings? Everything is real but the critic.
+
+Starts a database, a broker and the demo's workers of their own, seeds the demo's project, judges prompts as a truthful
+critic until a round starts by itself, and prints when what happened.
+
+    python bench/round.py [--picks 40]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import func, select, text
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from app import migrate
+from app.connect import services, set_environment
+from app.db import session_scope
+from app.models import Candidate, CandidateSet, ModelVersion, Project, Prompt, Round, RoundState
+from app.services import assignments, candidates, projects, rounds, seeding, users, verdicts
+from app.services.actors import SYSTEM, Actor
+from app.settings import get_settings
+from app.supervise import Supervised, start_child, stop_all
+from illume.metrics import faithful
+
+WORKERS = ([*["beat"]], ["--queues", "model"], ["--queues", "default"])
+
+
+class Clock:
+    """Moments since the workers were started, in seconds."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.rows: list[tuple[str, float]] = []
+
+    def note(self, what: str) -> float:
+        """Note that `what` happened now."""
+        moment = time.monotonic() - self.started
+        self.rows.append((what, moment))
+        print(f"{moment:8.1f} s  {what}", flush=True)
+        return moment
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--picks", type=int, default=40)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="illume-bench-") as folder:
+        Path(folder).chmod(0o711)
+        set_environment({"ILLUME_DATA_DIR": folder})
+        with services(share=False):
+            actor, project_id = seed(options.picks)
+            with running_workers():
+                measure(actor, project_id, picks=options.picks)
+    return 0
+
+
+def seed(picks: int) -> tuple[Actor, int]:
+    """The demo's project with a round after `picks` prompts, and its critic."""
+    settings = get_settings()
+    migrate.upgrade(settings.database_url)
+    with session_scope() as session:
+        session.execute(text("SET LOCAL transaction_timeout = 0"))
+        accounts = seeding.seed_demo(session, settings)
+        projects.update_project(session, SYSTEM, seeding.SLUG, {"round_every": picks})
+        actor = users.actor_for_token(session, accounts["critic"]["token"])
+        project = session.scalars(select(Project).where(Project.slug == seeding.SLUG)).one()
+        return actor, project.id
+
+
+@contextmanager
+def running_workers() -> Iterator[None]:
+    """The demo's workers, stopped at the end."""
+    logs = get_settings().data_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    children = [
+        Supervised(name=arguments[-1], start=starter([sys.executable, "-m", "worker", *arguments], logs / "worker.log"))
+        for arguments in WORKERS
+    ]
+    try:
+        for child in children:
+            child.look(time.monotonic())
+        yield
+    finally:
+        stop_all(children)
+
+
+def starter(command: list[str], log: Path) -> Callable[[], object]:
+    """What starts a worker."""
+    return lambda: start_child(command, log=log, env=dict(os.environ))
+
+
+def measure(actor: Actor, project_id: int, *, picks: int) -> None:
+    """Judge, watch the round, print the table."""
+    clock = Clock()
+    wait_for(lambda: ready_sets(project_id) > 0)
+    clock.note("first candidate set ready")
+    picked, judged = 0, 0
+    while picked < picks:
+        outcome = judge_one(actor, project_id)
+        if outcome is None:
+            time.sleep(0.1)
+            continue
+        judged += 1
+        picked += outcome
+    asked = clock.note(f"{picked} prompts with a pick, {judged} judged")
+    state = None
+    while True:
+        found = latest_round(project_id)
+        if found is not None and found.state != state:
+            state = found.state
+            clock.note(f"round {found.number}: {RoundState(state).value}")
+            if not RoundState(state).is_active:
+                break
+        time.sleep(0.1)
+    seconds = clock.rows[-1][1] - asked
+    wait_for(lambda: new_sets(project_id) > 0)
+    clock.note("first candidate set by the new version")
+    report(found, seconds)
+
+
+def judge_one(actor: Actor, project_id: int) -> int | None:
+    """Judge the next set truthfully: 1 with a pick, 0 without, None when no set was ready."""
+    with session_scope() as session:
+        project = session.get_one(Project, project_id)
+        claim = assignments.claim(session, actor, project)
+        if claim is None:
+            return None
+        prompt = session.get_one(Prompt, int(claim.prompt["id"]))
+        texts = session.execute(
+            select(Candidate.id, Candidate.text).where(Candidate.id.in_([int(one["id"]) for one in claim.candidates]))
+        )
+        picks = [
+            str(candidate_id)
+            for candidate_id, words in texts
+            if faithful(words, question=prompt.question, answer=prompt.answer or "", metadata=prompt.extra)
+        ]
+        verdict = verdicts.VerdictIn.model_validate({"kind": "picked" if picks else "none_fit", "picks": picks})
+        verdicts.give(session, actor, claim.assignment_id, verdict)
+        return int(bool(picks))
+
+
+def ready_sets(project_id: int) -> int:
+    """How many sets critics could claim."""
+    with session_scope() as session:
+        return candidates.claimable_count(session, session.get_one(Project, project_id))
+
+
+def new_sets(project_id: int) -> int:
+    """How many sets of versions beyond the base are ready; 1 where the new version was not activated."""
+    with session_scope() as session:
+        project = session.get_one(Project, project_id)
+        active = session.get_one(ModelVersion, project.active_version_id)
+        if active.number == 0:
+            return 1
+        query = select(func.count()).select_from(CandidateSet).where(CandidateSet.version_id == active.id)
+        return session.scalar(query.where(CandidateSet.state == "ready")) or 0
+
+
+def latest_round(project_id: int) -> Round | None:
+    """The project's last round."""
+    with session_scope() as session:
+        page = rounds.list_rounds(session, SYSTEM, session.get_one(Project, project_id), limit=1)
+        return page.items[0] if page.items else None
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 600.0) -> None:
+    """Wait until `condition` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit("it did not come about; see the logs")
+        time.sleep(0.1)
+
+
+def report(found: Round, seconds: float) -> None:
+    """What the round did, in a table."""
+    print()
+    print(f"round of {found.metrics.get('n_rationale')} rationales, {found.metrics.get('n_vqa_only')} VQA-only rows")
+    print(f"from the last verdict to its end: {seconds:.1f} s; tuning process: {found.metrics.get('seconds')} s")
+    print(f"decision: {found.decision.get('reason') or found.error}")
+    print()
+    print("| score | parent | new | change (95 % interval) |")
+    print("|---|---|---|---|")
+    means, before = found.metrics["means"], found.metrics["parent"]["means"]
+    for name, value in sorted(means.items()):
+        change = found.metrics["change"].get(name)
+        interval = f"{change['mean']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})" if change else ""
+        print(f"| {name} | {before.get(name, float('nan')):.3f} | {value:.3f} | {interval} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
