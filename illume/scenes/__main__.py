@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--out", type=Path, required=True, help="folder of the run: tokenizer, checkpoint, loss curve, model"
     )
-    train.add_argument("--scenes", type=int, default=None, help="scenes to train on; by default the recipe's")
+    train.add_argument("--share", type=float, default=1.0, help="train this share of the recipe's steps only")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default=None, help="cpu or cuda; by default cuda where there is one")
     train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
@@ -65,9 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "train":
         from illume.scenes.training import Recipe, train
 
-        recipe = Recipe(seed=options.seed)
-        if options.scenes is not None:
-            recipe = dataclasses.replace(recipe, scenes=options.scenes)
+        recipe = Recipe(seed=options.seed).scaled(options.share)
         train(
             options.out,
             recipe=recipe,

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,29 @@ KEEP_EVERY = 200  # steps between checkpoints
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """All that decides what the starter becomes.
+class Stage:
+    """A part of the run: per scene its description with this chance, so many questions, rationales of some of them."""
 
-    The first `looking` share of the run teaches to see: a description and `questions[0]` questions a scene. The rest
-    asks `questions[1]`, explains `rationales` of them, and describes every other scene. `right` and `circular` are
-    shares of the rationales; what is left is hallucinated.
+    steps: int
+    describe: float
+    questions: int
+    rationales: int
+
+
+LOOKING = Stage(steps=2000, describe=1.0, questions=2, rationales=0)
+ANSWERING = Stage(steps=1200, describe=0.25, questions=6, rationales=1)
+EXPLAINING = Stage(steps=1400, describe=0.1, questions=4, rationales=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides what the starter becomes: first it learns to look, then to answer, then to explain.
+
+    `right` and `circular` are shares of the rationales; what is left is hallucinated.
     """
 
-    scenes: int = 64_000
+    stages: tuple[Stage, ...] = (LOOKING, ANSWERING, EXPLAINING)
     batch: int = 16
-    looking: float = 0.5
-    questions: tuple[int, int] = (2, 3)
-    rationales: int = 2
     right: float = 0.28
     circular: float = 0.30
     learning_rate: float = 1e-3
@@ -65,7 +75,20 @@ class Recipe:
     @property
     def steps(self) -> int:
         """Optimiser steps in all."""
-        return math.ceil(self.scenes / self.batch)
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage a step belongs to."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        raise IndexError("the run has no such step")
+
+    def scaled(self, share: float) -> Recipe:
+        """The same recipe with shorter or longer stages."""
+        stages = tuple(replace(stage, steps=max(1, round(stage.steps * share))) for stage in self.stages)
+        return replace(self, stages=stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +109,21 @@ def mixed_rationale(question: Question, scene: Scene, rng: random.Random, recipe
     return hallucinated(question, scene, rng)
 
 
-def scene_texts(rng: random.Random, recipe: Recipe, *, looking: bool) -> tuple[Scene, list[Text]]:
+def scene_texts(rng: random.Random, recipe: Recipe, stage: Stage) -> tuple[Scene, list[Text]]:
     """A scene and the texts to learn from it."""
     question = draw_asked(rng, rng.choice(FAMILIES))
     scene = scene_for(question.asked, question.answer, rng)
     asked = [question]
     for family in rng.sample(FAMILIES, len(FAMILIES)):
-        if len(asked) >= recipe.questions[0 if looking else 1]:
+        if len(asked) >= stage.questions:
             break
         if (more := askable(scene, family, rng)) is not None:
             asked.append(more)
-    texts = [Text(DESCRIBE, description(scene))] if looking or rng.random() < 0.5 else []
+    describe = stage.describe >= 1 or rng.random() < stage.describe
+    texts = [Text(DESCRIBE, description(scene))] if describe else []
     texts += [Text(vqa_prompt(one), one.answer) for one in asked]
-    if not looking:
-        texts += [Text(why_prompt(one), mixed_rationale(one, scene, rng, recipe)) for one in asked[: recipe.rationales]]
-    return scene, texts
+    explained = asked[: stage.rationales]
+    return scene, texts + [Text(why_prompt(one), mixed_rationale(one, scene, rng, recipe)) for one in explained]
 
 
 def pixels_of(picture: Image.Image) -> np.ndarray:
@@ -156,10 +179,10 @@ def draw_batch(
 ) -> Batch:
     """The batch of a step; depends on the recipe's seed and the step alone."""
     rng = random.Random(stable_seed("batch", recipe.seed, step))
-    looking = step < recipe.looking * recipe.steps
+    stage = recipe.stage_at(step)
     rows, pixels = [], []
     for _ in range(recipe.batch):
-        scene, texts = scene_texts(rng, recipe, looking=looking)
+        scene, texts = scene_texts(rng, recipe, stage)
         prompts = tokenizer([text.prompt for text in texts], add_special_tokens=False)["input_ids"]
         targets = tokenizer([f" {text.target}<eos>" for text in texts], add_special_tokens=False)["input_ids"]
         rows.append(list(zip(prompts, targets, strict=True)))
@@ -181,10 +204,13 @@ def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED)
 
 
-def rate_at(progress: float, step: int, recipe: Recipe) -> float:
-    """Learning rate: a short rise, then half a cosine down to a hundredth."""
+def rate_at(step: int, recipe: Recipe) -> float:
+    """Learning rate: a short rise and a slow fall while looking, then from four fifths straight down to a hundredth."""
     rise = min(1.0, (step + 1) / recipe.warmup)
-    return recipe.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    first = recipe.stages[0].steps
+    if step < first:
+        return recipe.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(0.5 * math.pi * step / first)))
+    return recipe.learning_rate * rise * (0.8 - 0.79 * (step - first) / max(1, recipe.steps - first))
 
 
 def _optimizer(model: LlavaForConditionalGeneration, recipe: Recipe) -> torch.optim.AdamW:
@@ -255,7 +281,7 @@ def _steps(
     started = time.monotonic()
     for step in range(run.step, recipe.steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step / recipe.steps, step, recipe)
+            group["lr"] = rate_at(step, recipe)
         batch = draw_batch(step, recipe, tokenizer, sprites)
         batch = Batch(*(getattr(batch, name).to(where) for name in Batch.__slots__))
         with torch.autocast(where.type, dtype=torch.bfloat16):

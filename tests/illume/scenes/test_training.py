@@ -17,7 +17,9 @@ from illume.scenes.questions import draw_asked, scene_for
 from illume.scenes.starter import IMAGE, IMAGE_TOKENS, build_model, build_processor, build_tokenizer
 from illume.scenes.training import (
     IGNORED,
+    LOOKING,
     Recipe,
+    Stage,
     draw_batch,
     loss_of,
     mixed_rationale,
@@ -26,7 +28,7 @@ from illume.scenes.training import (
 )
 from illume.scenes.truth import is_true
 
-TINY = Recipe(scenes=12, batch=2, warmup=2)
+TINY = Recipe(stages=(Stage(3, 1.0, 2, 0), Stage(3, 0.5, 2, 1)), batch=2, warmup=2)
 
 
 class TestPacking:
@@ -88,7 +90,7 @@ class TestTrain:
     def test_refuses_another_recipe(self, emoji: Path, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
-        train(tmp_path, recipe=Recipe(scenes=2, batch=2), emoji=emoji, device="cpu")
+        train(tmp_path, recipe=Recipe(stages=(Stage(1, 1.0, 1, 0),), batch=2), emoji=emoji, device="cpu")
         with pytest.raises(ValueError) as caught:
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
         assert "other settings" in str(caught.value)
@@ -98,7 +100,7 @@ class TestMixture:
     def test_shares(self) -> None:
         rng = random.Random(0)
         recipe = Recipe()
-        _, texts = scene_texts(rng, recipe, looking=True)
+        _, texts = scene_texts(rng, recipe, LOOKING)
         assert texts[0].prompt == "Describe:"
         n = right = circular = 0
         for _ in range(2000):
