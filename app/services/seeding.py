@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.models import Project, Prompt, Role, Scope, User
@@ -31,6 +31,9 @@ def seed_demo(
     Returns for `admin` and `critic` their `email`, `password` and `token`: those of `known`, which was returned
     before, while they are still good, else new ones.
     """
+    # All of it or nothing, on a slow machine too: the limits that keep requests short would break it off.
+    session.execute(text("SET LOCAL transaction_timeout = 0"))
+    session.execute(text("SET LOCAL statement_timeout = 0"))
     project = session.scalar(select(Project).where(Project.slug == SLUG))
     if project is None:
         project = projects.create_project(session, SYSTEM, slug=SLUG, name="Scenes", settings=SETTINGS)
