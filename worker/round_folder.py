@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import orjson
 from sqlalchemy.orm import Session
 
 from app.db import session_scope
-from app.models import ModelVersion, Round, Snapshot, SnapshotItemRole
+from app.models import ModelVersion, Round, RoundState, Snapshot, SnapshotItemRole
 from app.services import snapshots, versions
 from app.services.round_running import RoundClaim, RoundResult
 from app.services.selection import Row
@@ -30,6 +31,7 @@ from worker.model_cache import adapter_folder
 
 MAX_MICRO_BATCH = 32
 IDENTITY = "round.json"
+KEEP_ENDED = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,13 @@ def read_order(session: Session, claim: RoundClaim) -> Order:
     found = session.get_one(Round, claim.round_id)
     snapshot = session.get_one(Snapshot, found.snapshot_id)
     plan = snapshots.plan_of(snapshot)
-    identity = {"round": found.id, "created_at": found.created_at.isoformat(), "snapshot": snapshot.sha256}
+    identity = _identity_of(found, snapshot.sha256)
     return Order(identity, snapshot, plan, session.get_one(ModelVersion, plan.parent_id))
+
+
+def _identity_of(found: Round, snapshot: str) -> dict[str, Any]:
+    """What tells a round from one with the same number in another database."""
+    return {"round": found.id, "created_at": found.created_at.isoformat(), "snapshot": snapshot}
 
 
 def prepare(order: Order, folder: Path) -> bool:
@@ -225,3 +232,22 @@ def _by_prompt(scores: Mapping[str, Any]) -> dict[str, list[float | None]]:
 def forget(folder: Path) -> None:
     """Remove a round's folder: what counts of it is in the store and the database."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_old(session: Session) -> int:
+    """Remove folders that nobody needs any more; returns how many.
+
+    Those of rounds that another machine finished, or that succeeded just before we were killed; and those of rounds
+    that ended otherwise a week ago, which a retry would have to begin anew. Folders of rounds unknown here stay.
+    """
+    gone = 0
+    for path in rounds_dir().glob("*/" + IDENTITY):
+        identity = json.loads(path.read_text())
+        found = session.get(Round, identity["round"])
+        if found is None or _identity_of(found, identity["snapshot"]) != identity or found.finished_at is None:
+            continue
+        kept_for = timedelta(0) if found.state == RoundState.succeeded else KEEP_ENDED
+        if datetime.now(UTC) - found.finished_at > kept_for:
+            forget(path.parent)
+            gone += 1
+    return gone

@@ -111,6 +111,7 @@ def run_next_round(process: WorkerProcess, models: ModelCache) -> None:
             return
         with session_scope() as session:
             claim = round_running.claim_round(session, worker=process.name)
+            round_folder.forget_old(session)
         if claim is None:
             return
         log.info("round %s: taken up", claim.round_id)

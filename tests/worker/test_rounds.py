@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -231,6 +232,30 @@ class TestBrokenOff:
         assert not psutil.pid_exists(pid)
         theirs = loop.round_now(round_id)
         assert (theirs.worker, theirs.state) == ("another", RoundState.preparing)
+
+
+class TestForgetOld:
+    def test_only_folders_of_rounds_that_need_them_no_more(self, process: WorkerProcess, base: Path) -> None:
+        folders = {}
+        for state in (RoundState.succeeded, RoundState.failed, RoundState.cancelled):
+            _, round_id = loop.project_with_a_round(base)
+            with session_scope() as session:
+                claim = round_running.claim_round(session, worker=process.name)
+                assert claim is not None
+                order = round_folder.read_order(session, claim)
+            folders[state] = round_folder.folder_of(claim)
+            round_folder.prepare(order, folders[state])
+            with session_scope() as session:
+                done = session.get_one(Round, round_id)
+                days = 8 if state is RoundState.failed else 0
+                done.state, done.finished_at = state, datetime.now(UTC) - timedelta(days=days, seconds=1)
+        unknown = round_folder.rounds_dir() / "10000"
+        unknown.mkdir()
+        (unknown / "round.json").write_text(json.dumps({"round": 10000, "created_at": "", "snapshot": ""}))
+        with session_scope() as session:
+            assert round_folder.forget_old(session) == 2
+        assert [folder.exists() for folder in folders.values()] == [False, False, True]
+        assert unknown.exists()
 
 
 class TestPrepare:
