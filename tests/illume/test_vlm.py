@@ -227,6 +227,12 @@ class TestErrors:
         with pytest.raises(VlmError, match="no model folder"):
             load_vlm(str(tmp_path / "nowhere"))
 
+    def test_missing_folder_beside_others_is_no_hub_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "models").mkdir()
+        with pytest.raises(VlmError, match="no model folder"):
+            load_vlm("models/nowhere")
+
     def test_empty_folder(self, tmp_path: Path) -> None:
         with pytest.raises(VlmError, match=r"config\.json"):
             load_vlm(str(tmp_path))
