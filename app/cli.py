@@ -80,9 +80,12 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default=None)
     serve.add_argument("--port", type=int, default=None)
     serve.add_argument("--workers", type=int, default=1, help="web processes")
+    serve.add_argument("--check", action="store_true", help="only say, by the exit code, whether one is running well")
     worker = add("worker", run_worker, "run a worker")
     worker.add_argument("--queues", default="default,model", help="default, model or both, with a comma")
-    add("beat", run_beat, "run the clock that looks for what is due")
+    worker.add_argument("--check", action="store_true", help="only say whether one of these runs on this machine")
+    beat = add("beat", run_beat, "run the clock that looks for what is due")
+    beat.add_argument("--check", action="store_true", help="only say whether one runs on this machine")
     add("upgrade", run_upgrade, "bring the tables up to date", group("db", "the database"))
     user = add("add", run_user_add, "add a person", group("user", "people"))
     user.add_argument("email")
@@ -131,6 +134,10 @@ def run_demo(options: argparse.Namespace) -> int:
 def run_serve(options: argparse.Namespace) -> int:
     import uvicorn
 
+    from app import alive
+
+    if options.check:
+        return check(alive.web(get_settings()))
     if options.workers < 1:
         raise Refused("--workers must be at least 1.", code=2)
     settings = get_settings()
@@ -155,11 +162,27 @@ def run_worker(options: argparse.Namespace) -> int:
     queues = [name.strip() for name in options.queues.split(",") if name.strip()]
     if not queues or not set(queues) <= known:
         raise Refused("--queues takes `default`, `model` or `default,model`.", code=2)
+    if options.check:
+        from app import alive
+
+        with services():
+            return check(alive.worker(queues))
     return run_worker_program(["--queues", ",".join(queues)])
 
 
-def run_beat(_options: argparse.Namespace) -> int:
+def run_beat(options: argparse.Namespace) -> int:
+    if options.check:
+        from app import alive
+
+        with services():
+            return check(alive.beat(get_settings()))
     return run_worker_program(["beat"])
+
+
+def check(alive: bool) -> int:
+    """What a health check says, and its exit code."""
+    say("alive" if alive else "not alive")
+    return 0 if alive else 1
 
 
 def run_worker_program(words: Sequence[str]) -> int:

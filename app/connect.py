@@ -51,21 +51,23 @@ def forget_settings() -> None:
 
 
 @contextlib.contextmanager
-def services() -> Iterator[Embedded | None]:
+def services(*, share: bool = True) -> Iterator[Embedded | None]:
     """Have the settings name a database and a broker while the block runs.
 
-    Yields the embedded services this process started and has to watch; None where somebody else runs them.
-    Raises Refused.
+    Yields the embedded services this process started and has to watch; None where somebody else runs them. Without
+    `share` the data directory is this process's alone: Refused where another one holds it.
     """
     keep_secret_key(get_settings())
     settings = get_settings()
-    if settings.database_url and settings.redis_url:
+    if share and settings.database_url and settings.redis_url:
         yield None
         return
     embedded = Embedded(settings.data_dir, with_postgres=not settings.database_url, with_redis=not settings.redis_url)
     try:
         embedded.start()
     except InUse as error:
+        if not share:
+            raise Refused(str(error), code=2) from error
         use(urls_of_running(settings.data_dir, error))
         yield None
         return

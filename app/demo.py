@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import webbrowser
 from collections.abc import Callable
-from typing import Any
 
 from sqlalchemy import text
 
-from app import migrate
+from app import alive, migrate
 from app.connect import Refused, refuse_used_port, services, set_environment, until_stopped, wait_for_database
 from app.embedded import Embedded, free_port, write_private
 from app.settings import Settings, get_settings
@@ -32,7 +30,7 @@ def run(*, port: int, browser: bool, say: Say) -> int:
     port = port or free_port()
     set_environment({"ILLUME_HOST": "127.0.0.1", "ILLUME_PORT": str(port)})
     refuse_used_port("127.0.0.1", port)
-    with until_stopped() as stopping, services() as embedded:
+    with until_stopped() as stopping, services(share=False) as embedded:
         children: list[Supervised] = []
         try:
             settings = get_settings()
@@ -62,24 +60,26 @@ def prepare(settings: Settings, *, say: Say) -> None:
     write_private(path, json.dumps(accounts, indent=2) + "\n")
 
 
-def processes(settings: Settings) -> list[Supervised]:
-    """The processes of the demo: the same that docker-compose.yml runs."""
-    logs = settings.data_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    python = sys.executable
-    commands = {
-        "web": [python, "-m", "app.cli", "serve"],
-        "worker-model": [python, "-m", "worker", "--queues", "model"],
-        "worker-default": [python, "-m", "worker", "--queues", "default"],
-        "beat": [python, "-m", "worker", "beat"],
+def commands() -> dict[str, list[str]]:
+    """What runs beside the database and the broker: the same as in docker-compose.yml."""
+    return {
+        "web": [sys.executable, "-m", "app.cli", "serve"],
+        "worker-model": [sys.executable, "-m", "worker", "--queues", "model"],
+        "worker-default": [sys.executable, "-m", "worker", "--queues", "default"],
+        "beat": [sys.executable, "-m", "worker", "beat"],
     }
 
-    def starter(name: str) -> Callable[[], Any]:
-        return lambda: start_child(
-            commands[name], log=logs / f"{name}.log", env={**os.environ, "PYTHONUNBUFFERED": "1"}
-        )
 
-    return [Supervised(name=name, start=starter(name)) for name in commands]
+def processes(settings: Settings) -> list[Supervised]:
+    """The processes of the demo, not started yet."""
+    logs = settings.data_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+    def starter(name: str, command: list[str]) -> Callable[[], subprocess.Popen[bytes]]:
+        return lambda: start_child(command, log=logs / f"{name}.log", env=environment)
+
+    return [Supervised(name=name, start=starter(name, command)) for name, command in commands().items()]
 
 
 def serve(
@@ -98,21 +98,12 @@ def serve(
         if ended:
             raise Refused(f"Stopped: {ended} ended. Its log is in {settings.data_dir / 'logs'}.")
         if give_up_at is not None:
-            if answers(f"{address}/readyz"):
+            if alive.web(settings):
                 give_up_at = None
                 announce(settings, address, browser=browser, say=say)
             elif now > give_up_at:
                 raise Refused(f"Stopped: the server was not ready within {READY_SECONDS:g} s.")
         time.sleep(LOOK_SECONDS)
-
-
-def answers(url: str) -> bool:
-    """Whether `url` answers with 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own address
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
 
 
 def announce(settings: Settings, address: str, *, browser: bool, say: Say) -> None:

@@ -1,0 +1,218 @@
+"""docker-compose.yml: the specification's schema takes it, and what its containers run works on this machine too.
+
+No Docker engine is needed: commands, environments and health checks are those of the file, with addresses exchanged.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from sqlalchemy.engine import make_url
+
+from app import demo
+from app.cluster import binaries_for
+from app.db import sqlalchemy_url
+from app.embedded import Embedded, free_port, redis_program
+from app.settings import ROOT, get_settings
+from app.supervise import start_child, stop_child
+from tests.conftest import maintenance, numbers
+
+OURS = ("migrate", "web", "worker-default", "worker-model", "beat")
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables of an .env that tools/make-env wrote."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "make-env", folder / "tools")
+    shutil.copy(ROOT / ".env.example", folder)
+    subprocess.run([folder / "tools" / "make-env"], check=True)
+    made = folder / ".env"
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    before = made.read_text()
+    subprocess.run([folder / "tools" / "make-env"], check=True)
+    assert made.read_text() == before
+    return dict(line.split("=", 1) for line in before.splitlines() if line and not line.startswith("#"))
+
+
+def filled(text: str, variables: Mapping[str, str]) -> str:
+    """`text` with variables put in as Compose does it; one that is required and empty is an error."""
+
+    def value(match: re.Match[str]) -> str:
+        if match["dollar"]:
+            return "$"
+        found = variables.get(match["name"], "")
+        assert found or match["how"] == ":-", f"{match['name']} is not set"
+        return found or match["default"]
+
+    return re.sub(r"(?P<dollar>\$\$)|\$\{(?P<name>\w+)(?P<how>:[-?])(?P<default>[^}]*)\}", value, text)
+
+
+def environment_of(service: str, secrets: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a service."""
+    return {name: filled(str(value), secrets) for name, value in SERVICES[service].get("environment", {}).items()}
+
+
+def command_of(words: list[str]) -> list[str]:
+    """A command of the image, for this machine."""
+    assert words[0] == "illume"
+    return [sys.executable, "-m", "app.cli", *words[1:]]
+
+
+class TestFile:
+    def test_the_specification_takes_it(self) -> None:
+        found = importlib.util.find_spec("check_jsonschema")
+        assert found is not None
+        assert found.origin is not None
+        schema = json.loads((Path(found.origin).parent / "builtin_schemas/vendor/compose-spec.json").read_text())
+        validator = jsonschema.validators.validator_for(schema)
+        validator.check_schema(schema)
+        validator(schema).validate(COMPOSE)
+        with pytest.raises(jsonschema.ValidationError):
+            validator(schema).validate({**COMPOSE, "services": {"web": {"comand": "illume serve"}}})
+
+    def test_only_the_web_server_is_published_and_only_here(self) -> None:
+        assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
+            "web": ["127.0.0.1:8000:8000"]
+        }
+        assert not any("network_mode" in service or "expose" in service for service in SERVICES.values())
+
+    def test_it_holds_no_secret(self, secrets: Mapping[str, str]) -> None:
+        kept = [name for name in secrets if "PASSWORD" in name or "KEY" in name]
+        assert sorted(kept) == ["ILLUME_SECRET_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD"]
+        assert all(len(secrets[name]) == 64 for name in kept)
+        text = (ROOT / "docker-compose.yml").read_text()
+        for name in kept:
+            assert re.findall(rf"\$\{{{name}[^}}]*\}}", text)
+            assert set(re.findall(rf"\$\{{{name}(..)", text)) == {":?"}
+
+    def test_it_runs_what_the_demo_runs(self) -> None:
+        def essence(words: list[str]) -> list[str]:
+            return [word for word in words if word not in ("illume", "worker")]
+
+        of_demo = {child.name: demo.commands()[child.name] for child in demo.processes(get_settings())}
+        for name, command in of_demo.items():
+            assert essence(command[3:]) == essence(SERVICES[name]["command"])
+        assert set(SERVICES) == {"postgres", "redis", "migrate", *of_demo}
+
+    def test_each_waits_for_what_it_needs(self) -> None:
+        assert set(SERVICES["migrate"]["depends_on"]) == {"postgres"}
+        for name in OURS[1:]:
+            assert set(SERVICES[name]["depends_on"]) == {"migrate", "redis"}
+        assert all("healthcheck" in service for name, service in SERVICES.items() if name != "migrate")
+
+    def test_the_addresses_are_those_of_its_services(self, secrets: Mapping[str, str]) -> None:
+        for name in OURS:
+            environment = environment_of(name, secrets)
+            database = make_url(sqlalchemy_url(environment["ILLUME_DATABASE_URL"]))
+            of_server = environment_of("postgres", secrets)
+            assert (database.host, database.port, database.username, database.password, database.database) == (
+                "postgres",
+                5432,
+                of_server["POSTGRES_USER"],
+                of_server["POSTGRES_PASSWORD"],
+                of_server["POSTGRES_DB"],
+            )
+            assert environment["ILLUME_REDIS_URL"] == f"redis://:{secrets['REDIS_PASSWORD']}@redis:6379/0"
+
+
+class TestImage:
+    def test_all_it_copies_is_there_and_let_in(self) -> None:
+        let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+        for line in (ROOT / "Dockerfile").read_text().splitlines():
+            if line.startswith("COPY ") and "--from" not in line:
+                for source in shlex.split(line)[1:-1]:
+                    assert (ROOT / source).exists(), source
+                    assert source in let_in, source
+
+
+@pytest.fixture
+def place(embedded: Embedded, data_dir: Path, secrets: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """The environment of the containers, with an empty database and a free port of this machine."""
+    name = f"compose_{next(numbers)}"
+    with maintenance(embedded.database_url) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    folder = Path(tempfile.mkdtemp(dir=data_dir))
+    environments = [environment_of(service, secrets) for service in OURS]
+    assert all(environment == environments[0] for environment in environments)
+    yield {
+        **{key: value for key, value in os.environ.items() if not key.startswith("ILLUME_")},
+        **environments[0],
+        "ILLUME_DATABASE_URL": embedded.database_url.replace("/illume?", f"/{name}?"),
+        "ILLUME_REDIS_URL": embedded.redis_url.removesuffix("/0") + "/5",
+        "ILLUME_DATA_DIR": str(folder),
+        "ILLUME_HOST": "127.0.0.1",
+        "ILLUME_PORT": str(free_port()),
+        "ILLUME_TORCH_THREADS": "1",
+    }
+    with maintenance(embedded.database_url) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class TestContainers:
+    def test_all_of_ours_start_and_become_healthy(self, place: dict[str, str]) -> None:
+        def run(words: list[str]) -> int:
+            return subprocess.run(command_of(words), cwd=ROOT, env=place, capture_output=True, check=False).returncode
+
+        checks = {name: SERVICES[name]["healthcheck"]["test"] for name in OURS[1:]}
+        assert all(check[0] == "CMD" for check in checks.values())
+        assert run(SERVICES["migrate"]["command"]) == 0
+        assert run(checks["web"][1:]) == 1
+        assert run(checks["worker-default"][1:]) == 1
+        logs = Path(place["ILLUME_DATA_DIR"])
+        children = {
+            name: start_child(command_of(SERVICES[name]["command"]), env=place, log=logs / f"{name}.log")
+            for name in checks
+        }
+        try:
+            for name, check in checks.items():
+                while run(check[1:]) != 0:
+                    assert children[name].poll() is None, (logs / f"{name}.log").read_text()
+                    time.sleep(0.5)
+        finally:
+            codes = {name: stop_child(child, patience=30) for name, child in children.items()}
+        assert codes["web"] in (0, -15)
+        assert run(checks["worker-default"][1:]) == 1
+
+    def test_redis_becomes_healthy_and_asks_for_its_password(self, secrets: Mapping[str, str]) -> None:
+        service, port = SERVICES["redis"], free_port()
+        variables = environment_of("redis", secrets)
+        path = f"{redis_program().parent}:{os.environ['PATH']}"
+        shell, flag, line = (filled(word, secrets) for word in service["command"])
+        line = line.replace("redis-server", f"redis-server --bind 127.0.0.1 --port {port}")
+        check = service["healthcheck"]["test"][1].replace("redis-cli", f"redis-cli -p {port}")
+        server = start_child([shell, flag, line], env={"PATH": path, **variables})
+        try:
+            while subprocess.run(["sh", "-c", check], env={"PATH": path, **variables}, check=False).returncode:
+                assert server.poll() is None
+            stranger = subprocess.run(["sh", "-c", check], env={"PATH": path}, capture_output=True, check=False)
+            assert stranger.returncode == 1
+        finally:
+            stop_child(server)
+
+    def test_postgres_becomes_healthy(self, embedded: Embedded) -> None:
+        check = SERVICES["postgres"]["healthcheck"]["test"]
+        assert check[:2] == ["CMD", "pg_isready"]
+        sockets = embedded.database_url.split("host=")[1].split("&")[0]
+        command = [str(binaries_for() / "pg_isready"), *check[2:]]
+        assert subprocess.run(command, env={"PGHOST": sockets, "PGPORT": "5432"}, check=False).returncode == 0
+        assert subprocess.run(command, env={"PGHOST": sockets, "PGPORT": "5433"}, check=False).returncode == 2
