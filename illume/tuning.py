@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,18 @@ from types import FrameType
 from illume.tuning_job import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, JobError, TuningJob, read_json, write_json
 
 _GRACE_SECONDS = 20.0
+_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a model's code, files or device may raise; one place turns it into a message for the admin."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -75,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     request.install()
     try:
         return _run(folder, request, rank=rank)
-    except (JobError, ValueError, OSError, RuntimeError, MemoryError) as error:
-        # One place turns whatever the model, the files or the device refuse into a message for the admin.
+    except _FAILURES as error:
+        if not isinstance(error, JobError):
+            traceback.print_exc()
         message = str(error) or type(error).__name__
         if folder.is_dir():
             write_json(folder / "error.json", {"message": message, "type": type(error).__name__})

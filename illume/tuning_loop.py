@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import shutil
 import time
@@ -164,6 +165,8 @@ class Training:
         if self.ranks.num_processes > 1 and self._any_asked():
             raise Stopped
         sums = self._gradients(batch)
+        if not math.isfinite(sum(sums.values())):
+            raise RuntimeError(f"the loss of step {number} is not a number: try a lower learning rate")
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.max_grad_norm)
         self.optimizer.step()
         means = {kind: sums[kind] / batch.tokens[kind] if batch.tokens[kind] else None for kind in KINDS}

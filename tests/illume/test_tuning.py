@@ -500,6 +500,11 @@ class TestFailures:
         (folder / "train.jsonl").write_text("\n".join(lines[4:]))
         assert "no rationale" in self.error(folder)
 
+    def test_a_loss_that_explodes(self, base: Path, tmp_path: Path) -> None:
+        folder = make_round(tmp_path / "round", base, settings=replace(SETTINGS, learning_rate=1e30))
+        assert "not a number: try a lower learning rate" in self.error(folder)
+        assert not (folder / "result.json").exists()
+
     def test_a_mended_folder_loses_its_error(self, finished: Path, tmp_path: Path) -> None:
         folder = copy_round(finished, tmp_path / "round")
         job = (folder / "job.json").read_text()
