@@ -1,0 +1,414 @@
+"""The loop without people: what each stage hands on, what a run finds, and that a killed run ends the same."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from illume.records import Example, Rationale
+from illume.simulation import main, parser, settings_of, simulate
+from illume.simulation_baselines import control_pools, reference_pool
+from illume.simulation_figure import figure, ticks
+from illume.simulation_loop import Judged, Simulation, add_picks, offered, prompts_per_round, shuffle_images
+from illume.simulation_report import report, table
+from illume.simulation_settings import CandidateSettings, Data, SimulationError, SimulationSettings, read_prompts
+from illume.simulation_stages import Display, Models, Stages
+from illume.tuning_job import EvaluationSettings, TuningSettings, read_json
+from tests.illume.families import make_llava
+from tests.illume.rounds import make_examples
+
+TUNING = TuningSettings(
+    epochs=1,
+    batch_size=8,
+    micro_batch_size=8,
+    lora_r=4,
+    lora_alpha=8,
+    learning_rate=5e-3,
+    guard_per_rationale=1,
+    threads=1,
+    device="cpu",
+    evaluation=EvaluationSettings(samples=1, max_new_tokens=5, max_answer_tokens=3),
+)
+SETTINGS = SimulationSettings(
+    heldout_scenes=0,
+    critic="rouge",
+    threshold=0.0,
+    rounds=1,
+    seeds=1,
+    prompts_per_round=2,
+    baselines=(),
+    controls=("shuffled",),
+    candidates=CandidateSettings(temperatures=((0.0, 1), (1.0, 1)), max_new_tokens=5),
+    tuning=TUNING,
+)
+
+
+def quiet() -> Display:
+    return Display(lambda _: None, live=False)
+
+
+def make_prompts(folder: Path) -> Path:
+    """Nine prompts in three splits, as a prompts file."""
+    lines = []
+    for split, count in (("train", 5), ("val", 2), ("test", 2)):
+        for example in make_examples(folder, count=count, split=split):
+            row = {
+                "external_id": example.id,
+                "split": split,
+                "images": [Path(image).name for image in example.images],
+                "question": example.question,
+                "answer": example.answer,
+                "references": list(example.references),
+            }
+            lines.append(json.dumps(row))
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> SimulationSettings:
+    model = make_llava(tmp_path_factory.mktemp("model"))
+    prompts = make_prompts(tmp_path_factory.mktemp("prompts"))
+    return replace(SETTINGS, model=str(model), prompts=(str(prompts),))
+
+
+def rationale(example_id: str, text: str) -> Rationale:
+    return Rationale(example_id, text, 0.7, 1, -1.0, 3, "red", "gold")
+
+
+def judged(example_id: str, texts: str, *, picks: tuple[int, ...], right: tuple[int, ...] | None = None) -> Judged:
+    candidates = tuple(rationale(example_id, text) for text in texts.split())
+    return Judged(example_id, candidates, picks, picks if right is None else right)
+
+
+def example(name: str, *references: str, answer: str | None = "red") -> Example:
+    return Example(name, (f"{name}.png",), "what?", answer, references)
+
+
+def with_all(settings: SimulationSettings) -> SimulationSettings:
+    return replace(
+        settings,
+        rounds=2,
+        baselines=("supervised-same",),
+        controls=("shuffled", "random"),
+        learning_rates=(5e-3,),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(settings: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("run")
+    return out, simulate(with_all(settings), out, display=quiet())
+
+
+class TestWholeRun:
+    def test_rounds_judge_tune_and_score(self, run: tuple[Path, dict[str, Any]]) -> None:
+        out, result = run
+        rounds = result["seeds"]["1"]["rounds"]
+        assert [row["judged_in_all"] for row in rounds] == [2, 4]
+        assert [row["accepted_prompts"] for row in rounds] == [2, 4]
+        assert rounds[1]["tuning"]["n_rationale"] == rounds[1]["accepted_rationales"] > rounds[0]["accepted_rationales"]
+        assert rounds[0]["measures"]["rouge_l"]["n"] == 2
+        job = read_json(out / "stages/seed-1/round-2/job.json")
+        assert job["parent"] == str(out / "stages/seed-1/round-1/adapter")
+        assert job["parent_scores"]["prompts"] == ["val-1", "val-0"] or job["parent_scores"]["prompts"] == [
+            "val-0",
+            "val-1",
+        ]
+
+    def test_controls_and_baselines_are_of_equal_size(self, run: tuple[Path, dict[str, Any]]) -> None:
+        seed = run[1]["seeds"]["1"]
+        accepted = seed["rounds"][-1]["accepted_rationales"]
+        assert seed["random"]["accepted_rationales"] == accepted
+        assert seed["supervised-same"]["references"] == accepted
+        assert seed["supervised-same"]["learning_rate"] == 5e-3
+        assert set(seed["shuffled"]) >= {"measures", "last round against it"}
+
+    def test_files_for_people(self, run: tuple[Path, dict[str, Any]]) -> None:
+        out, result = run
+        page = (out / "table.md").read_text()
+        assert "| round 2 |" in page
+        assert "2 train" not in page
+        assert "5 train, 2 val prompts; held out: 2 (the test split)" in page
+        ET.fromstring((out / "figure.svg").read_text())  # noqa: S314 (our own file)
+        assert read_json(out / "result.json") == json.loads(json.dumps(result))
+        assert result["complete"] is True
+        taken = read_json(out / "run.json")["seconds"]
+        assert taken["seed-1/round-1/tuning"] > 0
+        assert not list(out.rglob("checkpoints"))
+
+    def test_a_second_start_computes_nothing(
+        self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out, result = run
+        for name in ("evaluate", "sample_rationales", "tuning_round"):
+            monkeypatch.setattr(f"illume.simulation_loop.{name}", None)
+        assert simulate(with_all(settings), out, display=quiet()) == result
+
+    def test_other_settings_are_refused(self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings) -> None:
+        with pytest.raises(SimulationError, match=r"other settings \(.*rounds"):
+            simulate(settings, run[0], display=quiet())
+
+
+def test_a_round_without_picks_keeps_the_version(settings: SimulationSettings, tmp_path: Path) -> None:
+    nothing_fits = replace(settings, threshold=1.0, controls=("shuffled", "random"))
+    result = simulate(nothing_fits, tmp_path, display=quiet())
+    row = result["seeds"]["1"]["rounds"][0]
+    assert row["picks"] == row["accepted_rationales"] == 0
+    assert row["tuning"] is None
+    assert row["against base"]["rouge_l"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 2}
+    assert "random" not in result["seeds"]["1"]
+
+
+@pytest.fixture(scope="module")
+def whole(settings: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The result of a run that nothing interrupts."""
+    return simulate(settings, tmp_path_factory.mktemp("whole"), display=quiet())
+
+
+@pytest.mark.parametrize("stage", ["base/heldout.json", "seed-1/round-1/judging.json", "seed-1/round-1/progress.json"])
+def test_killed_and_started_again_it_ends_the_same(
+    settings: SimulationSettings, whole: dict[str, Any], tmp_path: Path, stage: str
+) -> None:
+    out = tmp_path / "killed"
+    code = (
+        "import sys, pickle; from pathlib import Path; from illume.simulation import simulate;"
+        "from illume.simulation_stages import Display;"
+        "settings = pickle.loads(bytes.fromhex(sys.argv[1]));"
+        "simulate(settings, Path(sys.argv[2]), display=Display(lambda _: None, live=False))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, pickle.dumps(settings).hex(), str(out)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "stages" / stage).exists():
+        assert child.poll() is None, "it ended before the stage was there"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (out / "result.json").exists()
+    assert simulate(settings, out, display=quiet()) == whole
+
+
+def test_two_runs_in_one_folder_are_refused(settings: SimulationSettings, tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SimulationError, match="another simulation"):
+            simulate(settings, tmp_path, display=quiet())
+
+
+class TestBudget:
+    def test_a_quarter_of_the_train_prompts_over_all_rounds(self) -> None:
+        assert prompts_per_round(replace(SETTINGS, prompts_per_round=0, rounds=4), 300) == 18
+        assert prompts_per_round(replace(SETTINGS, prompts_per_round=7), 300) == 7
+        assert prompts_per_round(replace(SETTINGS, prompts_per_round=0, picks_per_round=7), 300) == 300
+
+    def test_never_judged_prompts_come_first_and_accepted_ones_not_at_all(self) -> None:
+        data = Data(tuple(example(name, "a b") for name in "abcd"), (), (), "")
+        sim = Simulation(SETTINGS, data, Stages(Path(), quiet()), Models("", device="cpu", dtype="auto"))
+        order = offered(sim, 1, {"a": ("x",)}, Counter(b=2, c=1))
+        assert [one.id for one in order] == ["d", "c", "b"]
+        orders = {tuple(one.id for one in offered(sim, seed, {}, Counter())) for seed in range(9)}
+        assert len(orders) > 1
+
+    def test_a_budget_of_picks(self, settings: SimulationSettings, tmp_path: Path) -> None:
+        asked = replace(settings, prompts_per_round=0, picks_per_round=3)
+        row = simulate(asked, tmp_path, display=quiet())["seeds"]["1"]["rounds"][0]
+        assert row["accepted_prompts"] == row["judged"] == 3
+
+
+class TestControls:
+    def test_random_picks_are_as_many_in_each_set(self) -> None:
+        rows = [judged("a", "x y z", picks=(0, 1)), judged("b", "x y", picks=())]
+        [pool] = control_pools("random", [rows], seed=1)
+        assert len(pool["a"]) == 2
+        assert "b" not in pool
+        drawn = {control_pools("random", [rows], seed=seed)[0]["a"] for seed in range(9)}
+        assert len(drawn) > 1
+
+    def test_hallucinated_picks_are_wrong_and_as_many_in_all(self) -> None:
+        rows = [judged("a", "x y z", picks=(0, 1), right=(0, 1)), judged("b", "u v w", picks=(0,), right=(0,))]
+        [pool] = control_pools("hallucinated", [rows], seed=1)
+        assert pool["a"] == ("z",)
+        assert set(pool["b"]) == {"v", "w"}
+
+    def test_pools_accumulate_over_rounds(self) -> None:
+        pools = control_pools("random", [[judged("a", "x y", picks=(0,))], [judged("b", "x y", picks=(1,))]], seed=1)
+        assert [sorted(pool) for pool in pools] == [["a"], ["a", "b"]]
+
+    def test_shuffled_images_are_always_anothers(self) -> None:
+        examples = [example(str(number)) for number in range(7)]
+        shuffled = shuffle_images(examples)
+        assert all(a.images != b.images for a, b in zip(examples, shuffled, strict=True))
+        assert sorted(one.images for one in shuffled) == sorted(one.images for one in examples)
+
+
+class TestReferencePool:
+    DATA = Data(
+        (example("a", "a1", "a2", "a3"), example("b", "b1"), example("c", "c1", "c2"), example("d")), (), (), ""
+    )
+
+    def test_all(self) -> None:
+        assert reference_pool(self.DATA, None, seed=1) == {"a": ("a1", "a2", "a3"), "b": ("b1",), "c": ("c1", "c2")}
+
+    def test_as_many_on_the_same_prompts(self) -> None:
+        pool = reference_pool(self.DATA, {"a": ("x", "y")}, seed=1)
+        assert len(pool["a"]) == 2
+        assert set(pool) == {"a"}
+
+    def test_where_the_same_prompts_have_too_few_others_help(self) -> None:
+        pool = reference_pool(self.DATA, {"b": ("x", "y", "z"), "d": ("u",)}, seed=1)
+        assert pool["b"] == ("b1",)
+        assert sum(map(len, pool.values())) == 4
+        assert len({text for texts in pool.values() for text in texts}) == 4
+
+
+def test_picks_add_up_without_repeats() -> None:
+    pool = add_picks({"a": ("x",)}, [judged("a", "X! y", picks=(0, 1)), judged("b", "z", picks=())])
+    assert pool == {"a": ("x", "y")}
+
+
+class TestPrompts:
+    def test_vqax(self, tmp_path: Path) -> None:
+        (tmp_path / "train2014").mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "train2014" / "COCO_train2014_1.png")
+        answers = [{"answer": "cat"}, {"answer": "dog"}, {"answer": "dog"}]
+        row = {
+            "question": "what?",
+            "answers": answers,
+            "explanation": ["it barks"],
+            "image_name": "COCO_train2014_1.png",
+        }
+        path = tmp_path / "vqaX_val.json"
+        path.write_text(json.dumps({"17": row}))
+        [found] = read_prompts([str(path)], images=str(tmp_path))
+        assert (found.id, found.split, found.answer, found.references) == ("17", "val", "dog", ("it barks",))
+        assert Path(found.images[0]).is_file()
+
+    def test_bad_files_name_what_is_wrong(self, tmp_path: Path) -> None:
+        path = tmp_path / "vqaX_val.json"
+        for content, message in (("[]", "object"), ('{"17": {}}', "question 17"), ("{", "no JSON")):
+            path.write_text(content)
+            with pytest.raises(SimulationError, match=message):
+                read_prompts([str(path)])
+        with pytest.raises(SimulationError, match="no prompts file"):
+            read_prompts([str(tmp_path / "none.jsonl")])
+
+
+class TestReport:
+    def scores(self, rouge: list[float], truth: list[float], correct: list[bool]) -> dict[str, Any]:
+        part = {"rouge_l": rouge, "faithful": truth, "means": {}}
+        return {"gold": {"sampled": part, "greedy": part}, "answers": {"correct": correct}}
+
+    def seed(self, *, last: float) -> dict[str, Any]:
+        rows = [
+            {"round": number, "judged_in_all": 5 * number, "accepted_rationales": 4 * number, "with_fitting": 0.5,
+             "scores": self.scores([value] * 4, [value] * 4, [True] * 4)}
+            for number, value in ((1, 0.4), (2, last))
+        ]  # fmt: skip
+        supervised = {"references": 40, "scores": self.scores([0.8] * 4, [0.8] * 4, [True] * 4)}
+        return {"rounds": rows, "supervised-all": supervised}
+
+    def test_what_is_shown(self) -> None:
+        base = self.scores([0.2, 0.3, 0.2, 0.3], [0.25] * 4, [True] * 4)
+        found = report(base, {1: self.seed(last=0.78), 2: self.seed(last=0.76)})
+        assert {claim: one["holds"] for claim, one in found["shown"].items()} == {
+            "last round better than base in each seed": True,
+            "rounds rise": True,
+            "at least 95% of tuning on all references": True,
+            "sampled truth at least doubles": True,
+            "answer accuracy falls by at most 2 points": True,
+        }
+        worse = report(base, {1: self.seed(last=0.78), 2: self.seed(last=0.2)})["shown"]
+        assert not worse["last round better than base in each seed"]["holds"]
+        assert not worse["at least 95% of tuning on all references"]["holds"]
+
+    def test_table_and_figure(self) -> None:
+        found = report(self.scores([0.2] * 4, [0.25] * 4, [True] * 4), {1: self.seed(last=0.7)})
+        text = table(found)
+        assert "| round 2 | 0.700 [0.700, 0.700] | 0.700 [0.700, 0.700] |" in text
+        assert "10 sets judged, 8 picks kept" in text
+        assert "40 sentences written" in text
+        drawing = ET.fromstring(figure(found))  # noqa: S314 (our own text)
+        words = "".join(drawing.itertext())
+        assert "supervised, all references" in words
+        assert "nan" not in words
+
+    def test_ticks_are_round_and_hold_all(self) -> None:
+        assert ticks(0.0, 0.62) == [0.0, 0.2, 0.4, 0.6, 0.8]
+        assert ticks(0.31, 0.45)[0] <= 0.31
+        assert ticks(0.31, 0.45)[-1] >= 0.45
+        assert len(ticks(3.0, 3.0)) >= 2
+
+
+class TestDisplay:
+    def test_a_line_a_stage_with_the_rest_of_the_time(self) -> None:
+        written: list[str] = []
+        display = Display(written.append, live=False)
+        display.plan({"tuning": 3, "scoring": 1})
+        display.end("one", "tuning", 60, fresh=True)
+        assert written == ["[1/4] one: 60 s, about 3 min left\n"]
+        display.end("two", "tuning", 60, fresh=False)
+        assert len(written) == 1
+        display.skip("scoring")
+        display.end("three", "tuning", 60, fresh=True, note="a note")
+        assert written[-1] == "[3/3] three: 60 s, a note\n"
+
+    def test_live_it_shows_how_far_the_stage_is(self) -> None:
+        written: list[str] = []
+        display = Display(written.append, live=True)
+        display.plan({"tuning": 1})
+        display.begin("one", "tuning")
+        assert written[-1].endswith("[0/1] one: 0%")
+
+
+class TestCommand:
+    def test_own_prompts_choose_the_critic_and_their_test_split(
+        self, settings: SimulationSettings, tmp_path: Path
+    ) -> None:
+        options = parser().parse_args(
+            ["--out", str(tmp_path), "--prompts", *settings.prompts, "--controls", "none", "--guard", "3"]
+        )
+        found = settings_of(options)
+        assert (found.critic, found.heldout_scenes, found.controls) == ("rouge", 0, ())
+        assert found.tuning.guard_per_rationale == 3
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--mistakes", "2"], "mistakes"),
+            (["--controls", "dreams"], "dreams"),
+            (["--prompts-per-round", "3", "--picks-per-round", "3"], "not both"),
+            (["--critic", "truth"], "no scene"),
+            (["--model", "/nowhere/model"], "/nowhere/model"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_one_sentence(
+        self,
+        settings: SimulationSettings,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        words: list[str],
+        message: str,
+    ) -> None:
+        arguments = ["--out", str(tmp_path / "run"), "--model", settings.model, "--prompts", *settings.prompts, *words]
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
