@@ -13,6 +13,8 @@ from sqlalchemy.orm import Session, aliased
 
 from app import queue
 from app.models import (
+    Assignment,
+    AssignmentState,
     Candidate,
     CandidateSet,
     CandidateSetState,
@@ -95,15 +97,22 @@ def sampling_count(session: Session, project: Project) -> int:
 
 
 def pool_needs(session: Session, project: Project, *, target: int | None = None) -> int:
-    """How many more sets should be sampled now, so that `target` (the project's `pool_target`) can be claimed."""
+    """How many more sets should be sampled now, so that `target` (the project's `pool_target`) can be claimed.
+
+    Sets that somebody passed over are not counted: where they are the only critic, nobody else takes those.
+    """
     if project.active_version_id is None:
         return 0
     target = settings_of(session, project).pool_target if target is None else target
+    passed_over = select(Assignment.id).where(
+        Assignment.candidate_set_id == CandidateSet.id, Assignment.state == AssignmentState.released
+    )
     ready = select(CandidateSet.id).where(
         CandidateSet.project_id == project.id,
         CandidateSet.state == CandidateSetState.ready,
         CandidateSet.taken < CandidateSet.slots,
         CandidateSet.version_id == project.active_version_id,
+        ~passed_over.exists(),
     )
     missing = target - _count(session, ready, target) - sampling_count(session, project)
     if missing <= 0:

@@ -7,6 +7,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.models import (
+    AssignmentState,
     Candidate,
     CandidateSet,
     CandidateSetState,
@@ -88,6 +89,16 @@ class TestPoolNeeds:
             factories.make_prompt(session, project, state=state)
         assert candidates.pool_needs(session, project) == 0
         assert candidates.waiting_count(session, project) == 0
+
+    def test_makes_up_for_what_critics_passed_over(self, session: Session, project: Project) -> None:
+        for _ in range(3):
+            offered = factories.make_candidate_set(session, project)
+        for _ in range(2):
+            factories.make_prompt(session, project)
+        assert candidates.pool_needs(session, project) == 0
+        critic = factories.make_critic(session, project)
+        factories.make_assignment(session, offered, critic, state=AssignmentState.released)
+        assert candidates.pool_needs(session, project) == 1
 
 
 class TestClaimSamplingBatch:
