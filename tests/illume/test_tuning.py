@@ -37,7 +37,7 @@ from illume.tuning_batches import (
 from illume.tuning_job import JobError, TuningJob, read_json, read_rows, write_json
 from illume.tuning_loop import Stopped, Training, batch_loss, continuation_loss, learning_rate
 from illume.tuning_ranks import Alone
-from illume.tuning_round import run_round
+from illume.tuning_round import Progress, run_round
 from illume.vlm import IGNORED, Vlm, VlmError, load_vlm, set_adapter
 from tests.illume.families import FAMILIES, make_llava
 from tests.illume.rounds import SETTINGS, make_examples, make_round
@@ -472,6 +472,23 @@ class TestRound:
         assert result["best_epoch"] == 2
         assert result["decision"]["activate"] is False
         assert "no validation prompts" in result["decision"]["reason"]
+
+
+class TestProgress:
+    def test_fraction_and_time_left(self, tmp_path: Path) -> None:
+        progress = Progress(tmp_path, training=100, evaluating=300)
+        progress.write()
+        assert read_json(tmp_path / "progress.json")["eta_seconds"] is None
+        progress.tick("training", 50)
+        progress.skip("evaluating", 150)
+        progress.enter("evaluating", epoch=2)
+        told = read_json(tmp_path / "progress.json")
+        assert (told["stage"], told["epoch"], told["fraction"]) == ("evaluating", 2, 0.5)
+        assert told["eta_seconds"] >= 0
+        progress.tick("training", 50)
+        progress.tick("evaluating", 500)
+        progress.write()
+        assert read_json(tmp_path / "progress.json")["fraction"] == 0.999
 
 
 def main_in_process(folder: Path) -> int:
