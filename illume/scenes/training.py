@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +57,7 @@ class Stage:
 
 LOOKING = Stage(steps=2000, describe=1.0, questions=2, rationales=0)
 ANSWERING = Stage(steps=1200, describe=0.25, questions=6, rationales=1)
-EXPLAINING = Stage(steps=1400, describe=0.1, questions=4, rationales=3)
+EXPLAINING = Stage(steps=900, describe=0.1, questions=4, rationales=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Recipe:
     `right` and `circular` are shares of the rationales; what is left is hallucinated.
     """
 
-    stages: tuple[Stage, ...] = (LOOKING, ANSWERING, EXPLAINING)
+    stages: tuple[Stage, Stage, Stage] = (LOOKING, ANSWERING, EXPLAINING)
     batch: int = 16
     right: float = 0.28
     circular: float = 0.30
@@ -87,8 +91,10 @@ class Recipe:
 
     def scaled(self, share: float) -> Recipe:
         """The same recipe with shorter or longer stages."""
-        stages = tuple(replace(stage, steps=max(1, round(stage.steps * share))) for stage in self.stages)
-        return replace(self, stages=stages)
+        looking, answering, explaining = (
+            replace(stage, steps=max(1, round(stage.steps * share))) for stage in self.stages
+        )
+        return replace(self, stages=(looking, answering, explaining))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +196,40 @@ def draw_batch(
     return pack(rows, np.stack(pixels), tokenizer.pad_token_id)
 
 
+_drawing: list[Any] = []  # what the drawing process draws with
+
+
+def _prepare_drawing(*what: Any) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads cost more than so few short texts
+    torch.set_num_threads(1)
+    _drawing[:] = what
+
+
+def _draw_ahead(step: int) -> list[np.ndarray]:
+    batch = draw_batch(step, *_drawing)
+    return [getattr(batch, name).numpy() for name in Batch.__slots__]
+
+
+def batches(
+    first: int,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    sprites: Mapping[str, Image.Image],
+    *,
+    ahead: int = 3,
+) -> Iterator[Batch]:
+    """The batches of all steps from `first` on, drawn by a process of their own while the model learns."""
+    context = multiprocessing.get_context("spawn")
+    what = (recipe, tokenizer, dict(sprites))
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_prepare_drawing, initargs=what) as pool:
+        waiting: deque[Future[list[np.ndarray]]] = deque()
+        for step in range(first, recipe.steps + ahead):
+            if step < recipe.steps:
+                waiting.append(pool.submit(_draw_ahead, step))
+            if step >= first + ahead:
+                yield Batch(*(torch.from_numpy(array) for array in waiting.popleft().result()))
+
+
 def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy over all target tokens."""
     image = torch.stack(list(model.get_image_features(pixel_values=batch.pixels).pooler_output))
@@ -205,12 +245,16 @@ def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> torch.Tensor:
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    """Learning rate: a short rise and a slow fall while looking, then from four fifths straight down to a hundredth."""
+    """Learning rate: a short rise and a slow fall while looking, then straight down, faster while explaining."""
     rise = min(1.0, (step + 1) / recipe.warmup)
-    first = recipe.stages[0].steps
-    if step < first:
-        return recipe.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(0.5 * math.pi * step / first)))
-    return recipe.learning_rate * rise * (0.8 - 0.79 * (step - first) / max(1, recipe.steps - first))
+    looking, answering, explaining = (stage.steps for stage in recipe.stages)
+    if step < looking:
+        share = 0.01 + 0.99 * 0.5 * (1 + math.cos(0.5 * math.pi * step / looking))
+    elif step < looking + answering:
+        share = 0.8 + (0.4354 - 0.8) * (step - looking) / answering
+    else:
+        share = 0.4354 + (0.01 - 0.4354) * (step - looking - answering) / explaining
+    return recipe.learning_rate * rise * share
 
 
 def _optimizer(model: LlavaForConditionalGeneration, recipe: Recipe) -> torch.optim.AdamW:
@@ -279,10 +323,11 @@ def _steps(
     losses: list[float] = []
     begun, first = time.monotonic() - run.seconds, run.step
     started = time.monotonic()
+    drawn = batches(first, recipe, tokenizer, sprites)
     for step in range(run.step, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, recipe)
-        batch = draw_batch(step, recipe, tokenizer, sprites)
+        batch = next(drawn)
         batch = Batch(*(getattr(batch, name).to(where) for name in Batch.__slots__))
         with torch.autocast(where.type, dtype=torch.bfloat16):
             loss = loss_of(model, batch)
