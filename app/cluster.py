@@ -160,6 +160,24 @@ def make_cluster(cluster: Path, binaries: Path, account: tuple[int, int] | None,
     unfinished.rename(cluster)
 
 
+def refuse_other_owner(cluster: Path, account: tuple[int, int] | None) -> None:
+    """Raise where `cluster` belongs to somebody PostgreSQL would not run as here: it insists on its own files."""
+    ours = account[0] if account else os.geteuid()
+    try:
+        owner = cluster.stat().st_uid
+    except FileNotFoundError:
+        return
+    if owner != ours:
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = str(owner)
+        raise EmbeddedError(
+            f"{cluster} belongs to {name!r}, from a start by another user. "
+            "Start as that user, or choose another data directory with --data-dir."
+        )
+
+
 def refuse_other_version(cluster: Path) -> None:
     """Raise where `cluster` was made by another major version, whose files this one cannot read."""
     made_by = (cluster / "PG_VERSION").read_text().strip()

@@ -32,6 +32,7 @@ from app.cluster import (
     binaries_for,
     clean_environment,
     make_cluster,
+    refuse_other_owner,
     refuse_other_version,
     remove_stale_pid,
 )
@@ -138,6 +139,7 @@ class Embedded:
         self.base = base_of(self.data_dir, account)
         binaries = binaries_for(account)
         cluster = self.base / "postgres"
+        refuse_other_owner(cluster, account)
         if not (cluster / "PG_VERSION").exists():
             make_cluster(cluster, binaries, account, durable=self.durable)
         refuse_other_version(cluster)

@@ -152,9 +152,8 @@ def demo(place: Path, starter: Path) -> Iterator[Demo]:
     """A demo for tests that leave it running."""
     started = start_demo(place / "shared", starter)
     yield started
-    family = started.family() if started.process.poll() is None else []
-    started.stop(signal.SIGTERM)
-    psutil.wait_procs(family, timeout=30)
+    if started.process.poll() is None:
+        started.stop(signal.SIGTERM)
 
 
 def answer(demo: Demo, path: str) -> int:
@@ -212,18 +211,14 @@ class TestDemo:
             assert demo.process.poll() is None
         assert answer(demo, "/readyz") == 200
 
-
-class TestDemoEnds:
-    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-    def test_told_to_stop_it_stops_everything(self, place: Path, starter: Path, how: signal.Signals) -> None:
-        demo = start_demo(place / how.name, starter)
+    def test_told_to_stop_it_stops_everything(self, demo: Demo) -> None:
         family = demo.family()
         assert len(family) >= 6
-        code, said = demo.stop(how)
-        assert (code, said) == (0, "")
+        assert_stopped(demo, signal.SIGTERM)
         assert not any(process.is_running() for process in family)
-        assert not (demo.folder / SERVICES_FILE).exists()
 
+
+class TestDemoEnds:
     def test_killed_it_leaves_nothing_and_starts_again_with_its_accounts(self, place: Path, starter: Path) -> None:
         demo = start_demo(place / "killed", starter)
         family, before = demo.family(), (demo.folder / "demo-accounts.json").read_text()
@@ -234,7 +229,7 @@ class TestDemoEnds:
             assert not alive
             assert (again.folder / "demo-accounts.json").read_text() == before
         finally:
-            again.stop(signal.SIGTERM)
+            assert_stopped(again, signal.SIGINT)
 
     def test_without_its_database_it_stops_and_says_so(self, place: Path, starter: Path) -> None:
         demo = start_demo(place / "lost", starter)
@@ -246,6 +241,13 @@ class TestDemoEnds:
         assert "illume: Stopped: PostgreSQL ended" in output
         _, alive = psutil.wait_procs(family, timeout=30)
         assert not alive
+
+
+def assert_stopped(demo: Demo, how: signal.Signals) -> None:
+    """Tell a demo to stop, which it does well and quietly."""
+    code, said = demo.stop(how)
+    assert (code, said) == (0, "")
+    assert not (demo.folder / SERVICES_FILE).exists()
 
 
 def is_up(demo: Demo) -> bool:

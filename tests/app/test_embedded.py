@@ -190,6 +190,14 @@ class TestRefusals:
             pass  # the refusal let the directory go
 
 
+    def test_a_cluster_of_somebody_else(self, folder: Path) -> None:
+        with Embedded(folder, durable=False) as services:
+            cluster_folder = services.base / "postgres"
+        stranger = (os.geteuid() + 4321, os.getegid() + 4321)
+        with pytest.raises(EmbeddedError, match="from a start by another user"):
+            cluster.refuse_other_owner(cluster_folder, stranger)
+
+
 class TestStalePid:
     def test_a_pid_file_that_names_a_stranger_is_no_hindrance(self, folder: Path) -> None:
         with Embedded(folder, durable=False) as services:
