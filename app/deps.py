@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
 from sqlalchemy.orm import Session
 
 from app.db import session_factory
@@ -34,7 +35,11 @@ def bearer_token(request: Request) -> str | None:
     return token.strip() if kind.lower() == "bearer" and token.strip() else None
 
 
-def get_actor(request: Request, session: SessionDep) -> Actor:
+# Says in the OpenAPI description how to sign in; `bearer_token` reads the header.
+bearer_scheme = HTTPBearer(auto_error=False, description="A token: an admin makes them, `illume token add` too.")
+
+
+def get_actor(request: Request, session: SessionDep, _: Annotated[object, Security(bearer_scheme)]) -> Actor:
     """Who bears the request's token; for what changes nothing, a browser's session will do too.
 
     Raises `Unauthenticated`, and `Forbidden` where the token may only read.

@@ -17,7 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 FREE = re.compile(r"/static/.*|/healthz|/readyz|/metrics|/favicon\.ico|/api/v1/openapi\.json")
 IMAGES = re.compile(r"/api/v1/images/[^/]*")
 STREAMS = re.compile(r"/api/v1/projects/[^/]+/dataset")
+IMPORTS = re.compile(r"/api/v1/projects/[^/]+/imports")
 SMALL_BODY = 256 * 1024
+LARGEST_BODY = 32 * 1024 * 1024
+LARGEST_IMPORT = 2 * 1024 * 1024 * 1024 + SMALL_BODY
 
 Kind = Literal["requests", "images", "uploads", "streams"]
 BUSY = "The server is busy at this moment: try again in a few seconds."
@@ -53,6 +56,10 @@ class Gate:
         kind = kind_of(scope)
         if kind is None:
             await self.app(scope, receive, send)
+            return
+        largest = LARGEST_IMPORT if IMPORTS.fullmatch(scope["path"]) else LARGEST_BODY
+        if body_length(scope) > largest:
+            await self.refuse(Request(scope), 413, f"The request has over {largest >> 20} MB.")(scope, receive, send)
             return
         places, free = self._kinds[kind]
         try:
@@ -90,9 +97,13 @@ def kind_of(scope: Scope) -> Kind | None:
 
 def is_upload(scope: Scope) -> bool:
     """Whether the request's body is large, or does not say how large it is."""
-    headers = dict(scope["headers"])
-    length = headers.get(b"content-length", b"0")
-    return b"transfer-encoding" in headers or not length.isdigit() or int(length) > SMALL_BODY
+    return b"transfer-encoding" in dict(scope["headers"]) or body_length(scope) > SMALL_BODY
+
+
+def body_length(scope: Scope) -> int:
+    """How long the request says its body is; 0 where it says nothing."""
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
 
 
 @contextlib.asynccontextmanager
@@ -131,8 +142,7 @@ def leaving(send: Send, leave: Callable[[], None]) -> Send:
 async def small_body(scope: Scope, receive: Receive) -> deque[Message]:
     """The messages of a small body, read whole; those of an upload are left to whoever reads it."""
     messages: deque[Message] = deque()
-    length = dict(scope["headers"]).get(b"content-length", b"0")
-    if is_upload(scope) or int(length) == 0:
+    if is_upload(scope) or body_length(scope) == 0:
         return messages
     while True:
         message = await receive()

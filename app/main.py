@@ -14,12 +14,11 @@ from starlette.types import Scope
 
 from app import api, db, problems, queue, web
 from app.api import health
-from app.gate import Gate, Kind, Places
+from app.gate import LARGEST_BODY, Gate, Kind, Places
 from app.headers import SafeHeaders
 from app.metrics_page import CountRequests
 from app.settings import ROOT, Settings, get_settings
 
-MAX_BODY = 32 * 1024 * 1024
 FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -46,7 +45,7 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=MAX_BODY,
+        max_body_size=LARGEST_BODY,
         middleware=[
             Middleware(SafeHeaders),
             Middleware(CountRequests),

@@ -3,8 +3,11 @@
 from fastapi import APIRouter
 
 from app.api import assignments, datasets, images, imports, projects, prompts, rounds, users
+from app.api.schemas import ProblemOut
 
-router = APIRouter()
+router = APIRouter(
+    responses={"4XX": {"model": ProblemOut, "description": "What is wrong, as application/problem+json"}}
+)
 for part in (projects, images, prompts, imports, assignments, rounds, datasets, users):
     router.include_router(part.router)
 

@@ -8,11 +8,10 @@ from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
 from app.api.responses import Json
-from app.api.schemas import ListOut
+from app.api.schemas import Limit, ListOut
 from app.deps import ActorDep, SessionDep
 from app.services import assignments, projects, verdicts
 from app.services.actors import parse_id
-from app.services.paging import MAX_LIMIT
 
 router = APIRouter(tags=["judging"])
 
@@ -84,7 +83,7 @@ def feed(
     session: SessionDep,
     actor: ActorDep,
     slug: str,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
+    limit: Limit = 100,
     cursor: str | None = None,
     critic: Annotated[str | None, Query(description="'me' or an id")] = None,
 ) -> Json:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.api.schemas import ImportOut
 from app.deps import ActorDep, SessionDep
+from app.gate import LARGEST_IMPORT
 from app.models import Import
 from app.services import imports, projects
 from app.services.actors import parse_id
@@ -37,7 +38,7 @@ def import_out(session: Session, found: Import) -> ImportOut:
     )
 
 
-@router.post("/projects/{slug}/imports", status_code=202, max_body_size=imports.MAX_FILE)
+@router.post("/projects/{slug}/imports", status_code=202, max_body_size=LARGEST_IMPORT)
 def add_import(
     session: SessionDep,
     actor: ActorDep,

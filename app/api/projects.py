@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from sqlalchemy.orm import Session
 
-from app.api.schemas import ListOut, ProjectIn, ProjectOut
+from app.api.schemas import Limit, ListOut, ProjectIn, ProjectOut
 from app.deps import ActorDep, SessionDep
 from app.models import Project
 from app.services import projects, stats
+from app.services.paging import slice_page
 
 router = APIRouter(tags=["projects"])
 
@@ -28,10 +29,13 @@ def project_out(session: Session, project: Project) -> ProjectOut:
 
 
 @router.get("/projects")
-def list_projects(session: SessionDep, actor: ActorDep) -> ListOut[ProjectOut]:
-    """The projects one is a member of."""
+def list_projects(
+    session: SessionDep, actor: ActorDep, limit: Limit = 100, cursor: str | None = None
+) -> ListOut[ProjectOut]:
+    """The projects one is a member of, in the order they were made."""
     found = projects.list_projects(session, actor)
-    return ListOut(items=[project_out(session, project) for project in found])
+    page = slice_page(found, lambda project: project.id, limit=limit, cursor=cursor)
+    return ListOut(items=[project_out(session, project) for project in page.items], next=page.next)
 
 
 @router.post("/projects", status_code=201)

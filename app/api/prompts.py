@@ -9,13 +9,21 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from app.api.responses import Json, Problem
-from app.api.schemas import CandidateOut, CandidateSetOut, ItemError, ListOut, PromptOut, PromptsAdded, prompt_out
+from app.api.schemas import (
+    CandidateOut,
+    CandidateSetOut,
+    ItemError,
+    Limit,
+    ListOut,
+    PromptOut,
+    PromptsAdded,
+    prompt_out,
+)
 from app.deps import ActorDep, SessionDep
 from app.errors import DomainError, Invalid
 from app.models import Project, Prompt, PromptState, Role, Split
 from app.services import projects, prompts
 from app.services.actors import parse_id, project_role
-from app.services.paging import MAX_LIMIT
 
 router = APIRouter(tags=["prompts"])
 
@@ -25,7 +33,7 @@ def list_prompts(
     session: SessionDep,
     actor: ActorDep,
     slug: str,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
+    limit: Limit = 100,
     cursor: str | None = None,
     split: Split | None = None,
     state: PromptState | None = None,

@@ -33,5 +33,6 @@ class Problem(Response):
         extra: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        problem = {**(extra or {}), "type": "about:blank", "title": title, "status": status, "detail": detail}
+        problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+        problem = {**problem, **(extra or {}), **problem}  # RFC 9457's own members come first, and always
         super().__init__(orjson.dumps(problem, default=str), status_code=status, headers=dict(headers or {}))

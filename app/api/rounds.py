@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from app.api.schemas import ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
+from app.api.schemas import Limit, ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
 from app.deps import ActorDep, SessionDep
 from app.models import ModelVersion, Project, Role, Round, RoundTrigger, Snapshot, SnapshotKind
 from app.services import projects, rounds, snapshots, versions
 from app.services.actors import parse_id
-from app.services.paging import MAX_LIMIT
+from app.services.paging import slice_page
 
 router = APIRouter(tags=["rounds"])
-Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 
 
 def round_out(found: Round, losses: list[dict[str, Any]] | None = None) -> RoundOut:
@@ -118,10 +117,14 @@ def version_out(version: ModelVersion, project: Project) -> VersionOut:
 
 
 @router.get("/projects/{slug}/versions")
-def list_versions(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[VersionOut]:
+def list_versions(
+    session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None
+) -> ListOut[VersionOut]:
     """The versions of a project, newest first."""
     project = projects.get_project(session, actor, slug)
-    return ListOut(items=[version_out(version, project) for version in versions.list_versions(session, actor, project)])
+    found = versions.list_versions(session, actor, project)
+    page = slice_page(found, lambda version: -version.number, limit=limit, cursor=cursor)
+    return ListOut(items=[version_out(version, project) for version in page.items], next=page.next)
 
 
 @router.get("/versions/{version_id}")

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
+from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.models import Prompt, Role, RoundState, RoundTrigger, Scope, SnapshotKind
+from app.services.paging import MAX_LIMIT
 from app.services.projects import ProjectSettings
 
 T = TypeVar("T")
@@ -18,6 +20,7 @@ def _text_of_id(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 Id = Annotated[str, BeforeValidator(_text_of_id)]
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from app.api.schemas import ListOut, TokenIn, TokenOut, UserChange, UserIn, UserOut
+from app.api.schemas import Limit, ListOut, TokenIn, TokenOut, UserChange, UserIn, UserOut
 from app.deps import ActorDep, SessionDep
 from app.models import Token, User
 from app.services import users
 from app.services.actors import parse_id
-from app.services.paging import MAX_LIMIT, decode_cursor, encode_cursor
+from app.services.paging import decode_cursor, encode_cursor
 
 router = APIRouter(tags=["users"])
 
@@ -38,7 +37,7 @@ def users_out(session: Session, found: Sequence[User]) -> list[UserOut]:
 def list_users(
     session: SessionDep,
     actor: ActorDep,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
+    limit: Limit = 100,
     cursor: str | None = None,
 ) -> ListOut[UserOut]:
     """All people, for an admin."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -38,6 +38,15 @@ def decode_cursor(cursor: str, *kinds: type) -> tuple[Any, ...]:
     if not fits or any(type(part) is not kind for part, kind in zip(parts or (), kinds, strict=True)):
         raise Invalid("This cursor is not one of ours: start again without it.", field="cursor")
     return tuple(parts or ())
+
+
+def slice_page(items: Sequence[T], key: Callable[[T], int], *, limit: int, cursor: str | None) -> Page[T]:
+    """A page of a short list that is there as a whole, in the order of `key`: what comes behind `cursor`."""
+    after = None if cursor is None else decode_cursor(cursor, int)[0]
+    ordered = sorted(items, key=key)
+    rest = [item for item in ordered if after is None or key(item) > after]
+    found = rest[: check_limit(limit)]
+    return Page(found, encode_cursor(key(found[-1])) if len(rest) > limit else None)
 
 
 def check_limit(limit: int) -> int:

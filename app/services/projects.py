@@ -75,7 +75,7 @@ class ProjectSettings(BaseModel):
     auto_rounds: bool = True
     epochs: int = Field(5, ge=1, le=100)
     learning_rate: float = Field(1e-3, gt=0, le=1)
-    batch_size: int = Field(16, ge=1, le=1024)
+    batch_size: int = Field(32, ge=1, le=1024, description="Sequences an optimiser step")
     lora_rank: int = Field(16, ge=1, le=512)
     lora_alpha: int = Field(32, ge=1, le=1024)
     init: Literal["continue", "from_base"] = "continue"

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.gate import SMALL_BODY, Gate, Kind, Places, kind_of
+from app.gate import LARGEST_BODY, SMALL_BODY, Gate, Kind, Places, kind_of
 
 
 def refuse(_: Request, status: int, detail: str) -> Response:
@@ -168,6 +168,13 @@ class TestGate:
                 return {"type": "http.disconnect"}
 
             assert await ask(gate, scope(method="POST", content_length="2"), gone) == 0
+
+        run(test)
+
+    def test_a_body_that_is_too_long_is_not_read(self) -> None:
+        async def test() -> None:
+            gate = Gate(Work(), places=places(), refuse=refuse)
+            assert await ask(gate, scope(method="POST", content_length=str(LARGEST_BODY + 1))) == 413
 
         run(test)
 
