@@ -22,6 +22,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from illume.scenes.emoji import EmojiMissingError, find_emoji
 from illume.simulation_baselines import planned, run_seed
 from illume.simulation_figure import figure
@@ -240,6 +242,7 @@ def _scenes_to_make(wanted: int, out: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = parser().parse_args(arguments)
+    disable_progress_bar()  # of loading weights, which would tear the display's line
 
     def write(text: str) -> None:
         sys.stderr.write(text)

@@ -1,0 +1,49 @@
+"""The script of docs/library.md does what the page says, on a few prompts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from illume.tuning_job import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script() -> str:
+    """The page's first Python block."""
+    found = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def test_it_has_fifteen_lines() -> None:
+    assert len(script().strip().splitlines()) == 15
+
+
+def test_it_samples_picks_tunes_and_samples_again(tmp_path: Path) -> None:
+    few = script().replace("train[:60]", "train[:12]").replace("val=val)", "val=val[:4])")
+    assert few.count("[:12]") == 2
+    assert "val[:4]" in few
+    (tmp_path / "starter").symlink_to(ROOT / "starter")
+    (tmp_path / "script.py").write_text(few, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = read_json(tmp_path / "round-1" / "result.json")
+    assert result["n_rationale"] > 0
+    assert len(result["epochs"]) == 5
+    assert (tmp_path / "round-1" / "adapter" / "adapter_model.safetensors").is_file()
+    decision, *rationales = done.stdout.strip().splitlines()
+    assert decision == result["decision"]["reason"]
+    assert len(rationales) >= 2
+    assert all(line.startswith("Rationale(") for line in rationales)
