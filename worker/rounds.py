@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 
 from app.db import session_scope
 from app.errors import DomainError
@@ -29,6 +29,9 @@ LOOK_SECONDS = 0.25
 BEAT_SECONDS = 1.0
 STOP_PATIENCE = 8.0
 """Seconds a tuning process has for its checkpoint when it is told to stop."""
+
+DATABASE_AWAY = (OperationalError, InternalError)
+"""What a database that is gone, starting, or too busy for our time limits raises."""
 
 MAX_EVENTS = 500
 STATE_OF_STAGE = {
@@ -83,7 +86,7 @@ class Watch:
                 return round_running.beat(
                     session, self.claim, state=self.state, progress=self.progress or None, advanced=advanced
                 )
-        except OperationalError as error:
+        except DATABASE_AWAY as error:
             # The round goes on without a database; whether it is still ours is known when it is back.
             log.warning("round %s: no database: %s", self.claim.round_id, error)
             return None
@@ -196,7 +199,7 @@ def _store_events(claim: RoundClaim, tail: child_process.EventTail) -> bool:
     try:
         with session_scope() as session:
             round_running.add_events(session, claim, lines)
-    except OperationalError as error:
+    except DATABASE_AWAY as error:
         tail.back(lines)
         log.warning("round %s: events wait for the database: %s", claim.round_id, error)
         return False
