@@ -26,7 +26,7 @@
   let current = null;
   let upcoming = null;
   let fetching = null;
-  let goingBack = false;
+  let stepsBack = 0;
   let lastActive = Date.now();
   const aside = [];
   const zoom = window.illume.makeZoom(document.getElementById("zoom-dialog"), document.getElementById("zoom-pane"));
@@ -378,9 +378,17 @@
 
   // Going back
 
+  // Pressed twice, it goes back twice, however slow the server is.
   async function back() {
-    if (goingBack) return;
-    goingBack = true;
+    stepsBack += 1;
+    if (stepsBack > 1) return;
+    while (stepsBack > 0) {
+      await oneBack();
+      stepsBack -= 1;
+    }
+  }
+
+  async function oneBack() {
     try {
       await outbox.flush();
       if (outbox.size) {
@@ -394,11 +402,9 @@
         return;
       }
       if (current && !current.verdict) putAside();
-      await show(work);
+      show(work);
     } catch {
       hint("Going back needs the server, which could not be reached.");
-    } finally {
-      goingBack = false;
     }
   }
 

@@ -196,13 +196,10 @@ def sets_of(session: Session, actor: Actor, project: Project, prompt: Prompt) ->
         .options(selectinload(CandidateSet.candidates))
     ).all()
     said = _read(session, _lines(project).where(Verdict.prompt_id == prompt.id).order_by(Verdict.id))
-    set_of = dict(
-        session.execute(
-            select(Verdict.id, Verdict.candidate_set_id).where(Verdict.prompt_id == prompt.id, Verdict.current)
-        )
-        .tuples()
-        .all()
+    rows = session.execute(
+        select(Verdict.id, Verdict.candidate_set_id).where(Verdict.prompt_id == prompt.id, Verdict.current)
     )
+    set_of = {verdict_id: set_id for verdict_id, set_id in rows}  # noqa: C416 - rows are no plain tuples
     return [_set_line(one, number, [line for line in said if set_of.get(line.id) == one.id]) for one, number in sets]
 
 

@@ -50,7 +50,14 @@ class Site:
 
     def start(self) -> None:
         """Serve until `stop`."""
-        config = uvicorn.Config(create_app(), host="127.0.0.1", port=self.port, ws="none", log_level="error")
+        config = uvicorn.Config(
+            create_app(),
+            host="127.0.0.1",
+            port=self.port,
+            ws="none",
+            log_level="error",
+            timeout_graceful_shutdown=2,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
@@ -65,8 +72,8 @@ class Site:
         if self._server is None or self._thread is None:
             return
         self._server.should_exit = True
-        self._server.force_exit = True
         self._thread.join(10)
+        assert not self._thread.is_alive(), "the server did not stop"
         self._server = self._thread = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from sqlalchemy import func, select
 
 from app.models import Verdict, VerdictKind
@@ -226,7 +226,7 @@ class TestGoingBack:
         wait_for_verdicts(page, site, 1)
         critic.open("/annotate/scenes/history")
         page.get_by_role("link", name=f"Change the verdict on: {first}").click()
-        expect(page.get_by_text("none fits", exact=True)).to_be_visible()
+        expect(page.get_by_text("You are changing your verdict")).to_contain_text("none fits")
         ready(page)
         page.keyboard.press("3")
         page.keyboard.press("Enter")
@@ -277,12 +277,12 @@ class TestNothingIsLost:
         ready(page)
         lost = []
 
-        def lose_first(route: object) -> None:
+        def lose_first(route: Route) -> None:
             if not lost:
-                lost.append(route.fetch())  # type: ignore[attr-defined]
-                route.abort()  # type: ignore[attr-defined]
+                lost.append(route.fetch())
+                route.abort()
             else:
-                route.continue_()  # type: ignore[attr-defined]
+                route.continue_()
 
         page.route(re.compile("/verdict$"), lose_first)
         page.keyboard.press("1")
@@ -359,8 +359,8 @@ class TestFairness:
 
     def test_no_verdict_before_the_image_is_rendered(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
         visit = visitor()
-        held: list[object] = []
-        visit.page.route("**/api/v1/images/*", held.append)
+        held: list[Route] = []
+        visit.page.route("**/api/v1/images/*", lambda route: held.append(route))
         visit.sign_in(scenes.critic)
         page = visit.open("/annotate/scenes")
         page.keyboard.press("1")
@@ -369,7 +369,7 @@ class TestFairness:
         assert verdicts(site) == []
         page.unroute("**/api/v1/images/*")
         for route in held:
-            route.continue_()  # type: ignore[attr-defined]
+            route.continue_()
         ready(page)
         page.keyboard.press("Enter")
         wait_for_verdicts(page, site, 1)
@@ -411,7 +411,9 @@ class TestEmptyStates:
             world.named(session, "guest")
         visit = visitor()
         visit.watch.allow.append("404")
-        page = visit.sign_in("guest@example.org", to="/annotate/scenes")
+        page = visit.sign_in("guest@example.org", to="/annotate")
+        expect(page.get_by_role("heading", name="No project yet")).to_be_visible()
+        visit.open("/annotate/scenes")
         expect(page.get_by_text("you are not a member of it")).to_be_visible()
 
 

@@ -153,7 +153,7 @@ def show_preview(session: SessionDep, who: Me, slug: str, template: str = "") ->
 # A new project
 
 
-@router.get("/projects/new")
+@router.get("/new-project")
 def show_new(request: Request, who: Me) -> Response:
     """The form for a new project."""
     require_admin(who.actor)
@@ -173,25 +173,25 @@ def new_view(
     return SettingsView(
         title="New project",
         explanation="A name is enough to begin; everything else has a sensible default and can change later.",
-        action="/admin/projects",
+        action="/admin/new-project",
         button="Make the project",
         problem=problem or join_problems(list(problems.values())),
         groups=(
             name_group(name, slug, problems),
-            *groups_of(shown, problems, preview_url="/admin/projects/new/preview"),
+            *groups_of(shown, problems, preview_url="/admin/new-project/preview"),
         ),
         preview=preview_of(str(shown["template"]), *EXAMPLE),
     )
 
 
-@router.get("/projects/new/preview")
+@router.get("/new-project/preview")
 def show_new_preview(who: Me, template: str = "") -> Response:
     """What the model would be given by another template."""
     require_admin(who.actor)
     return fragment(TEMPLATE, "preview", shell=Shell(title=""), view=PreviewView(preview_of(template, *EXAMPLE)))
 
 
-@router.post("/projects")
+@router.post("/new-project")
 def make(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
     """Make a project."""
     typed = typed_values(form)

@@ -1,0 +1,194 @@
+"""The admin's pages in a browser: the loop live, rounds, versions, settings, people."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+from sqlalchemy import select
+
+from app.models import ModelVersion, Project, Round, RoundState, User
+from app.services.projects import settings_of
+from tests.e2e import world
+from tests.e2e.conftest import Site, Visit, Visitor
+
+pytestmark = pytest.mark.browser
+
+
+class TestLoop:
+    def test_shows_the_loop_and_follows_it(self, admin: Visit, history: world.World, site: Site) -> None:
+        page = admin.page
+        verdicts = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Verdicts"))
+        expect(verdicts.first).to_have_attribute("aria-current", "step")
+        expect(page.get_by_text("12 ready to judge")).to_be_visible()
+        with site.sessions.begin() as session:
+            world.add_running_round(session, history)
+        expect(page.get_by_role("progressbar", name="Progress of round 9")).to_be_visible()
+        station = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Round", exact=True))
+        expect(station.first).to_have_attribute("aria-current", "step")
+
+    def test_unchanged_pages_are_not_sent_again(self, admin: Visit) -> None:
+        page = admin.page
+        with page.expect_response(lambda answer: answer.status == 304, timeout=20_000):
+            pass
+
+    def test_a_round_is_previewed_started_and_cancelled(self, admin: Visit, site: Site) -> None:
+        page = admin.page
+        page.get_by_role("link", name="Start a round…").click()
+        dialog = page.get_by_role("dialog", name="Start a round")
+        expect(dialog).to_contain_text("Accepted rationales")
+        expect(dialog).to_contain_text("takes about")
+        dialog.get_by_role("button", name="Start the round").click()
+        expect(page.get_by_role("heading", name=re.compile("Round 4"))).to_be_visible()
+        expect(page.get_by_text("The round is queued")).to_be_visible()
+        page.on("dialog", lambda question: question.accept())
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_role("heading", name=re.compile("cancelled"))).to_be_visible()
+        with site.sessions() as session:
+            found = session.scalars(select(Round).where(Round.number == 4)).one()
+            assert found.state == RoundState.cancelled
+
+    def test_rolling_back(self, admin: Visit, history: world.World, site: Site) -> None:
+        page = admin.page
+        page.get_by_role("navigation", name="Project").get_by_role("link", name="Versions").click()
+        page.on("dialog", lambda question: question.accept())
+        row = page.get_by_role("row", name=re.compile("^Version 1 "))
+        row.get_by_role("button", name="Activate").click()
+        expect(page.get_by_text("The version is active now.")).to_be_visible()
+        expect(page.get_by_role("row", name=re.compile("^Version 1 active"))).to_be_visible()
+        with site.sessions() as session:
+            project = session.get_one(Project, history.project_id)
+            assert session.get_one(ModelVersion, project.active_version_id).number == 1
+
+
+class TestRound:
+    def test_curves_have_their_numbers_behind_them(self, admin: Visit) -> None:
+        page = admin.open("/admin/projects/scenes/rounds/2")
+        loss = page.get_by_role("region", name="Loss", exact=True)
+        expect(loss.get_by_role("img", name=re.compile("^Loss: loss from"))).to_be_visible()
+        loss.get_by_text("The numbers as a table").click()
+        expect(loss.get_by_role("table").get_by_role("row")).to_have_count(61)
+        expect(page.get_by_text("Version 2 was activated.")).to_be_visible()
+
+    def test_what_is_open_stays_open_while_the_page_follows(
+        self, admin: Visit, history: world.World, site: Site
+    ) -> None:
+        with site.sessions.begin() as session:
+            world.add_running_round(session, history)
+        page = admin.open("/admin/projects/scenes/rounds/9")
+        page.get_by_text("Settings of this round").click()
+        expect(page.get_by_text("learning_rate")).to_be_visible()
+        with site.sessions.begin() as session:
+            running = session.scalars(select(Round).where(Round.number == 9)).one()
+            running.progress = {**running.progress, "fraction": 0.81}
+        expect(page.get_by_text("81 %")).to_be_visible(timeout=15_000)
+        expect(page.get_by_text("learning_rate")).to_be_visible()
+
+
+class TestSettings:
+    def test_a_fault_stays_beside_its_field_with_what_was_typed(
+        self, admin: Visit, history: world.World, site: Site
+    ) -> None:
+        admin.watch.allow.append("422")
+        page = admin.open("/admin/projects/scenes/settings")
+        page.get_by_label("Epochs").fill("many")
+        page.get_by_label("Learning rate").fill("0.002")
+        page.get_by_role("button", name="Save the settings").click()
+        epochs = page.get_by_label("Epochs")
+        expect(epochs).to_have_value("many")
+        expect(epochs).to_have_attribute("aria-invalid", "true")
+        expect(epochs).to_have_accessible_description(re.compile("Write a whole number."))
+        expect(page.get_by_label("Learning rate")).to_have_value("0.002")
+        epochs.fill("7")
+        page.get_by_role("button", name="Save the settings").click()
+        expect(page.get_by_text("The settings are saved")).to_be_visible()
+        with site.sessions() as session:
+            settings = settings_of(session, session.get_one(Project, history.project_id))
+            assert (settings.epochs, settings.learning_rate) == (7, 0.002)
+
+    def test_the_template_is_previewed_as_it_is_typed(self, admin: Visit) -> None:
+        page = admin.open("/admin/projects/scenes/settings")
+        page.get_by_label("Template").fill("{question} Because {answer}: <b>")
+        expect(page.locator("#template-preview")).to_contain_text("Because")
+        expect(page.locator("#template-preview")).to_contain_text("<b>")
+        page.get_by_label("Template").fill("{question} {nothing}")
+        expect(page.locator("#template-preview")).to_contain_text("unknown placeholder {nothing}")
+
+    def test_a_new_project(self, admin: Visit) -> None:
+        admin.watch.allow.append("422")
+        page = admin.open("/admin")
+        page.get_by_role("link", name="New project").click()
+        page.get_by_label("Name", exact=True).fill("Street signs")
+        page.get_by_label("Name in addresses").fill("Street signs")
+        page.get_by_role("button", name="Make the project").click()
+        expect(page.get_by_label("Name in addresses")).to_have_accessible_description(re.compile("lower-case"))
+        page.get_by_label("Name in addresses").fill("street-signs")
+        page.get_by_role("button", name="Make the project").click()
+        expect(page.get_by_role("heading", name="Street signs", level=1)).to_be_visible()
+
+
+class TestUsers:
+    def test_a_person_is_added_and_signs_in(self, admin: Visit, visitor: Visitor) -> None:
+        page = admin.open("/admin/users")
+        page.get_by_label("E-mail").fill("eve@example.org")
+        page.get_by_role("button", name="Add the person").click()
+        password = page.locator("#secret").inner_text()
+        page.reload()
+        expect(page.locator("#secret")).to_have_count(0)
+        other = visitor()
+        other.open("/sign-in")
+        other.page.get_by_label("E-mail").fill("eve@example.org")
+        other.page.get_by_label("Password").fill(password)
+        other.page.get_by_role("button", name="Sign in").click()
+        expect(other.page.get_by_label("Account eve@example.org")).to_be_visible()
+
+    def test_a_known_address_is_said_beside_the_field(self, admin: Visit) -> None:
+        admin.watch.allow.append("409")
+        page = admin.open("/admin/users")
+        page.get_by_label("E-mail").fill("ada@example.org")
+        page.get_by_role("button", name="Add the person").click()
+        expect(page.get_by_label("E-mail")).to_have_value("ada@example.org")
+        expect(page.get_by_label("E-mail")).to_have_accessible_description(re.compile("already"))
+
+    def test_tokens_are_shown_once_and_revoked(self, admin: Visit) -> None:
+        page = admin.open("/admin/users")
+        page.get_by_role("link", name="ada@example.org", exact=True).click()
+        page.get_by_label("Name").fill("her notebook")
+        page.get_by_role("button", name="Make a token").click()
+        expect(page.locator("#secret")).to_contain_text("ill_")
+        page.on("dialog", lambda question: question.accept())
+        page.get_by_role("row", name=re.compile("her notebook")).get_by_role("button", name="Revoke").click()
+        expect(page.get_by_text("The token is revoked.")).to_be_visible()
+        expect(page.get_by_text("her notebook")).to_have_count(0)
+
+    def test_disabling_signs_out_at_once(self, admin: Visit, visitor: Visitor, site: Site) -> None:
+        other = visitor()
+        other.sign_in("ada@example.org", to="/annotate")
+        page = admin.open("/admin/users")
+        page.get_by_role("link", name="ada@example.org", exact=True).click()
+        page.on("dialog", lambda question: question.accept())
+        page.get_by_role("button", name="Disable").click()
+        expect(page.get_by_text("The person is shut out now")).to_be_visible()
+        other.page.reload()
+        expect(other.page.get_by_role("heading", name="Sign in")).to_be_visible()
+        with site.sessions() as session:
+            assert session.scalars(select(User).where(User.email == "ada@example.org")).one().disabled_at
+
+
+class TestPrompts:
+    def test_filter_and_look_at_one(self, admin: Visit) -> None:
+        page = admin.open("/admin/projects/scenes/prompts")
+        page.get_by_label("State").select_option("judged")
+        page.get_by_role("button", name="Filter").click()
+        expect(page).to_have_url(re.compile("state=judged"))
+        page.get_by_role("rowheader").first.get_by_role("link").click()
+        expect(page.get_by_role("img", name="Image 1 of 1")).to_be_visible()
+        expect(page.get_by_role("table")).to_contain_text("Picked by")
+
+    def test_retire_and_bring_back(self, admin: Visit, history: world.World) -> None:
+        page = admin.open(f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}")
+        page.get_by_role("button", name="Retire").click()
+        expect(page.get_by_text("The prompt is saved.")).to_be_visible()
+        page.get_by_role("button", name="Bring it back").click()
+        expect(page.get_by_role("button", name="Retire")).to_be_visible()

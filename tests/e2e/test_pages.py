@@ -1,0 +1,103 @@
+"""Every page: accessible, light, within the policy, at a desk and on a phone, in light and dark."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, Response, expect
+
+from tests.e2e import world
+from tests.e2e.conftest import DESK, PHONE, Site, Visit, Visitor, axe_violations
+
+pytestmark = pytest.mark.browser
+
+CRITICS = ("/annotate", "/annotate/scenes", "/annotate/scenes/history")
+ADMINS = (
+    "/admin",
+    "/admin/projects/scenes",
+    "/admin/projects/scenes/rounds",
+    "/admin/projects/scenes/rounds/preview",
+    "/admin/projects/scenes/rounds/3",
+    "/admin/projects/scenes/rounds/9",
+    "/admin/projects/scenes/versions",
+    "/admin/projects/scenes/prompts",
+    "/admin/projects/scenes/critics",
+    "/admin/projects/scenes/settings",
+    "/admin/new-project",
+    "/admin/users",
+    "/admin/users/1",
+)
+MOST_BYTES = 150_000
+
+
+def faults(page: Page) -> list[str]:
+    """What is wrong with the page: rules of accessibility, or a need to scroll sideways."""
+    found = axe_violations(page)
+    width = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    return [*found, *([f"scrolls sideways: {width}"] if width[0] > width[1] else [])]
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"])
+def test_every_page_is_accessible(
+    visitor: Visitor, history: world.World, site: Site, size: tuple[int, int], scheme: str
+) -> None:
+    with site.sessions.begin() as session:
+        world.add_running_round(session, history)
+    wrong: dict[str, list[str]] = {}
+
+    def look(visit: Visit, paths: tuple[str, ...]) -> None:
+        for path in paths:
+            page = visit.open(path)
+            if path == "/annotate/scenes":
+                expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
+            if found := faults(page):
+                wrong[path] = found
+
+    stranger = visitor(size, color_scheme=scheme)
+    look(stranger, ("/sign-in",))
+    critic = visitor(size, color_scheme=scheme)
+    critic.sign_in(history.critic)
+    look(critic, CRITICS)
+    admin = visitor(size, color_scheme=scheme)
+    admin.sign_in(history.admin)
+    look(admin, (*ADMINS, f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}"))
+    assert wrong == {}
+
+
+def test_dialogs_of_the_judging_page_are_accessible(critic: Visit) -> None:
+    page = critic.page
+    expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
+    wrong = {}
+    for key in ("s", "f", "?", "z"):
+        page.keyboard.press(key)
+        expect(page.get_by_role("dialog")).to_be_visible()
+        wrong[key] = axe_violations(page)
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+    assert not any(wrong.values()), wrong
+
+
+def test_pages_are_light_on_first_load(visitor: Visitor, scenes: world.World) -> None:
+    visit = visitor()
+    visit.sign_in(scenes.critic, to="/annotate")
+    sizes: dict[str, int] = {}
+
+    def weigh(answer: Response) -> None:
+        if "/api/v1/images/" not in answer.url and answer.ok:
+            sizes[answer.url] = len(answer.body())
+
+    fresh = visitor()
+    fresh.context.add_cookies(visit.context.cookies())
+    fresh.page.on("requestfinished", lambda request: weigh(request.response()))
+    fresh.open("/annotate/scenes")
+    fresh.page.wait_for_load_state("networkidle")
+    assert sum(sizes.values()) < MOST_BYTES, sizes
+
+
+def test_the_theme_is_chosen_and_kept(critic: Visit) -> None:
+    page = critic.page
+    page.get_by_role("button", name="Theme: as the system").click()
+    page.get_by_role("button", name="Theme: light").click()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
