@@ -145,7 +145,7 @@ def shown(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str | None)
         found[f"at least {ENOUGH:.0%} of tuning on all references"] = {"holds": reached >= ENOUGH, "share": reached}
     if "truth" in versions["base"]:
         base, new = versions["base"]["truth"]["mean"], versions[last]["truth"]["mean"]
-        found["sampled truth at least doubles"] = {"holds": new >= 2 * base, "base": base, "last round": new}
+        found["sampled truth at least doubles"] = {"holds": new >= 2 * base > 0, "base": base, "last round": new}
     if "accuracy" in versions["base"]:
         change = versions[last]["accuracy"]["mean"] - versions["base"]["accuracy"]["mean"]
         found["answer accuracy falls by at most 2 points"] = {"holds": change >= -MAX_DROP, "change": change}
