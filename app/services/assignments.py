@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, Forbidden, NotFound
 from app.models import Assignment, AssignmentState, Project, Role
 from app.services.actors import Actor, has_role, project_role, require
-from app.services.projects import settings_of
 
 RETRIES = 20
 
@@ -46,17 +45,25 @@ jsonb_build_object(
 
 # One statement. `chosen` locks a set that nobody else is about to take; `claimed` may find, by a snapshot older than
 # that lock, the same slot free as somebody who was quicker: then it takes nothing and the statement is run again.
-CLAIM = f"""
-WITH open AS (
+CLAIM = text(f"""
+WITH allowed AS (
+    SELECT coalesce(CAST(:max_open AS int), (r.settings ->> 'max_open')::int) AS max_open,
+        make_interval(secs => 60 * (r.settings ->> 'lease_minutes')::double precision) AS lease
+    FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
+    WHERE j.id = :project AND (:is_admin OR EXISTS (
+        SELECT FROM memberships m WHERE m.project_id = j.id AND m.user_id = :critic AND m.role <> 'viewer'
+    ))
+), open AS (
     SELECT id FROM assignments
-    WHERE critic_id = :critic AND project_id = :project AND state = 'open' ORDER BY id LIMIT :max_open
+    WHERE critic_id = :critic AND project_id = :project AND state = 'open'
+    ORDER BY id LIMIT (SELECT max_open FROM allowed)
 ), resumed AS (
-    UPDATE assignments SET expires_at = now() + make_interval(secs => :lease)
-    WHERE id = (SELECT min(id) FROM open HAVING count(*) >= :max_open) AND state = 'open'
+    UPDATE assignments SET expires_at = now() + (SELECT lease FROM allowed)
+    WHERE id = (SELECT min(id) FROM open HAVING count(*) >= (SELECT max_open FROM allowed)) AND state = 'open'
     RETURNING id, state, candidate_set_id, shown, expires_at
 ), chosen AS (
     SELECT s.id, s.slots FROM candidate_sets s JOIN prompts p ON p.id = s.prompt_id
-    WHERE (SELECT count(*) FROM open) < :max_open
+    WHERE (SELECT count(*) FROM open) < (SELECT max_open FROM allowed)
       AND s.project_id = :project AND s.state = 'ready' AND s.taken < s.slots AND p.state = 'ready'
       AND NOT EXISTS (
           SELECT FROM assignments mine
@@ -68,7 +75,7 @@ WITH open AS (
     INSERT INTO assignments (project_id, candidate_set_id, critic_id, slot, state, shown, expires_at)
     SELECT :project, chosen.id, :critic, free.slot, 'open',
         (SELECT array_agg(c.id ORDER BY random()) FROM candidates c WHERE c.candidate_set_id = chosen.id),
-        now() + make_interval(secs => :lease)
+        now() + (SELECT lease FROM allowed)
     FROM chosen CROSS JOIN LATERAL (
         SELECT min(n) AS slot FROM generate_series(1, chosen.slots) n
         WHERE NOT EXISTS (
@@ -84,17 +91,19 @@ WITH open AS (
 ), a AS (
     SELECT *, true AS resumed FROM resumed UNION ALL SELECT *, false FROM claimed
 )
-SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, true AS found
+SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, true AS found, true AS allowed
 FROM a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, EXISTS (SELECT FROM chosen) WHERE NOT EXISTS (SELECT FROM a)
-"""  # noqa: S608 - constants only
+SELECT NULL, NULL, NULL, NULL, EXISTS (SELECT FROM chosen), EXISTS (SELECT FROM allowed)
+WHERE NOT EXISTS (SELECT FROM a)
+""")  # noqa: S608 - constants only
+LOCK_CRITIC = text("SELECT pg_advisory_xact_lock(CAST(:project AS int), CAST(:critic AS int))")
 
-LOOK = f"""
+LOOK = text(f"""
 SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, a.critic_id, a.project_id
 FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 WHERE a.id = :assignment
-"""  # noqa: S608 - constants only
+""")  # noqa: S608 - constants only
 
 LAPSE = """
 WITH late AS (
@@ -139,23 +148,20 @@ def claim(session: Session, actor: Actor, project: Project, *, max_open: int | N
     Who holds `max_open` already (a token's own number, else the project's) gets the oldest of those again, its time
     renewed. Needs the role critic.
     """
-    require(session, actor, project, Role.critic)
-    settings = settings_of(session, project)
     values = {
         "project": project.id,
         "critic": actor.user_id,
-        "max_open": max_open or actor.max_open or settings.max_open,
-        "lease": settings.lease_minutes * 60,
+        "is_admin": actor.role is Role.admin,
+        "max_open": max_open or actor.max_open,
     }
     # A statement of its own, so that the next one sees what the same critic claimed a moment ago.
-    session.execute(
-        text("SELECT pg_advisory_xact_lock(CAST(:project AS int), CAST(:critic AS int))"),
-        {"project": project.id % 2**31, "critic": actor.user_id % 2**31},
-    )
+    session.execute(LOCK_CRITIC, {"project": project.id % 2**31, "critic": actor.user_id % 2**31})
     for _ in range(RETRIES):
-        row = session.execute(text(CLAIM), values).one()
+        row = session.execute(CLAIM, values).one()
         if row.id is not None:
             return Claim(row.id, row.expires_at, row.resumed, row.body)
+        if not row.allowed:
+            require(session, actor, project, Role.critic)
         if not row.found:
             return None
     raise Conflict("Many critics are claiming at this moment: try again.")
@@ -163,7 +169,7 @@ def claim(session: Session, actor: Actor, project: Project, *, max_open: int | N
 
 def get_assignment(session: Session, actor: Actor, assignment_id: int) -> Claim:
     """A claim, for its critic and for the project's reviewers. Raises `NotFound`, `Forbidden`."""
-    row = session.execute(text(LOOK), {"assignment": assignment_id}).one_or_none()
+    row = session.execute(LOOK, {"assignment": assignment_id}).one_or_none()
     project = None if row is None else session.get(Project, row.project_id)
     role = None if project is None else project_role(session, actor, project)
     if row is None or role is None:

@@ -40,10 +40,10 @@ __all__ = [
 ]
 
 # One statement. The rows are locked in one order everywhere: assignment, candidate set, prompt.
-GIVE = f"""
+GIVE = text(f"""
 WITH mine AS (
     SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, s.slots, s.prompt_id,
-        p.has_accepted, p.split,
+        p.has_accepted, p.split, r.settings,
         :gives_text AND (r.settings ->> 'aggregation' = 'any' OR s.slots = 1) AS accepts
     FROM assignments a
     JOIN candidate_sets s ON s.id = a.candidate_set_id
@@ -84,9 +84,14 @@ WITH mine AS (
     FROM mine WHERE p.id = mine.prompt_id
 )
 SELECT {VERDICT_JSON.replace("PICKS", ":picks")} AS body, v.candidate_set_id, v.prompt_id, v.project_id, mine.slots,
-    mine.accepts AND NOT mine.has_accepted AS is_fresh
+    mine.accepts AND NOT mine.has_accepted AND (mine.settings -> 'auto_rounds')::boolean AND (
+        SELECT count(*) + 1 FROM (
+            SELECT FROM prompts f WHERE f.project_id = mine.project_id AND f.fresh AND f.id <> mine.prompt_id
+            LIMIT (mine.settings ->> 'round_every')::bigint
+        ) others
+    ) >= (mine.settings ->> 'round_every')::bigint AS is_due
 FROM v, mine
-"""  # noqa: S608 - constants only
+""")  # noqa: S608 - constants only
 
 
 def give(
@@ -160,15 +165,15 @@ def _give(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn
         "flags": verdict.kind is VerdictKind.flagged,
         "closes_as": (AssignmentState.judged if verdict.uses_slot else AssignmentState.released).value,
     }
-    row = session.execute(text(GIVE), values).one_or_none()
+    row = session.execute(GIVE, values).one_or_none()
     if row is None:
         if not _reopen(session, actor, assignment_id, verdict):
             return _keep_aside(session, actor, assignment_id, verdict)
-        row = session.execute(text(GIVE), values).one()
-    is_fresh = bool(row.is_fresh)
+        row = session.execute(GIVE, values).one()
+    is_due = bool(row.is_due)
     if row.slots > 1:
-        is_fresh = _settle(session, row.project_id, row.prompt_id, row.candidate_set_id) or is_fresh
-    if is_fresh:
+        is_due = _settle(session, row.project_id, row.prompt_id, row.candidate_set_id) or is_due
+    if is_due:
         start_round_if_due(session, row.project_id)
     return VerdictOut(201, row.body)
 
