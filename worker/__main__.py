@@ -53,9 +53,7 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
         return 1
     # Messages are JSON, so what Celery warns of here cannot happen; who runs us as root has their reasons.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # Two lines for each message would drown what is worth reading: the sweep alone sends one every few seconds.
-    for noisy in ("celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    hush("celery.worker.strategy", "celery.worker.request", "celery.app.trace")
     celery = make_celery(process)
     stop_on_shutdown(process)
     process.heartbeat.start()
@@ -76,6 +74,12 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
         return int(worker.exitcode or 0)
     finally:
         process.heartbeat.stop()
+
+
+def hush(*names: str) -> None:
+    """Log warnings only: lines for each message would drown the others, as the sweep sends some every time."""
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _device() -> str:
@@ -101,6 +105,7 @@ def _when_there_is_a_database(process: WorkerProcess) -> None:
 
 def run_beat(log_level: str) -> int:
     """Have the sweep run every `sweep_seconds`. Keeps no file: what is due stands in the database."""
+    hush("celery.beat")
     celery = make_celery()
     beat = celery.Beat(
         scheduler_cls="celery.beat:Scheduler",
