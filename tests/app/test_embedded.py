@@ -189,7 +189,6 @@ class TestRefusals:
         with Embedded(folder, durable=False):
             pass  # the refusal let the directory go
 
-
     def test_a_cluster_of_somebody_else(self, folder: Path) -> None:
         with Embedded(folder, durable=False) as services:
             cluster_folder = services.base / "postgres"
@@ -256,4 +255,5 @@ def test_children_are_recorded_and_found_again(folder: Path) -> None:
     assert child.poll() is None
     record.write_text(json.dumps(rows))
     assert supervise.end_left_over(record) == 1
+    child.wait()
     assert not psutil.pid_exists(child.pid)
