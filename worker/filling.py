@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy.orm import Session
 
@@ -179,7 +179,8 @@ def _sample(vlm: Vlm, batch: Batch, *, watch: Watch) -> list[list[Rationale]]:
     settings = batch.settings
     return sample_rationales(
         vlm,
-        [example_for(batch.prompts[claim.prompt_id]) for claim in batch.claims],
+        # A set's own number makes its seeds: a prompt that comes back to the same version gets other candidates.
+        [replace(example_for(batch.prompts[claim.prompt_id]), id=f"set {claim.set_id}") for claim in batch.claims],
         SamplingSettings(
             temperatures=tuple((float(temperature), count) for temperature, count in settings.temperatures),
             top_k_share=settings.top_k_share,
@@ -188,7 +189,6 @@ def _sample(vlm: Vlm, batch: Batch, *, watch: Watch) -> list[list[Rationale]]:
             redraws=settings.redraws,
             template=settings.template,
         ),
-        # The prompt's id is part of each sample's seed, so that the version alone tells two sets of a prompt apart.
         seed=stable_seed("candidates", batch.claims[0].version_id),
         progress=lambda _done, _total: watch(),
     )

@@ -9,7 +9,8 @@ from sqlalchemy import select
 
 from app.db import session_scope
 from app.models import Candidate, CandidateSet, Project, Prompt
-from app.services import candidates, workers
+from app.services import candidates, versions, workers
+from app.services.actors import SYSTEM
 from app.services.store import get_store
 from tests import factories
 from tests.worker import loop
@@ -58,22 +59,23 @@ class TestFillPool:
         [offered] = loop.sets_now(project_id)
         assert offered.answer_source == "own"
 
-    def test_the_next_version_samples_otherwise(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
+    def test_the_next_version_samples_otherwise_and_so_does_the_first_when_it_is_back(
+        self, process: WorkerProcess, models: ModelCache, base: Path
+    ) -> None:
         project_id = committed_project(base, prompts=1)
-        fill_pool(process, models, project_id)
         with session_scope() as session:
             project = session.get_one(Project, project_id)
-            project.active_version_id = factories.make_version(session, project, number=1, base_model=str(base)).id
-            session.flush()
-            candidates.replace_unclaimed(session, project)
-        fill_pool(process, models, project_id)
-        assert states(project_id) == ["replaced", "ready"]
+            first = project.active_version_id
+            assert first is not None
+            second = factories.make_version(session, project, number=1, base_model=str(base)).id
+        for version_id in (first, second, first):
+            with session_scope() as session:
+                versions.activate(session, SYSTEM, version_id)
+            fill_pool(process, models, project_id)
+        assert states(project_id) == ["replaced", "replaced", "ready"]
         with session_scope() as session:
-            seeds = [
-                set(session.scalars(select(Candidate.seed).where(Candidate.candidate_set_id == one.id)))
-                for one in loop.sets_now(project_id)
-            ]
-            assert not seeds[0] & seeds[1]
+            seeds = session.scalars(select(Candidate.seed).where(Candidate.temperature > 0)).all()
+            assert len(set(seeds)) == len(seeds) >= 3
 
     def test_one_lost_image_spoils_no_other_set(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
         project_id = committed_project(base, prompts=4)
