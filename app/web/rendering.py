@@ -124,7 +124,7 @@ def duration(seconds: float | None) -> str:
 
 def number(value: float | int | None, digits: int = 0) -> str:
     """A number with thin groups of three; a dash where there is none."""
-    return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
+    return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "\u2212")
 
 
 def percent(value: float | None, digits: int = 0) -> str:

@@ -297,8 +297,14 @@ def add_curve(session: Session, made: Round, *, steps: int, epochs: int = 5) -> 
     for step in range(1, steps + 1):
         loss = 0.4 + 1.6 * math.exp(-step / 18) + draw.uniform(-0.06, 0.06)
         answer = loss * 0.35
-        event("step", epoch=1 + step * epochs // (steps + 1), step=step, loss=loss, answer_loss=answer,
-              rationale_loss=loss - answer)
+        event(
+            "step",
+            epoch=1 + step * epochs // (steps + 1),
+            step=step,
+            loss=loss,
+            answer_loss=answer,
+            rationale_loss=loss - answer,
+        )
         if step % (steps // epochs) == 0:
             epoch = step // (steps // epochs)
             score = 0.5 + 0.03 * epoch - 0.0045 * epoch**2 + 0.02 * made.number

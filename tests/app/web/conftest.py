@@ -1,0 +1,71 @@
+"""A client of the application whose requests share the test's session, so that all is rolled back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from fastapi.testclient import TestClient
+from httpx import Response
+from sqlalchemy.orm import Session
+
+from app.deps import get_session
+from app.main import create_app
+from app.models import User
+from tests import factories
+
+PASSWORD = "a long password"
+
+
+@dataclass
+class Browser:
+    """A browser without scripts: it keeps cookies and sends the form token of the page it saw last."""
+
+    client: TestClient
+    token: str = ""
+
+    def get(self, path: str, **options: object) -> Response:
+        """Open a page and remember its form token."""
+        response = self.client.get(path, **options)  # type: ignore[arg-type]
+        found = re.search(r'name="csrf_token" value="([^"]+)"', response.text)
+        self.token = found.group(1) if found else self.token
+        return response
+
+    def post(self, path: str, data: dict[str, object] | None = None, **options: object) -> Response:
+        """Send a form with the token."""
+        fields = {"csrf_token": self.token, **(data or {})}
+        return self.client.post(path, data=fields, follow_redirects=False, **options)  # type: ignore[arg-type]
+
+    def sign_in(self, user: User, *, to: str = "/") -> Response:
+        """Sign in by the form."""
+        self.get("/sign-in")
+        response = self.post("/sign-in", {"email": user.email, "password": PASSWORD, "next": to})
+        self.get("/annotate")
+        return response
+
+
+@pytest.fixture
+def client(session: Session, redis_url: str) -> Iterator[TestClient]:
+    """The application; every request works in the test's own session."""
+    app = create_app()
+
+    def test_session() -> Iterator[Session]:
+        yield session
+        session.commit()
+
+    app.dependency_overrides[get_session] = test_session
+    with TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture
+def browser(client: TestClient) -> Browser:
+    """A browser nobody is signed in at."""
+    return Browser(client)
+
+
+def person(session: Session, **options: object) -> User:
+    """A person who can sign in."""
+    return factories.make_user(session, password=PASSWORD, **options)  # type: ignore[arg-type]

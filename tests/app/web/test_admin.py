@@ -1,0 +1,168 @@
+"""The admin's routes: live fragments, forms and their faults, rights."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import Project, Role, Round, RoundState, Scope, Token, User
+from app.services import projects
+from tests import factories
+from tests.app.web.conftest import Browser, person
+
+FRAGMENT = {"HX-Request": "true"}
+PAGES = ("", "/rounds", "/versions", "/prompts", "/critics")
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    """A project."""
+    return factories.make_project(session, slug="scenes", name="Scenes")
+
+
+@pytest.fixture
+def admin(session: Session, project: Project, browser: Browser) -> User:
+    """An admin who is signed in."""
+    user = person(session, role=Role.admin)
+    browser.sign_in(user)
+    return user
+
+
+def form_of(text: str) -> dict[str, object]:
+    """The fields of a settings page as a browser would send them."""
+    fields: dict[str, object] = dict(re.findall(r'<input class="input[^>]* name="(\w+)"[^>]* value="([^"]*)"', text))
+    fields |= dict(re.findall(r'<textarea[^>]* name="(\w+)"[^>]*>([^<]*)</textarea>', text))
+    for name, options in re.findall(r'<select[^>]* name="(\w+)"[^>]*>(.*?)</select>', text, re.DOTALL):
+        chosen = re.search(r'value="(\w+)" selected', options)
+        fields[name] = chosen.group(1) if chosen else ""
+    for name in re.findall(r'type="checkbox" id="\S+" name="(\w+)" value="yes" checked', text):
+        fields[name] = "yes"
+    return fields
+
+
+@pytest.mark.usefixtures("admin")
+class TestLive:
+    @pytest.mark.parametrize("path", ["/admin", *(f"/admin/projects/scenes{path}" for path in PAGES[:3])])
+    def test_the_same_state_is_304(self, browser: Browser, path: str) -> None:
+        first = browser.get(path, headers=FRAGMENT)
+        assert first.status_code == 200
+        assert "<html" not in first.text
+        again = browser.get(path, headers={**FRAGMENT, "If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.text) == (304, "")
+
+    def test_a_change_is_a_new_state(self, browser: Browser, session: Session, project: Project) -> None:
+        path = "/admin/projects/scenes"
+        etag = browser.get(path, headers=FRAGMENT).headers["etag"]
+        factories.make_candidate_set(session, project)
+        assert browser.get(path, headers={**FRAGMENT, "If-None-Match": etag}).status_code == 200
+
+
+@pytest.mark.usefixtures("admin")
+class TestRounds:
+    def test_nothing_accepted_is_said_before_and_refused_after(self, browser: Browser) -> None:
+        preview = browser.get("/admin/projects/scenes/rounds/preview")
+        assert "Nothing is accepted yet" in preview.text
+        browser.get("/admin/projects/scenes/settings")
+        assert browser.post("/admin/projects/scenes/rounds").status_code == 409
+
+    def test_cancelled(self, browser: Browser, session: Session, project: Project) -> None:
+        snapshot = factories.make_snapshot(session, project)
+        plan = {"parent": project.active_version_id, "base_model": "starter", "metric": "rouge_l", "seed": 1}
+        snapshot.settings = {**plan, "project": snapshot.settings}
+        made = factories.make_round(session, project, snapshot=snapshot)
+        browser.get("/admin/projects/scenes/settings")
+        response = browser.post("/admin/projects/scenes/rounds/1/cancel")
+        assert response.headers["location"] == "/admin/projects/scenes/rounds/1?done=cancelled"
+        assert session.get_one(Round, made.id).state is RoundState.cancelled
+        assert "The round is being cancelled." in browser.get(response.headers["location"]).text
+
+    def test_an_unknown_one(self, browser: Browser) -> None:
+        response = browser.get("/admin/projects/scenes/rounds/7")
+        assert response.status_code == 404
+        assert "There is no round 7" in response.text
+
+
+@pytest.mark.usefixtures("admin")
+class TestSettings:
+    def test_saved_as_shown_changes_nothing(self, browser: Browser, session: Session, project: Project) -> None:
+        before = projects.settings_of(session, project)
+        page = browser.get("/admin/projects/scenes/settings").text
+        response = browser.post("/admin/projects/scenes/settings", form_of(page))
+        assert response.status_code == 303
+        assert projects.settings_of(session, project) == before
+        session.refresh(project)
+        assert project.name == "Scenes"
+
+    def test_all_faults_at_once_with_what_was_typed(self, browser: Browser, session: Session, project: Project) -> None:
+        page = browser.get("/admin/projects/scenes/settings").text
+        typed = {"epochs": "many", "top_p": "3", "temperatures": "0.3 x two", "template": "{question}"}
+        response = browser.post("/admin/projects/scenes/settings", {**form_of(page), **typed})
+        assert response.status_code == 422
+        assert "4 fields need another look" in response.text
+        again = form_of(response.text)
+        assert {name: again[name] for name in typed} == typed
+        assert projects.settings_of(session, project).epochs == 5
+
+    def test_new_values_are_kept(self, browser: Browser, session: Session, project: Project) -> None:
+        page = browser.get("/admin/projects/scenes/settings").text
+        changes = {"temperatures": "0 x 1, 0,9 x 3", "skip_reasons": "Too dark\n\nBlurred", "name": "Lit scenes"}
+        changes["temperatures"] = "0 x 1; 0.9 x 3"
+        fields = {**form_of(page), **changes}
+        fields.pop("auto_rounds")
+        assert browser.post("/admin/projects/scenes/settings", fields).status_code == 303
+        settings = projects.settings_of(session, session.get_one(Project, project.id, populate_existing=True))
+        assert settings.temperatures == [(0.0, 1), (0.9, 3)]
+        assert settings.skip_reasons == ["Too dark", "Blurred"]
+        assert not settings.auto_rounds
+
+    def test_a_new_project(self, browser: Browser, session: Session) -> None:
+        page = browser.get("/admin/new-project").text
+        fields = {**form_of(page), "name": "Signs", "slug": "signs"}
+        assert browser.post("/admin/new-project", fields).headers["location"] == "/admin/projects/signs"
+        assert session.scalars(select(Project).where(Project.slug == "signs")).one().active_version_id
+        again = browser.post("/admin/new-project", fields)
+        assert again.status_code == 422
+        assert "already" in again.text
+
+
+@pytest.mark.usefixtures("admin")
+class TestUsers:
+    def test_a_token_is_shown_once(self, browser: Browser, session: Session, admin: User) -> None:
+        browser.get(f"/admin/users/{admin.id}")
+        response = browser.post(f"/admin/users/{admin.id}/tokens", {"scope": "read", "name": "mine"})
+        assert "ill_" in response.text
+        assert "ill_" not in browser.get(f"/admin/users/{admin.id}").text
+        token = session.scalars(select(Token).where(Token.user_id == admin.id)).one()
+        assert (token.scope, token.name) == (Scope.read, "mine")
+
+    def test_the_last_admin_stays(self, browser: Browser, session: Session, admin: User) -> None:
+        browser.get(f"/admin/users/{admin.id}")
+        response = browser.post(f"/admin/users/{admin.id}/role", {"role": "critic"})
+        assert response.status_code == 409
+        assert "last admin" in response.text
+
+
+class TestRights:
+    @pytest.mark.parametrize("role", [Role.viewer, Role.reviewer])
+    def test_who_looks_does_not_change(self, browser: Browser, session: Session, project: Project, role: Role) -> None:
+        browser.sign_in(factories.make_member(session, project, role, user=person(session, role=role)))
+        factories.make_round(session, project)
+        for path in PAGES:
+            assert browser.get(f"/admin/projects/scenes{path}").status_code == 200
+        assert browser.get("/admin/projects/scenes/settings").status_code == 403
+        browser.get("/annotate")
+        for path in ("rounds", "rounds/1/cancel", "versions/0/activate", "settings"):
+            assert browser.post(f"/admin/projects/scenes/{path}").status_code == 403, path
+
+    def test_a_stranger_finds_nothing(self, browser: Browser, session: Session, project: Project) -> None:
+        browser.sign_in(person(session, role=Role.reviewer))
+        for path in PAGES:
+            assert browser.get(f"/admin/projects/scenes{path}").status_code == 404
+
+    def test_a_prompt_of_another_project(self, browser: Browser, session: Session, project: Project) -> None:
+        browser.sign_in(person(session, role=Role.admin))
+        prompt = factories.make_prompt(session, factories.make_project(session))
+        assert browser.get(f"/admin/projects/scenes/prompts/{prompt.id}").status_code == 404

@@ -1,0 +1,232 @@
+"""The critic's routes: the next prompt, verdicts and their repeats, and who may not."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.models import Assignment, AssignmentState, Project, Role, User, Verdict
+from tests import factories
+from tests.app.web.conftest import Browser, person
+
+FRAGMENT = {"HX-Request": "true"}
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    """A project with three sets ready to judge."""
+    project = factories.make_project(session, slug="scenes", name="Scenes")
+    for number in range(3):
+        prompt = factories.make_prompt(session, project, question=f"What is <b>{number}</b>?")
+        factories.make_candidate_set(session, project, prompt=prompt)
+    return project
+
+
+@pytest.fixture
+def critic(session: Session, project: Project, browser: Browser) -> User:
+    """A critic who is signed in."""
+    user = factories.make_member(session, project, user=person(session, role=Role.critic))
+    browser.sign_in(user)
+    return user
+
+
+def assignment_in(text: str) -> str:
+    """The id of the assignment on a page or in a fragment."""
+    found = re.search(r'data-assignment="(\d+)"', text)
+    assert found
+    return found.group(1)
+
+
+def picks_in(text: str) -> list[str]:
+    """The ids of the candidates on a page."""
+    return re.findall(r'name="picks" value="(\d+)"', text)
+
+
+def count(session: Session) -> int:
+    """How many verdicts there are."""
+    return session.scalar(select(func.count()).select_from(Verdict)) or 0
+
+
+@pytest.mark.usefixtures("critic")
+class TestJudge:
+    def test_text_is_text(self, browser: Browser) -> None:
+        page = browser.get("/annotate/scenes").text
+        assert "What is &lt;b&gt;0&lt;/b&gt;?" in page
+        assert "<b>0" not in page
+
+    def test_a_reload_shows_the_same_prompt(self, browser: Browser) -> None:
+        first = assignment_in(browser.get("/annotate/scenes").text)
+        assert assignment_in(browser.get("/annotate/scenes").text) == first
+
+    def test_next_is_another_and_not_a_known_one(self, browser: Browser) -> None:
+        first = assignment_in(browser.get("/annotate/scenes").text)
+        second = assignment_in(browser.post("/annotate/scenes/next", {"known": first}).text)
+        assert second != first
+        # After a reload the page knows the first only: the second, held already, comes again.
+        assert assignment_in(browser.post("/annotate/scenes/next", {"known": first}).text) == second
+
+    def test_no_more_than_one_may_hold(self, browser: Browser) -> None:
+        known = [assignment_in(browser.get("/annotate/scenes").text)]
+        for _ in range(2):
+            known.append(assignment_in(browser.post("/annotate/scenes/next", {"known": known}).text))
+        response = browser.post("/annotate/scenes/next", {"known": known})
+        assert (response.status_code, response.text) == (204, "")
+
+    def test_says_what_happens_when_there_is_nothing(self, browser: Browser, session: Session) -> None:
+        empty = factories.make_project(session, slug="empty")
+        factories.make_prompt(session, empty)
+        factories.make_member(session, empty, user=session.scalars(select(User)).first())
+        page = browser.get("/annotate/empty")
+        assert page.status_code == 200
+        assert "The pool is being filled" in page.text
+        assert "1 wait for theirs" in page.text
+
+
+@pytest.mark.usefixtures("critic")
+class TestVerdict:
+    def give(self, browser: Browser, key: str = "k1", **fields: object) -> tuple[int, str]:
+        """Judge the prompt on the page."""
+        page = browser.get("/annotate/scenes").text
+        url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
+        chosen = {"kind": "picked", "picks": picks_in(page)[:1], "seconds": "2.5", **fields}
+        response = browser.post(url, chosen, headers={**FRAGMENT, "Idempotency-Key": key})
+        return response.status_code, response.text
+
+    def test_is_answered_with_the_figures(self, browser: Browser, session: Session) -> None:
+        status, text = self.give(browser)
+        assert status == 201
+        assert '<strong class="numbers">1</strong> today' in text
+        assert count(session) == 1
+
+    def test_the_same_key_again_is_the_same_verdict(self, browser: Browser, session: Session) -> None:
+        page = browser.get("/annotate/scenes").text
+        url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
+        fields = {"kind": "none_fit", "seconds": "1"}
+        headers = {**FRAGMENT, "Idempotency-Key": "again"}
+        assert [browser.post(url, fields, headers=headers).status_code for _ in range(2)] == [201, 201]
+        assert count(session) == 1
+
+    def test_given_twice_is_a_toast(self, browser: Browser, session: Session) -> None:
+        page = browser.get("/annotate/scenes").text
+        url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
+        browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT)
+        response = browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT)
+        assert response.status_code == 409
+        assert response.headers["hx-retarget"] == "#toasts"
+        assert "data-text" in response.text
+        assert "<html" not in response.text
+
+    def test_a_candidate_of_another_set(self, browser: Browser, session: Session, project: Project) -> None:
+        other = factories.make_candidate_set(session, project)
+        stranger = str(factories.candidates_of(session, other)[0].id)
+        assert self.give(browser, picks=[stranger])[0] == 422
+        assert count(session) == 0
+
+    def test_anothers_assignment(self, browser: Browser, session: Session, project: Project) -> None:
+        critic = factories.make_critic(session, project)
+        made = factories.make_assignment(session, factories.make_candidate_set(session, project), critic)
+        url = f"/annotate/scenes/assignments/{made.id}/verdict"
+        assert browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT).status_code == 403
+
+    def test_a_late_one_is_kept_aside_and_says_so(self, browser: Browser, session: Session, project: Project) -> None:
+        page = browser.get("/annotate/scenes").text
+        mine = session.get_one(Assignment, int(assignment_in(page)))
+        mine.state = AssignmentState.lapsed
+        session.flush()
+        other = factories.make_critic(session, project)
+        session.add(
+            Assignment(
+                project_id=project.id,
+                candidate_set_id=mine.candidate_set_id,
+                critic_id=other.user_id,
+                slot=1,
+                state=AssignmentState.open,
+                shown=mine.shown,
+                expires_at=mine.expires_at,
+            )
+        )
+        session.flush()
+        url = f"/annotate/scenes/assignments/{mine.id}/verdict"
+        response = browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT)
+        assert response.status_code == 202
+        assert "kept aside" in response.text
+
+    def test_without_the_form_token(self, browser: Browser, session: Session) -> None:
+        page = browser.get("/annotate/scenes").text
+        browser.token = "made up"
+        url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
+        assert browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT).status_code == 403
+        assert count(session) == 0
+
+    def test_an_ended_session_is_401_and_no_redirect(self, browser: Browser) -> None:
+        page = browser.get("/annotate/scenes").text
+        browser.client.cookies.delete("illume_session")
+        url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
+        assert browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT).status_code == 401
+
+
+@pytest.mark.usefixtures("critic")
+class TestChange:
+    def judge(self, browser: Browser) -> None:
+        """Say that none fits."""
+        page = browser.get("/annotate/scenes").text
+        url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
+        assert browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT).status_code == 201
+
+    def test_a_repeat_whose_answer_was_lost(self, browser: Browser, session: Session) -> None:
+        self.judge(browser)
+        card = browser.get("/annotate/scenes/back", headers=FRAGMENT).text
+        found = re.search(r'data-verdict="(\d+)"', card)
+        assert found
+        url = f"/annotate/scenes/verdicts/{found.group(1)}"
+        fields = {"kind": "picked", "picks": picks_in(card)[0], "seconds": "3.25"}
+        assert [browser.post(url, fields, headers=FRAGMENT).status_code for _ in range(2)] == [201, 201]
+        assert count(session) == 2
+        assert browser.post(url, {**fields, "seconds": "9"}, headers=FRAGMENT).status_code == 409
+
+    def test_nothing_to_go_back_to(self, browser: Browser) -> None:
+        response = browser.get("/annotate/scenes/back", headers=FRAGMENT)
+        assert response.status_code == 404
+        assert "no earlier verdict" in response.text
+
+    def test_the_list_holds_only_ones_own(self, browser: Browser, session: Session, project: Project) -> None:
+        self.judge(browser)
+        other = factories.make_critic(session, project)
+        made = factories.make_assignment(
+            session,
+            factories.make_candidate_set(
+                session, project, prompt=factories.make_prompt(session, project, question="Whose is this?")
+            ),
+            other,
+        )
+        factories.make_verdict(session, made)
+        text = browser.get("/annotate/scenes/history").text
+        assert "Whose is this?" not in text
+        assert text.count("Change the verdict on") == 1
+
+
+class TestHeartbeat:
+    def test_names_what_is_lost(self, browser: Browser, critic: User, session: Session, project: Project) -> None:
+        mine = assignment_in(browser.get("/annotate/scenes").text)
+        other = factories.make_critic(session, project)
+        theirs = factories.make_assignment(session, factories.make_candidate_set(session, project), other)
+        response = browser.post("/annotate/scenes/heartbeat", {"held": [mine, str(theirs.id), "x"]}, headers=FRAGMENT)
+        assert response.text == f"{theirs.id} x"
+
+
+class TestAccess:
+    def test_a_viewer_does_not_judge(self, browser: Browser, session: Session, project: Project) -> None:
+        user = factories.make_member(session, project, Role.viewer, user=person(session, role=Role.viewer))
+        browser.sign_in(user)
+        response = browser.get("/annotate/scenes")
+        assert response.status_code == 403
+        assert "needs the role &#39;critic&#39;" in response.text
+
+    def test_a_critic_does_not_see_the_admins_pages(self, browser: Browser, critic: User) -> None:
+        for path in ("", "/prompts", "/critics", "/versions", "/rounds"):
+            assert browser.get(f"/admin/projects/scenes{path}").status_code == 403
+        assert browser.get("/admin").status_code == 403
+        assert browser.get("/admin/users").status_code == 403
