@@ -3,7 +3,7 @@
 Starts a database, a broker and the demo's workers of their own, seeds the demo's project, judges prompts as a truthful
 critic until a round starts by itself, and prints when what happened.
 
-    python bench/round.py [--picks 40]
+    python bench/round.py [--picks 40] [--critic any]
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picks", type=int, default=40)
+    parser.add_argument("--critic", choices=["truth", "any"], default="truth", help="any: picks the first candidate")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="illume-bench-") as folder:
         Path(folder).chmod(0o711)
@@ -60,7 +61,7 @@ def main() -> int:
         with services(share=False):
             actor, project_id = seed(options.picks)
             with running_workers():
-                measure(actor, project_id, picks=options.picks)
+                measure(actor, project_id, picks=options.picks, truthful=options.critic == "truth")
     return 0
 
 
@@ -99,14 +100,14 @@ def starter(command: list[str], log: Path) -> Callable[[], object]:
     return lambda: start_child(command, log=log, env=dict(os.environ))
 
 
-def measure(actor: Actor, project_id: int, *, picks: int) -> None:
+def measure(actor: Actor, project_id: int, *, picks: int, truthful: bool) -> None:
     """Judge, watch the round, print the table."""
     clock = Clock()
     wait_for(lambda: ready_sets(project_id) > 0)
     clock.note("first candidate set ready")
     picked, judged = 0, 0
     while picked < picks:
-        outcome = judge_one(actor, project_id)
+        outcome = judge_one(actor, project_id, truthful=truthful)
         if outcome is None:
             time.sleep(0.1)
             continue
@@ -128,8 +129,8 @@ def measure(actor: Actor, project_id: int, *, picks: int) -> None:
     report(found, seconds)
 
 
-def judge_one(actor: Actor, project_id: int) -> int | None:
-    """Judge the next set truthfully: 1 with a pick, 0 without, None when no set was ready."""
+def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
+    """Judge the next set: 1 with a pick, 0 without, None when no set was ready."""
     with session_scope() as session:
         project = session.get_one(Project, project_id)
         claim = assignments.claim(session, actor, project)
@@ -144,6 +145,7 @@ def judge_one(actor: Actor, project_id: int) -> int | None:
             for candidate_id, words in texts
             if faithful(words, question=prompt.question, answer=prompt.answer or "", metadata=prompt.extra)
         ]
+        picks = picks if truthful else [claim.candidates[0]["id"]]
         verdict = verdicts.VerdictIn.model_validate({"kind": "picked" if picks else "none_fit", "picks": picks})
         verdicts.give(session, actor, claim.assignment_id, verdict)
         return int(bool(picks))
