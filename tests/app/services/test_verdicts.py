@@ -449,7 +449,7 @@ class TestReading:
         pick(session, critic, claim(session, project, critic))
         newest = give(session, critic, claim(session, project, critic), kind="none_fit")
         seen = verdicts.history(session, factories.make_admin(session), project)
-        assert [one["id"] for one in seen][0] == newest.body["id"]
+        assert seen[0]["id"] == newest.body["id"]
         assert seen[0]["critic_email"] == critic.email
         assert len(seen[1]["picks"]) == 1
         assert verdicts.history(session, factories.make_critic(session, project), project) == []
