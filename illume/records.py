@@ -32,7 +32,7 @@ class Rationale:
     """One sampled rationale of one example.
 
     `mean_logprob` is the mean natural-log probability per generated token (end token included) under the
-    unfiltered distribution at temperature 1. `seed` reproduces the sample; `answer` is the one that stood in the prompt.
+    unfiltered distribution at temperature 1. `seed` reproduces it; `answer` is the one that stood in the prompt.
     """
 
     example_id: str
