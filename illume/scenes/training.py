@@ -39,7 +39,16 @@ from illume.scenes.starter import (
     build_tokenizer,
     save_starter,
 )
-from illume.scenes.texts import DESCRIBE, description, vqa_prompt, why_prompt
+from illume.scenes.texts import (
+    DESCRIBE,
+    WHAT_WHERE,
+    WHERE_WHAT,
+    cells_with_kinds,
+    description,
+    kinds_with_cells,
+    vqa_prompt,
+    why_prompt,
+)
 
 IGNORED = -100
 KEEP_EVERY = 200  # steps between checkpoints
@@ -47,30 +56,38 @@ KEEP_EVERY = 200  # steps between checkpoints
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of the run: per scene its description with this chance, so many questions, rationales of some of them."""
+    """A part of the run. Per scene its description and its pairs of cell and kind, each with this chance; so many
+    questions, and rationales of some of them.
+
+    `right` and `circular` are shares of the rationales; what is left is hallucinated. The learning rate goes from
+    the first to the second share of its peak.
+    """
 
     steps: int
     describe: float
+    pairs: float
     questions: int
     rationales: int
+    rates: tuple[float, float]
+    right: float = 0.28
+    circular: float = 0.30
 
 
-LOOKING = Stage(steps=2000, describe=1.0, questions=2, rationales=0)
-ANSWERING = Stage(steps=1200, describe=0.25, questions=6, rationales=1)
-EXPLAINING = Stage(steps=900, describe=0.1, questions=4, rationales=3)
+LOOKING = Stage(steps=2000, describe=1.0, pairs=0.0, questions=2, rationales=0, rates=(1.0, 0.505))
+ANSWERING = Stage(steps=1200, describe=0.25, pairs=0.0, questions=6, rationales=1, rates=(0.8, 0.4354))
+EXPLAINING = Stage(steps=900, describe=0.1, pairs=0.0, questions=4, rationales=3, rates=(0.4354, 0.01))
+GROUNDING = Stage(
+    steps=1300, describe=0.1, pairs=1.0, questions=4, rationales=2, rates=(0.8, 0.3), right=1.0, circular=0.0
+)
+MIXING = Stage(steps=400, describe=0.0, pairs=0.1, questions=4, rationales=3, rates=(0.3, 0.01))
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides what the starter becomes: first it learns to look, then to answer, then to explain.
+    """All that decides what the starter becomes: to look, answer, explain anyhow, explain rightly, explain anyhow."""
 
-    `right` and `circular` are shares of the rationales; what is left is hallucinated.
-    """
-
-    stages: tuple[Stage, Stage, Stage] = (LOOKING, ANSWERING, EXPLAINING)
+    stages: tuple[Stage, ...] = (LOOKING, ANSWERING, EXPLAINING, GROUNDING, MIXING)
     batch: int = 16
-    right: float = 0.28
-    circular: float = 0.30
     learning_rate: float = 1e-3
     warmup: int = 300
     weight_decay: float = 0.05
@@ -81,20 +98,18 @@ class Recipe:
         """Optimiser steps in all."""
         return sum(stage.steps for stage in self.stages)
 
-    def stage_at(self, step: int) -> Stage:
-        """The stage a step belongs to."""
+    def stage_at(self, step: int) -> tuple[Stage, float]:
+        """The stage a step belongs to, and how much of it is over, from 0 to 1."""
         for stage in self.stages:
             if step < stage.steps:
-                return stage
+                return stage, step / stage.steps
             step -= stage.steps
         raise IndexError("the run has no such step")
 
     def scaled(self, share: float) -> Recipe:
         """The same recipe with shorter or longer stages."""
-        looking, answering, explaining = (
-            replace(stage, steps=max(1, round(stage.steps * share))) for stage in self.stages
-        )
-        return replace(self, stages=(looking, answering, explaining))
+        stages = tuple(replace(stage, steps=max(1, round(stage.steps * share))) for stage in self.stages)
+        return replace(self, stages=stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +120,17 @@ class Text:
     target: str
 
 
-def mixed_rationale(question: Question, scene: Scene, rng: random.Random, recipe: Recipe) -> str:
-    """A rationale of the base model's mixture."""
+def mixed_rationale(question: Question, scene: Scene, rng: random.Random, stage: Stage) -> str:
+    """A rationale of the stage's mixture."""
     share = rng.random()
-    if share < recipe.right:
+    if share < stage.right:
         return right(question, scene, rng)
-    if share < recipe.right + recipe.circular:
+    if share < stage.right + stage.circular:
         return circular(question, rng)
     return hallucinated(question, scene, rng)
 
 
-def scene_texts(rng: random.Random, recipe: Recipe, stage: Stage) -> tuple[Scene, list[Text]]:
+def scene_texts(rng: random.Random, stage: Stage) -> tuple[Scene, list[Text]]:
     """A scene and the texts to learn from it."""
     question = draw_asked(rng, rng.choice(FAMILIES))
     scene = scene_for(question.asked, question.answer, rng)
@@ -127,9 +142,11 @@ def scene_texts(rng: random.Random, recipe: Recipe, stage: Stage) -> tuple[Scene
             asked.append(more)
     describe = stage.describe >= 1 or rng.random() < stage.describe
     texts = [Text(DESCRIBE, description(scene))] if describe else []
+    if stage.pairs and rng.random() < stage.pairs:
+        texts += [Text(WHAT_WHERE, cells_with_kinds(scene, rng)), Text(WHERE_WHAT, kinds_with_cells(scene, rng))]
     texts += [Text(vqa_prompt(one), one.answer) for one in asked]
     explained = asked[: stage.rationales]
-    return scene, texts + [Text(why_prompt(one), mixed_rationale(one, scene, rng, recipe)) for one in explained]
+    return scene, texts + [Text(why_prompt(one), mixed_rationale(one, scene, rng, stage)) for one in explained]
 
 
 def pixels_of(picture: Image.Image) -> np.ndarray:
@@ -185,10 +202,10 @@ def draw_batch(
 ) -> Batch:
     """The batch of a step; depends on the recipe's seed and the step alone."""
     rng = random.Random(stable_seed("batch", recipe.seed, step))
-    stage = recipe.stage_at(step)
+    stage, _ = recipe.stage_at(step)
     rows, pixels = [], []
     for _ in range(recipe.batch):
-        scene, texts = scene_texts(rng, recipe, stage)
+        scene, texts = scene_texts(rng, stage)
         prompts = tokenizer([text.prompt for text in texts], add_special_tokens=False)["input_ids"]
         targets = tokenizer([f" {text.target}<eos>" for text in texts], add_special_tokens=False)["input_ids"]
         rows.append(list(zip(prompts, targets, strict=True)))
@@ -245,16 +262,12 @@ def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> torch.Tensor:
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    """Learning rate: a short rise and a slow fall while looking, then straight down, faster while explaining."""
-    rise = min(1.0, (step + 1) / recipe.warmup)
-    looking, answering, explaining = (stage.steps for stage in recipe.stages)
-    if step < looking:
-        share = 0.01 + 0.99 * 0.5 * (1 + math.cos(0.5 * math.pi * step / looking))
-    elif step < looking + answering:
-        share = 0.8 + (0.4354 - 0.8) * (step - looking) / answering
-    else:
-        share = 0.4354 + (0.01 - 0.4354) * (step - looking - answering) / explaining
-    return recipe.learning_rate * rise * share
+    """Learning rate: a short rise and a slow fall in the first stage, then a straight line in each."""
+    stage, over = recipe.stage_at(step)
+    first, last = stage.rates
+    if step < recipe.stages[0].steps:
+        over = 1 - math.cos(0.5 * math.pi * over)
+    return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * (first + (last - first) * over)
 
 
 def _optimizer(model: LlavaForConditionalGeneration, recipe: Recipe) -> torch.optim.AdamW:

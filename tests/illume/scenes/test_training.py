@@ -18,6 +18,7 @@ from illume.scenes.starter import IMAGE, IMAGE_TOKENS, build_model, build_proces
 from illume.scenes.training import (
     IGNORED,
     LOOKING,
+    MIXING,
     Recipe,
     Stage,
     draw_batch,
@@ -28,7 +29,7 @@ from illume.scenes.training import (
 )
 from illume.scenes.truth import is_true
 
-TINY = Recipe(stages=(Stage(3, 1.0, 2, 0), Stage(3, 0.5, 2, 1)), batch=2, warmup=2)
+TINY = Recipe(stages=(Stage(3, 1.0, 0.0, 2, 0, (1.0, 0.5)), Stage(3, 0.5, 1.0, 2, 1, (0.5, 0.1))), batch=2, warmup=2)
 
 
 class TestPacking:
@@ -90,7 +91,9 @@ class TestTrain:
     def test_refuses_another_recipe(self, emoji: Path, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
-        train(tmp_path, recipe=Recipe(stages=(Stage(1, 1.0, 1, 0),), batch=2), emoji=emoji, device="cpu")
+        train(
+            tmp_path, recipe=Recipe(stages=(Stage(1, 1.0, 0.0, 1, 0, (1.0, 1.0)),), batch=2), emoji=emoji, device="cpu"
+        )
         with pytest.raises(ValueError) as caught:
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
         assert "other settings" in str(caught.value)
@@ -99,19 +102,19 @@ class TestTrain:
 class TestMixture:
     def test_shares(self) -> None:
         rng = random.Random(0)
-        recipe = Recipe()
-        _, texts = scene_texts(rng, recipe, LOOKING)
+        stage = MIXING
+        _, texts = scene_texts(rng, LOOKING)
         assert texts[0].prompt == "Describe:"
         n = right = circular = 0
         for _ in range(2000):
             question = draw_asked(rng, "place")
             scene = scene_for(question.asked, question.answer, rng)
-            text = mixed_rationale(question, scene, rng, recipe)
+            text = mixed_rationale(question, scene, rng, stage)
             n += 1
             right += is_true(text, scene, question.asked, question.answer)
             circular += text.startswith("it ")
-        assert abs(right / n - recipe.right) < 0.04
-        assert abs(circular / n - recipe.circular) < 0.04
+        assert abs(right / n - stage.right) < 0.04
+        assert abs(circular / n - stage.circular) < 0.04
 
 
 class TestProcessor:
