@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated
 
+from anyio import CancelScope
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from app.db import session_factory
 from app.errors import Unauthenticated
@@ -19,11 +21,21 @@ SESSION_COOKIE = "illume_session"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
-def get_session() -> Iterator[Session]:
-    """A session for one request, committed when its route returns and before the response leaves."""
-    with session_factory()() as session:
+async def get_session() -> AsyncIterator[Session]:
+    """A session for one request, committed when its route returns and before the response leaves.
+
+    Only what asks the database runs in a thread: making a session does not.
+    """
+    session = session_factory()()
+    try:
         yield session
-        session.commit()
+        await run_in_threadpool(session.commit)
+    finally:
+        if session.in_transaction():
+            with CancelScope(shield=True):
+                await run_in_threadpool(session.close)
+        else:
+            session.close()
 
 
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]

@@ -24,7 +24,7 @@ router = APIRouter(tags=["judging"])
 )
 def claim(session: SessionDep, actor: ActorDep, slug: str) -> Response:
     """Claim the next candidate set."""
-    claimed = assignments.claim(session, actor, projects.find_project(session, slug))
+    claimed = assignments.claim_in(session, actor, slug)
     if claimed is None:
         return Response(status_code=204)
     return Json(claimed.body, status_code=200 if claimed.resumed else 201)

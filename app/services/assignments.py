@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,8 +14,10 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, Forbidden, NotFound
 from app.models import Assignment, AssignmentState, Project, Role
 from app.services.actors import Actor, has_role, project_role, require
+from app.services.projects import get_project
 
 RETRIES = 20
+PAUSE = 0.02
 
 # What a critic gets, as JSON: the prompt without references and metadata, the candidates in the order they are shown.
 # `a` is the assignment, `s` its candidate set, `p` its prompt.
@@ -43,37 +47,42 @@ jsonb_build_object(
 )
 """
 
+# A set `s` of a ready prompt `p` that this critic may claim.
+CLAIMABLE = """
+FROM candidate_sets s JOIN prompts p ON p.id = s.prompt_id
+WHERE (SELECT count(*) FROM open) < (SELECT max_open FROM allowed)
+  AND s.project_id = (SELECT project FROM allowed) AND s.state = 'ready' AND s.taken < s.slots AND p.state = 'ready'
+  AND NOT EXISTS (
+      SELECT FROM assignments mine
+      WHERE mine.candidate_set_id = s.id AND mine.critic_id = :critic AND mine.state <> 'lapsed'
+  )
+"""
+
 # One statement. `chosen` locks a set that nobody else is about to take; `claimed` may find, by a snapshot older than
 # that lock, the same slot free as somebody who was quicker: then it takes nothing and the statement is run again.
 CLAIM = text(f"""
 WITH allowed AS (
-    SELECT coalesce(CAST(:max_open AS int), (r.settings ->> 'max_open')::int) AS max_open,
+    SELECT j.id AS project, coalesce(CAST(:max_open AS int), (r.settings ->> 'max_open')::int) AS max_open,
         make_interval(secs => 60 * (r.settings ->> 'lease_minutes')::double precision) AS lease
     FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
-    WHERE j.id = :project AND (:is_admin OR EXISTS (
+    WHERE j.slug = :slug AND (:is_admin OR EXISTS (
         SELECT FROM memberships m WHERE m.project_id = j.id AND m.user_id = :critic AND m.role <> 'viewer'
     ))
 ), open AS (
     SELECT id FROM assignments
-    WHERE critic_id = :critic AND project_id = :project AND state = 'open'
+    WHERE critic_id = :critic AND project_id = (SELECT project FROM allowed) AND state = 'open'
     ORDER BY id LIMIT (SELECT max_open FROM allowed)
 ), resumed AS (
     UPDATE assignments SET expires_at = now() + (SELECT lease FROM allowed)
     WHERE id = (SELECT min(id) FROM open HAVING count(*) >= (SELECT max_open FROM allowed)) AND state = 'open'
     RETURNING id, state, candidate_set_id, shown, expires_at
 ), chosen AS (
-    SELECT s.id, s.slots FROM candidate_sets s JOIN prompts p ON p.id = s.prompt_id
-    WHERE (SELECT count(*) FROM open) < (SELECT max_open FROM allowed)
-      AND s.project_id = :project AND s.state = 'ready' AND s.taken < s.slots AND p.state = 'ready'
-      AND NOT EXISTS (
-          SELECT FROM assignments mine
-          WHERE mine.candidate_set_id = s.id AND mine.critic_id = :critic AND mine.state <> 'lapsed'
-      )
+    SELECT s.id, s.slots {CLAIMABLE}
     ORDER BY s.taken, s.priority DESC, s.id LIMIT 1
     FOR UPDATE OF s SKIP LOCKED
 ), claimed AS (
     INSERT INTO assignments (project_id, candidate_set_id, critic_id, slot, state, shown, expires_at)
-    SELECT :project, chosen.id, :critic, free.slot, 'open',
+    SELECT (SELECT project FROM allowed), chosen.id, :critic, free.slot, 'open',
         (SELECT array_agg(c.id ORDER BY random()) FROM candidates c WHERE c.candidate_set_id = chosen.id),
         now() + (SELECT lease FROM allowed)
     FROM chosen CROSS JOIN LATERAL (
@@ -94,10 +103,10 @@ WITH allowed AS (
 SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, true AS found, true AS allowed
 FROM a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, EXISTS (SELECT FROM chosen), EXISTS (SELECT FROM allowed)
+SELECT NULL, NULL, NULL, NULL, EXISTS (SELECT {CLAIMABLE}), EXISTS (SELECT FROM allowed)
 WHERE NOT EXISTS (SELECT FROM a)
 """)  # noqa: S608 - constants only
-LOCK_CRITIC = text("SELECT pg_advisory_xact_lock(CAST(:project AS int), CAST(:critic AS int))")
+LOCK_CRITIC = text("SELECT pg_advisory_xact_lock(12, CAST(:critic AS int))")
 
 LOOK = text(f"""
 SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, a.critic_id, a.project_id
@@ -143,28 +152,34 @@ class Claim:
 
 
 def claim(session: Session, actor: Actor, project: Project, *, max_open: int | None = None) -> Claim | None:
-    """Claim the next candidate set for `actor`, or None when none is ready for them.
+    """`claim_in`, of a project that is at hand."""
+    return claim_in(session, actor, project.slug, max_open=max_open)
+
+
+def claim_in(session: Session, actor: Actor, slug: str, *, max_open: int | None = None) -> Claim | None:
+    """Claim the next candidate set of a project for `actor`, or None when none is ready for them.
 
     Who holds `max_open` already (a token's own number, else the project's) gets the oldest of those again, its time
     renewed. Needs the role critic.
     """
     values = {
-        "project": project.id,
+        "slug": slug,
         "critic": actor.user_id,
         "is_admin": actor.role is Role.admin,
         "max_open": max_open or actor.max_open,
     }
     # A statement of its own, so that the next one sees what the same critic claimed a moment ago.
-    session.execute(LOCK_CRITIC, {"project": project.id % 2**31, "critic": actor.user_id % 2**31})
+    session.execute(LOCK_CRITIC, {"critic": actor.user_id % 2**31})
     for _ in range(RETRIES):
         row = session.execute(CLAIM, values).one()
         if row.id is not None:
             return Claim(row.id, row.expires_at, row.resumed, row.body)
         if not row.allowed:
-            require(session, actor, project, Role.critic)
+            get_project(session, actor, slug, Role.critic)  # says what is wrong
         if not row.found:
             return None
-    raise Conflict("Many critics are claiming at this moment: try again.")
+        time.sleep(random.uniform(0, PAUSE))  # somebody else is taking the last sets at this moment
+    return None
 
 
 def get_assignment(session: Session, actor: Actor, assignment_id: int) -> Claim:

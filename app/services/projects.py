@@ -138,17 +138,11 @@ def create_project(
     return project
 
 
-def find_project(session: Session, slug: str) -> Project:
-    """The project, whoever asks: what is done with it must ask for rights itself. Raises `NotFound`."""
+def get_project(session: Session, actor: Actor, slug: str, need: Role = Role.viewer) -> Project:
+    """The project, where `actor` has the role `need`. Raises `NotFound`, `Forbidden`."""
     project = session.scalar(select(Project).where(Project.slug == slug))
     if project is None:
         raise NotFound("There is no such project, or you are not a member of it.")
-    return project
-
-
-def get_project(session: Session, actor: Actor, slug: str, need: Role = Role.viewer) -> Project:
-    """The project, where `actor` has the role `need`. Raises `NotFound`, `Forbidden`."""
-    project = find_project(session, slug)
     require(session, actor, project, need)
     return project
 
