@@ -6,6 +6,7 @@
 //   data-dialog            on an htmx target inside a <dialog>: the dialog opens when content arrives
 //   data-copy="SELECTOR"   copies that element's text
 //   data-confirm="TEXT"    asks before the form is sent
+//   data-address="PATH"    the address the page stands at, where it is the answer to a form
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -124,6 +125,10 @@
       if (dialog && !dialog.open) dialog.showModal();
     }
   });
+
+  // A page that answers a form stands at another address than the form's, so that a reload sends nothing again.
+  const address = document.querySelector("[data-address]")?.dataset.address;
+  if (address) history.replaceState(null, "", address);
 
   showTheme();
 })();

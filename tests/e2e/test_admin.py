@@ -119,7 +119,7 @@ class TestSettings:
         admin.watch.allow.append("422")
         page = admin.open("/admin")
         page.get_by_role("link", name="New project").click()
-        page.get_by_label("Name", exact=True).fill("Street signs")
+        page.get_by_role("textbox", name="Name", exact=True).fill("Street signs")
         page.get_by_label("Name in addresses").fill("Street signs")
         page.get_by_role("button", name="Make the project").click()
         expect(page.get_by_label("Name in addresses")).to_have_accessible_description(re.compile("lower-case"))

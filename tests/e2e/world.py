@@ -347,3 +347,9 @@ def refill(session: Session, world: World) -> None:
     project = session.get_one(Project, world.project_id)
     for prompt in session.query(Prompt).filter_by(project_id=world.project_id, state=PromptState.waiting):
         factories.make_candidate_set(session, project, prompt=prompt)
+
+
+def beat_workers(session: Session) -> None:
+    """Let all workers be alive at this moment."""
+    for worker in session.query(Worker):
+        worker.beats_at = datetime.now(UTC)
