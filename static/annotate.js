@@ -48,7 +48,7 @@
       saved: "Saved",
       saving: "Saving…",
       waiting: `Offline, ${waiting} waiting`,
-      "signed-out": `Signed out, ${waiting} waiting`,
+      "signed-out": waiting ? `Signed out, ${waiting} waiting` : "Signed out",
     };
     const before = saveState.dataset.state;
     saveState.dataset.state = state;
@@ -486,7 +486,7 @@
   }
 
   function inDialog(dialog, event) {
-    if (!dialog.matches(".reasons") || event.ctrlKey) return;
+    if (!dialog.matches(".reasons") || event.ctrlKey || event.metaKey) return;
     const reasons = [...dialog.querySelectorAll("[data-reason]")];
     const digit = digitOf(event);
     const onButton = event.target.closest("button");
@@ -501,14 +501,14 @@
   const keysOn = document.getElementById("keys-on");
 
   function onKey(event) {
-    if (event.defaultPrevented || event.isComposing || event.altKey || event.metaKey || event.repeat) return;
+    if (event.defaultPrevented || event.isComposing || event.altKey || event.repeat) return;
     const dialog = document.querySelector("dialog[open]");
     if (dialog) {
       inDialog(dialog, event);
       return;
     }
     const typing = event.target.closest('textarea, select, input:not([type="checkbox"])');
-    if (event.key === "Enter" && event.ctrlKey) {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       submit();
       return;
@@ -517,7 +517,7 @@
       if (event.key === "Escape") stage.querySelector("#question").focus({ preventScroll: true });
       return;
     }
-    if (event.ctrlKey || !keysOn.checked) return;
+    if (event.ctrlKey || event.metaKey || !keysOn.checked) return;
     onBareKey(event);
   }
 
@@ -563,7 +563,9 @@
   });
   for (const kind of ["keydown", "pointerdown"]) {
     document.addEventListener(kind, () => {
+      const idle = Date.now() - lastActive;
       lastActive = Date.now();
+      if (idle > leaseMs / 3) beat();
     });
   }
   window.addEventListener("focus", async () => {
@@ -596,8 +598,9 @@
   }
 
   setInterval(beat, Math.max(1000, leaseMs / 3));
-  setInterval(() => {
-    if (!document.hidden && saveState.dataset.state === "saved") renew();
+  setInterval(async () => {
+    if (document.hidden || saveState.dataset.state !== "saved") return;
+    if ((await renew()) === "signed-out") outbox.hold();
   }, FIGURES_EVERY);
   setInterval(() => {
     const wanted = !current || (!upcoming && Date.now() - lastActive < 60000);

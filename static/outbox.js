@@ -55,7 +55,7 @@
 
     function put(url, fields, about) {
       write([...read(), { key: newKey(), url, fields, about }]);
-      report("saving");
+      report(held ? "signed-out" : "saving");
       flush();
     }
 

@@ -266,13 +266,15 @@ def critics_of(session: Session, actor: Actor, project: Project) -> list[CriticL
 PACE = """
 SELECT count(*) FILTER (WHERE created_at >= date_trunc('day', now(), 'UTC')) AS today,
     count(*) FILTER (WHERE created_at >= now() - interval '1 hour') AS hour
-FROM verdicts WHERE project_id = :project AND current AND created_at >= now() - interval '1 day'
+FROM (
+    SELECT created_at FROM verdicts WHERE project_id = :project AND current ORDER BY xid DESC, id DESC LIMIT 20000
+) newest
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How many verdicts a project got since midnight UTC and in the last hour."""
+    """How many verdicts a project got since midnight UTC and in the last hour, of the newest 20,000."""
 
     today: int
     hour: int

@@ -88,7 +88,8 @@ def judge(request: Request, session: SessionDep, who: Me, slug: str, verdict: st
         if card is None:
             messages = (Message("That verdict was changed meanwhile: see the newest one in your list.", "warn"),)
     if card is None:
-        claim = next_claim(session, who.actor, project, frozenset())
+        held = assignments.open_assignments(session, who.actor, project)
+        claim = next_claim(session, who.actor, project, frozenset(), held)
         card = card_of(claim, settings) if claim else None
     view = JudgeView(
         slug=slug,
@@ -127,10 +128,10 @@ def claim_next(session: SessionDep, who: Poster, form: Form, slug: str) -> Respo
     project = judged_project(session, who.actor, slug)
     settings = projects.settings_of(session, project)
     known = frozenset(parse_id(one) for one in texts_of(form, "known"))
-    held = {claim.assignment_id for claim in assignments.open_assignments(session, who.actor, project)}
-    if len(held & known) >= settings.max_open and held <= known:
+    held = assignments.open_assignments(session, who.actor, project)
+    if len(held) >= settings.max_open and all(claim.assignment_id in known for claim in held):
         return Response(status_code=204)
-    claim = next_claim(session, who.actor, project, known)
+    claim = next_claim(session, who.actor, project, known, held)
     view = stage_of(session, project, card_of(claim, settings) if claim else None)
     return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=view)
 

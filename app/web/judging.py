@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -240,13 +241,15 @@ def empty_of(session: Session, project: Project) -> Empty:
     )
 
 
-def next_claim(session: Session, actor: Actor, project: Project, known: frozenset[int]) -> Claim | None:
-    """A claim the page does not have: one that was held before, else a new one; None when there is none."""
-    for held in assignments.open_assignments(session, actor, project):
-        if held.assignment_id not in known:
-            return assignments.heartbeat(session, actor, held.assignment_id)
-    claim = assignments.claim(session, actor, project)
-    return None if claim is None or claim.assignment_id in known else claim
+def next_claim(
+    session: Session, actor: Actor, project: Project, known: frozenset[int], held: Sequence[Claim]
+) -> Claim | None:
+    """A claim the page does not have: one that was `held` before, else a new one; None when there is none."""
+    for claim in held:
+        if claim.assignment_id not in known:
+            return assignments.heartbeat(session, actor, claim.assignment_id)
+    found = assignments.claim(session, actor, project)
+    return None if found is None or found.assignment_id in known else found
 
 
 def stage_of(session: Session, project: Project, card: Card | None) -> StageView:

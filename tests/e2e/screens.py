@@ -98,10 +98,11 @@ def take(browser: Browser, site: Site, email: str, path: str, size: tuple[int, i
 
 
 def pick_some(page: Page) -> None:
-    """Pick two candidates."""
+    """Pick two candidates that speak of what the question asks for."""
     expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
-    page.keyboard.press("1")
-    page.keyboard.press("3")
+    thing = page.get_by_role("heading", level=1).inner_text().rstrip("?").split()[-1]
+    for candidate in page.locator(".candidate").filter(has_text=thing).all()[:2]:
+        candidate.click()
 
 
 if __name__ == "__main__":
