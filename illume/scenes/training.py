@@ -56,8 +56,8 @@ KEEP_EVERY = 200  # steps between checkpoints
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of the run. Per scene its description and its pairs of cell and kind, each with this chance; so many
-    questions, and rationales of some of them.
+    """A part of the run. Per scene its description, its pairs of cell and kind, and where each object is, each with
+    this chance; so many questions, and rationales of some of them.
 
     `right` and `circular` are shares of the rationales; what is left is hallucinated. The learning rate goes from
     the first to the second share of its peak.
@@ -71,22 +71,34 @@ class Stage:
     rates: tuple[float, float]
     right: float = 0.28
     circular: float = 0.30
+    places: float = 0.0
 
 
 LOOKING = Stage(steps=2000, describe=1.0, pairs=0.0, questions=2, rationales=0, rates=(1.0, 0.505))
 ANSWERING = Stage(steps=1200, describe=0.25, pairs=0.0, questions=6, rationales=1, rates=(0.8, 0.4354))
 EXPLAINING = Stage(steps=900, describe=0.1, pairs=0.0, questions=4, rationales=3, rates=(0.4354, 0.01))
 GROUNDING = Stage(
-    steps=1300, describe=0.1, pairs=1.0, questions=4, rationales=2, rates=(0.8, 0.3), right=1.0, circular=0.0
+    steps=1100, describe=0.1, pairs=1.0, questions=4, rationales=2, rates=(0.8, 0.3769), right=1.0, circular=0.0
+)
+LOCATING = Stage(
+    steps=1600,
+    describe=0.1,
+    pairs=0.1,
+    questions=4,
+    rationales=3,
+    rates=(0.8, 0.2),
+    right=1.0,
+    circular=0.0,
+    places=1.0,
 )
 MIXING = Stage(steps=400, describe=0.0, pairs=0.1, questions=4, rationales=3, rates=(0.3, 0.01))
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides what the starter becomes: to look, answer, explain anyhow, explain rightly, explain anyhow."""
+    """All that decides what the starter becomes; the stages follow one another."""
 
-    stages: tuple[Stage, ...] = (LOOKING, ANSWERING, EXPLAINING, GROUNDING, MIXING)
+    stages: tuple[Stage, ...] = (LOOKING, ANSWERING, EXPLAINING, GROUNDING, LOCATING, MIXING)
     batch: int = 16
     learning_rate: float = 1e-3
     warmup: int = 300
@@ -144,6 +156,8 @@ def scene_texts(rng: random.Random, stage: Stage) -> tuple[Scene, list[Text]]:
     texts = [Text(DESCRIBE, description(scene))] if describe else []
     if stage.pairs and rng.random() < stage.pairs:
         texts += [Text(WHAT_WHERE, cells_with_kinds(scene, rng)), Text(WHERE_WHAT, kinds_with_cells(scene, rng))]
+    if stage.places and rng.random() < stage.places:
+        texts.append(Text(WHERE_WHAT, kinds_with_cells(scene, rng)))
     texts += [Text(vqa_prompt(one), one.answer) for one in asked]
     explained = asked[: stage.rationales]
     return scene, texts + [Text(why_prompt(one), mixed_rationale(one, scene, rng, stage)) for one in explained]
