@@ -81,17 +81,17 @@ GROUNDING = Stage(
     steps=1100, describe=0.1, pairs=1.0, questions=4, rationales=2, rates=(0.8, 0.3769), right=1.0, circular=0.0
 )
 LOCATING = Stage(
-    steps=1600,
+    steps=300,
     describe=0.1,
     pairs=0.1,
     questions=4,
     rationales=3,
-    rates=(0.8, 0.2),
+    rates=(0.5, 0.25),
     right=1.0,
     circular=0.0,
     places=1.0,
 )
-MIXING = Stage(steps=400, describe=0.0, pairs=0.1, questions=4, rationales=3, rates=(0.3, 0.01))
+MIXING = Stage(steps=200, describe=0.0, pairs=0.1, questions=4, rationales=3, rates=(0.25, 0.01))
 
 
 @dataclass(frozen=True, slots=True)
