@@ -35,7 +35,8 @@ FLAGS = (
 DESK = (1280, 800)
 PHONE = (390, 844)
 AXE = (ROOT / "node_modules" / "axe-core" / "axe.min.js", ROOT / "static" / "vendor" / "axe.min.js")
-START_SECONDS = 30.0
+START_SECONDS = 60.0
+PATIENCE_MS = 20_000  # a busy machine is slow, not wrong
 
 
 @dataclass
@@ -131,6 +132,7 @@ def playwright() -> Iterator[Playwright]:
 @pytest.fixture(scope="session")
 def browser(playwright: Playwright) -> Iterator[Browser]:
     """One Chromium for the whole run; tests have contexts of their own."""
+    expect.set_options(timeout=PATIENCE_MS)
     browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
     yield browser
     browser.close()
@@ -190,7 +192,7 @@ def visitor(site: Site, browser: Browser) -> Iterator[Visitor]:
             viewport = {"width": size[0], "height": size[1]}
             context = browser.new_context(viewport=viewport, **options)  # type: ignore[arg-type]
             closing.callback(context.close)
-            context.set_default_timeout(15_000)
+            context.set_default_timeout(PATIENCE_MS)
             visit = Visit(site, context, context.new_page(), Watch())
             visit.page.on("console", visit.watch.on_console)
             visit.page.on("pageerror", lambda error: visit.watch.complaints.append(str(error)))

@@ -360,14 +360,23 @@ class TestFairness:
     def test_no_verdict_before_the_image_is_rendered(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
         visit = visitor()
         held: list[Route] = []
-        visit.page.route("**/api/v1/images/*", lambda route: held.append(route))
+        released = False
+
+        def hold(route: Route) -> None:
+            if released:
+                route.continue_()
+            else:
+                held.append(route)
+
+        visit.page.route("**/api/v1/images/*", hold)
         visit.sign_in(scenes.critic)
-        page = visit.open("/annotate/scenes")
+        page = visit.page
+        page.goto(f"{site.url}/annotate/scenes", wait_until="domcontentloaded")  # the load waits for the image
         page.keyboard.press("1")
         page.keyboard.press("Enter")
         expect(page.get_by_role("region", name="Messages")).to_contain_text("The image is not there yet")
         assert verdicts(site) == []
-        page.unroute("**/api/v1/images/*")
+        released = True
         for route in held:
             route.continue_()
         ready(page)
