@@ -36,6 +36,15 @@ def faults(page: Page) -> list[str]:
     return [*found, *([f"scrolls sideways: {width}"] if width[0] > width[1] else [])]
 
 
+def test_the_judging_page_is_one_screen(visitor: Visitor, scenes: world.World) -> None:
+    for size in (DESK, PHONE):
+        visit = visitor(size)
+        page = visit.sign_in(scenes.critic, to="/annotate/scenes")
+        expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
+        assert page.evaluate("document.documentElement.scrollHeight") == size[1]
+        assert page.get_by_role("button", name="Submit").is_visible()
+
+
 @pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"])
 def test_every_page_is_accessible(
     visitor: Visitor, history: world.World, site: Site, size: tuple[int, int], scheme: str
