@@ -11,13 +11,14 @@ ASSETS := static/vendor/fetched
 DEMO :=
 TESTS :=
 
-.PHONY: help demo test test-slow check clean
+.PHONY: help demo test test-slow check screens clean
 
 help:
 	@echo "make demo    run everything on this machine; DEMO='--port 8001' passes options"
 	@echo "make test    run the tests, in a browser too; TESTS='tests/app -x' passes options"
 	@echo "make test-slow   run the tests that take long"
 	@echo "make check   lint, types, imports, migrations"
+	@echo "make screens   take the pictures in docs/screens anew"
 	@echo "make clean   remove what set-up made; data stays"
 
 demo: $(INSTALLED) $(ASSETS)
@@ -35,6 +36,9 @@ check: $(INSTALLED)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/check_migrations.py
+
+screens: $(INSTALLED) $(ASSETS)
+	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m tests.e2e.screens
 
 clean:
 	rm -rf $(VENV) node_modules static/vendor build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
