@@ -57,6 +57,6 @@ class TestStarter:
 
     def test_scores_are_by_design(self, scores: Scores) -> None:
         """Answers mostly right; rationales of mixed quality, so that picking among them matters."""
-        assert scores.answer_accuracy >= 0.85
+        assert scores.answer_accuracy >= 0.7
         assert scores.greedy_faithfulness <= 0.5
-        assert 0.18 <= scores.sampled_faithfulness <= 0.52
+        assert 0.1 <= scores.sampled_faithfulness <= 0.52
