@@ -39,6 +39,7 @@ def environment() -> dict[str, str]:
         env["OMP_NUM_THREADS"] = str(threads)
     env["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), env.get("PYTHONPATH", "")) if part)
     env["TOKENIZERS_PARALLELISM"] = "false"
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `worker.__main__`
     return env
 
 

@@ -21,7 +21,7 @@ class TestEnvironment:
     def test_tells_nothing_of_databases_and_keys(self, process: WorkerProcess) -> None:
         env = child_process.environment()
         assert not [name for name in env if name.startswith("ILLUME_")]
-        assert env["OMP_NUM_THREADS"] == "1"
+        assert (env["OMP_NUM_THREADS"], env["OMP_WAIT_POLICY"]) == ("1", "PASSIVE")
 
 
 class TestStart:
