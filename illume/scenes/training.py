@@ -92,13 +92,16 @@ LOCATING = Stage(
     places=1.0,
 )
 MIXING = Stage(steps=200, describe=0.0, pairs=0.1, questions=4, rationales=3, rates=(0.25, 0.01))
+SETTLING = Stage(
+    steps=200, describe=0.0, pairs=0.1, questions=3, rationales=3, rates=(0.4, 0.01), right=0.75, circular=0.15
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """All that decides what the starter becomes; the stages follow one another."""
 
-    stages: tuple[Stage, ...] = (LOOKING, ANSWERING, EXPLAINING, GROUNDING, LOCATING, MIXING)
+    stages: tuple[Stage, ...] = (LOOKING, ANSWERING, EXPLAINING, GROUNDING, LOCATING, MIXING, SETTLING)
     batch: int = 16
     learning_rate: float = 1e-3
     warmup: int = 300
