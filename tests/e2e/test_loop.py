@@ -52,8 +52,12 @@ def demo() -> Iterator[Demo]:
     environment.pop("OMP_NUM_THREADS", None)
     command = [sys.executable, "-m", "app.cli", "demo", "--port", "0", "--data-dir", str(folder), "--no-browser"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    # What it says after it is ready must not fill the pipe.
+    drain = threading.Thread(target=process.stdout.read)
     try:
         address = _wait_until_ready(process)
+        drain.start()
         accounts = json.loads((folder / "demo-accounts.json").read_text())
         yield Demo(address, folder, accounts)
         process.send_signal(signal.SIGTERM)
@@ -62,6 +66,9 @@ def demo() -> Iterator[Demo]:
         if process.poll() is None:
             process.kill()
             process.wait()
+        if drain.is_alive():
+            drain.join(10)
+        process.stdout.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -75,8 +82,6 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> str:
         said.append(line)
         if line.startswith("ready: "):
             killer.cancel()
-            # What it says later must not fill the pipe.
-            threading.Thread(target=process.stdout.read, daemon=True).start()
             return line.removeprefix("ready: ").strip()
     pytest.fail(f"the demo ended with {process.wait()} before it was ready:\n{''.join(said)}")
 
