@@ -62,7 +62,8 @@ def _run(options: argparse.Namespace) -> int:
         make_scenes(options.out, n=options.n, seed=options.seed, sprites=sprites, report=_say)
         return 0
     if options.command == "train":
-        from illume.scenes.training import Recipe, train
+        from illume.scenes.lessons import Recipe
+        from illume.scenes.training import train
 
         recipe = Recipe(seed=options.seed).scaled(options.share)
         train(

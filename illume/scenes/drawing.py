@@ -18,6 +18,7 @@ _ROW_Y = {"back": 118, "front": 184}  # where the objects' feet are
 _WINDOW = (10, 6, 182, 56)
 
 Color = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two outside
 
 _SKIES: dict[str, tuple[Color, Color]] = {
     "morning": ((176, 214, 250), (255, 226, 150)),
@@ -265,8 +266,8 @@ def _weather_over(image: Image.Image, scene: Scene, rng: random.Random) -> None:
             draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255, 240))
 
 
-def _put(image: Image.Image, sprite: Image.Image, x: int, y: int, longest: int, rng: random.Random) -> None:
-    """Pastes a sprite, feet at (x, y), with a shadow."""
+def _put(image: Image.Image, sprite: Image.Image, x: int, y: int, longest: int, rng: random.Random) -> Box:
+    """Pastes a sprite, feet at (x, y), with a shadow; returns where it came to stand."""
     scale = longest / max(sprite.size)
     small = sprite.resize(
         (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.LANCZOS
@@ -276,11 +277,20 @@ def _put(image: Image.Image, sprite: Image.Image, x: int, y: int, longest: int, 
     ImageDraw.Draw(shadow).ellipse((3, 3, small.width + 4, 11), fill=(0, 0, 0, 95))
     shadow = shadow.filter(ImageFilter.GaussianBlur(1.5))
     image.paste(shadow, (x - shadow.width // 2, y - 8), shadow)
-    image.paste(small, (x - small.width // 2, y - small.height), small)
+    left, top = x - small.width // 2, y - small.height
+    image.paste(small, (left, top), small)
+    return left, top, left + small.width, top + small.height
 
 
 def draw_scene(scene: Scene, sprites: Mapping[str, Image.Image], rng: random.Random) -> Image.Image:
     """The picture of a scene, SIZE x SIZE, RGB. What the scene leaves open (clouds, trees, inches) comes from `rng`."""
+    return draw_with_boxes(scene, sprites, rng)[0]
+
+
+def draw_with_boxes(
+    scene: Scene, sprites: Mapping[str, Image.Image], rng: random.Random
+) -> tuple[Image.Image, list[Box]]:
+    """The picture of a scene, and for each of its items where it stands; later ones may hide earlier ones."""
     image = Image.new("RGB", (SIZE, SIZE))
     sky = _sky(scene, rng)
     image.paste(sky, (0, 0))
@@ -290,13 +300,15 @@ def draw_scene(scene: Scene, sprites: Mapping[str, Image.Image], rng: random.Ran
     else:
         _outdoors(image, scene, rng)
         _floor_below(image, scene, rng)
+    boxes: list[Box] = []
     for item in scene.items:
         size = KINDS[item.kind].size
         longest = 48 if size < 15 else 54 if size < 100 else 60
         dimmed = _dimmed(sprites[item.kind], scene)
-        _put(image, dimmed, _COLUMN_X[item.column], _ROW_Y[item.row], longest + rng.randint(-3, 3), rng)
+        x, y = _COLUMN_X[item.column], _ROW_Y[item.row]
+        boxes.append(_put(image, dimmed, x, y, longest + rng.randint(-3, 3), rng))
     _weather_over(image, scene, rng)
-    return image
+    return image, boxes
 
 
 def _floor_below(image: Image.Image, scene: Scene, rng: random.Random) -> None:

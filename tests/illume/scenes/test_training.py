@@ -13,23 +13,34 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from illume.scenes.emoji import load_sprites
-from illume.scenes.questions import draw_asked, scene_for
-from illume.scenes.starter import IMAGE, IMAGE_TOKENS, build_model, build_processor, build_tokenizer
-from illume.scenes.training import (
+from illume.scenes.graph import Item, arranged
+from illume.scenes.lessons import (
     IGNORED,
-    LOOKING,
     MIXING,
+    NAMED,
+    READING,
+    SEEING,
+    SIDE,
     Recipe,
     Stage,
     draw_batch,
-    loss_of,
     mixed_rationale,
+    patches_of,
     scene_texts,
-    train,
 )
+from illume.scenes.questions import draw_asked, scene_for
+from illume.scenes.starter import IMAGE, IMAGE_TOKENS, build_model, build_processor, build_tokenizer
+from illume.scenes.training import loss_of, named_ids, patch_loss, train
 from illume.scenes.truth import is_true
 
-TINY = Recipe(stages=(Stage(3, 1.0, 0.0, 2, 0, (1.0, 0.5)), Stage(3, 0.5, 1.0, 2, 1, (0.5, 0.1))), batch=2, warmup=2)
+TINY = Recipe(
+    stages=(
+        Stage(1, (1.0, 1.0), seeing=1.0, batch=2),
+        Stage(2, (1.0, 0.5), describe=1.0, questions=2, batch=2),
+        Stage(3, (0.5, 0.1), describe=0.5, pairs=1.0, questions=2, rationales=1, right=0.3, batch=3),
+    ),
+    warmup=2,
+)
 
 
 class TestPacking:
@@ -39,9 +50,9 @@ class TestPacking:
         model = build_model(tokenizer).eval()
         batch = draw_batch(5, TINY, tokenizer, load_sprites(emoji))
         with torch.no_grad():
-            packed = loss_of(model, batch)
+            packed, _ = loss_of(model, batch, named_ids(tokenizer), 1.0)
         losses = []
-        for row in range(TINY.batch):
+        for row in range(len(batch.ids)):
             starts = [i for i, position in enumerate(batch.positions[row].tolist()) if position == IMAGE_TOKENS]
             used = [start for start in starts if batch.labels.shape[1] > start - IMAGE_TOKENS]
             bounds = [start - IMAGE_TOKENS for start in used] + [batch.ids.shape[1]]
@@ -61,8 +72,31 @@ class TestPacking:
                         logits[IMAGE_TOKENS - 1 : -1][taught].float(), labels[:last][taught], reduction="none"
                     )
                 )
-        assert len(losses) > TINY.batch
+        assert len(losses) > len(batch.ids)
         assert torch.allclose(torch.cat(losses).mean(), packed, atol=1e-4)
+
+
+class TestSeeing:
+    def test_patches_of_a_scene(self) -> None:
+        """A box over two whole patches and a sliver of a third, and one that hides half of the second."""
+        edge = 192 // SIDE
+        items = [Item("dog", "left", "back"), Item("cat", "middle", "back")]
+        scene = arranged("park", "sunny", "noon", items)
+        classes = patches_of(scene, [(0, 0, 2 * edge + 4, edge), (edge, 0, 2 * edge, edge)])
+        dog, cat, bare = NAMED.index("dog"), NAMED.index("cat"), NAMED.index("none")
+        assert classes[:4].tolist() == [dog, cat, IGNORED, bare]
+        assert set(classes[4:].tolist()) == {bare}
+
+    def test_loss_falls_with_likeness(self) -> None:
+        """A feature that points where its name's embedding points costs next to nothing, another much."""
+        names = torch.eye(len(NAMED))
+        patches = torch.tensor([[3, IGNORED]])
+        right, wrong = (patch_loss(names[[index, index]][None], names, patches).item() for index in (3, 4))
+        assert right < 0.01 < 10 < wrong
+
+    def test_names_are_single_tokens(self) -> None:
+        ids = named_ids(build_tokenizer(n=3000))
+        assert len(set(ids.tolist())) == len(NAMED)
 
 
 class TestTrain:
@@ -86,14 +120,12 @@ class TestTrain:
         assert whole.keys() == cut.keys()
         assert all(torch.equal(whole[name], cut[name]) for name in whole)
         assert "min left" in " ".join(lines)
-        assert json.loads((tmp_path / "cut" / "curve.json").read_text())["curve"][-1]["scenes"] == 12
+        assert json.loads((tmp_path / "cut" / "curve.json").read_text())["curve"][-1]["scenes"] == 1 * 2 + 2 * 2 + 3 * 3
 
     def test_refuses_another_recipe(self, emoji: Path, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
-        train(
-            tmp_path, recipe=Recipe(stages=(Stage(1, 1.0, 0.0, 1, 0, (1.0, 1.0)),), batch=2), emoji=emoji, device="cpu"
-        )
+        train(tmp_path, recipe=Recipe(stages=(Stage(1, (1.0, 1.0), batch=2),)), emoji=emoji, device="cpu")
         with pytest.raises(ValueError) as caught:
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
         assert "other settings" in str(caught.value)
@@ -103,8 +135,8 @@ class TestMixture:
     def test_shares(self) -> None:
         rng = random.Random(0)
         stage = MIXING
-        _, texts = scene_texts(rng, LOOKING)
-        assert texts[0].prompt == "Describe:"
+        assert scene_texts(rng, SEEING)[1] == []
+        assert len(scene_texts(rng, READING)[1]) >= READING.questions
         n = right = circular = 0
         for _ in range(2000):
             question = draw_asked(rng, "place")
