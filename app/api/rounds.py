@@ -6,13 +6,16 @@ from typing import Any
 
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
+from starlette.responses import StreamingResponse
 
 from app.api.schemas import Limit, ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
 from app.deps import ActorDep, SessionDep
+from app.errors import NotFound
 from app.models import ModelVersion, Project, Role, Round, RoundTrigger, Snapshot, SnapshotKind
 from app.services import projects, rounds, snapshots, versions
 from app.services.actors import parse_id
 from app.services.paging import slice_page
+from app.services.store import get_store
 
 router = APIRouter(tags=["rounds"])
 
@@ -139,6 +142,19 @@ def activate_version(session: SessionDep, actor: ActorDep, version_id: str) -> V
     """Make a version the one that writes candidates; an older one is a roll-back."""
     version = versions.activate(session, actor, parse_id(version_id))
     return version_out(version, session.get_one(Project, version.project_id))
+
+
+@router.get("/versions/{version_id}/adapter", response_class=StreamingResponse)
+def get_adapter(session: SessionDep, actor: ActorDep, version_id: str) -> StreamingResponse:
+    """A version's adapter as a tar archive that peft loads once it is unpacked. Needs the role reviewer."""
+    version, key = versions.adapter_of(session, actor, parse_id(version_id))
+    if not get_store().has(key):
+        raise NotFound(f"The adapter of version {version.number} is not in the store any more.")
+    project = session.get_one(Project, version.project_id)
+    name = f'attachment; filename="{project.slug}-v{version.number}.tar"'
+    return StreamingResponse(
+        get_store().pieces(key), media_type="application/x-tar", headers={"Content-Disposition": name}
+    )
 
 
 def snapshot_out(snapshot: Snapshot) -> SnapshotOut:

@@ -74,6 +74,12 @@ class Store:
         with file:
             yield file
 
+    def pieces(self, key: str) -> Iterator[bytes]:
+        """The bytes named `key`, piece by piece. Raises `NotFound`."""
+        with self.open(key) as file:
+            while piece := file.read(CHUNK):
+                yield piece
+
     def local_path(self, key: str, cache_dir: Path) -> Path:
         """A file of this machine with the bytes named `key`.
 

@@ -49,6 +49,14 @@ def _version_and_project(session: Session, actor: Actor, version_id: int, need: 
     return version, project
 
 
+def adapter_of(session: Session, actor: Actor, version_id: int) -> tuple[ModelVersion, str]:
+    """A version and the key in the store of its adapter, a tar archive. Raises `NotFound` for a base model."""
+    version, _ = _version_and_project(session, actor, version_id, Role.reviewer)
+    if version.adapter is None:
+        raise NotFound(f"Version {version.number} is the base model itself: it has no adapter.")
+    return version, version.adapter
+
+
 def lineage(session: Session, version: ModelVersion) -> list[ModelVersion]:
     """`version`, its parent, and so on to the base model."""
     known = {

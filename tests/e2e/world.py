@@ -32,11 +32,14 @@ from app.models import (
     Worker,
 )
 from app.services.actors import Actor
+from app.services.store import get_store
 from app.settings import ROOT
 from tests import factories
+from tests.e2e import history
 
 PASSWORD = "a long password"
 SCENES = ROOT / "starter" / "scenes"
+VAL_SCENES = 12
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 
@@ -104,7 +107,7 @@ def build(session: Session, *, prompts: int = 12, rich: bool = False, **settings
     factories.make_user(session, email="admin@example.org", role=Role.admin, password=PASSWORD)
     critic = factories.make_user(session, email="critic@example.org", role=Role.critic, password=PASSWORD)
     session.add(Membership(user_id=critic.id, project_id=project.id, role=Role.critic))
-    found = scenes(prompts + (70 if rich else 0))
+    found = scenes(prompts + (70 + VAL_SCENES if rich else 0))
     past, now = found[prompts:], found[:prompts]
     if rich:
         add_history(session, project, past, critic, draw)
@@ -144,9 +147,12 @@ def add_history(session: Session, project: Project, past: Sequence[Scene], criti
         critic,
         *(factories.make_member(session, project, user=named(session, name)) for name in ("ada", "ben", "cleo", "dan")),
     ]
+    past, val = past[:-VAL_SCENES], past[-VAL_SCENES:]
     versions = add_rounds(session, project)
     for number, scene in enumerate(past):
         judged(session, project, scene, past[number - 1], critics[number % 5], versions[number % 3], number, draw)
+    history.add_second_opinions(session, project, critics, draw)
+    history.add_evaluations(session, project, versions, val)
     for number in range(12):
         factories.make_prompt(session, project, question=f"what stands behind the {number + 2} trees?", answer="a tent")
     beat = {"queues": "model", "device": "cpu", "memory_mb": 1432}
@@ -245,7 +251,12 @@ def add_round(session: Session, project: Project, parent: ModelVersion, number: 
     """A round that is done."""
     metrics = metrics_of(number)
     version = factories.make_version(
-        session, project, number=number, parent=parent, adapter=f"adapter-{number}", metrics=metrics
+        session,
+        project,
+        number=number,
+        parent=parent,
+        adapter=get_store().put_bytes(b"an adapter %d" % number),
+        metrics=metrics,
     )
     snapshot = factories.make_snapshot(session, project, number=number)
     snapshot.counts = {"prompts": 20 * number, "rationale": 22 * number, "guard": 220 * number, "val": 100}

@@ -96,6 +96,7 @@ class LoopView:
     slug: str
     name: str
     may_manage: bool
+    may_review: bool
     stations: tuple[Station, ...]
     sentence: str
     notice: str
@@ -165,6 +166,7 @@ def loop(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
         slug=slug,
         name=project.name,
         may_manage=frame.may_manage,
+        may_review=frame.may_review,
         stations=stations,
         sentence=sentence,
         notice=f"{waiting.name} was made but not activated: {waiting.reason}" if waiting else "",

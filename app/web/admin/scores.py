@@ -41,6 +41,10 @@ class VersionRow:
     sampled: float | None
     greedy: float | None
     accuracy: float | None
+    change: str
+    accuracy_change: str
+    parent: int | None
+    adapter: str
     reason: str
     created_at: datetime
 
@@ -81,6 +85,7 @@ def _row(
     means = means_of(version.metrics) or means_of(base_scores.get(version.id, {}))
     decision: Mapping[str, Any] = made_by.decision if made_by else {}
     newest = version.number == max(numbers.values())
+    changes: Mapping[str, Any] = version.metrics.get("change") or {}
     return VersionRow(
         number=version.number,
         name=f"Version {version.number}",
@@ -95,6 +100,10 @@ def _row(
         sampled=means.get("sampled_rouge_l"),
         greedy=means.get("greedy_rouge_l"),
         accuracy=means.get("answer_accuracy"),
+        change=_change(changes.get("sampled_rouge_l"), False) if changes.get("sampled_rouge_l") else "",
+        accuracy_change=_change(changes.get("answer_accuracy"), True) if changes.get("answer_accuracy") else "",
+        parent=numbers.get(version.parent_id) if version.parent_id is not None else None,
+        adapter=f"/api/v1/versions/{version.id}/adapter" if version.adapter else "",
         reason=str(decision.get("reason", "")),
         created_at=version.created_at,
     )
@@ -109,13 +118,18 @@ def _base_scores(versions: Sequence[ModelVersion]) -> dict[int, Mapping[str, Any
     return found
 
 
+def scores_by_id(versions: Sequence[ModelVersion]) -> dict[int, float | None]:
+    """The primary score of each version; of a base model what rounds measured of it."""
+    base_scores = _base_scores(versions)
+    return {one.id: (one.metrics or base_scores.get(one.id, {})).get("score") for one in versions}
+
+
 def score_chart(versions: Sequence[ModelVersion], active_id: int | None) -> Chart | None:
     """The primary score of each version; the whiskers are the interval of its change from its parent."""
-    base_scores = _base_scores(versions)
+    scores = scores_by_id(versions)
     samples = []
     for version in sorted(versions, key=lambda one: one.number):
-        metrics = version.metrics or base_scores.get(version.id, {})
-        score = metrics.get("score")
+        score, metrics = scores[version.id], version.metrics
         if score is None:
             continue
         before, change = (metrics.get("parent") or {}).get("score"), (metrics.get("change") or {}).get("score")
@@ -167,4 +181,4 @@ def _change(interval: Mapping[str, float] | None, share: bool) -> str:
         return "–"
     factor, digits, unit = (100, 1, " points") if share else (1, 3, "")
     mean, low, high = (factor * interval[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f})"
+    return f"{mean:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f})".replace("-", "\u2212")

@@ -12,9 +12,10 @@ from app.errors import NotFound
 from app.services import rounds, versions
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import back_to, frame_of
-from app.web.admin.scores import VersionRow, metric_of, score_chart, version_rows
+from app.web.admin.scores import VersionRow, metric_of, score_chart, scores_by_id, version_rows
 from app.web.charts import Chart
 from app.web.errors import wants_fragment
+from app.web.lineage import Lineage, lineage
 from app.web.rendering import live, page
 
 router = APIRouter()
@@ -26,8 +27,10 @@ class VersionsView:
 
     slug: str
     may_manage: bool
+    may_review: bool
     metric: str
     chart: Chart | None
+    lineage: Lineage | None
     versions: tuple[VersionRow, ...]
 
 
@@ -41,8 +44,10 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     view = VersionsView(
         slug=slug,
         may_manage=frame.may_manage,
+        may_review=frame.may_review,
         metric=metric_of(known),
         chart=score_chart(known, active),
+        lineage=lineage(known, scores_by_id(known), active),
         versions=version_rows(known, made_by, active),
     )
     if wants_fragment(request):
