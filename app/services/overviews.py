@@ -106,10 +106,26 @@ def own_verdict(session: Session, actor: Actor, project: Project, verdict_id: in
     return next(iter(_read(session, query)), None)
 
 
-def recent_verdicts(session: Session, actor: Actor, project: Project, *, limit: int = 8) -> list[VerdictLine]:
-    """The newest verdicts of all critics. Needs the role viewer; pages keep critics away from it."""
+def recent_verdicts(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    *,
+    limit: int = 8,
+    critic_id: int | None = None,
+    before: int | None = None,
+) -> list[VerdictLine]:
+    """The newest verdicts of all critics, or of one; `before` is the id of the one to go on behind.
+
+    Needs the role viewer; pages keep critics away from it.
+    """
     require(session, actor, project, Role.viewer)
-    return _read(session, _lines(project).order_by(Verdict.id.desc()).limit(check_limit(limit)))
+    query = _lines(project)
+    if critic_id is not None:
+        query = query.where(Verdict.critic_id == critic_id)
+    if before is not None:
+        query = query.where(Verdict.id < before)
+    return _read(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
 
 
 def _lines(project: Project) -> Select[Any]:

@@ -20,8 +20,9 @@ from app.models import (
     VerdictKind,
     VerdictState,
 )
-from app.services import accepted, candidates
+from app.services import accepted, agreement, candidates
 from app.services.actors import Actor, require
+from app.services.agreement import Agreement
 from app.services.projects import settings_of
 from app.services.rounds import active_round
 
@@ -75,6 +76,7 @@ class ProjectStats:
     critics: int
     pace: Pace
     agreement: float | None
+    alpha: Agreement
     fresh: int
     round_every: int
     auto_rounds: bool
@@ -110,6 +112,7 @@ def project_stats(session: Session, actor: Actor, project: Project) -> ProjectSt
         critics=_critics(session, project),
         pace=_pace(session, project),
         agreement=session.scalar(text(AGREEMENT), {"project": project.id}),
+        alpha=agreement.agreement_of(agreement.votes_of(session, project)),
         fresh=accepted.fresh_count(session, project),
         round_every=settings.round_every,
         auto_rounds=settings.auto_rounds,
@@ -206,6 +209,7 @@ def as_json(stats: ProjectStats) -> dict[str, Any]:
             "median_seconds": stats.pace.median_seconds,
         },
         "agreement": stats.agreement,
+        "alpha": agreement.as_json(stats.alpha),
         "next_round": {"fresh": stats.fresh, "round_every": stats.round_every, "auto": stats.auto_rounds},
         "pool": {
             "claimable": stats.pool.claimable,

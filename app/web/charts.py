@@ -96,15 +96,25 @@ def plain(value: float) -> str:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, x_name: str, x_format: Format = plain, y_format: Format = plain
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_name: str,
+    x_format: Format = plain,
+    y_format: Format = plain,
+    y_from: float | None = None,
 ) -> Chart | None:
-    """A chart of `lines`, or None where they hold nothing to draw. Points that are no finite numbers are left out."""
+    """A chart of `lines`, or None where they hold nothing to draw. Points that are no finite numbers are left out.
+
+    The y axis begins at `y_from` or below; else where the samples do.
+    """
     kept = [Line(line.name, tuple(filter(_finite, line.samples)), line.dots) for line in lines]
     samples = [sample for line in kept for sample in line.samples]
     if not samples:
         return None
     xs = [sample.x for sample in samples]
     ys = [value for one in samples for value in (one.y, one.low, one.high) if value is not None]
+    ys += [] if y_from is None else [y_from]
     y_steps = nice_steps(min(ys), max(ys))
     place_x = _scale(min(xs), max(xs), LEFT + 16, RIGHT - 16)
     place_y = _scale(y_steps[0], y_steps[-1], BOTTOM, TOP)

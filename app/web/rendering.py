@@ -127,6 +127,11 @@ def number(value: float | int | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "\u2212")
 
 
+def signed(value: float | None, digits: int = 0) -> str:
+    """A number with its sign; a dash where there is none."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "\u2212")
+
+
 def percent(value: float | None, digits: int = 0) -> str:
     """A share as a percentage; a dash where there is none."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"

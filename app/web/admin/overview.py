@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -14,15 +13,16 @@ from app.errors import Forbidden
 from app.models import ModelVersion, Project, Role, Round, RoundState, Worker
 from app.services import accepted, candidates, overviews, projects, rounds, versions, workers
 from app.services.actors import Actor, project_role
-from app.services.overviews import Pace, VerdictLine
+from app.services.overviews import Pace
 from app.services.projects import ProjectSettings
 from app.web.access import Me
+from app.web.admin.feed import FeedRow, feed_row
 from app.web.admin.frame import frame_of
 from app.web.admin.scores import VersionRow, metric_of, score_chart, version_rows
 from app.web.charts import Chart
 from app.web.errors import wants_fragment
 from app.web.rendering import live, number, page, shell_for
-from app.web.words import KIND_TONES, KIND_WORDS, image_url, round_words
+from app.web.words import round_words
 
 router = APIRouter()
 
@@ -74,19 +74,6 @@ class RunningRound:
     fraction: float
     line: str
     may_cancel: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FeedRow:
-    """A recent verdict."""
-
-    prompt: str
-    image: str
-    question: str
-    said: str
-    kind: str
-    tone: str
-    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,21 +178,6 @@ def running_round(running: Round) -> RunningRound:
         fraction=float(running.progress.get("fraction") or 0.0),
         line=round_words(running),
         may_cancel=running.state != RoundState.cancelling,
-    )
-
-
-def feed_row(line: VerdictLine) -> FeedRow:
-    """A recent verdict, as the page shows it."""
-    said = line.rationale or (line.picks[0] if line.picks else line.reason or "")
-    more = len(line.picks) - 1 if line.picks and not line.rationale else 0
-    return FeedRow(
-        prompt=str(line.prompt_id),
-        image=image_url(line.image),
-        question=line.question,
-        said=f"{said} and {more} more" if more > 0 else said,
-        kind=KIND_WORDS[line.kind],
-        tone=KIND_TONES[line.kind],
-        at=line.at,
     )
 
 

@@ -85,6 +85,8 @@ class TestStats:
         assert stats["pool"]["waiting"] == 1
         assert stats["pace"] == {"last_hour": 1, "today": 1, "median_seconds": 4}
         assert stats["agreement"] is None
+        assert stats["alpha"]["alpha"] is None
+        assert "two critics" in stats["alpha"]["undefined_because"]
         assert stats["active_version"]["number"] == 0
         assert stats["complete"] is False
 
@@ -100,6 +102,8 @@ class TestStats:
             assert one.post(f"/api/v1/assignments/{claimed['id']}/verdict", json=body).status_code == 201
         stats = one.get(f"/api/v1/projects/{project.slug}/stats").json()
         assert stats["agreement"] == pytest.approx(0.75)
+        assert stats["alpha"]["alpha"] == pytest.approx(1 - 7 * 2 / (2 * 3 * 5))
+        assert (stats["alpha"]["candidates"], stats["alpha"]["sets"]) == (4, 1)
 
 
 class TestProblems:

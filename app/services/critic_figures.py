@@ -1,0 +1,128 @@
+"""How critics judge: by place on the page, again, day by day, and one's verdicts in a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from app.models import Project, Role
+from app.services.actors import Actor, require
+from illume.metrics import Interval, bootstrap_interval
+
+NEWEST = 20_000
+
+# Of each verdict: at which places of the page it picked, and how many places there were.
+PLACES = """
+SELECT v.critic_id, cardinality(v.shown) AS places,
+    ARRAY(SELECT array_position(v.shown, k.candidate_id) FROM picks k WHERE k.verdict_id = v.id) AS picked
+FROM verdicts v
+WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind = 'picked'
+ORDER BY v.id DESC LIMIT :newest
+"""
+
+# A set that a critic judged twice by plan: how many candidates were judged alike, of how many.
+AGAIN = """
+SELECT v.critic_id, sum(alike)::int AS alike, sum(places)::int AS places, count(*)::int AS sets
+FROM (
+    SELECT b.critic_id, cardinality(b.shown) AS places,
+        (SELECT count(*) FROM unnest(b.shown) AS s(candidate_id)
+         WHERE EXISTS (SELECT FROM picks k WHERE k.verdict_id = b.id AND k.candidate_id = s.candidate_id)
+             = EXISTS (SELECT FROM picks k WHERE k.verdict_id = f.id AND k.candidate_id = s.candidate_id)) AS alike
+    FROM verdicts b
+    JOIN assignments again ON again.id = b.assignment_id AND again.repeat
+    JOIN verdicts f ON f.candidate_set_id = b.candidate_set_id AND f.critic_id = b.critic_id AND f.current
+        AND f.kind IN ('picked', 'none_fit')
+    JOIN assignments before ON before.id = f.assignment_id AND NOT before.repeat
+    WHERE b.project_id = :project AND b.current AND b.kind IN ('picked', 'none_fit')
+) v GROUP BY v.critic_id
+"""
+
+DAYS = """
+SELECT (v.created_at AT TIME ZONE 'UTC')::date AS day, v.critic_id, count(*)::int AS verdicts
+FROM verdicts v
+WHERE v.project_id = :project AND v.current AND v.created_at >= now() - interval '30 days'
+GROUP BY 1, 2 ORDER BY 1, 2
+"""
+
+CRITICS = """
+SELECT DISTINCT u.id, u.email FROM verdicts v JOIN users u ON u.id = v.critic_id WHERE v.project_id = :project
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceFigures:
+    """How often each place on the page was picked, of `verdicts` that picked something.
+
+    `first`: how much more often the first place was picked than places are on average, with its 95 % interval. The
+    order is drawn by chance, so who looks at all of them alike has an interval around 0.
+    """
+
+    rates: tuple[float, ...]
+    verdicts: int
+    first: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """Of sets that came back by plan: the share of candidates that were judged as before."""
+
+    share: float
+    sets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """The verdicts of one day, UTC, by critic's id."""
+
+    day: date
+    verdicts: dict[int, int]
+
+
+def names_of(session: Session, actor: Actor, project: Project) -> dict[int, str]:
+    """Everybody who has judged in a project: id -> address."""
+    require(session, actor, project, Role.viewer)
+    return {row.id: row.email for row in session.execute(text(CRITICS), {"project": project.id})}
+
+
+def places_of(session: Session, actor: Actor, project: Project) -> dict[int | None, PlaceFigures]:
+    """Picks by place on the page: of each critic, and of all under None. The newest 20,000 verdicts count."""
+    require(session, actor, project, Role.viewer)
+    rows = session.execute(text(PLACES), {"project": project.id, "newest": NEWEST}).all()
+    by_critic: dict[int | None, list[tuple[int, frozenset[int]]]] = {None: []}
+    for row in rows:
+        # A picked candidate that was not shown stands at no place: it came with a change over the REST interface.
+        seen = (row.places, frozenset(place for place in row.picked if place is not None))
+        by_critic[None].append(seen)
+        by_critic.setdefault(row.critic_id, []).append(seen)
+    return {critic: place_figures(seen) for critic, seen in by_critic.items()}
+
+
+def place_figures(seen: list[tuple[int, frozenset[int]]]) -> PlaceFigures:
+    """The figures of verdicts, each the number of places and those that were picked, from 1."""
+    most = max((places for places, _ in seen), default=0)
+    rates = []
+    for place in range(1, most + 1):
+        there = [place in picked for places, picked in seen if places >= place]
+        rates.append(sum(there) / len(there))
+    differences = [(1 in picked) - len(picked) / places for places, picked in seen if places > 1]
+    first = bootstrap_interval(differences, seed=0) if differences else None
+    return PlaceFigures(tuple(rates), len(seen), first)
+
+
+def consistency_of(session: Session, actor: Actor, project: Project) -> dict[int, Consistency]:
+    """Critics who judged a set again by plan, by id."""
+    require(session, actor, project, Role.viewer)
+    rows = session.execute(text(AGAIN), {"project": project.id})
+    return {row.critic_id: Consistency(row.alike / row.places, row.sets) for row in rows if row.places}
+
+
+def days_of(session: Session, actor: Actor, project: Project) -> list[Day]:
+    """The days of the last month that had verdicts."""
+    require(session, actor, project, Role.viewer)
+    found: dict[date, dict[int, int]] = {}
+    for row in session.execute(text(DAYS), {"project": project.id}):
+        found.setdefault(row.day, {})[row.critic_id] = row.verdicts
+    return [Day(day, verdicts) for day, verdicts in found.items()]
