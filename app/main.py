@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 
 import anyio.to_thread
@@ -20,16 +21,18 @@ from app.metrics_page import CountRequests
 from app.settings import ROOT, Settings, get_settings
 
 FOREVER = "public, max-age=31536000, immutable"
+VERSIONED = re.compile(r"^at-[0-9a-f]{12}/")
 
 
 class Static(StaticFiles):
-    """Static files; those asked for with a version in their query never change."""
+    """Static files; those asked for with a version in their query or before their path never change."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """The file, with how long it may be kept."""
-        response = await super().get_response(path, scope)
+        address = VERSIONED.sub("", path)
+        response = await super().get_response(address, scope)
         if response.status_code in (200, 304):
-            versioned = b"v=" in scope["query_string"]
+            versioned = b"v=" in scope["query_string"] or address != path
             response.headers["Cache-Control"] = FOREVER if versioned else "public, max-age=300"
         return response
 

@@ -11,7 +11,15 @@
   "use strict";
   const root = document.documentElement;
 
-  // Toasts: one template in the page, text only.
+  // Toasts: one template in the page, text only. What went wrong stays until it is dismissed; the rest leaves by itself,
+  // though not while it is looked at.
+  const lifetimes = { good: 8000, warn: 8000 };
+  function leaveLater(element, lifetime) {
+    setTimeout(() => {
+      if (element.matches(":hover, :focus-within")) leaveLater(element, lifetime);
+      else element.remove();
+    }, lifetime);
+  }
   function toast(text, tone = "bad") {
     const holder = document.getElementById("toasts");
     const template = document.getElementById("toast-template");
@@ -24,6 +32,7 @@
       if (other.querySelector("[data-text]")?.textContent === text) other.remove();
     }
     holder.append(element);
+    if (lifetimes[tone]) leaveLater(element, lifetimes[tone]);
   }
   window.illume = { ...window.illume, toast };
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select, text, update
 from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session, aliased
@@ -30,6 +30,15 @@ from app.services.projects import settings_of
 from illume.metrics import normalise_rationale
 
 MAX_TRIES = 3
+RECENT_PACE = """
+SELECT EXTRACT(EPOCH FROM now() - min(created_at))::double precision / nullif(count(*), 0)
+FROM (
+    SELECT created_at FROM candidate_sets
+    WHERE project_id = :project AND source = 'model' AND state <> 'sampling' AND state <> 'failed'
+      AND created_at >= now() - interval '10 minutes'
+    ORDER BY id DESC LIMIT 500
+) newest
+"""
 LIVE = (CandidateSetState.sampling, CandidateSetState.ready)
 
 
@@ -94,6 +103,11 @@ def sampling_count(session: Session, project: Project) -> int:
         held(CandidateSet.beats_at),
     )
     return _count(session, query, None)
+
+
+def seconds_a_set(session: Session, project: Project) -> float | None:
+    """How many seconds a candidate set took of late, with all workers together; None where none was made of late."""
+    return session.scalar(text(RECENT_PACE), {"project": project.id})
 
 
 def pool_needs(session: Session, project: Project, *, target: int | None = None) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select, text
+from sqlalchemy import ColumnElement, Select, func, or_, select, text
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from app.models import (
@@ -27,6 +27,8 @@ from app.models import (
 from app.services.actors import Actor, require
 from app.services.paging import check_limit
 from app.services.verdicts import VerdictIn
+
+MOST_WORDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class VerdictLine:
     rationale: str | None
     reason: str | None
     seconds: float | None
+    edited_from: int | None
+    tags: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +93,39 @@ class CriticLine:
 
 
 def own_verdicts(
-    session: Session, actor: Actor, project: Project, *, limit: int = 50, before: int | None = None
+    session: Session,
+    actor: Actor,
+    project: Project,
+    *,
+    limit: int = 50,
+    before: int | None = None,
+    words: str = "",
+    kind: VerdictKind | None = None,
 ) -> list[VerdictLine]:
-    """The actor's own verdicts that stand, newest first; `before` is the id of the one to go on behind."""
+    """The actor's own verdicts that stand, newest first; `before` is the id of the one to go on behind.
+
+    `words` are all found, each somewhere in the question, the answer, a pick or what the critic wrote.
+    """
     require(session, actor, project, Role.critic)
     query = _lines(project).where(Verdict.critic_id == actor.user_id)
     if before is not None:
         query = query.where(Verdict.id < before)
+    if kind is not None:
+        query = query.where(Verdict.kind == kind)
+    query = query.where(*(_mentions(word) for word in words.split()[:MOST_WORDS]))
     return _read(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+
+
+def _mentions(word: str) -> ColumnElement[bool]:
+    """Whether a verdict has to do with a word, in whatever case."""
+    picked = (
+        select(Pick.candidate_id)
+        .join(Candidate, Candidate.id == Pick.candidate_id)
+        .where(Pick.verdict_id == Verdict.id, Candidate.text.icontains(word, autoescape=True))
+        .correlate(Verdict)
+    )
+    texts = (Prompt.question, Prompt.answer, CandidateSet.answer, Verdict.rationale, Verdict.reason)
+    return or_(*(one.icontains(word, autoescape=True) for one in texts), picked.exists())
 
 
 def own_verdict(session: Session, actor: Actor, project: Project, verdict_id: int) -> VerdictLine | None:
@@ -175,6 +204,8 @@ def _read(session: Session, query: Select[Any]) -> list[VerdictLine]:
             rationale=verdict.rationale,
             reason=verdict.reason,
             seconds=verdict.seconds,
+            edited_from=verdict.edited_from,
+            tags=verdict.tags,
         )
         for verdict, question, answer, email, image in rows
     ]
@@ -193,6 +224,8 @@ def was_changed_to(session: Session, actor: Actor, verdict_id: int, wanted: Verd
         and found.reason == wanted.reason
         and found.rationale == wanted.rationale
         and found.seconds == wanted.seconds
+        and found.tags == wanted.tags
+        and (None if found.edited_from is None else str(found.edited_from)) == wanted.edited_from
         and {str(pick.candidate_id) for pick in found.picks} == set(wanted.picks)
     )
 

@@ -30,8 +30,16 @@ INSTRUCTIONS = (
     "Look at the image, the question and the answer. Pick every explanation that is true of the image and says why the "
     "answer is right. Pick none when none fits."
 )
+EXAMPLES = [
+    "+ a striped umbrella stands over the table | names what can be seen, and is a reason for the answer",
+    "- it is yes because the answer is yes | says the answer again, which is no reason",
+    "- the man holds a racket | there is no racket in the image",
+]
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 Labels = Annotated[list[Label], Field(max_length=30)]
+ExampleLine = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=3, max_length=1000, pattern=r"^[+-]\s*[^\s|]")
+]
 
 
 class ProjectSettings(BaseModel):
@@ -41,6 +49,10 @@ class ProjectSettings(BaseModel):
 
     # Judging
     instructions: str = Field(INSTRUCTIONS, max_length=20_000)
+    instruction_examples: list[ExampleLine] = Field(
+        EXAMPLES, max_length=20, description="'+' before one that fits, '-' before one that does not; '|' before why"
+    )
+    blur_images: bool = Field(False, description="Images are blurred until a critic asks to see them")
     overlap: int = Field(1, ge=1, le=20, description="How many critics judge a candidate set")
     aggregation: Literal["any", "majority", "all"] = "any"
     rejudge: bool = Field(False, description="Offer prompts again that have an accepted rationale")
@@ -48,7 +60,12 @@ class ProjectSettings(BaseModel):
     lease_minutes: float = Field(15, gt=0, le=24 * 60, description="How long a claim lasts")
     skip_reasons: Labels = ["Not sure", "Too hard to see", "Not my field"]
     flag_reasons: Labels = ["The image is broken", "The question makes no sense", "The answer is wrong", "Offensive"]
-    shortcoming_tags: Labels = ["not in the image", "circular", "too vague", "wrong reason", "bad language"]
+    shortcoming_tags: Labels = [
+        "contradicts the image",
+        "does not support the answer",
+        "incomplete",
+        "badly written",
+    ]
 
     # Candidates
     pool_target: int = Field(40, ge=0, le=100_000, description="How many candidate sets are kept ready")

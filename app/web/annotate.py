@@ -12,21 +12,24 @@ from starlette.datastructures import FormData
 
 from app.deps import SessionDep
 from app.errors import Conflict, DomainError, NotFound
-from app.models import Project, Role
-from app.services import assignments, candidates, overviews, projects, rounds, verdicts
+from app.models import Project, Role, VerdictKind
+from app.services import assignments, candidates, days, instructions, overviews, projects, rounds, verdicts
 from app.services.actors import Actor, parse_id, project_role
 from app.services.overviews import VerdictLine
 from app.services.projects import ProjectSettings
 from app.web.access import Form, Me, Poster, SignedIn, judged_project, text_of, texts_of
 from app.web.judging import (
     Card,
+    DayView,
     FiguresView,
     HistoryRow,
     HistoryView,
+    InstructionsView,
     JudgeView,
     ProjectRow,
     ProjectsView,
     card_of,
+    day_view,
     empty_of,
     next_claim,
     progress_of,
@@ -101,6 +104,8 @@ def judge(request: Request, session: SessionDep, who: Me, slug: str, verdict: st
         progress=progress_of(session, who.actor, project, settings),
         skip_reasons=tuple(settings.skip_reasons),
         flag_reasons=tuple(settings.flag_reasons),
+        tags=tuple(settings.shortcoming_tags),
+        instructions=instructions.instructions_of(session, project, settings),
         lease_seconds=settings.lease_minutes * 60,
     )
     shell = shell_for(request, who.actor, who.csrf_token, title=project.name, section="annotate", messages=messages)
@@ -158,6 +163,22 @@ def show_figures(request: Request, session: SessionDep, who: Me, slug: str) -> R
     return Response(figures(request, session, who, project, settings), media_type="text/html", headers=NO_STORE)
 
 
+@router.get("/annotate/{slug}/instructions")
+def show_instructions(session: SessionDep, who: Me, slug: str) -> Response:
+    """The instructions in force: the page asks again when the project's settings changed."""
+    project = judged_project(session, who.actor, slug)
+    told = instructions.instructions_of(session, project, projects.settings_of(session, project))
+    return fragment(TEMPLATE, "instructions", shell=Shell(title=project.name), view=InstructionsView(told))
+
+
+@router.get("/annotate/{slug}/day")
+def show_day(session: SessionDep, who: Me, slug: str) -> Response:
+    """The critic's day: pace, days in a row, and what their picks trained."""
+    project = judged_project(session, who.actor, slug)
+    view: DayView = day_view(project, days.day_of(session, who.actor, project))
+    return fragment(TEMPLATE, "day", shell=Shell(title=project.name), view=view)
+
+
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -175,9 +196,15 @@ def keep(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
 
 
 def verdict_of(form: FormData) -> verdicts.VerdictIn:
-    """The verdict in a form. Raises `Invalid`."""
+    """The verdict in a form; a tag is sent as `CANDIDATE TAG`. Raises `Invalid`."""
+    tags: dict[str, list[str]] = {}
+    for pair in texts_of(form, "tags"):
+        candidate, _, tag = pair.partition(" ")
+        tags.setdefault(candidate, []).append(tag)
     values: dict[str, Any] = {
         "kind": text_of(form, "kind"),
+        "tags": tags,
+        "edited_from": text_of(form, "edited_from") or None,
         "picks": texts_of(form, "picks"),
         "reason": text_of(form, "reason") or None,
         "rationale": text_of(form, "rationale") or None,
@@ -221,16 +248,23 @@ def saved(
 
 
 @router.get("/annotate/{slug}/history")
-def history(request: Request, session: SessionDep, who: Me, slug: str, cursor: str = "") -> Response:
-    """One's own verdicts, each open to change."""
+def history(
+    request: Request, session: SessionDep, who: Me, slug: str, cursor: str = "", words: str = "", kind: str = ""
+) -> Response:
+    """One's own verdicts, or those with some words or of a kind, each open to change."""
     project = judged_project(session, who.actor, slug)
     size = 50
     before = parse_id(cursor) if cursor else None
-    lines = overviews.own_verdicts(session, who.actor, project, limit=size + 1, before=before)
+    wanted = next((one for one in VerdictKind if one.value == kind), None)
+    words = words.replace("\0", " ")[:200].strip()
+    lines = overviews.own_verdicts(session, who.actor, project, limit=size + 1, before=before, words=words, kind=wanted)
     view = HistoryView(
         slug=slug,
         project_name=project.name,
         today=verdicts.today_count(session, who.actor, project),
+        words=words,
+        kind=wanted.value if wanted else "",
+        kinds=tuple((one.value, KIND_WORDS[one]) for one in VerdictKind),
         rows=tuple(history_row(line) for line in lines[:size]),
         next=str(lines[size - 1].id) if len(lines) > size else "",
     )
@@ -250,5 +284,6 @@ def history_row(line: VerdictLine) -> HistoryRow:
         kind=KIND_WORDS[line.kind],
         tone=KIND_TONES[line.kind],
         said=(*line.picks, *own),
+        lacks=tuple(sorted({tag for tags in line.tags.values() for tag in tags})),
         reason=line.reason,
     )

@@ -9,11 +9,14 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from app.models import Project
-from app.services import accepted, assignments, candidates, rounds, verdicts, versions
+from app.services import accepted, assignments, candidates, days, rounds, versions, workers
 from app.services.actors import Actor
 from app.services.assignments import Claim
+from app.services.days import Credit, Day
+from app.services.instructions import Instructions
 from app.services.overviews import VerdictLine
 from app.services.projects import ProjectSettings
+from app.web.rendering import duration
 from app.web.words import KIND_WORDS, image_url, round_words
 
 
@@ -33,6 +36,7 @@ class Choice:
     id: str
     text: str
     picked: bool
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class Card:
     answer: str | None
     candidates: tuple[Choice, ...]
     rationale: str
-    instructions: str
+    edited_from: str = ""
+    blurred: bool = False
     before: str = ""
     judged_at: datetime | None = None
 
@@ -67,11 +72,13 @@ class Progress:
     """The figures on top of the page, and the line below them."""
 
     today: int
+    seconds: float | None
     fresh: int
     round_every: int
     round: str
     round_name: str
     version: str
+    revision: str
     explanation: str
     line_value: float
     line_max: float
@@ -91,7 +98,26 @@ class JudgeView:
     progress: Progress
     skip_reasons: tuple[str, ...]
     flag_reasons: tuple[str, ...]
+    tags: tuple[str, ...]
+    instructions: Instructions
     lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionsView:
+    """The instructions alone, when they changed."""
+
+    instructions: Instructions
+
+
+@dataclass(frozen=True, slots=True)
+class DayView:
+    """The critic's day, as its dialog shows it."""
+
+    slug: str
+    day: Day
+    credits: tuple[tuple[str, str], ...]
+    latest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +149,7 @@ class HistoryRow:
     kind: str
     tone: str
     said: tuple[str, ...]
+    lacks: tuple[str, ...]
     reason: str | None
 
 
@@ -133,8 +160,16 @@ class HistoryView:
     slug: str
     project_name: str
     today: int
+    words: str
+    kind: str
+    kinds: tuple[tuple[str, str], ...]
     rows: tuple[HistoryRow, ...]
     next: str
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether only some verdicts are asked for."""
+        return bool(self.words or self.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +204,13 @@ def card_of(claim: Claim, settings: ProjectSettings, line: VerdictLine | None = 
         ),
         question=claim.prompt["question"],
         answer=claim.prompt["answer"],
-        candidates=tuple(Choice(one["id"], one["text"], one["id"] in picked) for one in claim.candidates),
+        candidates=tuple(
+            Choice(one["id"], one["text"], one["id"] in picked, tuple(line.tags.get(one["id"], ())) if line else ())
+            for one in claim.candidates
+        ),
         rationale=(line.rationale or "") if line else "",
-        instructions=settings.instructions,
+        edited_from=str(line.edited_from) if line and line.edited_from else "",
+        blurred=settings.blur_images,
         before=KIND_WORDS[line.kind] if line else "",
         judged_at=line.at if line else None,
     )
@@ -190,18 +229,42 @@ def progress_of(session: Session, actor: Actor, project: Project, settings: Proj
     if running:
         value, top = float(running.progress.get("fraction") or 0.0), 1.0
         label = f"Round {running.number}: {round_words(running)}"
+    pace = days.pace_of(session, actor, project)
     return Progress(
-        today=verdicts.today_count(session, actor, project),
+        today=pace.today,
+        seconds=pace.seconds,
         fresh=fresh,
         round_every=every,
         round=label if running else "",
         round_name=f"Round {running.number}" if running else "",
         version=f"Version {version.number}" if version else "",
+        revision=str(project.revision_id),
         explanation=explanation,
         line_value=value,
         line_max=top,
         line_label=label,
     )
+
+
+def credit_words(credit: Credit) -> str:
+    """What became of a critic's picks, in a sentence that claims no more than was measured."""
+    unit = "ROUGE-L" if credit.metric == "rouge_l" else "nats of log-likelihood"
+    picks = "1 of your picks" if credit.picks == 1 else f"{credit.picks} of your picks"
+    gain = f"{credit.gain:+.{1 if credit.metric == 'rouge_l' else 3}f}".replace("-", "\u2212")
+    return f"{picks} trained round {credit.round}: {gain} {unit}"
+
+
+def became_words(credit: Credit) -> str:
+    """What became of the version of a round."""
+    if credit.version is None:
+        return "no version was kept"
+    return "active now" if credit.active else f"version {credit.version}"
+
+
+def day_view(project: Project, day: Day) -> DayView:
+    """The day of a critic; `latest` is the round they were last credited with."""
+    lines = tuple((credit_words(one), became_words(one)) for one in day.credits)
+    return DayView(project.slug, day, lines, str(day.credits[0].round) if day.credits else "")
 
 
 def empty_of(session: Session, project: Project) -> Empty:
@@ -220,12 +283,7 @@ def empty_of(session: Session, project: Project) -> Empty:
             float(running.progress.get("fraction") or 0.0),
         )
     if waiting or sampling:
-        return Empty(
-            "filling",
-            "The pool is being filled",
-            f"The model is writing candidates: {sampling} prompts at this moment, {waiting} wait for theirs.",
-            f"The first one can be judged in a few seconds. {here}",
-        )
+        return filling(session, project, sampling, waiting, here)
     if claimable:
         return Empty(
             "others",
@@ -238,6 +296,30 @@ def empty_of(session: Session, project: Project) -> Empty:
         "All done",
         "Every prompt of this project is judged. Thank you.",
         "When prompts are added, or a new version has something better to offer, it appears here.",
+    )
+
+
+def filling(session: Session, project: Project, sampling: int, waiting: int, here: str) -> Empty:
+    """The pool is being filled: how many prompts wait, and how long that takes; or nobody is there to fill it."""
+    count = f"{waiting} {'waits for its own' if waiting == 1 else 'wait for theirs'}"
+    if not sampling and not workers.list_workers(session, queue="model"):
+        return Empty(
+            "stalled",
+            "Nothing writes candidates now",
+            f"No model worker is running: {count} until one is started.",
+            f"An admin starts one. {here}",
+        )
+    each = candidates.seconds_a_set(session, project)
+    how_long = (
+        "The first ones take a moment longer, because the model is loaded for them."
+        if each is None
+        else f"One takes about {duration(max(1.0, each))}, all of them about {duration(each * (waiting + sampling))}."
+    )
+    return Empty(
+        "filling",
+        "The pool is being filled",
+        f"The model is writing candidates: {sampling} prompts at this moment, {count}.",
+        f"{how_long} {here}",
     )
 
 

@@ -149,6 +149,19 @@ def static(path: str) -> str:
 
 
 @functools.cache
+def _folder_hash(folder: str, _changed: float) -> str:
+    names = sorted((STATIC / folder).glob("*.js"))
+    return hashlib.sha256(b"".join(name.name.encode() + name.read_bytes() for name in names)).hexdigest()[:12]
+
+
+def module(path: str) -> str:
+    """The address of a script module in static/; the modules it imports from beside it are of the same address."""
+    folder = (STATIC / path).parent
+    changed = max(name.stat().st_mtime for name in folder.glob("*.js"))
+    return f"/static/at-{_folder_hash(str(folder.relative_to(STATIC)), changed)}/{path}"
+
+
+@functools.cache
 def environment() -> Environment:
     """The template environment: autoescape is on, an unknown name is an error."""
     env = Environment(
@@ -166,6 +179,7 @@ def environment() -> Environment:
         "percent": percent,
     }
     env.globals["static"] = static
+    env.globals["module"] = module
     # Blocks are rendered alone as fragments, where a template's own imports are not run.
     env.globals["parts"] = env.get_template("_parts.html").module
     return env

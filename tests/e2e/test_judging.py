@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 from sqlalchemy import func, select
 
-from app.models import Verdict, VerdictKind
+from app.models import Verdict, VerdictKind, Worker
 from tests.e2e import world
 from tests.e2e.conftest import PHONE, Site, Visit, Visitor
 
@@ -390,6 +390,7 @@ class TestEmptyStates:
     ) -> None:
         with site.sessions.begin() as session:
             world.empty_pool(session, scenes)
+            session.add(Worker(name="here:1", queues="model", device="cpu"))
         visit = visitor()
         page = visit.sign_in(scenes.critic, to="/annotate/scenes")
         expect(page.get_by_role("heading", name="The pool is being filled")).to_be_visible()

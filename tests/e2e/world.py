@@ -26,8 +26,12 @@ from app.models import (
     RoundEvent,
     RoundState,
     RoundTrigger,
+    Snapshot,
+    SnapshotItem,
+    SnapshotItemRole,
     Split,
     User,
+    Verdict,
     VerdictKind,
     Worker,
 )
@@ -153,11 +157,22 @@ def add_history(session: Session, project: Project, past: Sequence[Scene], criti
         judged(session, project, scene, past[number - 1], critics[number % 5], versions[number % 3], number, draw)
     history.add_second_opinions(session, project, critics, draw)
     history.add_evaluations(session, project, versions, val)
+    add_items(session, project)
     for number in range(12):
         factories.make_prompt(session, project, question=f"what stands behind the {number + 2} trees?", answer="a tent")
     beat = {"queues": "model", "device": "cpu", "memory_mb": 1432}
     factories.add(session, Worker(name="hall:4127", doing="writing candidates for Scenes", **beat))
     factories.add(session, Worker(name="hall:4130", doing="", **(beat | {"queues": "default", "memory_mb": 148})))
+
+
+def add_items(session: Session, project: Project) -> None:
+    """What the rounds were trained on: the first picks for the first, more of them for each one after it."""
+    verdicts = session.query(Verdict).filter_by(project_id=project.id, kind=VerdictKind.picked).order_by(Verdict.id)
+    for snapshot in session.query(Snapshot).filter_by(project_id=project.id):
+        for position, verdict in enumerate(verdicts.limit(18 * snapshot.number), start=1):
+            row = {"role": SnapshotItemRole.rationale, "prompt_id": verdict.prompt_id, "verdict_id": verdict.id}
+            session.add(SnapshotItem(snapshot_id=snapshot.id, position=position, **row))
+    session.flush()
 
 
 def named(session: Session, name: str) -> User:

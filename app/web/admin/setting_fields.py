@@ -81,6 +81,14 @@ GROUPS = (
             SettingField(
                 "instructions", "Instructions", "What critics read beside their work.", "area", rows=4, wide=True
             ),
+            SettingField(
+                "instruction_examples",
+                "Examples",
+                "One on each line: + before one that fits, - before one that does not, and why behind |.",
+                "lines",
+                rows=4,
+                wide=True,
+            ),
             whole("overlap", "Critics for each candidate set", "How many critics judge the same candidates."),
             choice(
                 "aggregation",
@@ -91,8 +99,9 @@ GROUPS = (
                 ("all", "all of them"),
             ),
             real("lease_minutes", "Minutes a claim lasts", "After them a prompt that was not judged goes to others."),
-            whole("max_open", "Open claims of a critic", "The page needs two: the one judged and the next."),
+            whole("max_open", "Open claims of a critic", "The page shows one and keeps two ahead."),
             check("rejudge", "Judge again", "Offer prompts again that have an accepted rationale."),
+            check("blur_images", "Blur images", "Until a critic asks to see them."),
             lines("skip_reasons", "Reasons to skip", "One on each line; the first nine have a key."),
             lines("flag_reasons", "Reasons to flag", "One on each line; a flagged prompt is held back."),
             lines("shortcoming_tags", "Shortcoming tags", "One on each line; what a candidate may lack."),

@@ -50,6 +50,28 @@ class TestOwnVerdicts:
         assert [line.id for line in overviews.own_verdicts(session, ada, project)] == [new]
         assert overviews.own_verdict(session, ada, project, old) is None
 
+    def test_words_are_found_wherever_they_stand(self, session: Session, project: Project) -> None:
+        ada = factories.make_critic(session, project)
+
+        def given(question: str, *texts: str, rationale: str | None = None) -> int:
+            prompt = factories.make_prompt(session, project, question=question, answer="100 %")
+            made = factories.make_candidate_set(session, project, prompt=prompt, texts=texts)
+            assignment = factories.make_assignment(session, made, ada)
+            return factories.make_verdict(session, assignment, rationale=rationale).id
+
+        striped = given("what stands there?", "a striped umbrella", "a kite")
+        own = given("what flies there?", "a bird", "a plane", rationale="the Kite has a string")
+
+        def found(words: str, kind: VerdictKind | None = None) -> list[int]:
+            return [line.id for line in overviews.own_verdicts(session, ada, project, words=words, kind=kind)]
+
+        assert found("UMBRELLA") == [striped]
+        assert found("kite") == [own]  # the other's kite was not picked
+        assert found("there flies") == [own]
+        assert found("100 %") == [own, striped]
+        assert found("_tands") == []
+        assert found("there", VerdictKind.skipped) == []
+
     def test_a_stranger(self, session: Session, project: Project) -> None:
         stranger = factories.actor_of(factories.make_user(session))
         with pytest.raises(NotFound):

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.models import Assignment, AssignmentState, Project, Role, User, Verdict
+from app.models import (
+    Assignment,
+    AssignmentState,
+    CandidateSetState,
+    CandidateSource,
+    Project,
+    Role,
+    User,
+    Verdict,
+    VerdictKind,
+    Worker,
+)
+from app.services import projects
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -78,11 +91,25 @@ class TestJudge:
     def test_says_what_happens_when_there_is_nothing(self, browser: Browser, session: Session) -> None:
         empty = factories.make_project(session, slug="empty")
         factories.make_prompt(session, empty)
+        factories.make_prompt(session, empty)
         factories.make_member(session, empty, user=session.scalars(select(User)).first())
         page = browser.get("/annotate/empty")
         assert page.status_code == 200
+        assert "Nothing writes candidates now" in page.text
+        assert "No model worker is running: 2 wait for theirs" in page.text
+        factories.add(session, Worker(name="here:1", queues="model", device="cpu"))
+        page = browser.get("/annotate/empty")
         assert "The pool is being filled" in page.text
-        assert "1 wait for theirs" in page.text
+        assert "2 wait for theirs" in page.text
+        assert "the model is loaded" in page.text
+        done = factories.make_candidate_set(session, empty)
+        done.state, done.source = CandidateSetState.judged, CandidateSource.model
+        done.created_at = datetime.now(UTC) - timedelta(seconds=20)
+        session.flush()
+        found = re.search(r"One takes about (\d+) s, all of them about (\d+) s", browser.get("/annotate/empty").text)
+        assert found
+        assert 10 <= int(found.group(1)) <= 20
+        assert abs(int(found.group(2)) - 2 * int(found.group(1))) <= 1
 
 
 @pytest.mark.usefixtures("critic")
@@ -161,6 +188,24 @@ class TestVerdict:
         assert browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT).status_code == 403
         assert count(session) == 0
 
+    def test_tags_and_what_was_edited_come_along(self, browser: Browser, session: Session) -> None:
+        page = browser.get("/annotate/scenes").text
+        first, second, _ = picks_in(page)
+        status, _ = self.give(
+            browser,
+            picks=[second],
+            rationale="red all over",
+            edited_from=first,
+            tags=[f"{first} contradicts the image", f"{first} badly written"],
+        )
+        assert status == 201
+        given = session.scalars(select(Verdict)).one()
+        assert given.edited_from == int(first)
+        assert given.tags == {first: ["contradicts the image", "badly written"]}
+        again = browser.get("/annotate/scenes/back", headers=FRAGMENT).text
+        assert f'data-edited-from="{first}"' in again
+        assert """data-tags='["contradicts the image", "badly written"]'""" in again
+
     def test_an_ended_session_is_401_and_no_redirect(self, browser: Browser) -> None:
         page = browser.get("/annotate/scenes").text
         browser.client.cookies.delete("illume_session")
@@ -192,6 +237,27 @@ class TestChange:
         assert response.status_code == 404
         assert "no earlier verdict" in response.text
 
+    def test_another_change_by_tags_alone_is_no_repeat(self, browser: Browser) -> None:
+        self.judge(browser)
+        card = browser.get("/annotate/scenes/back", headers=FRAGMENT).text
+        found = re.search(r'data-verdict="(\d+)"', card)
+        assert found
+        url = f"/annotate/scenes/verdicts/{found.group(1)}"
+        fields = {"kind": "none_fit", "tags": f"{picks_in(card)[0]} incomplete"}
+        assert [browser.post(url, fields, headers=FRAGMENT).status_code for _ in range(2)] == [201, 201]
+        fields["tags"] = f"{picks_in(card)[0]} badly written"
+        assert browser.post(url, fields, headers=FRAGMENT).status_code == 409
+
+    def test_the_list_is_searched(self, browser: Browser) -> None:
+        self.judge(browser)
+        self.judge(browser)
+        path = "/annotate/scenes/history"
+        assert browser.get(path, params={"words": "is <B>1</b>"}).text.count("Change the verdict on") == 1
+        assert browser.get(path, params={"kind": "none_fit"}).text.count("Change the verdict on") == 2
+        nothing = browser.get(path, params={"kind": "flagged", "words": 'x" y'}).text
+        assert "None of your verdicts is like that" in nothing
+        assert 'value="x&#34; y"' in nothing
+
     def test_the_list_holds_only_ones_own(self, browser: Browser, session: Session, project: Project) -> None:
         self.judge(browser)
         other = factories.make_critic(session, project)
@@ -215,6 +281,44 @@ class TestHeartbeat:
         theirs = factories.make_assignment(session, factories.make_candidate_set(session, project), other)
         response = browser.post("/annotate/scenes/heartbeat", {"held": [mine, str(theirs.id), "x"]}, headers=FRAGMENT)
         assert response.text == f"{theirs.id} x"
+
+
+@pytest.mark.usefixtures("critic")
+class TestInstructions:
+    def test_only_a_change_of_theirs_is_a_new_version(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        admin = factories.make_admin(session)
+        assert "Version 1, written" in browser.get("/annotate/scenes").text
+        projects.update_project(session, admin, "scenes", {"overlap": 2})
+        assert "Version 1, written" in browser.get("/annotate/scenes/instructions").text
+        examples = ["+ it has <i>stripes</i> | they are seen"]
+        projects.update_project(session, admin, "scenes", {"instruction_examples": examples})
+        text = browser.get("/annotate/scenes/instructions").text
+        assert "Version 2, changed" in text
+        assert "it has &lt;i&gt;stripes&lt;/i&gt;" in text
+        assert "<html" not in text
+
+    def test_images_are_blurred_where_the_project_says_so(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        assert 'class="work"' in browser.get("/annotate/scenes").text
+        projects.update_project(session, factories.make_admin(session), "scenes", {"blur_images": True})
+        assert 'class="work blurred"' in browser.get("/annotate/scenes").text
+
+
+@pytest.mark.usefixtures("critic")
+class TestDay:
+    def test_says_what_there_is(self, browser: Browser, session: Session, project: Project, critic: User) -> None:
+        made = factories.make_assignment(
+            session, factories.make_candidate_set(session, project), factories.actor_of(critic)
+        )
+        factories.make_verdict(session, made, kind=VerdictKind.none_fit).seconds = 4.25
+        session.flush()
+        text = browser.get("/annotate/scenes/day").text
+        assert "1 verdict, 1 in the last hour" in text
+        assert "No round has used them yet" in text
+        assert "in a row" not in text
 
 
 class TestAccess:
