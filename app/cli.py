@@ -22,6 +22,7 @@ Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 ROLES = ("admin", "reviewer", "critic", "viewer")
 SCOPES = ("read", "write", "admin")
+SPLITS = ("train", "val", "test")
 FORMATS = ("records",)
 
 
@@ -101,7 +102,12 @@ def parser() -> argparse.ArgumentParser:
     project.add_argument("--name", default=None)
     importing = add("import", run_import, "import a file of prompts into a project")
     importing.add_argument("slug")
-    importing.add_argument("file", type=Path)
+    importing.add_argument("file", type=Path, help="NDJSON, CSV, JSON, Parquet, a zip or a folder with one of them")
+    importing.add_argument("--images", type=Path, default=None, help="a folder or a zip of the images that rows name")
+    importing.add_argument("--split", choices=SPLITS, default="train", help="the split of rows that name none")
+    importing.add_argument(
+        "--map", action="append", default=[], metavar="COLUMN=FIELD", help="what a column becomes; may be repeated"
+    )
     export = add("export", run_export, "write a project's dataset to a file")
     export.add_argument("slug")
     export.add_argument("--format", choices=FORMATS, default="records")
@@ -269,9 +275,21 @@ def run_project_add(options: argparse.Namespace) -> int:
 
 def run_import(options: argparse.Namespace) -> int:
     from app import transfer
+    from app.models import Split
 
+    pairs = [pair.partition("=") for pair in options.map]
+    if not all(column and field for column, _, field in pairs):
+        raise Refused("--map takes COLUMN=FIELD, such as --map caption=question.", code=2)
     with prepared():
-        return transfer.import_file(options.slug, options.file, say=say, warn=warn)
+        return transfer.import_file(
+            options.slug,
+            options.file,
+            say=say,
+            warn=warn,
+            images=options.images,
+            split=Split(options.split),
+            mapping={column: field for column, _, field in pairs} or None,
+        )
 
 
 def run_export(options: argparse.Namespace) -> int:

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FREE = re.compile(r"/static/.*|/healthz|/readyz|/metrics|/favicon\.ico|/api/v1/openapi\.json")
 IMAGES = re.compile(r"/api/v1/images/[^/]*")
-STREAMS = re.compile(r"/api/v1/projects/[^/]+/dataset")
-IMPORTS = re.compile(r"/api/v1/projects/[^/]+/imports")
+STREAMS = re.compile(r"/api/v1/projects/[^/]+/dataset|/api/v1/imports/[^/]+/problems")
+IMPORTS = re.compile(r"/(api/v1|admin)/projects/[^/]+/imports")
 SMALL_BODY = 256 * 1024
 LARGEST_BODY = 32 * 1024 * 1024
 LARGEST_IMPORT = 2 * 1024 * 1024 * 1024 + SMALL_BODY

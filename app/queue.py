@@ -24,10 +24,17 @@ FILL_POOL = "illume.fill_pool"  # (project id)
 RUN_ROUND = "illume.run_round"  # (round id)
 SWEEP = "illume.sweep"  # ()
 RUN_IMPORT = "illume.run_import"  # (import id)
+DELIVER = "illume.deliver"  # (webhook id)
 
 DEFAULT_QUEUE = "default"
 MODEL_QUEUE = "model"
-QUEUE_OF = {FILL_POOL: MODEL_QUEUE, RUN_ROUND: MODEL_QUEUE, SWEEP: DEFAULT_QUEUE, RUN_IMPORT: DEFAULT_QUEUE}
+QUEUE_OF = {
+    FILL_POOL: MODEL_QUEUE,
+    RUN_ROUND: MODEL_QUEUE,
+    SWEEP: DEFAULT_QUEUE,
+    RUN_IMPORT: DEFAULT_QUEUE,
+    DELIVER: DEFAULT_QUEUE,
+}
 
 REACH_SECONDS = 0.1  # to connect, and again to answer: together below the 0.3 s a request may lose
 PAUSE_SECONDS = 1.0  # how long a broker that failed is left alone, so that not every request pays for it

@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         default=30.0, gt=0, description="How long a worker may be silent before others take over"
     )
+    private_addresses: bool = Field(
+        default=False,
+        description="Let imports and webhooks reach private addresses and http: for trusted networks only",
+    )
     device: str = Field(default="auto", description="Device of model workers: auto, cpu, cuda, cuda:0, mps")
     torch_threads: int = Field(default=0, ge=0, description="Threads of a model process; 0: as many as there are cores")
     database_wait: float = Field(default=60.0, description="Seconds to wait at start for a database that is down")

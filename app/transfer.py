@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tempfile
 import time
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
 
+from app import packing
 from app.connect import Refused
 from app.db import session_scope
-from app.models import Import, ImportState, Role
+from app.models import Import, ImportState, Role, Split
 from app.services import datasets, imports
 from app.services.actors import SYSTEM
 from app.services.projects import get_project
 from app.settings import get_settings
 
 SHOWN_PROBLEMS = 20
+LOCAL_LIMIT = 1 << 40
 Say = Callable[[str], None]
 
 
-def import_file(slug: str, path: Path, *, say: Say, warn: Say) -> int:
-    """Take in a file of prompts, saying how far it is and which lines were rejected. The exit code: 1 where any was.
+def import_file(
+    slug: str,
+    path: Path,
+    *,
+    say: Say,
+    warn: Say,
+    images: Path | None = None,
+    split: Split = Split.train,
+    mapping: Mapping[str, str] | None = None,
+) -> int:
+    """Take in a file of prompts, or a folder with one, saying how far it is and which lines were rejected.
 
-    Here, unlike over REST, a plain file's images may be paths beside it.
+    Here, unlike over REST, images may lie in folders: beside the file, or in `images`. The exit code: 1 where any line
+    was rejected.
     """
-    with open_source(path) as source, session_scope() as session:
+    with packing.opened(path, images) as packed, session_scope() as session:
         project = get_project(session, SYSTEM, slug, Role.reviewer)
-        import_id = imports.create_import(session, SYSTEM, project, filename=path.name, source=source).id
+        import_id = imports.create_import(
+            session,
+            SYSTEM,
+            project,
+            filename=packed.name,
+            source=packed.source,
+            images_source=packed.images,
+            split=split,
+            mapping=mapping,
+            limit=LOCAL_LIMIT,
+        ).id
 
     def tell() -> None:
         with session_scope() as session:
@@ -38,7 +55,7 @@ def import_file(slug: str, path: Path, *, say: Say, warn: Say) -> int:
             if found.total:
                 say(f"{found.done} of {found.total} lines")
 
-    imports.run(import_id, worker=get_settings().worker_name, check=tell)
+    imports.run(import_id, worker=get_settings().worker_name, check=every(2.0, tell))
     while not is_finished(import_id):  # a running worker may have been quicker to take it
         tell()
         time.sleep(1)
@@ -48,11 +65,24 @@ def import_file(slug: str, path: Path, *, say: Say, warn: Say) -> int:
         for problem in problems:
             warn(f"line {problem.line}: {problem.reason}")
         if found.rejected > len(problems):
-            warn(f"... and {found.rejected - len(problems)} more")
+            warn(f"... and {found.rejected - len(problems)} more: see the import's page for all of them")
         if found.state == ImportState.failed:
             raise Refused(f"The import failed: {found.error}")
         say(f"{found.added} added, {found.unchanged} unchanged, {found.rejected} rejected.")
         return 1 if found.rejected else 0
+
+
+def every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:
+    """`act`, but at most once in `seconds`."""
+    last = float("-inf")
+
+    def sometimes() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            act()
+
+    return sometimes
 
 
 def is_finished(import_id: int) -> bool:
@@ -60,41 +90,6 @@ def is_finished(import_id: int) -> bool:
     with session_scope() as session:
         state = session.get_one(Import, import_id).state
         return state in (ImportState.succeeded, ImportState.failed)
-
-
-def open_source(path: Path) -> IO[bytes]:
-    """The file as an import takes it: as it is, or a zip of it with the images that its lines name by path."""
-    try:
-        if zipfile.is_zipfile(path):
-            return path.open("rb")
-        named = images_beside(path)
-        if not named:
-            return path.open("rb")
-        packed = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-        with zipfile.ZipFile(packed, "w") as archive:
-            archive.write(path, "prompts.jsonl")
-            for name, image in sorted(named.items()):
-                archive.write(image, name)
-        packed.seek(0, io.SEEK_SET)
-        return packed
-    except OSError as error:
-        raise Refused(f"{path} could not be read: {error.strerror or error}.", code=2) from error
-
-
-def images_beside(path: Path) -> dict[str, Path]:
-    """The image files that lines of `path` name and that exist; what a line says wrongly is reported by the import."""
-    found: dict[str, Path] = {}
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                item = json.loads(line)
-            except ValueError:
-                continue
-            names = item.get("images") if isinstance(item, dict) else None
-            for name in names if isinstance(names, list) else []:
-                if isinstance(name, str) and (path.parent / name).is_file():
-                    found[name] = path.parent / name
-    return found
 
 
 def export_file(slug: str, target: Path, *, say: Say) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 
 from app import queue
-from app.services import imports, sweep
+from app.services import imports, sweep, webhooks
 from worker.process import Stopping, WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,11 @@ class Tasks:
 
     def run_import(self, import_id: int) -> None:
         """Take in a file of prompts."""
-        imports.run(import_id, worker=self.process.name, check=self.process.check)
+        imports.run(import_id, worker=self.process.name, check=self.process.check, seconds=imports.SLICE_SECONDS)
+
+    def deliver(self, webhook_id: int) -> None:
+        """Send what is due for a webhook."""
+        webhooks.deliver(webhook_id)
 
 
 def register(celery: Celery, process: WorkerProcess | None) -> None:
@@ -68,6 +72,7 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
         (queue.RUN_ROUND, own.run_round),
         (queue.SWEEP, own.sweep),
         (queue.RUN_IMPORT, own.run_import),
+        (queue.DELIVER, own.deliver),
     ):
         celery.task(_stoppable(function), name=name, shared=False)
 

@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import csv
+import io
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, UploadFile
+import orjson
+from fastapi import APIRouter, File, Form, Query, UploadFile
 from sqlalchemy.orm import Session
+from starlette.responses import Response, StreamingResponse
 
-from app.api.schemas import ImportOut
+from app.api.schemas import ImportOut, Limit, ListOut
+from app.db import session_scope
 from app.deps import ActorDep, SessionDep
+from app.errors import Invalid
 from app.gate import LARGEST_IMPORT
-from app.models import Import
+from app.models import Import, ImportProblem, Split
 from app.services import imports, projects
 from app.services.actors import parse_id
 
-router = APIRouter(tags=["prompts"])
+router = APIRouter(tags=["imports"])
+PAGE = 2000
+SHOWN = 1000
 
 
-def import_out(session: Session, found: Import) -> ImportOut:
+def import_out(found: Import, problems: list[ImportProblem]) -> ImportOut:
     """An import, how far it is, and the lines it rejected (the first 1,000)."""
     return ImportOut(
         id=str(found.id),
         state=found.state,
         filename=found.filename,
+        layout=found.plan.get("layout", "own"),
+        columns=found.plan.get("columns", {}),
         total=found.total,
         done=found.done,
         added=found.added,
         unchanged=found.unchanged,
         rejected=found.rejected,
-        problems=[
-            {"line": problem.line, "field": problem.field, "reason": problem.reason}
-            for problem in imports.problems_of(session, found)
-        ],
+        problems=[problem_out(problem) for problem in problems],
         error=found.error,
         created_at=found.created_at,
         finished_at=found.finished_at,
     )
+
+
+def problem_out(problem: ImportProblem) -> dict[str, Any]:
+    """A rejected line."""
+    return {"line": problem.line, "field": problem.field, "reason": problem.reason}
+
+
+def whole_import(session: Session, found: Import) -> ImportOut:
+    """An import with its first problems."""
+    return import_out(found, imports.problems_of(session, found, limit=SHOWN))
+
+
+@router.get("/projects/{slug}/imports")
+def list_imports(
+    session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None
+) -> ListOut[ImportOut]:
+    """The imports of a project, the newest first, without their problems."""
+    project = projects.get_project(session, actor, slug)
+    found = imports.list_imports(session, actor, project, limit=limit, cursor=cursor)
+    return ListOut(items=[import_out(one, []) for one in found.items], next=found.next)
 
 
 @router.post("/projects/{slug}/imports", status_code=202, max_body_size=LARGEST_IMPORT)
@@ -43,15 +71,87 @@ def add_import(
     session: SessionDep,
     actor: ActorDep,
     slug: str,
-    file: Annotated[UploadFile, File(description="NDJSON, a prompt a line; or a zip of one such file and its images")],
+    file: Annotated[
+        UploadFile,
+        File(description="NDJSON, CSV, JSON or Parquet; a zip of one of the first three and its images; an export"),
+    ],
+    images: Annotated[UploadFile | None, File(description="A zip of the images that rows name")] = None,
+    split: Annotated[Split, Form(description="The split of rows that name none")] = Split.train,
+    mapping: Annotated[
+        str | None, Form(description='What columns become, as JSON: `{"caption": "question"}`', max_length=100_000)
+    ] = None,
 ) -> ImportOut:
     """Import a file of prompts; `GET /imports/{id}` says how far it is."""
     project = projects.get_project(session, actor, slug)
-    made = imports.create_import(session, actor, project, filename=file.filename or "", source=file.file)
-    return import_out(session, made)
+    made = imports.create_import(
+        session,
+        actor,
+        project,
+        filename=file.filename or "",
+        source=file.file,
+        images_source=None if images is None else images.file,
+        split=split,
+        mapping=None if mapping is None else parse_mapping(mapping),
+    )
+    return whole_import(session, made)
+
+
+def parse_mapping(text: str) -> dict[str, str]:
+    """The mapping of columns in a form field. Raises `Invalid`."""
+    try:
+        mapping = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        mapping = None
+    if not isinstance(mapping, dict) or not all(isinstance(one, str) for one in mapping.values()):
+        raise Invalid('mapping must be a JSON object such as {"caption": "question"}.', field="mapping")
+    return mapping
 
 
 @router.get("/imports/{import_id}")
 def get_import(session: SessionDep, actor: ActorDep, import_id: str) -> ImportOut:
-    """How far an import is, and every rejected line with its reason."""
-    return import_out(session, imports.get_import(session, actor, parse_id(import_id)))
+    """How far an import is, and the first 1,000 rejected lines with their reasons."""
+    return whole_import(session, imports.get_import(session, actor, parse_id(import_id)))
+
+
+@router.get(
+    "/imports/{import_id}/problems",
+    response_class=Response,
+    responses={200: {"content": {"application/x-ndjson": {}, "text/csv": {}}, "description": "A line a rejected line"}},
+)
+def get_problems(
+    session: SessionDep,
+    actor: ActorDep,
+    import_id: str,
+    kind: Annotated[Literal["ndjson", "csv"], Query(alias="format")] = "ndjson",
+) -> StreamingResponse:
+    """Every rejected line with its number, field and reason, as NDJSON or CSV."""
+    found = imports.get_import(session, actor, parse_id(import_id))
+    media_type = "text/csv; charset=utf-8" if kind == "csv" else "application/x-ndjson"
+    name = f"import-{found.id}-rejected.{kind}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    return StreamingResponse(stream_problems(found, kind), media_type=media_type, headers=headers)
+
+
+def stream_problems(found: Import, kind: str) -> Iterator[bytes]:
+    """The rejected lines, a page of them in a short session of its own."""
+    if kind == "csv":
+        yield csv_line("line", "field", "reason")
+    after = 0
+    while True:
+        with session_scope() as session:
+            problems = imports.problems_of(session, found, limit=PAGE, after=after)
+        if kind == "csv":
+            yield b"".join(csv_line(one.line, one.field, one.reason) for one in problems)
+        else:
+            yield b"".join(orjson.dumps(problem_out(one)) + b"\n" for one in problems)
+        if len(problems) < PAGE:
+            return
+        after = problems[-1].line
+
+
+def csv_line(*values: object) -> bytes:
+    """A line of CSV; what a spreadsheet would take for a formula is text."""
+    texts = ["" if value is None else str(value) for value in values]
+    file = io.StringIO()
+    csv.writer(file).writerow([f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text for text in texts])
+    return file.getvalue().encode()

@@ -200,6 +200,8 @@ class ImportOut(Out):
     id: Id
     state: str
     filename: str
+    layout: str
+    columns: dict[str, str]
     total: int | None
     done: int
     added: int

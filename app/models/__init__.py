@@ -7,6 +7,7 @@ from app.models.content import (
     Image,
     ImageGrant,
     Import,
+    ImportedRow,
     ImportProblem,
     Project,
     Prompt,
@@ -15,12 +16,13 @@ from app.models.content import (
 )
 from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
 from app.models.learning import Evaluation, ModelVersion, Round, RoundEvent, Snapshot, SnapshotItem
-from app.models.operations import AuditEvent, DeviceClaim, Worker
+from app.models.operations import AuditEvent, DeviceClaim, Webhook, WebhookDelivery, Worker
 from app.models.people import Membership, SignInTry, Token, User, WebSession
 from app.models.states import (
     AssignmentState,
     CandidateSetState,
     CandidateSource,
+    DeliveryState,
     ImportState,
     PromptState,
     Role,
@@ -43,6 +45,7 @@ __all__ = [
     "CandidateSet",
     "CandidateSetState",
     "CandidateSource",
+    "DeliveryState",
     "DeviceClaim",
     "Evaluation",
     "IdempotencyKey",
@@ -51,6 +54,7 @@ __all__ = [
     "Import",
     "ImportProblem",
     "ImportState",
+    "ImportedRow",
     "Membership",
     "ModelVersion",
     "Pick",
@@ -77,5 +81,7 @@ __all__ = [
     "VerdictKind",
     "VerdictState",
     "WebSession",
+    "Webhook",
+    "WebhookDelivery",
     "Worker",
 ]

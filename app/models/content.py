@@ -202,7 +202,11 @@ class Candidate(Base):
 
 
 class Import(Base):
-    """A file of prompts on its way in. `done` lines are finished, so that it can be taken up again."""
+    """A file of prompts on its way in. `done` lines are finished, so that it can be taken up again.
+
+    `plan` says what its columns mean; while it is a `draft`, somebody is still looking at that. `tries` counts how
+    often it was taken up without getting any further.
+    """
 
     __tablename__ = "imports"
     __table_args__ = (one_of("state", ImportState),)
@@ -212,11 +216,14 @@ class Import(Base):
     state: Mapped[ImportState] = mapped_column(Known(ImportState), server_default=ImportState.queued.value)
     filename: Mapped[str] = mapped_column(String(400))
     file_key: Mapped[str] = mapped_column(String(200))
+    images_key: Mapped[str | None] = mapped_column(String(200))
+    plan: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     total: Mapped[int | None]
     done: Mapped[int] = mapped_column(server_default="0")
     added: Mapped[int] = mapped_column(server_default="0")
     unchanged: Mapped[int] = mapped_column(server_default="0")
     rejected: Mapped[int] = mapped_column(server_default="0")
+    tries: Mapped[int] = mapped_column(server_default="0")
     error: Mapped[str | None] = mapped_column(Text)
     worker: Mapped[str | None] = mapped_column(String(200))
     beats_at: Mapped[datetime | None]
@@ -235,3 +242,13 @@ class ImportProblem(Base):
     line: Mapped[int] = mapped_column(primary_key=True)
     field: Mapped[str | None] = mapped_column(String(200))
     reason: Mapped[str] = mapped_column(Text)
+
+
+class ImportedRow(Base):
+    """What a row of an exported data set became here, by a hash of what it was there: so that it comes in once."""
+
+    __tablename__ = "imported_rows"
+
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    row_id: Mapped[int] = mapped_column(BigInteger)

@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, fu
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base
+from app.models.states import DeliveryState, Known, one_of
 
 
 class Worker(Base):
@@ -49,3 +50,47 @@ class AuditEvent(Base):
     subject: Mapped[str] = mapped_column(String(200))
     data: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Webhook(Base):
+    """An address that is told of events. Without a project it is told of every project's.
+
+    Its secret is made of `salt` and the installation's key, and stands nowhere. `feed_xid` and `feed_id` are the place
+    in the feed of verdicts up to which it was told.
+    """
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int | None] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    url: Mapped[str] = mapped_column(String(2000))
+    events: Mapped[list[str]]
+    salt: Mapped[str] = mapped_column(String(64))
+    active: Mapped[bool] = mapped_column(server_default=text("true"))
+    feed_xid: Mapped[str] = mapped_column(String(20), server_default="0")
+    feed_id: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WebhookDelivery(Base):
+    """One event for one webhook. While `pending` it is due at `next_at`; who sends it moves that on first."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        one_of("state", DeliveryState),
+        Index("ix_webhook_deliveries_webhook_id_id", "webhook_id", "id"),
+        Index("ix_webhook_deliveries_due", "next_at", postgresql_where=text("state = 'pending'")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    webhook_id: Mapped[int] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    event: Mapped[str] = mapped_column(String(40))
+    payload: Mapped[dict[str, Any]]
+    state: Mapped[DeliveryState] = mapped_column(Known(DeliveryState), server_default=DeliveryState.pending.value)
+    tries: Mapped[int] = mapped_column(server_default="0")
+    next_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    status: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]

@@ -143,9 +143,20 @@ class SnapshotItemRole(StrEnum):
 
 
 class ImportState(StrEnum):
+    """`draft`: somebody looks at what its columns mean; nothing is taken in yet."""
+
+    draft = "draft"
     queued = "queued"
     running = "running"
     succeeded = "succeeded"
+    failed = "failed"
+
+
+class DeliveryState(StrEnum):
+    """`failed`: given up after the last try."""
+
+    pending = "pending"
+    delivered = "delivered"
     failed = "failed"
 
 

@@ -1,66 +1,176 @@
-"""Imports: files of prompts, taken in piece by piece by a worker."""
+"""Imports: files of prompts. Making one, looking at what it would bring, and at what it brought."""
 
 from __future__ import annotations
 
-import io
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import orjson
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db import session_scope
-from app.errors import DomainError, Invalid, NotFound
-from app.models import Import, ImportProblem, ImportState, Project, Role, User
-from app.services import audit, images
-from app.services.actors import SYSTEM, Actor, require
-from app.services.leases import lapsed
-from app.services.prompts import PromptIn, add_prompts, parse_prompt
-from app.services.store import KEY_FORM, get_store
-from app.settings import get_settings
+from app.errors import Conflict, DomainError, Invalid, NotFound
+from app.models import Import, ImportProblem, ImportState, Project, Role, Split
+from app.services import audit, imported_records
+from app.services.actors import Actor, require
+from app.services.import_files import ImportFile
+from app.services.import_layouts import Layout, Plan, make_plan, with_columns
+from app.services.import_reading import PIECE, open_file, parse_row
+from app.services.import_running import SLICE_SECONDS, run
+from app.services.import_tables import Row
+from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.prompts import PromptIn
+from app.services.store import get_store
 
-PIECE = 50
-MAX_LINE = 4 * 1024 * 1024
+__all__ = [
+    "PIECE",
+    "SLICE_SECONDS",
+    "Looked",
+    "change_plan",
+    "create_import",
+    "discard",
+    "get_import",
+    "list_imports",
+    "preview",
+    "problems_of",
+    "run",
+    "start",
+]
+
 MAX_FILE = 2 * 1024 * 1024 * 1024
+SAMPLE = 100
 
 
-def create_import(session: Session, actor: Actor, project: Project, *, filename: str, source: IO[bytes]) -> Import:
-    """Keep a file of prompts and have a worker take it in. Needs the role reviewer.
+# Making one
 
-    The file is NDJSON with a prompt a line, whose images are sha256s, or a zip of one `.jsonl` file and the images that
-    its lines name by their paths beside it.
+
+def create_import(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    *,
+    filename: str,
+    source: IO[bytes],
+    images_source: IO[bytes] | None = None,
+    split: Split = Split.train,
+    mapping: Mapping[str, str] | None = None,
+    draft: bool = False,
+    limit: int = MAX_FILE,
+) -> Import:
+    """Keep a file of prompts and have a worker take it in; a `draft` waits for `start`. Needs the role reviewer.
+
+    `images_source` is a zip of the images that rows name; `mapping` says what columns become. Data sets exported as
+    records bring verdicts of others, and need the role admin. Raises `Invalid` where the file cannot be taken at all.
     """
     require(session, actor, project, Role.reviewer)
-    with tempfile.NamedTemporaryFile() as kept:
-        size = 0
-        while chunk := source.read(1 << 20):
-            size += len(chunk)
-            if size > MAX_FILE:
-                raise Invalid("The file has over 2 GB: import it in parts.", field="file")
-            kept.write(chunk)
-        kept.flush()
-        if not size:
-            raise Invalid("The file is empty.", field="file")
+    name = PurePosixPath(filename.replace("\\", "/")).name[-400:] or "file"
+    with tempfile.NamedTemporaryFile() as kept, tempfile.NamedTemporaryFile() as pictures:
+        write_upload(source, kept, limit)
+        if images_source is not None:
+            write_upload(images_source, pictures, limit)
+        images_path = Path(pictures.name) if images_source is not None else None
+        plan = first_plan(Path(kept.name), name, images_path, split=split, mapping=mapping, loose=draft)
+        if plan.layout is Layout.records:
+            require(session, actor, project, Role.admin)
         key = get_store().put_file(Path(kept.name))
+        images_key = None if images_path is None else get_store().put_file(images_path)
     made = Import(
         project_id=project.id,
-        filename=PurePosixPath(filename).name[:400] or "file",
+        state=ImportState.draft if draft else ImportState.queued,
+        filename=name,
         file_key=key,
+        images_key=images_key,
+        plan=plan.as_json(),
         created_by=actor.stored_id,
     )
     session.add(made)
     session.flush()
     session.refresh(made)
     audit.record(session, actor, "import.add", f"import:{made.id}", project.id)
-    queue.send(session, queue.RUN_IMPORT, made.id)
+    if not draft:
+        queue.send(session, queue.RUN_IMPORT, made.id)
     return made
+
+
+def write_upload(source: IO[bytes], target: Any, limit: int) -> None:
+    """Copy an upload. Raises `Invalid` for an empty one and one over `limit` bytes."""
+    size = 0
+    while chunk := source.read(1 << 20):
+        size += len(chunk)
+        if size > limit:
+            raise Invalid(f"The file has over {limit >> 30} GB: import it in parts.", field="file")
+        target.write(chunk)
+    target.flush()
+    if not size:
+        raise Invalid("The file is empty.", field="file")
+
+
+def first_plan(
+    path: Path, name: str, images_path: Path | None, *, split: Split, mapping: Mapping[str, str] | None, loose: bool
+) -> Plan:
+    """What the columns mean, by their names and by `mapping`. Raises `Invalid` where the file cannot be read."""
+    file = ImportFile(path, name, images_path=images_path)
+    try:
+        columns = columns_of(islice(file.table.rows(), SAMPLE))
+        plan = make_plan(file.table.kind, columns, split=split, loose=loose or mapping is not None)
+    finally:
+        file.close()
+    if mapping is None:
+        return plan
+    unknown = next((column for column in mapping if column not in columns), None)
+    if unknown is not None:
+        raise Invalid(f"mapping: the file has no column '{unknown[:60]}'.", field="mapping")
+    return with_columns(plan, mapping, split=split)
+
+
+def columns_of(rows: Iterator[Row]) -> list[str]:
+    """The columns of some rows, in the order they come in."""
+    return list(dict.fromkeys(column for row in rows if isinstance(row.values, dict) for column in row.values))
+
+
+def start(session: Session, actor: Actor, import_id: int) -> Import:
+    """Have a draft taken in. Raises `Conflict` where it is no draft any more."""
+    found = get_import(session, actor, import_id)
+    session.refresh(found, with_for_update=True)
+    if found.state is not ImportState.draft:
+        raise Conflict("This import was started already.")
+    found.state = ImportState.queued
+    session.flush()
+    queue.send(session, queue.RUN_IMPORT, found.id)
+    return found
+
+
+def change_plan(
+    session: Session, actor: Actor, import_id: int, *, columns: Mapping[str, str], split: Split, question: str
+) -> Import:
+    """Say what the columns of a draft mean. Raises `Invalid`, `Conflict`."""
+    found = get_import(session, actor, import_id)
+    if found.state is not ImportState.draft:
+        raise Conflict("This import was started already: import the file again with other columns.")
+    plan = Plan.from_json(found.plan)
+    unknown = next((column for column in columns if column not in plan.columns), None)
+    if unknown is not None:
+        raise Invalid(f"The file has no column '{unknown[:60]}'.", field="mapping")
+    found.plan = with_columns(plan, columns, split=split, question=question).as_json()
+    session.flush()
+    return found
+
+
+def discard(session: Session, actor: Actor, import_id: int) -> None:
+    """Drop a draft. Raises `Conflict` where it was started."""
+    found = get_import(session, actor, import_id)
+    if found.state is not ImportState.draft:
+        raise Conflict("This import was started already.")
+    audit.record(session, actor, "import.discard", f"import:{found.id}", found.project_id)
+    session.delete(found)
+    session.flush()
+
+
+# Looking at them
 
 
 def get_import(session: Session, actor: Actor, import_id: int) -> Import:
@@ -73,225 +183,58 @@ def get_import(session: Session, actor: Actor, import_id: int) -> Import:
     return found
 
 
-def problems_of(session: Session, found: Import, *, limit: int = 1000) -> list[ImportProblem]:
-    """The first rejected lines of an import, each with its reason."""
-    query = select(ImportProblem).where(ImportProblem.import_id == found.id).order_by(ImportProblem.line).limit(limit)
-    return list(session.scalars(query))
+def list_imports(
+    session: Session, actor: Actor, project: Project, *, limit: int = 100, cursor: str | None = None
+) -> Page[Import]:
+    """The imports of a project, the newest first."""
+    require(session, actor, project, Role.reviewer)
+    query = select(Import).where(Import.project_id == project.id).order_by(Import.id.desc())
+    if cursor is not None:
+        query = query.where(Import.id < decode_cursor(cursor, int)[0])
+    found = list(session.scalars(query.limit(check_limit(limit) + 1)))
+    return Page(found[:limit], encode_cursor(found[limit - 1].id) if len(found) > limit else None)
 
 
-# Taking a file in
+def problems_of(session: Session, found: Import, *, limit: int = 1000, after: int = 0) -> list[ImportProblem]:
+    """The first rejected lines of an import behind line `after`, each with its reason."""
+    query = select(ImportProblem).where(ImportProblem.import_id == found.id, ImportProblem.line > after)
+    return list(session.scalars(query.order_by(ImportProblem.line).limit(limit)))
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """An import that a worker has taken up; `done` lines are finished."""
+class Looked:
+    """A row of a draft as it would be taken in: the prompt, or what is wrong with it."""
 
-    import_id: int
-    fence: int
-    project_id: int
-    file_key: str
-    created_by: int | None
-    done: int
-    total: int | None
+    number: int
+    values: dict[str, Any]
+    prompt: PromptIn | None
+    problem: str
 
 
-def run(import_id: int, *, worker: str, check: Callable[[], None]) -> None:
-    """Take in a file, a piece a transaction, going on where it was left; `check` raises where the worker is to end."""
-    with session_scope() as session:
-        claimed = _claim(session, import_id, worker)
-    if claimed is None:
-        return
-    try:
-        with open_file(claimed.file_key) as file:
-            total = claimed.total if claimed.total is not None else sum(1 for _ in file.lines())
-            for start, piece in pieces(file.lines(), claimed.done):
-                check()
-                if not _take_in(claimed, file, start, piece, total):
-                    return
-    except (DomainError, zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        _end(claimed, ImportState.failed, error=str(error) or type(error).__name__)
-        if not isinstance(error, DomainError | zipfile.BadZipFile):
-            raise
-        return
-    _end(claimed, ImportState.succeeded)
-
-
-def _claim(session: Session, import_id: int, worker: str) -> Claim | None:
-    row = session.execute(
-        update(Import)
-        .where(
-            Import.id == import_id,
-            or_(Import.state == ImportState.queued, (Import.state == ImportState.running) & lapsed(Import.beats_at)),
-        )
-        .values(state=ImportState.running, worker=worker, beats_at=func.now(), fence=Import.fence + 1)
-        .returning(
-            Import.id, Import.fence, Import.project_id, Import.file_key, Import.created_by, Import.done, Import.total
-        )
-    ).one_or_none()
-    return None if row is None else Claim(*row)
-
-
-def _held(session: Session, claimed: Claim) -> Import | None:
-    """The import, locked, while this worker still holds it."""
-    return session.scalar(
-        select(Import)
-        .where(Import.id == claimed.import_id, Import.fence == claimed.fence, Import.state == ImportState.running)
-        .with_for_update()
-    )
-
-
-def _end(claimed: Claim, state: ImportState, *, error: str | None = None) -> None:
-    with session_scope() as session:
-        found = _held(session, claimed)
-        if found is not None:
-            found.state, found.error, found.finished_at = state, error, func.now()
-            found.worker = found.beats_at = None
-
-
-def _take_in(claimed: Claim, file: ImportFile, start: int, lines: list[bytes], total: int) -> bool:
-    """Add the prompts of a piece; False where another worker has taken the import over."""
-    parsed = [parse_line(file, line) for line in lines]  # no transaction is open while images are decoded
-    with session_scope() as session:
-        found = _held(session, claimed)
-        if found is None:
-            return False
-        project = session.get_one(Project, claimed.project_id)
-        actor = _actor(session, claimed.created_by)
-        pictures = {picture.data: picture for one in parsed if isinstance(one, Line) for picture in one.pictures}
-        images.add_images(session, actor, list(pictures.values()))
-        results = add_prompts(session, actor, project, [one.prompt if isinstance(one, Line) else one for one in parsed])
-        for offset, result in enumerate(results):
-            if result.error is not None:
-                session.add(
-                    ImportProblem(
-                        import_id=found.id,
-                        line=start + offset + 1,
-                        field=result.error.field,
-                        reason=result.error.detail,
-                    )
+def preview(found: Import, *, limit: int = 8) -> tuple[Plan, list[Looked]]:
+    """The first rows of an import; images at web addresses are not fetched. Raises `Invalid`."""
+    plan = Plan.from_json(found.plan)
+    looked = []
+    with open_file(found.file_key, found.filename, found.images_key, fetch=_not_now) as file:
+        for row in islice(file.table.rows(), limit):
+            parsed = imported_records.parse(row) if plan.layout is Layout.records else parse_row(file, plan, row)
+            looked.append(
+                Looked(
+                    row.number,
+                    row.values if isinstance(row.values, dict) else {},
+                    parsed if isinstance(parsed, PromptIn) else None,
+                    parsed.detail if isinstance(parsed, DomainError) else "",
                 )
-        found.total, found.done = total, start + len(lines)
-        found.added += sum(result.created for result in results)
-        found.rejected += sum(result.error is not None for result in results)
-        found.unchanged += sum(result.error is None and not result.created for result in results)
-        found.beats_at = func.now()
-    return True
+            )
+    return plan, looked
 
 
-def _actor(session: Session, user_id: int | None) -> Actor:
-    user = None if user_id is None else session.get(User, user_id)
-    if user is None:
-        return SYSTEM
-    return Actor(user_id=user.id, email=user.email, role=Role(user.role))
+def _not_now(_: str) -> bytes:
+    """A picture in place of one that is fetched later."""
+    return TINY_PICTURE
 
 
-# Reading a file
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A good line, and the images that came with it."""
-
-    prompt: PromptIn
-    pictures: tuple[images.Picture, ...]
-
-
-class ImportFile:
-    """A file of prompts: NDJSON, or a zip of one such file and images beside it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._archive = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
-        self._table = None if self._archive is None else _table_of(self._archive)
-
-    def close(self) -> None:
-        """Let the file go."""
-        if self._archive is not None:
-            self._archive.close()
-
-    def lines(self) -> Iterator[bytes]:
-        """The lines, one longer than 4 MB cut off there, which makes it a bad one."""
-        if self._archive is None or self._table is None:
-            source: IO[bytes] = self._path.open("rb")
-        else:
-            source = io.BufferedReader(self._archive.open(self._table))  # type: ignore[type-var]
-        with source:
-            while line := source.readline(MAX_LINE):
-                whole = line
-                while not whole.endswith(b"\n") and (whole := source.readline(MAX_LINE)):
-                    continue
-                yield line
-
-    def image(self, name: str) -> images.Picture:
-        """An image that a line names. Raises `Invalid`, `TooLarge`."""
-        if self._archive is None or self._table is None:
-            raise Invalid("Without a zip, images are named by the sha256 of uploaded ones.", field="images")
-        beside = PurePosixPath(self._table).parent / name
-        try:
-            with self._archive.open(str(beside)) as file:
-                return images.encode(file.read(images.MAX_BYTES + 1))
-        except KeyError as error:
-            raise Invalid(f"There is no file {beside} in the zip.", field="images") from error
-
-
-def _table_of(archive: zipfile.ZipFile) -> str:
-    names = [name for name in archive.namelist() if name.endswith((".jsonl", ".ndjson")) and "__MACOSX" not in name]
-    if len(names) != 1:
-        raise Invalid(f"The zip must hold one .jsonl file; it holds {len(names)}.", field="file")
-    return names[0]
-
-
-@contextmanager
-def open_file(key: str) -> Iterator[ImportFile]:
-    """The imported file, on this machine."""
-    file = ImportFile(get_store().local_path(key, get_settings().data_dir / "cache"))
-    try:
-        yield file
-    finally:
-        file.close()
-
-
-def pieces(lines: Iterator[bytes], done: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Lines behind the first `done` in pieces, each with the number of lines before it."""
-    piece: list[bytes] = []
-    start = done
-    for number, line in enumerate(lines):
-        if number < done:
-            continue
-        piece.append(line)
-        if len(piece) == PIECE:
-            yield start, piece
-            start, piece = start + PIECE, []
-    if piece:
-        yield start, piece
-
-
-def parse_line(file: ImportFile, line: bytes) -> Line | DomainError:
-    """A prompt and its images, or what is wrong with the line."""
-    try:
-        item = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return Invalid("The line is no valid JSON.")
-    if not isinstance(item, dict):
-        return Invalid("The line is no JSON object.")
-    try:
-        item, pictures = _with_images(file, item)
-        return Line(parse_prompt(item), pictures)
-    except DomainError as error:
-        return error
-
-
-def _with_images(file: ImportFile, item: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[images.Picture, ...]]:
-    """The item with its images named by sha256, and those that are files beside it."""
-    named = item.get("images")
-    if not isinstance(named, list):
-        return dict(item), ()
-    pictures: list[images.Picture] = []
-    keys: list[object] = []
-    for name in named:
-        if isinstance(name, str) and not KEY_FORM.fullmatch(name):
-            pictures.append(file.image(name))
-            keys.append(pictures[-1].sha256)
-        else:
-            keys.append(name)
-    return {**item, "images": keys}, tuple(pictures)
+TINY_PICTURE = (
+    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00"
+    b"\x01\x00\x00\x02\x02D\x01\x00;"
+)

@@ -15,7 +15,7 @@ from app.models import ModelVersion, Project, Round, RoundEvent, RoundState, Sna
 from app.services import audit, versions
 from app.services.actors import SYSTEM
 from app.services.leases import lapsed
-from app.services.rounds import workload
+from app.services.rounds import tell_finished, workload
 from app.services.snapshots import plan_of
 
 MAX_TRIES = 5
@@ -288,4 +288,5 @@ def _end(session: Session, found: Round, state: RoundState, *, error: str | None
     audit.record(
         session, SYSTEM, f"round.{state.value}", f"round:{found.id}", found.project_id, number=found.number, **noted
     )
+    tell_finished(session, found)
     queue.send(session, queue.FILL_POOL, found.project_id)

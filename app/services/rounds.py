@@ -12,7 +12,7 @@ from app import queue
 from app.errors import Conflict, NotFound
 from app.models import Project, Role, Round, RoundEvent, RoundState, RoundTrigger, Snapshot, SnapshotKind
 from app.models.states import ACTIVE_ROUND_STATES
-from app.services import audit, snapshots
+from app.services import audit, snapshots, webhooks
 from app.services.accepted import fresh_count
 from app.services.actors import SYSTEM, Actor, require
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
@@ -193,6 +193,7 @@ def cancel(session: Session, actor: Actor, round_id: int) -> Round:
     if state is RoundState.queued:
         found.state = RoundState.cancelled
         found.finished_at = func.now()
+        tell_finished(session, found)
         queue.send(session, queue.FILL_POOL, project.id)
     elif state is not RoundState.cancelling:
         found.state = RoundState.cancelling
@@ -200,6 +201,19 @@ def cancel(session: Session, actor: Actor, round_id: int) -> Round:
     session.refresh(found)
     audit.record(session, actor, "round.cancel", f"round:{found.id}", project.id, number=found.number)
     return found
+
+
+def tell_finished(session: Session, found: Round) -> None:
+    """Tell the webhooks that a round has ended."""
+    told = {
+        "id": str(found.id),
+        "number": found.number,
+        "state": found.state.value,
+        "version": None if found.version_id is None else str(found.version_id),
+        "decision": found.decision,
+        "error": found.error,
+    }
+    webhooks.emit(session, found.project_id, webhooks.ROUND_FINISHED, told)
 
 
 def _ended(state: RoundState) -> str:

@@ -12,7 +12,7 @@ from app import queue
 from app.db import session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInTry, WebSession
-from app.services import assignments, candidates, rounds, workers
+from app.services import assignments, candidates, rounds, webhooks, workers
 from app.services.leases import lapsed
 from app.services.projects import settings_of
 from app.services.round_running import claimable
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 LOCK = 7_041_871
 KEEP_IDEMPOTENCY_KEYS = timedelta(days=2)
 KEEP_SIGN_IN_TRIES = timedelta(hours=1)
+KEEP_DRAFTS = timedelta(days=7)
 
 Due = tuple[str, int]
 """The name of a task and the id it is to look at."""
@@ -35,7 +36,8 @@ def sweep(session: Session) -> list[Due]:
     assignments.lapse_expired(session)
     workers.forget_lapsed(session)
     _delete_old(session)
-    return [*_rounds(session), *_pools(session), *_imports(session)]
+    webhooks.stage_verdicts(session)
+    return [*_rounds(session), *_pools(session), *_imports(session), *_deliveries(session)]
 
 
 def due_projects(session: Session) -> list[int]:
@@ -92,7 +94,15 @@ def _imports(session: Session) -> list[Due]:
     return [(queue.RUN_IMPORT, import_id) for import_id in ids]
 
 
+def _deliveries(session: Session) -> list[Due]:
+    return [(queue.DELIVER, webhook_id) for webhook_id in webhooks.due_webhooks(session)]
+
+
 def _delete_old(session: Session) -> None:
+    webhooks.delete_old(session)
+    session.execute(
+        delete(Import).where(Import.state == ImportState.draft, Import.created_at < func.now() - KEEP_DRAFTS)
+    )
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - KEEP_IDEMPOTENCY_KEYS))
     session.execute(delete(WebSession).where(WebSession.expires_at < func.now()))
     session.execute(delete(SignInTry).where(SignInTry.at < func.now() - KEEP_SIGN_IN_TRIES))

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.models import Evaluation, ModelVersion, Project, Role
-from app.services import audit
+from app.services import audit, webhooks
 from app.services.actors import Actor, require
 from app.services.candidates import replace_unclaimed
 from app.settings import get_settings
@@ -95,6 +95,8 @@ def put_in_force(session: Session, actor: Actor, project: Project, version: Mode
         before=before,
         replaced_sets=replaced,
     )
+    told = {"id": str(version.id), "number": version.number, "before": None if before is None else str(before)}
+    webhooks.emit(session, project.id, webhooks.VERSION_ACTIVATED, told)
 
 
 def lock_project(session: Session, project: Project) -> None:

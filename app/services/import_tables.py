@@ -1,0 +1,305 @@
+"""Tables as files bring them, row by row: NDJSON, CSV, JSON documents, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import orjson
+
+from app.errors import Invalid
+
+MAX_LINE = 4 * 1024 * 1024
+MAX_DOCUMENT = 256 * 1024 * 1024
+MAX_ROW_GROUP = 2 * 1024 * 1024 * 1024
+MAX_COLUMNS = 500
+PARQUET_ROWS = 16
+KEY = "key"
+"""The column of the name under which a row stands in a JSON document of rows by name."""
+
+OpenTable = Callable[[], AbstractContextManager[IO[bytes]]]
+
+
+class TableKind(StrEnum):
+    """How a table is written down."""
+
+    ndjson = "ndjson"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+SUFFIXES = {
+    ".jsonl": TableKind.ndjson,
+    ".ndjson": TableKind.ndjson,
+    ".csv": TableKind.csv,
+    ".tsv": TableKind.csv,
+    ".json": TableKind.json,
+    ".parquet": TableKind.parquet,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row: its line, or its place among the rows of what has no lines; its values by column, or what is wrong."""
+
+    number: int
+    values: dict[str, Any] | Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table to be read as often as it takes. `path` is there where it is a file of its own."""
+
+    kind: TableKind
+    open: OpenTable
+    path: Path | None = None
+
+    def rows(self, after: int = 0, *, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """The rows behind the first `after`, with at least `columns` of what they hold.
+
+        Raises `Invalid` where the file as a whole cannot be read.
+        """
+        if self.kind is TableKind.parquet:
+            return parquet_rows(self, after, columns)
+        reading = {TableKind.ndjson: ndjson_rows, TableKind.csv: csv_rows, TableKind.json: json_rows}[self.kind]
+        return islice(reading(self.open), after, None)
+
+
+def kind_of(name: str, first: bytes) -> TableKind:
+    """How a file is written down, by its name and its first bytes."""
+    if first.startswith(b"PAR1"):
+        return TableKind.parquet
+    known = SUFFIXES.get(PurePosixPath(name.lower()).suffix)
+    if known is not None:
+        return known
+    return TableKind.json if first.lstrip()[:1] == b"[" else TableKind.ndjson
+
+
+# Lines
+
+
+def check_encoding(first: bytes) -> None:
+    """Raise `Invalid` for what begins like UTF-16 or UTF-32."""
+    if first.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
+        raise Invalid("The file is UTF-16 or UTF-32: save it as UTF-8.", field="file")
+    if b"\x00" in first[:4] and not first.startswith(b"PAR1"):
+        raise Invalid("The file is no text: its first bytes hold NUL.", field="file")
+
+
+def lines_of(source: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """The lines, each with whether it was cut off because it is over 4 MB; a byte-order mark is dropped."""
+    first = True
+    while line := source.readline(MAX_LINE):
+        if first:
+            check_encoding(line[:4])
+            line, first = line.removeprefix(b"\xef\xbb\xbf"), False
+        rest = line
+        cut = False
+        while not rest.endswith(b"\n") and (rest := source.readline(MAX_LINE)):
+            cut = True
+        yield line, cut
+
+
+def ndjson_rows(open_table: OpenTable) -> Iterator[Row]:
+    """The rows of a file with a JSON object a line; empty lines are none."""
+    with open_table() as source:
+        for number, (line, cut) in enumerate(lines_of(source), 1):
+            if cut:
+                yield Row(number, Invalid(f"The line has over {MAX_LINE >> 20} MB."))
+            elif not line.isspace():
+                yield Row(number, parse_object(line))
+
+
+def parse_object(line: bytes) -> dict[str, Any] | Invalid:
+    """A JSON object, or what is wrong with it."""
+    try:
+        item = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        try:
+            line.decode()
+        except UnicodeDecodeError as wrong:
+            return Invalid(f"The line is not UTF-8 (byte {wrong.start + 1}): save the file as UTF-8.")
+        return Invalid(f"The line is no valid JSON: {error.msg} (character {error.pos + 1}).")
+    return item if isinstance(item, dict) else Invalid("The line is no JSON object.")
+
+
+def csv_rows(open_table: OpenTable) -> Iterator[Row]:
+    """The rows of a CSV file with a header; commas, semicolons or tabs stand between fields."""
+    with open_table() as source:
+        lines = (line.decode("utf-8", "surrogateescape") for line, _ in lines_of(source))
+        header_line = next(lines, "")
+        if len(header_line) > csv.field_size_limit():
+            raise Invalid("The first line is no header of a CSV file: it is far too long.", field="file")
+        delimiter = max(",;\t", key=header_line.count)
+        reader = csv.reader(chained(header_line, lines), delimiter=delimiter, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+        except csv.Error as error:
+            raise Invalid(f"The header of the CSV file cannot be read: {error}.", field="file") from error
+        check_header(header)
+        yield from csv_body(reader, header)
+
+
+def chained(first: str, rest: Iterator[str]) -> Iterator[str]:
+    """`first`, then the rest."""
+    yield first
+    yield from rest
+
+
+def check_header(header: Sequence[str]) -> None:
+    """Raise `Invalid` for a header that names no columns, or one twice."""
+    if not any(header):
+        raise Invalid("The CSV file has no header with the names of its columns.", field="file")
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise Invalid(f"The header has the column '{twice[:60]}' twice.", field="file")
+    if len(header) > MAX_COLUMNS or not is_utf8("".join(header)):
+        raise Invalid("The header is not UTF-8, or has too many columns: save the file as UTF-8.", field="file")
+
+
+def csv_body(reader: Any, header: Sequence[str]) -> Iterator[Row]:
+    """The rows below a header; `number` is the line a row begins at."""
+    while True:
+        number = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Row(number, Invalid(f"The line is no valid CSV: {error}."))
+            continue
+        if not any(fields):
+            continue
+        if len(fields) != len(header):
+            yield Row(number, Invalid(f"The line has {len(fields)} fields, the header has {len(header)}."))
+        elif not is_utf8("".join(fields)):
+            yield Row(number, Invalid("The line is not UTF-8: save the file as UTF-8."))
+        else:
+            yield Row(number, dict(zip(header, fields, strict=True)))
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text that was decoded with `surrogateescape` was UTF-8."""
+    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+# Documents
+
+
+def json_rows(open_table: OpenTable) -> Iterator[Row]:
+    """The rows of a JSON document: a list of rows, rows by name, or lists of values by column."""
+    with open_table() as source:
+        data = source.read(MAX_DOCUMENT + 1)
+    if len(data) > MAX_DOCUMENT:
+        raise Invalid(f"A .json file may have {MAX_DOCUMENT >> 20} MB: bring more as .jsonl.", field="file")
+    check_encoding(data[:4])
+    document = parse_document(data)
+    if document is None:  # a line an object after all
+        yield from ndjson_rows(open_table)
+        return
+    del data  # as large as what was made of it
+    for number, values in enumerate(document_rows(document), 1):
+        fine = isinstance(values, dict)
+        yield Row(number, values if fine else Invalid("The row is no JSON object."))
+
+
+def parse_document(data: bytes) -> Any:
+    """A JSON document; None where it is a line an object. NaN, which pandas writes for what is missing, is null."""
+    try:
+        return orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError as error:
+        first, _, rest = data.lstrip().partition(b"\n")
+        if rest.strip() and isinstance(parse_object(first), dict):
+            return None
+        try:
+            return json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None)
+        except UnicodeDecodeError as wrong:
+            raise Invalid("The file is not UTF-8: save it as UTF-8.", field="file") from wrong
+        except (ValueError, RecursionError):
+            reason = f"The file is no valid JSON: {error.msg} (line {error.lineno})."
+            raise Invalid(reason, field="file") from error
+
+
+def document_rows(document: Any) -> Iterator[Any]:
+    """The rows of a parsed document."""
+    if isinstance(document, list):
+        yield from document
+        return
+    if not isinstance(document, dict) or not document:
+        raise Invalid("The JSON file holds no list of rows.", field="file")
+    values = list(document.values())
+    if all(isinstance(value, list) for value in values):
+        yield from column_rows(document)
+    elif all(isinstance(value, dict) for value in values):
+        keys = [tuple(value) for value in values]
+        by_column = len(values) > 1 and "question" in document
+        if by_column:  # as pandas writes a frame: by column, then by row
+            if len({len(one) for one in keys}) != 1:
+                raise Invalid("The columns of the JSON file have different lengths.", field="file")
+            for key in keys[0]:
+                yield {column: rows.get(key) for column, rows in document.items()}
+        else:
+            for key, row in document.items():
+                yield {KEY: key, **row}
+    else:
+        raise Invalid("The JSON file holds neither a list of rows, nor rows by name, nor columns.", field="file")
+
+
+def column_rows(document: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of lists of values by column."""
+    lengths = {len(values) for values in document.values()}
+    if len(lengths) != 1:
+        raise Invalid("The columns of the JSON file have different lengths.", field="file")
+    for row in zip(*document.values(), strict=True):
+        yield dict(zip(document, row, strict=True))
+
+
+# Parquet
+
+
+def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Iterator[Row]:
+    """The rows of a Parquet file, few at a time; row groups before `after` are not read."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    if table.path is None:
+        raise Invalid("A Parquet file cannot stand in a zip: import it as it is.", field="file")
+    try:
+        with parquet.ParquetFile(table.path) as file:
+            groups: list[int] = []
+            skip = after
+            for group in range(file.num_row_groups):
+                about = file.metadata.row_group(group)
+                if about.total_byte_size > MAX_ROW_GROUP:
+                    raise Invalid("A row group of the Parquet file is over 2 GB: write smaller ones.", field="file")
+                if not groups and skip >= about.num_rows:
+                    skip -= about.num_rows
+                else:
+                    groups.append(group)
+            number = after - skip
+            if columns is not None and not columns:
+                yield from (Row(one, {}) for one in range(after + 1, file.metadata.num_rows + 1))
+                return
+            wanted = None if columns is None else list(columns)
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=groups, columns=wanted):
+                for values in batch.to_pylist():
+                    number += 1
+                    if number > after:
+                        yield Row(number, values)
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else "it is broken"
+        raise Invalid(f"The Parquet file cannot be read: {reason}.", field="file") from error
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none."""
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,379 @@
+"""Exported records on their way back in: prompts, candidate sets, and what critics said of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.errors import DomainError, Invalid
+from app.models import (
+    Assignment,
+    AssignmentState,
+    Candidate,
+    CandidateSet,
+    CandidateSetState,
+    CandidateSource,
+    ImportedRow,
+    Membership,
+    ModelVersion,
+    Pick,
+    Project,
+    Prompt,
+    PromptState,
+    Role,
+    Split,
+    User,
+    Verdict,
+    VerdictKind,
+)
+from app.services import accepted
+from app.services.actors import Actor
+from app.services.import_files import ImportFile
+from app.services.import_tables import Row
+from app.services.projects import settings_of
+from app.services.prompts import AddResult, Body, PromptIn, add_prompts, parse_prompt
+from app.services.texts import JsonObject, Storable
+from app.services.users import pseudonym
+from app.services.verdict_forms import Reason, Tag, Words
+from app.settings import get_settings
+
+USES_SLOT = (VerdictKind.picked, VerdictKind.none_fit)
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
+
+
+class RecordCandidate(BaseModel):
+    """A candidate, and what the record's critic said of it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: Name
+    text: Body
+    temperature: float | None = Field(None, ge=0, le=100)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    mean_logprob: float | None = Field(None, allow_inf_nan=False)
+    picked: bool = False
+    tags: list[Tag] = Field([], max_length=100)
+
+
+class RecordIn(BaseModel):
+    """A record as `records` exports it; what it holds besides is left out."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: Name
+    prompt: Name
+    external_id: str | None = None
+    split: Split = Split.train
+    images: list[Any] = Field(min_length=1, max_length=16)
+    question: Body
+    answer: Body | None = None
+    answer_source: str | None = Field(None, max_length=8)
+    references: list[Body] = Field([], max_length=100)
+    metadata: JsonObject = {}
+    candidate_set: Name
+    version_number: int | None = None
+    candidates: list[RecordCandidate] = Field(min_length=1, max_length=100)
+    shown: list[Name]
+    critic: Name
+    kind: VerdictKind
+    rationale: Words | None = None
+    edited_from: Name | None = None
+    reason: Reason | None = None
+    comment: Words | None = None
+    seconds: float | None = Field(None, ge=0, le=10_000_000)
+    deleted: bool = False
+    created_at: AwareDatetime
+
+    @property
+    def prompt_key(self) -> str:
+        """What the prompt was where it comes from."""
+        return key_of("prompt", self.prompt, self.external_id, self.question, self.answer, self.split, *self.images)
+
+    @property
+    def set_key(self) -> str:
+        """What the candidate set was where it comes from."""
+        return key_of("set", self.prompt_key, self.candidate_set, *(one.text for one in self.candidates))
+
+    @property
+    def verdict_key(self) -> str:
+        """What the verdict was where it comes from."""
+        return key_of("verdict", self.set_key, self.id, self.critic, self.created_at.isoformat())
+
+    @property
+    def critic_key(self) -> str:
+        """Who the critic was where the record comes from."""
+        return key_of("critic", self.critic)
+
+
+def key_of(*parts: object) -> str:
+    """A hash of what makes a row itself."""
+    return hashlib.sha256(repr(tuple(str(part) for part in parts)).encode(errors="replace")).hexdigest()
+
+
+def parse(row: Row, file: ImportFile | None = None) -> RecordIn | DomainError:
+    """The record of a row, its images found in `file`, or what is wrong with it."""
+    if isinstance(row.values, DomainError):
+        return row.values
+    try:
+        record = RecordIn.model_validate(row.values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        return Invalid(f"{name}: {first['msg']}.", field=name)
+    except RecursionError:
+        return Invalid("The line is nested too deeply.")
+    ids = {one.id for one in record.candidates}
+    if record.deleted:
+        return Invalid("The record was deleted where it comes from.", field="deleted")
+    if len(ids) != len(record.candidates) or not set(record.shown) <= ids or record.edited_from not in {*ids, None}:
+        return Invalid("candidates: 'shown' and 'edited_from' must name them, each once.", field="candidates")
+    if file is None:
+        return record
+    try:
+        keys = [file.image_key(one) for one in record.images]
+        parse_prompt({"images": keys, "question": record.question, "external_id": record.external_id})
+    except DomainError as error:
+        return error
+    return record.model_copy(update={"images": keys})
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What records became in this project, by their keys."""
+
+    rows: dict[str, int]
+    new: dict[str, int]
+
+    def get(self, key: str) -> int | None:
+        """The row a key became."""
+        return self.rows.get(key)
+
+    def put(self, key: str, row_id: int) -> None:
+        """Note what a key became."""
+        self.rows[key] = self.new[key] = row_id
+
+
+def add_records(
+    session: Session, actor: Actor, project: Project, items: Sequence[RecordIn | DomainError]
+) -> list[AddResult]:
+    """Add what records hold, each verdict once; what is good is kept. Results are in the order of `items`."""
+    records = [item for item in items if isinstance(item, RecordIn)]
+    keys = {key for one in records for key in (one.prompt_key, one.set_key, one.verdict_key, one.critic_key)}
+    query = select(ImportedRow.key, ImportedRow.row_id).where(
+        ImportedRow.project_id == project.id, ImportedRow.key.in_(keys)
+    )
+    kept = Kept(dict(session.execute(query).tuples().all()), {})
+    own = own_verdicts(session, project, records)
+    wrong = _prompts(session, actor, project, records, kept)
+    _critics(session, project, records, kept)
+    sets = _Sets(session, project, kept)
+    results: list[AddResult] = []
+    told: list[int] = []
+    for item in items:
+        if isinstance(item, DomainError):
+            results.append(AddResult(None, error=item))
+        elif item.prompt_key in wrong:
+            results.append(AddResult(None, error=wrong[item.prompt_key]))
+        elif kept.get(item.verdict_key) is not None or own.get(item.id) == item.created_at:
+            results.append(AddResult(None))
+        else:
+            told.append(sets.add_verdict(item))
+            results.append(AddResult(None, created=True))
+    if kept.new:
+        rows = [{"project_id": project.id, "key": key, "row_id": row_id} for key, row_id in kept.new.items()]
+        session.execute(insert(ImportedRow).on_conflict_do_nothing(), rows)
+    _settle(session, project, sorted(set(told)))
+    return results
+
+
+def own_verdicts(session: Session, project: Project, records: Sequence[RecordIn]) -> dict[str, datetime]:
+    """Verdicts of this very project among those that records name: an export is not added to where it comes from."""
+    ids = [int(one.id) for one in records if one.id.isascii() and one.id.isdigit() and len(one.id) < 19]
+    query = select(Verdict.id, Verdict.created_at).where(Verdict.project_id == project.id, Verdict.id.in_(ids))
+    return {str(verdict_id): created_at for verdict_id, created_at in session.execute(query)}
+
+
+def _prompts(
+    session: Session, actor: Actor, project: Project, records: Sequence[RecordIn], kept: Kept
+) -> dict[str, DomainError]:
+    """Add the prompts that are not here yet; what is wrong with those that could not be."""
+    missing = {one.prompt_key: one for one in records if kept.get(one.prompt_key) is None}
+    items: list[PromptIn | DomainError] = []
+    for one in missing.values():
+        item = {
+            "images": one.images,
+            "question": one.question,
+            "answer": None if one.answer_source == "model" else one.answer,
+            "external_id": one.external_id,
+            "split": one.split,
+            "references": one.references,
+            "metadata": one.metadata,
+        }
+        try:
+            items.append(parse_prompt(item))
+        except DomainError as error:
+            items.append(error)
+    wrong = {}
+    for key, result in zip(missing, add_prompts(session, actor, project, items), strict=True):
+        if result.error is not None:
+            wrong[key] = result.error
+        elif result.prompt is not None:
+            kept.put(key, result.prompt.id)
+    return wrong
+
+
+def _critics(session: Session, project: Project, records: Sequence[RecordIn], kept: Kept) -> None:
+    """Find the critics among the members by their pseudonym, or add people who cannot sign in for them."""
+    missing = {one.critic_key: one.critic for one in records if kept.get(one.critic_key) is None}
+    if not missing:
+        return
+    secret = get_settings().secret_key
+    members = session.scalars(select(Membership.user_id).where(Membership.project_id == project.id))
+    known = {pseudonym(project.id, user_id, secret): user_id for user_id in members}
+    for key, name in missing.items():
+        user_id = known.get(name)
+        if user_id is None:
+            email = f"critic-{key[:16]}.{project.id}@imported.invalid"
+            user = User(email=email, role=Role.viewer, disabled_at=datetime.now(UTC))
+            session.add(user)
+            session.flush()
+            user_id = user.id
+        kept.put(key, user_id)
+
+
+class _Sets:
+    """Candidate sets as they come in, and the verdicts on them."""
+
+    def __init__(self, session: Session, project: Project, kept: Kept) -> None:
+        self.session, self.project, self.kept = session, project, kept
+        self.overlap = settings_of(session, project).overlap
+        query = select(ModelVersion.number, ModelVersion.id).where(ModelVersion.project_id == project.id)
+        self.versions = dict(session.execute(query).tuples().all())
+
+    def add_verdict(self, record: RecordIn) -> int:
+        """Add a verdict, and its set where that is not here yet. Returns its prompt."""
+        session, prompt_id = self.session, self.kept.rows[record.prompt_key]
+        candidate_set = self._set_of(record, prompt_id)
+        stored = session.scalars(
+            select(Candidate.id).where(Candidate.candidate_set_id == candidate_set.id).order_by(Candidate.position)
+        )
+        ids = dict(zip((one.id for one in record.candidates), stored, strict=True))
+        critic_id = self.kept.rows[record.critic_key]
+        shown = [ids[one] for one in record.shown]
+        assignment = self._assignment(record, candidate_set, critic_id, shown)
+        verdict = Verdict(
+            project_id=self.project.id,
+            assignment_id=assignment.id,
+            candidate_set_id=candidate_set.id,
+            prompt_id=prompt_id,
+            critic_id=critic_id,
+            kind=record.kind,
+            reason=record.reason,
+            rationale=record.rationale,
+            edited_from=None if record.edited_from is None else ids[record.edited_from],
+            tags={str(ids[one.id]): one.tags for one in record.candidates if one.tags},
+            comment=record.comment,
+            seconds=record.seconds,
+            shown=shown,
+            created_at=record.created_at,
+        )
+        session.add(verdict)
+        session.flush()
+        picks = [ids[one.id] for one in record.candidates if one.picked and record.kind is VerdictKind.picked]
+        session.add_all(Pick(verdict_id=verdict.id, candidate_id=pick) for pick in picks)
+        self.kept.put(record.verdict_key, verdict.id)
+        return prompt_id
+
+    def _set_of(self, record: RecordIn, prompt_id: int) -> CandidateSet:
+        known = self.kept.get(record.set_key)
+        if known is not None:
+            return self.session.get_one(CandidateSet, known, with_for_update={"key_share": True})
+        number = record.version_number
+        version_id = None if number is None else self.versions.get(number)
+        made = CandidateSet(
+            project_id=self.project.id,
+            prompt_id=prompt_id,
+            version_id=version_id,
+            source=CandidateSource.imported if version_id is None else CandidateSource.model,
+            state=CandidateSetState.judged,
+            answer=record.answer,
+            answer_source=record.answer_source,
+            slots=self.overlap,
+            taken=0,
+        )
+        self.session.add(made)
+        self.session.flush()
+        rows = [
+            {
+                "candidate_set_id": made.id,
+                "position": position,
+                "text": one.text,
+                "temperature": one.temperature,
+                "seed": one.seed,
+                "mean_logprob": one.mean_logprob,
+            }
+            for position, one in enumerate(record.candidates)
+        ]
+        self.session.execute(insert(Candidate), rows)
+        self.kept.put(record.set_key, made.id)
+        return made
+
+    def _assignment(
+        self, record: RecordIn, candidate_set: CandidateSet, critic_id: int, shown: list[int]
+    ) -> Assignment:
+        """The claim a verdict answers; more slots than the project has now where more critics judged it."""
+        uses_slot = record.kind in USES_SLOT
+        again = self.session.scalar(
+            select(func.count()).where(
+                Assignment.candidate_set_id == candidate_set.id, Assignment.critic_id == critic_id
+            )
+        )
+        if uses_slot:
+            candidate_set.slots = max(candidate_set.slots, candidate_set.taken + 1)
+            candidate_set.taken += 1
+        made = Assignment(
+            project_id=self.project.id,
+            candidate_set_id=candidate_set.id,
+            critic_id=critic_id,
+            slot=max(1, candidate_set.taken),
+            state=AssignmentState.judged if uses_slot else AssignmentState.released,
+            repeat=bool(again),
+            shown=shown,
+            claimed_at=record.created_at,
+            expires_at=record.created_at,
+        )
+        self.session.add(made)
+        self.session.flush()
+        return made
+
+
+def _settle(session: Session, project: Project, prompt_ids: Iterable[int]) -> None:
+    """Put prompts in the state that goes with what was said of them."""
+    ids = list(prompt_ids)
+    if not ids:
+        return
+    judged = set(
+        session.scalars(select(Verdict.prompt_id).where(Verdict.prompt_id.in_(ids), Verdict.kind.in_(USES_SLOT)))
+    )
+    flagged = set(
+        session.scalars(
+            select(Verdict.prompt_id).where(
+                Verdict.prompt_id.in_(ids), Verdict.kind == VerdictKind.flagged, Verdict.current
+            )
+        )
+    )
+    for prompt in session.scalars(select(Prompt).where(Prompt.id.in_(ids)).with_for_update(key_share=True)):
+        if prompt.id in flagged and prompt.state is not PromptState.retired:
+            prompt.state = PromptState.held
+        elif prompt.id in judged and prompt.state is PromptState.waiting:
+            prompt.state = PromptState.judged
+    session.flush()
+    accepted.refresh_prompts(session, project.id, ids)

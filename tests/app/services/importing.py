@@ -1,0 +1,89 @@
+"""What tests of imports share: files to import, and running them."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any
+
+from app.models import Import, ImportProblem, Project, Prompt
+from app.services import images, imports
+from app.services.actors import SYSTEM
+from app.services.import_files import Fetch
+from tests import factories
+from tests.conftest import CommittedDatabase
+
+
+def table(*items: Any) -> bytes:
+    """Lines of JSON; bytes are lines as they are."""
+    return b"".join((item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in items)
+
+
+def archive(files: dict[str, bytes], *, method: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as made:
+        for name, data in files.items():
+            made.writestr(name, data)
+    return file.getvalue()
+
+
+def make(
+    db: CommittedDatabase,
+    project: Project,
+    data: bytes,
+    filename: str,
+    *,
+    pictures: bytes | None = None,
+    **options: Any,
+) -> int:
+    """A queued import."""
+    with db.sessions() as session:
+        made = imports.create_import(
+            session,
+            SYSTEM,
+            project,
+            filename=filename,
+            source=io.BytesIO(data),
+            images_source=None if pictures is None else io.BytesIO(pictures),
+            **options,
+        )
+        session.commit()
+        return made.id
+
+
+def run(
+    db: CommittedDatabase,
+    project: Project,
+    data: bytes,
+    filename: str = "prompts.jsonl",
+    *,
+    fetch: Fetch | None = None,
+    **options: Any,
+) -> Import:
+    """An import that ran."""
+    import_id = make(db, project, data, filename, **options)
+    imports.run(import_id, worker="w", check=lambda: None, fetch=fetch)
+    with db.sessions() as session:
+        return imports.get_import(session, SYSTEM, import_id)
+
+
+def problems(db: CommittedDatabase, found: Import) -> list[ImportProblem]:
+    """The rejected lines."""
+    with db.sessions() as session:
+        return imports.problems_of(session, found)
+
+
+def prompts_of(db: CommittedDatabase, project: Project) -> list[Prompt]:
+    """The prompts of a project, the oldest first."""
+    with db.sessions() as session:
+        return list(session.query(Prompt).filter_by(project_id=project.id).order_by(Prompt.id))
+
+
+def stored_image(db: CommittedDatabase) -> str:
+    """The sha256 of an image that is there."""
+    with db.sessions() as session:
+        sha256 = images.add_image(session, SYSTEM, factories.image_bytes()).sha256
+        session.commit()
+    return sha256
