@@ -25,17 +25,20 @@ from transformers import PreTrainedTokenizerFast
 from illume.records import stable_seed
 from illume.scenes.drawing import SIZE, Box, draw_with_boxes
 from illume.scenes.graph import Scene, random_scene
-from illume.scenes.kinds import KINDS
+from illume.scenes.kinds import COLUMNS, KINDS, ROWS
 from illume.scenes.questions import FAMILIES, Question, askable, draw_asked, scene_for
 from illume.scenes.rationales import circular, hallucinated, right
 from illume.scenes.starter import IMAGE_SIZE, IMAGE_TOKENS, PATCH
 from illume.scenes.texts import (
     DESCRIBE,
+    HOW_MANY,
     WHAT_WHERE,
     WHERE_WHAT,
+    Pairs,
     cells_with_kinds,
     description,
     kinds_with_cells,
+    kinds_with_counts,
     vqa_prompt,
     why_prompt,
 )
@@ -43,13 +46,15 @@ from illume.scenes.texts import (
 IGNORED = -100
 SIDE = IMAGE_SIZE // PATCH  # patches in a row of the image
 NAMED = (*KINDS, "none")  # what a patch can show, by class
+WORDS = (NAMED, COLUMNS, ROWS)  # what can be said of a patch: its object's name, and where that stands
 COVERED, BARE = 0.5, 0.1  # a patch shows an object from this share of its area on, and none below that one
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of the run. Per scene its description, its pairs of cell and kind, and where each object is, each with
-    this chance; so many questions, and rationales of some of them. A stage without any of these teaches only to see.
+    """A part of the run. Per scene, each with this chance: its description, what is in each cell, where each object is,
+    how many there are of each kind; so many questions, and rationales of some of them. A stage without any of these
+    teaches only to see.
 
     `right` and `circular` are shares of the rationales; what is left is hallucinated. `seeing` is the weight of the
     patches' loss beside the texts'. The learning rate goes from the first to the second share of its peak.
@@ -58,8 +63,9 @@ class Stage:
     steps: int
     rates: tuple[float, float]
     describe: float = 0.0
-    pairs: float = 0.0
+    cells: float = 0.0
     places: float = 0.0
+    counts: float = 0.0
     questions: int = 0
     rationales: int = 0
     right: float = 1.0
@@ -70,13 +76,15 @@ class Stage:
     @property
     def has_texts(self) -> bool:
         """Whether there is anything to read beside the patches."""
-        return bool(self.describe or self.pairs or self.places or self.questions)
+        return bool(self.describe or self.cells or self.places or self.counts or self.questions)
 
 
-SEEING = Stage(steps=1500, rates=(1.0, 1.0), seeing=1.0, batch=32)
-READING = Stage(steps=1500, rates=(1.0, 0.7), describe=0.3, pairs=0.3, places=0.7, questions=5)
-EXPLAINING = Stage(steps=1200, rates=(0.7, 0.2), describe=0.05, pairs=0.1, places=0.3, questions=4, rationales=3)
-MIXING = Stage(steps=400, rates=(0.2, 0.01), questions=4, rationales=4, right=0.25, circular=0.35, seeing=0.1)
+SEEING = Stage(steps=800, rates=(1.0, 1.0), seeing=1.0, batch=32)
+READING = Stage(steps=1200, rates=(0.8, 0.8), describe=0.1, cells=0.5, places=0.5, counts=0.5, questions=4)
+EXPLAINING = Stage(
+    steps=800, rates=(0.8, 0.15), cells=0.1, places=0.1, counts=0.1, questions=4, rationales=3, seeing=0.1
+)
+MIXING = Stage(steps=300, rates=(0.15, 0.01), questions=4, rationales=4, right=0.25, circular=0.35, seeing=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +124,21 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A prompt and what should follow it."""
+    """A prompt and what follows it, in parts; only those marked are learnt to write."""
 
     prompt: str
-    target: str
+    parts: tuple[tuple[str, bool], ...]
+
+
+def reply(prompt: str, target: str) -> Text:
+    """A prompt and what should follow it."""
+    return Text(prompt, ((f" {target}<eos>", True),))
+
+
+def listing(prompt: str, pairs: Pairs) -> Text:
+    """A prompt and, for each of what is given, what should be said of it."""
+    parts = [part for given, said in pairs for part in ((f" {given}", False), (f" {said}", True))]
+    return Text(prompt, (*parts, ("<eos>", False)))
 
 
 def mixed_rationale(question: Question, scene: Scene, rng: random.Random, stage: Stage) -> str:
@@ -144,15 +163,17 @@ def scene_texts(rng: random.Random, stage: Stage) -> tuple[Scene, list[Text]]:
             break
         if (more := askable(scene, family, rng)) is not None:
             asked.append(more)
-    describe = stage.describe >= 1 or rng.random() < stage.describe
-    texts = [Text(DESCRIBE, description(scene))] if describe else []
-    if stage.pairs and rng.random() < stage.pairs:
-        texts += [Text(WHAT_WHERE, cells_with_kinds(scene, rng)), Text(WHERE_WHAT, kinds_with_cells(scene, rng))]
-    if stage.places and rng.random() < stage.places:
-        texts.append(Text(WHERE_WHAT, kinds_with_cells(scene, rng)))
-    texts += [Text(vqa_prompt(one), one.answer) for one in asked]
+    texts = [reply(DESCRIBE, description(scene))] if rng.random() < stage.describe else []
+    for share, prompt, pairs in (
+        (stage.cells, WHAT_WHERE, cells_with_kinds),
+        (stage.places, WHERE_WHAT, kinds_with_cells),
+        (stage.counts, HOW_MANY, kinds_with_counts),
+    ):
+        if rng.random() < share:
+            texts.append(listing(prompt, pairs(scene, rng)))
+    texts += [reply(vqa_prompt(one), one.answer) for one in asked]
     explained = asked[: stage.rationales]
-    return scene, texts + [Text(why_prompt(one), mixed_rationale(one, scene, rng, stage)) for one in explained]
+    return scene, texts + [reply(why_prompt(one), mixed_rationale(one, scene, rng, stage)) for one in explained]
 
 
 def pixels_of(picture: Image.Image) -> np.ndarray:
@@ -162,23 +183,25 @@ def pixels_of(picture: Image.Image) -> np.ndarray:
 
 
 def patches_of(scene: Scene, boxes: Sequence[Box]) -> np.ndarray:
-    """What each patch shows: (IMAGE_TOKENS,) classes of NAMED; IGNORED where it is neither bare nor covered."""
+    """What can be said of each patch: (IMAGE_TOKENS, 3) classes of WORDS; IGNORED where it is neither bare nor covered,
+    and of a bare one's place."""
     owner = np.full((SIZE, SIZE), -1)
     for index, (x0, y0, x1, y1) in enumerate(boxes):
         owner[max(0, y0) : y1, max(0, x0) : x1] = index
     edge = SIZE // SIDE
     areas = owner.reshape(SIDE, edge, SIDE, edge).transpose(0, 2, 1, 3).reshape(IMAGE_TOKENS, -1)
     shares = np.stack([(areas == index).mean(axis=1) for index in range(len(boxes))], axis=1)
-    classes: np.ndarray = np.array([NAMED.index(item.kind) for item in scene.items])[shares.argmax(axis=1)]
+    said = [(NAMED.index(one.kind), COLUMNS.index(one.column), ROWS.index(one.row)) for one in scene.items]
+    classes: np.ndarray = np.array(said)[shares.argmax(axis=1)]
     classes[shares.max(axis=1) < COVERED] = IGNORED
-    classes[shares.sum(axis=1) < BARE] = len(NAMED) - 1
+    classes[shares.sum(axis=1) < BARE, 0] = len(NAMED) - 1
     return classes
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Scenes with their texts. `mask` (batch, 1, length, length) says who sees whom, `patches` (batch, IMAGE_TOKENS)
-    what each patch shows."""
+    """Scenes with their texts. `mask` (batch, 1, length, length) says who sees whom, `patches` (batch,
+    IMAGE_TOKENS, 3) what can be said of each patch."""
 
     pixels: torch.Tensor
     patches: torch.Tensor
@@ -189,18 +212,18 @@ class Batch:
 
 
 def pack(rows: list[list[tuple[list[int], list[int]]]], pixels: np.ndarray, patches: np.ndarray, pad: int) -> Batch:
-    """One sequence per scene: the image's tokens, then each text (prompt ids, target ids) on its own."""
-    longest = max(sum(len(prompt) + len(target) for prompt, target in row) for row in rows)
+    """One sequence per scene: the image's tokens, then each text (its ids, and its labels) on its own."""
+    longest = max(sum(len(text) for text, _ in row) for row in rows)
     length = math.ceil(longest / 32) * 32  # few distinct shapes: CPU kernels are prepared anew for each
     n = len(rows)
     ids, labels = np.full((n, length), pad), np.full((n, length), IGNORED)
     positions, owner = np.zeros((n, length), np.int64), np.full((n, length), -1)
     for index, row in enumerate(rows):
         at = 0
-        for number, (prompt, target) in enumerate(row):
-            end = at + len(prompt) + len(target)
-            ids[index, at:end] = prompt + target
-            labels[index, at + len(prompt) : end] = target
+        for number, (text, learnt) in enumerate(row):
+            end = at + len(text)
+            ids[index, at:end] = text
+            labels[index, at:end] = learnt
             positions[index, at:end] = np.arange(end - at)
             owner[index, at:end] = number
             at = end
@@ -229,18 +252,23 @@ def draw_batch(
     rows, pixels, patches = [], [], []
     for _ in range(stage.batch):
         scene, texts = scene_texts(rng, stage)
-        prompts = _ids(tokenizer, [text.prompt for text in texts])
-        targets = _ids(tokenizer, [f" {text.target}<eos>" for text in texts])
-        rows.append(list(zip(prompts, targets, strict=True)))
+        rows.append([encoded(text, tokenizer) for text in texts])
         picture, boxes = draw_with_boxes(scene, sprites, rng)
         pixels.append(pixels_of(picture))
         patches.append(patches_of(scene, boxes))
     return pack(rows, np.stack(pixels), np.stack(patches), tokenizer.pad_token_id)
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    return encoded
+def encoded(text: Text, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """The ids of a text and their labels, IGNORED where there is nothing to learn. Parts are encoded one by one."""
+    parts = [text.prompt, *(part for part, _ in text.parts)]
+    taught = [False, *(learnt for _, learnt in text.parts)]
+    ids: list[int] = []
+    labels: list[int] = []
+    for part, learnt in zip(tokenizer(parts, add_special_tokens=False)["input_ids"], taught, strict=True):
+        ids += part
+        labels += part if learnt else [IGNORED] * len(part)
+    return ids, labels
 
 
 _drawing: list[Any] = []  # what the drawing process draws with

@@ -5,11 +5,16 @@ from __future__ import annotations
 import random
 
 from illume.scenes.graph import CELLS, Scene
-from illume.scenes.questions import Question
+from illume.scenes.kinds import KINDS
+from illume.scenes.questions import NUMBERS, Question
 
 DESCRIBE = "Describe:"
 WHAT_WHERE = "Q: what is where? A:"
 WHERE_WHAT = "Q: where is what? A:"
+HOW_MANY = "Q: how many of each? A:"
+
+Pairs = list[tuple[str, str]]
+"""What is given, and what is to be said of it."""
 
 
 def description(scene: Scene) -> str:
@@ -18,18 +23,24 @@ def description(scene: Scene) -> str:
     return " ".join([scene.setting, scene.weather, scene.time, *(item.kind if item else "none" for item in cells)])
 
 
-def cells_with_kinds(scene: Scene, rng: random.Random) -> str:
-    """All cells in any order, each followed by what is in it."""
-    parts = []
-    for column, row in rng.sample(CELLS, len(CELLS)):
-        item = scene.at(column, row)
-        parts.append(f"{row} {column} {item.kind if item else 'none'}")
-    return " ".join(parts)
+def cells_with_kinds(scene: Scene, rng: random.Random) -> Pairs:
+    """All cells in any order, and what is in each."""
+    items = [(f"{row} {column}", scene.at(column, row)) for column, row in rng.sample(CELLS, len(CELLS))]
+    return [(cell, item.kind if item else "none") for cell, item in items]
 
 
-def kinds_with_cells(scene: Scene, rng: random.Random) -> str:
-    """All objects in any order, each followed by its cell."""
-    return " ".join(f"{item.kind} {item.place}" for item in rng.sample(scene.items, len(scene.items)))
+def kinds_with_cells(scene: Scene, rng: random.Random) -> Pairs:
+    """The objects that are alone of their kind in any order, and the cell of each."""
+    alone = [item for item in scene.items if scene.count(item.kind) == 1]
+    return [(item.kind, item.place) for item in rng.sample(alone, len(alone))]
+
+
+def kinds_with_counts(scene: Scene, rng: random.Random) -> Pairs:
+    """The kinds of the scene and as many others in any order, and how many there are of each."""
+    present = scene.kinds()
+    absent = rng.sample([kind for kind in KINDS if kind not in present], len(present))
+    kinds = [*present, *absent]
+    return [(kind, NUMBERS[scene.count(kind)]) for kind in rng.sample(kinds, len(kinds))]
 
 
 def vqa_prompt(question: Question) -> str:

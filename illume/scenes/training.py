@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,29 @@ from PIL import Image
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from illume.scenes.emoji import find_emoji, load_sprites
-from illume.scenes.lessons import IGNORED, NAMED, Batch, Recipe, batches
+from illume.scenes.lessons import IGNORED, NAMED, WORDS, Batch, Recipe, batches
 from illume.scenes.starter import IMAGE_TOKENS, build_model, build_processor, build_tokenizer, save_starter
 
 KEEP_EVERY = 200  # steps between checkpoints
 SAY_EVERY = 50  # steps between lines of the report
 LIKENESS = 16.0  # what a cosine is multiplied by before the softmax over what a patch can show
 BARE_WEIGHT = 0.2  # of a patch without an object, of which there are many
+PLACE_WEIGHT = 0.5  # of where a patch's object stands, beside what it is
 
 
 def loss_of(
-    model: LlavaForConditionalGeneration, batch: Batch, words: torch.Tensor, seeing: float
+    model: LlavaForConditionalGeneration, batch: Batch, words: Sequence[torch.Tensor], seeing: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Two losses: mean cross-entropy over all target tokens (0 without texts), and `seeing` times that of the patches.
 
-    `words` are the token ids of NAMED.
+    `words` are the token ids of WORDS.
     """
     image = torch.stack(list(model.get_image_features(pixel_values=batch.pixels).pooler_output))
-    seen = seeing * patch_loss(image, model.get_input_embeddings()(words), batch.patches)
+    embed = model.get_input_embeddings()
+    seen = seeing * patch_loss(image, [embed(one) for one in words], batch.patches)
     if not batch.ids.shape[1]:
         return seen.new_zeros(()), seen
-    texts = model.get_input_embeddings()(batch.ids)
+    texts = embed(batch.ids)
     hidden = model.model.language_model(
         inputs_embeds=torch.cat([image.to(texts.dtype), texts], dim=1),
         attention_mask=batch.mask,
@@ -51,18 +53,33 @@ def loss_of(
     return F.cross_entropy(logits.float(), batch.labels[taught]), seen
 
 
-def patch_loss(image: torch.Tensor, names: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of what each patch shows, by the cosine of its feature (batch, IMAGE_TOKENS, width) to each name's
-    embedding (len(NAMED), width)."""
-    logits = LIKENESS * F.normalize(image.float(), dim=-1) @ F.normalize(names.float(), dim=-1).T
-    weight = torch.ones(len(NAMED), device=logits.device)
-    weight[-1] = BARE_WEIGHT
-    return F.cross_entropy(logits.flatten(0, 1), patches.flatten(), weight=weight, ignore_index=IGNORED)
+def patch_loss(image: torch.Tensor, words: Sequence[torch.Tensor], patches: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of what can be said of each patch, by the cosine of its feature to each word's embedding.
+
+    `image` is (batch, IMAGE_TOKENS, width), `words` for each of WORDS (its length, width), `patches` their classes.
+    """
+    features = LIKENESS * F.normalize(image.float(), dim=-1).flatten(0, 1)
+    named = torch.ones(len(NAMED), device=image.device)
+    named[-1] = BARE_WEIGHT
+    loss = features.new_zeros(())
+    for index, names in enumerate(words):
+        logits = features @ F.normalize(names.float(), dim=-1).T
+        classes = patches[..., index].flatten()
+        if index == 0:
+            loss = loss + F.cross_entropy(logits, classes, weight=named, ignore_index=IGNORED)
+        else:
+            loss = loss + PLACE_WEIGHT * F.cross_entropy(logits, classes, ignore_index=IGNORED)
+    return loss
 
 
-def named_ids(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """The token of each name of NAMED, as it stands within a text."""
-    return torch.tensor([tokenizer(f" {name}", add_special_tokens=False)["input_ids"][0] for name in NAMED])
+def word_ids(tokenizer: PreTrainedTokenizerFast) -> list[torch.Tensor]:
+    """The token of each word of WORDS, as it stands within a text."""
+
+    def token(word: str) -> int:
+        ids: list[int] = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        return ids[0]
+
+    return [torch.tensor([token(word) for word in group]) for group in WORDS]
 
 
 def _optimizer(model: LlavaForConditionalGeneration, recipe: Recipe) -> torch.optim.AdamW:
@@ -129,7 +146,7 @@ def _steps(
 ) -> None:
     """All steps that are left."""
     model.train()
-    words = named_ids(tokenizer).to(where)
+    words = [ids.to(where) for ids in word_ids(tokenizer)]
     losses: list[tuple[float, float]] = []
     first, started = run.step, time.monotonic()
     begun = started - run.seconds

@@ -21,23 +21,26 @@ from illume.scenes.lessons import (
     READING,
     SEEING,
     SIDE,
+    WORDS,
     Recipe,
     Stage,
     draw_batch,
+    encoded,
+    listing,
     mixed_rationale,
     patches_of,
     scene_texts,
 )
 from illume.scenes.questions import draw_asked, scene_for
 from illume.scenes.starter import IMAGE, IMAGE_TOKENS, build_model, build_processor, build_tokenizer
-from illume.scenes.training import loss_of, named_ids, patch_loss, train
+from illume.scenes.training import loss_of, patch_loss, train, word_ids
 from illume.scenes.truth import is_true
 
 TINY = Recipe(
     stages=(
         Stage(1, (1.0, 1.0), seeing=1.0, batch=2),
         Stage(2, (1.0, 0.5), describe=1.0, questions=2, batch=2),
-        Stage(3, (0.5, 0.1), describe=0.5, pairs=1.0, questions=2, rationales=1, right=0.3, batch=3),
+        Stage(3, (0.5, 0.1), describe=0.5, cells=1.0, counts=1.0, questions=2, rationales=1, right=0.3, batch=3),
     ),
     warmup=2,
 )
@@ -50,7 +53,7 @@ class TestPacking:
         model = build_model(tokenizer).eval()
         batch = draw_batch(5, TINY, tokenizer, load_sprites(emoji))
         with torch.no_grad():
-            packed, _ = loss_of(model, batch, named_ids(tokenizer), 1.0)
+            packed, _ = loss_of(model, batch, word_ids(tokenizer), 1.0)
         losses = []
         for row in range(len(batch.ids)):
             starts = [i for i, position in enumerate(batch.positions[row].tolist()) if position == IMAGE_TOKENS]
@@ -84,19 +87,34 @@ class TestSeeing:
         scene = arranged("park", "sunny", "noon", items)
         classes = patches_of(scene, [(0, 0, 2 * edge + 4, edge), (edge, 0, 2 * edge, edge)])
         dog, cat, bare = NAMED.index("dog"), NAMED.index("cat"), NAMED.index("none")
-        assert classes[:4].tolist() == [dog, cat, IGNORED, bare]
-        assert set(classes[4:].tolist()) == {bare}
+        assert classes[:4, 0].tolist() == [dog, cat, IGNORED, bare]
+        assert classes[:4, 1].tolist() == [0, 1, IGNORED, IGNORED]
+        assert classes[:2, 2].tolist() == [0, 0]
+        assert set(classes[4:, 0].tolist()) == {bare}
+        assert set(classes[4:, 1:].flatten().tolist()) == {IGNORED}
 
     def test_loss_falls_with_likeness(self) -> None:
-        """A feature that points where its name's embedding points costs next to nothing, another much."""
-        names = torch.eye(len(NAMED))
-        patches = torch.tensor([[3, IGNORED]])
-        right, wrong = (patch_loss(names[[index, index]][None], names, patches).item() for index in (3, 4))
-        assert right < 0.01 < 10 < wrong
+        """A feature that points where its words' embeddings point costs next to nothing, another much."""
+        space = torch.eye(sum(len(group) for group in WORDS))
+        words = list(space.split([len(group) for group in WORDS]))
+        patches = torch.tensor([[[3, 1, 0], [IGNORED] * 3]])
+        right, wrong = (
+            patch_loss((words[0][kind] + words[1][1] + words[2][0]).expand(1, 2, -1), words, patches).item()
+            for kind in (3, 4)
+        )
+        assert right < 0.01 < 5 < wrong
 
-    def test_names_are_single_tokens(self) -> None:
-        ids = named_ids(build_tokenizer(n=3000))
-        assert len(set(ids.tolist())) == len(NAMED)
+    def test_words_are_single_tokens(self) -> None:
+        ids = torch.cat(word_ids(build_tokenizer(n=3000)))
+        assert len(set(ids.tolist())) == sum(len(group) for group in WORDS)
+
+
+class TestListing:
+    def test_only_what_is_said_is_learnt(self) -> None:
+        tokenizer = build_tokenizer(n=300)
+        ids, labels = encoded(listing("Q: how many of each? A:", [("dog", "no"), ("cat", "two")]), tokenizer)
+        assert tokenizer.decode(ids) == "Q: how many of each? A: dog no cat two<eos>"
+        assert tokenizer.decode([label for label in labels if label != IGNORED]) == " no two"
 
 
 class TestTrain:
