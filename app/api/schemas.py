@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.models import Prompt, Role, RoundState, RoundTrigger, Scope, SnapshotKind
+from app.models import DeliveryState, Prompt, Role, RoundState, RoundTrigger, Scope, SnapshotKind
 from app.services.paging import MAX_LIMIT
 from app.services.projects import ProjectSettings
 
@@ -211,6 +211,53 @@ class ImportOut(Out):
     error: str | None
     created_at: datetime
     finished_at: datetime | None
+
+
+class WebhookIn(BaseModel):
+    """A new webhook; without `project`, a slug, it is told of all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(min_length=1, max_length=2000)
+    events: list[str] = Field(min_length=1, max_length=20)
+    project: str | None = None
+
+
+class WebhookChange(BaseModel):
+    """What changes of a webhook."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str | None = Field(None, min_length=1, max_length=2000)
+    events: list[str] | None = Field(None, min_length=1, max_length=20)
+    active: bool | None = None
+
+
+class WebhookOut(Out):
+    """A webhook. `secret` is what its deliveries are signed with, shown once."""
+
+    id: Id
+    project: str | None
+    url: str
+    events: list[str]
+    active: bool
+    created_at: datetime
+    secret: str | None = None
+
+
+class DeliveryOut(Out):
+    """One event for one webhook: `tries` so far, the `status` of the last answer, when the next try is."""
+
+    id: Id
+    event: str
+    state: DeliveryState
+    tries: int
+    status: int | None
+    error: str | None
+    next_at: datetime
+    created_at: datetime
+    finished_at: datetime | None
+    payload: dict[str, Any]
 
 
 class UserIn(BaseModel):

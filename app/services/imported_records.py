@@ -170,7 +170,7 @@ def add_records(
     query = select(ImportedRow.key, ImportedRow.row_id).where(
         ImportedRow.project_id == project.id, ImportedRow.key.in_(keys)
     )
-    kept = Kept(dict(session.execute(query).tuples().all()), {})
+    kept = Kept({row.key: row.row_id for row in session.execute(query)}, {})
     own = own_verdicts(session, project, records)
     wrong = _prompts(session, actor, project, records, kept)
     _critics(session, project, records, kept)
@@ -256,7 +256,7 @@ class _Sets:
         self.session, self.project, self.kept = session, project, kept
         self.overlap = settings_of(session, project).overlap
         query = select(ModelVersion.number, ModelVersion.id).where(ModelVersion.project_id == project.id)
-        self.versions = dict(session.execute(query).tuples().all())
+        self.versions = {row.number: row.id for row in session.execute(query)}
 
     def add_verdict(self, record: RecordIn) -> int:
         """Add a verdict, and its set where that is not here yet. Returns its prompt."""

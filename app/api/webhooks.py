@@ -1,0 +1,104 @@
+"""Webhooks: addresses that are told of events, and the log of what they were told."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from app.api.schemas import DeliveryOut, Limit, ListOut, WebhookChange, WebhookIn, WebhookOut
+from app.deps import ActorDep, SessionDep
+from app.models import Project, Webhook, WebhookDelivery
+from app.services import projects, webhooks
+from app.services.actors import parse_id
+from app.services.paging import slice_page
+
+router = APIRouter(tags=["webhooks"])
+
+
+def webhook_out(webhook: Webhook, project: Project | None, secret: str | None = None) -> WebhookOut:
+    """A webhook; its secret only when that was just made."""
+    return WebhookOut(
+        id=str(webhook.id),
+        project=None if project is None else project.slug,
+        url=webhook.url,
+        events=webhook.events,
+        active=webhook.active,
+        created_at=webhook.created_at,
+        secret=secret,
+    )
+
+
+def delivery_out(delivery: WebhookDelivery) -> DeliveryOut:
+    """A delivery of the log."""
+    return DeliveryOut.model_validate(delivery, from_attributes=True)
+
+
+def project_of(session: SessionDep, webhook: Webhook) -> Project | None:
+    """The project a webhook is told of; None where it is told of all."""
+    return None if webhook.project_id is None else session.get_one(Project, webhook.project_id)
+
+
+@router.get("/webhooks", response_model_exclude={"items": {"__all__": {"secret"}}})
+def list_webhooks(
+    session: SessionDep,
+    actor: ActorDep,
+    project: str | None = None,
+    limit: Limit = 100,
+    cursor: str | None = None,
+) -> ListOut[WebhookOut]:
+    """All webhooks, for an admin; with `project`, a slug, those that are told of it."""
+    of_project = None if project is None else projects.get_project(session, actor, project)
+    found = webhooks.list_webhooks(session, actor, of_project)
+    page = slice_page(found, lambda one: one.id, limit=limit, cursor=cursor)
+    return ListOut(items=[webhook_out(one, project_of(session, one)) for one in page.items], next=page.next)
+
+
+@router.post("/webhooks", status_code=201)
+def add_webhook(session: SessionDep, actor: ActorDep, body: WebhookIn) -> WebhookOut:
+    """Have an address told of events of a project, or without one of all. `secret` is shown this once."""
+    project = None if body.project is None else projects.get_project(session, actor, body.project)
+    made, secret = webhooks.add_webhook(session, actor, url=body.url, events=body.events, project=project)
+    return webhook_out(made, project, secret)
+
+
+@router.get("/webhooks/{webhook_id}", response_model_exclude={"secret"})
+def get_webhook(session: SessionDep, actor: ActorDep, webhook_id: str) -> WebhookOut:
+    """A webhook."""
+    found = webhooks.get_webhook(session, actor, parse_id(webhook_id))
+    return webhook_out(found, project_of(session, found))
+
+
+@router.patch("/webhooks/{webhook_id}", response_model_exclude={"secret"})
+def change_webhook(session: SessionDep, actor: ActorDep, webhook_id: str, body: WebhookChange) -> WebhookOut:
+    """Change where a webhook goes, of what it is told, or whether."""
+    found = webhooks.change_webhook(
+        session, actor, parse_id(webhook_id), url=body.url, events=body.events, active=body.active
+    )
+    return webhook_out(found, project_of(session, found))
+
+
+@router.delete("/webhooks/{webhook_id}", status_code=204)
+def remove_webhook(session: SessionDep, actor: ActorDep, webhook_id: str) -> None:
+    """Remove a webhook and its log."""
+    webhooks.remove_webhook(session, actor, parse_id(webhook_id))
+
+
+@router.post("/webhooks/{webhook_id}/secret", status_code=201)
+def renew_secret(session: SessionDep, actor: ActorDep, webhook_id: str) -> WebhookOut:
+    """Give a webhook a new secret, shown this once; the old one signs nothing any more."""
+    found, secret = webhooks.renew_secret(session, actor, parse_id(webhook_id))
+    return webhook_out(found, project_of(session, found), secret)
+
+
+@router.get("/webhooks/{webhook_id}/deliveries")
+def list_deliveries(
+    session: SessionDep, actor: ActorDep, webhook_id: str, limit: Limit = 100, cursor: str | None = None
+) -> ListOut[DeliveryOut]:
+    """The log of a webhook, the newest first."""
+    found = webhooks.list_deliveries(session, actor, parse_id(webhook_id), limit=limit, cursor=cursor)
+    return ListOut(items=[delivery_out(one) for one in found.items], next=found.next)
+
+
+@router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/replay", status_code=202)
+def replay(session: SessionDep, actor: ActorDep, webhook_id: str, delivery_id: str) -> DeliveryOut:
+    """Send a delivery again, under the same id."""
+    return delivery_out(webhooks.replay(session, actor, parse_id(webhook_id), parse_id(delivery_id)))
