@@ -18,6 +18,7 @@ from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
 from app.models.learning import Evaluation, ModelVersion, Round, RoundEvent, Snapshot, SnapshotItem
 from app.models.operations import AuditEvent, DeviceClaim, Webhook, WebhookDelivery, Worker
 from app.models.people import Membership, SignInTry, Token, User, WebSession
+from app.models.quality import ClaimPlace, CriticStanding, GoldPrompt, PracticeAnswer, ReturnedVerdict, Review
 from app.models.states import (
     AssignmentState,
     CandidateSetState,
@@ -25,6 +26,9 @@ from app.models.states import (
     DeliveryState,
     ImportState,
     PromptState,
+    Purpose,
+    ReviewKind,
+    ReviewState,
     Role,
     RoundState,
     RoundTrigger,
@@ -45,9 +49,12 @@ __all__ = [
     "CandidateSet",
     "CandidateSetState",
     "CandidateSource",
+    "ClaimPlace",
+    "CriticStanding",
     "DeliveryState",
     "DeviceClaim",
     "Evaluation",
+    "GoldPrompt",
     "IdempotencyKey",
     "Image",
     "ImageGrant",
@@ -58,10 +65,16 @@ __all__ = [
     "Membership",
     "ModelVersion",
     "Pick",
+    "PracticeAnswer",
     "Project",
     "Prompt",
     "PromptImage",
     "PromptState",
+    "Purpose",
+    "ReturnedVerdict",
+    "Review",
+    "ReviewKind",
+    "ReviewState",
     "Role",
     "Round",
     "RoundEvent",

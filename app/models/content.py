@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Computed,
     ForeignKey,
     Identity,
     Index,
@@ -140,8 +141,10 @@ class PromptImage(Base):
 class CandidateSet(Base):
     """What one version, or an import, offered for one prompt.
 
-    `slots` is how many critics may judge it and `taken` how many slots are open or judged. While `sampling`, the lease
-    (`worker`, `beats_at`, `fence`) says who samples it.
+    `slots` is how many critics may judge it and `taken` how many slots are open or judged. `spread` is the standard
+    deviation of its candidates' mean log-probabilities; `rank` is the order in which sets are offered, the smallest
+    first: by priority, and within one by `lift`, which is of the spread where the project wants that. While `sampling`,
+    the lease (`worker`, `beats_at`, `fence`) says who samples it.
     """
 
     __tablename__ = "candidate_sets"
@@ -153,7 +156,7 @@ class CandidateSet(Base):
             "ix_candidate_sets_claimable",
             "project_id",
             "taken",
-            desc("priority"),
+            "rank",
             "id",
             postgresql_where=text("state = 'ready' AND taken < slots"),
         ),
@@ -173,6 +176,9 @@ class CandidateSet(Base):
     answer: Mapped[str | None] = mapped_column(Text)
     answer_source: Mapped[str | None] = mapped_column(String(8))
     priority: Mapped[int] = mapped_column(server_default="0")
+    spread: Mapped[float | None]
+    lift: Mapped[float] = mapped_column(server_default="0")
+    rank: Mapped[float] = mapped_column(Computed("(- priority)::double precision - lift", persisted=True))
     slots: Mapped[int] = mapped_column(server_default="1")
     taken: Mapped[int] = mapped_column(server_default="0")
     worker: Mapped[str | None] = mapped_column(String(200))

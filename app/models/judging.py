@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from sqlalchemy.types import UserDefinedType
 
 from app.db import Base
-from app.models.states import AssignmentState, Known, VerdictKind, VerdictState, one_of
+from app.models.states import AssignmentState, Known, Purpose, VerdictKind, VerdictState, one_of
 
 
 class Xid8(UserDefinedType[int]):
@@ -27,24 +27,27 @@ class Xid8(UserDefinedType[int]):
 class Assignment(Base):
     """A critic's time-limited claim on a slot of one candidate set.
 
-    `shown` is the order its candidates are shown in, as ids.
+    `shown` is the order its candidates are shown in, as ids. What is not for `work` takes no slot. `repeat`: brought in
+    from elsewhere, where the same critic had judged the same set before.
     """
 
     __tablename__ = "assignments"
     __table_args__ = (
         one_of("state", AssignmentState),
+        one_of("purpose", Purpose),
         CheckConstraint("slot >= 1", name="slot_positive"),
         Index(
             "uq_assignments_slot",
             "candidate_set_id",
             "slot",
             unique=True,
-            postgresql_where=text("state IN ('open', 'judged')"),
+            postgresql_where=text("state IN ('open', 'judged') AND purpose = 'work'"),
         ),
         Index(
             "uq_assignments_critic",
             "candidate_set_id",
             "critic_id",
+            "purpose",
             unique=True,
             postgresql_where=text("state <> 'lapsed' AND NOT repeat"),
         ),
@@ -59,6 +62,7 @@ class Assignment(Base):
     critic_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     slot: Mapped[int]
     state: Mapped[AssignmentState] = mapped_column(Known(AssignmentState))
+    purpose: Mapped[Purpose] = mapped_column(Known(Purpose), server_default=Purpose.work.value)
     repeat: Mapped[bool] = mapped_column(server_default=text("false"))
     shown: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     claimed_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -70,7 +74,7 @@ class Verdict(Base):
     """What one critic said of one candidate set.
 
     Its content never changes: a change is a new verdict that `supersedes`. `current` says that nothing superseded it.
-    `xid` orders the feed by commit.
+    `xid` orders the feed by commit. `weight` is how far its critic could be relied on when it was given.
     """
 
     __tablename__ = "verdicts"
@@ -83,6 +87,7 @@ class Verdict(Base):
         Index("ix_verdicts_feed", "project_id", "xid", "id"),
         Index("ix_verdicts_prompt_id", "prompt_id", postgresql_where=text("current")),
         Index("ix_verdicts_candidate_set_id", "candidate_set_id"),
+        Index("ix_verdicts_decided", "candidate_set_id", postgresql_where=text("current AND state = 'decided'")),
         Index("ix_verdicts_critic_id", "critic_id", "project_id", "id"),
     )
 
@@ -104,6 +109,7 @@ class Verdict(Base):
     comment: Mapped[str | None] = mapped_column(Text)
     seconds: Mapped[float | None]
     shown: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    weight: Mapped[float] = mapped_column(server_default="1")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     picks: Mapped[list[Pick]] = relationship(lazy="raise")

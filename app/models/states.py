@@ -90,11 +90,42 @@ class VerdictKind(StrEnum):
     flagged = "flagged"
 
 
+class Purpose(StrEnum):
+    """Why a set is before somebody: only `work` takes a slot of it."""
+
+    work = "work"
+    gold = "gold"
+    repeat = "repeat"
+    review = "review"
+
+
 class VerdictState(StrEnum):
-    """`kept_aside`: given after its slot had gone to somebody else; not counted unless an admin takes it."""
+    """`kept_aside`: given after its slot had gone to somebody else; not counted unless an admin takes it.
+
+    `gold` and `repeat` tell of the critic, not of the prompt. `decided`: a reviewer's, which counts instead of all
+    others on its set.
+    """
 
     counted = "counted"
     kept_aside = "kept_aside"
+    gold = "gold"
+    repeat = "repeat"
+    decided = "decided"
+
+
+class ReviewKind(StrEnum):
+    disagreement = "disagreement"
+    flag = "flag"
+    late = "late"
+
+
+class ReviewState(StrEnum):
+    """`sent_back`: it waits for a critic who was asked to look again; `dismissed`: nothing had to be decided."""
+
+    open = "open"
+    sent_back = "sent_back"
+    decided = "decided"
+    dismissed = "dismissed"
 
 
 class RoundState(StrEnum):

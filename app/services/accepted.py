@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
@@ -13,29 +14,41 @@ from illume.metrics import normalise_rationale
 
 # A vote is a pick of a candidate, or a text of a critic's own; equal texts of several critics are one text with several
 # votes. `any` takes one vote, `majority` more than half of the set's slots, `all` every slot: so that what was
-# accepted after the first verdicts stays accepted after the last.
-VOTES = """
+# accepted after the first verdicts stays accepted after the last. Where reliability counts, a majority is one of the
+# weights, and a slot that nobody judged yet weighs 1. A reviewer's decision stands instead of all others on its set.
+STANDS = """
+v.current AND v.kind IN ('picked', 'none_fit') AND (v.state = 'decided' OR (v.state = 'counted' AND NOT EXISTS (
+    SELECT FROM verdicts w WHERE w.candidate_set_id = v.candidate_set_id AND w.current AND w.state = 'decided'
+)))
+"""
+VOTES = f"""
 WITH judged AS (
-    SELECT v.id, v.prompt_id, v.candidate_set_id, v.rationale, s.slots
+    SELECT v.id, v.prompt_id, v.candidate_set_id, v.rationale, s.slots, v.state = 'decided' AS decided,
+        CASE WHEN :weigh THEN v.weight ELSE 1 END AS weight,
+        sum(CASE WHEN :weigh THEN v.weight ELSE 1 END) OVER same_set
+            + greatest(s.slots - count(*) OVER same_set, 0) AS whole
     FROM verdicts v
     JOIN candidate_sets s ON s.id = v.candidate_set_id
     JOIN prompts p ON p.id = v.prompt_id
-    WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+    WHERE v.project_id = :project AND {STANDS}
       AND p.state NOT IN ('held', 'retired')
       AND (CAST(:prompts AS bigint[]) IS NULL OR v.prompt_id = ANY (CAST(:prompts AS bigint[])))
+    WINDOW same_set AS (PARTITION BY v.candidate_set_id)
 ), votes AS (
-    SELECT j.prompt_id, min(j.id) AS verdict_id, k.candidate_id, c.text, count(*) AS votes, j.slots
+    SELECT j.prompt_id, min(j.id) AS verdict_id, k.candidate_id, c.text, count(*) AS votes, sum(j.weight) AS weight,
+        max(j.whole) AS whole, bool_or(j.decided) AS decided, j.slots
     FROM judged j JOIN picks k ON k.verdict_id = j.id JOIN candidates c ON c.id = k.candidate_id
     GROUP BY j.prompt_id, k.candidate_id, c.text, j.slots
     UNION ALL
-    SELECT j.prompt_id, min(j.id), NULL, j.rationale, count(*), j.slots
+    SELECT j.prompt_id, min(j.id), NULL, j.rationale, count(*), sum(j.weight), max(j.whole), bool_or(j.decided), j.slots
     FROM judged j WHERE j.rationale IS NOT NULL
     GROUP BY j.prompt_id, j.candidate_set_id, j.rationale, j.slots
 ), accepted AS (
     SELECT prompt_id, verdict_id, candidate_id, text FROM votes
-    WHERE CASE :aggregation WHEN 'any' THEN true WHEN 'majority' THEN 2 * votes > slots ELSE votes >= slots END
+    WHERE decided
+        OR CASE :aggregation WHEN 'any' THEN true WHEN 'majority' THEN 2 * weight > whole ELSE votes >= slots END
 )
-"""
+"""  # noqa: S608 - constants only
 LIST = f"{VOTES} SELECT * FROM accepted ORDER BY prompt_id, verdict_id, candidate_id"  # noqa: S608 - constants only
 REFRESH = f"""{VOTES}
 UPDATE prompts p
@@ -62,8 +75,14 @@ class Accepted:
 
 def aggregation_of(session: Session, project_id: int) -> str:
     """The rule in force by which votes of several critics count."""
-    rule = "SELECT r.settings ->> 'aggregation' FROM projects p JOIN setting_revisions r ON r.id = p.revision_id"
-    return str(session.scalar(text(f"{rule} WHERE p.id = :project"), {"project": project_id}))
+    return str(_rule(session, project_id)["aggregation"])
+
+
+def _rule(session: Session, project_id: int) -> dict[str, Any]:
+    """The settings that say which votes count, as the statements take them."""
+    settings = "SELECT r.settings FROM projects p JOIN setting_revisions r ON r.id = p.revision_id"
+    found = session.scalar(text(f"{settings} WHERE p.id = :project"), {"project": project_id}) or {}
+    return {"aggregation": found["aggregation"], "weigh": bool(found.get("weigh_reliability", False))}
 
 
 def accepted_rationales(
@@ -77,7 +96,7 @@ def accepted_rationales(
         text(LIST),
         {
             "project": project.id,
-            "aggregation": aggregation_of(session, project.id),
+            **_rule(session, project.id),
             "prompts": None if prompt_ids is None else list(prompt_ids),
         },
     )
@@ -94,7 +113,7 @@ def refresh_prompts(session: Session, project_id: int, prompt_ids: Sequence[int]
         text(REFRESH),
         {
             "project": project_id,
-            "aggregation": aggregation_of(session, project_id),
+            **_rule(session, project_id),
             "prompts": None if prompt_ids is None else list(prompt_ids),
         },
     )

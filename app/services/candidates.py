@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from app.models import (
     Split,
 )
 from app.services.leases import held, lapsed
+from app.services.overlap import first_slots
 from app.services.projects import settings_of
 from illume.metrics import normalise_rationale
 
@@ -107,7 +109,8 @@ def sampling_count(session: Session, project: Project) -> int:
 
 def seconds_a_set(session: Session, project: Project) -> float | None:
     """How many seconds a candidate set took of late, with all workers together; None where none was made of late."""
-    return session.scalar(text(RECENT_PACE), {"project": project.id})
+    seconds: float | None = session.scalar(text(RECENT_PACE), {"project": project.id})
+    return seconds
 
 
 def pool_needs(session: Session, project: Project, *, target: int | None = None) -> int:
@@ -223,7 +226,8 @@ def _begin(session: Session, project: Project, *, worker: str, limit: int) -> li
     prompt_ids = list(prompts)
     if not prompt_ids:
         return []
-    slots = settings_of(session, project).overlap
+    settings = settings_of(session, project)
+    slots = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
     priorities = dict(session.execute(select(Prompt.id, Prompt.priority).where(Prompt.id.in_(prompt_ids))).all())
     rows = [
         {
@@ -317,6 +321,10 @@ def store_candidates(
     ]
     session.execute(insert(Candidate), rows)
     found.answer, found.answer_source = answer, answer_source
+    found.spread = spread_of([candidate.mean_logprob for candidate in kept])
+    wants = "SELECT r.settings -> 'uncertain_first' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id"
+    if session.scalar(text(f"{wants} WHERE j.id = :project"), {"project": project_id}):
+        found.lift = found.spread / (1 + found.spread)
     found.worker, found.beats_at, found.error = None, None, None
     if found.version_id != active:
         found.state = CandidateSetState.replaced
@@ -330,6 +338,11 @@ def store_candidates(
         .values(state=PromptState.ready)
     )
     return True
+
+
+def spread_of(logprobs: Sequence[float]) -> float:
+    """How unsure a model is, in nats: the standard deviation of its candidates' mean log-probabilities."""
+    return statistics.pstdev(logprobs) if logprobs else 0.0
 
 
 def fail_sampling(session: Session, set_id: int, fence: int, *, error: str) -> bool:

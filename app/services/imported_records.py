@@ -38,6 +38,7 @@ from app.services import accepted
 from app.services.actors import Actor
 from app.services.import_files import ImportFile
 from app.services.import_tables import Row
+from app.services.overlap import first_slots
 from app.services.projects import settings_of
 from app.services.prompts import AddResult, Body, PromptIn, add_prompts, parse_prompt
 from app.services.texts import JsonObject, Storable
@@ -254,7 +255,8 @@ class _Sets:
 
     def __init__(self, session: Session, project: Project, kept: Kept) -> None:
         self.session, self.project, self.kept = session, project, kept
-        self.overlap = settings_of(session, project).overlap
+        settings = settings_of(session, project)
+        self.overlap = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
         query = select(ModelVersion.number, ModelVersion.id).where(ModelVersion.project_id == project.id)
         self.versions = {row.number: row.id for row in session.execute(query)}
 

@@ -7,21 +7,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, field_validator
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Invalid, NotFound
 from app.models import (
-    CandidateSet,
-    CandidateSetState,
     Membership,
     ModelVersion,
     Project,
     Role,
     SettingRevision,
 )
-from app.services import accepted, audit
+from app.services import accepted, audit, overlap
 from app.services.actors import Actor, require, require_admin
 from illume.prompting import DEFAULT_TEMPLATE, check_template
 
@@ -54,7 +52,14 @@ class ProjectSettings(BaseModel):
     )
     blur_images: bool = Field(False, description="Images are blurred until a critic asks to see them")
     overlap: int = Field(1, ge=1, le=20, description="How many critics judge a candidate set")
+    adaptive_overlap: bool = Field(
+        False, description="Begin with one critic, and ask up to `overlap` only where they are unsure or disagree"
+    )
     aggregation: Literal["any", "majority", "all"] = "any"
+    weigh_reliability: bool = Field(False, description="In a majority, votes weigh by accuracy on gold prompts")
+    uncertain_first: bool = Field(
+        False, description="Offer first, within a priority, what the model is least sure about"
+    )
     rejudge: bool = Field(False, description="Offer prompts again that have an accepted rationale")
     max_open: int = Field(3, ge=1, le=1000, description="How many claims a critic may hold")
     lease_minutes: float = Field(15, gt=0, le=24 * 60, description="How long a claim lasts")
@@ -66,6 +71,14 @@ class ProjectSettings(BaseModel):
         "incomplete",
         "badly written",
     ]
+
+    # Quality
+    gold_share: float = Field(0.0, ge=0, le=0.5, description="Share of claims that are gold prompts")
+    gold_minimum: int = Field(5, ge=1, le=50, description="Gold prompts before a critic can be paused")
+    gold_accuracy: float = Field(0.0, ge=0, le=1, description="A critic below it is paused; 0: nobody is")
+    practice_prompts: int = Field(0, ge=0, le=50, description="Practice prompts before the work")
+    repeat_share: float = Field(0.0, ge=0, le=0.5, description="Share of claims that come back to the same critic")
+    repeat_after: int = Field(20, ge=0, le=10_000, description="Verdicts before one of them may come back")
 
     # Candidates
     pool_target: int = Field(40, ge=0, le=100_000, description="How many candidate sets are kept ready")
@@ -196,10 +209,7 @@ def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[s
             select(func.max(SettingRevision.number)).where(SettingRevision.project_id == project.id)
         )
         _add_revision(session, actor, project, after, number=(number or 0) + 1)
-        if after.overlap != before.overlap:
-            _change_slots(session, project, after.overlap)
-        if (after.overlap, after.aggregation) != (before.overlap, before.aggregation):
-            accepted.refresh_prompts(session, project.id)
+        _apply(session, project, before, after)
         changed = sorted(key for key, value in after.model_dump().items() if value != getattr(before, key))
         audit.record(session, actor, "project.settings", f"project:{slug}", project.id, changed=changed)
     session.flush()
@@ -232,22 +242,15 @@ def _change_base(session: Session, project: Project, base_model: str) -> None:
     versions[0].base_model = base_model
 
 
-def _change_slots(session: Session, project: Project, overlap: int) -> None:
-    """Give the sets on offer their new number of slots; those whose slots are all judged by that are judged."""
-    session.execute(
-        update(CandidateSet)
-        .where(CandidateSet.project_id == project.id, CandidateSet.state == CandidateSetState.ready)
-        .values(slots=func.greatest(overlap, CandidateSet.taken))
-    )
-    session.execute(text(CLOSE_FULL_SETS), {"project": project.id})
+def _apply(session: Session, project: Project, before: ProjectSettings, after: ProjectSettings) -> None:
+    """Bring what is on offer, and what is accepted, in line with changed settings."""
 
+    def changed(*names: str) -> bool:
+        return any(getattr(before, name) != getattr(after, name) for name in names)
 
-CLOSE_FULL_SETS = """
-WITH closed AS (
-    UPDATE candidate_sets s SET state = 'judged'
-    WHERE s.project_id = :project AND s.state = 'ready' AND s.taken = s.slots
-      AND NOT EXISTS (SELECT FROM assignments a WHERE a.candidate_set_id = s.id AND a.state = 'open')
-    RETURNING s.prompt_id
-)
-UPDATE prompts p SET state = 'judged' FROM closed WHERE p.id = closed.prompt_id AND p.state = 'ready'
-"""
+    if changed("overlap", "adaptive_overlap"):
+        overlap.change(session, project.id, after.overlap, adaptive=after.adaptive_overlap)
+    if changed("uncertain_first"):
+        overlap.change_order(session, project.id, by_spread=after.uncertain_first)
+    if changed("overlap", "adaptive_overlap", "aggregation", "weigh_reliability"):
+        accepted.refresh_prompts(session, project.id)

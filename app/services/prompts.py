@@ -30,6 +30,7 @@ from app.models import (
 from app.services import accepted, audit
 from app.services.actors import Actor, require
 from app.services.images import usable_by
+from app.services.overlap import first_slots
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.projects import settings_of
 from app.services.texts import JsonObject, Storable, Text
@@ -113,13 +114,14 @@ def add_prompts(
             results[index] = AddResult(None, error=error)
         else:
             todo[index] = item
-    overlap = settings_of(session, project).overlap
+    settings = settings_of(session, project)
+    slots = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
     # Somebody may add the same external ids at the same moment; theirs are found in the next turn.
     for _ in range(3):
         _settle_known(session, project, todo, results)
         try:
             with session.begin_nested():
-                added = _insert(session, project, list(todo.values()), overlap)
+                added = _insert(session, project, list(todo.values()), slots)
         except IntegrityError:
             continue
         results |= {index: AddResult(prompt, created=True) for index, prompt in zip(todo, added, strict=True)}
@@ -177,7 +179,7 @@ def _compare(prompt: Prompt, item: PromptIn) -> AddResult:
     return AddResult(None, error=error)
 
 
-def _insert(session: Session, project: Project, items: Sequence[PromptIn], overlap: int) -> list[Prompt]:
+def _insert(session: Session, project: Project, items: Sequence[PromptIn], slots: int) -> list[Prompt]:
     if not items:
         return []
     rows = [
@@ -203,11 +205,11 @@ def _insert(session: Session, project: Project, items: Sequence[PromptIn], overl
     session.execute(insert(PromptImage), images)
     brought = [(prompt, item.candidates) for prompt, item in zip(prompts, items, strict=True) if item.candidates]
     if brought:
-        _insert_candidates(session, brought, overlap)
+        _insert_candidates(session, brought, slots)
     return prompts
 
 
-def _insert_candidates(session: Session, brought: Sequence[tuple[Prompt, list[str]]], overlap: int) -> None:
+def _insert_candidates(session: Session, brought: Sequence[tuple[Prompt, list[str]]], slots: int) -> None:
     """Ready candidate sets of rationales that were made elsewhere."""
     sets = [
         {
@@ -218,7 +220,7 @@ def _insert_candidates(session: Session, brought: Sequence[tuple[Prompt, list[st
             "answer": prompt.answer,
             "answer_source": None if prompt.answer is None else "gold",
             "priority": prompt.priority,
-            "slots": overlap,
+            "slots": slots,
         }
         for prompt, _ in brought
     ]

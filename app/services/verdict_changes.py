@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, NotFound
@@ -13,19 +13,22 @@ from app.models import (
     AssignmentState,
     CandidateSet,
     CandidateSetState,
+    Project,
     Prompt,
     PromptState,
+    ReviewKind,
     Verdict,
     VerdictKind,
     VerdictState,
 )
-from app.services import accepted, audit
+from app.services import accepted, audit, reviews, standings
 from app.services.actors import Actor
+from app.services.projects import settings_of
 from app.services.verdict_forms import VerdictIn
 from app.services.verdict_reading import body_of
 from app.services.verdict_rows import (
-    CLOSE_IF_FULL,
     check_candidates,
+    close_if_full,
     locked,
     new_verdict,
     start_round_if_due,
@@ -60,7 +63,13 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
             state = VerdictState.kept_aside
     new = new_verdict(session, assignment, candidate_set, prompt, verdict, state, supersedes=old.id)
     if state is VerdictState.counted:
+        adaptive = _is_adaptive(session, prompt.project_id)
         _tell_prompt(session, candidate_set, prompt, verdict, was_flag=old.kind is VerdictKind.flagged)
+        close_if_full(session, candidate_set.id, adaptive=adaptive)
+        session.refresh(prompt)
+    _tell_reviewers(session, candidate_set, old, new)
+    if state is VerdictState.gold:
+        standings.recount(session, prompt.project_id, actor.user_id)
     fresh = prompt.fresh
     accepted.refresh_prompts(session, prompt.project_id, [prompt.id])
     session.refresh(prompt)
@@ -90,7 +99,7 @@ def _give_slot_back(session: Session, assignment: Assignment, candidate_set: Can
 def _tell_prompt(
     session: Session, candidate_set: CandidateSet, prompt: Prompt, verdict: VerdictIn, *, was_flag: bool
 ) -> None:
-    """Hold a prompt that is flagged now, let one go whose only flag was withdrawn, and close a set that is full."""
+    """Hold a prompt that is flagged now, and let one go whose only flag was withdrawn."""
     if verdict.kind is VerdictKind.flagged:
         if prompt.state is not PromptState.retired:
             prompt.state = PromptState.held
@@ -102,5 +111,19 @@ def _tell_prompt(
             is_ready = candidate_set.state is CandidateSetState.ready
             prompt.state = PromptState.ready if is_ready else PromptState.judged
     session.flush()
-    session.execute(text(CLOSE_IF_FULL), {"set": candidate_set.id})
-    session.refresh(prompt)
+
+
+def _is_adaptive(session: Session, project_id: int) -> bool:
+    return settings_of(session, session.get_one(Project, project_id)).adaptive_overlap
+
+
+def _tell_reviewers(session: Session, candidate_set: CandidateSet, old: Verdict, new: Verdict) -> None:
+    """End what the change settled, and ask about what it raised."""
+    reviews.look_again(session, candidate_set.id, old.id)
+    if new.state is VerdictState.kept_aside:
+        reviews.ask(session, new.id, ReviewKind.late)
+    elif new.kind is VerdictKind.flagged and new.state in (VerdictState.counted, VerdictState.repeat):
+        reviews.ask(session, new.id, ReviewKind.flag)
+    session.refresh(candidate_set, ["state", "slots"])
+    if candidate_set.state is CandidateSetState.judged and candidate_set.slots > 1:
+        reviews.ask_if_differing(session, candidate_set.id)

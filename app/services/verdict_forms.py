@@ -100,7 +100,7 @@ jsonb_build_object(
     'assignment', v.assignment_id::text,
     'critic', v.critic_id::text,
     'kind', v.kind,
-    'state', v.state,
+    'state', STATE,
     'picks', coalesce(to_jsonb(CAST(PICKS AS text[])), '[]'::jsonb),
     'tags', v.tags,
     'reason', v.reason,
@@ -118,5 +118,9 @@ jsonb_build_object(
     'created_at', to_char(v.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 )
 """
+# What a critic is told of their own: nothing in it tells gold prompts and repeats from others.
+PLAIN_STATE = "CASE WHEN v.state IN ('gold', 'repeat') THEN 'counted' ELSE v.state END"
 STORED_PICKS = "ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY k.candidate_id)"
-STORED_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS)
+STORED_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace("STATE", PLAIN_STATE)
+FULL_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace("STATE", "v.state")
+GIVEN_JSON = VERDICT_JSON.replace("PICKS", ":picks").replace("STATE", PLAIN_STATE)

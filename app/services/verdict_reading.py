@@ -11,11 +11,15 @@ from app.errors import Forbidden, Invalid, NotFound
 from app.models import Project, Role, Verdict
 from app.services.actors import Actor, parse_id, project_role, require
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
-from app.services.verdict_forms import STORED_JSON
+from app.services.verdict_forms import FULL_JSON, PLAIN_STATE, STORED_JSON, STORED_PICKS, VERDICT_JSON
 
 ONE = f"SELECT {STORED_JSON} AS body FROM verdicts v WHERE v.id = :verdict"  # noqa: S608 - constants only
+FULL = f"SELECT {FULL_JSON} AS body FROM verdicts v WHERE v.id = :verdict"  # noqa: S608 - constants only
+READ_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace(
+    "STATE", f"CASE WHEN :is_critic THEN {PLAIN_STATE} ELSE v.state END"
+)
 FEED = f"""
-SELECT v.xid::text AS xid, v.id, {STORED_JSON} AS body FROM verdicts v
+SELECT v.xid::text AS xid, v.id, {READ_JSON} AS body FROM verdicts v
 WHERE v.project_id = :project AND (v.xid, v.id) > (CAST(CAST(:xid AS text) AS xid8), :after)
   AND v.xid < pg_snapshot_xmin(pg_current_snapshot())
   AND (CAST(:critic AS bigint) IS NULL OR v.critic_id = :critic)
@@ -30,7 +34,7 @@ ORDER BY v.id DESC LIMIT :limit
 
 
 def body_of(session: Session, verdict_id: int) -> dict[str, Any]:
-    """A verdict as JSON."""
+    """A verdict as JSON, as its critic sees it."""
     body: dict[str, Any] = session.execute(text(ONE), {"verdict": verdict_id}).scalar_one()
     return body
 
@@ -44,7 +48,10 @@ def get_verdict(session: Session, actor: Actor, verdict_id: int) -> dict[str, An
         raise NotFound("There is no such verdict.")
     if found.critic_id != actor.user_id and role is Role.critic:
         raise Forbidden("This is another critic's verdict.")
-    return body_of(session, verdict_id)
+    if role is Role.critic:
+        return body_of(session, verdict_id)
+    body: dict[str, Any] = session.execute(text(FULL), {"verdict": verdict_id}).scalar_one()
+    return body
 
 
 def feed(
@@ -71,7 +78,14 @@ def feed(
         raise Invalid("This cursor is not one of ours: start again without it.", field="cursor")
     rows = session.execute(
         text(FEED),
-        {"project": project.id, "critic": critic_id, "xid": xid, "after": after, "limit": check_limit(limit)},
+        {
+            "project": project.id,
+            "critic": critic_id,
+            "is_critic": role is Role.critic,
+            "xid": xid,
+            "after": after,
+            "limit": check_limit(limit),
+        },
     ).all()
     return Page([row.body for row in rows], encode_cursor(rows[-1].xid, rows[-1].id) if rows else None)
 

@@ -18,11 +18,12 @@ from app.models import (
     Pick,
     Project,
     Prompt,
+    Purpose,
     Role,
     Verdict,
     VerdictState,
 )
-from app.services import accepted, rounds
+from app.services import accepted, overlap, reviews, rounds, standings
 from app.services.actors import Actor, has_role, project_role
 from app.services.projects import settings_of
 from app.services.verdict_forms import VerdictIn, candidate_id, candidate_ids
@@ -32,12 +33,26 @@ CLOSE_IF_FULL = """
 WITH closed AS (
     UPDATE candidate_sets s SET state = 'judged'
     WHERE s.id = :set AND s.state = 'ready' AND s.slots <= (
-        SELECT count(*) FROM assignments a WHERE a.candidate_set_id = s.id AND a.state = 'judged'
+        SELECT count(*) FROM assignments a
+        WHERE a.candidate_set_id = s.id AND a.state = 'judged' AND a.purpose = 'work'
     )
-    RETURNING s.prompt_id
+    RETURNING s.id, s.prompt_id
+), told AS (
+    UPDATE prompts p SET state = 'judged' FROM closed WHERE p.id = closed.prompt_id AND p.state = 'ready'
 )
-UPDATE prompts p SET state = 'judged' FROM closed WHERE p.id = closed.prompt_id AND p.state = 'ready'
+SELECT id FROM closed
 """
+
+
+def close_if_full(session: Session, set_id: int, *, adaptive: bool) -> None:
+    """Close a set once all its slots are judged, and ask a reviewer where its critics disagree.
+
+    With an adaptive overlap it is first decided how many critics it wants, by what was said of it so far.
+    """
+    if adaptive:
+        session.execute(text(overlap.ADAPT_SET), {"set": set_id})
+    if session.scalar(text(CLOSE_IF_FULL), {"set": set_id}) is not None:
+        reviews.ask_if_differing(session, set_id)
 
 
 def start_round_if_due(session: Session, project_id: int) -> None:
@@ -93,6 +108,7 @@ def free_slot(session: Session, candidate_set: CandidateSet) -> int | None:
         select(Assignment.slot).where(
             Assignment.candidate_set_id == candidate_set.id,
             Assignment.state.in_((AssignmentState.open, AssignmentState.judged)),
+            Assignment.purpose == Purpose.work,
         )
     ).all()
     return next(slot for slot in range(1, candidate_set.slots + 1) if slot not in used)
@@ -100,19 +116,22 @@ def free_slot(session: Session, candidate_set: CandidateSet) -> int | None:
 
 def take_slot(session: Session, assignment: Assignment, candidate_set: CandidateSet, state: AssignmentState) -> bool:
     """Put a locked assignment on a free slot of its set again, as `state`. False: none is free."""
-    slot = free_slot(session, candidate_set)
+    is_work = assignment.purpose is Purpose.work
+    slot = free_slot(session, candidate_set) if is_work else assignment.slot
     other = session.scalar(
         select(Assignment.id).where(
             Assignment.candidate_set_id == candidate_set.id,
             Assignment.critic_id == assignment.critic_id,
             Assignment.id != assignment.id,
             Assignment.state != AssignmentState.lapsed,
+            Assignment.purpose == assignment.purpose,
         )
     )
     if slot is None or other is not None:
         return False
     assignment.slot, assignment.state = slot, state
-    candidate_set.taken += 1
+    if is_work:
+        candidate_set.taken += 1
     session.flush()
     return True
 
@@ -144,6 +163,7 @@ def new_verdict(
         comment=verdict.comment,
         seconds=verdict.seconds,
         shown=assignment.shown,
+        weight=standings.weight_of(session, assignment.project_id, assignment.critic_id),
     )
     session.add(row)
     session.flush()

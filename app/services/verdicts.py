@@ -10,15 +10,25 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Invalid
-from app.models import AssignmentState, IdempotencyKey, Prompt, Role, Verdict, VerdictKind, VerdictState
-from app.services import accepted
+from app.models import (
+    AssignmentState,
+    IdempotencyKey,
+    Prompt,
+    Purpose,
+    ReviewKind,
+    Role,
+    Verdict,
+    VerdictKind,
+    VerdictState,
+)
+from app.services import accepted, reviews, standings
 from app.services.actors import Actor
 from app.services.verdict_changes import change
-from app.services.verdict_forms import VERDICT_JSON, VerdictIn, VerdictOut, candidate_ids, parse_verdict
+from app.services.verdict_forms import GIVEN_JSON, VerdictIn, VerdictOut, candidate_ids, parse_verdict
 from app.services.verdict_reading import body_of, feed, get_verdict, history, last_verdict_of, today_count
 from app.services.verdict_rows import (
-    CLOSE_IF_FULL,
     check_candidates,
+    close_if_full,
     locked,
     new_verdict,
     start_round_if_due,
@@ -43,13 +53,20 @@ __all__ = [
 GIVE = text(f"""
 WITH mine AS (
     SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, s.slots, s.prompt_id,
-        p.has_accepted, p.split, r.settings,
-        :gives_text AND (r.settings ->> 'aggregation' = 'any' OR s.slots = 1) AS accepts
+        p.has_accepted, p.split, r.settings, a.purpose, rule.adaptive, coalesce(d.weight, 1) AS weight,
+        a.purpose = 'work' AND s.slots = 1 AND NOT rule.adaptive AS is_alone,
+        :gives_text AND a.purpose = 'work'
+            AND (r.settings ->> 'aggregation' = 'any' OR (s.slots = 1 AND NOT rule.adaptive))
+            AND NOT EXISTS (
+                SELECT FROM verdicts w WHERE w.candidate_set_id = s.id AND w.current AND w.state = 'decided'
+            ) AS accepts
     FROM assignments a
     JOIN candidate_sets s ON s.id = a.candidate_set_id
     JOIN prompts p ON p.id = s.prompt_id
     JOIN projects j ON j.id = a.project_id
     JOIN setting_revisions r ON r.id = j.revision_id
+    LEFT JOIN critic_standings d ON d.project_id = a.project_id AND d.critic_id = a.critic_id
+    CROSS JOIN LATERAL (SELECT coalesce((r.settings -> 'adaptive_overlap')::boolean, false) AS adaptive) rule
     WHERE a.id = :assignment AND a.critic_id = :critic AND a.state = 'open'
       AND CAST(:mentioned AS bigint[]) <@ a.shown
       AND (:is_admin OR EXISTS (
@@ -58,10 +75,11 @@ WITH mine AS (
       ))
     FOR NO KEY UPDATE OF a, s, p
 ), v AS (
-    INSERT INTO verdicts (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, reason, rationale,
-        edited_from, tags, comment, seconds, shown)
-    SELECT project_id, id, candidate_set_id, prompt_id, critic_id, :kind, :reason, :rationale,
-        CAST(:edited_from AS bigint), CAST(:tags AS jsonb), :comment, CAST(:seconds AS double precision), shown
+    INSERT INTO verdicts (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, state, reason,
+        rationale, edited_from, tags, comment, seconds, shown, weight)
+    SELECT project_id, id, candidate_set_id, prompt_id, critic_id, :kind,
+        CASE WHEN purpose = 'work' THEN 'counted' ELSE purpose END, :reason, :rationale, CAST(:edited_from AS bigint),
+        CAST(:tags AS jsonb), :comment, CAST(:seconds AS double precision), shown, weight
     FROM mine
     RETURNING *
 ), picked AS (
@@ -71,19 +89,20 @@ WITH mine AS (
 ), settled AS (
     UPDATE candidate_sets s
     SET taken = s.taken - CASE WHEN :uses_slot THEN 0 ELSE 1 END,
-        state = CASE WHEN :uses_slot AND s.slots = 1 THEN 'judged' ELSE s.state END
-    FROM mine WHERE s.id = mine.candidate_set_id
+        state = CASE WHEN :uses_slot AND mine.is_alone THEN 'judged' ELSE s.state END
+    FROM mine WHERE s.id = mine.candidate_set_id AND mine.purpose = 'work'
 ), told AS (
     UPDATE prompts p
     SET state = CASE
-            WHEN :flags AND p.state <> 'retired' THEN 'held'
-            WHEN :uses_slot AND mine.slots = 1 AND p.state = 'ready' THEN 'judged'
+            WHEN :flags AND mine.purpose <> 'gold' AND p.state <> 'retired' THEN 'held'
+            WHEN :uses_slot AND mine.is_alone AND p.state = 'ready' THEN 'judged'
             ELSE p.state END,
         has_accepted = p.has_accepted OR mine.accepts,
         fresh = p.fresh OR (mine.accepts AND NOT p.has_accepted AND p.split = 'train')
     FROM mine WHERE p.id = mine.prompt_id
 )
-SELECT {VERDICT_JSON.replace("PICKS", ":picks")} AS body, v.candidate_set_id, v.prompt_id, v.project_id, mine.slots,
+SELECT {GIVEN_JSON} AS body, v.id, v.candidate_set_id, v.prompt_id, v.project_id, mine.purpose, mine.adaptive,
+    mine.is_alone,
     mine.accepts AND NOT mine.has_accepted AND (mine.settings -> 'auto_rounds')::boolean AND (
         SELECT count(*) + 1 FROM (
             SELECT FROM prompts f WHERE f.project_id = mine.project_id AND f.fresh AND f.id <> mine.prompt_id
@@ -171,8 +190,12 @@ def _give(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn
             return _keep_aside(session, actor, assignment_id, verdict)
         row = session.execute(GIVE, values).one()
     is_due = bool(row.is_due)
-    if row.slots > 1:
-        is_due = _settle(session, row.project_id, row.prompt_id, row.candidate_set_id) or is_due
+    if row.purpose == Purpose.gold:
+        standings.recount(session, row.project_id, actor.user_id)
+    elif verdict.kind is VerdictKind.flagged:
+        reviews.ask(session, row.id, ReviewKind.flag)
+    if row.purpose == Purpose.work and not row.is_alone:
+        is_due = _settle(session, row.project_id, row.prompt_id, row.candidate_set_id, row.adaptive) or is_due
     if is_due:
         start_round_if_due(session, row.project_id)
     return VerdictOut(201, row.body)
@@ -183,9 +206,9 @@ def verdict_tags(verdict: VerdictIn) -> str:
     return orjson.dumps(verdict.tags).decode()
 
 
-def _settle(session: Session, project_id: int, prompt_id: int, set_id: int) -> bool:
+def _settle(session: Session, project_id: int, prompt_id: int, set_id: int, adaptive: bool) -> bool:
     """Close a set of several slots once all are judged and count its votes anew. Whether its prompt became fresh."""
-    session.execute(text(CLOSE_IF_FULL), {"set": set_id})
+    close_if_full(session, set_id, adaptive=adaptive)
     if accepted.aggregation_of(session, project_id) == "any":
         return False
     before = session.scalar(select(Prompt.fresh).where(Prompt.id == prompt_id))
@@ -209,5 +232,6 @@ def _keep_aside(session: Session, actor: Actor, assignment_id: int, verdict: Ver
     """Store a verdict that came when its slot was somebody else's; it does not count."""
     assignment, candidate_set, prompt = locked(session, actor, assignment_id)
     row = new_verdict(session, assignment, candidate_set, prompt, verdict, VerdictState.kept_aside)
+    reviews.ask(session, row.id, ReviewKind.late)
     body = body_of(session, row.id)
     return VerdictOut(202, body)

@@ -90,6 +90,11 @@ GROUPS = (
                 wide=True,
             ),
             whole("overlap", "Critics for each candidate set", "How many critics judge the same candidates."),
+            check(
+                "adaptive_overlap",
+                "Only as many critics as it takes",
+                "One first; more, up to that number, where they are unsure, flag, or disagree.",
+            ),
             choice(
                 "aggregation",
                 "Accepted when picked by",
@@ -98,6 +103,8 @@ GROUPS = (
                 ("majority", "more than half"),
                 ("all", "all of them"),
             ),
+            check("weigh_reliability", "Weigh by reliability", "In a majority, by accuracy on gold prompts."),
+            check("uncertain_first", "Unsure ones first", "Within a priority, what the model is least sure about."),
             real("lease_minutes", "Minutes a claim lasts", "After them a prompt that was not judged goes to others."),
             whole("max_open", "Open claims of a critic", "The page shows one and keeps two ahead."),
             check("rejudge", "Judge again", "Offer prompts again that have an accepted rationale."),
@@ -105,6 +112,17 @@ GROUPS = (
             lines("skip_reasons", "Reasons to skip", "One on each line; the first nine have a key."),
             lines("flag_reasons", "Reasons to flag", "One on each line; a flagged prompt is held back."),
             lines("shortcoming_tags", "Shortcoming tags", "One on each line; what a candidate may lack."),
+        ),
+    ),
+    SettingGroup(
+        "Quality",
+        (
+            real("gold_share", "Share of gold prompts", "Of what a critic gets; they cannot tell them from others."),
+            real("gold_accuracy", "Accuracy asked for", "Who is below it on gold prompts is paused; 0 pauses nobody."),
+            whole("gold_minimum", "Gold prompts before that", "Nobody is paused before they answered so many."),
+            whole("practice_prompts", "Practice prompts", "So many come before the work, with an answer to each."),
+            real("repeat_share", "Share that comes back", "To the same critic, in another order."),
+            whole("repeat_after", "Verdicts in between", "A prompt comes back after so many others at the earliest."),
         ),
     ),
     SettingGroup(

@@ -1,0 +1,214 @@
+"""Gold prompts, practice, reviews, and how critics stand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from app.api.responses import Json
+from app.api.schemas import Limit, ListOut
+from app.deps import ActorDep, SessionDep
+from app.models import ReviewKind, ReviewState, Role
+from app.services import gold, projects, repeats, review_decisions, reviews, standings
+from app.services.actors import parse_id
+from app.services.verdict_forms import VerdictIn, candidate_id
+
+router = APIRouter(tags=["quality"])
+
+
+class NoteIn(BaseModel):
+    """A reviewer's note."""
+
+    note: str | None = None
+
+
+class ReturnIn(BaseModel):
+    """A verdict to be sent back to its critic, and why."""
+
+    verdict: str
+    note: str
+
+
+class PracticeIn(BaseModel):
+    """The candidates a critic picks of a practice prompt."""
+
+    picks: list[str] = []
+
+
+class PracticeOut(BaseModel):
+    """How right that was, from 0 to 1, and what was right."""
+
+    score: float
+    known: dict[str, bool]
+    picked: list[str]
+    wrong: list[str]
+    explanation: str | None
+    left: int
+
+
+class StandingOut(BaseModel):
+    """A critic's accuracy on gold prompts and on what came back to them. `paused`: they get nothing more to judge."""
+
+    critic: str
+    email: str
+    gold_answered: int
+    gold_accuracy: float | None
+    weight: float
+    paused: bool
+    practised: bool
+    repeats: int = 0
+    consistency: float | None = None
+    position_shift: float | None = None
+
+
+# Gold prompts and practice
+
+
+@router.get("/projects/{slug}/gold", response_model=ListOut[dict[str, Any]])
+def list_gold(session: SessionDep, actor: ActorDep, slug: str) -> Json:
+    """The gold prompts in use, with how often they were answered and how right. For reviewers."""
+    project = projects.get_project(session, actor, slug, Role.reviewer)
+    return Json({"items": gold.list_gold(session, actor, project), "next": None})
+
+
+@router.post("/projects/{slug}/gold", status_code=201, response_class=Json)
+def add_gold(session: SessionDep, actor: ActorDep, slug: str, body: gold.GoldIn) -> Json:
+    """Make a prompt a gold one, with candidates whose fit is known; it is taken out of use otherwise."""
+    project = projects.get_project(session, actor, slug, Role.reviewer)
+    return Json(gold.add_gold(session, actor, project, body), status_code=201)
+
+
+@router.delete("/gold/{gold_id}", status_code=204)
+def remove_gold(session: SessionDep, actor: ActorDep, gold_id: str) -> None:
+    """Take a gold prompt out of use."""
+    gold.remove_gold(session, actor, parse_id(gold_id))
+
+
+@router.get("/projects/{slug}/practice", response_class=Json, responses={200: {"description": "`item` is null: done"}})
+def next_practice(session: SessionDep, actor: ActorDep, slug: str) -> Json:
+    """The next practice prompt."""
+    project = projects.get_project(session, actor, slug, Role.critic)
+    return Json({"item": gold.next_practice(session, actor, project)})
+
+
+@router.post("/projects/{slug}/practice/{gold_id}")
+def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: str, body: PracticeIn) -> PracticeOut:
+    """Judge a practice prompt, and be told what was right."""
+    project = projects.get_project(session, actor, slug, Role.critic)
+    told = gold.answer_practice(session, actor, project, parse_id(gold_id), body.picks)
+    return PracticeOut(**{**asdict(told), "picked": list(told.picked)}, wrong=list(told.wrong))
+
+
+# Standings
+
+
+@router.get("/projects/{slug}/standings")
+def list_standings(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[StandingOut]:
+    """How critics stand: gold prompts, repeats, pauses. For reviewers."""
+    project = projects.get_project(session, actor, slug, Role.reviewer)
+    twice = {one.critic_id: one for one in repeats.consistency_of(session, actor, project)}
+    found = {one.critic_id: one for one in standings.standings_of(session, actor, project)}
+    items = []
+    for critic_id in sorted({*twice, *found}):
+        stands, again = found.get(critic_id), twice.get(critic_id)
+        items.append(
+            StandingOut(
+                critic=str(critic_id),
+                email=stands.email if stands else again.email if again else "",
+                gold_answered=stands.answered if stands else 0,
+                gold_accuracy=stands.score if stands else None,
+                weight=stands.weight if stands else 1.0,
+                paused=bool(stands and stands.paused_at),
+                practised=bool(stands and stands.practised_at),
+                repeats=again.sets if again else 0,
+                consistency=again.same if again else None,
+                position_shift=again.shift if again else None,
+            )
+        )
+    return ListOut(items=items, next=None)
+
+
+@router.post("/projects/{slug}/standings/{critic_id}/pause", status_code=204)
+def pause(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
+    """Give a critic nothing more to judge. For admins."""
+    project = projects.get_project(session, actor, slug, Role.admin)
+    standings.pause(session, actor, project, parse_id(critic_id))
+
+
+@router.post("/projects/{slug}/standings/{critic_id}/resume", status_code=204)
+def resume(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
+    """Let a paused critic go on; their gold prompts count anew. For admins."""
+    project = projects.get_project(session, actor, slug, Role.admin)
+    standings.let_go_on(session, actor, project, parse_id(critic_id))
+
+
+# Reviews
+
+
+@router.get("/projects/{slug}/reviews", response_model=ListOut[dict[str, Any]])
+def list_reviews(
+    session: SessionDep,
+    actor: ActorDep,
+    slug: str,
+    state: ReviewState = ReviewState.open,
+    kind: ReviewKind | None = None,
+    limit: Limit = 100,
+    cursor: str | None = None,
+) -> Json:
+    """Disagreements, flags and late verdicts, the oldest first. For reviewers."""
+    project = projects.get_project(session, actor, slug, Role.reviewer)
+    page = reviews.list_reviews(session, actor, project, state=state, kind=kind, limit=limit, cursor=cursor)
+    return Json({"items": page.items, "next": page.next})
+
+
+@router.get("/reviews/{review_id}", response_class=Json)
+def get_review(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
+    """One of them."""
+    return Json(reviews.get_review(session, actor, parse_id(review_id)))
+
+
+@router.post("/reviews/{review_id}/decision", response_class=Json)
+def decide(session: SessionDep, actor: ActorDep, review_id: str, body: VerdictIn) -> Json:
+    """Say which candidates fit; it counts instead of what the critics said."""
+    return Json(review_decisions.decide(session, actor, parse_id(review_id), body))
+
+
+@router.post("/reviews/{review_id}/dismissal", response_class=Json)
+def dismiss(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
+    """Leave things as they are; a flagged prompt is offered again."""
+    return Json(review_decisions.dismiss(session, actor, parse_id(review_id), body.note))
+
+
+@router.post("/reviews/{review_id}/retirement", response_class=Json)
+def retire(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
+    """Take the prompt out of use."""
+    return Json(review_decisions.retire(session, actor, parse_id(review_id), body.note))
+
+
+@router.post("/reviews/{review_id}/acceptance", response_class=Json)
+def accept(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
+    """Count a verdict that came too late. For admins."""
+    return Json(review_decisions.accept(session, actor, parse_id(review_id)))
+
+
+@router.post("/reviews/{review_id}/return", response_class=Json)
+def send_back(session: SessionDep, actor: ActorDep, review_id: str, body: ReturnIn) -> Json:
+    """Ask a critic to look again at a verdict."""
+    verdict = candidate_id(body.verdict, "verdict")
+    return Json(review_decisions.send_back(session, actor, parse_id(review_id), verdict, body.note))
+
+
+@router.get("/projects/{slug}/returned", response_model=ListOut[dict[str, Any]])
+def list_returned(session: SessionDep, actor: ActorDep, slug: str) -> Json:
+    """One's own verdicts that were sent back; change them (`PUT /verdicts/{id}`), or stand by them."""
+    project = projects.get_project(session, actor, slug, Role.critic)
+    return Json({"items": review_decisions.returned_to(session, actor, project), "next": None})
+
+
+@router.post("/returned/{returned_id}/stand", status_code=204)
+def stand_by(session: SessionDep, actor: ActorDep, returned_id: str) -> None:
+    """Say that a verdict which was sent back stands as it is."""
+    review_decisions.stand_by(session, actor, parse_id(returned_id))

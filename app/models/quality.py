@@ -1,0 +1,134 @@
+"""What keeps judging honest: gold prompts, practice, how a critic stands, reviews, and where a long search goes on."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, UniqueConstraint, func, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base
+from app.models.states import Known, ReviewKind, ReviewState, one_of
+
+
+class GoldPrompt(Base):
+    """A candidate set whose right verdict is known: `fits` must be picked, `unfit` must not, others may be either.
+
+    Critics cannot tell it from others; one for `practice` is judged before real work, and the critic is told.
+    """
+
+    __tablename__ = "gold_prompts"
+    __table_args__ = (
+        UniqueConstraint("candidate_set_id"),
+        CheckConstraint("cardinality(fits) + cardinality(unfit) > 0", name="something_known"),
+        Index("ix_gold_prompts_project_id", "project_id", "practice", postgresql_where=text("active")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
+    candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
+    fits: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    unfit: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    explanation: Mapped[str | None] = mapped_column(Text)
+    practice: Mapped[bool] = mapped_column(server_default=text("false"))
+    active: Mapped[bool] = mapped_column(server_default=text("true"))
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PracticeAnswer(Base):
+    """What a critic said of a practice prompt, and how right that was, from 0 to 1."""
+
+    __tablename__ = "practice_answers"
+
+    gold_id: Mapped[int] = mapped_column(ForeignKey("gold_prompts.id", ondelete="CASCADE"), primary_key=True)
+    critic_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    picks: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    score: Mapped[float]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class CriticStanding(Base):
+    """How a critic stands in a project. `paused_at`: no new claims until an admin lets them go on.
+
+    `score` is the mean over the `answered` gold prompts after the verdict `counts_from`; `weight` is what their
+    verdicts weigh from now on.
+    """
+
+    __tablename__ = "critic_standings"
+
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    critic_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True)
+    answered: Mapped[int] = mapped_column(server_default="0")
+    score: Mapped[float | None]
+    weight: Mapped[float] = mapped_column(server_default="1")
+    counts_from: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    paused_at: Mapped[datetime | None]
+    practised_at: Mapped[datetime | None]
+
+
+class Review(Base):
+    """Something for a reviewer to look at: a disagreement over a set, a flag, a verdict that came too late."""
+
+    __tablename__ = "reviews"
+    __table_args__ = (
+        one_of("kind", ReviewKind),
+        one_of("state", ReviewState),
+        Index(
+            "uq_reviews_one_open",
+            "candidate_set_id",
+            "kind",
+            text("coalesce(verdict_id, 0)"),
+            unique=True,
+            postgresql_where=text("state IN ('open', 'sent_back')"),
+        ),
+        Index("ix_reviews_project_id", "project_id", "state", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
+    verdict_id: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[ReviewKind] = mapped_column(Known(ReviewKind))
+    state: Mapped[ReviewState] = mapped_column(Known(ReviewState), server_default=ReviewState.open.value)
+    note: Mapped[str | None] = mapped_column(Text)
+    decided_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    decided_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ReturnedVerdict(Base):
+    """A verdict sent back to its critic with a note; `answered_at`: they changed it, or said that it stands."""
+
+    __tablename__ = "returned_verdicts"
+    __table_args__ = (
+        Index("ix_returned_verdicts_open", "critic_id", "project_id", postgresql_where=text("answered_at IS NULL")),
+        Index("uq_returned_verdicts_open", "verdict_id", unique=True, postgresql_where=text("answered_at IS NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    review_id: Mapped[int] = mapped_column(ForeignKey("reviews.id", ondelete="CASCADE"), index=True)
+    verdict_id: Mapped[int] = mapped_column(ForeignKey("verdicts.id", ondelete="CASCADE"))
+    critic_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    note: Mapped[str] = mapped_column(Text)
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    answered_at: Mapped[datetime | None]
+
+
+class ClaimPlace(Base):
+    """Up to where in the order of sets on offer there is nothing left for a critic who has judged very many.
+
+    Only kept once their search had to go past the first sets; it begins anew when it has come to the end.
+    """
+
+    __tablename__ = "claim_places"
+
+    critic_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True, index=True)
+    taken: Mapped[int]
+    rank: Mapped[float]
+    set_id: Mapped[int] = mapped_column(BigInteger)
