@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -64,8 +65,10 @@ async def ask(gate: Gate, what: Scope, receive: Receive | None = None) -> int:
     return int(sent[0]["status"]) if sent else 0
 
 
-def run(test: Callable[[], Any]) -> None:
-    asyncio.run(test())
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run the test in a thread of its own: where browser tests ran before, this one's loop already runs."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(lambda: asyncio.run(test())).result()
 
 
 class TestKindOf:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -36,11 +37,19 @@ class Demo:
     address: str
     folder: Path
     accounts: dict[str, dict[str, str]]
+    closing: contextlib.ExitStack
 
     def client(self, who: str) -> httpx.Client:
-        """A REST client of one of the accounts."""
+        """A REST client of one of the accounts; it is closed before the demo is told to end."""
         headers = {"Authorization": f"Bearer {self.accounts[who]['token']}"}
-        return httpx.Client(base_url=f"{self.address}/api/v1", headers=headers, timeout=30)
+        client = httpx.Client(base_url=f"{self.address}/api/v1", headers=headers, timeout=30)
+        return self.closing.enter_context(client)
+
+    def page(self, browser: Browser) -> Page:
+        """A page of a browser without cookies; it is closed before the demo is told to end."""
+        context = browser.new_context()
+        self.closing.callback(context.close)
+        return context.new_page()
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +63,13 @@ def demo() -> Iterator[Demo]:
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     # What it says after it is ready must not fill the pipe.
-    drain = threading.Thread(target=process.stdout.read)
+    drain = threading.Thread(target=process.stdout.read, daemon=True)
     try:
         address = _wait_until_ready(process)
         drain.start()
         accounts = json.loads((folder / "demo-accounts.json").read_text())
-        yield Demo(address, folder, accounts)
+        with contextlib.ExitStack() as closing:
+            yield Demo(address, folder, accounts, closing)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:
@@ -78,17 +88,19 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> str:
     killer.start()
     said = []
     assert process.stdout is not None
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith("ready: "):
-            killer.cancel()
-            return line.removeprefix("ready: ").strip()
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("ready: "):
+                return line.removeprefix("ready: ").strip()
+    finally:
+        killer.cancel()
     pytest.fail(f"the demo ended with {process.wait()} before it was ready:\n{''.join(said)}")
 
 
 def sign_in(browser: Browser, demo: Demo, who: str, *, to: str) -> Page:
     """A page of somebody who has just signed in by the form."""
-    page = browser.new_context().new_page()
+    page = demo.page(browser)
     page.goto(f"{demo.address}/sign-in?next={to}")
     page.get_by_label("E-mail").fill(demo.accounts[who]["email"])
     page.get_by_label("Password").fill(demo.accounts[who]["password"])
@@ -102,16 +114,16 @@ class Knowledge:
 
     def __init__(self, demo: Demo) -> None:
         self.prompts: dict[tuple[str, str], dict[str, Any]] = {}
-        with demo.client("admin") as client:
-            cursor = None
-            while True:
-                query = {"limit": 1000, "split": "train"} | ({"cursor": cursor} if cursor else {})
-                page = client.get("/projects/scenes/prompts", params=query).raise_for_status().json()
-                for prompt in page["items"]:
-                    self.prompts[prompt["images"][0]["sha256"], prompt["question"]] = prompt
-                cursor = page["next"]
-                if not cursor:
-                    break
+        client = demo.client("admin")
+        cursor = None
+        while True:
+            query = {"limit": 1000, "split": "train"} | ({"cursor": cursor} if cursor else {})
+            page = client.get("/projects/scenes/prompts", params=query).raise_for_status().json()
+            for prompt in page["items"]:
+                self.prompts[prompt["images"][0]["sha256"], prompt["question"]] = prompt
+            cursor = page["next"]
+            if not cursor:
+                break
 
     def fitting(self, sha256: str, question: str, texts: list[str]) -> list[int]:
         """Indexes of the texts that are true."""
