@@ -23,7 +23,8 @@ Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 ROLES = ("admin", "reviewer", "critic", "viewer")
 SCOPES = ("read", "write", "admin")
 SPLITS = ("train", "val", "test")
-FORMATS = ("records",)
+FORMATS = ("records", "sft", "preference", "kto", "sharegpt")
+FILTERS = ("round", "version", "critic", "since", "split", "snapshot")
 
 
 def say(text: str) -> None:
@@ -111,7 +112,13 @@ def parser() -> argparse.ArgumentParser:
     export = add("export", run_export, "write a project's dataset to a file")
     export.add_argument("slug")
     export.add_argument("--format", choices=FORMATS, default="records")
-    export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--out", type=Path, required=True, help="a name in .parquet, .gz or .zst says what to write")
+    export.add_argument("--task", choices=("sft", "preference", "kto"), default="sft", help="of sharegpt")
+    export.add_argument("--aggregation", choices=("any", "majority", "all", "each"), help="over critics")
+    export.add_argument("--image-paths", action="store_true", help="in Parquet: images by path, not embedded")
+    export.add_argument("--with-images", action="store_true", help="lay the images beside the file")
+    for name in FILTERS:
+        export.add_argument(f"--{name}", help=f"only those of this {name}, as in the REST interface")
     backing = add("backup", run_backup, "write everything to one file")
     backing.add_argument("--out", type=Path, default=None, help="default: illume-backup-TIME.tar")
     restoring = add("restore", run_restore, "read everything from a file made by `illume backup`")
@@ -294,9 +301,21 @@ def run_import(options: argparse.Namespace) -> int:
 
 def run_export(options: argparse.Namespace) -> int:
     from app import transfer
+    from app.services.datasets import parse_wanted
+    from app.services.export_coding import Coding
 
+    packed: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
+    names = ("format", "task", "aggregation", *FILTERS)
+    wanted = parse_wanted({name: value for name in names if (value := getattr(options, name)) is not None})
+    export = transfer.Export(
+        wanted,
+        parquet=options.out.suffix == ".parquet",
+        embed=not options.image_paths,
+        compression=packed.get(options.out.suffix),
+        images=options.with_images,
+    )
     with prepared():
-        return transfer.export_file(options.slug, options.out, say=say)
+        return transfer.export_file(options.slug, options.out, export, say=say)
 
 
 def run_backup(options: argparse.Namespace) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import orjson
 
 from app import packing
 from app.connect import Refused
@@ -12,7 +17,11 @@ from app.db import session_scope
 from app.models import Import, ImportState, Role, Split
 from app.services import datasets, imports
 from app.services.actors import SYSTEM
+from app.services.datasets import Wanted
+from app.services.export_coding import Coding, compressed
+from app.services.export_rows import Format, Row, dataset_info, paths_of, sha256_of
 from app.services.projects import get_project
+from app.services.store import get_store
 from app.settings import get_settings
 
 SHOWN_PROBLEMS = 20
@@ -92,21 +101,80 @@ def is_finished(import_id: int) -> bool:
         return state in (ImportState.succeeded, ImportState.failed)
 
 
-def export_file(slug: str, target: Path, *, say: Say) -> int:
-    """Write a project's records to `target`, whole or not at all."""
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What `illume export` writes, and how. `images` also lays the images' files beside it."""
+
+    wanted: Wanted
+    parquet: bool = False
+    embed: bool = True
+    compression: Coding | None = None
+    images: bool = False
+
+
+def export_file(slug: str, target: Path, export: Export, *, say: Say) -> int:
+    """Write a project's dataset to `target`, whole or not at all; for LLaMA-Factory with its `dataset_info.json`."""
     with session_scope() as session:
-        plan = datasets.plan_records(session, SYSTEM, get_project(session, SYSTEM, slug))
+        project = get_project(session, SYSTEM, slug)
+        plan = datasets.plan(session, SYSTEM, project, export.wanted)
     part = target.with_name(f"{target.name}.part")
-    lines = 0
+    told = Told(export)
     try:
         with part.open("wb") as file:
-            for piece in datasets.stream_records(plan):
-                file.write(piece)
-                lines += piece.count(b"\n")
+            file.writelines(told.pieces(plan))
         part.replace(target)
+        if export.images:
+            lay_images(target.parent, told.paths)
+        if export.wanted.format is Format.sharegpt:
+            info = dataset_info(slug, target.name, export.wanted.task)
+            (target.parent / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
     except OSError as error:
         raise Refused(f"{target} could not be written: {error.strerror or error}.", code=2) from error
     finally:
         part.unlink(missing_ok=True)
-    say(f"Wrote {lines} records to {target}.")
+    say(f"Wrote {told.rows} {'records' if export.wanted.format is Format.records else 'rows'} to {target}.")
     return 0
+
+
+class Told:
+    """What an export was made of: how many rows, and the paths of their images."""
+
+    def __init__(self, export: Export) -> None:
+        self.export = export
+        self.rows = 0
+        self.paths: set[str] = set()
+
+    def pieces(self, plan: datasets.Plan) -> Iterator[bytes]:
+        """The bytes of the file."""
+        export = self.export
+        if export.parquet:
+            from app.services.export_parquet import parquet_of
+
+            codec = export.compression or "zstd"
+            return parquet_of(self._rows(datasets.row_pages(plan)), plan.shape, embed=export.embed, codec=codec)
+        pieces = (b"".join(page) for page in self._lines(datasets.line_pages(plan)))
+        return pieces if export.compression is None else compressed(pieces, export.compression)
+
+    def _rows(self, pages: Iterator[list[Row]]) -> Iterator[list[Row]]:
+        for page in pages:
+            self.rows += len(page)
+            if self.export.images:
+                self.paths.update(path for row in page for path in paths_of(row))
+            yield page
+
+    def _lines(self, pages: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
+        for page in pages:
+            self.rows += len(page)
+            if self.export.images:
+                self.paths.update(path for line in page for path in paths_of(orjson.loads(line)))
+            yield page
+
+
+def lay_images(folder: Path, paths: Iterable[str]) -> None:
+    """Put the images of the store at their paths below `folder`; those that are there stay."""
+    for path in sorted(paths):
+        target = folder / path
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with get_store().open(sha256_of(path)) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file)

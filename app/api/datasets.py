@@ -1,46 +1,215 @@
-"""Data sets, streamed."""
+"""Data sets, streamed, and the files of snapshots."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
-from starlette.responses import StreamingResponse
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import PlainTextResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app.deps import ActorDep, SessionDep
-from app.models import Split
-from app.services import datasets, projects
+from app.models import Role, Split
+from app.services import datasets, export_coding, projects, snapshot_records, snapshots
+from app.services.actors import parse_id
+from app.services.datasets import Plan, Wanted
+from app.services.export_coding import Coding
+from app.services.export_rows import Aggregation, Format, Task, dataset_info
+from app.services.paging import MAX_LIMIT
+from app.services.store import get_store
 
 router = APIRouter(tags=["datasets"])
 NDJSON = "application/x-ndjson"
+PARQUET = "application/vnd.apache.parquet"
+PACKED = {"gzip": ("application/gzip", ".gz"), "zstd": ("application/zstd", ".zst")}
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "What If-None-Match names has not changed."}}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    **UNCHANGED,
+    200: {
+        "description": "The rows, one a line, or as one Parquet file.",
+        "content": {
+            NDJSON: {"schema": {"type": "string"}},
+            PARQUET: {"schema": {"type": "string", "format": "binary"}},
+        },
+        "headers": {
+            "ETag": {"schema": {"type": "string"}},
+            "Illume-Cursor": {
+                "description": "This moment's view, to take the stream up again: cursor=..., after=ID OF THE LAST ROW",
+                "schema": {"type": "string"},
+            },
+            "Link": {"description": "The next page, where `limit` was given", "schema": {"type": "string"}},
+        },
+    },
+}
 
 
-@router.get("/projects/{slug}/dataset", response_class=StreamingResponse)
-def get_dataset(
-    session: SessionDep,
-    actor: ActorDep,
-    slug: str,
-    format: Literal["records"] = "records",  # noqa: A002, ARG001 - the parameter's name in the contract
+def wanted(
+    format: Annotated[Format, Query()] = Format.records,  # noqa: A002 - the parameter's name in the contract
+    aggregation: Annotated[Aggregation | None, Query(description="Over critics; without it the project's own")] = None,
+    task: Annotated[Task, Query(description="What the rows of `sharegpt` are for")] = Task.sft,
     round: Annotated[str | None, Query(description="A round's id: the verdicts in its snapshot")] = None,  # noqa: A002
     version: Annotated[str | None, Query(description="The id of the version that wrote the candidates")] = None,
     critic: Annotated[str | None, Query(description="A pseudonym, an id, or 'me'")] = None,
     since: datetime | None = None,
     split: Split | None = None,
     snapshot: Annotated[str | None, Query(description="A snapshot's id")] = None,
-) -> StreamingResponse:
-    """The verdicts that stand, one a line, with their prompts and candidates; critics are under a pseudonym."""
+) -> Wanted:
+    """Which rows."""
+    return Wanted(format, aggregation, task, round, version, critic, since, split, snapshot)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the rows travel. `compression` packs the file itself (of Parquet: its pages); `coding` only its way."""
+
+    parquet: bool
+    embed: bool
+    compression: Literal["gzip", "zstd", "none"] | None
+    coding: Coding | None
+
+    @property
+    def tag(self) -> str:
+        """What tells two forms of the same rows apart."""
+        return f"{'parquet' if self.parquet else 'ndjson'}-{self.embed:d}-{self.compression}-{self.coding}"
+
+
+def form(
+    request: Request,
+    as_: Annotated[Literal["ndjson", "parquet"] | None, Query(alias="as", description="Over the Accept header")] = None,
+    images: Annotated[
+        Literal["embedded", "path"], Query(description="In Parquet: the bytes, or the path")
+    ] = "embedded",
+    compression: Annotated[
+        Literal["gzip", "zstd", "none"] | None,
+        Query(description="Packs the file itself, whatever Accept-Encoding says"),
+    ] = None,
+) -> Form:
+    """How the rows travel."""
+    parquet = as_ == "parquet" or (as_ is None and PARQUET in request.headers.get("accept", ""))
+    coding = None
+    if not parquet and compression is None:
+        coding = coding_of(request.headers.get("accept-encoding", ""))
+    return Form(parquet, images == "embedded", compression, coding)
+
+
+def coding_of(accepted: str) -> Coding | None:
+    """The content coding to use for an Accept-Encoding header: the one that is liked most, zstd before gzip."""
+    liked: dict[str, float] = {}
+    for part in accepted.lower().split(","):
+        name, _, parameter = part.partition(";")
+        weight = parameter.replace(" ", "").removeprefix("q=") or "1"
+        liked[name.strip()] = float(weight) if weight.replace(".", "", 1).isdecimal() else 0.0
+    best: Coding = "zstd" if liked.get("zstd", 0) >= liked.get("gzip", 0) else "gzip"
+    return best if liked.get(best, 0) > 0 else None
+
+
+@router.get("/projects/{slug}/dataset", response_class=StreamingResponse, responses=ANSWERS)
+def get_dataset(
+    request: Request,
+    session: SessionDep,
+    actor: ActorDep,
+    slug: str,
+    rows: Annotated[Wanted, Depends(wanted)],
+    how: Annotated[Form, Depends(form)],
+    limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="A page of so many rows, not all")] = None,
+    cursor: Annotated[str | None, Query(description="A moment's view, or the next page of it")] = None,
+    after: Annotated[str | None, Query(description="The id of the last row that is there already")] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """What critics said, in the shape a trainer reads; critics are under a pseudonym.
+
+    All rows at once, or in pages of `limit`. A stream that was cut is taken up again with its `Illume-Cursor` and the
+    id of the last whole row.
+    """
     project = projects.get_project(session, actor, slug)
-    plan = datasets.plan_records(
-        session,
-        actor,
-        project,
-        round_id=round,
-        version=version,
-        critic=critic,
-        since=since,
-        split=split,
-        snapshot=snapshot,
-    )
-    name = f'attachment; filename="{project.slug}-records.ndjson"'
-    return StreamingResponse(datasets.stream_records(plan), media_type=NDJSON, headers={"Content-Disposition": name})
+    plan = datasets.plan(session, actor, project, rows, cursor=cursor, after=after)
+    session.commit()  # the pages have sessions of their own, and this one's connection is not to wait for them
+    etag = f'W/"{plan.etag}-{how.tag}{f"-{limit}" if limit else ""}"'
+    headers = {
+        "ETag": etag,
+        "Vary": "Accept, Accept-Encoding",
+        "Cache-Control": "private, no-cache",
+        "Illume-Cursor": plan.cursor(""),
+    }
+    if matches(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
+    headers["Content-Disposition"] = f'attachment; filename="{file_name(plan, how)}"'
+    lines: Iterable[list[bytes]] = ()
+    if limit is not None:
+        page, following = datasets.page_of(plan, limit)
+        lines = [page]
+        if following is not None:
+            headers["Illume-Next-Cursor"] = following
+            headers["Link"] = (
+                f'<{request.url.include_query_params(cursor=following).remove_query_params("after")}>; rel="next"'
+            )
+    elif not how.parquet:
+        lines = datasets.line_pages(plan)
+    return parquet_answer(plan, how, headers, lines) if how.parquet else ndjson_answer(how, headers, lines)
+
+
+def ndjson_answer(how: Form, headers: dict[str, str], lines: Iterable[list[bytes]]) -> StreamingResponse:
+    """Lines of JSON, compressed where that was asked for."""
+    pieces: Iterator[bytes] = (b"".join(page) for page in lines)
+    media_type = NDJSON
+    if how.compression in ("gzip", "zstd"):
+        pieces, media_type = export_coding.compressed(pieces, how.compression), PACKED[how.compression][0]
+    elif how.coding is not None:
+        pieces = export_coding.compressed(pieces, how.coding)
+        headers["Content-Encoding"] = how.coding
+    return StreamingResponse(pieces, media_type=media_type, headers=headers)
+
+
+def parquet_answer(plan: Plan, how: Form, headers: dict[str, str], lines: Iterable[list[bytes]]) -> StreamingResponse:
+    """One Parquet file, of the page in `lines` or of all rows."""
+    import orjson
+
+    from app.services import export_parquet  # large, and few ask for it
+
+    pages = ([orjson.loads(line) for line in page] for page in lines) if lines else datasets.row_pages(plan)
+    pieces = export_parquet.parquet_of(pages, plan.shape, embed=how.embed, codec=how.compression or "zstd")
+    return StreamingResponse(pieces, media_type=PARQUET, headers=headers)
+
+
+def file_name(plan: Plan, how: Form) -> str:
+    """What the file is called where it is kept."""
+    if how.parquet:
+        return f"{plan.slug}-{plan.shape.format}.parquet"
+    return f"{plan.slug}-{plan.shape.format}.jsonl{PACKED[how.compression][1] if how.compression in PACKED else ''}"
+
+
+def matches(if_none_match: str | None, etag: str) -> bool:
+    """Whether an If-None-Match header names `etag`; whether a tag is weak does not matter."""
+    named = {one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")}
+    return "*" in named or etag.removeprefix("W/") in named
+
+
+@router.get("/projects/{slug}/dataset/dataset_info", response_class=JSONResponse)
+def get_dataset_info(session: SessionDep, actor: ActorDep, slug: str, task: Task = Task.sft) -> dict[str, Any]:
+    """LLaMA-Factory's `dataset_info.json` for the project's `sharegpt` rows."""
+    project = projects.get_project(session, actor, slug, Role.viewer)
+    return dataset_info(project.slug, f"{project.slug}-{Format.sharegpt}.jsonl", task)
+
+
+@router.get("/snapshots/{snapshot_id}/download", response_class=StreamingResponse, responses=UNCHANGED)
+def download_snapshot(
+    session: SessionDep, actor: ActorDep, snapshot_id: str, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    """The file of a snapshot: its settings, then each row a round trains on or is scored on. The same bytes always."""
+    found = snapshots.get_snapshot(session, actor, parse_id(snapshot_id))
+    key = found.file_key or found.sha256
+    headers = {"ETag": f'"{key}"', "Cache-Control": "private, no-cache"}
+    if matches(if_none_match, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    headers["Content-Disposition"] = f'attachment; filename="snapshot-{found.number}.jsonl"'
+    return StreamingResponse(get_store().pieces(key), media_type=NDJSON, headers=headers)
+
+
+@router.get("/snapshots/{snapshot_id}/card", response_class=PlainTextResponse)
+def get_snapshot_card(session: SessionDep, actor: ActorDep, snapshot_id: str) -> Response:
+    """The data card of a snapshot, as Markdown."""
+    found = snapshots.get_snapshot(session, actor, parse_id(snapshot_id))
+    return Response(snapshot_records.card_text(found), media_type="text/markdown; charset=utf-8")

@@ -182,14 +182,16 @@ class SnapshotIn(BaseModel):
 
 
 class SnapshotOut(Out):
-    """A frozen data set. `sha256` is of its rows."""
+    """A frozen data set. `sha256` is of its rows, `records_sha256` of all records that stood; `card` describes both."""
 
     id: Id
     number: int
     kind: SnapshotKind
     name: str
     sha256: str
+    records_sha256: str | None = Field(None, validation_alias="records_key")
     counts: dict[str, Any]
+    card: dict[str, Any]
     redacted: int
     created_at: datetime
 

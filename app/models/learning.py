@@ -15,7 +15,8 @@ from app.models.states import Known, RoundState, RoundTrigger, SnapshotItemRole,
 class Snapshot(Base):
     """The exact feedback, val prompts and settings a round used, or that an admin froze.
 
-    `sha256` is of the stored NDJSON file.
+    `sha256` is of the NDJSON file of its rows; once something was redacted the file is `file_key`, and the hash stays.
+    `records_key` is the file of all records that stood then, `card` says what is in both.
     """
 
     __tablename__ = "snapshots"
@@ -27,6 +28,9 @@ class Snapshot(Base):
     kind: Mapped[SnapshotKind] = mapped_column(Known(SnapshotKind))
     name: Mapped[str] = mapped_column(String(200))
     sha256: Mapped[str] = mapped_column(String(64))
+    file_key: Mapped[str | None] = mapped_column(String(64))
+    records_key: Mapped[str | None] = mapped_column(String(64))
+    card: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     settings: Mapped[dict[str, Any]]
     counts: Mapped[dict[str, Any]]
     redacted: Mapped[int] = mapped_column(server_default="0")

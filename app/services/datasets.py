@@ -1,137 +1,215 @@
-"""Data sets: what critics said, as records to be taken elsewhere."""
+"""Data sets: what critics said, to be taken elsewhere, live or as a snapshot kept it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
 
-from sqlalchemy import func, select, text
+import orjson
+from sqlalchemy import exists, func, select, text
 from sqlalchemy.orm import Session
 
-from app.db import session_scope
 from app.errors import Forbidden, Invalid, NotFound
-from app.models import ModelVersion, Project, Role, Round, Snapshot, Split, Verdict
+from app.models import AuditEvent, ModelVersion, Project, Role, Round, Snapshot, Split, User, Verdict
 from app.services.actors import Actor, parse_id, project_role, require
+from app.services.export_rows import SCHEMA_VERSION, Aggregation, Format, Record, Row, Shape, Task, Wording, rows_of
+from app.services.paging import check_limit, decode_cursor, encode_cursor
+from app.services.projects import settings_of
+from app.services.record_pages import Choice, View, ahead, current_view, pages_by_prompt, pages_by_verdict
+from app.services.store import get_store
 from app.services.users import pseudonym
 from app.settings import get_settings
+from illume.prompting import render_answer_prompt, render_rationale_prompt
 
-PAGE = 2000
-SCHEMA_VERSION = 1
-
-# One record for each verdict that stands; the critic's pseudonym is put in front.
-RECORD = """
-jsonb_build_object(
-    'id', v.id::text,
-    'prompt', p.id::text,
-    'external_id', p.external_id,
-    'split', p.split,
-    'images', (
-        SELECT jsonb_agg(jsonb_build_object(
-            'sha256', i.sha256,
-            'path', 'images/' || i.sha256 || '.' || replace(split_part(i.media_type, '/', 2), 'jpeg', 'jpg'),
-            'width', i.width, 'height', i.height
-        ) ORDER BY pi.position)
-        FROM prompt_images pi JOIN images i ON i.sha256 = pi.sha256 WHERE pi.prompt_id = p.id
-    ),
-    'question', p.question,
-    'answer', coalesce(p.answer, s.answer),
-    'answer_source', s.answer_source,
-    'references', p.references,
-    'metadata', p.metadata,
-    'candidate_set', s.id::text,
-    'version', s.version_id::text,
-    'version_number', m.number,
-    'candidates', (
-        SELECT jsonb_agg(jsonb_build_object(
-            'id', c.id::text, 'text', c.text, 'temperature', c.temperature, 'seed', c.seed::text,
-            'mean_logprob', c.mean_logprob,
-            'picked', EXISTS (SELECT FROM picks k WHERE k.verdict_id = v.id AND k.candidate_id = c.id),
-            'tags', coalesce(v.tags -> c.id::text, '[]'::jsonb)
-        ) ORDER BY c.position)
-        FROM candidates c WHERE c.candidate_set_id = s.id
-    ),
-    'shown', to_jsonb(CAST(v.shown AS text[])),
-    'kind', v.kind,
-    'rationale', v.rationale,
-    'edited_from', v.edited_from::text,
-    'reason', v.reason,
-    'comment', v.comment,
-    'seconds', v.seconds,
-    'supersedes', v.supersedes::text,
-    'deleted', false,
-    'snapshots', coalesce((
-        SELECT jsonb_agg(DISTINCT i.snapshot_id::text) FROM snapshot_items i WHERE i.verdict_id = v.id
-    ), '[]'::jsonb),
-    'created_at', to_char(v.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-)
-"""
-RECORDS = f"""
-SELECT v.id, v.critic_id, CAST({RECORD} AS text) AS record
-FROM verdicts v
-JOIN prompts p ON p.id = v.prompt_id
-JOIN candidate_sets s ON s.id = v.candidate_set_id
-LEFT JOIN model_versions m ON m.id = s.version_id
-WHERE v.project_id = :project AND v.id > :after AND v.id <= :last AND v.current AND v.state = 'counted'
-  AND (CAST(:version AS bigint) IS NULL OR s.version_id = :version)
-  AND (CAST(:critic AS bigint) IS NULL OR v.critic_id = :critic)
-  AND (CAST(:since AS timestamptz) IS NULL OR v.created_at >= :since)
-  AND (CAST(:split AS text) IS NULL OR p.split = :split)
-  AND (CAST(:snapshot AS bigint) IS NULL OR EXISTS (
-      SELECT FROM snapshot_items i WHERE i.verdict_id = v.id AND i.snapshot_id = :snapshot
-  ))
-ORDER BY v.id LIMIT :limit
-"""  # noqa: S608 - constants only
+LINES_A_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class RecordsPlan:
-    """Which records to stream. `last` is the newest verdict when the plan was made: later ones are not among them."""
+class Wanted:
+    """What somebody asks for. `critic` is a pseudonym, an id or `me`; `round` stands for the snapshot of that round.
 
-    project_id: int
-    last: int
-    version: int | None = None
-    critic: int | None = None
+    Without `aggregation` the project's own counts, or the one it had when the snapshot was taken.
+    """
+
+    format: Format = Format.records
+    aggregation: Aggregation | None = None
+    task: Task = Task.sft
+    round: str | None = None
+    version: str | None = None
+    critic: str | None = None
     since: datetime | None = None
     split: Split | None = None
-    snapshot: int | None = None
+    snapshot: str | None = None
+
+    def filters(self) -> dict[str, str]:
+        """The filters that are set, as text."""
+        names = ("round", "version", "critic", "since", "split", "snapshot")
+        return {name: str(value) for name in names if (value := getattr(self, name)) is not None}
 
 
-def plan_records(
+def parse_wanted(values: Mapping[str, str]) -> Wanted:
+    """What is asked for in words, as on a command line. Raises `Invalid` that names the field."""
+    kinds: dict[str, Callable[[str], Any]] = {
+        "format": Format,
+        "aggregation": Aggregation,
+        "task": Task,
+        "since": datetime.fromisoformat,
+        "split": Split,
+    }
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            found[name] = kinds.get(name, str)(value)
+        except ValueError as error:
+            raise Invalid(f"{name}: '{value[:40]}' cannot be read.", field=name) from error
+    return Wanted(**found)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The records of a snapshot: the store's key of their file, and which of its lines are wanted."""
+
+    key: str
+    version: str | None
+    critic: str | None
+    since: str | None
+    split: str | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all lines are wanted."""
+        return self.version is self.critic is self.since is self.split is None
+
+    def wants(self, record: Record) -> bool:
+        """Whether this record is wanted."""
+        return (
+            (self.version is None or record["version"] == self.version)
+            and (self.critic is None or record["critic"] == self.critic)
+            and (self.since is None or record["created_at"] >= self.since)
+            and (self.split is None or record["split"] == self.split)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A dataset whose content is fixed: later verdicts are not in it.
+
+    `after` is the id of the row behind which it begins; `etag` changes whenever the content might.
+    """
+
+    slug: str
+    shape: Shape
+    choice: Choice
+    kept: Kept | None
+    etag: str
+    digest: str
+    after: str = ""
+
+    def cursor(self, after: str) -> str:
+        """Where to go on behind the row `after`, in the same view."""
+        return encode_cursor(self.choice.view.seen, self.digest, after)
+
+
+def plan(
     session: Session,
     actor: Actor,
     project: Project,
+    wanted: Wanted,
     *,
-    round_id: str | None = None,
-    version: str | None = None,
-    critic: str | None = None,
-    since: datetime | None = None,
-    split: Split | None = None,
-    snapshot: str | None = None,
-) -> RecordsPlan:
-    """Check the filters and fix where the records end. Critics may have their own records only (`critic` = `me`).
+    cursor: str | None = None,
+    after: str | None = None,
+) -> Plan:
+    """Check what is asked for, and fix the moment whose verdicts are in it; with `cursor` the one it was made at.
 
-    `critic` is a pseudonym, an id or `me`; `round_id` stands for the snapshot of that round.
+    Critics may have their own records only (`critic` = `me`). Raises `Invalid` that names the filter, `Forbidden`.
     """
     require(session, actor, project, Role.viewer)
-    critic_id = None if critic is None else _critic_id(session, actor, project, critic)
-    if project_role(session, actor, project) is Role.critic and critic_id != actor.user_id:
+    critic = None if wanted.critic is None else _critic_id(session, actor, project, wanted.critic)
+    if project_role(session, actor, project) is Role.critic and critic != actor.user_id:
         raise Forbidden("A critic may have their own records only: ask for critic=me.", field="critic")
-    if since is not None and since.tzinfo is None:
+    if wanted.since is not None and wanted.since.tzinfo is None:
         raise Invalid("since needs a time zone, such as 2026-01-31T12:00:00Z.", field="since")
-    return RecordsPlan(
+    version = None if wanted.version is None else _known(session, project, ModelVersion, wanted.version, "version")
+    snapshot = _snapshot(session, project, wanted)
+    settings = settings_of(session, project).model_dump() if snapshot is None else snapshot.settings.get("project", {})
+    aggregation = wanted.aggregation or Aggregation(settings.get("aggregation", "any"))
+    template = str(settings.get("template") or settings_of(session, project).template)
+    digest = _digest(wanted.format, wanted.task, aggregation, template, critic, sorted(wanted.filters().items()))
+    view, after = _position(session, digest, cursor, after)
+    choice = Choice(
         project_id=project.id,
-        last=session.scalar(select(func.max(Verdict.id)).where(Verdict.project_id == project.id)) or 0,
-        version=None if version is None else _known(session, project, ModelVersion, version, "version"),
-        critic=critic_id,
-        since=since,
-        split=split,
-        snapshot=_snapshot_id(session, project, round_id, snapshot),
+        view=view,
+        version=version,
+        critic=critic,
+        since=wanted.since,
+        split=wanted.split,
+        snapshot=None if snapshot is None else snapshot.id,
+        any_snapshots=session.scalar(select(exists().where(Snapshot.project_id == project.id))) or False,
+    )
+    kept = None if snapshot is None or snapshot.records_key is None else _kept(project, snapshot, choice)
+    state = kept.key if kept is not None else _state_of(session, project, view)
+    return Plan(
+        slug=project.slug,
+        shape=Shape(wanted.format, aggregation, wording(template), wanted.task),
+        choice=choice,
+        kept=kept,
+        etag=_digest(SCHEMA_VERSION, digest, state, after),
+        digest=digest,
+        after=after,
     )
 
 
+def wording(template: str) -> Wording:
+    """What stands before a rationale, by a project's template; without an answer the question alone."""
+
+    @functools.lru_cache(maxsize=64)
+    def words(question: str, answer: str | None) -> str:
+        if answer is None:
+            return render_answer_prompt(question, template=template)
+        return render_rationale_prompt(question, answer, template=template)
+
+    return words
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _position(session: Session, digest: str, cursor: str | None, after: str | None) -> tuple[View, str]:
+    """The view and the row to begin behind, by what the request says."""
+    view, behind = current_view(session), ""
+    if cursor is not None:
+        seen, made_for, behind = decode_cursor(cursor, str, str, str)
+        if made_for != digest:
+            raise Invalid("This cursor was made for another format or other filters.", field="cursor")
+        view = View(seen)
+    behind = after if after is not None else behind
+    head, _, tail = behind.partition("-")
+    if behind and not (head.isdecimal() and len(head) < 19 and (not tail or (tail.isdecimal() and len(tail) < 10))):
+        raise Invalid("after must be the id of a row of this dataset.", field="after")
+    return view, behind
+
+
+def _state_of(session: Session, project: Project, view: View) -> str:
+    """What changes whenever the project's records might: its newest verdict, its newest change, what is under way.
+
+    Whatever commits later than a newer one was under way when that one came, and is named by the view then.
+    """
+    xid = session.scalar(
+        text("SELECT CAST(xid AS text) FROM verdicts WHERE project_id = :project ORDER BY xid DESC LIMIT 1"),
+        {"project": project.id},
+    )
+    audit = session.scalar(select(func.max(AuditEvent.id)).where(AuditEvent.project_id == project.id))
+    return f"{xid} {audit} {view.seen.rpartition(':')[2]}"
+
+
 def _known(
-    session: Session, project: Project, kind: type[ModelVersion | Round | Snapshot], value: str, field: str
+    session: Session, project: Project, kind: type[ModelVersion | Round | Snapshot], value: str, name: str
 ) -> int:
     """The id of a thing of the project. Raises `Invalid` that names the filter."""
     try:
@@ -139,59 +217,119 @@ def _known(
     except NotFound:
         found = None
     if found is None:
-        raise Invalid(f"{field}: there is no {field} '{value[:40]}' in this project.", field=field)
+        raise Invalid(f"{name}: there is no {name} '{value[:40]}' in this project.", field=name)
     return found
 
 
-def _snapshot_id(session: Session, project: Project, round_id: str | None, snapshot: str | None) -> int | None:
-    if snapshot is not None and round_id is not None:
+def _snapshot(session: Session, project: Project, wanted: Wanted) -> Snapshot | None:
+    if wanted.snapshot is not None and wanted.round is not None:
         raise Invalid("Ask for a round or for a snapshot, not for both.", field="snapshot")
-    if round_id is not None:
-        return session.get_one(Round, _known(session, project, Round, round_id, "round")).snapshot_id
-    return None if snapshot is None else _known(session, project, Snapshot, snapshot, "snapshot")
+    if wanted.round is not None:
+        of_round = session.get_one(Round, _known(session, project, Round, wanted.round, "round"))
+        return session.get_one(Snapshot, of_round.snapshot_id)
+    if wanted.snapshot is None:
+        return None
+    return session.get_one(Snapshot, _known(session, project, Snapshot, wanted.snapshot, "snapshot"))
+
+
+def _kept(project: Project, snapshot: Snapshot, choice: Choice) -> Kept:
+    key = get_settings().secret_key
+    since = choice.since
+    return Kept(
+        key=snapshot.records_key or "",
+        version=None if choice.version is None else str(choice.version),
+        critic=None if choice.critic is None else pseudonym(project.id, choice.critic, key),
+        since=None if since is None else since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        split=None if choice.split is None else choice.split.value,
+    )
 
 
 def _critic_id(session: Session, actor: Actor, project: Project, critic: str) -> int:
     if critic == "me":
         return actor.user_id
-    critics = session.scalars(select(Verdict.critic_id).where(Verdict.project_id == project.id).distinct()).all()
+    judged = exists().where(Verdict.critic_id == User.id, Verdict.project_id == project.id)
     key = get_settings().secret_key
-    for critic_id in critics:
+    for critic_id in session.scalars(select(User.id).where(judged)):
         if critic in (str(critic_id), pseudonym(project.id, critic_id, key)):
             return critic_id
     raise Invalid(f"critic: nobody in this project is '{critic[:40]}'.", field="critic")
 
 
-def stream_records(plan: RecordsPlan) -> Iterator[bytes]:
-    """The records as NDJSON, some at a time, each page read in a short session of its own."""
-    key = get_settings().secret_key
-    names: dict[int, bytes] = {}
-    after = 0
-    while True:
-        with session_scope() as session:
-            rows = session.execute(
-                text(RECORDS),
-                {
-                    "project": plan.project_id,
-                    "after": after,
-                    "last": plan.last,
-                    "version": plan.version,
-                    "critic": plan.critic,
-                    "since": plan.since,
-                    "split": plan.split,
-                    "snapshot": plan.snapshot,
-                    "limit": PAGE,
-                },
-            ).all()
-        lines = []
-        for row in rows:
-            name = names.get(row.critic_id) or pseudonym(plan.project_id, row.critic_id, key).encode()
-            names[row.critic_id] = name
-            lines.append(
-                b'{"schema_version": %d, "critic": "%b", %b\n' % (SCHEMA_VERSION, name, row.record[1:].encode())
-            )
-        if lines:
-            yield b"".join(lines)
-        if len(rows) < PAGE:
-            return
-        after = rows[-1].id
+# What is in it
+
+
+def line_pages(found: Plan) -> Iterator[list[bytes]]:
+    """The rows as lines of JSON, some at a time; each page is read in a short session of its own."""
+    if found.shape.format is not Format.records:
+        return ([orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in page] for page in shaped_pages(found))
+    if found.kept is None:
+        return ahead(pages_by_verdict(found.choice, after=int(found.after or 0)))
+    return kept_pages(found.kept, found.after)
+
+
+def row_pages(found: Plan) -> Iterator[list[Row]]:
+    """The rows, some at a time."""
+    if found.shape.format is not Format.records:
+        return shaped_pages(found)
+    return ([orjson.loads(line) for line in page] for page in line_pages(found))
+
+
+def kept_pages(kept: Kept, after: str) -> Iterator[list[bytes]]:
+    """The records of a snapshot's file, behind the record `after`."""
+    page: list[bytes] = []
+    begun = not after
+    with get_store().open(kept.key) as file:
+        for line in file:
+            if not (begun and kept.is_whole):
+                record = orjson.loads(line)
+                if not begun:
+                    begun = record["id"] == after
+                    continue
+                if not kept.is_whole and (record.get("redacted") or not kept.wants(record)):
+                    continue
+            page.append(line)
+            if len(page) == LINES_A_PAGE:
+                yield page
+                page = []
+    if page:
+        yield page
+
+
+def shaped_pages(found: Plan) -> Iterator[list[Row]]:
+    """The rows that the records of each prompt become, behind the row `after`."""
+    prompt, _, position = found.after.partition("-")
+    for page in record_groups(found, int(prompt or 0)):
+        rows: list[Row] = []
+        for prompt_id, records in page:
+            made = rows_of(records, found.shape)
+            rows += made[int(position or 0) + 1 :] if prompt_id == prompt else made
+        if rows:
+            yield rows
+
+
+def record_groups(found: Plan, start: int) -> Iterator[list[tuple[str, list[Record]]]]:
+    """The records of each prompt from prompt `start` on, some prompts at a time."""
+    if found.kept is None:
+        for page in ahead(pages_by_prompt(found.choice, start=start)):
+            yield [(str(prompt), [orjson.loads(line) for line in lines]) for prompt, lines in page]
+        return
+    lines = (orjson.loads(line) for page in kept_pages(found.kept, "") for line in page)
+    records = (record for record in lines if not record.get("redacted"))
+    for prompt, group in groupby(records, lambda record: str(record["prompt"])):
+        if int(prompt) >= start:
+            yield [(prompt, list(group))]
+
+
+def page_of(found: Plan, limit: int) -> tuple[list[bytes], str | None]:
+    """One page of `limit` rows as lines, and the cursor of the following one."""
+    check_limit(limit)
+    lines: list[bytes] = []
+    pages = line_pages(found)
+    for page in pages:
+        lines += page
+        if len(lines) > limit:
+            break
+    if len(lines) <= limit:
+        return lines, None
+    last = orjson.loads(lines[limit - 1])
+    return lines[:limit], found.cursor(last["id"])

@@ -21,7 +21,7 @@ from app.models import (
     SnapshotKind,
     Split,
 )
-from app.services import audit
+from app.services import audit, snapshot_records
 from app.services.actors import Actor, require
 from app.services.candidates import PromptData
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
@@ -76,6 +76,7 @@ def take(session: Session, actor: Actor, project: Project, *, kind: SnapshotKind
     session.add(snapshot)
     session.flush()
     _add_items(session, snapshot, chosen)
+    snapshot_records.keep(session, project, snapshot)
     if kind is SnapshotKind.round:
         session.execute(
             update(Prompt)
@@ -148,9 +149,10 @@ def plan_of(snapshot: Snapshot) -> RoundPlan:
 
 
 def read(snapshot: Snapshot) -> list[Row]:
-    """The rows of a snapshot, from its file."""
-    lines = get_store().open_bytes(snapshot.sha256).splitlines()
-    return [_row(orjson.loads(line)) for line in lines[1:]]
+    """The rows of a snapshot, from its file, without those that were redacted."""
+    lines = get_store().open_bytes(snapshot.file_key or snapshot.sha256).splitlines()
+    rows = (orjson.loads(line) for line in lines[1:])
+    return [_row(row) for row in rows if not row.get("redacted")]
 
 
 def _row(data: dict[str, Any]) -> Row:

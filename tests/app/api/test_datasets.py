@@ -61,12 +61,12 @@ class TestDataset:
     ) -> None:
         streaming, finish = threading.Semaphore(0), threading.Event()
 
-        def slow(_: datasets.RecordsPlan) -> Iterator[bytes]:
+        def slow(_: datasets.Plan) -> Iterator[list[bytes]]:
             streaming.release()
             finish.wait(60)
-            yield b"{}\n"
+            yield [b"{}\n"]
 
-        monkeypatch.setattr(datasets, "stream_records", slow)
+        monkeypatch.setattr(datasets, "line_pages", slow)
         path = f"/api/v1/projects/{project.slug}/dataset"
         threads = [threading.Thread(target=admin.get, args=(path,)) for _ in range(2)]
         for thread in threads:

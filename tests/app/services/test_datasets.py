@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, Invalid
 from app.models import Project, Role, Split
-from app.services import assignments, datasets, snapshots, verdicts
+from app.services import assignments, datasets, record_pages, snapshots, verdicts
 from app.services.actors import SYSTEM, Actor
+from app.services.datasets import Wanted
 from app.services.verdicts import parse_verdict
 from tests import factories
 from tests.conftest import CommittedDatabase
@@ -27,17 +28,22 @@ def judge(session: Session, project: Project, critic: Actor, **values: Any) -> d
     return verdicts.give(session, critic, claimed.assignment_id, parse_verdict(values)).body
 
 
+def lines(plan: datasets.Plan) -> list[dict[str, Any]]:
+    return [json.loads(line) for page in datasets.line_pages(plan) for line in page]
+
+
 def records(session: Session, project: Project, actor: Actor = SYSTEM, **filters: Any) -> list[dict[str, Any]]:
-    plan = datasets.plan_records(session, actor, project, **filters)
     session.commit()
-    return [json.loads(line) for line in b"".join(datasets.stream_records(plan)).splitlines()]
+    plan = datasets.plan(session, actor, project, Wanted(**filters))
+    session.commit()
+    return lines(plan)
 
 
 class TestRecords:
     def test_one_for_each_verdict_that_stands(
         self, committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(datasets, "PAGE", 2)
+        monkeypatch.setattr(record_pages, "FIRST_PAGE", 2)
         with committed_db.sessions() as session:
             project = factories.make_project(session, round_every=1000)
             one, two = (factories.make_critic(session, project) for _ in range(2))
@@ -71,20 +77,36 @@ class TestRecords:
             assert len(records(session, project, since=now - timedelta(hours=1))) == 4
             frozen = snapshots.take(session, SYSTEM, project, kind=snapshots.SnapshotKind.frozen)
             in_snapshot = records(session, project, snapshot=str(frozen.id))
-            assert {one["id"] for one in in_snapshot} <= {first["id"], last["id"]}
+            assert {one["id"] for one in in_snapshot} == {one["id"] for one in found}
             assert all(one["snapshots"] == [str(frozen.id)] for one in in_snapshot)
 
-            plan = datasets.plan_records(session, SYSTEM, project)
-            judge(session, project, one)
+    def test_the_moment_is_fixed_when_they_begin(self, committed_db: CommittedDatabase) -> None:
+        """What is judged, or judged anew, while the records are read is not among them; nor what commits late."""
+        with committed_db.sessions() as session, committed_db.sessions() as slow:
+            project = factories.make_project(session, round_every=1000)
+            one, two = (factories.make_critic(session, project) for _ in range(2))
+            first = judge(session, project, one)
             session.commit()
-            assert len(b"".join(datasets.stream_records(plan)).splitlines()) == 4
+            late = judge(slow, project, two)  # begun before, committed after
+            plan = datasets.plan(session, SYSTEM, project, Wanted())
+            session.commit()
+            slow.commit()
+            changed = verdicts.change(session, one, int(first["id"]), parse_verdict({"kind": "none_fit"}))
+            session.commit()
+            assert [(one["id"], one["kind"]) for one in lines(plan)] == [(first["id"], "picked")]
+            now = datasets.plan(session, SYSTEM, project, Wanted())
+            session.commit()
+            assert {one["id"] for one in lines(now)} == {late["id"], changed["id"]}
+            assert now.etag != plan.etag
+            again = datasets.plan(session, SYSTEM, project, Wanted(), cursor=plan.cursor(""))
+            assert lines(again) == lines(plan)
 
     @pytest.mark.parametrize(
         ("filters", "field"),
         [
             ({"version": "x"}, "version"),
             ({"version": "999999"}, "version"),
-            ({"round_id": "999999"}, "round"),
+            ({"round": "999999"}, "round"),
             ({"snapshot": "999999"}, "snapshot"),
             ({"critic": "nobody"}, "critic"),
             ({"since": datetime(2026, 1, 1)}, "since"),  # noqa: DTZ001 - the point of the test
@@ -92,13 +114,13 @@ class TestRecords:
     )
     def test_bad_filters(self, session: Session, filters: dict[str, Any], field: str) -> None:
         with pytest.raises(Invalid) as caught:
-            datasets.plan_records(session, SYSTEM, factories.make_project(session), **filters)
+            datasets.plan(session, SYSTEM, factories.make_project(session), Wanted(**filters))
         assert caught.value.field == field
 
     def test_critics_get_their_own(self, session: Session) -> None:
         project = factories.make_project(session)
         critic = factories.make_critic(session, project)
         with pytest.raises(Forbidden):
-            datasets.plan_records(session, critic, project)
+            datasets.plan(session, critic, project, Wanted())
         viewer = factories.actor_of(factories.make_member(session, project, Role.viewer))
-        assert datasets.plan_records(session, viewer, project).last == 0
+        assert datasets.plan(session, viewer, project, Wanted()).kept is None
