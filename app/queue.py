@@ -25,6 +25,7 @@ RUN_ROUND = "illume.run_round"  # (round id)
 SWEEP = "illume.sweep"  # ()
 RUN_IMPORT = "illume.run_import"  # (import id)
 DELIVER = "illume.deliver"  # (webhook id)
+CHECK_BASE = "illume.check_base"  # (check id)
 
 DEFAULT_QUEUE = "default"
 MODEL_QUEUE = "model"
@@ -34,6 +35,7 @@ QUEUE_OF = {
     SWEEP: DEFAULT_QUEUE,
     RUN_IMPORT: DEFAULT_QUEUE,
     DELIVER: DEFAULT_QUEUE,
+    CHECK_BASE: MODEL_QUEUE,
 }
 
 REACH_SECONDS = 0.1  # to connect, and again to answer: together below the 0.3 s a request may lose

@@ -63,6 +63,12 @@ class Tasks:
         """Send what is due for a webhook."""
         webhooks.deliver(webhook_id)
 
+    def check_base(self, check_id: int) -> None:
+        """Look whether a base model can be used."""
+        from worker.base_check import check_base
+
+        check_base(check_id)
+
 
 def register(celery: Celery, process: WorkerProcess | None) -> None:
     """Give `celery` every task of `app.queue`, run by `process`."""
@@ -73,6 +79,7 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
         (queue.SWEEP, own.sweep),
         (queue.RUN_IMPORT, own.run_import),
         (queue.DELIVER, own.deliver),
+        (queue.CHECK_BASE, own.check_base),
     ):
         celery.task(_stoppable(function), name=name, shared=False)
 

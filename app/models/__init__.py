@@ -1,6 +1,8 @@
 """The tables. Words and rules are those of the design; invariants stand here as constraints."""
 
 from app.db import Base
+from app.models.checks import BaseCheck, CheckState
+from app.models.comparing import Comparison, ComparisonPair, ComparisonState, Preference, Preferred
 from app.models.content import (
     Candidate,
     CandidateSet,
@@ -16,6 +18,7 @@ from app.models.content import (
 )
 from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
 from app.models.learning import Evaluation, ModelVersion, Round, RoundEvent, Snapshot, SnapshotItem
+from app.models.links import LinkPurpose, OneTimeLink
 from app.models.operations import AuditEvent, DeviceClaim, Webhook, WebhookDelivery, Worker
 from app.models.people import Membership, SignInTry, Token, User, WebSession
 from app.models.quality import ClaimPlace, CriticStanding, GoldPrompt, PracticeAnswer, ReturnedVerdict, Review
@@ -45,11 +48,16 @@ __all__ = [
     "AssignmentState",
     "AuditEvent",
     "Base",
+    "BaseCheck",
     "Candidate",
     "CandidateSet",
     "CandidateSetState",
     "CandidateSource",
+    "CheckState",
     "ClaimPlace",
+    "Comparison",
+    "ComparisonPair",
+    "ComparisonState",
     "CriticStanding",
     "DeliveryState",
     "DeviceClaim",
@@ -62,10 +70,14 @@ __all__ = [
     "ImportProblem",
     "ImportState",
     "ImportedRow",
+    "LinkPurpose",
     "Membership",
     "ModelVersion",
+    "OneTimeLink",
     "Pick",
     "PracticeAnswer",
+    "Preference",
+    "Preferred",
     "Project",
     "Prompt",
     "PromptImage",

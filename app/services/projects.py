@@ -113,6 +113,7 @@ class ProjectSettings(BaseModel):
     eval_prompts: int = Field(200, ge=1, le=10_000)
     primary_metric: Literal["auto", "rouge_l", "loglik"] = "auto"
     max_answer_drop: float = Field(2.0, ge=0, le=100, description="Points of answer accuracy a version may lose")
+    blind_gate: bool = Field(False, description="A better version becomes active only once critics prefer it, blindly")
 
     @field_validator("temperatures")
     @classmethod

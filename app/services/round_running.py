@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.models import ModelVersion, Project, Round, RoundEvent, RoundState, Snapshot
-from app.services import audit, versions
+from app.services import audit, comparisons, versions
 from app.services.actors import SYSTEM
 from app.services.leases import lapsed
 from app.services.rounds import tell_finished, workload
@@ -224,6 +224,10 @@ def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVer
     reason = result.reason
     if result.activate and overtaken:
         reason = f"{reason} Not activated: another version became active while the round ran."
+    if activate and plan.settings.get("blind_gate"):
+        activate = False
+        parent = session.get_one(ModelVersion, plan.parent_id)
+        reason = f"{reason} {comparisons.hold_at_gate(session, project, old=parent, new=version)}"
     found.version_id = version.id
     found.metrics = {**result.metrics, **_pace(result, snapshot)}
     found.decision = {**result.decision, "activate": activate, "reason": reason}

@@ -12,7 +12,7 @@ from app import queue
 from app.db import session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInTry, WebSession
-from app.services import assignments, candidates, rounds, webhooks, workers
+from app.services import assignments, base_checks, candidates, rounds, webhooks, workers
 from app.services.leases import lapsed
 from app.services.projects import settings_of
 from app.services.round_running import claimable
@@ -37,7 +37,7 @@ def sweep(session: Session) -> list[Due]:
     workers.forget_lapsed(session)
     _delete_old(session)
     webhooks.stage_verdicts(session)
-    return [*_rounds(session), *_pools(session), *_imports(session), *_deliveries(session)]
+    return [*_rounds(session), *_pools(session), *_imports(session), *_deliveries(session), *_checks(session)]
 
 
 def due_projects(session: Session) -> list[int]:
@@ -78,6 +78,10 @@ def _rounds(session: Session) -> list[Due]:
 def _pools(session: Session) -> list[Due]:
     projects = session.scalars(select(Project).order_by(Project.id))
     return [(queue.FILL_POOL, project.id) for project in projects if candidates.pool_needs(session, project) > 0]
+
+
+def _checks(session: Session) -> list[Due]:
+    return [(queue.CHECK_BASE, check_id) for check_id in base_checks.waiting(session)]
 
 
 def _imports(session: Session) -> list[Due]:

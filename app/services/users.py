@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import argon2
@@ -131,14 +131,31 @@ def set_memberships(session: Session, actor: Actor, user: User, project_slugs: S
     session.flush()
 
 
-def set_role(session: Session, actor: Actor, user_id: int, role: Role) -> User:
-    """Change what a person is, in their projects too. Raises `Conflict` for the last admin."""
+def set_project_roles(session: Session, actor: Actor, user: User, roles: Mapping[str, Role]) -> None:
+    """Make `user` a member of exactly these projects, by slug, in these roles. Raises `Invalid` for an unknown one."""
+    require_admin(actor)
+    known = {one.slug: one.id for one in session.scalars(select(Project).where(Project.slug.in_(roles)))}
+    if unknown := next((slug for slug in roles if slug not in known), None):
+        raise Invalid(f"There is no project '{unknown}'.", field="projects")
+    session.execute(
+        delete(Membership).where(Membership.user_id == user.id, Membership.project_id.not_in(known.values()))
+    )
+    for slug, role in roles.items():
+        session.merge(Membership(user_id=user.id, project_id=known[slug], role=role))
+    session.flush()
+    shown = {slug: role.value for slug, role in roles.items()}
+    audit.record(session, actor, "user.projects", f"user:{user.id}", projects=shown)
+
+
+def set_role(session: Session, actor: Actor, user_id: int, role: Role, *, in_projects: bool = True) -> User:
+    """Change what a person is, by default in their projects too. Raises `Conflict` for the last admin."""
     require_admin(actor)
     user = get_user(session, actor, user_id)
     if user.role is Role.admin and role is not Role.admin:
         _keep_an_admin(session, user)
     user.role = role
-    session.execute(update(Membership).where(Membership.user_id == user.id).values(role=role))
+    if in_projects:
+        session.execute(update(Membership).where(Membership.user_id == user.id).values(role=role))
     audit.record(session, actor, "user.role", f"user:{user.id}", role=role.value)
     session.flush()
     return user

@@ -2,11 +2,13 @@
 
 from fastapi import APIRouter
 
-from app.web import annotate, sign_in
+from app.web import account_links, annotate, comparing, sign_in
 from app.web.admin import router as admin_router
 
 router = APIRouter()
 router.include_router(sign_in.router)
+router.include_router(account_links.router)
+router.include_router(comparing.router)
 router.include_router(annotate.router)
 router.include_router(admin_router)
 

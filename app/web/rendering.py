@@ -24,6 +24,8 @@ STATIC = ROOT / "static"
 # Sentences that a page may show after a redirect, by the code that stands in its address.
 MESSAGES: Mapping[str, str] = {
     "activated": "The version is active now. Candidates nobody has claimed are made anew by it.",
+    "closed": "The comparison is closed.",
+    "comparing": "The comparison is open: critics find it on their page.",
     "cancelled": "The round is being cancelled.",
     "disabled": "The person is shut out now and signed out everywhere.",
     "enabled": "The person may sign in again.",

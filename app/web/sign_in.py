@@ -58,7 +58,8 @@ def start(request: Request, who: Me) -> RedirectResponse:
 @router.get("/sign-in")
 def show(request: Request, next: str = "/", done: str = "") -> Response:  # noqa: A002 - the field's name in addresses
     """The sign-in form."""
-    messages = (Message("You are signed out."),) if done == "signed-out" else ()
+    said = {"signed-out": "You are signed out.", "password": "The password is set: sign in with it."}.get(done)
+    messages = (Message(said),) if said else ()
     return form_page(request, SignInView(local_path(next)), messages=messages)
 
 

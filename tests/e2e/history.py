@@ -21,7 +21,8 @@ from app.models import (
     Verdict,
     VerdictKind,
 )
-from app.services.actors import Actor
+from app.services import comparisons
+from app.services.actors import SYSTEM, Actor
 from illume.metrics import rouge_l
 from tests import factories
 
@@ -116,3 +117,18 @@ def add_second_opinions(
         verdict.seconds = round(draw.lognormvariate(2, 0.4), 1)
         verdict.created_at = first.created_at + timedelta(minutes=1)
     session.flush()
+
+
+def add_comparison(
+    session: Session, project: Project, versions: Sequence[ModelVersion], critics: Sequence[User]
+) -> None:
+    """An open comparison of the last two versions, which some critics have begun to judge."""
+    comparisons.start(session, SYSTEM, project, old=versions[-2], new=versions[-1], each=2)
+    draw = random.Random(5)
+    for critic in critics[1:3]:
+        actor = Actor(critic.id, critic.email, critic.role)
+        for _ in range(3):
+            pair = comparisons.next_pair(session, actor, project)
+            if pair is not None:
+                side: comparisons.Side = draw.choice(("left", "right", "right", "neither"))
+                comparisons.prefer(session, actor, project, pair.id, side, seconds=4.0)

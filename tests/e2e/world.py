@@ -158,6 +158,7 @@ def add_history(session: Session, project: Project, past: Sequence[Scene], criti
     history.add_second_opinions(session, project, critics, draw)
     history.add_evaluations(session, project, versions, val)
     add_items(session, project)
+    history.add_comparison(session, project, versions, critics)
     for number in range(12):
         factories.make_prompt(session, project, question=f"what stands behind the {number + 2} trees?", answer="a tent")
     beat = {"queues": "model", "device": "cpu", "memory_mb": 1432}

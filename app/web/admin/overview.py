@@ -99,13 +99,13 @@ class LoopView:
 @router.get("")
 def index(request: Request, session: SessionDep, who: Me) -> Response:
     """The projects that one looks after."""
-    if who.actor.role is Role.critic:
-        raise Forbidden("These pages are for viewers, reviewers and admins; you are 'critic'.")
     known = [
         project
         for project in projects.list_projects(session, who.actor)
         if project_role(session, who.actor, project) is not Role.critic
     ]
+    if not known and who.actor.role is Role.critic:
+        raise Forbidden("These pages are for viewers, reviewers and admins; you are 'critic'.")
     rows = tuple(project_row(session, who.actor, project) for project in known)
     view = IndexView(who.actor.role is Role.admin, rows)
     shell = shell_for(request, who.actor, who.csrf_token, title="Projects", section="projects")

@@ -194,6 +194,11 @@ GROUPS = (
                 "Answer accuracy it may lose",
                 "In points; a version that loses more waits for an admin.",
             ),
+            check(
+                "blind_gate",
+                "Let critics decide",
+                "A version that measures better becomes active only once critics prefer it in a blind comparison.",
+            ),
         ),
     ),
 )

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from app.deps import SessionDep
 from app.errors import Conflict, DomainError, Invalid
-from app.models import Project, Role
-from app.services import projects, prompts
-from app.services.actors import Actor, require_admin
+from app.models import BaseCheck, CheckState, Project, Role
+from app.services import base_checks, projects, prompts, workers
+from app.services.actors import Actor, parse_id, require_admin
 from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import back_to, frame_of
 from app.web.admin.setting_fields import (
@@ -37,6 +37,17 @@ IN_NAME = ("name", "slug")
 
 
 @dataclass(frozen=True, slots=True)
+class CheckView:
+    """A worker's look at a base model."""
+
+    url: str
+    base_model: str
+    waits: bool
+    good: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class SettingsView:
     """The form of a project's settings."""
 
@@ -47,13 +58,15 @@ class SettingsView:
     problem: str
     groups: tuple[Group, ...]
     preview: str
+    check: CheckView | None
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewView:
-    """What the model would be given."""
+    """What the model would be given, or what is known of a base model."""
 
     preview: str
+    check: CheckView | None = None
 
 
 def preview_of(template: str, question: str, answer: str) -> str:
@@ -104,6 +117,7 @@ def settings_view(
     problems: Mapping[str, str],
     example: tuple[str, str],
     problem: str = "",
+    check: CheckView | None = None,
 ) -> SettingsView:
     """The form for an existing project."""
     base = f"/admin/projects/{slug}/settings"
@@ -115,6 +129,7 @@ def settings_view(
         problem=problem or join_problems(list(problems.values())),
         groups=(name_group(name, None, problems), *groups_of(shown, problems, preview_url=f"{base}/preview")),
         preview=preview_of(str(shown["template"]), *example),
+        check=check,
     )
 
 
@@ -125,6 +140,8 @@ def save(request: Request, session: SessionDep, who: Poster, form: Form, slug: s
     typed, name = typed_values(form), text_of(form, "name")
     values, problems = read_settings(typed)
     problem = ""
+    known = projects.settings_of(session, frame.project).base_model
+    check = look_at_base(session, who.actor, values.get("base_model"), known, problems)
     if not problems:
         try:
             projects.update_project(session, who.actor, slug, {"name": name, **values})
@@ -133,8 +150,43 @@ def save(request: Request, session: SessionDep, who: Poster, form: Form, slug: s
             session.rollback()
             problems, problem = place(error)
     example = example_of(session, who.actor, frame.project)
-    view = settings_view(slug, name, shown_again(typed), problems, example, problem)
+    view = settings_view(slug, name, shown_again(typed), problems, example, problem, check)
     return page(TEMPLATE, shell=frame.shell, view=view, status=422)
+
+
+def look_at_base(
+    session: Session, actor: Actor, wanted: str | None, known: str | None, problems: dict[str, str]
+) -> CheckView | None:
+    """Have a worker look at a base model that is new here; adds to `problems` until it is known to be good."""
+    if not wanted or wanted == known or "base_model" in problems or base_checks.is_good(session, wanted):
+        return None
+    found = base_checks.newest(session, wanted)
+    if found is None or found.state is CheckState.failed:
+        found = base_checks.ask(session, actor, wanted)
+    problems["base_model"] = "It is looked at before it is taken: save again once it can be used."
+    return check_view(session, found)
+
+
+def check_view(session: Session, found: BaseCheck) -> CheckView:
+    """A look at a base model, as the page shows it."""
+    text = found.detail
+    waits = found.state is CheckState.queued
+    if waits:
+        workers_there = workers.list_workers(session, queue="model")
+        text = (
+            "A worker looks at it as soon as it is free."
+            if workers_there
+            else "No model worker is alive to look at it: start one with 'illume worker'."
+        )
+    good = found.state is CheckState.passed
+    return CheckView(f"/admin/base-checks/{found.id}", found.base_model, waits, good, text)
+
+
+@router.get("/base-checks/{check_id}")
+def show_check(session: SessionDep, who: Me, check_id: str) -> Response:
+    """How far a look at a base model is."""
+    view = PreviewView("", check_view(session, base_checks.get_check(session, who.actor, parse_id(check_id))))
+    return fragment(TEMPLATE, "check", shell=Shell(title=""), view=view)
 
 
 def place(error: DomainError) -> tuple[dict[str, str], str]:
@@ -167,7 +219,12 @@ def new_shell(request: Request, actor: Actor, csrf_token: str) -> Shell:
 
 
 def new_view(
-    name: str, slug: str, shown: Mapping[str, str | bool], problems: Mapping[str, str], problem: str = ""
+    name: str,
+    slug: str,
+    shown: Mapping[str, str | bool],
+    problems: Mapping[str, str],
+    problem: str = "",
+    check: CheckView | None = None,
 ) -> SettingsView:
     """The form for a new project, as filled in."""
     return SettingsView(
@@ -181,6 +238,7 @@ def new_view(
             *groups_of(shown, problems, preview_url="/admin/new-project/preview"),
         ),
         preview=preview_of(str(shown["template"]), *EXAMPLE),
+        check=check,
     )
 
 
@@ -198,6 +256,7 @@ def make(request: Request, session: SessionDep, who: Poster, form: Form) -> Resp
     name, slug = text_of(form, "name"), text_of(form, "slug")
     values, problems = read_settings(typed)
     problem = ""
+    check = look_at_base(session, who.actor, values.get("base_model"), None, problems)
     if not problems:
         try:
             projects.create_project(session, who.actor, slug=slug, name=name, settings=values)
@@ -205,5 +264,5 @@ def make(request: Request, session: SessionDep, who: Poster, form: Form) -> Resp
         except (Invalid, Conflict) as error:
             session.rollback()
             problems, problem = place(error)
-    view = new_view(name, slug, shown_again(typed), problems, problem)
+    view = new_view(name, slug, shown_again(typed), problems, problem, check)
     return page(TEMPLATE, shell=new_shell(request, who.actor, who.csrf_token), view=view, status=422)

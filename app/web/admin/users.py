@@ -1,20 +1,20 @@
-"""People: who there is, what they may do, their passwords and tokens."""
+"""People: who there is, what they may do and where, links to a password, tokens."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
 
 from app.deps import SessionDep
 from app.errors import Conflict, Invalid, NotFound
-from app.models import Role, Scope, Token, User
-from app.services import projects, users
+from app.models import LinkPurpose, OneTimeLink, Role, Scope, Token, User
+from app.services import links, projects, users
 from app.services.actors import Actor, parse_id, require_admin
 from app.web.access import Form, Me, Poster, SignedIn, text_of, texts_of
 from app.web.admin.frame import back_to
@@ -28,12 +28,17 @@ ROLE_OPTIONS = (
     ("viewer", "viewer: sees all"),
     ("admin", "admin: may do everything"),
 )
-PASSWORD_BYTES = 12
+NOT_A_MEMBER = ""
+EXPIRIES = (("30", "in 30 days"), ("90", "in 90 days"), ("365", "in a year"), ("", "never"))
+LINK_TITLES = {
+    LinkPurpose.invitation: "Send this link to {}: they choose their password with it, once, within 7 days.",
+    LinkPurpose.password: "Send this link to {}: they choose a new password with it, once, within a day.",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A password or token that is shown once."""
+    """A link or token that is shown once."""
 
     title: str
     text: str
@@ -48,6 +53,7 @@ class UserRow:
     role: str
     projects: str
     disabled: bool
+    invited: bool
     created_at: datetime
 
 
@@ -70,7 +76,17 @@ class TokenRow:
     name: str
     scope: str
     created_at: datetime
+    expires_at: datetime | None
     last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRole:
+    """What a person is in a project; an empty role for who is no member."""
+
+    slug: str
+    name: str
+    role: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +99,12 @@ class UserView:
     roles: tuple[str, ...]
     disabled: bool
     is_me: bool
-    projects: tuple[tuple[str, str, bool], ...]
+    has_password: bool
+    link: OneTimeLink | None
+    projects: tuple[ProjectRole, ...]
     tokens: tuple[TokenRow, ...]
     scopes: tuple[str, ...]
+    expiries: tuple[tuple[str, str], ...]
     problem: str
     secret: Secret | None
 
@@ -132,13 +151,13 @@ def list_page(
         "E-mail",
         "email",
         typed.email,
-        help="A password is made by chance and shown once.",
+        help="A link to choose a password is made, to be sent to them.",
         problem=problem("email"),
         required=True,
         attributes={"autocomplete": "off"},
     )
     view = UsersView(
-        rows=tuple(user_row(person, tuple(memberships[person.id])) for person in people),
+        rows=tuple(user_row(person, memberships[person.id]) for person in people),
         fields=(email, Field("role", "Role", "select", typed.role, options=ROLE_OPTIONS, problem=problem("role"))),
         projects=choices(session, who.actor, typed.projects),
         problem="" if typed.field in ("email", "role") else typed.problem,
@@ -148,11 +167,18 @@ def list_page(
     return page("admin/users.html", shell=shell, view=view, status=status)
 
 
-def user_row(person: User, slugs: Sequence[str]) -> UserRow:
-    """A person, as the list shows them."""
-    everywhere = "all" if person.role is Role.admin else ", ".join(slugs)
+def user_row(person: User, roles: Mapping[str, Role]) -> UserRow:
+    """A person, as the list shows them; a role in a project is named where it is another than theirs."""
+    named = [slug if role is person.role else f"{slug} ({role})" for slug, role in roles.items()]
+    everywhere = "all" if person.role is Role.admin else ", ".join(named)
     return UserRow(
-        str(person.id), person.email, str(person.role), everywhere, person.disabled_at is not None, person.created_at
+        id=str(person.id),
+        email=person.email,
+        role=str(person.role),
+        projects=everywhere,
+        disabled=person.disabled_at is not None,
+        invited=person.password_hash is None,
+        created_at=person.created_at,
     )
 
 
@@ -166,17 +192,22 @@ def index(request: Request, session: SessionDep, who: Me) -> Response:
 
 @router.post("/users")
 def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
-    """Add a person; their password is shown once."""
+    """Add a person; the link to their first password is shown once."""
     email, role, slugs = text_of(form, "email"), text_of(form, "role"), tuple(texts_of(form, "projects"))
-    password = secrets.token_urlsafe(PASSWORD_BYTES)
     try:
-        users.add_user(session, who.actor, email=email, role=role_of(role), password=password, project_slugs=slugs)
+        person = users.add_user(session, who.actor, email=email, role=role_of(role), project_slugs=slugs)
     except (Invalid, Conflict) as error:
         session.rollback()
         typed = Typed(email, role, slugs, error.detail, error.field)
         return list_page(request, session, who, typed, status=error.status)
-    secret = Secret(f"The password of {email}:", password)
+    secret = link_for(request, session, who.actor, person, LinkPurpose.invitation)
     return list_page(request, session, who, Typed(projects=slugs), secret=secret, status=201)
+
+
+def link_for(request: Request, session: Session, actor: Actor, person: User, purpose: LinkPurpose) -> Secret:
+    """A new one-time link for a person, as the page shows it once."""
+    _, plain = links.make_link(session, actor, person.id, purpose)
+    return Secret(LINK_TITLES[purpose].format(person.email), f"{request.base_url}account/link/{plain}")
 
 
 # One person
@@ -194,7 +225,8 @@ def user_page(
 ) -> Response:
     """One person's page."""
     require_admin(who.actor)
-    slugs = users.projects_of(session, [person.id])[person.id]
+    roles = users.projects_of(session, [person.id])[person.id]
+    known = projects.list_projects(session, who.actor)
     view = UserView(
         id=str(person.id),
         email=person.email,
@@ -202,9 +234,12 @@ def user_page(
         roles=tuple(Role),
         disabled=person.disabled_at is not None,
         is_me=person.id == who.actor.user_id,
-        projects=choices(session, who.actor, tuple(slugs)),
+        has_password=person.password_hash is not None,
+        link=links.open_link(session, person.id),
+        projects=tuple(ProjectRole(one.slug, one.name, str(roles.get(one.slug, NOT_A_MEMBER))) for one in known),
         tokens=tuple(token_row(token) for token in users.list_tokens(session, who.actor, person.id)),
         scopes=tuple(Scope),
+        expiries=EXPIRIES,
         problem=problem,
         secret=secret,
     )
@@ -214,7 +249,7 @@ def user_page(
 
 def token_row(token: Token) -> TokenRow:
     """A token, as the page shows it."""
-    return TokenRow(str(token.id), token.name, str(token.scope), token.created_at, token.last_used_at)
+    return TokenRow(str(token.id), token.name, str(token.scope), token.created_at, token.expires_at, token.last_used_at)
 
 
 def person_of(session: Session, who: SignedIn, user_id: str) -> User:
@@ -234,21 +269,27 @@ def set_role(request: Request, session: SessionDep, who: Poster, form: Form, use
     """Change what a person is, and of which projects a member."""
     person = person_of(session, who, user_id)
     try:
-        users.set_role(session, who.actor, person.id, role_of(text_of(form, "role")))
-        users.set_memberships(session, who.actor, person, texts_of(form, "projects"))
+        users.set_role(session, who.actor, person.id, role_of(text_of(form, "role")), in_projects=False)
+        users.set_project_roles(session, who.actor, person, project_roles(session, who.actor, form))
     except (Invalid, Conflict) as error:
         session.rollback()
         return user_page(request, session, who, person, problem=error.detail, status=error.status)
     return back_to(f"/admin/users/{user_id}", "role-set")
 
 
-@router.post("/users/{user_id}/password")
-def set_password(request: Request, session: SessionDep, who: Poster, user_id: str) -> Response:
-    """Give a person a new password, shown once. One's own session ends with it too."""
+def project_roles(session: Session, actor: Actor, form: FormData) -> dict[str, Role]:
+    """The chosen role in each project; those without one are left out. Raises `Invalid`."""
+    chosen = {one.slug: text_of(form, f"project-{one.slug}") for one in projects.list_projects(session, actor)}
+    return {slug: role_of(role) for slug, role in chosen.items() if role != NOT_A_MEMBER}
+
+
+@router.post("/users/{user_id}/link")
+def make_link(request: Request, session: SessionDep, who: Poster, user_id: str) -> Response:
+    """Make a link by which a person chooses a password, shown once. The one they have works until then."""
     person = person_of(session, who, user_id)
-    password = secrets.token_urlsafe(PASSWORD_BYTES)
-    users.set_password(session, who.actor, person.id, password)
-    return user_page(request, session, who, person, secret=Secret(f"The new password of {person.email}:", password))
+    purpose = LinkPurpose.invitation if person.password_hash is None else LinkPurpose.password
+    secret = link_for(request, session, who.actor, person, purpose)
+    return user_page(request, session, who, person, secret=secret, status=201)
 
 
 @router.post("/users/{user_id}/disable")
@@ -278,7 +319,13 @@ def make_token(request: Request, session: SessionDep, who: Poster, form: Form, u
     if scope not in set(Scope):
         raise Invalid("Choose one of the scopes.", field="scope")
     name = text_of(form, "name").strip()
-    _, plain = users.create_token(session, who.actor, user_id=person.id, scope=Scope(scope), name=name)
+    days = text_of(form, "expires")
+    if days not in dict(EXPIRIES):
+        raise Invalid("Choose one of the times.", field="expires")
+    expires_at = datetime.now(UTC) + timedelta(days=int(days)) if days else None
+    _, plain = users.create_token(
+        session, who.actor, user_id=person.id, scope=Scope(scope), name=name, expires_at=expires_at
+    )
     return user_page(request, session, who, person, secret=Secret("The new token:", plain), status=201)
 
 

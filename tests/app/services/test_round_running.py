@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.models import CandidateSet, ModelVersion, Project, Round, RoundEvent, RoundState
-from app.services import round_running, rounds, versions
+from app.services import comparisons, projects, round_running, rounds, versions
 from app.services.actors import SYSTEM, Actor
 from app.services.round_running import RoundClaim, RoundResult
 from tests import factories
@@ -176,6 +177,29 @@ class TestFinish:
         assert version is not None
         assert session.get_one(Project, project.id, populate_existing=True).active_version_id == parent
         assert "seconds" not in session.get_one(Round, queued.id, populate_existing=True).metrics
+
+    def test_held_at_the_gate_until_critics_have_compared(
+        self, session: Session, project: Project, critic: Actor
+    ) -> None:
+        judge(session, project, critic)
+        projects.update_project(session, SYSTEM, project.slug, {"blind_gate": True})
+        prompt = factories.make_prompt(session, project)
+        rounds.start(session, SYSTEM, project)
+        part = {"gold": {"greedy": {"rationales": [["a boat"]]}}, "prompts": [str(prompt.id)]}
+        other = {"gold": {"greedy": {"rationales": [["a ship"]]}}, "prompts": [str(prompt.id)]}
+        before = project.active_version_id
+        claim = take(session)
+        version = round_running.finish(session, claim, replace(result(), scores=part, parent_scores=other))
+        assert version is not None
+        session.refresh(project)
+        assert project.active_version_id == before
+        assert "waits for blind comparison 1" in fresh(session, claim).decision["reason"]
+        pair = comparisons.next_pair(session, critic, project)
+        assert pair is not None
+        comparisons.prefer(session, critic, project, pair.id, "left" if pair.left == "a boat" else "right")
+        session.refresh(project)
+        assert project.active_version_id == version.id
+        assert fresh(session, claim).decision["activate"] is True
 
     def test_not_activated_when_another_version_became_active(
         self, session: Session, project: Project, queued: Round

@@ -1,0 +1,35 @@
+"""Looks at base models."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base
+from app.models.states import Known, one_of
+
+
+class CheckState(StrEnum):
+    """Of a look at a base model: whether a worker could use it."""
+
+    queued = "queued"
+    passed = "passed"
+    failed = "failed"
+
+
+class BaseCheck(Base):
+    """A worker's look at a base model before a project takes it. `detail`: what it is, or why it cannot be used."""
+
+    __tablename__ = "base_checks"
+    __table_args__ = (one_of("state", CheckState), Index("ix_base_checks_base_model_id", "base_model", "id"))
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    base_model: Mapped[str] = mapped_column(String(500))
+    state: Mapped[CheckState] = mapped_column(Known(CheckState), server_default=CheckState.queued.value)
+    detail: Mapped[str] = mapped_column(Text, server_default="")
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]

@@ -1,0 +1,86 @@
+"""Looks at base models before a project takes one: asked for by an admin, done by a worker."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.errors import NotFound
+from app.models import BaseCheck, CheckState
+from app.services.actors import Actor, require_admin
+from app.services.versions import STARTER
+
+GOOD_FOR = timedelta(days=1)
+WAITED_FOR = timedelta(hours=1)
+
+
+def newest(session: Session, base_model: str) -> BaseCheck | None:
+    """The last look at a base model, where it is of the last day."""
+    return session.scalar(
+        select(BaseCheck)
+        .where(BaseCheck.base_model == base_model, BaseCheck.created_at > func.now() - GOOD_FOR)
+        .order_by(BaseCheck.id.desc())
+        .limit(1)
+        .execution_options(populate_existing=True)
+    )
+
+
+def is_good(session: Session, base_model: str) -> bool:
+    """Whether a worker could use the base model of late; the one shipped with this distribution always is."""
+    if base_model == STARTER:
+        return True
+    found = newest(session, base_model)
+    return found is not None and found.state is CheckState.passed
+
+
+def ask(session: Session, actor: Actor, base_model: str) -> BaseCheck:
+    """Have a worker look at a base model. One that waits already is not asked for twice."""
+    require_admin(actor)
+    found = newest(session, base_model)
+    if found is None or found.state is not CheckState.queued:
+        found = BaseCheck(base_model=base_model, created_by=actor.stored_id)
+        session.add(found)
+        session.flush()
+        session.refresh(found)
+    queue.send(session, queue.CHECK_BASE, found.id)
+    return found
+
+
+def get_check(session: Session, actor: Actor, check_id: int) -> BaseCheck:
+    """A look at a base model. Raises `NotFound`."""
+    require_admin(actor)
+    found = session.get(BaseCheck, check_id, populate_existing=True)
+    if found is None:
+        raise NotFound("There is no such check.")
+    return found
+
+
+# The worker's side
+
+
+def waiting(session: Session) -> list[int]:
+    """The ids of the looks that wait for a worker; those asked for long ago are nobody's concern any more."""
+    query = select(BaseCheck.id).where(
+        BaseCheck.state == CheckState.queued, BaseCheck.created_at > func.now() - WAITED_FOR
+    )
+    return list(session.scalars(query.order_by(BaseCheck.id)))
+
+
+def base_to_check(session: Session, check_id: int) -> str | None:
+    """The base model to look at; None where that is done."""
+    return session.scalar(
+        select(BaseCheck.base_model).where(BaseCheck.id == check_id, BaseCheck.state == CheckState.queued)
+    )
+
+
+def finish(session: Session, check_id: int, *, good: bool, detail: str) -> None:
+    """Say what came of a look. The first answer stands."""
+    session.execute(
+        update(BaseCheck)
+        .where(BaseCheck.id == check_id, BaseCheck.state == CheckState.queued)
+        .values(state=CheckState.passed if good else CheckState.failed, detail=detail, finished_at=func.now())
+        .execution_options(synchronize_session=False)
+    )

@@ -1,0 +1,24 @@
+// Blind comparison: the keys 1, 2 and 0 press their buttons, and the time counts while the page is looked at.
+(() => {
+  "use strict";
+  const form = document.querySelector("[data-blind]");
+  if (!form) return;
+  let looked = 0;
+  let since = document.hidden ? 0 : performance.now();
+
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden && since) looked += performance.now() - since;
+    since = document.hidden ? 0 : performance.now();
+  });
+  form.addEventListener("submit", () => {
+    const all = looked + (since ? performance.now() - since : 0);
+    form.querySelector("[data-seconds]").value = (all / 1000).toFixed(1);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    const button = form.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
+    if (!button) return;
+    event.preventDefault();
+    button.click();
+  });
+})();

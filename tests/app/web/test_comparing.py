@@ -1,0 +1,72 @@
+"""Blind comparisons on pages: an admin starts one, a critic judges it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import Comparison, Evaluation, ModelVersion, Preference, Project, Role, Split
+from tests import factories
+from tests.app.web.conftest import Browser, person
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    """A project whose two versions were scored on two prompts."""
+    project = factories.make_project(session, slug="scenes", name="Scenes")
+    old = session.get_one(ModelVersion, project.active_version_id)
+    new = factories.make_version(session, project, number=1, parent=old)
+    prompts = [factories.make_prompt(session, project, split=Split.val) for _ in range(2)]
+    for version, word in ((old, "before"), (new, "after")):
+        part = {"rationales": [[f"{word} <{number}>"] for number in range(2)]}
+        kept = {"prompts": [str(prompt.id) for prompt in prompts], "gold": {"greedy": part, "sampled": part}}
+        factories.add(session, Evaluation(version_id=version.id, prompts_hash="p", settings_hash="s", scores=kept))
+    return project
+
+
+class TestBlindly:
+    def test_started_by_an_admin_judged_by_a_critic(self, browser: Browser, session: Session, project: Project) -> None:
+        browser.sign_in(person(session, role=Role.admin))
+        page = browser.get("/admin/projects/scenes/comparisons")
+        assert "None yet" in page.text
+        form: dict[str, object] = {"old": "0", "new": "1", "pairs": "many", "each": "1"}
+        refused = browser.post("/admin/projects/scenes/comparisons", form)
+        assert refused.status_code == 422
+        assert "Write a whole number." in refused.text
+        assert 'value="many"' in refused.text
+        assert browser.post("/admin/projects/scenes/comparisons", form | {"pairs": "9"}).status_code == 303
+        browser.sign_in(factories.make_member(session, project, user=person(session, role=Role.critic)))
+        for _ in range(2):
+            page = browser.get("/annotate/scenes/compare")
+            assert "&lt;" in page.text
+            assert "ersion" not in re.sub(r"<title>.*?</title>", "", page.text)
+            pair = re.search(r'name="pair" value="(\d+)"', page.text)
+            assert pair is not None
+            said = browser.post("/annotate/scenes/compare", {"pair": pair[1], "side": "left", "seconds": "3.5"})
+            assert said.headers["location"] == "/annotate/scenes/compare"
+        assert "No pair to compare" in browser.get("/annotate/scenes/compare").text
+        assert [one.seconds for one in session.scalars(select(Preference))] == [3.5, 3.5]
+        assert session.scalars(select(Comparison)).one().closed_at is not None
+
+    def test_a_strange_side_is_refused(self, browser: Browser, session: Session, project: Project) -> None:
+        browser.sign_in(person(session, role=Role.admin))
+        browser.get("/admin/projects/scenes/comparisons")
+        form: dict[str, object] = {"old": "0", "new": "1", "pairs": "9", "each": "1"}
+        browser.post("/admin/projects/scenes/comparisons", form)
+        pair = re.search(r'name="pair" value="(\d+)"', browser.get("/annotate/scenes/compare").text)
+        assert pair is not None
+        assert browser.post("/annotate/scenes/compare", {"pair": pair[1], "side": "up"}).status_code == 422
+        assert "0 of 2 judgements" in browser.get("/admin/projects/scenes/comparisons/1").text
+        assert browser.post("/admin/projects/scenes/comparisons/1/close").status_code == 303
+        assert "Nobody judged it." in browser.get("/admin/projects/scenes/comparisons/1").text
+
+    def test_a_viewer_starts_none(self, browser: Browser, session: Session, project: Project) -> None:
+        viewer = person(session, role=Role.viewer)
+        browser.sign_in(factories.make_member(session, project, Role.viewer, user=viewer))
+        assert "Start one" not in browser.get("/admin/projects/scenes/comparisons").text
+        form: dict[str, object] = {"old": "0", "new": "1", "pairs": "9", "each": "1"}
+        browser.get("/annotate")
+        assert browser.post("/admin/projects/scenes/comparisons", form).status_code == 403

@@ -1,0 +1,35 @@
+"""Looks whether a base model can be used, by all that is known before its weights are read."""
+
+from __future__ import annotations
+
+import logging
+
+from app.db import session_scope
+from app.services import base_checks
+from app.services.versions import resolve_base
+from illume.loading import VlmError, load_processor, read_config
+
+log = logging.getLogger(__name__)
+
+
+def check_base(check_id: int) -> None:
+    """Read a base model's configuration and processor, and say what it is, or why it cannot be used."""
+    with session_scope() as session:
+        base_model = base_checks.base_to_check(session, check_id)
+    if base_model is None:
+        return
+    try:
+        good, detail = True, describe(resolve_base(base_model))
+    except VlmError as error:
+        good, detail = False, str(error)
+    log.info("base model %s: %s", base_model, detail)
+    with session_scope() as session:
+        base_checks.finish(session, check_id, good=good, detail=detail)
+
+
+def describe(base: str) -> str:
+    """What the model is, in a few words. Raises VlmError for one that cannot be used."""
+    config = read_config(base)
+    processor = load_processor(base, config)
+    words = f"a {config.model_type} model with {len(processor.tokenizer):,} tokens in its vocabulary"
+    return f"{words}, {'with' if processor.chat_template else 'without'} a chat template"
