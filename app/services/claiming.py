@@ -144,8 +144,9 @@ WITH allowed AS (
     RETURNING set_id
 ), chosen AS (
     SELECT s.id, s.slots
-    FROM (SELECT * FROM near UNION ALL SELECT * FROM deep) w JOIN candidate_sets s ON s.id = w.id
-    WHERE s.state = 'ready' AND s.taken = w.taken AND s.taken < s.slots
+    FROM candidate_sets s JOIN (SELECT * FROM near UNION ALL SELECT * FROM deep) w ON w.id = s.id
+    WHERE s.id = ANY (ARRAY(SELECT id FROM near UNION ALL SELECT id FROM deep))
+      AND s.state = 'ready' AND s.taken = w.taken AND s.taken < s.slots
     ORDER BY w.same, w.taken, w.rank, w.id LIMIT 1
     FOR UPDATE OF s SKIP LOCKED
 ), next AS (
