@@ -8,7 +8,6 @@ from typing import Literal
 
 Coding = Literal["gzip", "zstd"]
 GZIP_LEVEL = 3
-ZSTD_LEVEL = 3
 
 
 def compressed(pieces: Iterable[bytes], coding: Coding) -> Iterator[bytes]:
@@ -31,7 +30,7 @@ def zstandard(pieces: Iterable[bytes]) -> Iterator[bytes]:
     from app.services.export_parquet import Sink
 
     sink = Sink()
-    with pa.CompressedOutputStream(pa.PythonFile(sink, mode="w"), pa.Codec("zstd", ZSTD_LEVEL)) as packer:
+    with pa.CompressedOutputStream(pa.PythonFile(sink, mode="w"), "zstd") as packer:
         for piece in pieces:
             packer.write(piece)
             packer.flush()

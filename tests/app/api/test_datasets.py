@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import json
 import threading
 from collections.abc import Iterator
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
@@ -124,3 +129,94 @@ class TestDatabaseAway:
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         assert admin.get("/api/v1/projects").status_code == 200
+
+
+class TestForms:
+    """How the rows travel: compressed, as Parquet, in pages, not at all where nothing changed."""
+
+    def path(self, project: Project) -> str:
+        return f"/api/v1/projects/{project.slug}/dataset"
+
+    def test_parquet_by_accept_and_by_parameter(self, project: Project, admin: TestClient) -> None:
+        params = {"format": "sft"}
+        by_accept = admin.get(self.path(project), params=params, headers={"Accept": "application/vnd.apache.parquet"})
+        assert by_accept.headers["content-type"] == "application/vnd.apache.parquet"
+        assert by_accept.headers["content-disposition"] == f'attachment; filename="{project.slug}-sft.parquet"'
+        table = pq.read_table(io.BytesIO(by_accept.content))
+        assert table.num_rows == 3
+        assert table["images"].to_pylist()[0][0]["bytes"].startswith(b"\x89PNG")
+        page = admin.get(self.path(project), params={**params, "as": "parquet", "limit": 2, "images": "path"})
+        assert pq.read_table(io.BytesIO(page.content))["images"].to_pylist()[0][0]["bytes"] is None
+        assert pq.read_metadata(io.BytesIO(page.content)).num_rows == 2
+
+    def test_compressed(self, project: Project, admin: TestClient) -> None:
+        plain = admin.get(self.path(project), headers={"Accept-Encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        assert len(plain.content.splitlines()) == 3
+        gzipped = admin.get(self.path(project), headers={"Accept-Encoding": "br, gzip;q=0.5"})
+        assert gzipped.headers["content-encoding"] == "gzip"
+        assert gzipped.content == plain.content
+        with admin.stream("GET", self.path(project), headers={"Accept-Encoding": "gzip, zstd"}) as answer:
+            assert answer.headers["content-encoding"] == "zstd"
+            packed = b"".join(answer.iter_raw())
+        assert pa.CompressedInputStream(io.BytesIO(packed), "zstd").read() == plain.content
+        file = admin.get(self.path(project), params={"compression": "gzip"})
+        assert (file.headers["content-type"], "content-encoding" in file.headers) == ("application/gzip", False)
+        assert file.headers["content-disposition"].endswith('.jsonl.gz"')
+        assert gzip.decompress(file.content) == plain.content
+
+    def test_unchanged_is_304(self, project: Project, admin: TestClient, committed_db: CommittedDatabase) -> None:
+        first = admin.get(self.path(project))
+        tag = first.headers["etag"]
+        assert tag.startswith('W/"')
+        again = admin.get(self.path(project), headers={"If-None-Match": f'"other", {tag}'})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        for params in ({"format": "kto"}, {"as": "parquet"}, {"limit": 2}, {"split": "train"}, {"aggregation": "all"}):
+            assert admin.get(self.path(project), params=params, headers={"If-None-Match": tag}).status_code == 200
+        with committed_db.sessions() as session:
+            judge(session, session.get_one(Project, project.id), factories.make_critic(session, project))
+            session.commit()
+        changed = admin.get(self.path(project), headers={"If-None-Match": tag})
+        assert (changed.status_code, len(changed.text.splitlines())) == (200, 4)
+
+    def test_pages_link_to_the_next(self, project: Project, admin: TestClient) -> None:
+        whole = admin.get(self.path(project)).content
+        page = admin.get(self.path(project), params={"limit": 2})
+        rest = admin.get(page.links["next"]["url"])
+        assert page.content + rest.content == whole
+        assert "next" not in rest.links
+        assert admin.get(self.path(project), params={"limit": 0}).json()["field"] == "limit"
+
+    def test_a_cut_stream_goes_on(self, project: Project, admin: TestClient, committed_db: CommittedDatabase) -> None:
+        whole = admin.get(self.path(project))
+        first = whole.text.splitlines()[0]
+        with committed_db.sessions() as session:
+            judge(session, session.get_one(Project, project.id), factories.make_critic(session, project))
+            session.commit()
+        params = {"cursor": whole.headers["illume-cursor"], "after": json.loads(first)["id"]}
+        rest = admin.get(self.path(project), params=params)
+        assert f"{first}\n{rest.text}" == whole.text
+
+    def test_dataset_info(self, project: Project, admin: TestClient) -> None:
+        info = admin.get(f"{self.path(project)}/dataset_info", params={"task": "kto"}).json()
+        rows = admin.get(self.path(project), params={"format": "sharegpt", "task": "kto"})
+        assert info[project.slug]["file_name"] in rows.headers["content-disposition"]
+        assert set(info[project.slug]["columns"].values()) <= json.loads(rows.text.splitlines()[0]).keys()
+
+
+class TestSnapshotFiles:
+    def test_rows_records_and_card(self, project: Project, admin: TestClient) -> None:
+        made = admin.post(f"/api/v1/projects/{project.slug}/snapshots", json={"name": "first"})
+        assert made.status_code == 201
+        found = admin.get(f"/api/v1/snapshots/{made.json()['id']}").json()
+        assert found == made.json()
+        assert (found["card"]["counts"]["verdicts"], found["redacted"]) == (3, 0)
+        rows = admin.get(f"/api/v1/snapshots/{found['id']}/download")
+        assert hashlib.sha256(rows.content).hexdigest() == found["sha256"]
+        tag = {"If-None-Match": rows.headers["etag"]}
+        assert admin.get(f"/api/v1/snapshots/{found['id']}/download", headers=tag).status_code == 304
+        records = admin.get(f"/api/v1/projects/{project.slug}/dataset", params={"snapshot": found["id"]})
+        assert hashlib.sha256(records.content).hexdigest() == found["records_sha256"]
+        card = admin.get(f"/api/v1/snapshots/{found['id']}/card")
+        assert card.headers["content-type"].startswith("text/markdown")
+        assert found["records_sha256"] in card.text
