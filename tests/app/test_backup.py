@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, text
 
-from app import backup
+from app import backup, migrate
 from app.connect import Refused, forget_settings
-from app.models import Candidate, Image, Project, User
+from app.models import Candidate, Image, Project, User, Verdict
+from app.services import datasets, verdict_reading
+from app.services.actors import SYSTEM
 from app.services.store import get_store
 from app.settings import Settings, get_settings
 from tests import factories as make
@@ -57,7 +59,7 @@ class TestRestore:
     ) -> None:
         file = tmp_path / "all.tar"
         made = backup.backup(kept, file)
-        assert (made.objects, made.store, made.revision) == (1, True, "0001")
+        assert (made.objects, made.store, made.revision) == (1, True, migrate.wanted_revision())
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         empty(committed_db)
         assert backup.restore(elsewhere("another"), file, replace=False) == made
@@ -85,6 +87,25 @@ class TestRestore:
         backup.restore(kept, file, replace=True)
         with committed_db.sessions() as session:
             assert session.scalar(select(func.count()).select_from(User)) == 0
+
+    def test_verdicts_of_a_server_that_was_further_are_not_hidden(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
+    ) -> None:
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            claim = make.make_assignment(
+                session, make.make_candidate_set(session, project), make.make_critic(session, project)
+            )
+            make.make_verdict(session, claim)
+            session.execute(text("UPDATE verdicts SET xid = CAST('1099511627776' AS xid8)"))
+        backup.backup(kept, tmp_path / "all.tar")
+        backup.restore(kept, tmp_path / "all.tar", replace=True)
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            verdict_id = session.scalars(select(Verdict.id)).one()
+            assert [one["id"] for one in verdict_reading.feed(session, SYSTEM, project).items] == [str(verdict_id)]
+            plan = datasets.plan(session, SYSTEM, project, datasets.Wanted())
+        assert sum(len(page) for page in datasets.line_pages(plan)) == 1
 
     def test_a_dump_that_fails_midway_changes_nothing(
         self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
