@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from sqlalchemy import text
+from sqlalchemy import and_, func, select, text
 from sqlalchemy.orm import Session
 
-from app.models import Project, Role
+from app.models import ModelVersion, Project, Role, Round, Verdict
+from app.models.states import ACTIVE_ROUND_STATES
 from app.services.actors import Actor, require
 
 LOOK_BACK_DAYS = 90
@@ -21,6 +22,15 @@ class Pace:
 
     today: int
     seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """A critic's pace, the round that is going on, and the number of the version that writes the candidates."""
+
+    pace: Pace
+    round: Round | None
+    version: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +60,6 @@ class Day:
     credits: tuple[Credit, ...]
 
 
-PACE = text("""
-WITH newest AS (
-    SELECT seconds, created_at FROM verdicts
-    WHERE critic_id = :critic AND project_id = :project AND current
-    ORDER BY id DESC LIMIT 20
-)
-SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS seconds, (
-    SELECT count(*) FROM verdicts
-    WHERE critic_id = :critic AND project_id = :project AND current
-      AND created_at >= date_trunc('day', now(), 'UTC')
-) AS today
-FROM newest WHERE created_at >= date_trunc('day', now(), 'UTC')
-""")
 SUMS = text("""
 SELECT count(*) AS total, count(*) FILTER (WHERE created_at >= now() - interval '1 hour') AS hour
 FROM verdicts WHERE critic_id = :critic AND project_id = :project AND current
@@ -91,10 +88,30 @@ ORDER BY e.number DESC
 """)
 
 
+def glance(session: Session, actor: Actor, project: Project) -> Glance:
+    """The actor's pace, and where the project's loop is: one statement, because every verdict is answered with it."""
+    mine = (Verdict.critic_id == actor.user_id, Verdict.project_id == project.id, Verdict.current)
+    midnight = func.date_trunc("day", func.now(), "UTC")
+    newest = select(Verdict.seconds, Verdict.created_at).where(*mine).order_by(Verdict.id.desc()).limit(20).subquery()
+    median = func.percentile_cont(0.5).within_group(newest.c.seconds)
+    row = session.execute(
+        select(
+            select(func.count()).where(*mine, Verdict.created_at >= midnight).scalar_subquery(),
+            select(median).where(newest.c.created_at >= midnight).scalar_subquery(),
+            Round,
+            ModelVersion.number,
+        )
+        .select_from(Project)
+        .outerjoin(Round, and_(Round.project_id == Project.id, Round.state.in_(ACTIVE_ROUND_STATES)))
+        .outerjoin(ModelVersion, ModelVersion.id == Project.active_version_id)
+        .where(Project.id == project.id)
+    ).one()
+    return Glance(Pace(row[0], row[1]), row[2], row[3])
+
+
 def pace_of(session: Session, actor: Actor, project: Project) -> Pace:
     """The actor's count of today, and their pace of today."""
-    row = session.execute(PACE, {"critic": actor.user_id, "project": project.id}).one()
-    return Pace(row.today, row.seconds)
+    return glance(session, actor, project).pace
 
 
 def day_of(session: Session, actor: Actor, project: Project) -> Day:

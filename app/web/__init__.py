@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from app.web import account_links, annotate, comparing, sign_in
+from app.web import account_links, annotate, comparing, practice, sign_in
 from app.web.admin import router as admin_router
 
 router = APIRouter()
@@ -10,6 +10,7 @@ router.include_router(sign_in.router)
 router.include_router(account_links.router)
 router.include_router(comparing.router)
 router.include_router(annotate.router)
+router.include_router(practice.router)
 router.include_router(admin_router)
 
 __all__ = ["router"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,6 +14,7 @@ from app.errors import Conflict, DomainError, NotFound
 from app.models import Project, Role, VerdictKind
 from app.services import assignments, candidates, days, instructions, overviews, projects, rounds, verdicts
 from app.services.actors import Actor, parse_id, project_role
+from app.services.held import held_ids, lock_critic
 from app.services.overviews import VerdictLine
 from app.services.projects import ProjectSettings
 from app.web.access import Form, Me, Poster, SignedIn, judged_project, text_of, texts_of
@@ -28,12 +28,11 @@ from app.web.judging import (
     JudgeView,
     ProjectRow,
     ProjectsView,
+    StageView,
     card_of,
     day_view,
-    empty_of,
-    next_claim,
+    next_stage,
     progress_of,
-    stage_of,
 )
 from app.web.rendering import Message, Shell, fragment, page, shell_for
 from app.web.sign_in import LAST_PROJECT, set_cookie
@@ -85,22 +84,20 @@ def judge(request: Request, session: SessionDep, who: Me, slug: str, verdict: st
     project = judged_project(session, who.actor, slug)
     settings = projects.settings_of(session, project)
     messages: tuple[Message, ...] = ()
-    card = None
-    if verdict:
-        card = card_of_verdict(session, who.actor, project, settings, parse_id(verdict))
-        if card is None:
-            messages = (Message("That verdict was changed meanwhile: see the newest one in your list.", "warn"),)
+    card = card_of_verdict(session, who.actor, project, settings, parse_id(verdict)) if verdict else None
+    if verdict and card is None:
+        messages = (Message("That verdict was changed meanwhile: see the newest one in your list.", "warn"),)
+    stage = StageView(slug, card, None)
     if card is None:
-        held = assignments.open_assignments(session, who.actor, project)
-        claim = next_claim(session, who.actor, project, frozenset(), held)
-        card = card_of(claim, settings) if claim else None
+        held = held_ids(session, who.actor, project)
+        stage = next_stage(session, who.actor, project, settings, held=held)
     view = JudgeView(
         slug=slug,
         project_name=project.name,
         projects=tuple((one.slug, one.name) for one in projects.list_projects(session, who.actor)),
         sees_admin=project_role(session, who.actor, project) is not Role.critic,
-        card=card,
-        empty=None if card else empty_of(session, project),
+        card=stage.card,
+        empty=stage.empty,
         progress=progress_of(session, who.actor, project, settings),
         skip_reasons=tuple(settings.skip_reasons),
         flag_reasons=tuple(settings.flag_reasons),
@@ -132,13 +129,17 @@ def claim_next(session: SessionDep, who: Poster, form: Form, slug: str) -> Respo
     """The next prompt that the page does not have yet, or why there is none; 204 when it has all it may hold."""
     project = judged_project(session, who.actor, slug)
     settings = projects.settings_of(session, project)
-    known = frozenset(parse_id(one) for one in texts_of(form, "known"))
-    held = assignments.open_assignments(session, who.actor, project)
-    if len(held) >= settings.max_open and all(claim.assignment_id in known for claim in held):
+    known = known_in(form)
+    held = held_ids(session, who.actor, project)
+    if len(held) >= settings.max_open and known.issuperset(held):
         return Response(status_code=204)
-    claim = next_claim(session, who.actor, project, known, held)
-    view = stage_of(session, project, card_of(claim, settings) if claim else None)
+    view = next_stage(session, who.actor, project, settings, known, held)
     return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=view)
+
+
+def known_in(form: FormData) -> frozenset[int]:
+    """The claims the page has already."""
+    return frozenset(parse_id(one) for one in texts_of(form, "known")[:50])
 
 
 @router.get("/annotate/{slug}/back")
@@ -151,7 +152,7 @@ def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Respon
     if not lines:
         raise NotFound("There is no earlier verdict of yours in this project.")
     claim = assignments.get_assignment(session, who.actor, lines[0].assignment_id)
-    view = stage_of(session, project, card_of(claim, settings, lines[0]))
+    view = StageView(project.slug, card_of(claim, settings, lines[0]), None)
     return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=view)
 
 
@@ -215,11 +216,26 @@ def verdict_of(form: FormData) -> verdicts.VerdictIn:
 
 @router.post("/annotate/{slug}/assignments/{assignment}/verdict")
 def give(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, assignment: str) -> Response:
-    """Give a verdict. Answers with the figures as they are then."""
+    """Give a verdict. Answers with the figures as they are then, and the next prompt where the page has room for it."""
     project = judged_project(session, who.actor, slug)
+    settings = projects.settings_of(session, project)
+    has_room = text_of(form, "room") == "yes"
+    if has_room:
+        lock_critic(session, who.actor)
     key = request.headers.get("idempotency-key")
     out = verdicts.give(session, who.actor, parse_id(assignment), verdict_of(form), idempotency_key=key)
-    return saved(request, session, who, project, status=out.status, body=out.body)
+    following = following_stage(session, who, project, settings, known_in(form)) if has_room else ""
+    return saved(request, session, who, project, settings, out=out, following=following)
+
+
+def following_stage(
+    session: Session, who: SignedIn, project: Project, settings: ProjectSettings, known: frozenset[int]
+) -> str:
+    """The next prompt as HTML; empty where there is none, or the critic may hold no more."""
+    view = next_stage(session, who.actor, project, settings, known)
+    if view.card is None:
+        return ""
+    return bytes(fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=view).body).decode()
 
 
 @router.post("/annotate/{slug}/verdicts/{verdict}")
@@ -234,17 +250,25 @@ def change(request: Request, session: SessionDep, who: Poster, form: Form, slug:
         if not overviews.was_changed_to(session, who.actor, verdict_id, wanted):
             raise
         body = {}
-    return saved(request, session, who, project, status=201, body=body)
+    settings = projects.settings_of(session, project)
+    return saved(request, session, who, project, settings, out=verdicts.VerdictOut(201, body))
 
 
 def saved(
-    request: Request, session: Session, who: SignedIn, project: Project, *, status: int, body: Mapping[str, Any]
+    request: Request,
+    session: Session,
+    who: SignedIn,
+    project: Project,
+    settings: ProjectSettings,
+    *,
+    out: verdicts.VerdictOut,
+    following: str = "",
 ) -> Response:
-    """The answer to a verdict: the figures, and a sentence where it does not count."""
-    content = figures(request, session, who, project, projects.settings_of(session, project))
-    if body.get("state") == "kept_aside":
+    """The answer to a verdict: the figures, a sentence where it does not count, and the prompt that follows."""
+    content = figures(request, session, who, project, settings) + following
+    if out.body.get("state") == "kept_aside":
         content += f"<p data-text>{KEPT_ASIDE}</p>"
-    return Response(content, status_code=status, media_type="text/html", headers=NO_STORE)
+    return Response(content, status_code=out.status, media_type="text/html", headers=NO_STORE)
 
 
 @router.get("/annotate/{slug}/history")

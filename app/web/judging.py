@@ -8,8 +8,9 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from app.errors import Forbidden
 from app.models import Project
-from app.services import accepted, assignments, candidates, days, rounds, versions, workers
+from app.services import accepted, assignments, candidates, days, rounds, workers
 from app.services.actors import Actor
 from app.services.assignments import Claim
 from app.services.days import Credit, Day
@@ -58,13 +59,17 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """Nothing to judge now: why, and what happens next. `progress` is a share of 1 where there is one."""
+    """Nothing to judge now: why, and what happens next.
+
+    `progress` is a share of 1 where there is one, `link` an address and its words.
+    """
 
     kind: str
     title: str
     text: str
     next: str
     progress: float | None = None
+    link: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +224,8 @@ def card_of(claim: Claim, settings: ProjectSettings, line: VerdictLine | None = 
 def progress_of(session: Session, actor: Actor, project: Project, settings: ProjectSettings) -> Progress:
     """Today's count, and how far the next round or the one that runs is."""
     fresh = accepted.fresh_count(session, project)
-    running = rounds.active_round(session, project)
-    version = versions.get_version(session, actor, project.active_version_id) if project.active_version_id else None
+    glance = days.glance(session, actor, project)
+    running = glance.round
     every = settings.round_every
     explanation = f"{fresh} prompts have newly got an accepted rationale; " + (
         f"a round starts by itself at {every}." if settings.auto_rounds else "an admin starts the next round."
@@ -229,15 +234,14 @@ def progress_of(session: Session, actor: Actor, project: Project, settings: Proj
     if running:
         value, top = float(running.progress.get("fraction") or 0.0), 1.0
         label = f"Round {running.number}: {round_words(running)}"
-    pace = days.pace_of(session, actor, project)
     return Progress(
-        today=pace.today,
-        seconds=pace.seconds,
+        today=glance.pace.today,
+        seconds=glance.pace.seconds,
         fresh=fresh,
         round_every=every,
         round=label if running else "",
         round_name=f"Round {running.number}" if running else "",
-        version=f"Version {version.number}" if version else "",
+        version="" if glance.version is None else f"Version {glance.version}",
         revision=str(project.revision_id),
         explanation=explanation,
         line_value=value,
@@ -324,16 +328,43 @@ def filling(session: Session, project: Project, sampling: int, waiting: int, her
 
 
 def next_claim(
-    session: Session, actor: Actor, project: Project, known: frozenset[int], held: Sequence[Claim]
+    session: Session, actor: Actor, project: Project, known: frozenset[int], held: Sequence[int]
 ) -> Claim | None:
     """A claim the page does not have: one that was `held` before, else a new one; None when there is none."""
-    for claim in held:
-        if claim.assignment_id not in known:
-            return assignments.heartbeat(session, actor, claim.assignment_id)
+    for assignment_id in held:
+        if assignment_id not in known:
+            return assignments.heartbeat(session, actor, assignment_id)
     found = assignments.claim(session, actor, project)
     return None if found is None or found.assignment_id in known else found
 
 
-def stage_of(session: Session, project: Project, card: Card | None) -> StageView:
-    """The card, or why there is none."""
+def next_stage(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    settings: ProjectSettings,
+    known: frozenset[int] = frozenset(),
+    held: Sequence[int] = (),
+) -> StageView:
+    """The next prompt that the page does not have, or why there is none; a critic may be kept from judging, too."""
+    try:
+        claim = next_claim(session, actor, project, known, held)
+    except Forbidden as error:
+        if "reason" not in error.extra:
+            raise
+        return StageView(project.slug, None, refusal_of(project, error))
+    card = card_of(claim, settings) if claim else None
     return StageView(project.slug, card, None if card else empty_of(session, project))
+
+
+def refusal_of(project: Project, error: Forbidden) -> Empty:
+    """What to tell a critic who gets nothing to judge at this time."""
+    if error.extra["reason"] == "practice":
+        return Empty(
+            "practice",
+            "A short practice first",
+            error.detail,
+            "You see at once what was right. Nothing of it is counted.",
+            link=(f"/annotate/{project.slug}/practice", "Begin"),
+        )
+    return Empty("refused", "You are paused here", error.detail, "When you may go on, the next prompt appears here.")

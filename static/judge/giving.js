@@ -4,7 +4,7 @@ import { dropDraft, editedFrom, keepDraft, lineOf, lines, ownWords, picked, said
 import { label } from "./keys.js";
 import { makeOutbox } from "./outbox.js";
 import { ask, base, formToken, renew, showFigures } from "./server.js";
-import { advance, currentPrompt, mayJudge, prefetch, putAside, show } from "./stage.js";
+import { advance, currentPrompt, lacksNext, mayJudge, prefetch, putAside, show, take, whatIsKnown } from "./stage.js";
 import { announce, hint, parse, sentence, toast } from "./telling.js";
 
 const judge = document.querySelector(".judge");
@@ -41,9 +41,10 @@ export const outbox = makeOutbox(judge.dataset.user, {
     showFigures(text);
     const words = sentence(text);
     if (words) toast(words, "warn");
-    // A verdict that is saved makes room for one more claim.
-    prefetch();
+    // The answer brings the next prompt along; where it could not, the claim that was given up makes room for one.
+    if (!take(parse(text).querySelector("#work")) && lacksNext()) prefetch();
   },
+  asides: whatIsKnown,
   onRefused(item, status, text) {
     toast(`A verdict was not taken. ${sentence(text) || `The server said ${status}.`}`, "bad");
   },

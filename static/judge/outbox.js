@@ -21,7 +21,7 @@ function newKey() {
 }
 
 // `page` has: token(), renew() -> "same" | "signed-out" | "other" | "unreachable", onState(state, waiting),
-// onSaved(item, response, text), onRefused(item, status, text).
+// onSaved(item, response, text), onRefused(item, status, text), asides() -> more fields, as they are when it is sent.
 export function makeOutbox(user, page) {
   const place = `illume.outbox.${user}`;
   let memory = [];
@@ -90,7 +90,7 @@ export function makeOutbox(user, page) {
     try {
       response = await fetch(item.url, {
         method: "POST",
-        body: new URLSearchParams(item.fields),
+        body: new URLSearchParams([...item.fields, ...page.asides()]),
         headers: { "HX-Request": "true", "X-CSRF-Token": page.token(), "Idempotency-Key": item.key },
         signal: AbortSignal.timeout(20000),
       });

@@ -84,7 +84,8 @@ export async function show(work, { quietly = false } = {}) {
   }
   if (!isCard) return;
   const rendering = render(current);
-  prefetch();
+  // A verdict on its way brings the next prompt along; it is asked for where none is there yet.
+  if (!upcoming.length || !outbox.size) prefetch();
   await rendering;
 }
 
@@ -152,22 +153,29 @@ export function prefetch() {
 
 async function fetchNext() {
   const work = await claim();
-  if (!work) return false;
-  if (!work.dataset.assignment) {
-    if (!current) showEmpty(work);
-    return false;
-  }
+  if (work?.dataset.empty && !current) showEmpty(work);
+  return take(work);
+}
+
+// Takes in a prompt that the server sent. Whether it did.
+export function take(work) {
+  if (!work?.dataset.assignment) return false;
   // Meanwhile it may have been judged here: then it is no next one.
   if (known().some(([, id]) => id === work.dataset.assignment)) return false;
   if (!current) {
     show(work);
-    return false;
+    return true;
   }
   upcoming.push(work);
   decode(work).catch(() => {
     // It is tried again, and said, when the prompt is shown.
   });
   return true;
+}
+
+// What a verdict takes along, so that its answer can bring the next prompt.
+export function whatIsKnown() {
+  return upcoming.length < AHEAD ? [["room", "yes"], ...known()] : [];
 }
 
 async function claim() {

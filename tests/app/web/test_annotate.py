@@ -128,6 +128,22 @@ class TestVerdict:
         assert '<strong class="numbers">1</strong> today' in text
         assert count(session) == 1
 
+    def test_its_answer_brings_the_next_prompt_where_there_is_room(self, browser: Browser) -> None:
+        page = browser.get("/annotate/scenes").text
+        first = assignment_in(page)
+        second = assignment_in(browser.post("/annotate/scenes/next", {"known": first}).text)
+        url = f"/annotate/scenes/assignments/{first}/verdict"
+        fields = {"kind": "none_fit", "room": "yes", "known": [first, second]}
+        headers = {**FRAGMENT, "Idempotency-Key": "once"}
+        third = assignment_in(browser.post(url, fields, headers=headers).text)
+        assert third not in (first, second)
+        # The answer was lost: the same verdict again is no second one, and the claim it brought is no new one.
+        again = browser.post("/annotate/scenes/next", {"known": [first, second]}, headers=FRAGMENT).text
+        assert assignment_in(again) == third
+        url = f"/annotate/scenes/assignments/{second}/verdict"
+        last = browser.post(url, {"kind": "none_fit", "room": "yes", "known": [second, third]}, headers=FRAGMENT)
+        assert "data-assignment" not in last.text
+
     def test_the_same_key_again_is_the_same_verdict(self, browser: Browser, session: Session) -> None:
         page = browser.get("/annotate/scenes").text
         url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
