@@ -20,7 +20,7 @@ from app.services.actors import Actor, parse_id, project_role, require
 from app.services.export_rows import SCHEMA_VERSION, Aggregation, Format, Record, Row, Shape, Task, Wording, rows_of
 from app.services.paging import check_limit, decode_cursor, encode_cursor
 from app.services.projects import settings_of
-from app.services.record_pages import Choice, View, ahead, current_view, pages_by_prompt, pages_by_verdict
+from app.services.record_pages import Choice, View, ahead, current_view, one_line, pages_by_prompt, pages_by_verdict
 from app.services.store import get_store
 from app.services.users import pseudonym
 from app.settings import get_settings
@@ -261,10 +261,18 @@ def _critic_id(session: Session, actor: Actor, project: Project, critic: str) ->
 def line_pages(found: Plan) -> Iterator[list[bytes]]:
     """The rows as lines of JSON, some at a time; each page is read in a short session of its own."""
     if found.shape.format is not Format.records:
-        return ([orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in page] for page in shaped_pages(found))
+        return (
+            [one_line(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)) for row in page]
+            for page in shaped_pages(found)
+        )
     if found.kept is None:
         return ahead(pages_by_verdict(found.choice, after=int(found.after or 0)))
     return kept_pages(found.kept, found.after)
+
+
+def line_of(row: Row) -> bytes:
+    """A row as a line of JSON."""
+    return one_line(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def row_pages(found: Plan) -> Iterator[list[Row]]:

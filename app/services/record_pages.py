@@ -21,6 +21,7 @@ T = TypeVar("T")
 PAGE = 2000
 FIRST_PAGE = 200  # so that the first bytes do not wait for a whole page
 PROMPTS_A_PAGE = 500  # a prompt may have many records
+BREAKS = [(character.encode(), rb"\u%04x" % ord(character)) for character in "\u0085\u2028\u2029"]
 
 
 def _json(value: str) -> str:
@@ -170,7 +171,15 @@ class Names:
 
 def lines_of(rows: Sequence[Any], names: Names) -> list[bytes]:
     """Rows of `BY_VERDICT` or `BY_PROMPT` as lines of JSON."""
-    return [f'{{"schema_version":1,"critic":"{names(row.critic_id)}",{row.record}\n'.encode() for row in rows]
+    return [one_line(f'{{"schema_version":1,"critic":"{names(row.critic_id)}",{row.record}\n'.encode()) for row in rows]
+
+
+def one_line(line: bytes) -> bytes:
+    """A line of JSON without the characters that many readers take for the end of a line, inside its texts."""
+    for character, escaped in BREAKS:
+        if character in line:
+            line = line.replace(character, escaped)
+    return line
 
 
 def pages_by_verdict(choice: Choice, *, after: int = 0, limit: int | None = None) -> Iterator[list[bytes]]:

@@ -125,6 +125,11 @@ class TestTexts:
         assert {tuple(one["text"] for one in row["candidates"]) for row in found} == {NASTY[:4]}
         assert found[3]["rationale"] == "better: " + NASTY[5]
 
+    def test_a_row_is_a_line_to_every_reader(self, judged: tuple[Session, Any]) -> None:
+        for form in (Format.records, Format.sft):
+            text = content(planned(judged, Wanted(format=form))).decode()
+            assert text.splitlines() == text.split("\n")[:-1]
+
     def test_records_become_the_rows(self, judged: tuple[Session, Any]) -> None:
         """What the pages give is what the pure functions make of all records."""
         plan = planned(judged, Wanted(format=Format.preference))

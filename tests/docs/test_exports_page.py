@@ -1,0 +1,81 @@
+"""What docs/data/exports.md shows works against a server: its curl lines, its Python, and its R if there is any."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from app.main import create_app
+from app.models import Role, Scope
+from app.services import users
+from app.services.actors import SYSTEM
+from app.settings import ROOT
+from tests import factories
+from tests.app.services.judged import make_judged
+from tests.conftest import CommittedDatabase
+
+PAGE = ROOT / "docs" / "data" / "exports.md"
+
+
+def snippets(language: str) -> list[str]:
+    """The code blocks of the page in one language, but for those that say `no-test`."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def world(committed_db: CommittedDatabase, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A server with a judged project; the environment that the page speaks of."""
+    with committed_db.sessions() as session:
+        project, _ = make_judged(session, prompts=5)
+        reader = factories.make_user(session, role=Role.admin)
+        _, token = users.create_token(session, SYSTEM, user_id=reader.id, scope=Scope.read)
+        session.commit()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create_app(), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.05)
+    yield {
+        **os.environ,
+        "URL": f"http://127.0.0.1:{port}",
+        "TOKEN": token,
+        "PROJECT": project.slug,
+        "HF_HOME": str(tmp_path / "cache"),
+    }
+    server.should_exit = True
+    thread.join(30)
+
+
+def run(command: list[str], world: dict[str, str], folder: Path) -> str:
+    done = subprocess.run(command, env=world, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_page_does_what_it_says(world: dict[str, str], tmp_path: Path) -> None:
+    [shell] = snippets("sh")
+    run(["bash", "-euc", shell], world, tmp_path)
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 5
+    said = [run([sys.executable, "-c", code], world, tmp_path) for code in snippets("python")]
+    assert len(said) == 3
+    assert "(12, 8)" in said[0]
+    assert re.search(r"none_fit\s+1\npicked\s+4", said[1])
+    assert "[1.]" in said[1]
+    assert int(said[2].split()[0]) > 5
+    if shutil.which("Rscript"):
+        run(["Rscript", "-e", *snippets("r")], world, tmp_path)
