@@ -1,4 +1,4 @@
-"""How critics judge: by place on the page, again, day by day, and one's verdicts in a row."""
+"""How critics judge: by place on the page, and day by day."""
 
 from __future__ import annotations
 
@@ -21,23 +21,6 @@ SELECT v.critic_id, cardinality(v.shown) AS places,
 FROM verdicts v
 WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind = 'picked'
 ORDER BY v.id DESC LIMIT :newest
-"""
-
-# A set that a critic judged twice by plan: how many candidates were judged alike, of how many.
-AGAIN = """
-SELECT v.critic_id, sum(alike)::int AS alike, sum(places)::int AS places, count(*)::int AS sets
-FROM (
-    SELECT b.critic_id, cardinality(b.shown) AS places,
-        (SELECT count(*) FROM unnest(b.shown) AS s(candidate_id)
-         WHERE EXISTS (SELECT FROM picks k WHERE k.verdict_id = b.id AND k.candidate_id = s.candidate_id)
-             = EXISTS (SELECT FROM picks k WHERE k.verdict_id = f.id AND k.candidate_id = s.candidate_id)) AS alike
-    FROM verdicts b
-    JOIN assignments again ON again.id = b.assignment_id AND again.repeat
-    JOIN verdicts f ON f.candidate_set_id = b.candidate_set_id AND f.critic_id = b.critic_id AND f.current
-        AND f.kind IN ('picked', 'none_fit')
-    JOIN assignments before ON before.id = f.assignment_id AND NOT before.repeat
-    WHERE b.project_id = :project AND b.current AND b.kind IN ('picked', 'none_fit')
-) v GROUP BY v.critic_id
 """
 
 DAYS = """
@@ -63,14 +46,6 @@ class PlaceFigures:
     rates: tuple[float, ...]
     verdicts: int
     first: Interval | None
-
-
-@dataclass(frozen=True, slots=True)
-class Consistency:
-    """Of sets that came back by plan: the share of candidates that were judged as before."""
-
-    share: float
-    sets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +85,6 @@ def place_figures(seen: list[tuple[int, frozenset[int]]]) -> PlaceFigures:
     differences = [(1 in picked) - len(picked) / places for places, picked in seen if places > 1]
     first = bootstrap_interval(differences, seed=0) if differences else None
     return PlaceFigures(tuple(rates), len(seen), first)
-
-
-def consistency_of(session: Session, actor: Actor, project: Project) -> dict[int, Consistency]:
-    """Critics who judged a set again by plan, by id."""
-    require(session, actor, project, Role.viewer)
-    rows = session.execute(text(AGAIN), {"project": project.id})
-    return {row.critic_id: Consistency(row.alike / row.places, row.sets) for row in rows if row.places}
 
 
 def days_of(session: Session, actor: Actor, project: Project) -> list[Day]:

@@ -27,12 +27,13 @@ from app.models import (
     Role,
     Split,
 )
-from app.services import accepted, audit
+from app.services import accepted, audit, prompt_filters
 from app.services.actors import Actor, require
 from app.services.images import usable_by
 from app.services.overlap import first_slots
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.projects import settings_of
+from app.services.prompt_filters import Said
 from app.services.texts import JsonObject, Storable, Text
 
 MAX_ITEMS = 5000
@@ -271,8 +272,13 @@ def list_prompts(
     state: PromptState | None = None,
     query: str | None = None,
     external_id: str | None = None,
+    said: Said | None = None,
+    version: int | None = None,
 ) -> Page[Prompt]:
-    """Prompts in the order they came, with their images; `query` is a part of the question, answer or external id."""
+    """Prompts in the order they came, with their images; `query` is a part of the question, answer or external id.
+
+    `said`: by what critics said of them; `version`: those that the version of this number wrote candidates for.
+    """
     require(session, actor, project, Role.viewer)
     wanted = select(Prompt).where(Prompt.project_id == project.id).order_by(Prompt.id).limit(check_limit(limit) + 1)
     if cursor is not None:
@@ -286,6 +292,10 @@ def list_prompts(
     if query:
         columns = (Prompt.question, Prompt.answer, Prompt.external_id)
         wanted = wanted.where(or_(*(column.icontains(query, autoescape=True) for column in columns)))
+    if said is not None:
+        wanted = wanted.where(prompt_filters.said(said))
+    if version is not None:
+        wanted = prompt_filters.written_by(wanted, version)
     found = list(session.scalars(wanted.options(*WITH_IMAGES)))
     more = len(found) > limit
     return Page(found[:limit], encode_cursor(found[limit - 1].id) if more else None)

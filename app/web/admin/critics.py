@@ -13,12 +13,14 @@ from sqlalchemy.orm import Session
 
 from app.deps import SessionDep
 from app.errors import NotFound
-from app.models import Project
-from app.services import agreement, critic_figures, overviews, rounds
-from app.services.actors import Actor, parse_id
+from app.models import Project, Role
+from app.services import agreement, critic_figures, overviews, repeats, rounds, standings
+from app.services.actors import Actor, has_role, parse_id, project_role
 from app.services.agreement import Agreement, Vote
-from app.services.critic_figures import Consistency, Day, PlaceFigures
+from app.services.critic_figures import Day, PlaceFigures
 from app.services.overviews import CriticLine
+from app.services.repeats import Consistency
+from app.services.standings import Standing
 from app.web.access import Me
 from app.web.admin.feed import FeedRow, feed_row
 from app.web.admin.frame import frame_of
@@ -63,6 +65,7 @@ class CriticRow:
     agreement: AgreementView
     bias: BiasView | None
     consistency: Consistency | None
+    standing: Standing | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,9 @@ def critic_rows(
     places: Mapping[int | None, PlaceFigures],
 ) -> tuple[CriticRow, ...]:
     """Every critic, by name: no figure ranks them."""
-    again = critic_figures.consistency_of(session, actor, project)
+    may_see = has_role(project_role(session, actor, project), Role.reviewer)
+    again = {one.critic_id: one for one in repeats.consistency_of(session, actor, project)} if may_see else {}
+    stand = {one.critic_id: one for one in standings.standings_of(session, actor, project)} if may_see else {}
     ids = {email: user_id for user_id, email in names.items()}
     return tuple(
         CriticRow(
@@ -173,6 +178,7 @@ def critic_rows(
             agreement=agreement_view(agreement.with_others(votes, ids[line.email])),
             bias=bias_view(places.get(ids[line.email])),
             consistency=again.get(ids[line.email]),
+            standing=stand.get(ids[line.email]),
         )
         for line in overviews.critics_of(session, actor, project)
     )

@@ -15,17 +15,27 @@ from fastapi.responses import RedirectResponse, Response
 from app.deps import SessionDep
 from app.errors import NotFound
 from app.models import Prompt, PromptState, Role, Split
-from app.services import overviews, prompts
+from app.services import overviews, prompts, versions
 from app.services.actors import parse_id
 from app.services.overviews import CandidateLine, SetLine, VerdictLine
+from app.services.prompt_filters import Said
 from app.web.access import Form, Me, Poster, managed_project, text_of
+from app.web.admin import prompt_forms
 from app.web.admin.frame import back_to, frame_of
 from app.web.judging import Picture
 from app.web.rendering import page
 from app.web.words import KIND_TONES, KIND_WORDS, STATE_TONES, image_url
 
 router = APIRouter()
+router.include_router(prompt_forms.router)  # first: its paths would be taken for ids
 PAGE_SIZE = 50
+SAYINGS = (
+    ("accepted", "with an accepted rationale"),
+    ("open", "without one"),
+    ("flagged", "flagged by somebody"),
+    ("apart", "critics differ"),
+    ("alike", "critics agree"),
+)
 States = TypeVar("States", bound=StrEnum)
 
 
@@ -54,6 +64,11 @@ class PromptsView:
     query: str
     split: str
     state: str
+    said: str
+    version: str
+    sayings: tuple[tuple[str, str], ...]
+    versions: tuple[int, ...]
+    may_review: bool
     splits: tuple[str, ...]
     states: tuple[str, ...]
     filtered: bool
@@ -121,6 +136,8 @@ def index(
     q: str = "",
     split: str = "",
     state: str = "",
+    said: str = "",
+    version: str = "",
     cursor: str = "",
 ) -> Response:
     """The prompts, filtered."""
@@ -134,7 +151,11 @@ def index(
         split=one_of(Split, split),
         state=one_of(PromptState, state),
         query=q.strip() or None,
+        said=one_of(Said, said),
+        version=int(version) if version.isascii() and version.isdigit() and len(version) < 10 else None,
     )
+    known = versions.list_versions(session, who.actor, frame.project)
+    fields = {"q": q, "split": split, "state": state, "said": said, "version": version}
     view = PromptsView(
         slug=slug,
         counts="What is judged: images, a question, usually an answer.",
@@ -143,9 +164,14 @@ def index(
         state=state,
         splits=tuple(Split),
         states=tuple(PromptState),
-        filtered=bool(q or split or state),
+        said=said,
+        version=version,
+        sayings=SAYINGS,
+        versions=tuple(sorted(one.number for one in known)),
+        may_review=frame.may_review,
+        filtered=bool(q or split or state or said or version),
         rows=tuple(prompt_row(prompt) for prompt in found.items),
-        next="?" + urlencode({"q": q, "split": split, "state": state, "cursor": found.next}) if found.next else "",
+        next="?" + urlencode({**fields, "cursor": found.next}) if found.next else "",
     )
     return page("admin/prompts.html", shell=frame.shell, view=view)
 

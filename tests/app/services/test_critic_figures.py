@@ -1,4 +1,4 @@
-"""Figures of critics: places, repeats, days."""
+"""Figures of critics: places, days."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.errors import NotFound
-from app.models import Assignment, AssignmentState, Project
+from app.models import Project
 from app.services import critic_figures
 from tests import factories
 
@@ -42,34 +42,6 @@ class TestPlaces:
         factories.make_verdict(session, assignment, picks=[assignment.shown[2]])
         found = critic_figures.places_of(session, factories.make_admin(session), project)
         assert found[critic.user_id].rates == found[None].rates == (0.0, 0.0, 1.0)
-
-
-class TestConsistency:
-    def test_a_repeat_is_held_against_the_first_time(self, session: Session, project: Project) -> None:
-        critic = factories.make_critic(session, project)
-        made = factories.make_candidate_set(session, project, slots=2)
-        first = factories.make_assignment(session, made, critic)
-        factories.make_verdict(session, first, picks=first.shown[:2])
-        again = factories.add(
-            session,
-            Assignment(
-                project_id=project.id,
-                candidate_set_id=made.id,
-                critic_id=critic.user_id,
-                slot=2,
-                state=AssignmentState.open,
-                repeat=True,
-                shown=list(reversed(first.shown)),
-                expires_at=first.expires_at,
-            ),
-        )
-        factories.make_verdict(session, again, picks=first.shown[:1])
-        admin = factories.make_admin(session)
-        found = critic_figures.consistency_of(session, admin, project)
-        assert found == {critic.user_id: critic_figures.Consistency(pytest.approx(2 / 3), 1)}
-
-    def test_nothing_came_back(self, session: Session, project: Project) -> None:
-        assert critic_figures.consistency_of(session, factories.make_admin(session), project) == {}
 
 
 class TestRights:
