@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
 
 from app.models import Project, Role
-from app.services.actors import project_role
+from app.services.actors import has_role, project_role
 from app.web.access import SignedIn, managed_project
 from app.web.rendering import Shell, Tab, shell_for
 
@@ -18,6 +18,7 @@ TABS = (
     ("Rounds", "/rounds"),
     ("Versions", "/versions"),
     ("Prompts", "/prompts"),
+    ("Review", "/review"),
     ("Critics", "/critics"),
     ("Settings", "/settings"),
 )
@@ -43,7 +44,7 @@ def frame_of(
     tabs = tuple(
         Tab(label, f"/admin/projects/{slug}{path}", current=label == tab)
         for label, path in TABS
-        if label != "Settings" or role is Role.admin
+        if (label != "Settings" or role is Role.admin) and (label != "Review" or has_role(role, Role.reviewer))
     )
     return Frame(
         project=project,
