@@ -7,7 +7,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,7 +81,7 @@ def images_named_by(table: Path, folder: Path | None) -> dict[str, Path]:
     places = Places(table.parent, folder)
     found: dict[str, Path] = {}
     try:
-        columns = columns_of(islice(file.table.rows(), SAMPLE))
+        columns = columns_of(file.table.first(SAMPLE))
         plan = make_plan(file.table.kind, columns)
         for row in file.table.rows():
             for name in names_in(plan, row.values):

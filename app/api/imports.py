@@ -33,7 +33,7 @@ def import_out(found: Import, problems: list[ImportProblem]) -> ImportOut:
         state=found.state,
         filename=found.filename,
         layout=found.plan.get("layout", "own"),
-        columns=found.plan.get("columns", {}),
+        columns=dict(found.plan.get("columns", [])),
         total=found.total,
         done=found.done,
         added=found.added,

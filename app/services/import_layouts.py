@@ -83,7 +83,7 @@ class Plan:
         """As it is kept in the import's row."""
         return {
             "layout": self.layout.value,
-            "columns": {column: target.value for column, target in self.columns.items()},
+            "columns": [[column, target.value] for column, target in self.columns.items()],  # JSONB keeps no order
             "split": self.split.value,
             "question": self.question,
             "strict": self.strict,
@@ -93,7 +93,7 @@ class Plan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """As it was kept."""
-        columns = {column: Target(target) for column, target in data["columns"].items()}
+        columns = {column: Target(target) for column, target in data["columns"]}
         return cls(**{**data, "layout": Layout(data["layout"]), "columns": columns, "split": Split(data["split"])})
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -61,14 +61,15 @@ def scan(plan: Plan, file: ImportFile, keep: Callable[[], None]) -> Scanned:
     hashes, numbers = array("q"), array("q")
     total = 0
     wanted = () if plan.layout is Layout.records else columns[:1]
-    for row in file.table.rows(columns=wanted):
-        total += 1
-        external_id = row.values.get(wanted[0]) if wanted and isinstance(row.values, dict) else None
-        if external_id is not None:
-            hashes.append(hash_of(external_id))
-            numbers.append(row.number)
-        if total % 5000 == 0:
-            keep()
+    with closing(file.table.rows(columns=wanted)) as rows:
+        for row in rows:
+            total += 1
+            external_id = row.values.get(wanted[0]) if wanted and isinstance(row.values, dict) else None
+            if external_id is not None:
+                hashes.append(hash_of(external_id))
+                numbers.append(row.number)
+            if total % 5000 == 0:
+                keep()
     return Scanned(total, first_of_twice(np.asarray(hashes), np.asarray(numbers)))
 
 
@@ -107,7 +108,7 @@ def parsed_pieces(
     after: int,
     first: Mapping[int, int],
     keep: Callable[[], None],
-) -> Iterator[list[Parsed]]:
+) -> Generator[list[Parsed], None, None]:
     """The rows behind the first `after`, parsed, in pieces of so many rows or so many bytes of new images.
 
     `keep` is called before each few rows.
@@ -119,13 +120,13 @@ def parsed_pieces(
         return row.number, once(parse_row(file, plan, row), row.number, first)
 
     piece: list[Parsed] = []
-    rows = file.table.rows(after)
-    while few := list(islice(rows, AT_ONCE)):
-        keep()
-        piece += pool.map(parse, few) if any(names_web_address(row) for row in few) else map(parse, few)
-        if len(piece) >= PIECE or sum(len(one.data) for one in file.pending.values()) > PIECE_BYTES:
-            yield piece
-            piece = []
+    with closing(file.table.rows(after)) as rows:
+        while few := list(islice(rows, AT_ONCE)):
+            keep()
+            piece += pool.map(parse, few) if any(names_web_address(row) for row in few) else map(parse, few)
+            if len(piece) >= PIECE or sum(len(one.data) for one in file.pending.values()) > PIECE_BYTES:
+                yield piece
+                piece = []
     if piece:
         yield piece
 

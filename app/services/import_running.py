@@ -99,13 +99,14 @@ def _run(claimed: Claim, file: ImportFile, lease: Lease, until: float | None) ->
     done = claimed.done
     with ThreadPoolExecutor(AT_ONCE) as pool:
         pieces = parsed_pieces(claimed.plan, file, pool, after=done, first=scanned.first, keep=lease.keep)
-        for piece in pieces:
-            take_in(claimed, file, piece, total=scanned.total, done=done + len(piece))
-            done += len(piece)
-            lease.beaten = time.monotonic()
-            if until is not None and time.monotonic() > until and done < scanned.total:
-                _give_back(claimed)
-                return False
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                take_in(claimed, file, piece, total=scanned.total, done=done + len(piece))
+                done += len(piece)
+                lease.beaten = time.monotonic()
+                if until is not None and time.monotonic() > until and done < scanned.total:
+                    _give_back(claimed)
+                    return False
     return True
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -63,15 +63,22 @@ class Table:
     open: OpenTable
     path: Path | None = None
 
-    def rows(self, after: int = 0, *, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(self, after: int = 0, *, columns: Sequence[str] | None = None) -> Generator[Row, None, None]:
         """The rows behind the first `after`, with at least `columns` of what they hold.
 
         Raises `Invalid` where the file as a whole cannot be read.
         """
         if self.kind is TableKind.parquet:
-            return parquet_rows(self, after, columns)
+            yield from parquet_rows(self, after, columns)
+            return
         reading = {TableKind.ndjson: ndjson_rows, TableKind.csv: csv_rows, TableKind.json: json_rows}[self.kind]
-        return islice(reading(self.open), after, None)
+        with closing(reading(self.open)) as rows:
+            yield from islice(rows, after, None)
+
+    def first(self, count: int) -> list[Row]:
+        """The first rows; the file is let go of at once. Raises as `rows`."""
+        with closing(self.rows()) as rows:
+            return list(islice(rows, count))
 
 
 def kind_of(name: str, first: bytes) -> TableKind:
@@ -109,7 +116,7 @@ def lines_of(source: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
         yield line, cut
 
 
-def ndjson_rows(open_table: OpenTable) -> Iterator[Row]:
+def ndjson_rows(open_table: OpenTable) -> Generator[Row, None, None]:
     """The rows of a file with a JSON object a line; empty lines are none."""
     with open_table() as source:
         for number, (line, cut) in enumerate(lines_of(source), 1):
@@ -132,7 +139,7 @@ def parse_object(line: bytes) -> dict[str, Any] | Invalid:
     return item if isinstance(item, dict) else Invalid("The line is no JSON object.")
 
 
-def csv_rows(open_table: OpenTable) -> Iterator[Row]:
+def csv_rows(open_table: OpenTable) -> Generator[Row, None, None]:
     """The rows of a CSV file with a header; commas, semicolons or tabs stand between fields."""
     with open_table() as source:
         lines = (line.decode("utf-8", "surrogateescape") for line, _ in lines_of(source))
@@ -195,7 +202,7 @@ def is_utf8(text: str) -> bool:
 # Documents
 
 
-def json_rows(open_table: OpenTable) -> Iterator[Row]:
+def json_rows(open_table: OpenTable) -> Generator[Row, None, None]:
     """The rows of a JSON document: a list of rows, rows by name, or lists of values by column."""
     with open_table() as source:
         data = source.read(MAX_DOCUMENT + 1)
@@ -266,7 +273,7 @@ def column_rows(document: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 # Parquet
 
 
-def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Iterator[Row]:
+def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Generator[Row, None, None]:
     """The rows of a Parquet file, few at a time; row groups before `after` are not read."""
     import pyarrow as arrow
     from pyarrow import parquet

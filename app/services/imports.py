@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -115,7 +114,7 @@ def first_plan(
     """What the columns mean, by their names and by `mapping`. Raises `Invalid` where the file cannot be read."""
     file = ImportFile(path, name, images_path=images_path)
     try:
-        columns = columns_of(islice(file.table.rows(), SAMPLE))
+        columns = columns_of(file.table.first(SAMPLE))
         plan = make_plan(file.table.kind, columns, split=split, loose=loose or mapping is not None)
     finally:
         file.close()
@@ -127,7 +126,7 @@ def first_plan(
     return with_columns(plan, mapping, split=split)
 
 
-def columns_of(rows: Iterator[Row]) -> list[str]:
+def columns_of(rows: Iterable[Row]) -> list[str]:
     """The columns of some rows, in the order they come in."""
     return list(dict.fromkeys(column for row in rows if isinstance(row.values, dict) for column in row.values))
 
@@ -216,7 +215,7 @@ def preview(found: Import, *, limit: int = 8) -> tuple[Plan, list[Looked]]:
     plan = Plan.from_json(found.plan)
     looked = []
     with open_file(found.file_key, found.filename, found.images_key, fetch=_not_now) as file:
-        for row in islice(file.table.rows(), limit):
+        for row in file.table.first(limit):
             parsed = imported_records.parse(row) if plan.layout is Layout.records else parse_row(file, plan, row)
             looked.append(
                 Looked(

@@ -7,6 +7,7 @@ from app.web.admin import (
     compare,
     comparisons,
     critics,
+    imports,
     overview,
     prompts,
     review,
@@ -14,10 +15,12 @@ from app.web.admin import (
     settings,
     users,
     versions,
+    webhooks,
 )
 
 router = APIRouter()
-for module in (overview, settings, rounds, versions, compare, comparisons, prompts, review, critics, users, audit):
+PROJECT = (overview, settings, rounds, versions, compare, comparisons, prompts, review, imports, critics, webhooks)
+for module in (*PROJECT, users, audit):
     router.include_router(module.router, prefix="/admin")
 
 __all__ = ["router"]
