@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 SCHEMA_VERSION = 1
 JUDGES = ("picked", "none_fit")
@@ -63,8 +63,7 @@ class Shape:
     task: Task = Task.sft
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(NamedTuple):
     """A rationale somebody judged or wrote. `votes` critics were for it; `candidate` is None for a critic's own."""
 
     text: str

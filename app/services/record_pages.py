@@ -60,7 +60,7 @@ _RECORD = f"""concat(
     '","prompt_state":"', p.state, '","images":[', {_IMAGES}, '],"question":', to_json(p.question),
     ',"answer":', {_json("coalesce(p.answer, s.answer)")}, ',"answer_source":', {_json("s.answer_source")},
     ',"references":', p.references, ',"metadata":', p.metadata, ',"candidate_set":"', s.id,
-    '","source":"', s.source, '","slots":', s.slots, ',"version":', {_id("s.version_id")},
+    '","source":"', s.source, '","slots":', CASE v.state WHEN 'decided' THEN 1 ELSE s.slots END, ',"version":', {_id("s.version_id")},
     ',"version_number":', {_json("m.number")}, ',"candidates":[', {_CANDIDATES}, '],"shown":',
     replace(replace(replace(CAST(v.shown AS text), '{{', '["'), ',', '","'), '}}', '"]'),
     ',"kind":"', v.kind, '","rationale":', {_json("v.rationale")}, ',"edited_from":', {_id("v.edited_from")},
@@ -71,7 +71,14 @@ _RECORD = f"""concat(
 )"""
 # A verdict stands in a view when it was committed by then, and nothing committed by then had superseded it.
 _SEEN = "(pg_visible_in_snapshot({0}.xid, CAST(:seen AS pg_snapshot)) OR {0}.xid = pg_current_xact_id_if_assigned())"
-_STANDS = f"""v.project_id = :project AND v.state = 'counted' AND {_SEEN.format("v")}
+# A reviewer's decision stands instead of all others on its set; most installations have none to look for.
+_COUNTS = f"""(v.state = 'decided' OR (v.state = 'counted' AND (
+    (SELECT NOT EXISTS (SELECT FROM verdicts d WHERE d.current AND d.state = 'decided')) OR NOT EXISTS (
+        SELECT FROM verdicts d
+        WHERE d.candidate_set_id = v.candidate_set_id AND d.state = 'decided' AND {_SEEN.format("d")}
+    )
+)))"""  # noqa: S608 - constants only
+_STANDS = f"""v.project_id = :project AND {_COUNTS} AND {_SEEN.format("v")}
     AND (v.current OR NOT coalesce((SELECT {_SEEN.format("w")} FROM verdicts w WHERE w.supersedes = v.id), false))
     AND (CAST(:snapshot AS bigint) IS NULL OR EXISTS (
         SELECT FROM snapshot_items i WHERE i.verdict_id = v.id AND i.snapshot_id = :snapshot))
@@ -176,6 +183,8 @@ def lines_of(rows: Sequence[Any], names: Names) -> list[bytes]:
 
 def one_line(line: bytes) -> bytes:
     """A line of JSON without the characters that many readers take for the end of a line, inside its texts."""
+    if line.isascii():
+        return line
     for character, escaped in BREAKS:
         if character in line:
             line = line.replace(character, escaped)
