@@ -26,6 +26,7 @@ const judge = document.querySelector(".judge");
 const stage = document.getElementById("stage");
 const about = document.getElementById("about-dialog");
 const leaseMs = Number(judge.dataset.leaseSeconds) * 1000;
+const BEAT = Math.max(1000, leaseMs / 3);
 const zoom = makeZoom(document.getElementById("zoom-dialog"), document.getElementById("zoom-pane"));
 let lastActive = Date.now();
 let asked = "";
@@ -242,16 +243,16 @@ judge.addEventListener("figures", (event) => {
   if (before.revision !== now.revision) loadInstructions();
 });
 
-// Keeps what is claimed while somebody is at it, and finds out what is not ours any more.
+// Keeps what is claimed while somebody is at it in this tab, and finds out what is not ours any more.
 async function beat() {
-  if (document.hidden || Date.now() - lastActive > leaseMs) return;
+  if (document.hidden || Date.now() - lastActive > BEAT) return;
   const ids = heldClaims();
   if (!ids.length) return;
   const answer = await ask("/heartbeat", ids.map((id) => ["held", id])).catch(() => null);
   if (answer?.ok) lose(answer.text.split(" "), isUntouched);
 }
 
-setInterval(beat, Math.max(1000, leaseMs / 3));
+setInterval(beat, BEAT);
 setInterval(async () => {
   if (document.hidden || !isSaved()) return;
   if ((await renew()) === "signed-out") outbox.hold();
