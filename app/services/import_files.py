@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from app.errors import DomainError, Invalid, TooLarge
+from app.models import Split
 from app.services import images, outside
 from app.services.import_tables import SUFFIXES, Table, kind_of
 from app.services.store import KEY_FORM
@@ -110,6 +111,7 @@ class ImportFile:
         self._known: OrderedDict[str, str] = OrderedDict()
         self._new: dict[str, str] = {}
         self.pending: dict[str, images.Picture] = {}
+        self.splits: dict[str, set[Split]] = {}
         self.folder = PurePosixPath()
         try:
             with path.open("rb") as file:

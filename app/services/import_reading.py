@@ -29,6 +29,7 @@ PIECE = 200
 PIECE_BYTES = 64 * 1024 * 1024
 AT_ONCE = 8
 PLACEHOLDER = "0" * 64
+KNOWN_SPLITS = 50_000
 
 
 @contextmanager
@@ -165,19 +166,28 @@ def parse_row(file: ImportFile, plan: Plan, row: Row) -> PromptIn | DomainError:
         return Invalid("The line is nested too deeply.")
 
 
+Splits = dict[str, set[Split]]
+"""The splits that images stand in, as far as they were looked up."""
+
+
 def without_leaks(
-    session: Session, project: Project, items: Sequence[PromptIn | DomainError]
+    session: Session, project: Project, items: Sequence[PromptIn | DomainError], splits: Splits
 ) -> list[PromptIn | DomainError]:
-    """The items, those in error whose image stands in another split: what is tested must not have been trained on."""
-    wanted = {sha256 for item in items if isinstance(item, PromptIn) for sha256 in item.images}
+    """The items, those in error whose image stands in another split: what is tested must not have been trained on.
+
+    `splits` is kept between pieces: an image of thousands of prompts is looked up once.
+    """
+    if len(splits) > KNOWN_SPLITS:
+        splits.clear()
+    images = {sha256 for item in items if isinstance(item, PromptIn) for sha256 in item.images}
+    wanted = images - splits.keys()
     query = (
         select(PromptImage.sha256, Prompt.split)
         .join(Prompt, Prompt.id == PromptImage.prompt_id)
         .where(Prompt.project_id == project.id, PromptImage.sha256.in_(wanted))
         .distinct()
     )
-    splits: dict[str, set[Split]] = {}
-    for sha256, split in session.execute(query):
+    for sha256, split in session.execute(query) if wanted else ():
         splits.setdefault(sha256, set()).add(Split(split))
     kept: list[PromptIn | DomainError] = []
     for item in items:

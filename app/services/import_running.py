@@ -202,7 +202,8 @@ def _store(claimed: Claim, file: ImportFile, piece: Sequence[Parsed], *, total: 
         if claimed.plan.layout is Layout.records:
             results = imported_records.add_records(session, actor, project, [one for _, one in piece])
         else:
-            results = add_prompts(session, actor, project, without_leaks(session, project, [one for _, one in piece]))
+            items = without_leaks(session, project, [one for _, one in piece], file.splits)
+            results = add_prompts(session, actor, project, items)
         note(session, found, piece, results)
         found.total, found.done, found.tries = total, done, 1
         found.beats_at = func.now()

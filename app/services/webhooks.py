@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.db import session_scope
-from app.errors import Conflict, DomainError, Invalid, NotFound
+from app.errors import Conflict, DomainError, Invalid, NotFound, Unavailable
 from app.models import DeliveryState, Project, Role, Webhook, WebhookDelivery
 from app.services import audit, outside
 from app.services.actors import Actor, require, require_admin
@@ -62,8 +62,10 @@ ORDER BY v.xid, v.id LIMIT :limit
 
 
 def secret_of(webhook: Webhook) -> str:
-    """The key its deliveries are signed with. It is made of the installation's key, and kept nowhere."""
+    """The key its deliveries are signed with, made of the installation's key and kept nowhere. Raises `Unavailable`."""
     key = get_settings().secret_key.encode()
+    if not key:
+        raise Unavailable("ILLUME_SECRET_KEY is not set: webhooks cannot be signed without it.")
     digest = hmac.new(key, f"webhook {webhook.salt}".encode(), hashlib.sha256).digest()
     return "whsec_" + base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
