@@ -73,7 +73,7 @@ function leaveChange() {
 }
 
 function describe(action) {
-  return dialog.querySelector(`[data-action="${action}"] dd`).textContent.split(/[,;:]/)[0];
+  return dialog.querySelector(`[data-action="${action}"] .does`).textContent.split(/[,;:]/)[0];
 }
 
 function use(name) {

@@ -73,7 +73,8 @@ export async function show(work, { quietly = false } = {}) {
     ? { work, assignment: work.dataset.assignment, verdict: work.dataset.verdict, ready: false, clock: makeClock() }
     : null;
   if (work.parentElement !== stage) stage.replaceChildren(work);
-  judge.dataset.state = isCard ? "waiting" : "empty";
+  // What was decoded ahead is there in a frame: nothing needs to be shown as waiting for it.
+  judge.dataset.state = !isCard ? "empty" : work.dataset.decoded ? "swapping" : "waiting";
   if (isCard) {
     takeDraft(work);
     settle(work);

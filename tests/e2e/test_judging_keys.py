@@ -1,0 +1,116 @@
+"""The critic's keys: editing, tagging, choosing other keys; and what is kept of them."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.models import VerdictKind
+from tests.e2e.conftest import Site, Visit, axe_violations
+from tests.e2e.test_judging import candidate, question, ready, verdicts, wait_for_verdicts
+
+pytestmark = pytest.mark.browser
+
+
+def texts(page: Page) -> list[str]:
+    """The candidates on the page."""
+    return page.locator(".candidate .text").all_inner_texts()
+
+
+def test_a_candidate_is_edited_into_own_words(critic: Visit, site: Site) -> None:
+    page = critic.page
+    ready(page)
+    wanted = texts(page)[1]
+    page.keyboard.press("e")
+    expect(page.get_by_role("group", name="Edit which one? Press its number.")).to_be_visible()
+    page.keyboard.press("2")
+    own = page.get_by_role("textbox", name="In your own words")
+    expect(own).to_have_value(wanted)
+    expect(own).to_be_focused()
+    expect(page.get_by_text("edited from 2")).to_be_visible()
+    page.keyboard.type(" u0 s f")  # no key acts while somebody types
+    page.reload()  # a draft survives
+    ready(page)
+    expect(own).to_have_value(f"{wanted} u0 s f")
+    expect(page.get_by_text("edited from 2")).to_be_visible()
+    own.press("Control+Enter")
+    [given] = wait_for_verdicts(page, site, 1)
+    assert given.rationale == f"{wanted} u0 s f"
+    assert given.edited_from == given.shown[1]
+
+    # What is picked is what is edited; left as it was, it is a pick and no edit.
+    ready(page)
+    page.keyboard.press("1")
+    page.keyboard.press("e")
+    expect(own).to_be_focused()
+    expect(candidate(page, 1)).not_to_be_checked()
+    page.keyboard.press("Control+Enter")
+    last = wait_for_verdicts(page, site, 2)[-1]
+    assert (last.kind, last.rationale, last.edited_from) == (VerdictKind.picked, None, None)
+
+
+def test_what_a_candidate_lacks_is_tagged_and_can_be_changed(critic: Visit, site: Site) -> None:
+    page = critic.page
+    ready(page)
+    page.keyboard.press("t")
+    page.keyboard.press("3")
+    dialog = page.get_by_role("dialog", name="Candidate 3")
+    expect(dialog).to_contain_text(texts(page)[2])
+    assert axe_violations(page) == []
+    page.keyboard.press("1")
+    page.keyboard.press("4")
+    expect(dialog.get_by_label("contradicts the image")).to_be_checked()
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    expect(page.locator(".lacks").nth(2)).to_have_text("contradicts the imagebadly written")
+    page.keyboard.press("0")
+    [given] = wait_for_verdicts(page, site, 1)
+    assert given.tags == {str(given.shown[2]): ["contradicts the image", "badly written"]}
+    page.keyboard.press("u")
+    expect(page.locator(".lacks").nth(2)).to_contain_text("badly written")
+    ready(page)
+    page.get_by_role("button", name="Candidate 3: say what it lacks").click()
+    dialog.get_by_label("badly written").uncheck()
+    dialog.get_by_role("button", name="Done").click()
+    page.keyboard.press("0")
+    expect(page.locator("#save-state")).to_have_text("Saved")
+    [given] = verdicts(site)
+    assert given.tags == {str(given.shown[2]): ["contradicts the image"]}
+
+
+def test_keys_of_ones_own(critic: Visit, site: Site) -> None:
+    page = critic.page
+    ready(page)
+    page.keyboard.press("?")
+    dialog = page.get_by_role("dialog", name="Keys")
+    assert axe_violations(page) == []
+    change = dialog.get_by_role("button", name="Change the key: none fits")
+    problem = dialog.get_by_role("alert")
+    change.click()
+    page.keyboard.press("s")
+    expect(problem).to_contain_text("S is taken: it means “skip”")
+    page.keyboard.press("4")
+    expect(problem).to_contain_text("4 cannot be used")
+    page.keyboard.press("x")
+    expect(problem).to_have_text("")
+    change.click()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="None fits X")).to_be_visible()
+
+    page.reload()
+    ready(page)
+    before = question(page)
+    page.keyboard.press("0")
+    assert question(page) == before
+    page.keyboard.press("x")
+    [given] = wait_for_verdicts(page, site, 1)
+    assert given.kind is VerdictKind.none_fit
+
+    ready(page)
+    page.keyboard.press("?")
+    dialog.get_by_role("button", name="As they were at first").click()
+    page.keyboard.press("Escape")
+    page.keyboard.press("0")
+    wait_for_verdicts(page, site, 2)

@@ -1,0 +1,82 @@
+"""Judging over bad networks: cut in the middle of a verdict, and slow for two critics at once."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+from sqlalchemy import func, select
+
+from app.models import Verdict
+from tests.e2e import world
+from tests.e2e.conftest import Site, Visit, Visitor
+from tests.e2e.test_judging import question, ready, saved, verdicts
+
+pytestmark = pytest.mark.browser
+
+
+def all_verdicts(site: Site) -> int:
+    """How many verdicts there are, changes and repeats included."""
+    with site.sessions() as session:
+        return session.scalar(select(func.count()).select_from(Verdict)) or 0
+
+
+def slow(page: Page, milliseconds: int) -> None:
+    """Let every request of a page take so much longer."""
+    wire = page.context.new_cdp_session(page)
+    wire.send(
+        "Network.emulateNetworkConditions",
+        {"offline": False, "latency": milliseconds, "downloadThroughput": -1, "uploadThroughput": -1},
+    )
+
+
+def judge_some(page: Page, count: int) -> None:
+    """Give verdicts as fast as prompts come."""
+    for _ in range(count):
+        ready(page)
+        before = question(page)
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).not_to_have_text(before)
+
+
+def test_the_network_is_cut_in_the_middle_of_a_verdict(critic: Visit, site: Site) -> None:
+    page = critic.page
+    critic.watch.allow += ["net::ERR_INTERNET_DISCONNECTED", "net::ERR_FAILED"]
+    with page.expect_response(re.compile("/next$")):
+        ready(page)
+    page.wait_for_timeout(1500)
+
+    def cut(route: Route) -> None:
+        route.fetch()  # the server takes the verdict
+        critic.context.set_offline(True)
+        route.abort()  # and nobody hears of it
+
+    page.route(re.compile("/verdict$"), cut, times=1)
+    judge_some(page, 2)
+    expect(saved(page)).to_have_text("Offline, 2 waiting")
+    assert all_verdicts(site) == 1
+    page.keyboard.press("u")
+    expect(page.get_by_role("region", name="Messages")).to_contain_text("Going back needs the server")
+    critic.context.set_offline(False)
+    expect(saved(page)).to_have_text("Saved")
+    assert all_verdicts(site) == len(verdicts(site)) == 2
+    ready(page)
+
+
+def test_two_critics_with_two_seconds_of_latency(visitor: Visitor, scenes: world.World, site: Site) -> None:
+    pages = []
+    for email in (scenes.critic, scenes.admin):
+        page = visitor().sign_in(email, to="/annotate/scenes")
+        slow(page, 2000)
+        pages.append(page)
+    for _ in range(3):
+        for page in pages:
+            judge_some(page, 1)
+    for page in pages:
+        expect(saved(page)).to_have_text("Saved", timeout=60_000)
+        ready(page)
+    given = verdicts(site)
+    assert all_verdicts(site) == len(given) == 6
+    assert len({verdict.candidate_set_id for verdict in given}) == 6
