@@ -7,11 +7,12 @@ import io
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from PIL import Image
 
-PROMPTS = (
+PROMPTS: tuple[dict[str, Any], ...] = (
     {
         "external_id": "beach-1",
         "images": ["images/beach.png"],
