@@ -57,7 +57,7 @@ function remind() {
   const wanted = Number(minutes.value) * 60 * 1000;
   if (!wanted || Date.now() - since < wanted || Date.now() - lastActive > PAUSE) return;
   since = Date.now();
-  toast(`You have judged for ${minutes.value} minutes. A short break keeps the eye fresh; “Your day” turns this reminder off.`, "warn");
+  toast(`You have judged for ${minutes.value} minutes. A short break keeps the eye fresh; “Your day” turns this reminder off.`, "note");
 }
 
 export function startDay() {

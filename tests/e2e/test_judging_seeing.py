@@ -1,0 +1,139 @@
+"""What a critic sees: images in place and several at once, differences, folds, blur, instructions that change."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.models import Role, VerdictKind
+from app.services import projects
+from app.services.actors import Actor
+from tests import factories
+from tests.e2e import world
+from tests.e2e.conftest import DESK, Site, Visit, Visitor, axe_violations
+from tests.e2e.test_judging import question, ready, verdicts, wait_for_verdicts
+
+pytestmark = pytest.mark.browser
+LONG = "because the kite in the upper left corner of the picture has a tail of many colours " * 6
+
+
+@pytest.fixture
+def two_images(site: Site) -> world.World:
+    """A project with one prompt of two images, long and alike candidates."""
+    with site.sessions.begin() as session:
+        made = world.build(session, prompts=1)
+        project = projects.get_project(session, factories.make_admin(session), made.slug)
+        images = [factories.make_image(session, factories.image_bytes(size=(640, 480))) for _ in range(2)]
+        prompt = factories.make_prompt(session, project, images=images, question="which one is older?", answer="A")
+        texts = ("the left one has a crack", "the left one has no crack", LONG)
+        factories.make_candidate_set(session, project, prompt=prompt, texts=texts, priority=9)
+    return made
+
+
+def scale(page: Page, number: int) -> float:
+    """How much an image is zoomed in place."""
+    found: float = page.evaluate(
+        "n => new DOMMatrix(getComputedStyle(document.querySelectorAll('.picture img')[n]).transform).a", number
+    )
+    return found
+
+
+def test_several_images_differences_and_folds(visitor: Visitor, two_images: world.World, site: Site) -> None:
+    visit = visitor()
+    page = visit.sign_in(two_images.critic, to="/annotate/scenes")
+    ready(page)
+    if question(page) != "which one is older?":
+        page.keyboard.press("0")
+        expect(page.get_by_role("heading", name="which one is older?")).to_be_visible()
+        ready(page)
+    first, second = page.get_by_role("img", name=re.compile("^Image")).all()
+    one, other = first.bounding_box(), second.bounding_box()
+    assert one is not None
+    assert other is not None
+    assert one["x"] + one["width"] <= other["x"]  # side by side
+    assert page.evaluate("document.documentElement.scrollHeight") == DESK[1]
+
+    page.mouse.move(other["x"] + 20, other["y"] + 200)
+    page.mouse.wheel(0, -400)
+    expect(page.locator(".picture").nth(1)).to_have_class(re.compile("is-zoomed"))
+    assert scale(page, 1) > 2
+    assert scale(page, 0) == 1
+    page.keyboard.press("+")
+    assert scale(page, 0) == 1.5
+    page.keyboard.press("-")
+
+    page.keyboard.press("z")
+    large = page.get_by_role("img", name=re.compile("The image, large, 1 of 2"))
+    expect(large).to_be_visible()
+    page.keyboard.press("2")
+    expect(page.get_by_role("img", name=re.compile("The image, large, 2 of 2"))).to_be_visible()
+    page.keyboard.press("z")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+    page.keyboard.press("d")
+    expect(page.get_by_role("button", name="Differences")).to_have_attribute("aria-pressed", "true")
+    marked = {re.sub(r"\s+", " ", mark.inner_text()) for mark in page.locator(".candidate mark").all()}
+    assert marked == {"a", "no"}
+    page.keyboard.press("d")
+    expect(page.locator(".candidate mark")).to_have_count(0)
+
+    long = page.locator(".candidate .text", has_text="upper left corner")
+    folded = long.bounding_box()
+    page.keyboard.press("l")
+    unfolded = long.bounding_box()
+    assert folded is not None
+    assert unfolded is not None
+    assert unfolded["height"] > 1.4 * folded["height"]
+    assert axe_violations(page) == []
+
+
+def test_blurred_images_and_new_instructions(visitor: Visitor, scenes: world.World, site: Site) -> None:
+    boss = Actor(0, "system", Role.admin)
+    with site.sessions.begin() as session:
+        projects.update_project(session, boss, "scenes", {"blur_images": True})
+    visit = visitor()
+    page = visit.sign_in(scenes.critic, to="/annotate/scenes")
+    judge = page.locator(".judge")
+    expect(judge).to_have_attribute("data-state", "blurred")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    messages = page.get_by_role("region", name="Messages")
+    expect(messages).to_contain_text("press B to see it first")
+    assert verdicts(site) == []
+    page.keyboard.press("b")
+    ready(page)
+    with site.sessions.begin() as session:
+        projects.update_project(
+            session, boss, "scenes", {"instructions": projects.INSTRUCTIONS + " Beware of <i>shadows</i>."}
+        )
+    page.keyboard.press("Enter")
+    [given] = wait_for_verdicts(page, site, 1)
+    assert given.kind is VerdictKind.picked
+    expect(messages).to_contain_text("The instructions have changed")
+    page.keyboard.press("i")
+    panel = page.get_by_role("complementary", name="Instructions")
+    expect(panel).to_contain_text("Version 2, changed")
+    assert [one.inner_text() for one in panel.locator("mark").all()] == ["Beware", "of", "<i>shadows</i>."]
+    assert axe_violations(page) == []
+    page.keyboard.press("i")
+    expect(panel).to_be_hidden()
+
+
+def test_time_counts_while_the_prompt_is_seen_only(critic: Visit, site: Site) -> None:
+    page = critic.page
+    ready(page)
+    hide = """hidden => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    since: float = page.evaluate("performance.now() / 1000")
+    page.evaluate(hide, True)
+    page.wait_for_timeout(4000)
+    page.evaluate(hide, False)
+    until: float = page.evaluate("performance.now() / 1000")
+    page.keyboard.press("0")
+    [given] = wait_for_verdicts(page, site, 1)
+    assert given.seconds is not None
+    assert 0 < given.seconds < until - since - 0.5  # were it counted, it would be more than all of that
