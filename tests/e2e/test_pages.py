@@ -10,7 +10,7 @@ from tests.e2e.conftest import DESK, PHONE, Site, Visit, Visitor, axe_violations
 
 pytestmark = pytest.mark.browser
 
-CRITICS = ("/annotate", "/annotate/scenes", "/annotate/scenes/history")
+CRITICS = ("/annotate", "/annotate/scenes", "/annotate/scenes/history", "/annotate/scenes/compare")
 ADMINS = (
     "/admin",
     "/admin/projects/scenes",
@@ -18,13 +18,20 @@ ADMINS = (
     "/admin/projects/scenes/rounds/preview",
     "/admin/projects/scenes/rounds/3",
     "/admin/projects/scenes/rounds/9",
+    "/admin/projects/scenes/rounds/3/snapshot",
     "/admin/projects/scenes/versions",
+    "/admin/projects/scenes/compare",
+    "/admin/projects/scenes/comparisons",
+    "/admin/projects/scenes/comparisons/1",
     "/admin/projects/scenes/prompts",
+    "/admin/projects/scenes/prompts/new",
     "/admin/projects/scenes/critics",
+    "/admin/projects/scenes/critics/2",
     "/admin/projects/scenes/settings",
     "/admin/new-project",
     "/admin/users",
     "/admin/users/1",
+    "/admin/audit",
 )
 MOST_BYTES = 150_000
 

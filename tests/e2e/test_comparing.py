@@ -1,0 +1,77 @@
+"""Versions held against each other in a browser: side by side by an admin, blindly by a critic."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+from sqlalchemy import select
+
+from app.models import Comparison, ComparisonState, Preference
+from tests.e2e import world
+from tests.e2e.conftest import PHONE, Site, Visit, Visitor
+
+pytestmark = pytest.mark.browser
+
+
+def test_from_the_lineage_to_what_each_wrote(admin: Visit) -> None:
+    page = admin.open("/admin/projects/scenes/versions")
+    graph = page.get_by_role("region", name="Graph of the lineage")
+    expect(graph.get_by_role("link")).to_have_count(4)
+    expect(graph.get_by_role("link", name=re.compile("^v2 0.608.*active"))).to_be_visible()
+    expect(page.get_by_role("link", name="Download the adapter of version 3")).to_be_visible()
+    page.get_by_role("link", name="Compare version 3 with version 2").click()
+    expect(page.get_by_role("heading", name="Version 2 against version 3")).to_be_visible()
+    pairs = page.locator("li.pair")
+    expect(pairs).to_have_count(12)
+    first = pairs.first.locator(".badge").inner_text()
+    assert first.startswith("+")
+    page.get_by_label("Order").select_option("worse")
+    page.get_by_role("button", name="Compare").click()
+    expect(pairs.first.locator(".badge")).not_to_have_text(first)
+    worse = page.get_by_role("navigation", name="Which prompts").get_by_role("link", name=re.compile("^worse"))
+    count = int(worse.locator("strong").inner_text())
+    worse.click()
+    expect(pairs).to_have_count(count)
+
+
+@pytest.mark.parametrize("size", [(1280, 800), PHONE], ids=["desk", "phone"])
+def test_a_critic_compares_by_keys(visitor: Visitor, history: world.World, site: Site, size: tuple[int, int]) -> None:
+    visit = visitor(size)
+    page = visit.sign_in("dan@example.org", to="/annotate/scenes/compare")
+    expect(page.get_by_role("img", name="Image 1 of 1")).to_be_visible()
+    assert "ersion" not in page.locator("main").inner_text()
+    texts = page.locator(".blind-text")
+    before = texts.all_inner_texts()
+    page.keyboard.press("1")
+    expect(texts.first).not_to_have_text(before[0])
+    page.get_by_role("button", name="Neither is better").click()
+    with site.sessions() as session:
+        given = session.scalars(select(Preference).order_by(Preference.id.desc()).limit(2)).all()
+    assert given[0].preferred == "neither"
+    assert given[1].preferred == given[1].left
+    assert given[1].seconds is not None
+
+
+def test_an_admin_sees_it_stand_and_closes_it(admin: Visit, site: Site) -> None:
+    page = admin.open("/admin/projects/scenes/comparisons")
+    card = page.get_by_role("region", name="Comparison 1")
+    expect(card).to_contain_text(re.compile(r"6 of \d+ judgements"))
+    card.get_by_role("link", name="Comparison 1").click()
+    page.on("dialog", lambda question: question.accept())
+    page.get_by_role("button", name="Close it now").click()
+    expect(page.get_by_text("The comparison is closed.")).to_be_visible()
+    with site.sessions() as session:
+        assert session.scalars(select(Comparison)).one().state is ComparisonState.closed
+
+
+def test_agreement_and_a_critic_behind_it(admin: Visit) -> None:
+    page = admin.open("/admin/projects/scenes/critics")
+    agreement = page.get_by_role("region", name="Agreement", exact=True)
+    expect(agreement).to_contain_text("95 % interval")
+    agreement.get_by_text("By pair of critics").click()
+    expect(agreement.get_by_role("rowheader", name=re.compile("ada.* and ben")).first).to_be_visible()
+    page.get_by_role("link", name="ada@example.org").click()
+    expect(page.get_by_role("heading", name="ada@example.org")).to_be_visible()
+    expect(page.get_by_role("region", name="Verdicts", exact=True).get_by_role("listitem").first).to_be_visible()
