@@ -10,6 +10,10 @@ from sqlalchemy import text
 HEAD = 24
 """How many sets at the head of the order are looked at, before the search goes on where it once ended."""
 
+# A critic's rows are asked for as a range of the index that begins with them. Asked for by `critic_id = ...` and in the
+# order of ids, the planner may walk the primary key back from its end, past everything others did meanwhile.
+LAST = 2**63 - 1
+
 # What a critic gets, as JSON: the prompt without references and metadata, the candidates in the order they are shown.
 # `a` is the assignment, `s` its candidate set, `p` its prompt. The state of a prompt would tell gold from others.
 CLAIM_JSON = """
@@ -72,8 +76,9 @@ WITH allowed AS (
     ))
 ), open AS (
     SELECT id FROM assignments
-    WHERE critic_id = :critic AND project_id = (SELECT project FROM allowed) AND state = 'open'
-    ORDER BY id LIMIT (SELECT max_open FROM allowed)
+    WHERE (critic_id, project_id, id) BETWEEN (:critic, (SELECT project FROM allowed), 0)
+        AND (:critic, (SELECT project FROM allowed), {LAST}) AND state = 'open'
+    ORDER BY critic_id, project_id, id LIMIT (SELECT max_open FROM allowed)
 ), resumed AS (
     UPDATE assignments SET expires_at = now() + (SELECT lease FROM allowed)
     WHERE id = (SELECT min(id) FROM open HAVING count(*) >= (SELECT max_open FROM allowed)) AND state = 'open'
@@ -83,8 +88,11 @@ WITH allowed AS (
 ), last AS MATERIALIZED (
     SELECT ARRAY(
         SELECT x.sha256 FROM prompt_images x WHERE x.prompt_id = (
-            SELECT s.prompt_id FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id
-            WHERE a.critic_id = :critic ORDER BY a.id DESC LIMIT 1
+            SELECT s.prompt_id FROM (
+                SELECT candidate_set_id FROM assignments
+                WHERE (critic_id, id) BETWEEN (:critic, 0) AND (:critic, {LAST})
+                ORDER BY critic_id DESC, id DESC LIMIT 1
+            ) newest JOIN candidate_sets s ON s.id = newest.candidate_set_id
         )
     ) AS images
 ), gold AS MATERIALIZED (
@@ -98,9 +106,10 @@ WITH allowed AS (
     SELECT o.id, o.shown
     FROM (
         SELECT v.candidate_set_id AS id, v.prompt_id, v.shown FROM verdicts v
-        WHERE v.critic_id = :critic AND v.project_id = (SELECT project FROM allowed)
+        WHERE (v.critic_id, v.project_id, v.id) BETWEEN (:critic, (SELECT project FROM allowed), 0)
+            AND (:critic, (SELECT project FROM allowed), {LAST})
           AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
-        ORDER BY v.id DESC OFFSET (SELECT repeat_after FROM allowed) LIMIT 100
+        ORDER BY v.critic_id DESC, v.project_id DESC, v.id DESC OFFSET (SELECT repeat_after FROM allowed) LIMIT 100
     ) o JOIN prompts p ON p.id = o.prompt_id CROSS JOIN last
     WHERE (SELECT is_there FROM room) AND (SELECT wants_repeat FROM allowed) AND NOT EXISTS (SELECT FROM gold)
       AND p.state NOT IN ('held', 'retired') AND NOT {MINE.format(set="o.id", purpose="repeat")}
