@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from app.settings import get_settings
 from illume.prompting import render_answer_prompt, render_rationale_prompt
 
 LINES_A_PAGE = 500
+SNAPSHOT_FORM = re.compile(r"[0-9]+:[0-9]+:[0-9,]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +189,22 @@ def _position(session: Session, digest: str, cursor: str | None, after: str | No
         seen, made_for, behind = decode_cursor(cursor, str, str, str)
         if made_for != digest:
             raise Invalid("This cursor was made for another format or other filters.", field="cursor")
-        view = View(seen)
+        view = _checked_view(session, seen)
     behind = after if after is not None else behind
     head, _, tail = behind.partition("-")
     if behind and not (head.isdecimal() and len(head) < 19 and (not tail or (tail.isdecimal() and len(tail) < 10))):
         raise Invalid("after must be the id of a row of this dataset.", field="after")
     return view, behind
+
+
+def _checked_view(session: Session, seen: str) -> View:
+    """The view of a cursor; better refused now than in the middle of the stream."""
+    known = SNAPSHOT_FORM.fullmatch(seen) and session.scalar(
+        text("SELECT pg_input_is_valid(:seen, 'pg_snapshot')"), {"seen": seen}
+    )
+    if not known:
+        raise Invalid("This cursor is not one of ours: start again without it.", field="cursor")
+    return View(seen)
 
 
 def _state_of(session: Session, project: Project, view: View) -> str:

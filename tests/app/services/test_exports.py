@@ -22,6 +22,7 @@ from app.services.actors import SYSTEM
 from app.services.datasets import Plan, Wanted
 from app.services.export_parquet import GROUP_ROWS, parquet_of
 from app.services.export_rows import Format, Task, rows_of
+from app.services.paging import encode_cursor
 from app.services.store import get_store
 from tests.app.services.judged import NASTY, make_judged
 from tests.conftest import CommittedDatabase
@@ -164,6 +165,13 @@ class TestTakenUpAgain:
         for wanted in (Wanted(format=Format.sft), Wanted(critic="me")):
             with pytest.raises(Invalid) as caught:
                 planned(judged, wanted, cursor=cursor)
+            assert caught.value.field == "cursor"
+
+    def test_a_cursor_that_was_tampered_with(self, judged: tuple[Session, Any]) -> None:
+        digest = planned(judged, Wanted()).digest
+        for seen in ("", "nonsense", "9:1:", "1:2:3,,"):
+            with pytest.raises(Invalid) as caught:
+                planned(judged, Wanted(), cursor=encode_cursor(seen, digest, ""))
             assert caught.value.field == "cursor"
 
     def test_after_names_a_row(self, judged: tuple[Session, Any]) -> None:
