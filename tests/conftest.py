@@ -24,6 +24,7 @@ from app.embedded import Embedded
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 numbers = itertools.count(1)
+MIGRATED = "illume_template"  # the database with all tables and no rows
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,13 +46,13 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def embedded(data_dir: Path) -> Iterator[Embedded]:
-    """The embedded services of this run, with a migrated database `illume` and an untouched copy, `illume_template`."""
+    """The embedded services of this run, with a migrated database `illume` and an untouched copy, `MIGRATED`."""
     services = Embedded(data_dir, durable=False)
     try:
         services.start()
         migrate.upgrade(services.database_url)
         with maintenance(services.database_url) as connection:
-            connection.execute("CREATE DATABASE illume_template TEMPLATE illume IS_TEMPLATE true")
+            connection.execute(f"CREATE DATABASE {MIGRATED} TEMPLATE illume IS_TEMPLATE true")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ILLUME_DATABASE_URL", services.database_url)
             patch.setenv("ILLUME_REDIS_URL", services.redis_url)
@@ -107,15 +108,19 @@ class CommittedDatabase:
 
 
 @pytest.fixture
-def committed_db(embedded: Embedded, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommittedDatabase]:
+def template() -> str:
+    """The database that `committed_db` is a copy of; tests that share what is in it have one of their own."""
+    return MIGRATED
+
+
+@pytest.fixture
+def committed_db(embedded: Embedded, template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommittedDatabase]:
     """A database of the test's own, where commits count: for concurrency, feeds and whole processes.
 
     `app.db.session_scope()`, `get_engine()` and `get_settings()` use it too, and so do processes the test starts.
     """
     name = f"test_{os.getpid()}_{next(numbers)}"
-    with maintenance(embedded.database_url) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE illume_template STRATEGY FILE_COPY")
-    url = embedded.database_url.replace("/illume?", f"/{name}?")
+    url = copy_database(embedded, name, template)
     monkeypatch.setenv("ILLUME_DATABASE_URL", url)
     forget_settings()
     engine = create_engine(db.sqlalchemy_url(url), poolclass=pool.NullPool)
@@ -126,6 +131,13 @@ def committed_db(embedded: Embedded, monkeypatch: pytest.MonkeyPatch) -> Iterato
         forget_settings()
         with maintenance(embedded.database_url) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def copy_database(embedded: Embedded, name: str, template: str) -> str:
+    """Make the database `name`, a copy of `template`, to which nobody may be connected. Returns its URL."""
+    with maintenance(embedded.database_url) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+    return embedded.database_url.replace("/illume?", f"/{name}?")
 
 
 @contextlib.contextmanager

@@ -15,11 +15,17 @@ from pathlib import Path
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, expect, sync_playwright
+from sqlalchemy import create_engine, pool, select
 from sqlalchemy.orm import Session, sessionmaker
 
+from app import db
+from app.deps import SESSION_COOKIE
+from app.embedded import Embedded
 from app.main import create_app
+from app.models import User
+from app.services import users
 from app.settings import ROOT
-from tests.conftest import CommittedDatabase
+from tests.conftest import MIGRATED, CommittedDatabase, copy_database
 from tests.e2e import world
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -35,8 +41,9 @@ FLAGS = (
 DESK = (1280, 800)
 PHONE = (390, 844)
 AXE = (ROOT / "node_modules" / "axe-core" / "axe.min.js", ROOT / "static" / "vendor" / "axe.min.js")
-START_SECONDS = 60.0
-PATIENCE_MS = 20_000  # a busy machine is slow, not wrong
+# A busy machine is slow, not wrong: what comes is not waited for any longer by these.
+SERVER_SECONDS = 60.0
+PATIENCE_MS = 60_000
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Site:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + SERVER_SECONDS
         while not self._server.started:
             assert self._thread.is_alive(), "the server did not start"
             assert time.monotonic() < deadline, "the server did not start in time"
@@ -73,7 +80,7 @@ class Site:
         if self._server is None or self._thread is None:
             return
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(SERVER_SECONDS)
         assert not self._thread.is_alive(), "the server did not stop"
         self._server = self._thread = None
 
@@ -90,6 +97,7 @@ def free_port() -> int:
 def site(committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The application, served on a database of the test's own."""
     monkeypatch.setenv("ILLUME_SIGN_IN_TRIES", "1000")
+    monkeypatch.setenv("ILLUME_GATE_WAIT", str(SERVER_SECONDS))
     port = free_port()
     site = Site(f"http://127.0.0.1:{port}", committed_db.sessions, port)
     site.start()
@@ -99,18 +107,48 @@ def site(committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch) -> It
         site.stop()
 
 
+@pytest.fixture(scope="session")
+def plain_world(embedded: Embedded) -> world.World:
+    """The world in the database `world_plain`, which tests get copies of."""
+    return build_world(embedded, "world_plain", rich=False)
+
+
+@pytest.fixture(scope="session")
+def rich_world(embedded: Embedded) -> world.World:
+    """The world in the database `world_rich`, which tests get copies of."""
+    return build_world(embedded, "world_rich", rich=True)
+
+
+def build_world(embedded: Embedded, name: str, *, rich: bool) -> world.World:
+    """Build a world in a database of its own: once, since a history takes seconds and its copy a fraction of one."""
+    engine = create_engine(db.sqlalchemy_url(copy_database(embedded, name, MIGRATED)), poolclass=pool.NullPool)
+    try:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            return world.build(session, rich=rich)
+    finally:
+        engine.dispose()
+
+
 @pytest.fixture
-def scenes(site: Site) -> world.World:
+def template(request: pytest.FixtureRequest) -> str:
+    """The database that the test's own is a copy of: with the world that it asks for."""
+    for fixture, built, name in (("history", "rich_world", "world_rich"), ("scenes", "plain_world", "world_plain")):
+        if fixture in request.fixturenames:
+            request.getfixturevalue(built)
+            return name
+    return MIGRATED
+
+
+@pytest.fixture
+def scenes(site: Site, plain_world: world.World) -> world.World:
     """A project with a dozen prompts ready to judge."""
-    with site.sessions.begin() as session:
-        return world.build(session)
+    return plain_world
 
 
 @pytest.fixture
-def history(site: Site) -> world.World:
+def history(site: Site, rich_world: world.World) -> world.World:
     """A project with three rounds behind it."""
-    with site.sessions.begin() as session:
-        return world.build(session, rich=True)
+    return rich_world
 
 
 def chromium() -> str:
@@ -170,12 +208,25 @@ class Visit:
         return self.page
 
     def sign_in(self, email: str, *, to: str = "/") -> Page:
-        """Sign in by the form, and land on `to`."""
+        """Have a session as the form opens one, and stand on `to`, its scripts run."""
+        with self.site.sessions.begin() as session:
+            user = session.scalars(select(User).where(User.email == email)).one()
+            secret, _ = users.open_web_session(session, user)
+        self.context.add_cookies(
+            [{"name": SESSION_COOKIE, "value": secret, "url": self.site.url, "httpOnly": True, "sameSite": "Lax"}]
+        )
+        self.open(to)
+        expect(self.page.get_by_label(f"Account {email}")).to_be_visible()
+        return self.page
+
+    def sign_in_by_form(self, email: str, *, to: str) -> Page:
+        """Sign in as people do, and land on `to`, its scripts run."""
         self.open(f"/sign-in?next={to}")
         self.page.get_by_label("E-mail").fill(email)
         self.page.get_by_label("Password").fill(world.PASSWORD)
         self.page.get_by_role("button", name="Sign in").click()
         expect(self.page.get_by_label(f"Account {email}")).to_be_visible()
+        self.page.wait_for_load_state()
         return self.page
 
 

@@ -30,7 +30,7 @@ class TestLoop:
 
     def test_unchanged_pages_are_not_sent_again(self, admin: Visit) -> None:
         page = admin.page
-        with page.expect_response(lambda answer: answer.status == 304, timeout=20_000):
+        with page.expect_response(lambda answer: answer.status == 304):
             pass
 
     def test_a_round_is_previewed_started_and_cancelled(self, admin: Visit, site: Site) -> None:

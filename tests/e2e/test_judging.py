@@ -260,7 +260,7 @@ class TestNothingIsLost:
         critic.watch.allow += ["net::ERR_CONNECTION_REFUSED", "net::ERR_CONNECTION_RESET", "net::ERR_EMPTY_RESPONSE"]
         ready(page)
         judged = question(page)
-        page.wait_for_timeout(500)
+        page.wait_for_load_state("networkidle")  # the next prompt is there
         site.stop()
         page.keyboard.press("1")
         page.keyboard.press("Enter")
@@ -297,7 +297,7 @@ class TestNothingIsLost:
         page = critic.page
         critic.watch.allow.append("401")
         ready(page)
-        page.wait_for_timeout(500)
+        page.wait_for_load_state("networkidle")  # the next prompt is there
         critic.context.clear_cookies()
         page.keyboard.press("1")
         page.keyboard.press("Enter")
@@ -308,7 +308,7 @@ class TestNothingIsLost:
         page.get_by_label("In your own words").fill("half a sent")
         assert verdicts(site) == []
         expect(saved(page)).to_have_text("Signed out, 1 waiting")
-        critic.sign_in(scenes.critic, to="/annotate/scenes")
+        critic.sign_in_by_form(scenes.critic, to="/annotate/scenes")
         wait_for_verdicts(page, site, 1)
         expect(saved(page)).to_have_text("Saved")
         expect(page.get_by_label("In your own words")).to_have_value("half a sent")
@@ -317,7 +317,7 @@ class TestNothingIsLost:
         page = critic.page
         critic.watch.allow += ["401", "403"]
         ready(page)
-        page.wait_for_timeout(500)
+        page.wait_for_load_state("networkidle")  # the next prompt is there
         critic.context.clear_cookies()
         page.keyboard.press("1")
         page.keyboard.press("Enter")
@@ -359,6 +359,7 @@ class TestFairness:
 
     def test_no_verdict_before_the_image_is_rendered(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
         visit = visitor()
+        page = visit.sign_in(scenes.critic, to="/annotate")  # it has no images: none is held for a page that is left
         held: list[Route] = []
         released = False
 
@@ -368,9 +369,7 @@ class TestFairness:
             else:
                 held.append(route)
 
-        visit.page.route("**/api/v1/images/*", hold)
-        visit.sign_in(scenes.critic)
-        page = visit.page
+        page.route("**/api/v1/images/*", hold)
         page.goto(f"{site.url}/annotate/scenes", wait_until="domcontentloaded")  # the load waits for the image
         page.keyboard.press("1")
         page.keyboard.press("Enter")
