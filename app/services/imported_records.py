@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -79,7 +79,10 @@ class RecordIn(BaseModel):
     answer_source: str | None = Field(None, max_length=8)
     references: list[Body] = Field([], max_length=100)
     metadata: JsonObject = {}
+    prompt_state: PromptState | None = None
     candidate_set: Name
+    source: CandidateSource | None = None
+    slots: int | None = Field(None, ge=1, le=1000)
     version_number: int | None = None
     candidates: list[RecordCandidate] = Field(min_length=1, max_length=100)
     shown: list[Name]
@@ -173,25 +176,27 @@ def add_records(
     )
     kept = Kept({row.key: row.row_id for row in session.execute(query)}, {})
     own = own_verdicts(session, project, records)
-    wrong = _prompts(session, actor, project, records, kept)
-    _critics(session, project, records, kept)
+    there = {one.verdict_key for one in records if own.get(one.id) == one.created_at} | kept.rows.keys()
+    new = [one for one in records if one.verdict_key not in there]
+    wrong = _prompts(session, actor, project, new, kept)
+    _critics(session, project, new, kept)
     sets = _Sets(session, project, kept)
     results: list[AddResult] = []
-    told: list[int] = []
+    told: dict[int, PromptState | None] = {}
     for item in items:
         if isinstance(item, DomainError):
             results.append(AddResult(None, error=item))
+        elif item.verdict_key in there or kept.get(item.verdict_key) is not None:
+            results.append(AddResult(None))
         elif item.prompt_key in wrong:
             results.append(AddResult(None, error=wrong[item.prompt_key]))
-        elif kept.get(item.verdict_key) is not None or own.get(item.id) == item.created_at:
-            results.append(AddResult(None))
         else:
-            told.append(sets.add_verdict(item))
+            told[sets.add_verdict(item)] = item.prompt_state
             results.append(AddResult(None, created=True))
     if kept.new:
         rows = [{"project_id": project.id, "key": key, "row_id": row_id} for key, row_id in kept.new.items()]
         session.execute(insert(ImportedRow).on_conflict_do_nothing(), rows)
-    _settle(session, project, sorted(set(told)))
+    _settle(session, project, told)
     return results
 
 
@@ -304,11 +309,11 @@ class _Sets:
             project_id=self.project.id,
             prompt_id=prompt_id,
             version_id=version_id,
-            source=CandidateSource.imported if version_id is None else CandidateSource.model,
+            source=record.source or (CandidateSource.imported if version_id is None else CandidateSource.model),
             state=CandidateSetState.judged,
             answer=record.answer,
             answer_source=record.answer_source,
-            slots=self.overlap,
+            slots=record.slots or self.overlap,
             taken=0,
         )
         self.session.add(made)
@@ -357,25 +362,40 @@ class _Sets:
         return made
 
 
-def _settle(session: Session, project: Project, prompt_ids: Iterable[int]) -> None:
-    """Put prompts in the state that goes with what was said of them."""
-    ids = list(prompt_ids)
-    if not ids:
+def _settle(session: Session, project: Project, told: Mapping[int, PromptState | None]) -> None:
+    """Put prompts in the state they had, or where a record does not say in the one that goes with what was said."""
+    if not told:
         return
-    judged = set(
-        session.scalars(select(Verdict.prompt_id).where(Verdict.prompt_id.in_(ids), Verdict.kind.in_(USES_SLOT)))
-    )
-    flagged = set(
-        session.scalars(
-            select(Verdict.prompt_id).where(
-                Verdict.prompt_id.in_(ids), Verdict.kind == VerdictKind.flagged, Verdict.current
-            )
-        )
-    )
-    for prompt in session.scalars(select(Prompt).where(Prompt.id.in_(ids)).with_for_update(key_share=True)):
-        if prompt.id in flagged and prompt.state is not PromptState.retired:
-            prompt.state = PromptState.held
-        elif prompt.id in judged and prompt.state is PromptState.waiting:
-            prompt.state = PromptState.judged
+    prompts = session.scalars(select(Prompt).where(Prompt.id.in_(told)).with_for_update(key_share=True))
+    for prompt in prompts.all():
+        wanted = told[prompt.id] or _state_of(session, prompt)
+        if prompt.state is PromptState.retired or prompt.state is PromptState.ready:
+            continue  # it was here before, and is somebody's work
+        if wanted is PromptState.ready and not _offer_again(session, prompt):
+            wanted = PromptState.waiting
+        prompt.state = wanted
     session.flush()
-    accepted.refresh_prompts(session, project.id, ids)
+    accepted.refresh_prompts(session, project.id, list(told))
+
+
+def _state_of(session: Session, prompt: Prompt) -> PromptState:
+    """The state that goes with the verdicts on a prompt."""
+    kinds = set(session.scalars(select(Verdict.kind).where(Verdict.prompt_id == prompt.id, Verdict.current)))
+    if VerdictKind.flagged in kinds:
+        return PromptState.held
+    return PromptState.judged if kinds & set(USES_SLOT) else PromptState.waiting
+
+
+def _offer_again(session: Session, prompt: Prompt) -> bool:
+    """Offer the newest set of a prompt that has slots left; False where none has."""
+    found = session.scalar(
+        select(CandidateSet)
+        .where(CandidateSet.prompt_id == prompt.id, CandidateSet.taken < CandidateSet.slots)
+        .order_by(CandidateSet.id.desc())
+        .limit(1)
+    )
+    if found is None:
+        return False
+    found.state = CandidateSetState.ready
+    session.flush()
+    return True

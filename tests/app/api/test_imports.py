@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.models import Project, Role, Scope, VerdictKind
+from app.models import CandidateSetState, Project, PromptState, Role, Scope, VerdictKind
 from app.services import imports, users
 from app.services.actors import SYSTEM
 from tests import factories
@@ -129,6 +129,11 @@ def judged_project(db: CommittedDatabase, project: Project) -> None:
                 verdict.seconds, verdict.comment, verdict.reason = 1.5 + number, "c", "r"
                 verdict.tags = {str(assignment.shown[0]): ["too vague"]}
                 verdict.edited_from = assignment.shown[1] if own else None
+            uses_slots = kind in (VerdictKind.picked, VerdictKind.none_fit)
+            made.taken = 2 if uses_slots else 0
+            made.state = CandidateSetState.judged if uses_slots else CandidateSetState.ready
+            prompt.state = PromptState.judged if uses_slots else PromptState.ready
+            prompt.state = PromptState.held if kind is VerdictKind.flagged else prompt.state
 
 
 NAMES = {"id": "verdict", "prompt": "prompt", "candidate_set": "set", "critic": "critic", "version": "version"}
@@ -174,9 +179,9 @@ class TestRoundTrip:
             slug: sorted(one["state"] for one in admin.get(f"/api/v1/projects/{slug}/prompts").json()["items"])
             for slug in ("scenes", "other")
         }
-        assert states["other"] == ["held", "judged", "judged", "judged", "waiting"]
-        stats = [admin.get(f"/api/v1/projects/{slug}/stats").json() for slug in ("scenes", "other")]
-        assert len(stats) == 2
+        assert states["other"] == states["scenes"] == ["held", "judged", "judged", "judged", "ready"]
+        claimed = admin.post("/api/v1/projects/other/assignments")  # the skipped set has its slots still
+        assert (claimed.status_code, claimed.json()["prompt"]["external_id"]) == (201, "e2")
 
     def test_a_reviewer_may_not_speak_for_others(
         self, admin: TestClient, committed_db: CommittedDatabase, project: Project
