@@ -1,0 +1,58 @@
+"""The reviewers' page in a browser: accessible at a desk and on a phone, and a decision is a few clicks."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+from sqlalchemy import update
+
+from app.models import CandidateSet, CandidateSetState, Project
+from app.services import assignments, standings, verdicts
+from app.services.actors import SYSTEM
+from app.services.verdicts import parse_verdict
+from tests import factories
+from tests.e2e import world
+from tests.e2e.conftest import DESK, PHONE, Site, Visitor
+from tests.e2e.test_pages import faults
+
+pytestmark = pytest.mark.browser
+
+
+def disagree(site: Site, scenes: world.World) -> None:
+    """Two critics pick differently, a third flags and is paused."""
+    with site.sessions.begin() as session:
+        project = session.get_one(Project, scenes.project_id)
+        session.execute(
+            update(CandidateSet)
+            .where(CandidateSet.project_id == project.id, CandidateSet.state == CandidateSetState.ready)
+            .values(state=CandidateSetState.replaced)
+        )
+        factories.make_candidate_set(session, project, slots=2)
+        for place in (0, 1):
+            critic = factories.make_critic(session, project)
+            claimed = assignments.claim(session, critic, project)
+            assert claimed is not None
+            picks = sorted(one["id"] for one in claimed.candidates)[place : place + 1]
+            verdicts.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "picked", "picks": picks}))
+        factories.make_candidate_set(session, project)
+        critic = factories.make_critic(session, project)
+        claimed = assignments.claim(session, critic, project)
+        assert claimed is not None
+        flag = parse_verdict({"kind": "flagged", "reason": "The image is broken"})
+        verdicts.give(session, critic, claimed.assignment_id, flag)
+        standings.pause(session, SYSTEM, project, critic.user_id)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"])
+def test_review(visitor: Visitor, scenes: world.World, site: Site, size: tuple[int, int], scheme: str) -> None:
+    disagree(site, scenes)
+    visit = visitor(size, color_scheme=scheme)
+    page = visit.sign_in(scenes.admin, to="/admin/projects/scenes/review")
+    expect(page.get_by_role("heading", name="Review", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="Paused critics")).to_be_visible()
+    assert faults(page) == []
+    card = page.locator("section.review").filter(has_text="Disagreement").first
+    card.get_by_role("checkbox").first.check()
+    card.get_by_role("button", name="Decide").click()
+    expect(page.get_by_text("it counts instead of what the critics said")).to_be_visible()
+    expect(page.locator("section.review").filter(has_text="Disagreement")).to_have_count(0)
