@@ -42,17 +42,18 @@ jsonb_build_object(
 )
 """
 
-# Whether the critic had the set `s` for this purpose before; worded as its unique index is.
+# Whether the critic did not have the set for this purpose before; worded as its unique index is. As a value and not as
+# `EXISTS`, which the planner may turn into a join with all assignments there are.
 MINE = """
-EXISTS (
-    SELECT FROM assignments mine
+(
+    SELECT mine.id FROM assignments mine
     WHERE mine.candidate_set_id = {set} AND mine.critic_id = :critic AND mine.purpose = '{purpose}'
-      AND mine.state <> 'lapsed' AND NOT mine.repeat
-)
+      AND mine.state <> 'lapsed' AND NOT mine.repeat LIMIT 1
+) IS NULL
 """
 # Whether the prompt shows an image that the critic saw last.
 SEEN = "EXISTS (SELECT FROM prompt_images x WHERE x.prompt_id = {prompt} AND x.sha256 = ANY (last.images))"
-HAD = MINE.format(set="s.id", purpose="work")
+NEW = MINE.format(set="s.id", purpose="work")
 SAME = SEEN.format(prompt="p.id")
 
 # One statement. `head` is where the order of sets on offer begins; `deep` is only looked at where the critic had all of
@@ -100,7 +101,7 @@ WITH allowed AS (
     FROM gold_prompts g CROSS JOIN last
     WHERE (SELECT is_there FROM room) AND (SELECT wants_gold FROM allowed)
       AND g.project_id = (SELECT project FROM allowed) AND g.active AND NOT g.practice
-      AND NOT {MINE.format(set="g.candidate_set_id", purpose="gold")}
+      AND {MINE.format(set="g.candidate_set_id", purpose="gold")}
     ORDER BY {SEEN.format(prompt="g.prompt_id")}, md5(g.id::text || '-' || :critic) LIMIT 1
 ), again AS MATERIALIZED (
     SELECT o.id, o.shown
@@ -112,7 +113,7 @@ WITH allowed AS (
         ORDER BY v.critic_id DESC, v.project_id DESC, v.id DESC OFFSET (SELECT repeat_after FROM allowed) LIMIT 100
     ) o JOIN prompts p ON p.id = o.prompt_id CROSS JOIN last
     WHERE (SELECT is_there FROM room) AND (SELECT wants_repeat FROM allowed) AND NOT EXISTS (SELECT FROM gold)
-      AND p.state NOT IN ('held', 'retired') AND NOT {MINE.format(set="o.id", purpose="repeat")}
+      AND p.state NOT IN ('held', 'retired') AND {MINE.format(set="o.id", purpose="repeat")}
     ORDER BY {SAME}, md5(o.id::text || '-' || :critic) LIMIT 1
 ), wanted AS (
     SELECT (SELECT is_there FROM room) AND NOT EXISTS (SELECT FROM gold) AND NOT EXISTS (SELECT FROM again) AS work
@@ -124,7 +125,7 @@ WITH allowed AS (
 ), near AS MATERIALIZED (
     SELECT s.id, s.taken, s.rank, {SAME} AS same
     FROM head s JOIN prompts p ON p.id = s.prompt_id CROSS JOIN last
-    WHERE p.state = 'ready' AND NOT {HAD}
+    WHERE p.state = 'ready' AND {NEW}
 ), place AS MATERIALIZED (
     SELECT coalesce(max(taken), -1) AS taken, coalesce(max(rank), '-Infinity') AS rank,
         coalesce(max(set_id), 0) AS set_id, count(*) > 0 AS is_there
@@ -139,7 +140,7 @@ WITH allowed AS (
       AND (s.taken, s.rank, s.id) >= (
           (SELECT taken FROM place), (SELECT rank FROM place), (SELECT set_id FROM place)
       )
-      AND p.state = 'ready' AND NOT {HAD}
+      AND p.state = 'ready' AND {NEW}
     ORDER BY s.taken, s.rank, s.id LIMIT 8
 ), kept AS (
     INSERT INTO claim_places (critic_id, project_id, taken, rank, set_id)
