@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, DomainError, Forbidden, Invalid
 from app.models import Import, ImportState, Project, Prompt, PromptImage, Role, Split
-from app.services import import_reading, imports
+from app.services import imports
 from app.services.actors import SYSTEM
 from app.services.import_layouts import Target
+from app.settings import ROOT
 from tests import factories
 from tests.app.services.importing import archive, make, problems, prompts_of, run, stored_image, table
 from tests.conftest import CommittedDatabase
@@ -159,10 +160,8 @@ class TestRun:
         for bad in range(50, 2000, 100):
             items[bad] = {"images": [sha256], "question": ""}
         made = make(committed_db, project, table(*items), "x.jsonl")
-        child = multiprocessing.get_context("fork").Process(target=die_in_the_middle, args=(committed_db.url, made))
-        child.start()
-        child.join(60)
-        assert child.exitcode == -9
+        program = [sys.executable, "-c", DIE_IN_THE_MIDDLE, str(made)]
+        assert subprocess.run(program, cwd=ROOT, check=False).returncode == -9
         with committed_db.sessions() as session:
             broken = session.get_one(Import, made)
             assert 0 < broken.done < len(items)
@@ -177,72 +176,70 @@ class TestRun:
         assert [line for line, _, _ in reasons(committed_db, found)] == list(range(51, 2001, 100))
 
 
-def die_in_the_middle(url: str, import_id: int) -> None:
-    """In a process of its own: take in a few pieces, then die as by `kill -9`."""
-    from app import db
-    from app.connect import forget_settings
+DIE_IN_THE_MIDDLE = """
+import os, sys
+from app.services import import_reading, imports
 
-    os.environ["ILLUME_DATABASE_URL"] = url
-    db.get_engine.cache_clear()
-    db.session_factory.cache_clear()
-    forget_settings()
-    calls = 0
+calls = 0
 
-    def die() -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 4 * imports.PIECE // import_reading.AT_ONCE:
-            os.kill(os.getpid(), 9)
+def die():
+    global calls
+    calls += 1
+    if calls > 4 * import_reading.PIECE // import_reading.AT_ONCE:
+        os.kill(os.getpid(), 9)
 
-    imports.run(import_id, worker="doomed", check=die)
+imports.run(int(sys.argv[1]), worker="doomed", check=die)
+"""
+
+
+BAD_LINES: list[tuple[Any, str | None, str]] = [
+    (b"x" * (5 << 20), None, "over 4 MB"),
+    (b'{"question": "caf\xe9"}', None, "not UTF-8"),
+    ({"question": "", "images": ["SHA"]}, "question", "at least 1 character"),
+    ({"question": "   ", "images": ["SHA"]}, "question", "at least 1 character"),
+    ({"question": "q" * 4001, "images": ["SHA"]}, "question", "at most 4000"),
+    ({"question": "q", "answer": "", "images": ["SHA"]}, "answer", "at least 1 character"),
+    ({"question": "q", "answer": "a" * 4001, "images": ["SHA"]}, "answer", "at most 4000"),
+    ({"question": "a\x00b", "images": ["SHA"]}, "question", "NUL"),
+    ({"question": "q", "images": ["SHA"], "metadata": {"a\x00": 1}}, "metadata", "NUL"),
+    ({"question": "q", "images": ["SHA"], "anwser": "a"}, "anwser", "no such field"),
+    ({"question": "q", "images": []}, "images", "at least 1 item"),
+    ({"question": "q", "images": [17]}, "images", "17"),
+    ({"question": "q", "images": ["svg.png"]}, "images", "This is SVG"),
+    ({"question": "q", "images": ["html.png"]}, "images", "This is HTML"),
+    ({"question": "q", "images": ["bomb.png"]}, "images", "megapixels"),
+    ({"question": "q", "images": ["/etc/passwd"]}, "images", "leads out"),
+    ({"question": "q", "images": ["a/../../b.png"]}, "images", "leads out"),
+    ({"question": "q", "images": ["c:\\b.png"]}, "images", "leads out"),
+    ({"question": "q", "images": ["file:///etc/passwd"]}, "images", "must begin with https"),
+    ({"question": "q", "images": ["SHA"], "split": "dev"}, "split", "train"),
+    (b'{"question": "q", "metadata": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "metadata", "too deeply"),
+]
 
 
 class TestRefusals:
     """Each with a clear word; what was good is kept."""
 
-    @pytest.mark.parametrize(
-        ("line", "field", "word"),
-        [
-            (b"x" * (5 << 20), None, "over 4 MB"),
-            (b'{"question": "caf\xe9"}', None, "not UTF-8"),
-            ({"question": "", "images": ["SHA"]}, "question", "at least 1 character"),
-            ({"question": "   ", "images": ["SHA"]}, "question", "at least 1 character"),
-            ({"question": "q" * 4001, "images": ["SHA"]}, "question", "at most 4000"),
-            ({"question": "q", "answer": "", "images": ["SHA"]}, "answer", "at least 1 character"),
-            ({"question": "q", "answer": "a" * 4001, "images": ["SHA"]}, "answer", "at most 4000"),
-            ({"question": "a\x00b", "images": ["SHA"]}, "question", "NUL"),
-            ({"question": "q", "images": ["SHA"], "metadata": {"a\x00": 1}}, "metadata", "NUL"),
-            ({"question": "q", "images": ["SHA"], "anwser": "a"}, "anwser", "no such field"),
-            ({"question": "q", "images": []}, "images", "at least 1 item"),
-            ({"question": "q", "images": [17]}, "images", "17"),
-            ({"question": "q", "images": ["svg.png"]}, "images", "This is SVG"),
-            ({"question": "q", "images": ["html.png"]}, "images", "This is HTML"),
-            ({"question": "q", "images": ["bomb.png"]}, "images", "megapixels"),
-            ({"question": "q", "images": ["/etc/passwd"]}, "images", "leads out"),
-            ({"question": "q", "images": ["a/../../b.png"]}, "images", "leads out"),
-            ({"question": "q", "images": ["c:\\b.png"]}, "images", "leads out"),
-            ({"question": "q", "images": ["file:///etc/passwd"]}, "images", "must begin with https"),
-            ({"question": "q", "images": ["SHA"], "split": "dev"}, "split", "train"),
-            (b'{"question": "q", "metadata": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "metadata", "too deeply"),
-        ],
-    )
-    def test_a_line(
-        self, committed_db: CommittedDatabase, project: Project, line: Any, field: str | None, word: str
-    ) -> None:
+    def test_lines(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256 = stored_image(committed_db)
-        if isinstance(line, dict):
-            line = json.dumps(line).replace('"SHA"', f'"{sha256}"').encode()
-        good = {"question": "good", "images": [sha256]}
+        lines = [
+            line if isinstance(line, bytes) else json.dumps(line).replace('"SHA"', f'"{sha256}"').encode()
+            for line, _, _ in BAD_LINES
+        ]
         files = {
-            "svg.png": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>'.replace(b"<?xml", b"<svg>", 1),
+            "svg.png": b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>',
             "html.png": b"\n<!DOCTYPE html><script>alert(1)</script>",
             "bomb.png": bomb(),
         }
-        found = run(committed_db, project, archive({"t.jsonl": table(line, good), **files}), "t.zip")
-        assert (found.state, found.added, found.rejected) == (ImportState.succeeded, 1, 1)
-        [(number, named, reason)] = reasons(committed_db, found)
-        assert (number, named) == (1, field)
-        assert word in reason
+        good = {"question": "good", "images": [sha256]}
+        found = run(committed_db, project, archive({"t.jsonl": table(*lines, good), **files}), "t.zip")
+        assert (found.state, found.added, found.rejected) == (ImportState.succeeded, 1, len(BAD_LINES))
+        told = reasons(committed_db, found)
+        assert [(number, field) for number, field, _ in told] == [
+            (number, field) for number, (_, field, _) in enumerate(BAD_LINES, 1)
+        ]
+        for (_, _, reason), (_, _, word) in zip(told, BAD_LINES, strict=True):
+            assert word in reason
 
     @pytest.mark.parametrize(
         ("data", "name", "word"),
