@@ -51,6 +51,7 @@ class Demo:
         """A page of a browser without cookies; it is closed before the demo is told to end."""
         context = browser.new_context()
         self.closing.callback(context.close)
+        context.set_default_timeout(STEP_MS)
         return context.new_page()
 
 
