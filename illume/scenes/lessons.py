@@ -34,10 +34,12 @@ from illume.scenes.texts import (
     HOW_MANY,
     WHAT_WHERE,
     WHERE_WHAT,
+    WHICH_SIDE,
     Pairs,
     cells_with_kinds,
     description,
     kinds_with_cells,
+    kinds_with_columns,
     kinds_with_counts,
     vqa_prompt,
     why_prompt,
@@ -53,8 +55,8 @@ COVERED, BARE = 0.5, 0.1  # a patch shows an object from this share of its area 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A part of the run. Per scene, each with this chance: its description, what is in each cell, where each object is,
-    how many there are of each kind; so many questions, and rationales of some of them. A stage without any of these
-    teaches only to see.
+    on which side it is, how many there are of each kind; so many questions, and rationales of some of them. A stage
+    without any of these teaches only to see.
 
     `right` and `circular` are shares of the rationales; what is left is hallucinated. `seeing` is the weight of the
     patches' loss beside the texts'. The learning rate goes from the first to the second share of its peak.
@@ -65,6 +67,7 @@ class Stage:
     describe: float = 0.0
     cells: float = 0.0
     places: float = 0.0
+    sides: float = 0.0
     counts: float = 0.0
     questions: int = 0
     rationales: int = 0
@@ -76,14 +79,23 @@ class Stage:
     @property
     def has_texts(self) -> bool:
         """Whether there is anything to read beside the patches."""
-        return bool(self.describe or self.cells or self.places or self.counts or self.questions)
+        return bool(self.describe or self.cells or self.places or self.sides or self.counts or self.questions)
 
 
 SEEING = Stage(steps=800, rates=(1.0, 1.0), seeing=1.0, batch=32)
 READING = Stage(steps=1200, rates=(0.8, 0.8), describe=0.1, cells=0.5, places=0.5, counts=0.5, questions=4)
 EXPLAINING = Stage(
-    steps=800, rates=(0.8, 0.15), cells=0.1, places=0.1, counts=0.1, questions=4, rationales=3, seeing=0.1
+    steps=1200,
+    rates=(0.8, 0.8),
+    cells=0.1,
+    places=0.4,
+    sides=0.5,
+    counts=0.2,
+    questions=4,
+    rationales=3,
+    seeing=0.2,
 )
+POLISHING = replace(EXPLAINING, steps=400, rates=(0.8, 0.15), seeing=0.1)
 MIXING = Stage(steps=300, rates=(0.15, 0.01), questions=4, rationales=4, right=0.25, circular=0.35, seeing=0.1)
 
 
@@ -91,7 +103,7 @@ MIXING = Stage(steps=300, rates=(0.15, 0.01), questions=4, rationales=4, right=0
 class Recipe:
     """All that decides what the starter becomes; the stages follow one another."""
 
-    stages: tuple[Stage, ...] = (SEEING, READING, EXPLAINING, MIXING)
+    stages: tuple[Stage, ...] = (SEEING, READING, EXPLAINING, POLISHING, MIXING)
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.05
@@ -168,8 +180,9 @@ def scene_texts(rng: random.Random, stage: Stage) -> tuple[Scene, list[Text]]:
         (stage.cells, WHAT_WHERE, cells_with_kinds),
         (stage.places, WHERE_WHAT, kinds_with_cells),
         (stage.counts, HOW_MANY, kinds_with_counts),
+        (stage.sides, WHICH_SIDE, kinds_with_columns),
     ):
-        if rng.random() < share:
+        if share and rng.random() < share:
             texts.append(listing(prompt, pairs(scene, rng)))
     texts += [reply(vqa_prompt(one), one.answer) for one in asked]
     explained = asked[: stage.rationales]

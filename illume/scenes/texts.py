@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from illume.scenes.graph import CELLS, Scene
+from illume.scenes.graph import CELLS, Item, Scene
 from illume.scenes.kinds import KINDS
 from illume.scenes.questions import NUMBERS, Question
 
@@ -12,6 +12,7 @@ DESCRIBE = "Describe:"
 WHAT_WHERE = "Q: what is where? A:"
 WHERE_WHAT = "Q: where is what? A:"
 HOW_MANY = "Q: how many of each? A:"
+WHICH_SIDE = "Q: on which side is each? A:"
 
 Pairs = list[tuple[str, str]]
 """What is given, and what is to be said of it."""
@@ -31,8 +32,17 @@ def cells_with_kinds(scene: Scene, rng: random.Random) -> Pairs:
 
 def kinds_with_cells(scene: Scene, rng: random.Random) -> Pairs:
     """The objects that are alone of their kind in any order, and the cell of each."""
+    return [(item.kind, item.place) for item in _alone(scene, rng)]
+
+
+def kinds_with_columns(scene: Scene, rng: random.Random) -> Pairs:
+    """The objects that are alone of their kind in any order, and the column of each."""
+    return [(item.kind, item.column) for item in _alone(scene, rng)]
+
+
+def _alone(scene: Scene, rng: random.Random) -> list[Item]:
     alone = [item for item in scene.items if scene.count(item.kind) == 1]
-    return [(item.kind, item.place) for item in rng.sample(alone, len(alone))]
+    return rng.sample(alone, len(alone))
 
 
 def kinds_with_counts(scene: Scene, rng: random.Random) -> Pairs:
