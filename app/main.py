@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import anyio.to_thread
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -58,7 +59,8 @@ def create_app() -> FastAPI:
     app.include_router(api.router, prefix="/api/v1")
     app.include_router(health.router)
     app.include_router(web.router, include_in_schema=False)
-    app.mount("/static", Static(directory=ROOT / "static"), name="static")
+    # Only these are compressed: a page holds its reader's tokens, which compression could give away.
+    app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
     problems.install(app)
     return app
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Page, Response, expect
+from playwright.sync_api import Page, Request, expect
 
 from tests.e2e import world
 from tests.e2e.conftest import DESK, PHONE, Site, Visit, Visitor, axe_violations
@@ -97,15 +97,17 @@ def test_pages_are_light_on_first_load(visitor: Visitor, scenes: world.World) ->
     visit.sign_in(scenes.critic, to="/annotate")
     sizes: dict[str, int] = {}
 
-    def weigh(answer: Response) -> None:
-        if "/api/v1/images/" not in answer.url and answer.ok:
-            sizes[answer.url] = len(answer.body())
+    def weigh(request: Request) -> None:
+        answer = request.response()
+        if "/api/v1/images/" not in request.url and answer and answer.ok:
+            sizes[request.url] = request.sizes()["responseBodySize"]
 
     fresh = visitor()
     fresh.context.add_cookies(visit.context.cookies())
-    fresh.page.on("requestfinished", lambda request: weigh(request.response()))
+    fresh.page.on("requestfinished", weigh)
     fresh.open("/annotate/scenes")
     fresh.page.wait_for_load_state("networkidle")
+    assert sum(size > 0 for size in sizes.values()) > 10, sizes
     assert sum(sizes.values()) < MOST_BYTES, sizes
 
 
