@@ -12,7 +12,7 @@ from starlette.datastructures import FormData
 from app.deps import SessionDep
 from app.errors import Conflict, DomainError, NotFound
 from app.models import Project, Role, VerdictKind
-from app.services import assignments, candidates, days, instructions, overviews, projects, rounds, verdicts
+from app.services import assignments, candidates, comparisons, days, instructions, overviews, projects, rounds, verdicts
 from app.services.actors import Actor, parse_id, project_role
 from app.services.held import held_ids, lock_critic
 from app.services.overviews import VerdictLine
@@ -75,6 +75,7 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
         claimable=candidates.claimable_count(session, project, limit=1000),
         today=verdicts.today_count(session, actor, project),
         round=f"Round {running.number} runs" if running else "",
+        pairs=comparisons.pairs_for(session, actor, project),
     )
 
 

@@ -186,6 +186,7 @@ class ProjectRow:
     claimable: int
     today: int
     round: str
+    pairs: int
 
 
 @dataclass(frozen=True, slots=True)

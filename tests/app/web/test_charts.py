@@ -21,8 +21,8 @@ class TestNiceSteps:
     @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
     def test_covers_all_values(self, low: float, spread: float) -> None:
         steps = nice_steps(low, low + spread)
-        assert steps[0] <= low + 1e-6 * max(1, abs(low))
-        assert steps[-1] >= low + spread - 1e-6 * max(1, abs(low + spread))
+        assert steps[0] <= low + 1e-6 * max(1, abs(low), spread)
+        assert steps[-1] >= low + spread - 1e-6 * max(1, abs(low + spread), spread)
         assert 2 <= len(steps) <= 8
 
 

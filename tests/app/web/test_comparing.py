@@ -39,6 +39,7 @@ class TestBlindly:
         assert 'value="many"' in refused.text
         assert browser.post("/admin/projects/scenes/comparisons", form | {"pairs": "9"}).status_code == 303
         browser.sign_in(factories.make_member(session, project, user=person(session, role=Role.critic)))
+        assert "Compare 2 pairs" in browser.get("/annotate").text
         for _ in range(2):
             page = browser.get("/annotate/scenes/compare")
             assert "&lt;" in page.text
