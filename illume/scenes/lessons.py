@@ -96,7 +96,7 @@ EXPLAINING = Stage(
     seeing=0.2,
 )
 POLISHING = replace(EXPLAINING, steps=400, rates=(0.8, 0.15), seeing=0.1)
-MIXING = Stage(steps=300, rates=(0.15, 0.01), questions=4, rationales=4, right=0.25, circular=0.35, seeing=0.1)
+MIXING = Stage(steps=300, rates=(0.15, 0.01), questions=4, rationales=4, right=0.3, circular=0.25, seeing=0.1)
 
 
 @dataclass(frozen=True, slots=True)
