@@ -50,7 +50,7 @@ class TestEndLeftOver:
     def test_one_that_does_not_listen_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(child_process, "LEFT_OVER_PATIENCE", 0.5)
         deaf = subprocess.Popen(
-            [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1); time.sleep(60)"],
+            [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"],
             stdout=subprocess.PIPE,
         )
         assert deaf.stdout is not None
