@@ -49,10 +49,8 @@ class TestEndLeftOver:
 
     def test_one_that_does_not_listen_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(child_process, "LEFT_OVER_PATIENCE", 0.5)
-        deaf = subprocess.Popen(
-            [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"],
-            stdout=subprocess.PIPE,
-        )
+        code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+        deaf = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         assert deaf.stdout is not None
         deaf.stdout.readline()
         created = psutil.Process(deaf.pid).create_time()
