@@ -9,7 +9,17 @@ from typing import Literal
 from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import Session
 
-from app.models import CandidateSet, Project, Prompt, PromptState, SnapshotItemRole, Split, Verdict
+from app.models import (
+    CandidateSet,
+    Project,
+    Prompt,
+    PromptState,
+    Snapshot,
+    SnapshotItem,
+    SnapshotItemRole,
+    Split,
+    Verdict,
+)
 from app.services.accepted import Accepted, accepted_rationales
 from app.services.candidates import PromptData, examples_of
 from app.services.projects import ProjectSettings
@@ -58,7 +68,8 @@ def choose_rows(session: Session, project: Project, settings: ProjectSettings, *
     """The rows a round of `project` would use now."""
     found = _accepted_rows(session, project)
     val, metric = _val_rows(session, project, settings)
-    heldout_images = _heldout_images(found) if metric == "heldout" else frozenset()
+    before = _held_out_before(session, project) if metric == "heldout" else frozenset()
+    heldout_images = _heldout_images(found, before) if metric == "heldout" else frozenset()
     heldout = tuple(
         replace(row, role=SnapshotItemRole.heldout) for row in found if heldout_images & set(row.prompt.images)
     )
@@ -102,16 +113,30 @@ def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, st
     return {verdict_id: str(answer) for verdict_id, answer in rows}
 
 
-def _heldout_images(rows: Sequence[Row]) -> frozenset[str]:
+def _held_out_before(session: Session, project: Project) -> frozenset[int]:
+    """The prompts that an earlier snapshot of the project held out."""
+    query = (
+        select(SnapshotItem.prompt_id)
+        .join(Snapshot, Snapshot.id == SnapshotItem.snapshot_id)
+        .where(Snapshot.project_id == project.id, SnapshotItem.role == SnapshotItemRole.heldout)
+        .distinct()
+    )
+    return frozenset(prompt_id for prompt_id in session.scalars(query) if prompt_id is not None)
+
+
+def _heldout_images(rows: Sequence[Row], before: frozenset[int]) -> frozenset[str]:
     """Images whose rationales are never trained on: a tenth by hash, at least one where there are two or more.
 
-    The choice only depends on the image, so that what is held out of one round is held out of the next. A prompt with
-    several images, one of them held out, holds the others out too.
+    What was held out of one round (`before`, prompts) is held out of the next; the hash of an image alone would not do
+    where the first round had to take the likeliest of few. A prompt with several images, one of them held out, holds
+    the others out too.
     """
     images = sorted({image for row in rows for image in row.prompt.images}, key=_heldout_rank)
     if len({row.prompt.images for row in rows}) < 2:
         return frozenset()
-    chosen = {image for image in images if _heldout_rank(image) < HELDOUT_SHARE} or {images[0]}
+    chosen = {image for image in images if _heldout_rank(image) < HELDOUT_SHARE}
+    chosen |= {image for row in rows if row.prompt.id in before for image in row.prompt.images}
+    chosen = chosen or {images[0]}
     while True:
         grown = {image for row in rows if chosen & set(row.prompt.images) for image in row.prompt.images}
         if grown == chosen:
