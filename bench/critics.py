@@ -17,8 +17,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -43,6 +41,7 @@ from app.embedded import Embedded
 from app.models import Role, Scope
 from app.services import claiming, images, projects, users
 from app.services.actors import SYSTEM
+from bench.serving import free_port, serve
 from tests.factories import image_bytes
 
 SLUG = "bench"
@@ -246,30 +245,6 @@ def plan() -> str:
 
 
 # The machine
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def serve(port: int, processes: int, log: Path) -> subprocess.Popen[bytes]:
-    """The web server, once it answers."""
-    command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port)]
-    command += ["--no-access-log", *(["--workers", str(processes)] if processes > 1 else [])]
-    with log.open("wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file)
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5):
-                return server
-        except (urllib.error.URLError, OSError):
-            if server.poll() is not None:
-                break
-            time.sleep(0.1)
-    raise SystemExit(f"the server did not start:\n{log.read_text()}")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from app.embedded import Embedded
 from app.models import Role, Scope
 from app.services import images, projects, users
 from app.services.actors import SYSTEM
-from bench.gate import free_port, memory_mb, serve
+from bench.serving import free_port, memory_mb, serve
 from tests.factories import image_bytes
 
 SLUG = "bench"

@@ -13,22 +13,18 @@ import argparse
 import json
 import multiprocessing
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import psutil
 from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,6 +35,7 @@ from app.embedded import Embedded
 from app.models import Role, Scope
 from app.services import images, projects, prompts, users
 from app.services.actors import SYSTEM
+from bench.serving import free_port, memory_mb, serve
 from tests.factories import image_bytes
 
 SLUG = "bench"
@@ -52,13 +49,6 @@ class Measured:
     statuses: Counter[int] = field(default_factory=Counter)
     times: list[float] = field(default_factory=list)
     verdicts: int = 0
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def prepare(*, clients: int, sets: int) -> list[str]:
@@ -116,29 +106,6 @@ def load(port: int, tokens: list[str], seconds: float, answer: Any) -> None:
     for thread in threads:
         thread.join()
     answer.put(measured)
-
-
-def serve(port: int, processes: int, log: Path) -> subprocess.Popen[bytes]:
-    """The web server, once it answers."""
-    command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port)]
-    command += ["--workers", str(processes), "--no-access-log"] if processes > 1 else ["--no-access-log"]
-    with log.open("wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file)
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5):
-                return server
-        except (urllib.error.URLError, OSError):
-            if server.poll() is not None:
-                break
-            time.sleep(0.1)
-    raise SystemExit(f"the server did not start:\n{log.read_text()}")
-
-
-def memory_mb(server: subprocess.Popen[bytes]) -> float:
-    """Resident memory of the largest web process."""
-    process = psutil.Process(server.pid)
-    return max(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 2**20
 
 
 def check() -> str:

@@ -68,8 +68,9 @@ def choose_rows(session: Session, project: Project, settings: ProjectSettings, *
     """The rows a round of `project` would use now."""
     found = _accepted_rows(session, project)
     val, metric = _val_rows(session, project, settings)
-    before = _held_out_before(session, project) if metric == "heldout" else frozenset()
-    heldout_images = _heldout_images(found, before) if metric == "heldout" else frozenset()
+    heldout_images = (
+        _heldout_images(found, _held_out_before(session, project)) if metric == "heldout" else frozenset[str]()
+    )
     heldout = tuple(
         replace(row, role=SnapshotItemRole.heldout) for row in found if heldout_images & set(row.prompt.images)
     )
