@@ -172,8 +172,10 @@ def _own(session: Session, actor: Actor, assignment_id: int) -> Assignment:
         .execution_options(populate_existing=True)
     )
     project = None if assignment is None else session.get(Project, assignment.project_id)
-    if assignment is None or project is None or project_role(session, actor, project) is None:
+    if assignment is None or project is None:
         raise NotFound("There is no such assignment.")
     if assignment.critic_id != actor.user_id:
         raise Forbidden("This is another critic's assignment.")
+    if project_role(session, actor, project) is None:
+        raise NotFound("There is no such assignment.")
     return assignment

@@ -84,10 +84,12 @@ def locked(session: Session, actor: Actor, assignment_id: int) -> tuple[Assignme
     found = session.scalar(select(Assignment).where(Assignment.id == assignment_id))
     project = None if found is None else session.get(Project, found.project_id)
     role = None if project is None else project_role(session, actor, project)
-    if found is None or role is None:
+    if found is None:
         raise NotFound("There is no such assignment.")
     if found.critic_id != actor.user_id:
         raise Forbidden("This is another critic's assignment.")
+    if role is None:
+        raise NotFound("There is no such assignment.")
     if not has_role(role, Role.critic):
         raise Forbidden("This needs the role 'critic' in this project.")
     session.refresh(found, with_for_update={"key_share": True})

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.errors import Conflict, Forbidden, Invalid, NotFound
+from app.errors import Conflict, Forbidden, Invalid
 from app.models import (
     Assignment,
     AssignmentState,
@@ -187,8 +187,11 @@ class TestGive:
             give(session, factories.make_critic(session, project), claimed, kind="none_fit")
         with pytest.raises(Forbidden):
             give(session, factories.make_admin(session), claimed, kind="none_fit")
-        with pytest.raises(NotFound):
-            give(session, factories.actor_of(factories.make_user(session)), claimed, kind="none_fit")
+        stranger = factories.actor_of(factories.make_user(session))
+        with pytest.raises(Forbidden):
+            give(session, stranger, claimed, kind="none_fit")
+        with pytest.raises(Forbidden):
+            assignments.release(session, stranger, claimed.assignment_id)
 
     def test_a_critic_who_is_no_longer_one(self, session: Session, project: Project) -> None:
         user = factories.make_member(session, project, Role.viewer)
