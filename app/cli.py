@@ -145,9 +145,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    import uvicorn
-
-    from app import alive
+    from app import alive, serving
 
     if options.check:
         return check(alive.web(get_settings()))
@@ -157,16 +155,7 @@ def run_serve(options: argparse.Namespace) -> int:
     host, port = options.host or settings.host, settings.port if options.port is None else options.port
     refuse_used_port(host, port)
     with until_stopped(), prepared():
-        uvicorn.run(
-            "app.main:create_app",
-            factory=True,
-            host=host,
-            port=port,
-            workers=options.workers if options.workers > 1 else None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=10,
-        )
+        serving.serve(serving.config_of(host=host, port=port, processes=options.workers))
     return 0
 
 

@@ -66,16 +66,14 @@ def parse() -> argparse.Namespace:
 def served(database_url: str, redis_url: str, folder: str) -> Iterator[str]:
     """The application in a process of its own."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port)]
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
     environment = {
         **os.environ,
         "ILLUME_DATABASE_URL": database_url,
         "ILLUME_REDIS_URL": redis_url,
         "ILLUME_DATA_DIR": folder,
     }
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--log-level", "error", "--no-access-log"], cwd=ROOT, env=environment
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(url, process)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from app.settings import ROOT
+
 
 def free_port() -> int:
     """A port nobody listens on."""
@@ -21,11 +23,10 @@ def free_port() -> int:
 
 
 def serve(port: int, processes: int, log: Path) -> subprocess.Popen[bytes]:
-    """The web server, once it answers."""
-    command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port)]
-    command += ["--no-access-log", *(["--workers", str(processes)] if processes > 1 else [])]
+    """The web server as `illume serve` runs it, once it answers."""
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--workers", str(processes)]
     with log.open("wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file)
+        server = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
     for _ in range(600):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5):
