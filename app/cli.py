@@ -101,6 +101,14 @@ def parser() -> argparse.ArgumentParser:
     project = add("add", run_project_add, "add a project", group("project", "projects"))
     project.add_argument("slug")
     project.add_argument("--name", default=None)
+    tuning = group("round", "tuning rounds")
+    starting = add("start", run_round_start, "say what a round would train on, and start it", tuning)
+    starting.add_argument("--yes", action="store_true", help="do not ask")
+    starting.add_argument("--follow", action="store_true", help="stay and say how far it is, until it has ended")
+    showing = add("list", run_round_list, "the rounds of a project", tuning)
+    stopping = add("cancel", run_round_cancel, "stop the round that is going on", tuning)
+    for one in (starting, showing, stopping):
+        one.add_argument("slug")
     importing = add("import", run_import, "import a file of prompts into a project")
     importing.add_argument("slug")
     importing.add_argument("file", type=Path, help="NDJSON, CSV, JSON, Parquet, a zip or a folder with one of them")
@@ -267,6 +275,34 @@ def run_project_add(options: argparse.Namespace) -> int:
         projects.create_project(session, SYSTEM, slug=options.slug, name=options.name or options.slug)
     say(f"Added the project {options.slug}.")
     return 0
+
+
+def run_round_start(options: argparse.Namespace) -> int:
+    from app import round_commands
+
+    def ask() -> bool:
+        if options.yes:
+            return True
+        if not sys.stdin.isatty():
+            raise Refused("Nobody is there to say yes: add --yes to start it.", code=2)
+        return input("Start it? [y/N] ").strip().lower() in ("y", "yes")
+
+    with prepared():
+        return round_commands.start(options.slug, ask=ask, follow=options.follow, say=say)
+
+
+def run_round_list(options: argparse.Namespace) -> int:
+    from app import round_commands
+
+    with prepared():
+        return round_commands.show(options.slug, say=say)
+
+
+def run_round_cancel(options: argparse.Namespace) -> int:
+    from app import round_commands
+
+    with prepared():
+        return round_commands.cancel(options.slug, say=say)
 
 
 def run_import(options: argparse.Namespace) -> int:

@@ -19,13 +19,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import func, select
 
-from app import cli
+from app import cli, round_commands
 from app.connect import forget_settings
 from app.embedded import SERVICES_FILE, free_port
+from app.models import Project, Round, RoundState, Split
 from app.settings import ROOT
 from app.supervise import die_with_parent
 from tests import factories as make
+from tests.app.services.feedback import judge
 from tests.conftest import CommittedDatabase
 
 NO_URLS = {"ILLUME_DATABASE_URL": "", "ILLUME_REDIS_URL": ""}
@@ -328,6 +331,42 @@ class TestProjects:
         assert run("export", "cats", "--out", tmp_path / "out.jsonl").returncode == 0
         assert (tmp_path / "out.jsonl").read_text() == ""
         assert "no such project" in refused(run("export", "dogs", "--out", tmp_path / "out.jsonl"), 1)
+
+
+class TestRounds:
+    def test_from_what_it_would_do_to_its_end(self, run: Run, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions.begin() as session:
+            project = make.make_project(session, slug="cats", auto_rounds=False)
+            make.make_prompt(session, project, split=Split.val, references=["because it is"])
+        assert "No round yet" in run("round", "list", "cats").stdout
+        assert "Nothing accepted yet" in refused(run("round", "start", "cats", "--yes"), 1)
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            judge(session, project, make.make_critic(session, project), picks=2)
+        asked = run("round", "start", "cats")
+        assert "Trains on 2 accepted rationales of 1 prompt," in asked.stdout
+        assert "--yes" in refused(asked, 2)
+        assert run("round", "start", "cats", "--yes").stdout.splitlines()[-1] == "Round 1 is queued."
+        assert "going on" in refused(run("round", "start", "cats", "--yes"), 1)
+        assert "waits for a worker" in run("round", "list", "cats").stdout
+        assert run("round", "cancel", "cats").stdout == "Round 1 is cancelled.\n"
+        assert "No round of cats" in refused(run("round", "cancel", "cats"), 1)
+
+    def test_it_is_followed_to_its_end(self, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions.begin() as session:
+            found = make.make_round(session, make.make_project(session, slug="cats"), state=RoundState.training)
+            found.progress = {"fraction": 0.5, "eta_seconds": 30}
+            round_id = found.id
+        said: list[str] = []
+
+        def say(words: str) -> None:
+            said.append(words)
+            with committed_db.sessions.begin() as session:
+                ended = session.get_one(Round, round_id)
+                ended.state, ended.error, ended.finished_at = RoundState.failed, "It is broken.", func.now()
+
+        assert round_commands.watch(round_id, say=say) == 1
+        assert said == ["training, 50 %, about 30 s left", "Round 1 failed: It is broken."]
 
 
 class TestDoctor:
