@@ -12,7 +12,18 @@ from starlette.datastructures import FormData
 from app.deps import SessionDep
 from app.errors import Conflict, DomainError, NotFound
 from app.models import Project, Role, VerdictKind
-from app.services import assignments, candidates, comparisons, days, instructions, overviews, projects, rounds, verdicts
+from app.services import (
+    assignments,
+    candidates,
+    comparisons,
+    days,
+    instructions,
+    judging_keys,
+    overviews,
+    projects,
+    rounds,
+    verdicts,
+)
 from app.services.actors import Actor, parse_id, project_role
 from app.services.held import held_ids, lock_critic
 from app.services.overviews import VerdictLine
@@ -103,6 +114,8 @@ def judge(request: Request, session: SessionDep, who: Me, slug: str, verdict: st
         skip_reasons=tuple(settings.skip_reasons),
         flag_reasons=tuple(settings.flag_reasons),
         tags=tuple(settings.shortcoming_tags),
+        keys=judging_keys.ACTIONS,
+        chosen_keys=judging_keys.keys_of(session, who.actor),
         instructions=instructions.instructions_of(session, project, settings),
         lease_seconds=settings.lease_minutes * 60,
     )
@@ -171,6 +184,15 @@ def show_instructions(session: SessionDep, who: Me, slug: str) -> Response:
     project = judged_project(session, who.actor, slug)
     told = instructions.instructions_of(session, project, projects.settings_of(session, project))
     return fragment(TEMPLATE, "instructions", shell=Shell(title=project.name), view=InstructionsView(told))
+
+
+@router.post("/annotate/{slug}/keys")
+def choose_keys(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """Keep the keys somebody chose, for all their projects and browsers; 204."""
+    judged_project(session, who.actor, slug)
+    names = {action.name for action in judging_keys.ACTIONS}
+    judging_keys.choose_keys(session, who.actor, {name: text_of(form, name) for name in names if name in form})
+    return Response(status_code=204)
 
 
 @router.get("/annotate/{slug}/day")

@@ -70,6 +70,13 @@ class TestJudge:
         assert "What is &lt;b&gt;0&lt;/b&gt;?" in page
         assert "<b>0" not in page
 
+    def test_keys_of_ones_own_are_kept(self, browser: Browser) -> None:
+        browser.get("/annotate/scenes")
+        headers = FRAGMENT
+        assert browser.post("/annotate/scenes/keys", {"none": '"'}, headers=headers).status_code == 204
+        assert browser.post("/annotate/scenes/keys", {"skip": "f"}, headers=headers).status_code == 422
+        assert 'data-chosen=\'{"none": "\\""}\'' in browser.get("/annotate/scenes").text
+
     def test_a_reload_shows_the_same_prompt(self, browser: Browser) -> None:
         first = assignment_in(browser.get("/annotate/scenes").text)
         assert assignment_in(browser.get("/annotate/scenes").text) == first
