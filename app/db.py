@@ -23,8 +23,9 @@ NAMING = {
 }
 
 # Connections of a process beside the `pool_size` of its requests: for kinds with places of their own, and for health.
-IMAGES, UPLOADS, STREAMS = 2, 2, 2
-BESIDE = IMAGES + UPLOADS + STREAMS + 1
+# A stream has one at its place and some that fetch its next pages.
+IMAGES, UPLOADS, STREAMS, FETCHERS = 2, 2, 2, 2
+BESIDE = IMAGES + UPLOADS + STREAMS * (1 + FETCHERS) + 1
 
 
 class Base(DeclarativeBase):

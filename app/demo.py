@@ -90,12 +90,13 @@ def serve(
     give_up_at: float | None = time.monotonic() + READY_SECONDS
     while True:
         now = time.monotonic()
-        for sentence in embedded.look(now) if embedded else ():
-            say(sentence)
         for child in children:
-            ended = child.look(now)
-            if ended:
-                say(f"{ended}; its log is {settings.data_dir / 'logs' / child.name}.log")
+            sentence = child.look(now)
+            if sentence:
+                say(f"{sentence}; its log is {settings.data_dir / 'logs' / child.name}.log")
+        ended = embedded.ended() if embedded else None
+        if ended:
+            raise Refused(f"Stopped: {ended} ended. Its log is in {settings.data_dir / 'logs'}.")
         if give_up_at is not None:
             if alive.web(settings):
                 give_up_at = None

@@ -14,6 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import traffic
+
 FREE = re.compile(r"/static/.*|/healthz|/readyz|/metrics|/favicon\.ico|/api/v1/openapi\.json")
 IMAGES = re.compile(r"/api/v1/images/[^/]*")
 STREAMS = re.compile(r"/api/v1/projects/[^/]+/dataset|/api/v1/imports/[^/]+/problems")
@@ -64,7 +66,8 @@ class Gate:
         places, free = self._kinds[kind]
         try:
             body = await small_body(scope, receive)
-            async with place(free, places.wait) as leave:
+            counted = traffic.streams if kind == "streams" else traffic.requests
+            async with place(free, places.wait, counted) as leave:
                 await self.app(scope, replay(body, receive), send if kind == "streams" else leaving(send, leave))
         except NoPlaceError:
             detail = "Others are downloading: try again when they are done." if kind == "streams" else BUSY
@@ -107,7 +110,7 @@ def body_length(scope: Scope) -> int:
 
 
 @contextlib.asynccontextmanager
-async def place(free: asyncio.Semaphore, wait: float) -> AsyncIterator[Callable[[], None]]:
+async def place(free: asyncio.Semaphore, wait: float, counted: traffic.Traffic) -> AsyncIterator[Callable[[], None]]:
     """Hold a place while the block runs, or until the function that it gets is called. Raises `NoPlaceError`."""
     try:
         async with asyncio.timeout(wait):
@@ -115,11 +118,13 @@ async def place(free: asyncio.Semaphore, wait: float) -> AsyncIterator[Callable[
     except TimeoutError as error:
         raise NoPlaceError from error
     held = True
+    counted.inside += 1
 
     def leave() -> None:
         nonlocal held
         if held:
             held = False
+            counted.inside -= 1
             free.release()
 
     try:

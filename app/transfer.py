@@ -152,7 +152,7 @@ class Told:
 
             codec = export.compression or "zstd"
             return parquet_of(self._rows(datasets.row_pages(plan)), plan.shape, embed=export.embed, codec=codec)
-        pieces = (b"".join(page) for page in self._lines(datasets.line_pages(plan)))
+        pieces = self._lines(datasets.line_pages(plan))
         return pieces if export.compression is None else compressed(pieces, export.compression)
 
     def _rows(self, pages: Iterator[list[Row]]) -> Iterator[list[Row]]:
@@ -162,11 +162,11 @@ class Told:
                 self.paths.update(path for row in page for path in paths_of(row))
             yield page
 
-    def _lines(self, pages: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
+    def _lines(self, pages: Iterator[bytes]) -> Iterator[bytes]:
         for page in pages:
-            self.rows += len(page)
+            self.rows += page.count(b"\n")
             if self.export.images:
-                self.paths.update(path for line in page for path in paths_of(orjson.loads(line)))
+                self.paths.update(path for line in page.splitlines() for path in paths_of(orjson.loads(line)))
             yield page
 
 

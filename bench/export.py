@@ -1,39 +1,45 @@
-"""How fast data gets out: rows a second, the first byte, and what the web process grows by.
+"""How fast data gets out: rows a second, the first byte, what the web process grows by, and how much critics wait.
 
-    python bench/export.py [--candidates 60000] [--formats records preference]
+    python bench/export.py [--candidates 60000] [--formats records preference] [--critics 8] [--seconds 10]
 
 Starts a PostgreSQL of its own and the web server, fills a project with judged candidate sets of six by SQL, and pulls
-each format whole over HTTP, uncompressed. Processor seconds tell what a quiet machine would do: the database makes a
-page while the web process sends the one before.
+each format whole over HTTP, uncompressed. A row is a line: of `records` a verdict with its prompt and all six
+candidates, of `preference` a pair, five a set. Then so many critics claim and judge as fast as they can, alone and
+while somebody pulls a format over and over. Everything runs on the same machine; the load before tells how quiet it
+was.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
-from sqlalchemy import text
+from sqlalchemy import Connection
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app import connect, migrate
-from app.db import session_scope
+from app.db import get_engine, session_scope
 from app.embedded import Embedded
 from app.models import Role, Scope
 from app.services import images, projects, users
 from app.services.actors import SYSTEM
-from bench.serving import free_port, memory_mb, serve
+from bench import critics
+from bench.critics import SLUG, Measured, Target, patiently
+from bench.serving import free_port, serve
 from tests.factories import image_bytes
 
-SLUG = "bench"
 SET = 6
+LOOPS = 500  # no machine does more in a second, so that the critics always find a set
 FILL = [
     """INSERT INTO prompts (project_id, external_id, split, state, question, answer)
     SELECT :project, 'p' || n, 'train', 'judged', 'What stands on the left of picture number ' || n || '?', 'a duck'
@@ -45,7 +51,7 @@ FILL = [
         'gold', 1, 1 FROM prompts""",
     """INSERT INTO candidates (candidate_set_id, position, text, temperature, seed, mean_logprob, n_tokens)
     SELECT s.id, n, 'it has a bill and feathers of colour ' || n || ', as ducks of set ' || s.id || ' have', 0.7,
-        9000000000 + s.id, -0.5123, 14 FROM candidate_sets s, generate_series(0, 5) n""",
+        9000000000 + s.id, -0.5123, 14 FROM candidate_sets s, generate_series(0, 5) n ORDER BY s.id, n""",
     """INSERT INTO assignments (project_id, candidate_set_id, critic_id, slot, state, shown, expires_at)
     SELECT :project, s.id, :critic, 1, 'judged',
         ARRAY(SELECT c.id FROM candidates c WHERE c.candidate_set_id = s.id ORDER BY c.position), now()
@@ -69,26 +75,36 @@ class Pulled:
     megabytes: float
 
 
-def fill(sets: int) -> str:
-    """A project with `sets` judged candidate sets; an admin's token."""
+def fill(sets: int, ready: int, people: int) -> tuple[str, list[str]]:
+    """A project with `sets` judged and `ready` claimable sets; an admin's token, and one for each of its critics."""
     with session_scope() as session:
-        project = projects.create_project(session, SYSTEM, slug=SLUG, name="Bench", settings={"auto_rounds": False})
+        settings = {"auto_rounds": False, "pool_target": 0}
+        project = projects.create_project(session, SYSTEM, slug=SLUG, name="Bench", settings=settings)
         image = images.add_image(session, SYSTEM, image_bytes())
         admin = users.add_user(session, SYSTEM, email="admin@example.org", role=Role.admin)
         token = users.create_token(session, SYSTEM, user_id=admin.id, scope=Scope.read)[1]
         values = {"project": project.id, "image": image.sha256, "critic": admin.id, "sets": sets}
+        tokens = []
+        for number in range(people):
+            email = f"critic{number}@example.org"
+            user = users.add_user(session, SYSTEM, email=email, role=Role.critic, project_slugs=[SLUG])
+            tokens.append(users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.write)[1])
     for statement in FILL:
-        with session_scope() as session:
-            session.execute(text("SET LOCAL statement_timeout = 0"))
-            session.execute(text("SET LOCAL transaction_timeout = 0"))
-            session.execute(text(statement), values)
-    with session_scope() as session:
-        session.connection().exec_driver_sql("ANALYZE")
-    return token
+        patiently(statement, values)
+    if ready:
+        patiently(critics.FILL, {"project": project.id, "prompts": ready, "overlap": 1})
+    with connect_maintenance() as connection:
+        connection.exec_driver_sql("VACUUM (ANALYZE)")
+    return token, tokens
 
 
-def pull(port: int, token: str, form: str, server: psutil.Process) -> Pulled:
-    """The whole dataset in one format, read as fast as it comes."""
+def connect_maintenance() -> Connection:
+    """A connection for what no transaction can do."""
+    return get_engine().connect().execution_options(isolation_level="AUTOCOMMIT")
+
+
+def pull(port: int, token: str, form: str, server: psutil.Process, *, stop: threading.Event | None = None) -> Pulled:
+    """The whole dataset in one format, read as fast as it comes, or until `stop` is set."""
     connection = HTTPConnection("127.0.0.1", port, timeout=600)
     began = time.perf_counter()
     connection.request(
@@ -100,22 +116,74 @@ def pull(port: int, token: str, form: str, server: psutil.Process) -> Pulled:
     piece = answer.read(1)
     first = time.perf_counter() - began
     rows, size, largest = 0, 0, 0.0
-    while piece:
+    while piece and not (stop and stop.is_set()):
         rows += piece.count(b"\n")
         size += len(piece)
         largest = max(largest, server.memory_info().rss / 2**20)
         piece = answer.read(1 << 20)
+    connection.close()
     return Pulled(rows, size, first, time.perf_counter() - began, largest)
 
 
-def processor_seconds(processes: list[psutil.Process]) -> float:
-    """What some processes and their children have used."""
+def processor_seconds(process: psutil.Process) -> float:
+    """What a process and its children have used."""
     used = 0.0
-    for process in processes:
-        for one in (process, *process.children(recursive=True)):
-            times = one.cpu_times()
-            used += times.user + times.system
+    for one in (process, *process.children(recursive=True)):
+        times = one.cpu_times()
+        used += times.user + times.system
     return used
+
+
+def show_pulls(options: argparse.Namespace, port: int, token: str, web: psutil.Process) -> None:
+    """Pull each format alone, and print the table."""
+    database = psutil.Process(critics.postmaster())
+    print(
+        "| format | rows | MB | rows/s | web, PostgreSQL: processor s | first byte | web MB: before | most | growth |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for form in options.formats:
+        before = web.memory_info().rss / 2**20
+        used = processor_seconds(web), processor_seconds(database)
+        found = pull(port, token, form, web)
+        used = processor_seconds(web) - used[0], processor_seconds(database) - used[1]
+        print(
+            f"| {form} | {found.rows} | {found.size / 2**20:.0f} | {found.rows / found.seconds:.0f} "
+            f"| {used[0]:.1f}, {used[1]:.1f} | {1000 * found.first:.0f} ms "
+            f"| {before:.0f} | {found.megabytes:.0f} | {found.megabytes - before:.0f} |",
+            flush=True,
+        )
+
+
+def beside(options: argparse.Namespace, port: int, tokens: list[str], token: str, form: str | None) -> str:
+    """What the critics see while a format is pulled over and over (None: while nothing is), as a row of the table."""
+    web, stop, pulled = psutil.Process(), threading.Event(), []
+
+    def keep_pulling() -> None:
+        while form is not None and not stop.is_set():
+            pulled.append(pull(port, token, form, web, stop=stop))
+
+    thread = threading.Thread(target=keep_pulling)
+    thread.start()
+    seen: Measured = critics.run(Target(f"http://127.0.0.1:{port}", SLUG), tokens, options.seconds)
+    stop.set()
+    thread.join()
+    rows, seconds = sum(one.rows for one in pulled), sum(one.seconds for one in pulled)
+    first = max((one.first for one in pulled), default=0.0)
+    pace = f"{rows / seconds:.0f} | {1000 * first:.0f} ms" if pulled else " | "
+    times = " | ".join(f"{seen.percentile('claim', share):.1f}" for share in (0.5, 0.95, 0.99))
+    failed = sum(seen.errors.values())
+    return f"| {form or 'nothing'} | {pace} | {times} | {seen.loops / seen.seconds:.0f} | {failed}, {seen.empty} |"
+
+
+def show_critics(options: argparse.Namespace, port: int, tokens: list[str], token: str) -> None:
+    """Let critics work alone and beside pulls, in turns, and print the table."""
+    print(
+        f"\n| pulled beside {options.critics} critics | rows/s | latest first byte | claim p50 (ms) | p95 | p99 ",
+        end="",
+    )
+    print("| loops/s | errors, nothing ready |\n|---|---|---|---|---|---|---|---|")
+    for form in (None, *options.formats, None):
+        print(beside(options, port, tokens, token, form), flush=True)
 
 
 def main() -> None:
@@ -123,32 +191,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--candidates", type=int, default=60_000)
     parser.add_argument("--formats", nargs="+", default=["records", "preference"])
+    parser.add_argument("--critics", type=int, default=8, help="0: pull only")
+    parser.add_argument("--seconds", type=float, default=10, help="how long the critics work each time")
     options = parser.parse_args()
+    multiprocessing.set_start_method("spawn")
+    ready = int(LOOPS * options.seconds * (2 + len(options.formats))) if options.critics else 0
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)
         os.environ |= {"ILLUME_DATA_DIR": folder, "ILLUME_SECRET_KEY": "a key for this bench only"}
         with Embedded(Path(folder)) as services:
             connect.use({"database_url": services.database_url, "redis_url": services.redis_url})
             migrate.upgrade(services.database_url)
-            token = fill(options.candidates // SET)
+            token, tokens = fill(options.candidates // SET, ready, options.critics)
+            print(f"load before: {os.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores\n", flush=True)
             port = free_port()
             server = serve(port, 1, Path(folder) / "web.log")
-            web = psutil.Process(server.pid)
             try:
-                print(
-                    "| format | rows | MB | rows/s | web processor s | first byte | web MB before | at most | growth |"
-                )
-                print("|---|---|---|---|---|---|---|---|---|")
-                for form in options.formats:
-                    before, used = memory_mb(server), processor_seconds([web])
-                    found = pull(port, token, form, web)
-                    used = processor_seconds([web]) - used
-                    print(
-                        f"| {form} | {found.rows} | {found.size / 2**20:.0f} | {found.rows / found.seconds:.0f} "
-                        f"| {used:.1f} | {1000 * found.first:.0f} ms | {before:.0f} | {found.megabytes:.0f} "
-                        f"| {found.megabytes - before:.0f} |",
-                        flush=True,
-                    )
+                show_pulls(options, port, token, psutil.Process(server.pid))
+                if options.critics:
+                    show_critics(options, port, tokens, token)
             finally:
                 server.terminate()
                 server.wait(30)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -137,7 +137,7 @@ def get_dataset(
     if matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     headers["Content-Disposition"] = f'attachment; filename="{file_name(plan, how)}"'
-    lines: Iterable[list[bytes]] = ()
+    lines: Iterable[bytes] = ()
     if limit is not None:
         page, following = datasets.page_of(plan, limit)
         lines = [page]
@@ -151,10 +151,9 @@ def get_dataset(
     return parquet_answer(plan, how, headers, lines) if how.parquet else ndjson_answer(how, headers, lines)
 
 
-def ndjson_answer(how: Form, headers: dict[str, str], lines: Iterable[list[bytes]]) -> StreamingResponse:
+def ndjson_answer(how: Form, headers: dict[str, str], lines: Iterable[bytes]) -> StreamingResponse:
     """Lines of JSON, compressed where that was asked for."""
-    pieces: Iterator[bytes] = (b"".join(page) for page in lines)
-    media_type = NDJSON
+    pieces, media_type = lines, NDJSON
     if how.compression in ("gzip", "zstd"):
         pieces, media_type = export_coding.compressed(pieces, how.compression), PACKED[how.compression][0]
     elif how.coding is not None:
@@ -163,13 +162,15 @@ def ndjson_answer(how: Form, headers: dict[str, str], lines: Iterable[list[bytes
     return StreamingResponse(pieces, media_type=media_type, headers=headers)
 
 
-def parquet_answer(plan: Plan, how: Form, headers: dict[str, str], lines: Iterable[list[bytes]]) -> StreamingResponse:
+def parquet_answer(plan: Plan, how: Form, headers: dict[str, str], lines: Iterable[bytes]) -> StreamingResponse:
     """One Parquet file, of the page in `lines` or of all rows."""
     import orjson
 
     from app.services import export_parquet  # large, and few ask for it
 
-    pages = ([orjson.loads(line) for line in page] for page in lines) if lines else datasets.row_pages(plan)
+    pages = (
+        ([orjson.loads(line) for line in page.splitlines()] for page in lines) if lines else datasets.row_pages(plan)
+    )
     pieces = export_parquet.parquet_of(pages, plan.shape, embed=how.embed, codec=how.compression or "zstd")
     return StreamingResponse(pieces, media_type=PARQUET, headers=headers)
 

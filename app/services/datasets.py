@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -21,13 +21,22 @@ from app.services.actors import Actor, parse_id, project_role, require
 from app.services.export_rows import SCHEMA_VERSION, Aggregation, Format, Record, Row, Shape, Task, Wording, rows_of
 from app.services.paging import check_limit, decode_cursor, encode_cursor
 from app.services.projects import settings_of
-from app.services.record_pages import Choice, View, ahead, current_view, one_line, pages_by_prompt, pages_by_verdict
+from app.services.record_pages import (
+    Choice,
+    View,
+    current_view,
+    giving_way,
+    one_line,
+    pages_by_prompt,
+    pages_by_verdict,
+)
 from app.services.store import get_store
 from app.services.users import pseudonym
 from app.settings import get_settings
 from illume.prompting import render_answer_prompt, render_rationale_prompt
 
 LINES_A_PAGE = 500
+PROMPTS_AT_ONCE = 50
 SNAPSHOT_FORM = re.compile(r"[0-9]+:[0-9]+:[0-9,]*")
 
 
@@ -270,31 +279,33 @@ def _critic_id(session: Session, actor: Actor, project: Project, critic: str) ->
 # What is in it
 
 
-def line_pages(found: Plan) -> Iterator[list[bytes]]:
-    """The rows as lines of JSON, some at a time; each page is read in a short session of its own."""
+def line_pages(found: Plan) -> Iterator[bytes]:
+    """The rows as lines of JSON, some whole ones at a time; each page is read in a short session of its own."""
     if found.shape.format is not Format.records:
-        return (
-            [one_line(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)) for row in page]
-            for page in shaped_pages(found)
-        )
+        return (lines_of(page) for page in shaped_pages(found))
+    return record_pages_of(found)
+
+
+def lines_of(rows: Sequence[Row]) -> bytes:
+    """Rows as lines of JSON."""
+    return one_line(b"".join([orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows]))
+
+
+def record_pages_of(found: Plan, limit: int | None = None) -> Iterator[bytes]:
+    """The records as lines, in their order behind the record `after`; live ones `limit` at most."""
     if found.kept is None:
-        return ahead(pages_by_verdict(found.choice, after=int(found.after or 0)))
+        return pages_by_verdict(found.choice, after=int(found.after or 0), limit=limit)
     return kept_pages(found.kept, found.after)
-
-
-def line_of(row: Row) -> bytes:
-    """A row as a line of JSON."""
-    return one_line(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def row_pages(found: Plan) -> Iterator[list[Row]]:
     """The rows, some at a time."""
     if found.shape.format is not Format.records:
         return shaped_pages(found)
-    return ([orjson.loads(line) for line in page] for page in line_pages(found))
+    return ([orjson.loads(line) for line in page.splitlines()] for page in line_pages(found))
 
 
-def kept_pages(kept: Kept, after: str) -> Iterator[list[bytes]]:
+def kept_pages(kept: Kept, after: str) -> Iterator[bytes]:
     """The records of a snapshot's file, behind the record `after`."""
     page: list[bytes] = []
     begun = not after
@@ -309,47 +320,65 @@ def kept_pages(kept: Kept, after: str) -> Iterator[list[bytes]]:
                     continue
             page.append(line)
             if len(page) == LINES_A_PAGE:
-                yield page
+                yield b"".join(page)
                 page = []
     if page:
-        yield page
+        yield b"".join(page)
 
 
 def shaped_pages(found: Plan) -> Iterator[list[Row]]:
     """The rows that the records of each prompt become, behind the row `after`."""
     prompt, _, position = found.after.partition("-")
-    for page in record_groups(found, int(prompt or 0)):
+
+    def rows_of_page(page: list[tuple[str, list[Record]]]) -> list[Row]:
         rows: list[Row] = []
         for prompt_id, records in page:
             made = rows_of(records, found.shape)
             rows += made[int(position or 0) + 1 :] if prompt_id == prompt else made
-        if rows:
-            yield rows
+        return rows
+
+    return filter(None, map(giving_way(rows_of_page), record_groups(found, int(prompt or 0))))
 
 
 def record_groups(found: Plan, start: int) -> Iterator[list[tuple[str, list[Record]]]]:
-    """The records of each prompt from prompt `start` on, some prompts at a time."""
+    """The records of each prompt from prompt `start` on, few prompts at a time.
+
+    Few, because what they become is hundreds of small objects each, which the collector of garbage looks through again
+    and again while they are in use: with all prompts of a page at once, that took longer than making them.
+    """
     if found.kept is None:
-        for page in ahead(pages_by_prompt(found.choice, start=start)):
-            yield [(str(prompt), [orjson.loads(line) for line in lines]) for prompt, lines in page]
-        return
-    lines = (orjson.loads(line) for page in kept_pages(found.kept, "") for line in page)
-    records = (record for record in lines if not record.get("redacted"))
-    for prompt, group in groupby(records, lambda record: str(record["prompt"])):
+        pages = pages_by_prompt(found.choice, start=start)
+        records: Iterator[Record] = (orjson.loads(line) for page in pages for line in page.splitlines())
+    else:
+        lines = (line for page in kept_pages(found.kept, "") for line in page.splitlines())
+        records = (record for line in lines if not (record := orjson.loads(line)).get("redacted"))
+    groups: list[tuple[str, list[Record]]] = []
+    for prompt, group in groupby(records, prompt_of):
         if int(prompt) >= start:
-            yield [(prompt, list(group))]
+            groups.append((prompt, list(group)))
+        if len(groups) == PROMPTS_AT_ONCE:
+            yield groups
+            groups = []
+    if groups:
+        yield groups
 
 
-def page_of(found: Plan, limit: int) -> tuple[list[bytes], str | None]:
+def prompt_of(record: Record) -> str:
+    """The id of a record's prompt."""
+    return str(record["prompt"])
+
+
+def page_of(found: Plan, limit: int) -> tuple[bytes, str | None]:
     """One page of `limit` rows as lines, and the cursor of the following one."""
     check_limit(limit)
+    records = found.shape.format is Format.records
+    pages = record_pages_of(found, limit + 1) if records else line_pages(found)
     lines: list[bytes] = []
-    pages = line_pages(found)
     for page in pages:
-        lines += page
+        lines += page.splitlines(keepends=True)
         if len(lines) > limit:
             break
     if len(lines) <= limit:
-        return lines, None
+        return b"".join(lines), None
     last = orjson.loads(lines[limit - 1])
-    return lines[:limit], found.cursor(last["id"])
+    return b"".join(lines[:limit]), found.cursor(last["id"])

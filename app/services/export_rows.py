@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 SCHEMA_VERSION = 1
@@ -162,13 +164,13 @@ def rows_of_set(judged: Judgement, shape: Shape) -> list[tuple[Row, str]]:
     """The rows of one judged set, each with the text that it is for."""
     if shape.format is Format.sharegpt:
         return list(sharegpt_rows(judged, shape))
-    prompt, images = prompt_of(judged, shape), images_of(judged.record)
-    asked = {"prompt": prompt, "images": images}
+    origin = origin_of(judged)
+    asked = {"prompt": prompt_of(judged, shape), "images": images_of(judged.record)}
     if shape.format is Format.sft:
-        return [(sft_row(judged, said, asked), said.text) for said in judged.fits + judged.own]
+        return [(sft_row(origin, said, asked), said.text) for said in judged.fits + judged.own]
     if shape.format is Format.preference:
-        return [(preference_row(judged, one, other, asked), one.text) for one, other in pairs(judged)]
-    return [(kto_row(judged, said, label, asked), said.text) for said, label in labelled(judged)]
+        return list(preference_rows(judged, origin, asked))
+    return [(kto_row(origin, said, label, asked), said.text) for said, label in labelled(judged)]
 
 
 def pairs(judged: Judgement) -> list[tuple[Said, Said]]:
@@ -196,8 +198,11 @@ def without_repeats(found: Sequence[tuple[Row, str]]) -> list[tuple[Row, str]]:
     return list(kept.values())
 
 
-def origin(judged: Judgement, said: Said) -> Row:
-    """What all rows say of where they come from. `id` and `weight` are set once all rows of the prompt are there."""
+def origin_of(judged: Judgement) -> Row:
+    """What all rows of a set say of where they come from: each has this once, and what `said_of` says beside it.
+
+    `id` and `weight` are set once all rows of the prompt are there.
+    """
     record = judged.record
     return {
         "schema_version": SCHEMA_VERSION,
@@ -208,9 +213,19 @@ def origin(judged: Judgement, said: Said) -> Row:
         "group_id": judged.group_id,
         "weight": 0.0,
         "critic": judged.critic,
-        "votes": said.votes,
+        "votes": 0,
         "version": record["version"],
         "version_number": record["version_number"],
+        "source": "",
+        "candidate": None,
+        "edited_from": None,
+    }
+
+
+def said_of(said: Said) -> Row:
+    """What a row says of where its rationale comes from."""
+    return {
+        "votes": said.votes,
         "source": said.source,
         "candidate": said.candidate,
         "edited_from": said.edited_from,
@@ -235,25 +250,24 @@ def images_of(record: Record) -> list[Row]:
     return [{"sha256": image["sha256"], "path": image["path"]} for image in record["images"]]
 
 
-def sft_row(judged: Judgement, said: Said, asked: Row) -> Row:
+def sft_row(origin: Row, said: Said, asked: Row) -> Row:
     """A rationale to learn: TRL's prompt-completion with images."""
-    return {**origin(judged, said), **asked, "completion": answer_of(said)}
+    return {**origin, **said_of(said), **asked, "completion": answer_of(said)}
 
 
-def preference_row(judged: Judgement, chosen: Said, rejected: Said, asked: Row) -> Row:
-    """A pair: TRL's preference with images."""
-    return {
-        **origin(judged, chosen),
-        "rejected_candidate": rejected.candidate,
-        **asked,
-        "chosen": answer_of(chosen),
-        "rejected": answer_of(rejected),
-    }
+def preference_rows(judged: Judgement, origin: Row, asked: Row) -> Iterator[tuple[Row, str]]:
+    """The pairs of a set: TRL's preference with images. What rows have in common is made once: sets have many pairs."""
+    answers: dict[Said, list[Row]] = {}
+    for chosen, group in groupby(pairs(judged), itemgetter(0)):
+        common = {**origin, **said_of(chosen), "rejected_candidate": None, **asked, "chosen": answer_of(chosen)}
+        for _, rejected in group:
+            answer = answers.get(rejected) or answers.setdefault(rejected, answer_of(rejected))
+            yield {**common, "rejected_candidate": rejected.candidate, "rejected": answer}, chosen.text
 
 
-def kto_row(judged: Judgement, said: Said, label: bool, asked: Row) -> Row:
+def kto_row(origin: Row, said: Said, label: bool, asked: Row) -> Row:
     """A rationale and whether it fits: TRL's unpaired preference with images."""
-    return {**origin(judged, said), **asked, "completion": answer_of(said), "label": label}
+    return {**origin, **said_of(said), **asked, "completion": answer_of(said), "label": label}
 
 
 def sharegpt_rows(judged: Judgement, shape: Shape) -> Iterator[tuple[Row, str]]:
@@ -262,18 +276,19 @@ def sharegpt_rows(judged: Judgement, shape: Shape) -> Iterator[tuple[Row, str]]:
     text = "<image>" * len(record["images"]) + defused(shape.wording(record["question"], record["answer"]))
     asked = {"from": "human", "value": text}
     images = [image["path"] for image in record["images"]]
+    origin = origin_of(judged)
     if shape.task is Task.preference:
         for chosen, rejected in pairs(judged):
             row = {"conversations": [asked], "chosen": turn(chosen), "rejected": turn(rejected), "images": images}
-            yield {**origin(judged, chosen), "rejected_candidate": rejected.candidate, **row}, chosen.text
+            yield {**origin, **said_of(chosen), "rejected_candidate": rejected.candidate, **row}, chosen.text
         return
     if shape.task is Task.kto:
         for said, label in labelled(judged):
             said_so = {"conversations": [asked, turn(said)], "label": label, "images": images}
-            yield {**origin(judged, said), **said_so}, said.text
+            yield {**origin, **said_of(said), **said_so}, said.text
         return
     for said in judged.fits + judged.own:
-        yield {**origin(judged, said), "conversations": [asked, turn(said)], "images": images}, said.text
+        yield {**origin, **said_of(said), "conversations": [asked, turn(said)], "images": images}, said.text
 
 
 def turn(said: Said) -> Row:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+import orjson
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.db import session_scope
+from app import traffic
+from app.db import FETCHERS, session_scope
 from app.models import Split
 from app.services.users import pseudonym
 from app.settings import get_settings
 
 T = TypeVar("T")
-PAGE = 2000
+R = TypeVar("R")
+PAGE = 1000
+PAGE_BYTES = 2 * 1024 * 1024
 FIRST_PAGE = 200  # so that the first bytes do not wait for a whole page
-PROMPTS_A_PAGE = 500  # a prompt may have many records
+PAUSE, LONGEST_PAUSE = 3.0, 1.0  # times what the work took, and seconds; see `giving_way`
 BREAKS = [(character.encode(), rb"\u%04x" % ord(character)) for character in "\u0085\u2028\u2029"]
 
 
@@ -85,39 +91,61 @@ _STANDS = f"""v.project_id = :project AND {_COUNTS} AND {_SEEN.format("v")}
         SELECT FROM snapshot_items i WHERE i.verdict_id = v.id AND i.snapshot_id = :snapshot))
     AND (CAST(:critic AS bigint) IS NULL OR v.critic_id = :critic)
     AND (CAST(:since AS timestamptz) IS NULL OR v.created_at >= :since)"""  # noqa: S608 - constants only
-# One look-up for each row of the page, whatever the planner thinks of the tables' sizes.
-_JOINED = f"""
-SELECT v.id, CAST(v.xid AS text) AS xid, v.prompt_id, v.critic_id, {_RECORD} AS record
-FROM v
-CROSS JOIN LATERAL (SELECT * FROM candidate_sets x WHERE x.id = v.candidate_set_id LIMIT 1) s
-CROSS JOIN LATERAL (SELECT * FROM prompts x WHERE x.id = v.prompt_id LIMIT 1) p
-LEFT JOIN model_versions m ON m.id = s.version_id
-LEFT JOIN LATERAL (SELECT array_agg(x.candidate_id) AS picks FROM picks x WHERE x.verdict_id = v.id) k ON true
+
+
+# One look-up for each row of the page, whatever the planner thinks of the tables' sizes. A page is one text: what has
+# to be done for each record by hand, in a process that answers critics too, would take longer than the query.
+def _page(order: str) -> str:
+    return f"""
+SELECT string_agg(line, '') FROM (
+    SELECT concat(
+        '{{"schema_version":', 1, ',"critic":"', n.names ->> CAST(v.critic_id AS text), '",', {_RECORD}, chr(10)
+    ) AS line
+    FROM v
+    CROSS JOIN (SELECT CAST(CAST(:names AS text) AS jsonb) AS names OFFSET 0) n
+    CROSS JOIN LATERAL (SELECT * FROM candidate_sets x WHERE x.id = v.candidate_set_id LIMIT 1) s
+    CROSS JOIN LATERAL (SELECT * FROM prompts x WHERE x.id = v.prompt_id LIMIT 1) p
+    LEFT JOIN model_versions m ON m.id = s.version_id
+    LEFT JOIN LATERAL (SELECT array_agg(x.candidate_id) AS picks FROM picks x WHERE x.verdict_id = v.id) k ON true
+    ORDER BY {order}
+) page
 """  # noqa: S608 - constants only
+
+
 _OF_SETS = """(CAST(:version AS bigint) IS NULL OR EXISTS (
         SELECT FROM candidate_sets x WHERE x.id = v.candidate_set_id AND x.version_id = :version))
     AND (CAST(:split AS text) IS NULL OR EXISTS (
         SELECT FROM prompts x WHERE x.id = v.prompt_id AND x.split = :split))"""
+_BEHIND = "(v.xid, v.id) > (CAST(CAST(:xid AS text) AS xid8), :after)"
+END_OF_PAGE = f"""
+WITH v AS MATERIALIZED (
+    SELECT v.xid, v.id FROM verdicts v WHERE {_STANDS} AND {_OF_SETS} AND {_BEHIND} ORDER BY v.xid, v.id LIMIT :limit
+)
+SELECT CAST(v.xid AS text) AS xid, v.id, (SELECT count(*) FROM v) AS n FROM v ORDER BY v.xid DESC, v.id DESC LIMIT 1
+"""  # noqa: S608 - constants only
 BY_VERDICT = f"""
 WITH v AS MATERIALIZED (
-    SELECT v.* FROM verdicts v WHERE {_STANDS} AND {_OF_SETS}
-        AND (v.xid, v.id) > (CAST(CAST(:xid AS text) AS xid8), :after)
-    ORDER BY v.xid, v.id LIMIT :limit
+    SELECT v.* FROM verdicts v WHERE {_STANDS} AND {_OF_SETS} AND {_BEHIND}
+        AND (v.xid, v.id) <= (CAST(CAST(:last_xid AS text) AS xid8), :last)
+    ORDER BY v.xid, v.id
 )
-{_JOINED} ORDER BY v.xid, v.id
+{_page("v.xid, v.id")}
 """  # noqa: S608 - constants only
 BY_PROMPT = f"""
 WITH v AS MATERIALIZED (
     SELECT v.* FROM candidate_sets x JOIN verdicts v ON v.candidate_set_id = x.id
     WHERE x.prompt_id = ANY (CAST(:prompts AS bigint[])) AND {_STANDS} AND {_OF_SETS}
 )
-{_JOINED} ORDER BY v.prompt_id, v.id
+{_page("v.prompt_id, v.id")}
 """  # noqa: S608 - constants only
 JUDGED_PROMPTS = """
 SELECT p.id FROM prompts p
 WHERE p.project_id = :project AND p.id >= :start AND (CAST(:split AS text) IS NULL OR p.split = :split)
   AND EXISTS (SELECT FROM verdicts v WHERE v.prompt_id = p.id AND v.current)
 ORDER BY p.id LIMIT :limit
+"""
+JUDGES = """
+SELECT u.id FROM users u WHERE EXISTS (SELECT FROM verdicts v WHERE v.critic_id = u.id AND v.project_id = :project)
 """
 
 
@@ -162,79 +190,92 @@ def current_view(session: Session) -> View:
     return View(str(session.scalar(text("SELECT CAST(pg_current_snapshot() AS text)"))))
 
 
-class Names:
-    """The pseudonyms of a project's critics, each made once."""
-
-    def __init__(self, project_id: int) -> None:
-        self._project_id = project_id
-        self._key = get_settings().secret_key
-        self._known: dict[int, str] = {}
-
-    def __call__(self, critic_id: int) -> str:
-        """What a critic is called in the project's exports."""
-        if critic_id not in self._known:
-            self._known[critic_id] = pseudonym(self._project_id, critic_id, self._key)
-        return self._known[critic_id]
+def names_of(session: Session, project_id: int) -> str:
+    """What the critics of a project are called in its exports, by their ids, as JSON."""
+    key = get_settings().secret_key
+    judges = session.scalars(text(JUDGES), {"project": project_id})
+    return orjson.dumps({str(judge): pseudonym(project_id, judge, key) for judge in judges}).decode()
 
 
-def lines_of(rows: Sequence[Any], names: Names) -> list[bytes]:
-    """Rows of `BY_VERDICT` or `BY_PROMPT` as lines of JSON."""
-    return [one_line(f'{{"schema_version":1,"critic":"{names(row.critic_id)}",{row.record}\n'.encode()) for row in rows]
-
-
-def one_line(line: bytes) -> bytes:
-    """A line of JSON without the characters that many readers take for the end of a line, inside its texts."""
-    if line.isascii():
-        return line
+def one_line(lines: bytes) -> bytes:
+    """Lines of JSON without the characters that many readers take for the end of a line, inside their texts."""
+    if lines.isascii():
+        return lines
     for character, escaped in BREAKS:
-        if character in line:
-            line = line.replace(character, escaped)
-    return line
+        if character in lines:
+            lines = lines.replace(character, escaped)
+    return lines
 
 
-def pages_by_verdict(choice: Choice, *, after: int = 0, limit: int | None = None) -> Iterator[list[bytes]]:
+@dataclass(slots=True)
+class Size:
+    """How many records, or prompts, a page may have: as many as come to about `PAGE_BYTES`, by those so far."""
+
+    rows: int
+
+    def learn(self, rows: int, length: int) -> None:
+        """Take into account that so many came to `length` bytes."""
+        if length:
+            self.rows = max(1, min(PAGE, PAGE_BYTES * rows // length))
+
+
+def pages_by_verdict(choice: Choice, *, after: int = 0, limit: int | None = None) -> Iterator[bytes]:
     """The chosen records as lines, in the order of their commits, those behind verdict `after`; `limit` at most."""
-    names = Names(choice.project_id)
-    size = FIRST_PAGE
     with session_scope() as session:
+        values = {**choice.parameters(), "names": names_of(session, choice.project_id)}
         xid = session.scalar(text("SELECT CAST(xid AS text) FROM verdicts WHERE id = :id"), {"id": after}) or "0"
-    left = limit
-    while left is None or left > 0:
-        wanted = size if left is None else min(size, left)
+    size = Size(FIRST_PAGE)
+
+    def ranges() -> Iterator[dict[str, Any]]:
+        place, left = {"xid": xid, "after": after}, limit
+        while left is None or left > 0:
+            wanted = size.rows if left is None else min(size.rows, left)
+            with session_scope() as session:
+                end = session.execute(text(END_OF_PAGE), {**values, **place, "limit": wanted}).one_or_none()
+            if end is None:
+                return
+            yield {**place, "last_xid": end.xid, "last": end.id, "n": end.n}
+            if end.n < wanted:
+                return
+            place, left = {"xid": end.xid, "after": end.id}, None if left is None else left - end.n
+
+    def read(range_: dict[str, Any]) -> bytes:
         with session_scope() as session:
-            values = {**choice.parameters(), "xid": xid, "after": after, "limit": wanted}
-            rows = session.execute(text(BY_VERDICT), values).all()
-        if rows:
-            after, xid = rows[-1].id, rows[-1].xid
-            yield lines_of(rows, names)
-        if len(rows) < wanted:
-            return
-        left = None if left is None else left - len(rows)
-        size = PAGE
+            lines = one_line((session.scalar(text(BY_VERDICT), {**values, **range_}) or "").encode())
+        size.learn(range_["n"], len(lines))
+        return lines
+
+    return fetched(ranges(), read)
 
 
-def pages_by_prompt(
-    choice: Choice, *, start: int = 0, session: Session | None = None
-) -> Iterator[list[tuple[int, list[bytes]]]]:
-    """The chosen records as lines, prompt by prompt from prompt `start` on.
+def pages_by_prompt(choice: Choice, *, start: int = 0, session: Session | None = None) -> Iterator[bytes]:
+    """The chosen records as lines, prompt by prompt from prompt `start` on; those of a prompt are in one page.
 
     Each page has a short session of its own, unless one is given.
     """
-    names = Names(choice.project_id)
-    size = FIRST_PAGE
-    while True:
+    with open_session(session) as used:
+        values = {**choice.parameters(), "names": names_of(used, choice.project_id)}
+    size = Size(FIRST_PAGE)
+
+    def prompts() -> Iterator[list[int]]:
+        keys = {"project": choice.project_id, "start": start, "split": choice.split}
+        while True:
+            wanted = size.rows
+            with open_session(session) as used:
+                found = list(used.scalars(text(JUDGED_PROMPTS), {**keys, "limit": wanted}))
+            if found:
+                yield found
+            if len(found) < wanted:
+                return
+            keys["start"] = found[-1] + 1
+
+    def read(found: list[int]) -> bytes:
         with open_session(session) as used:
-            keys = {"project": choice.project_id, "start": start, "split": choice.split, "limit": size}
-            prompts = used.scalars(text(JUDGED_PROMPTS), keys).all()
-            rows = used.execute(text(BY_PROMPT), {**choice.parameters(), "prompts": list(prompts)}).all()
-        found: dict[int, list[bytes]] = {}
-        for row, line in zip(rows, lines_of(rows, names), strict=True):
-            found.setdefault(row.prompt_id, []).append(line)
-        if found:
-            yield list(found.items())
-        if len(prompts) < size:
-            return
-        start, size = prompts[-1] + 1, PROMPTS_A_PAGE
+            lines = one_line((used.scalar(text(BY_PROMPT), {**values, "prompts": found}) or "").encode())
+        size.learn(len(found), len(lines))
+        return lines
+
+    return fetched(prompts(), read) if session is None else map(read, prompts())
 
 
 def open_session(session: Session | None) -> contextlib.AbstractContextManager[Session]:
@@ -242,10 +283,30 @@ def open_session(session: Session | None) -> contextlib.AbstractContextManager[S
     return session_scope() if session is None else contextlib.nullcontext(session)
 
 
-def ahead(pages: Iterator[T]) -> Iterator[T]:
-    """`pages`, each begun while the one before it is worked on."""
-    with ThreadPoolExecutor(1, "export") as pool:
-        coming = pool.submit(next, pages, None)
-        while (page := coming.result()) is not None:
-            coming = pool.submit(next, pages, None)
-            yield page
+def fetched(places: Iterator[T], read: Callable[[T], bytes]) -> Generator[bytes]:
+    """What `read` makes of each place, in order and without what is empty; the next ones are read meanwhile."""
+    pool = ThreadPoolExecutor(FETCHERS, "export")
+    coming: deque[Future[bytes]] = deque()
+    try:
+        for place in places:
+            coming.append(pool.submit(giving_way(read), place))
+            if len(coming) > FETCHERS and (lines := coming.popleft().result()):
+                yield lines
+        while coming:
+            if lines := coming.popleft().result():
+                yield lines
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def giving_way(work: Callable[[T], R]) -> Callable[[T], R]:
+    """`work`, with a pause after it in proportion to how long it took, where people wait for this process."""
+
+    def courteously(what: T) -> R:
+        began = time.monotonic()
+        made = work(what)
+        if traffic.requests.inside:
+            time.sleep(min(LONGEST_PAUSE, PAUSE * (time.monotonic() - began)))
+        return made
+
+    return courteously

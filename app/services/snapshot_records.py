@@ -52,8 +52,7 @@ def keep(session: Session, project: Project, snapshot: Snapshot) -> None:
     """Write all records that stand at this moment to a file of the snapshot's, by prompt, and its data card."""
     choice = Choice(project_id=project.id, view=current_view(session), own_snapshot=snapshot.id)
     with tempfile.NamedTemporaryFile() as file:
-        for page in pages_by_prompt(choice, session=session):
-            file.writelines(line for _, lines in page for line in lines)
+        file.writelines(pages_by_prompt(choice, session=session))
         file.flush()
         snapshot.records_key = get_store().put_file(Path(file.name))
     snapshot.card = card_of(session, project, snapshot)

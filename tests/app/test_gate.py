@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from app import traffic
 from app.gate import LARGEST_BODY, SMALL_BODY, Gate, Kind, Places, kind_of
 
 
@@ -120,10 +121,12 @@ class TestGate:
             ]
             await asyncio.sleep(0.01)
             assert work.running == 5
+            assert (traffic.requests.inside, traffic.streams.inside) == (2, 1)
             assert await ask(gate, scope("/api/v1/projects/y/dataset")) == 429
             work.begin.set()
             work.end.set()
             assert set(await asyncio.gather(*asking)) == {200}
+            assert (traffic.requests.inside, traffic.streams.inside) == (0, 0)
 
         run(test)
 

@@ -66,10 +66,10 @@ class TestDataset:
     ) -> None:
         streaming, finish = threading.Semaphore(0), threading.Event()
 
-        def slow(_: datasets.Plan) -> Iterator[list[bytes]]:
+        def slow(_: datasets.Plan) -> Iterator[bytes]:
             streaming.release()
             finish.wait(60)
-            yield [b"{}\n"]
+            yield b"{}\n"
 
         monkeypatch.setattr(datasets, "line_pages", slow)
         path = f"/api/v1/projects/{project.slug}/dataset"

@@ -29,7 +29,7 @@ def judge(session: Session, project: Project, critic: Actor, **values: Any) -> d
 
 
 def lines(plan: datasets.Plan) -> list[dict[str, Any]]:
-    return [json.loads(line) for page in datasets.line_pages(plan) for line in page]
+    return [json.loads(line) for page in datasets.line_pages(plan) for line in page.splitlines()]
 
 
 def records(session: Session, project: Project, actor: Actor = SYSTEM, **filters: Any) -> list[dict[str, Any]]:
