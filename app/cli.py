@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from app.connect import Refused, refuse_used_port, services, set_environment, until_stopped, wait_for_database
+from app.connect import (
+    Refused,
+    Stopped,
+    refuse_used_port,
+    services,
+    set_environment,
+    until_stopped,
+    wait_for_database,
+)
+from app.embedded import Embedded
 from app.errors import DomainError
 from app.settings import Settings, get_settings
 
@@ -162,7 +171,11 @@ def run_serve(options: argparse.Namespace) -> int:
     settings = get_settings()
     host, port = options.host or settings.host, settings.port if options.port is None else options.port
     refuse_used_port(host, port)
-    with until_stopped(), prepared():
+    with until_stopped() as stopping, services() as embedded:
+        refuse_other_tables(get_settings())
+        if embedded is not None:
+            words = ["serve", "--host", host, "--port", str(port), "--workers", str(options.workers)]
+            return run_beside(embedded, ["-m", "app.cli", *words], stopping)
         serving.serve(serving.config_of(host=host, port=port, processes=options.workers))
     return 0
 
@@ -197,21 +210,33 @@ def check(alive: bool) -> int:
 
 def run_worker_program(words: Sequence[str]) -> int:
     """Go on as the worker; where its services are ours to run, start it as a child and stay."""
-    from app.supervise import start_child, stop_child
-
     program = ["-m", "worker", *words]
-    code = 0
     with until_stopped() as stopping, services() as embedded:
         wait_for_database(get_settings(), say=say)
         if embedded is None:
             become(program)
-        child = start_child([sys.executable, *program])
-        try:
+        else:
+            return run_beside(embedded, program, stopping)
+    return 0
+
+
+def run_beside(embedded: Embedded, program: Sequence[str], stopping: Callable[[], None]) -> int:
+    """Run a Python program as a child, keeping its services running; its exit code. Raises Refused."""
+    from app.supervise import GaveUp, start_child, stop_child
+
+    child = start_child([sys.executable, *program])
+    code = 0
+    try:
+        with contextlib.suppress(Stopped):
             while child.poll() is None:
+                for sentence in embedded.look(time.monotonic()):
+                    warn(sentence)
                 time.sleep(0.2)
-        finally:
-            stopping()
-            code = stop_child(child, patience=20)
+    except GaveUp as error:
+        raise Refused(f"Stopped: {error}. Its log is in {embedded.data_dir / 'logs'}.") from error
+    finally:
+        stopping()
+        code = stop_child(child, patience=20)
     return code
 
 
@@ -382,14 +407,19 @@ def run_doctor(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def prepared() -> Iterator[Settings]:
     """The settings, with a database behind them that answers and has the tables this version needs."""
-    from app import migrate
-
     with services():
         settings = get_settings()
-        wait_for_database(settings, say=warn)
-        if migrate.current_revision(settings.database_url) != migrate.wanted_revision():
-            raise Refused("The tables are not those this version needs. Run `illume db upgrade` first.")
+        refuse_other_tables(settings)
         yield settings
+
+
+def refuse_other_tables(settings: Settings) -> None:
+    """Wait for the database; raise Refused where it has not the tables this version needs."""
+    from app import migrate
+
+    wait_for_database(settings, say=warn)
+    if migrate.current_revision(settings.database_url) != migrate.wanted_revision():
+        raise Refused("The tables are not those this version needs. Run `illume db upgrade` first.")
 
 
 if __name__ == "__main__":

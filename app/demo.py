@@ -90,13 +90,12 @@ def serve(
     give_up_at: float | None = time.monotonic() + READY_SECONDS
     while True:
         now = time.monotonic()
+        for sentence in embedded.look(now) if embedded else ():
+            say(sentence)
         for child in children:
-            sentence = child.look(now)
-            if sentence:
-                say(f"{sentence}; its log is {settings.data_dir / 'logs' / child.name}.log")
-        ended = embedded.ended() if embedded else None
-        if ended:
-            raise Refused(f"Stopped: {ended} ended. Its log is in {settings.data_dir / 'logs'}.")
+            ended = child.look(now)
+            if ended:
+                say(f"{ended}; its log is {settings.data_dir / 'logs' / child.name}.log")
         if give_up_at is not None:
             if alive.web(settings):
                 give_up_at = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -36,11 +37,12 @@ from app.cluster import (
     refuse_other_version,
     remove_stale_pid,
 )
-from app.supervise import end_left_over, record_children, start_child, stop_child
+from app.supervise import Supervised, end_left_over, record_children, start_child, stop_child
 
 DATABASE = "illume"
 SERVICES_FILE = "services.json"
 START_SECONDS = 60.0
+RESTARTS = 10  # of a server in a minute; PostgreSQL refuses to start while processes of the one before still end
 SERVER_SETTINGS = {
     "listen_addresses": "",
     "port": "5432",
@@ -75,8 +77,8 @@ class Embedded:
     database_url: str = field(init=False, default="")
     redis_url: str = field(init=False, default="")
     _lock: IO[str] | None = field(init=False, default=None)
-    _postgres: subprocess.Popen[bytes] | None = field(init=False, default=None)
-    _redis: subprocess.Popen[bytes] | None = field(init=False, default=None)
+    _postgres: Supervised | None = field(init=False, default=None)
+    _redis: Supervised | None = field(init=False, default=None)
     _sockets: Path | None = field(init=False, default=None)
 
     def start(self) -> Self:
@@ -101,12 +103,11 @@ class Embedded:
 
     def stop(self) -> None:
         """Stop what runs, and let the data directory go. Harmless when nothing runs."""
-        if self._redis is not None:
-            stop_child(self._redis, patience=5)
-            self._redis = None
-        if self._postgres is not None:
-            stop_child(self._postgres, stop_signal=signal.SIGINT, patience=30)
-            self._postgres = None
+        if self._redis is not None and self._redis.process is not None:
+            stop_child(self._redis.process, patience=5)
+        if self._postgres is not None and self._postgres.process is not None:
+            stop_child(self._postgres.process, stop_signal=signal.SIGINT, patience=30)
+        self._redis = self._postgres = None
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
             self._sockets = None
@@ -116,13 +117,20 @@ class Embedded:
             self._lock.close()
             self._lock = None
 
-    def ended(self) -> str | None:
-        """The name of a server that is no longer running, if any."""
-        if self._postgres is not None and self._postgres.poll() is not None:
-            return "PostgreSQL"
-        if self._redis is not None and self._redis.poll() is not None:
-            return "Redis"
-        return None
+    def look(self, now: float) -> list[str]:
+        """Start a server again that ended, at the same address, once its wait is over; call it often.
+
+        What happened, in sentences. Raises `GaveUp` when one ends too often. Call it from the thread that started them.
+        """
+        said = []
+        for server in self._servers():
+            before = server.process
+            sentence = server.look(now)
+            if sentence:
+                said.append(f"{sentence}; its log is in {self.data_dir / 'logs'}")
+            if server.process is not None and server.process is not before:
+                self._record_servers()
+        return said
 
     def __enter__(self) -> Self:
         return self.start()
@@ -134,6 +142,12 @@ class Embedded:
     def _record(self) -> Path:
         return self.data_dir / "embedded-processes.json"
 
+    def _servers(self) -> list[Supervised]:
+        return [server for server in (self._postgres, self._redis) if server is not None]
+
+    def _record_servers(self) -> None:
+        record_children(self._record, [one.process for one in self._servers() if one.process is not None])
+
     def _start_postgres(self) -> None:
         account = account_of_postgres()
         self.base = base_of(self.data_dir, account)
@@ -143,16 +157,18 @@ class Embedded:
         if not (cluster / "PG_VERSION").exists():
             make_cluster(cluster, binaries, account, durable=self.durable)
         refuse_other_version(cluster)
-        remove_stale_pid(cluster)
         sockets = self._socket_folder(account)
         options = SERVER_SETTINGS | {"unix_socket_directories": str(sockets)} | ({} if self.durable else FORGETFUL)
         command = [str(binaries / "postgres"), "-D", str(cluster)]
         command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         log = self.data_dir / "logs" / "postgres.log"
-        self._postgres = start_child(
-            command, log=log, env=clean_environment(), stop_signal=signal.SIGINT, account=account
-        )
-        record_children(self._record, [self._postgres])
+
+        def start() -> subprocess.Popen[bytes]:
+            remove_stale_pid(cluster)
+            return start_child(command, log=log, env=clean_environment(), stop_signal=signal.SIGINT, account=account)
+
+        self._postgres = supervised("PostgreSQL", start)
+        self._record_servers()
         where = f"host={quote(str(sockets), safe='/')}&port=5432"
         await_postgres(self._postgres, f"postgresql://illume@/postgres?{where}", log)
         self.database_url = f"postgresql://illume@/{DATABASE}?{where}"
@@ -177,14 +193,15 @@ class Embedded:
                 f"bind 127.0.0.1\nport {port}\nrequirepass {password}\nprotected-mode yes\n"
                 f'daemonize no\nsave ""\nappendonly no\nmaxmemory-policy noeviction\n'
             )
-            self._redis = start_child([str(redis_program()), "-"], log=log, feed=config.encode())
+            start = functools.partial(start_child, [str(redis_program()), "-"], log=log, feed=config.encode())
+            self._redis = supervised("Redis", start)
             url = f"redis://:{password}@127.0.0.1:{port}/0"
             if await_redis(self._redis, url):
                 self.redis_url = url
                 break
         else:
             raise EmbeddedError(f"Redis did not start; {log} says why.")
-        record_children(self._record, [child for child in (self._postgres, self._redis) if child is not None])
+        self._record_servers()
 
 
 def lock(data_dir: Path) -> IO[str]:
@@ -213,10 +230,20 @@ def lock(data_dir: Path) -> IO[str]:
     return file
 
 
-def await_postgres(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def supervised(name: str, start: Callable[[], subprocess.Popen[bytes]]) -> Supervised:
+    """A server that was just started."""
+    return Supervised(name, start, restarts=RESTARTS, process=start(), started_at=time.monotonic())
+
+
+def has_ended(server: Supervised) -> bool:
+    """Whether the server's process is gone."""
+    return server.process is None or server.process.poll() is not None
+
+
+def await_postgres(server: Supervised, url: str, log: Path) -> None:
     """Wait until the server takes connections, and make the database where it is missing."""
     for _ in moments():
-        if process.poll() is not None:
+        if has_ended(server):
             lines = log.read_text(errors="replace").strip().splitlines()[-3:]
             raise EmbeddedError(f"PostgreSQL did not start: {' / '.join(lines)} (all of it in {log})")
         try:
@@ -230,10 +257,10 @@ def await_postgres(process: subprocess.Popen[bytes], url: str, log: Path) -> Non
     raise EmbeddedError(f"PostgreSQL took no connection within {START_SECONDS:g} s; {log} says why.")
 
 
-def await_redis(process: subprocess.Popen[bytes], url: str) -> bool:
+def await_redis(server: Supervised, url: str) -> bool:
     """Wait until Redis answers; False when it ended instead."""
     for _ in moments():
-        if process.poll() is not None:
+        if has_ended(server):
             return False
         with contextlib.closing(redis.Redis.from_url(url, socket_connect_timeout=1)) as client:
             try:
@@ -241,7 +268,8 @@ def await_redis(process: subprocess.Popen[bytes], url: str) -> bool:
                 return True
             except redis.RedisError:
                 continue
-    stop_child(process, patience=1)
+    if server.process is not None:
+        stop_child(server.process, patience=1)
     return False
 
 

@@ -127,30 +127,38 @@ class GaveUp(RuntimeError):
 
 @dataclass
 class Supervised:
-    """A child that is started again when it ends: at most `restarts` times a minute, waiting 0.5, 1, 2 s ... before."""
+    """A child that is started again when it ends, waiting 0.5, 1, 2 s ... before.
+
+    One that keeps ending soon after its start is given up: after `restarts` such ends within a minute. An end after
+    `settled` seconds is an accident, and does not count.
+    """
 
     name: str
     start: Callable[[], subprocess.Popen[bytes]]
-    restarts: int = 3
+    restarts: int = 5
+    settled: float = 20.0
     patience: float = 15.0
     process: subprocess.Popen[bytes] | None = None
     ended: list[float] = field(default_factory=list)
     start_at: float = 0.0
+    started_at: float = 0.0
 
     def look(self, now: float) -> str | None:
         """Start it again where it is due. A sentence when it just ended; raises `GaveUp` when it ended too often."""
         if self.process is None:
             if now >= self.start_at:
                 self.process = self.start()
+                self.started_at = now
             return None
         code = self.process.poll()
         if code is None:
             return None
         self.process = None
-        self.ended = [*(moment for moment in self.ended if now - moment < 60), now]
+        recent = [moment for moment in self.ended if now - moment < 60]
+        self.ended = recent if now - self.started_at >= self.settled else [*recent, now]
         if len(self.ended) > self.restarts:
             raise GaveUp(f"{self.name} ended {len(self.ended)} times within a minute (last with {ending(code)})")
-        wait = 0.5 * 2 ** (len(self.ended) - 1)
+        wait = 0.5 * 2 ** max(0, len(self.ended) - 1)
         self.start_at = now + wait
         return f"{self.name} ended with {ending(code)}; starting it again in {wait:g} s"
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, or_, select, text
-from sqlalchemy.orm import Session, aliased, selectinload
+from sqlalchemy.orm import Session, selectinload
 
 from app.models import (
     Candidate,
@@ -213,11 +213,17 @@ def _read(session: Session, query: Select[Any]) -> list[VerdictLine]:
 
 def was_changed_to(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
     """Whether the actor changed this verdict to exactly `wanted` already: a repeat whose answer was lost."""
-    newer = aliased(Verdict)
+    return _says(session, Verdict.supersedes == verdict_id, actor, wanted)
+
+
+def is_said(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
+    """Whether the actor's verdict says exactly what `wanted` does."""
+    return _says(session, Verdict.id == verdict_id, actor, wanted)
+
+
+def _says(session: Session, which: ColumnElement[bool], actor: Actor, wanted: VerdictIn) -> bool:
     found = session.scalar(
-        select(newer)
-        .where(newer.supersedes == verdict_id, newer.critic_id == actor.user_id)
-        .options(selectinload(newer.picks))
+        select(Verdict).where(which, Verdict.critic_id == actor.user_id).options(selectinload(Verdict.picks))
     )
     return found is not None and (
         found.kind == wanted.kind

@@ -48,7 +48,9 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
     assignment, candidate_set, prompt = locked(session, actor, old.assignment_id)
     session.refresh(old)
     if not old.current:
-        raise Conflict("This verdict was changed already: change the newest one.")
+        newest = select(Verdict.id).where(Verdict.assignment_id == old.assignment_id, Verdict.current)
+        given = session.scalar(newest)
+        raise Conflict("This verdict was changed already: change the newest one.", verdict=str(given))
     check_candidates(assignment.shown, verdict)
     state = old.state
     used = old.kind in (VerdictKind.picked, VerdictKind.none_fit)

@@ -12,7 +12,18 @@ from starlette.datastructures import FormData
 from app.deps import SessionDep
 from app.errors import Conflict, DomainError, NotFound
 from app.models import Project, Role, VerdictKind
-from app.services import assignments, candidates, comparisons, days, instructions, overviews, projects, rounds, verdicts
+from app.services import (
+    assignments,
+    candidates,
+    comparisons,
+    days,
+    instructions,
+    judging_keys,
+    overviews,
+    projects,
+    rounds,
+    verdicts,
+)
 from app.services.actors import Actor, parse_id, project_role
 from app.services.held import held_ids, lock_critic
 from app.services.overviews import VerdictLine
@@ -103,6 +114,8 @@ def judge(request: Request, session: SessionDep, who: Me, slug: str, verdict: st
         skip_reasons=tuple(settings.skip_reasons),
         flag_reasons=tuple(settings.flag_reasons),
         tags=tuple(settings.shortcoming_tags),
+        keys=judging_keys.ACTIONS,
+        chosen_keys=judging_keys.keys_of(session, who.actor),
         instructions=instructions.instructions_of(session, project, settings),
         lease_seconds=settings.lease_minutes * 60,
     )
@@ -173,6 +186,15 @@ def show_instructions(session: SessionDep, who: Me, slug: str) -> Response:
     return fragment(TEMPLATE, "instructions", shell=Shell(title=project.name), view=InstructionsView(told))
 
 
+@router.post("/annotate/{slug}/keys")
+def choose_keys(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """Keep the keys somebody chose, for all their projects and browsers; 204."""
+    judged_project(session, who.actor, slug)
+    names = {action.name for action in judging_keys.ACTIONS}
+    judging_keys.choose_keys(session, who.actor, {name: text_of(form, name) for name in names if name in form})
+    return Response(status_code=204)
+
+
 @router.get("/annotate/{slug}/day")
 def show_day(session: SessionDep, who: Me, slug: str) -> Response:
     """The critic's day: pace, days in a row, and what their picks trained."""
@@ -223,10 +245,22 @@ def give(request: Request, session: SessionDep, who: Poster, form: Form, slug: s
     has_room = text_of(form, "room") == "yes"
     if has_room:
         lock_critic(session, who.actor)
-    key = request.headers.get("idempotency-key")
-    out = verdicts.give(session, who.actor, parse_id(assignment), verdict_of(form), idempotency_key=key)
+    out = given_once(session, who.actor, form, parse_id(assignment), request.headers.get("idempotency-key"))
     following = following_stage(session, who, project, settings, known_in(form)) if has_room else ""
     return saved(request, session, who, project, settings, out=out, following=following)
+
+
+def given_once(session: Session, actor: Actor, form: FormData, assignment: int, key: str | None) -> verdicts.VerdictOut:
+    """The verdict in a form, given; or changed, where the page took it back while it was on its way here."""
+    wanted = verdict_of(form)
+    if text_of(form, "again") != "yes":
+        return verdicts.give(session, actor, assignment, wanted, idempotency_key=key)
+    try:
+        # Left without its key where it fails: what stands is then changed under none.
+        with session.begin_nested():
+            return verdicts.give(session, actor, assignment, wanted, idempotency_key=key)
+    except Conflict as error:
+        return given_again(session, actor, form, error, wanted)
 
 
 def following_stage(
@@ -246,13 +280,29 @@ def change(request: Request, session: SessionDep, who: Poster, form: Form, slug:
     wanted = verdict_of(form)
     verdict_id = parse_id(verdict)
     try:
-        body = verdicts.change(session, who.actor, verdict_id, wanted)
-    except Conflict:
-        if not overviews.was_changed_to(session, who.actor, verdict_id, wanted):
-            raise
-        body = {}
+        out = verdicts.VerdictOut(201, verdicts.change(session, who.actor, verdict_id, wanted))
+    except Conflict as error:
+        if overviews.was_changed_to(session, who.actor, verdict_id, wanted):
+            out = verdicts.VerdictOut(201, {})
+        else:
+            out = given_again(session, who.actor, form, error, wanted)
     settings = projects.settings_of(session, project)
-    return saved(request, session, who, project, settings, out=verdicts.VerdictOut(201, body))
+    return saved(request, session, who, project, settings, out=out)
+
+
+def given_again(
+    session: Session, actor: Actor, form: FormData, error: Conflict, wanted: verdicts.VerdictIn
+) -> verdicts.VerdictOut:
+    """What the page took back before it was sent may have come here nevertheless: then this changes it.
+
+    Raises `error` where nothing was taken back, or nothing was given.
+    """
+    given = error.extra.get("verdict")
+    if text_of(form, "again") != "yes" or given is None:
+        raise error
+    if overviews.is_said(session, actor, int(given), wanted):
+        return verdicts.VerdictOut(201, {})
+    return verdicts.VerdictOut(201, verdicts.change(session, actor, int(given), wanted))
 
 
 def saved(

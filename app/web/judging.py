@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,6 +15,7 @@ from app.services.actors import Actor
 from app.services.assignments import Claim
 from app.services.days import Credit, Day
 from app.services.instructions import Instructions
+from app.services.judging_keys import KeyAction
 from app.services.overviews import VerdictLine
 from app.services.projects import ProjectSettings
 from app.web.rendering import duration
@@ -104,6 +105,8 @@ class JudgeView:
     skip_reasons: tuple[str, ...]
     flag_reasons: tuple[str, ...]
     tags: tuple[str, ...]
+    keys: tuple[KeyAction, ...]
+    chosen_keys: Mapping[str, str]
     instructions: Instructions
     lease_seconds: float
 

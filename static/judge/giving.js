@@ -10,6 +10,9 @@ import { announce, hint, parse, sentence, toast } from "./telling.js";
 const judge = document.querySelector(".judge");
 const saveState = document.getElementById("save-state");
 const signedOut = document.getElementById("signed-out-dialog");
+const MOST_WAITING = 200;
+const waiting = new Map();
+const takenBack = new Map();
 let stepsBack = 0;
 
 function showState(state, waiting) {
@@ -38,6 +41,7 @@ export const outbox = makeOutbox(judge.dataset.user, {
   renew,
   onState: showState,
   onSaved(item, response, text) {
+    waiting.delete(item.key);
     showFigures(text);
     const words = sentence(text);
     if (words) toast(words, "warn");
@@ -46,6 +50,7 @@ export const outbox = makeOutbox(judge.dataset.user, {
   },
   asides: whatIsKnown,
   onRefused(item, status, text) {
+    waiting.delete(item.key);
     toast(`A verdict was not taken. ${sentence(text) || `The server said ${status}.`}`, "bad");
   },
 });
@@ -75,6 +80,10 @@ export function give(kind, reason = "") {
   const { assignment, verdict, clock, work } = currentPrompt();
   clock.stop();
   const fields = [["kind", kind], ["reason", reason], ["seconds", clock.seconds().toFixed(2)]];
+  if (takenBack.delete(work)) {
+    fields.push(["again", "yes"]);
+    showTakenBack(work, false);
+  }
   if (kind === "picked" || kind === "none_fit") {
     const { picks, rationale, from } = said();
     if (kind === "picked") fields.push(...picks.map((id) => ["picks", id]));
@@ -83,8 +92,44 @@ export function give(kind, reason = "") {
   const url = verdict ? `${base}/verdicts/${verdict}` : `${base}/assignments/${assignment}/verdict`;
   dropDraft(work);
   // The next prompt first: the verdict is stored by then, and the eye waits for nothing.
-  outbox.put(url, fields, assignment);
+  remember(outbox.put(url, fields, assignment), work);
   advance();
+}
+
+// The cards of verdicts that wait to be sent, by the keys of these, so that they can be taken back without the server.
+
+function remember(key, work) {
+  waiting.set(key, work);
+  if (waiting.size > MOST_WAITING) waiting.delete(waiting.keys().next().value);
+}
+
+function showTakenBack(work, isTaken) {
+  work.querySelector(".taken-back").hidden = !isTaken;
+}
+
+function showGiven(work, fields) {
+  const told = (name) => fields.filter(([one]) => one === name).map(([, value]) => value);
+  for (const box of work.querySelectorAll('input[name="picks"]')) box.checked = told("picks").includes(box.value);
+  work.querySelector('[name="rationale"]').value = told("rationale").join("");
+}
+
+// Takes the newest verdict that waits back, and shows it as it was given. Whether there was one.
+function takeBack() {
+  // Somebody who changes an older one that is saved is behind those already.
+  if (currentPrompt()?.verdict && !takenBack.has(currentPrompt().work)) return false;
+  for (const [key, work] of [...waiting].reverse()) {
+    const item = outbox.takeBack(key);
+    if (!item) continue;
+    waiting.delete(key);
+    takenBack.set(work, item);
+    if (currentPrompt()) putAside();
+    showGiven(work, item.fields);
+    showTakenBack(work, true);
+    show(work, { seconds: Number(item.fields.find(([name]) => name === "seconds")[1]) });
+    announce("Your last verdict is taken back: it was not sent yet");
+    return true;
+  }
+  return false;
 }
 
 // Own words
@@ -133,9 +178,11 @@ export async function back() {
 
 async function oneBack() {
   try {
+    if (!isSending() && takeBack()) return;
     await outbox.flush();
+    if (takeBack()) return;
     if (outbox.size) {
-      hint("Going back needs the server: your last verdicts still wait to be saved.");
+      hint("Going back needs the server: verdicts of another page of yours still wait to be saved.");
       return;
     }
     const current = currentPrompt();
@@ -145,7 +192,8 @@ async function oneBack() {
       hint(sentence(answer.text) || "There is no earlier verdict.");
       return;
     }
-    if (current && !current.verdict) putAside();
+    // A verdict that was taken back may have reached the server before: it is the same prompt, then.
+    if (current && !current.verdict && current.assignment !== work.dataset.assignment) putAside();
     show(work);
     announce("Your earlier verdict, to change");
   } catch {
@@ -155,10 +203,22 @@ async function oneBack() {
 
 export function leaveBack() {
   const current = currentPrompt();
-  if (!current?.verdict) return;
+  const item = current && takenBack.get(current.work);
+  if (!item && !current?.verdict) return;
+  if (item) {
+    takenBack.delete(current.work);
+    showTakenBack(current.work, false);
+    outbox.putBack(item);
+    remember(item.key, current.work);
+  }
   dropDraft(current.work);
   announce("The verdict stays as it was.");
   advance();
+}
+
+export function isChanging() {
+  const current = currentPrompt();
+  return Boolean(current && (current.verdict || takenBack.has(current.work)));
 }
 
 // Signing in again
@@ -169,6 +229,10 @@ export async function tryAgain() {
   signedOut.close();
   await outbox.resume();
   prefetch();
+}
+
+function isSending() {
+  return saveState.dataset.state === "saving";
 }
 
 export function isSaved() {

@@ -1,27 +1,15 @@
 // Keys: which one does what. Each but the numbers can be another one; a key that is taken is refused.
 
 import { keep, recall } from "./kept.js";
+import { ask } from "./server.js";
 import { announce } from "./telling.js";
 
-export const FIRST = {
-  submit: "Enter",
-  none: "0",
-  edit: "e",
-  write: "w",
-  lacks: "t",
-  skip: "s",
-  flag: "f",
-  back: "u",
-  zoom: "z",
-  differences: "d",
-  unfold: "l",
-  reveal: "b",
-  instructions: "i",
-  keys: "?",
-};
 // Numbers pick candidates; the others have their meaning everywhere, or move the image.
 const TAKEN = /^([1-9]|Escape|Tab|[-+= ]|Arrow.*|Page.*|Home|End|Shift|Control|Alt|Meta|AltGraph|CapsLock|Dead|Process|Unidentified|F[0-9]+)$/;
 const dialog = document.getElementById("keys-dialog");
+const FIRST = Object.fromEntries(
+  [...dialog.querySelectorAll("[data-action]")].map((line) => [line.dataset.action, line.dataset.first]),
+);
 const switchedOn = document.getElementById("keys-on");
 let map = { ...FIRST };
 let changing = "";
@@ -92,10 +80,24 @@ function use(name) {
   leaveChange();
 }
 
+function chosen() {
+  return Object.fromEntries(Object.entries(map).filter(([action, name]) => FIRST[action] !== name));
+}
+
 function save() {
-  keep("keys", Object.fromEntries(Object.entries(map).filter(([action, name]) => FIRST[action] !== name)));
+  keep("keys-unsent", chosen());
   say("");
   relabel();
+  send();
+}
+
+// They are kept with the person; what could not be sent is sent when the page is opened the next time.
+async function send() {
+  const keys = recall("keys-unsent");
+  if (!keys) return;
+  const answer = await ask("/keys", Object.entries(keys)).catch(() => null);
+  const isKept = answer?.ok || answer?.status === 422;
+  if (isKept && JSON.stringify(recall("keys-unsent")) === JSON.stringify(keys)) keep("keys-unsent", null);
 }
 
 export function resetKeys() {
@@ -106,7 +108,7 @@ export function resetKeys() {
 }
 
 export function startKeys() {
-  const kept = recall("keys", {});
+  const kept = recall("keys-unsent", JSON.parse(dialog.dataset.chosen));
   for (const action of Object.keys(FIRST)) {
     if (typeof kept[action] === "string" && !TAKEN.test(kept[action])) map[action] = kept[action];
   }
@@ -141,4 +143,5 @@ export function startKeys() {
     say("");
   });
   relabel();
+  send();
 }

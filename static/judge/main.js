@@ -11,7 +11,7 @@
 
 import { onFigures, openDay, startDay, tellCredit, wasActive } from "./day.js";
 import { checkboxes, isUntouched, keepDraft, lineOf, picked, setTags, tagsOf, textOf } from "./draft.js";
-import { back, edit, forgetEdit, give, isSaved, isSignedOut, leaveBack, noneFits, outbox, submit, tryAgain, write } from "./giving.js";
+import { back, edit, forgetEdit, give, isChanging, isSaved, isSignedOut, leaveBack, noneFits, outbox, submit, tryAgain, write } from "./giving.js";
 import { actionOf, areOn, digitOf, nameOf, resetKeys, startKeys } from "./keys.js";
 import { differences, loadInstructions, moveImage, startInstructions, toggleInstructions, unfold } from "./looking.js";
 import { ask, renew } from "./server.js";
@@ -176,7 +176,7 @@ function inDialog(dialog, event) {
 function onBareKey(event) {
   const name = nameOf(event);
   if (name === "Escape" && asked) askWhich("");
-  else if (name === "Escape" && currentPrompt()?.verdict) leaveBack();
+  else if (name === "Escape" && isChanging()) leaveBack();
   else if (/^[1-9]$/.test(name)) {
     const wanted = asked;
     if (wanted) askWhich("");

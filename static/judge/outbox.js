@@ -11,6 +11,9 @@
 //   403                       the form token may be of an older session: it is renewed once, then the item is refused
 //   408, 425, 429, 5xx, none  tried again, waiting longer each time (at most half a minute)
 //   any other 4xx             refused: gone from the outbox, and the page says why
+//
+// What waits here may be taken back. Where it was tried before, the server may have it although nobody heard of that:
+// what is given instead is sent with `again`, and the server takes it as a change then.
 
 const LONGEST_WAIT = 30000;
 const TRY_AGAIN = [408, 425, 429];
@@ -29,6 +32,8 @@ export function makeOutbox(user, page) {
   let failures = 0;
   let timer = 0;
   let held = false;
+  let sending = "";
+  let saidLast = "saved";
 
   function read() {
     try {
@@ -49,11 +54,32 @@ export function makeOutbox(user, page) {
   }
 
   function report(state) {
+    saidLast = state;
     page.onState(state, read().length);
   }
 
   function put(url, fields, about) {
-    write([...read(), { key: newKey(), url, fields, about }]);
+    const key = newKey();
+    write([...read(), { key, url, fields, about }]);
+    report(held ? "signed-out" : "saving");
+    flush();
+    return key;
+  }
+
+  // Takes the item with this key back, unless it is on its way at this moment. The item, or null.
+  function takeBack(key) {
+    const items = read();
+    const item = key !== sending && items.find((one) => one.key === key);
+    if (!item) return null;
+    write(items.filter((one) => one !== item));
+    if (held || items.length > 1) report(saidLast);
+    else report("saved");
+    return item;
+  }
+
+  // Puts an item that was taken back to the end of the queue, as it was.
+  function putBack(item) {
+    write([...read(), item]);
     report(held ? "signed-out" : "saving");
     flush();
   }
@@ -75,7 +101,9 @@ export function makeOutbox(user, page) {
   async function sendAll() {
     for (let item = read()[0]; item; item = read()[0]) {
       report("saving");
+      sending = item.key;
       const outcome = await send(item);
+      sending = "";
       if (outcome === "later") return later();
       if (outcome === "signed-out") return hold();
       failures = 0;
@@ -137,6 +165,8 @@ export function makeOutbox(user, page) {
 
   return {
     put,
+    takeBack,
+    putBack,
     flush,
     hold,
     resume,

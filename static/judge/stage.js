@@ -25,8 +25,8 @@ export function currentPrompt() {
 
 // Time
 
-function makeClock() {
-  let total = 0;
+function makeClock(before = 0) {
+  let total = 1000 * before;
   let since = null;
   return {
     start() {
@@ -67,10 +67,11 @@ function painted() {
   });
 }
 
-export async function show(work, { quietly = false } = {}) {
+// `seconds` is what somebody has looked at it already.
+export async function show(work, { quietly = false, seconds = 0 } = {}) {
   const isCard = Boolean(work.dataset.assignment);
   current = isCard
-    ? { work, assignment: work.dataset.assignment, verdict: work.dataset.verdict, ready: false, clock: makeClock() }
+    ? { work, assignment: work.dataset.assignment, verdict: work.dataset.verdict, ready: false, clock: makeClock(seconds) }
     : null;
   if (work.parentElement !== stage) stage.replaceChildren(work);
   // What was decoded ahead is there in a frame: nothing needs to be shown as waiting for it.
@@ -168,10 +169,17 @@ export function take(work) {
     return true;
   }
   upcoming.push(work);
-  decode(work).catch(() => {
-    // It is tried again, and said, when the prompt is shown.
-  });
+  decode(work)
+    .then(tellAhead)
+    .catch(() => {
+      // It is tried again, and said, when the prompt is shown.
+    });
   return true;
+}
+
+// How many prompts can be shown without the network.
+function tellAhead() {
+  judge.dataset.ahead = String(upcoming.filter((work) => work.dataset.decoded).length);
 }
 
 // What a verdict takes along, so that its answer can bring the next prompt.
@@ -199,6 +207,7 @@ function showEmpty(work) {
 
 export async function advance() {
   const next = aside.pop() ?? upcoming.shift();
+  tellAhead();
   if (next) {
     await show(next);
     return;
@@ -242,6 +251,7 @@ export function heldClaims() {
 export function lose(lost, isUntouched) {
   const before = upcoming.length;
   upcoming.splice(0, before, ...upcoming.filter((work) => !lost.includes(work.dataset.assignment)));
+  tellAhead();
   if (upcoming.length < before) prefetch();
   if (current && lost.includes(current.assignment) && isUntouched()) advance();
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -234,16 +236,52 @@ class TestDemoEnds:
         finally:
             assert_stopped(again, signal.SIGINT)
 
-    def test_without_its_database_it_stops_and_says_so(self, place: Path, starter: Path) -> None:
+    def test_its_database_and_broker_come_back(self, place: Path, starter: Path) -> None:
         demo = start_demo(place / "lost", starter)
-        family = demo.family()
-        postgres = next(child for child in family if child.name().startswith("postgres"))
-        postgres.kill()
-        output, _ = demo.process.communicate(timeout=120)
-        assert demo.process.returncode == 1
-        assert "illume: Stopped: PostgreSQL ended" in output
-        _, alive = psutil.wait_procs(family, timeout=30)
-        assert not alive
+        try:
+            for name in ("postgres", "redis-server"):
+                next(child for child in demo.family() if child.name().startswith(name)).kill()
+            output = demo.process.stdout
+            assert output is not None
+            said = {output.readline().split(";")[0] for _ in range(2)}
+            assert said == {"PostgreSQL ended with SIGKILL", "Redis ended with SIGKILL"}
+            await_ready(demo)
+        finally:
+            family = demo.family()
+            demo.stop(signal.SIGTERM)
+        assert demo.process.returncode == 0
+        assert not any(process.is_running() for process in family)
+
+
+class TestServe:
+    @pytest.mark.slow
+    def test_with_services_of_its_own_they_come_back(self, place: Path) -> None:
+        folder = place / "serving"
+        environment = {**os.environ, **NO_URLS, "ILLUME_DATA_DIR": str(folder)}
+        subprocess.run([*ILLUME, "db", "upgrade"], cwd=ROOT, env=environment, check=True, capture_output=True)
+        port = free_port()
+        process = subprocess.Popen(
+            [*ILLUME, "serve", "--port", str(port)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )
+        server = Demo(process, folder, port)
+        try:
+            await_ready(server)
+            next(child for child in server.family() if child.name().startswith("postgres")).kill()
+            output = process.stdout
+            assert output is not None
+            assert any("PostgreSQL ended with SIGKILL" in line for line in output)
+            await_ready(server)
+        finally:
+            family = server.family()
+            server.stop(signal.SIGTERM)
+        assert process.returncode == 0
+        assert not any(one.is_running() for one in family)
 
 
 def assert_stopped(demo: Demo, how: signal.Signals) -> None:
@@ -251,6 +289,18 @@ def assert_stopped(demo: Demo, how: signal.Signals) -> None:
     code, said = demo.stop(how)
     assert (code, said) == (0, "")
     assert not (demo.folder / SERVICES_FILE).exists()
+
+
+def await_ready(demo: Demo) -> None:
+    """Wait until the server answers that it, its database and its broker are well."""
+    end = time.monotonic() + 90
+    while True:
+        with contextlib.suppress(OSError):
+            if answer(demo, "/readyz") == 200:
+                return
+        assert demo.process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def is_up(demo: Demo) -> bool:

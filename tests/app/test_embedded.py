@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from app import cluster, supervise
 from app.cluster import EmbeddedError, binaries_for, can_pass, redirected
 from app.embedded import SERVICES_FILE, Embedded, InUse
 from app.settings import ROOT
+from app.supervise import GaveUp
 
 HOLDER = """
 import signal, sys
@@ -30,7 +33,7 @@ from app import supervise
 from app.embedded import Embedded
 if sys.argv[2] == "orphans":
     supervise.die_with_parent = lambda _: None
-Embedded(Path(sys.argv[1]), durable=False).start()
+services = Embedded(Path(sys.argv[1]), durable=False).start()
 print("started", flush=True)
 signal.pause()
 """
@@ -85,6 +88,26 @@ def servers_in(folder: Path) -> list[psutil.Process]:
     ]
 
 
+def recorded_in(folder: Path) -> set[int]:
+    """The process ids that are written down for a start after a crash."""
+    return {one["pid"] for one in json.loads((folder / "embedded-processes.json").read_text())}
+
+
+def come_back(services: Embedded) -> list[str]:
+    """Look after the servers until both answer again; what was said."""
+    said: list[str] = []
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        said += services.look(time.monotonic())
+        time.sleep(0.05)
+        with contextlib.suppress(psycopg.OperationalError, redis.RedisError):
+            if said and query(services.database_url, "SELECT 1") == 1:
+                with redis.Redis.from_url(services.redis_url) as broker:
+                    broker.ping()
+                return said
+    pytest.fail(f"they did not come back: {said}")
+
+
 class TestEmbedded:
     def test_it_keeps_data_and_leaves_no_process(self, folder: Path) -> None:
         with Embedded(folder, durable=False) as services:
@@ -95,7 +118,7 @@ class TestEmbedded:
             assert urls == {"database_url": services.database_url, "redis_url": services.redis_url}
             assert stat.S_IMODE((folder / SERVICES_FILE).stat().st_mode) == 0o600
             assert servers_in(folder)
-            assert services.ended() is None
+            assert services.look(time.monotonic()) == []
         assert not servers_in(folder)
         assert not (folder / SERVICES_FILE).exists()
         with Embedded(folder, durable=False) as services:
@@ -110,13 +133,32 @@ class TestEmbedded:
             assert query(services.database_url, "SHOW listen_addresses") == ""
             assert stat.S_IMODE((services.base / "run").stat().st_mode) == 0o700
 
-    def test_a_server_that_ended_is_named(self, folder: Path) -> None:
-        with Embedded(folder, durable=False) as services:
+    def test_servers_that_were_killed_come_back_where_they_were(self, folder: Path) -> None:
+        with Embedded(folder) as services:
+            query(services.database_url, "CREATE TABLE kept AS SELECT 42 AS n")
+            killed = recorded_in(folder)
+            assert len(killed) == 2
+            for process_id in killed:
+                os.kill(process_id, signal.SIGKILL)
+            said = come_back(services)
+            assert [words.split(";")[0] for words in said[:2]] == [
+                "PostgreSQL ended with SIGKILL",
+                "Redis ended with SIGKILL",
+            ]
+            assert query(services.database_url, "SELECT n FROM kept") == 42
+            with redis.Redis.from_url(services.redis_url) as broker:
+                assert broker.ping() is True
+            assert recorded_in(folder) & {one.pid for one in servers_in(folder)}
+            assert not recorded_in(folder) & killed
+        assert not servers_in(folder)
+
+    def test_a_server_that_cannot_run_is_given_up(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.embedded.RESTARTS", 2)
+        with Embedded(folder, durable=False, with_redis=False) as services:
+            (folder / "postgres" / "global" / "pg_control").unlink()
             servers_in(folder)[0].kill()
-            psutil.wait_procs(servers_in(folder), timeout=10)
-            while services.ended() is None:
-                pass
-            assert services.ended() == "PostgreSQL"
+            with pytest.raises(GaveUp, match="PostgreSQL ended 3 times within a minute"):
+                come_back(services)
 
     def test_only_what_is_wanted_is_started(self, folder: Path) -> None:
         with Embedded(folder, with_postgres=False) as services:

@@ -52,6 +52,16 @@ class TestSupervised:
             child.process.wait()
             assert child.look(now + 1) is not None
 
+    def test_accidents_of_one_that_runs_for_long_do_not_count(self) -> None:
+        child = Supervised("web", lambda: start_child([sys.executable, "-c", ""]), restarts=0, settled=5.0)
+        now = 100.0
+        for _ in range(5):
+            child.look(now)
+            assert child.process is not None
+            child.process.wait()
+            assert child.look(now + 6) == "web ended with exit code 0; starting it again in 0.5 s"
+            now += 8
+
 
 class TestStopping:
     def test_all_are_stopped(self) -> None:

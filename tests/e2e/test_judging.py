@@ -20,6 +20,12 @@ def ready(page: Page) -> None:
     expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
 
 
+def stocked(page: Page) -> None:
+    """Wait until the next prompts are there, too, with their images."""
+    ready(page)
+    expect(page.locator(".judge")).to_have_attribute("data-ahead", "2")
+
+
 def question(page: Page) -> str:
     """The question that is shown."""
     return page.get_by_role("heading", level=1).inner_text()
@@ -79,10 +85,7 @@ class TestJudging:
 
     def test_the_next_prompt_is_there_at_once(self, critic: Visit) -> None:
         page = critic.page
-        ready(page)
-        with page.expect_response(re.compile("/next$")):
-            page.keyboard.press("0")
-        page.wait_for_timeout(300)
+        stocked(page)
         # The server is not needed to show the next one: it was claimed and its image decoded before.
         page.route("**/annotate/**", lambda route: route.abort())
         critic.watch.allow.append("net::ERR_FAILED")
@@ -240,12 +243,10 @@ class TestNothingIsLost:
     def test_offline_verdicts_are_sent_when_the_net_is_back(self, critic: Visit, site: Site) -> None:
         page = critic.page
         critic.watch.allow += ["net::ERR_INTERNET_DISCONNECTED"]
-        ready(page)
-        with page.expect_response(re.compile("/next$")):
-            page.keyboard.press("0")
+        stocked(page)
+        page.keyboard.press("0")
         wait_for_verdicts(page, site, 1)
         ready(page)
-        page.wait_for_timeout(500)
         critic.context.set_offline(True)
         page.keyboard.press("1")
         page.keyboard.press("Enter")
@@ -259,8 +260,8 @@ class TestNothingIsLost:
         page = critic.page
         critic.watch.allow += ["net::ERR_CONNECTION_REFUSED", "net::ERR_CONNECTION_RESET", "net::ERR_EMPTY_RESPONSE"]
         ready(page)
+        stocked(page)
         judged = question(page)
-        page.wait_for_load_state("networkidle")  # the next prompt is there
         site.stop()
         page.keyboard.press("1")
         page.keyboard.press("Enter")
@@ -296,8 +297,7 @@ class TestNothingIsLost:
     def test_an_ended_session_loses_nothing(self, critic: Visit, site: Site, scenes: world.World) -> None:
         page = critic.page
         critic.watch.allow.append("401")
-        ready(page)
-        page.wait_for_load_state("networkidle")  # the next prompt is there
+        stocked(page)
         critic.context.clear_cookies()
         page.keyboard.press("1")
         page.keyboard.press("Enter")
@@ -316,8 +316,7 @@ class TestNothingIsLost:
     def test_anothers_queue_is_not_sent(self, critic: Visit, site: Site, scenes: world.World) -> None:
         page = critic.page
         critic.watch.allow += ["401", "403"]
-        ready(page)
-        page.wait_for_load_state("networkidle")  # the next prompt is there
+        stocked(page)
         critic.context.clear_cookies()
         page.keyboard.press("1")
         page.keyboard.press("Enter")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
 from app.models import VerdictKind
-from tests.e2e.conftest import Site, Visit, axe_violations
+from tests.e2e.conftest import Site, Visit, Visitor, axe_violations
 from tests.e2e.test_judging import candidate, question, ready, verdicts, wait_for_verdicts
 
 pytestmark = pytest.mark.browser
@@ -78,7 +80,7 @@ def test_what_a_candidate_lacks_is_tagged_and_can_be_changed(critic: Visit, site
     assert given.tags == {str(given.shown[2]): ["contradicts the image"]}
 
 
-def test_keys_of_ones_own(critic: Visit, site: Site) -> None:
+def test_keys_of_ones_own(critic: Visit, site: Site, visitor: Visitor) -> None:
     page = critic.page
     ready(page)
     page.keyboard.press("?")
@@ -91,11 +93,14 @@ def test_keys_of_ones_own(critic: Visit, site: Site) -> None:
     expect(problem).to_contain_text("S is taken: it means “skip”")
     page.keyboard.press("4")
     expect(problem).to_contain_text("4 cannot be used")
-    page.keyboard.press("x")
+    with page.expect_response(re.compile("/keys$")):
+        page.keyboard.press("x")
     expect(problem).to_have_text("")
     change.click()
     page.keyboard.press("Escape")
     expect(dialog).to_be_visible()
+    elsewhere = visitor().sign_in("critic@example.org", to="/annotate/scenes")
+    expect(elsewhere.get_by_role("button", name="None fits X")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="None fits X")).to_be_visible()
 
@@ -110,7 +115,10 @@ def test_keys_of_ones_own(critic: Visit, site: Site) -> None:
 
     ready(page)
     page.keyboard.press("?")
-    dialog.get_by_role("button", name="As they were at first").click()
+    with page.expect_response(re.compile("/keys$")):
+        dialog.get_by_role("button", name="As they were at first").click()
     page.keyboard.press("Escape")
     page.keyboard.press("0")
     wait_for_verdicts(page, site, 2)
+    elsewhere.reload()
+    expect(elsewhere.get_by_role("button", name="None fits 0")).to_be_visible()

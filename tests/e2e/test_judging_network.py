@@ -8,10 +8,10 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 from sqlalchemy import func, select
 
-from app.models import Verdict
+from app.models import Pick, Verdict, VerdictKind
 from tests.e2e import world
 from tests.e2e.conftest import Site, Visit, Visitor
-from tests.e2e.test_judging import question, ready, saved, verdicts
+from tests.e2e.test_judging import candidate, question, ready, saved, stocked, verdicts
 
 pytestmark = pytest.mark.browser
 
@@ -44,9 +44,7 @@ def judge_some(page: Page, count: int) -> None:
 def test_the_network_is_cut_in_the_middle_of_a_verdict(critic: Visit, site: Site) -> None:
     page = critic.page
     critic.watch.allow += ["net::ERR_INTERNET_DISCONNECTED", "net::ERR_FAILED"]
-    with page.expect_response(re.compile("/next$")):
-        ready(page)
-    page.wait_for_timeout(1500)
+    stocked(page)
 
     def cut(route: Route) -> None:
         route.fetch()  # the server takes the verdict
@@ -57,12 +55,62 @@ def test_the_network_is_cut_in_the_middle_of_a_verdict(critic: Visit, site: Site
     judge_some(page, 2)
     expect(saved(page)).to_have_text("Offline, 2 waiting")
     assert all_verdicts(site) == 1
-    page.keyboard.press("u")
-    expect(page.get_by_role("region", name="Messages")).to_contain_text("Going back needs the server")
     critic.context.set_offline(False)
     expect(saved(page)).to_have_text("Saved")
     assert all_verdicts(site) == len(verdicts(site)) == 2
     ready(page)
+
+
+def test_what_waits_to_be_sent_is_taken_back(critic: Visit, site: Site) -> None:
+    page = critic.page
+    critic.watch.allow += ["net::ERR_INTERNET_DISCONNECTED", "net::ERR_FAILED"]
+    stocked(page)
+
+    def cut(route: Route) -> None:
+        route.fetch()  # the server takes the first verdict, and nobody hears of it
+        critic.context.set_offline(True)
+        route.abort()
+
+    page.route(re.compile("/verdict$"), cut, times=1)
+    asked = [question(page)]
+    judge_some(page, 1)
+    asked.append(question(page))
+    judge_some(page, 1)
+    asked.append(question(page))
+    expect(saved(page)).to_have_text("Offline, 2 waiting")
+
+    page.keyboard.press("u")
+    expect(page.get_by_role("heading", level=1)).to_have_text(asked[1])
+    expect(page.get_by_text("you took it back")).to_be_visible()
+    expect(candidate(page, 1)).to_be_checked()
+    expect(saved(page)).to_have_text("Offline, 1 waiting")
+    page.keyboard.press("2")
+    page.keyboard.press("Escape")  # leaves it as it was given
+    expect(page.get_by_role("heading", level=1)).to_have_text(asked[2])
+    expect(saved(page)).to_have_text("Offline, 2 waiting")
+
+    page.keyboard.press("u")
+    expect(page.get_by_role("heading", level=1)).to_have_text(asked[1])
+    expect(candidate(page, 2)).not_to_be_checked()
+    page.keyboard.press("u")
+    expect(page.get_by_role("heading", level=1)).to_have_text(asked[0])
+    ready(page)
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text(asked[1])
+    ready(page)
+    page.keyboard.press("0")
+    page.keyboard.press("0")
+    expect(page.get_by_role("heading", level=1)).to_have_text(asked[2])
+    critic.context.set_offline(False)
+    expect(saved(page)).to_have_text("Saved")
+    first, second = verdicts(site)
+    assert all_verdicts(site) == 3
+    assert first.supersedes is not None
+    assert second.kind is VerdictKind.none_fit
+    with site.sessions() as session:
+        picked = session.scalars(select(Pick.candidate_id).where(Pick.verdict_id == first.id))
+        assert set(picked) == set(first.shown[:2])
 
 
 def test_two_critics_with_two_seconds_of_latency(visitor: Visitor, scenes: world.World, site: Site) -> None:

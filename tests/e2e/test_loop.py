@@ -170,7 +170,7 @@ def judge_one_by_keyboard(page: Page, knowledge: Knowledge) -> int:
     source = work.locator("img").first.get_attribute("src") or ""
     texts = work.locator(".candidate .text").all_inner_texts()
     fitting = knowledge.fitting(source.rsplit("/", 1)[1].split("?")[0], question, texts)
-    page.wait_for_function("() => [...document.querySelectorAll('#work img')].every(i => i.complete && i.naturalWidth)")
+    page.locator(".judge[data-state=judging]").wait_for(timeout=STEP_MS)  # its images are painted: keys count from now
     for index in fitting[:9]:
         page.keyboard.press(str(index + 1))
     page.keyboard.press("Enter" if fitting else "0")

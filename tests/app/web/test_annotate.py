@@ -70,6 +70,13 @@ class TestJudge:
         assert "What is &lt;b&gt;0&lt;/b&gt;?" in page
         assert "<b>0" not in page
 
+    def test_keys_of_ones_own_are_kept(self, browser: Browser) -> None:
+        browser.get("/annotate/scenes")
+        headers = FRAGMENT
+        assert browser.post("/annotate/scenes/keys", {"none": '"'}, headers=headers).status_code == 204
+        assert browser.post("/annotate/scenes/keys", {"skip": "f"}, headers=headers).status_code == 422
+        assert 'data-chosen=\'{"none": "\\""}\'' in browser.get("/annotate/scenes").text
+
     def test_a_reload_shows_the_same_prompt(self, browser: Browser) -> None:
         first = assignment_in(browser.get("/annotate/scenes").text)
         assert assignment_in(browser.get("/annotate/scenes").text) == first
@@ -161,6 +168,22 @@ class TestVerdict:
         assert response.headers["hx-retarget"] == "#toasts"
         assert "data-text" in response.text
         assert "<html" not in response.text
+
+    def test_what_was_taken_back_too_late_is_changed_once(self, browser: Browser, session: Session) -> None:
+        page = browser.get("/annotate/scenes").text
+        url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
+        fields = {"kind": "none_fit", "seconds": "1"}
+        browser.post(url, fields, headers={**FRAGMENT, "Idempotency-Key": "first"})
+        fields = {"kind": "picked", "picks": picks_in(page)[:1], "seconds": "3", "again": "yes"}
+        headers = {**FRAGMENT, "Idempotency-Key": "second"}
+        assert [browser.post(url, fields, headers=headers).status_code for _ in range(2)] == [201, 201]
+        assert count(session) == 2
+        [stands] = session.scalars(select(Verdict).where(Verdict.current))
+        assert stands.kind is VerdictKind.picked
+        change = f"/annotate/scenes/verdicts/{stands.supersedes}"
+        assert browser.post(change, {"kind": "none_fit"}, headers=FRAGMENT).status_code == 409
+        assert browser.post(change, {"kind": "none_fit", "again": "yes"}, headers=FRAGMENT).status_code == 201
+        assert session.scalars(select(Verdict).where(Verdict.current)).one().supersedes == stands.id
 
     def test_a_candidate_of_another_set(self, browser: Browser, session: Session, project: Project) -> None:
         other = factories.make_candidate_set(session, project)
