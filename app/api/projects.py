@@ -7,10 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from sqlalchemy.orm import Session
 
+from app.api.responses import Problem
 from app.api.schemas import Limit, ListOut, ProjectIn, ProjectOut
 from app.deps import ActorDep, SessionDep
-from app.models import Project
-from app.services import projects, stats
+from app.models import Project, Role
+from app.services import base_checks, projects, stats
+from app.services.actors import Actor, require_admin
 from app.services.paging import slice_page
 
 router = APIRouter(tags=["projects"])
@@ -38,9 +40,28 @@ def list_projects(
     return ListOut(items=[project_out(session, project) for project in page.items], next=page.next)
 
 
-@router.post("/projects", status_code=201)
-def add_project(session: SessionDep, actor: ActorDep, body: ProjectIn) -> ProjectOut:
-    """Make a project with version 0, the base model."""
+def base_problem(session: Session, actor: Actor, wanted: object, known: str = "") -> Problem | None:
+    """Why a base model is not taken yet: a worker looks at it first. None where it is known to be good.
+
+    It is answered, not raised, so that what the worker is asked stays asked.
+    """
+    if wanted is None or wanted == known:
+        return None
+    name = projects.parse_settings({"base_model": wanted}).base_model
+    found = base_checks.look_first(session, actor, name)
+    if found is None:
+        return None
+    detail = f"A worker looks at '{name}' before a project takes it: send this again in a moment."
+    extra = {"field": "base_model", "state": found.state}
+    return Problem(409, "Conflict", detail, extra=extra, headers={"Retry-After": "5"})
+
+
+@router.post("/projects", status_code=201, response_model=ProjectOut)
+def add_project(session: SessionDep, actor: ActorDep, body: ProjectIn) -> ProjectOut | Problem:
+    """Make a project with version 0, the base model; 409 while a worker looks at one that is new here."""
+    require_admin(actor)
+    if problem := base_problem(session, actor, body.base_model):
+        return problem
     given = body.model_dump(exclude={"slug", "name"}, exclude_unset=True)
     name = body.slug if body.name is None else body.name
     return project_out(session, projects.create_project(session, actor, slug=body.slug, name=name, settings=given))
@@ -52,11 +73,15 @@ def get_project(session: SessionDep, actor: ActorDep, slug: str) -> ProjectOut:
     return project_out(session, projects.get_project(session, actor, slug))
 
 
-@router.patch("/projects/{slug}")
+@router.patch("/projects/{slug}", response_model=ProjectOut)
 def change_project(
     session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]
-) -> ProjectOut:
-    """Change the name or settings; only what is given changes."""
+) -> ProjectOut | Problem:
+    """Change the name or settings; only what is given changes. 409 while a worker looks at a base model new here."""
+    project = projects.get_project(session, actor, slug, Role.admin)
+    known = projects.settings_of(session, project).base_model
+    if problem := base_problem(session, actor, body.get("base_model"), known):
+        return problem
     return project_out(session, projects.update_project(session, actor, slug, body))
 
 

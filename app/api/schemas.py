@@ -324,6 +324,19 @@ def image_url(sha256: str) -> str:
     return f"/api/v1/images/{sha256}"
 
 
+def images_out(prompt: Prompt) -> list[PromptImageOut]:
+    """The images of a prompt, which are loaded."""
+    return [
+        PromptImageOut(
+            sha256=shown.sha256,
+            url=image_url(shown.sha256),
+            width=shown.image.width,
+            height=shown.image.height,
+        )
+        for shown in prompt.images
+    ]
+
+
 def prompt_out(prompt: Prompt, role: Role | None, *, sets: list[CandidateSetOut] | None = None) -> PromptOut:
     """A prompt whose images are loaded, as somebody of `role` may see it."""
     blind = role is Role.critic
@@ -332,15 +345,7 @@ def prompt_out(prompt: Prompt, role: Role | None, *, sets: list[CandidateSetOut]
         external_id=prompt.external_id,
         split=prompt.split,
         state=prompt.state,
-        images=[
-            PromptImageOut(
-                sha256=shown.sha256,
-                url=image_url(shown.sha256),
-                width=shown.image.width,
-                height=shown.image.height,
-            )
-            for shown in prompt.images
-        ],
+        images=images_out(prompt),
         question=prompt.question,
         answer=prompt.answer,
         references=None if blind else prompt.references,

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.errors import NotFound
+from app.errors import Invalid, NotFound
 from app.models import BaseCheck, CheckState
 from app.services.actors import Actor, require_admin
 from app.services.versions import STARTER
 
 GOOD_FOR = timedelta(days=1)
 WAITED_FOR = timedelta(hours=1)
+ASKED_AGAIN_AFTER = timedelta(minutes=10)
+# What a folder with a model has, each by the names it may go by.
+PARTS = (
+    ("its configuration (config.json)", ("config.json",)),
+    ("its weights (*.safetensors or *.bin)", ("*.safetensors", "*.bin")),
+    ("its tokenizer (tokenizer.json)", ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")),
+    ("its image processor (preprocessor_config.json)", ("preprocessor_config.json", "processor_config.json")),
+)
 
 
 def newest(session: Session, base_model: str) -> BaseCheck | None:
@@ -47,6 +56,31 @@ def ask(session: Session, actor: Actor, base_model: str) -> BaseCheck:
         session.refresh(found)
     queue.send(session, queue.CHECK_BASE, found.id)
     return found
+
+
+def check_folder(base_model: str) -> bool:
+    """Whether a base model is a folder that is seen from here and has all it needs. Raises `Invalid` for half a one."""
+    folder = Path(base_model)
+    if not folder.is_absolute() or not folder.is_dir():
+        return False
+    missing = [words for words, names in PARTS if not any(any(folder.glob(name)) for name in names)]
+    if missing:
+        raise Invalid(f"The folder '{base_model}' lacks {', '.join(missing)}.", field="base_model")
+    return True
+
+
+def look_first(session: Session, actor: Actor, base_model: str) -> BaseCheck | None:
+    """The look that a worker takes at a base model before a project may have it; None where it is known to be good.
+
+    A folder is looked at here. Raises `Invalid` for one that lacks something, and for what a worker just found bad.
+    """
+    if is_good(session, base_model) or check_folder(base_model):
+        return None
+    found = newest(session, base_model)
+    since = datetime.now(UTC) - ASKED_AGAIN_AFTER
+    if found and found.state is CheckState.failed and found.finished_at and found.finished_at > since:
+        raise Invalid(f"'{base_model}' cannot be the base model: {found.detail}", field="base_model")
+    return ask(session, actor, base_model)
 
 
 def get_check(session: Session, actor: Actor, check_id: int) -> BaseCheck:

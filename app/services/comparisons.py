@@ -357,6 +357,15 @@ def get_comparison(session: Session, actor: Actor, project: Project, number: int
     return found
 
 
+def comparison_by_id(session: Session, actor: Actor, comparison_id: int) -> Comparison:
+    """A comparison. Raises `NotFound`."""
+    found = session.get(Comparison, comparison_id)
+    if found is None:
+        raise NotFound("There is no such comparison, or you are not a member of its project.")
+    require(session, actor, session.get_one(Project, found.project_id), Role.viewer)
+    return found
+
+
 def pairs_of(
     session: Session, actor: Actor, project: Project, found: Comparison
 ) -> list[tuple[ComparisonPair, Prompt, list[Preferred]]]:

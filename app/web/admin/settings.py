@@ -160,6 +160,11 @@ def look_at_base(
     """Have a worker look at a base model that is new here; adds to `problems` until it is known to be good."""
     if not wanted or wanted == known or "base_model" in problems or base_checks.is_good(session, wanted):
         return None
+    try:
+        base_checks.check_folder(wanted)
+    except Invalid as error:
+        problems["base_model"] = error.detail
+        return None
     found = base_checks.newest(session, wanted)
     if found is None or found.state is CheckState.failed:
         found = base_checks.ask(session, actor, wanted)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.models import Project, Role, Scope
+from app.models import BaseCheck, Project, Role, Scope
+from app.services import base_checks
 from app.services.projects import ProjectSettings
 from tests import factories
 from tests.app.api.conftest import As
@@ -50,6 +54,39 @@ class TestProjects:
         assert answer.status_code == 422
         assert answer.json()["field"] == field
         assert field in answer.json()["detail"] or field in ("slug", "name")
+
+    def test_a_base_model_is_looked_at_first(self, admin: TestClient, project: Project, session: Session) -> None:
+        wanted = {"base_model": "some/model"}
+        for call, url, body in (
+            (admin.post, "/api/v1/projects", {"slug": "ok", **wanted}),
+            (admin.patch, f"/api/v1/projects/{project.slug}", wanted),
+        ):
+            answer = call(url, json=body)
+            assert (answer.status_code, answer.json()["field"]) == (409, "base_model")
+            assert answer.headers["retry-after"]
+        [asked] = session.scalars(select(BaseCheck))
+        base_checks.finish(session, asked.id, good=False, detail="it has no image processor")
+        answer = admin.patch(f"/api/v1/projects/{project.slug}", json=wanted)
+        assert (answer.status_code, answer.json()["field"]) == (422, "base_model")
+        assert "no image processor" in answer.json()["detail"]
+        session.execute(update(BaseCheck).values(state="passed"))
+        assert admin.patch(f"/api/v1/projects/{project.slug}", json=wanted).json()["base_model"] == "some/model"
+        assert admin.post("/api/v1/projects", json={"slug": "ok", **wanted}).status_code == 201
+
+    def test_a_folder_as_base_model_has_all_it_needs(self, admin: TestClient, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        body = {"slug": "ok", "base_model": str(tmp_path)}
+        answer = admin.post("/api/v1/projects", json=body)
+        assert answer.status_code == 422
+        assert "lacks its weights" in answer.json()["detail"]
+        for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+            (tmp_path / name).write_text("{}")
+        assert admin.post("/api/v1/projects", json=body).status_code == 201
+
+    @pytest.mark.parametrize("wanted", ["", "x" * 501, 7, ["some/model"]])
+    def test_what_is_no_name_of_a_base_model(self, admin: TestClient, project: Project, wanted: object) -> None:
+        answer = admin.patch(f"/api/v1/projects/{project.slug}", json={"base_model": wanted})
+        assert (answer.status_code, answer.json()["field"]) == (422, "base_model")
 
     def test_changed_in_part(self, admin: TestClient, project: Project) -> None:
         answer = admin.patch(f"/api/v1/projects/{project.slug}", json={"round_every": 5, "name": "New"})
