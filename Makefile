@@ -10,6 +10,8 @@ INSTALLED := $(VENV)/installed
 ASSETS := static/vendor/fetched
 DEMO :=
 TESTS :=
+# Two test files at a time: most of a test is waiting for a process or a browser. In the order they are found.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-slow check screens clean
 
@@ -25,7 +27,7 @@ demo: $(INSTALLED) $(ASSETS)
 	@exec $(PYTHON) -m app.cli demo $(DEMO)
 
 test: $(INSTALLED) $(ASSETS)
-	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest $(TESTS)
+	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest $(TWO) $(TESTS)
 
 test-slow: $(INSTALLED) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest -m slow $(TESTS)
