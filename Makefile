@@ -10,15 +10,17 @@ INSTALLED := $(VENV)/installed
 ASSETS := static/vendor/fetched
 DEMO :=
 TESTS :=
+CHAOS :=
 # Two test files at a time: most of a test is waiting for a process or a browser. In the order they are found.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow check screens clean
+.PHONY: help demo test test-slow chaos check screens clean
 
 help:
 	@echo "make demo    run everything on this machine; DEMO='--port 8001' passes options"
 	@echo "make test    run the tests, in a browser too; TESTS='tests/app -x' passes options"
 	@echo "make test-slow   run the tests that take long"
+	@echo "make chaos   kill everything at random moments, and look what is lost; CHAOS='--seeds 4 5' passes options"
 	@echo "make check   lint, types, imports, migrations"
 	@echo "make screens   take the pictures in docs/screens anew"
 	@echo "make clean   remove what set-up made; data stays"
@@ -31,6 +33,9 @@ test: $(INSTALLED) $(ASSETS)
 
 test-slow: $(INSTALLED) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest -m slow $(TESTS)
+
+chaos: $(INSTALLED) $(ASSETS)
+	@$(PYTHON) -m tests.chaos $(CHAOS)
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

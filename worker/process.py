@@ -8,10 +8,14 @@ import threading
 from dataclasses import dataclass, field
 
 import psutil
+from sqlalchemy.exc import InternalError, OperationalError
 
 from app.services import workers
 from app.settings import get_settings
 from worker.heartbeat import Heartbeat
+
+DATABASE_AWAY = (OperationalError, InternalError)
+"""What a database that is gone, starting, or too busy for our time limits raises."""
 
 
 class Stopping(Exception):

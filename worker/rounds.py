@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import InternalError, OperationalError
-
 from app.db import session_scope
 from app.errors import DomainError
 from app.models import RoundState
@@ -21,7 +19,7 @@ from worker import child_process, round_folder
 from worker.device import holding_device
 from worker.filling import fill_for_round
 from worker.model_cache import ModelCache
-from worker.process import Stopping, WorkerProcess
+from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +27,6 @@ LOOK_SECONDS = 0.25
 BEAT_SECONDS = 1.0
 STOP_PATIENCE = 8.0
 """Seconds a tuning process has for its checkpoint when it is told to stop."""
-
-DATABASE_AWAY = (OperationalError, InternalError)
-"""What a database that is gone, starting, or too busy for our time limits raises."""
 
 MAX_EVENTS = 500
 STATE_OF_STAGE = {

@@ -10,7 +10,7 @@ from celery import Celery
 
 from app import queue
 from app.services import imports, sweep, webhooks
-from worker.process import Stopping, WorkerProcess
+from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,8 @@ def _stoppable(function: Callable[..., None]) -> Callable[..., None]:
             function(*ids)
         except Stopping:
             log.info("broken off, to be taken up elsewhere")
+        except DATABASE_AWAY as error:
+            log.warning("%s: no database, the sweep sends it again: %s", function.__name__, str(error).splitlines()[0])
 
     task.__doc__ = function.__doc__
     return task

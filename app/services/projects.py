@@ -197,7 +197,7 @@ def settings_of(session: Session, project: Project) -> ProjectSettings:
 def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[str, Any]) -> Project:
     """Change a project's name or settings; changed settings are a new revision. Raises `Invalid`, `Conflict`."""
     project = get_project(session, actor, slug, Role.admin)
-    session.refresh(project, with_for_update=True)
+    session.refresh(project, with_for_update={"key_share": True})
     changes = dict(changes)
     if "name" in changes:
         project.name = _check_name(changes.pop("name"))

@@ -6,6 +6,7 @@ import logging
 from datetime import timedelta
 
 from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import queue
@@ -66,8 +67,8 @@ def _start_round(project_id: int) -> None:
     try:
         with session_scope() as session:
             rounds.start_if_due(session, session.get_one(Project, project_id))
-    except DomainError as error:
-        log.warning("no round was started in project %s: %s", project_id, error.detail)
+    except (DomainError, OperationalError) as error:
+        log.warning("no round was started in project %s: %s", project_id, str(error).splitlines()[0])
 
 
 def _rounds(session: Session) -> list[Due]:

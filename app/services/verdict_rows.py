@@ -65,9 +65,13 @@ def start_round_if_due(session: Session, project_id: int) -> None:
         return
     lock = text("SELECT pg_try_advisory_xact_lock(11, CAST(:project AS int))")
     if session.scalar(lock, {"project": project_id % 2**31}):
-        with contextlib.suppress(DomainError, OperationalError), session.begin_nested():
-            session.execute(text("SET LOCAL statement_timeout = '2s'"))
-            rounds.start_if_due(session, project)
+        try:
+            with contextlib.suppress(DomainError), session.begin_nested():
+                session.execute(text("SET LOCAL statement_timeout = '2s'"))
+                rounds.start_if_due(session, project)
+        except OperationalError as error:
+            if error.connection_invalidated:  # with it went the verdict
+                raise
 
 
 def check_candidates(shown: Sequence[int], verdict: VerdictIn) -> None:

@@ -11,6 +11,7 @@ import pytest
 from app import queue
 from app.services import sweep
 from app.settings import ROOT
+from tests.conftest import forget_settings
 from tests.worker import loop
 from worker.__main__ import main
 from worker.celery_app import make_celery
@@ -46,13 +47,21 @@ class TestMakeCelery:
         tasks[queue.RUN_ROUND].apply(args=[round_id], throw=True)
         assert loop.round_now(round_id).state == "queued"
 
+    def test_without_a_database_a_task_says_so_in_a_line(
+        self, process: WorkerProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tasks = make_celery(process).tasks
+        monkeypatch.setenv("ILLUME_DATABASE_URL", "postgresql://illume@127.0.0.1:1/none")
+        forget_settings()
+        tasks[queue.RUN_ROUND].apply(args=[1], throw=True)
+        assert "run_round: no database, the sweep sends it again: (psycopg.OperationalError)" in caplog.text
+        assert len(caplog.records) == 1
+
 
 class TestMain:
     def test_an_unknown_queue_is_refused(
         self, process: WorkerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from tests.conftest import forget_settings
-
         monkeypatch.setenv("ILLUME_REDIS_URL", "redis://127.0.0.1:1/0")
         forget_settings()
         assert main(["--queues", "default,mdoel"]) == 2

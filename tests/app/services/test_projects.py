@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Invalid
@@ -11,6 +11,7 @@ from app.models import CandidateSet, CandidateSetState, ModelVersion, Prompt, Pr
 from app.services import accepted, assignments, projects, verdicts
 from app.services.actors import SYSTEM
 from tests import factories
+from tests.conftest import CommittedDatabase
 
 
 class TestCreateProject:
@@ -76,6 +77,19 @@ class TestUpdateProject:
         assert accepted.accepted_rationales(session, project) == []
         projects.update_project(session, SYSTEM, project.slug, {"aggregation": "any"})
         assert accepted.fresh_count(session, project) == 1
+
+    def test_waits_for_no_critic_who_is_at_work(self, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions() as session:
+            project = factories.make_project(session)
+            critic = factories.make_critic(session, project)
+            factories.make_candidate_set(session, project)
+            session.commit()
+        with committed_db.sessions() as judging, committed_db.sessions() as changing:
+            assert assignments.claim(judging, critic, project) is not None  # its row refers to the project's
+            changing.execute(text("SET LOCAL lock_timeout = 100"))
+            projects.update_project(changing, SYSTEM, project.slug, {"max_open": 5})
+            changing.commit()
+            judging.commit()
 
     def test_a_bad_one_changes_nothing(self, session: Session) -> None:
         project = factories.make_project(session)

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sqlalchemy import func, select
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from app.errors import Conflict
-from app.models import Assignment, Prompt, Verdict
-from app.services import accepted, assignments, prompts, verdicts
+from app.models import Assignment, Project, Prompt, Verdict
+from app.services import accepted, assignments, prompts, rounds, verdicts
 from app.services.actors import SYSTEM
 from app.services.verdicts import parse_verdict
 from tests import factories
@@ -133,3 +136,25 @@ class TestOneExternalId:
         results = at_once(add)
         assert len({prompt_id for prompt_id, _ in results}) == 1
         assert sum(created for _, created in results) == 1
+
+
+class TestADatabaseThatGoes:
+    def test_while_a_round_is_started_it_is_named_as_the_fault(
+        self, committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with committed_db.sessions() as session:
+            project = factories.make_project(session, round_every=1)
+            critic = factories.make_critic(session, project)
+            assignment = factories.make_assignment(session, factories.make_candidate_set(session, project), critic)
+            session.commit()
+
+        def go(session: Session, _: Project) -> None:
+            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+        monkeypatch.setattr(rounds, "start_if_due", go)
+        said = parse_verdict({"kind": "picked", "picks": [str(assignment.shown[0])]})
+        with committed_db.sessions() as session, pytest.raises(OperationalError):
+            verdicts.give(session, critic, assignment.id, said, idempotency_key="one")
+        monkeypatch.undo()
+        with committed_db.sessions.begin() as session:
+            assert verdicts.give(session, critic, assignment.id, said, idempotency_key="one").status == 201

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app import queue
@@ -98,3 +98,22 @@ class TestRun:
         assert (queue.RUN_ROUND, found[0].id, 10.0) in sent
         with session_scope() as session:
             assert rounds.active_round(session, session.get_one(Project, hindered.id)) is None
+
+    def test_a_round_that_takes_the_database_too_long_holds_nothing_up(
+        self, committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with committed_db.sessions() as session:
+            project = factories.make_project(session, round_every=1)
+            judge(session, project, factories.make_critic(session, project))
+            factories.make_prompt(session, project)
+            session.commit()
+
+        def too_long(session: Session, _: Project) -> None:
+            session.execute(text("SET LOCAL statement_timeout = 10"))
+            session.execute(text("SELECT pg_sleep(5)"))
+
+        monkeypatch.setattr(rounds, "start_if_due", too_long)
+        sent: list[tuple[object, ...]] = []
+        monkeypatch.setattr(queue, "send_now", lambda *message, expires=None: sent.append(message))
+        sweep.run()
+        assert (queue.FILL_POOL, project.id) in sent

@@ -1,0 +1,201 @@
+"""Simulated critics who work over HTTP through whatever happens, and write down what they were told."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import httpx
+
+from tests.chaos.installation import SLUG, Installation
+
+TRY_AGAIN = (429, 500, 502, 503, 504)
+PAUSE = 0.2
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A verdict whose answer reached its critic."""
+
+    verdict: int
+    assignment: int
+    status: int
+    kind: str
+    picks: tuple[int, ...]
+    key: str
+    tries: int
+
+
+@dataclass
+class Ledger:
+    """What the critics saw: every answered verdict, every status, and the longest time without an answer."""
+
+    answered: list[Answered] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    moments: list[float] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, what: str) -> None:
+        with self.lock:
+            self.statuses[what] += 1
+
+    def note(self, answered: Answered) -> None:
+        with self.lock:
+            self.answered.append(answered)
+            self.moments.append(time.monotonic())
+
+    def longest_gap(self) -> float:
+        """Seconds of the longest stretch in which no critic got an answer to a verdict."""
+        moments = sorted(self.moments)
+        return max((after - before for before, after in pairwise(moments)), default=0.0)
+
+
+@dataclass
+class Critic:
+    """One critic. Claims, thinks, judges; now and then forgets a claim, gives one back, or takes too long."""
+
+    client: httpx.Client
+    ledger: Ledger
+    dice: random.Random
+    stop: threading.Event
+    lease_seconds: float
+    think: float = 0.3
+
+    def run(self) -> None:
+        """Work until told to stop; what is under way is answered before."""
+        with self.client:
+            while not self.stop.is_set():
+                claimed = self.claim()
+                if claimed is None:
+                    self.stop.wait(0.5)
+                    continue
+                self.stop.wait(self.dice.uniform(0, 2 * self.think))
+                fate = self.dice.random()
+                if fate < 0.05:
+                    self.ledger.count("forgot a claim")
+                elif fate < 0.08:
+                    self.ask("release", lambda at: self.client.post(f"/assignments/{at}/release"), claimed["id"])
+                else:
+                    self.stop.wait(1.2 * self.lease_seconds if fate < 0.11 else 0)
+                    self.give(claimed)
+
+    def claim(self) -> dict[str, Any] | None:
+        """The next set; None where there is none, or the critic was told to stop before one came."""
+        while not self.stop.is_set():
+            answer = self.send("claim", lambda: self.client.post(f"/projects/{SLUG}/assignments"))
+            if answer is not None and answer.status_code in (200, 201):
+                return dict(answer.json())
+            if answer is not None and answer.status_code == 204:
+                return None
+            time.sleep(PAUSE)
+        return None
+
+    def ask(self, what: str, call: Callable[[str], httpx.Response], subject: str) -> httpx.Response:
+        """Ask until there is an answer that is one, however long the server is away."""
+        while True:
+            answer = self.send(what, lambda: call(subject))
+            if answer is not None and answer.status_code not in TRY_AGAIN:
+                return answer
+            time.sleep(PAUSE)
+
+    def give(self, claimed: dict[str, Any]) -> None:
+        """Judge a set: tried again under the same Idempotency-Key until the server has answered."""
+        kind = self.dice.choices(("picked", "none_fit", "skipped"), (7, 2, 1))[0]
+        ids = [int(one["id"]) for one in claimed["candidates"]]
+        picks = tuple(self.dice.sample(ids, self.dice.randint(1, 2))) if kind == "picked" else ()
+        key = str(uuid.uuid4())
+        body = {"kind": kind, "picks": [str(pick) for pick in picks]}
+        tries = 0
+
+        def call(assignment: str) -> httpx.Response:
+            nonlocal tries
+            tries += 1
+            return self.client.post(f"/assignments/{assignment}/verdict", json=body, headers={"Idempotency-Key": key})
+
+        answer = self.ask("verdict", call, claimed["id"])
+        if answer.status_code not in (201, 202):
+            self.ledger.refused.append(f"{answer.status_code} after {tries} tries: {answer.text[:300]}")
+            return
+        verdict, assignment = int(answer.json()["id"]), int(claimed["id"])
+        self.ledger.note(Answered(verdict, assignment, answer.status_code, kind, picks, key, tries))
+
+    def send(self, what: str, call: Callable[[], httpx.Response]) -> httpx.Response | None:
+        """One try; None where the connection failed, and the server may have acted or not."""
+        try:
+            answer = call()
+        except httpx.HTTPError as error:
+            self.ledger.count(f"{what} {type(error).__name__}")
+            return None
+        self.ledger.count(f"{what} {answer.status_code}")
+        return answer
+
+
+class Follower:
+    """Reads the feed of verdicts all the while, from where it was, as a program of somebody else's would."""
+
+    def __init__(self, client: httpx.Client, stop: threading.Event) -> None:
+        self.client, self.stop = client, stop
+        self.seen: list[int] = []
+        self._cursor: str | None = None
+
+    def run(self) -> None:
+        """Read until told to stop."""
+        while not self.stop.is_set():
+            try:
+                read = self.read()
+            except httpx.HTTPError:
+                read = 0
+            if not read:
+                self.stop.wait(0.5)
+
+    def read(self) -> int:
+        """Read the next page; how many verdicts were on it."""
+        parameters = {"limit": "200", **({"cursor": self._cursor} if self._cursor else {})}
+        answer = self.client.get(f"/projects/{SLUG}/verdicts", params=parameters)
+        if answer.status_code != 200:
+            return 0
+        page = answer.json()
+        self.seen += [int(one["id"]) for one in page["items"]]
+        self._cursor = page["next"] or self._cursor
+        return len(page["items"])
+
+
+class Crowd:
+    """Critics and a follower, each in a thread of their own."""
+
+    def __init__(self, installation: Installation, tokens: list[str], *, seed: int, lease_seconds: float) -> None:
+        self.ledger = Ledger()
+        self.stopping = threading.Event()
+        self.critics = [
+            Critic(
+                installation.api(token), self.ledger, random.Random(f"{seed}-{number}"), self.stopping, lease_seconds
+            )
+            for number, token in enumerate(tokens)
+        ]
+        self.follower = Follower(installation.api(), self.stopping)
+        self._threads = [threading.Thread(target=one.run) for one in (*self.critics, self.follower)]
+
+    def start(self) -> None:
+        """Let them work from now on."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Let them finish what they are at, and read the feed to its end."""
+        self.stopping.set()
+        for thread in self._threads:
+            thread.join(120)
+        assert not any(thread.is_alive() for thread in self._threads), "a critic got no answer"
+
+    def close(self) -> None:
+        """Close what is open."""
+        self.stopping.set()
+        self.follower.client.close()
