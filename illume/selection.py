@@ -50,17 +50,19 @@ def decide(
     interval = paired_bootstrap(comparison.new, comparison.parent, seed=seed, confidence=confidence)
     gain = (
         f"{comparison.metric} changed by {interval.mean:+.4f} "
-        f"({confidence:.0%} interval {interval.low:+.4f} to {interval.high:+.4f}, {interval.n} prompts)"
+        f"({100 * confidence:.0f} % interval {interval.low:+.4f} to {interval.high:+.4f}, {interval.n} prompts)"
     )
     if interval.low <= 0:
         return Decision(False, f"Not clearly better: {gain}.", interval)
     if comparison.new_accuracy is None or comparison.parent_accuracy is None:
         return Decision(True, f"Better: {gain}; no gold answers to check.", interval)
     change = comparison.new_accuracy - comparison.parent_accuracy
-    answers = f"answer accuracy {comparison.parent_accuracy:.1%} -> {comparison.new_accuracy:.1%}"
+    answers = (
+        f"answers right {100 * comparison.parent_accuracy:.1f} % before, {100 * comparison.new_accuracy:.1f} % now"
+    )
     if change < -max_answer_drop - 1e-9:  # 0.90 - 0.88 is a little more than 0.02 in binary
-        reason = f"Better explanations but worse answers: {gain}; {answers}, at most {max_answer_drop:.1%} may be lost."
-        return Decision(False, reason, interval)
+        allowed = f"at most {100 * max_answer_drop:.1f} points may be lost"
+        return Decision(False, f"Better explanations but worse answers: {gain}; {answers}, {allowed}.", interval)
     return Decision(True, f"Better: {gain}; {answers}.", interval)
 
 

@@ -35,7 +35,7 @@ class TestDecide:
     def test_worse_answers_wait(self) -> None:
         decision = decide(compare(0.1, new_accuracy=0.87))
         assert not decision.activate
-        assert "90.0% -> 87.0%" in decision.reason
+        assert "90.0 % before, 87.0 % now" in decision.reason
 
     def test_exactly_the_allowed_drop_is_allowed(self) -> None:
         assert decide(compare(0.1, new_accuracy=0.88, parent_accuracy=0.90)).activate

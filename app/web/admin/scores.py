@@ -57,6 +57,7 @@ class ScoreRow:
     parent: str
     new: str
     change: str
+    interval: str
 
 
 def means_of(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -163,7 +164,8 @@ def score_rows(metrics: Mapping[str, Any]) -> tuple[ScoreRow, ...]:
             name=name,
             parent=_shown(parent.get(key), share),
             new=_shown(new.get(key), share),
-            change=_change(changes.get(key), share),
+            change=_mean(changes.get(key), share),
+            interval=_interval(changes.get(key), share),
         )
         for key, name, share in NAMES
         if key in new or key in parent
@@ -177,8 +179,20 @@ def _shown(value: float | None, share: bool) -> str:
 
 
 def _change(interval: Mapping[str, float] | None, share: bool) -> str:
+    return f"{_mean(interval, share)} {_interval(interval, share)}".strip()
+
+
+def _mean(interval: Mapping[str, float] | None, share: bool) -> str:
     if not interval:
         return "–"
-    factor, digits, unit = (100, 1, " points") if share else (1, 3, "")
-    mean, low, high = (factor * interval[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f})".replace("-", "\u2212")
+    return f"{_signed(interval['mean'], share)}{' points' if share else ''}"
+
+
+def _interval(interval: Mapping[str, float] | None, share: bool) -> str:
+    if not interval:
+        return ""
+    return f"({_signed(interval['low'], share)} to {_signed(interval['high'], share)})"
+
+
+def _signed(value: float, share: bool) -> str:
+    return (f"{100 * value:+.1f}" if share else f"{value:+.3f}").replace("-", "\u2212")
