@@ -26,6 +26,7 @@ SWEEP = "illume.sweep"  # ()
 RUN_IMPORT = "illume.run_import"  # (import id)
 DELIVER = "illume.deliver"  # (webhook id)
 CHECK_BASE = "illume.check_base"  # (check id)
+ERASE = "illume.erase"  # (erasure id)
 
 DEFAULT_QUEUE = "default"
 MODEL_QUEUE = "model"
@@ -36,6 +37,7 @@ QUEUE_OF = {
     RUN_IMPORT: DEFAULT_QUEUE,
     DELIVER: DEFAULT_QUEUE,
     CHECK_BASE: MODEL_QUEUE,
+    ERASE: DEFAULT_QUEUE,
 }
 
 REACH_SECONDS = 0.1  # to connect, and again to answer: together below the 0.3 s a request may lose

@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 
 from app import queue
-from app.services import imports, sweep, webhooks
+from app.services import erasing_running, imports, sweep, webhooks
 from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,10 @@ class Tasks:
 
         check_base(check_id)
 
+    def erase(self, erasure_id: int) -> None:
+        """Erase a person, an image or a project."""
+        erasing_running.run(erasure_id, check=self.process.check)
+
 
 def register(celery: Celery, process: WorkerProcess | None) -> None:
     """Give `celery` every task of `app.queue`, run by `process`."""
@@ -80,6 +84,7 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
         (queue.RUN_IMPORT, own.run_import),
         (queue.DELIVER, own.deliver),
         (queue.CHECK_BASE, own.check_base),
+        (queue.ERASE, own.erase),
     ):
         celery.task(_stoppable(function), name=name, shared=False)
 

@@ -16,6 +16,7 @@ from app.models.content import (
     PromptImage,
     SettingRevision,
 )
+from app.models.erasing import Erasure, ErasureKind, ErasureState, StoreRemoval
 from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
 from app.models.learning import Evaluation, ModelVersion, Round, RoundEvent, Snapshot, SnapshotItem
 from app.models.links import LinkPurpose, OneTimeLink
@@ -61,6 +62,9 @@ __all__ = [
     "CriticStanding",
     "DeliveryState",
     "DeviceClaim",
+    "Erasure",
+    "ErasureKind",
+    "ErasureState",
     "Evaluation",
     "GoldPrompt",
     "IdempotencyKey",
@@ -100,6 +104,7 @@ __all__ = [
     "SnapshotItemRole",
     "SnapshotKind",
     "Split",
+    "StoreRemoval",
     "Token",
     "User",
     "Verdict",

@@ -74,6 +74,7 @@ class Verdict(Base):
     """What one critic said of one candidate set.
 
     Its content never changes: a change is a new verdict that `supersedes`. `current` says that nothing superseded it.
+    `deleted`: it was erased, and only that there was one is left; `xid` is then that of the erasing.
     `xid` orders the feed by commit. `weight` is how far its critic could be relied on when it was given.
     """
 
@@ -101,6 +102,7 @@ class Verdict(Base):
     kind: Mapped[VerdictKind] = mapped_column(Known(VerdictKind))
     state: Mapped[VerdictState] = mapped_column(Known(VerdictState), server_default=VerdictState.counted.value)
     current: Mapped[bool] = mapped_column(server_default=text("true"))
+    deleted: Mapped[bool] = mapped_column(server_default=text("false"))
     supersedes: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id"))
     reason: Mapped[str | None] = mapped_column(Text)
     rationale: Mapped[str | None] = mapped_column(Text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, UniqueConstraint, func, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, String, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -25,6 +25,7 @@ class User(Base):
     role: Mapped[Role] = mapped_column(Known(Role))
     judging_keys: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, server_default=text("'{}'"))
     disabled_at: Mapped[datetime | None]
+    erased_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -66,10 +67,19 @@ class SignInTry(Base):
 
 
 class Token(Base):
-    """A key of the REST interface, stored hashed. `max_open` overrides how many claims its bearer may hold."""
+    """A key of the REST interface, stored hashed.
+
+    `max_open` overrides how many claims its bearer may hold, `requests_per_minute` how often it may be used.
+    """
 
     __tablename__ = "tokens"
-    __table_args__ = (one_of("scope", Scope), UniqueConstraint("token_hash"))
+    __table_args__ = (
+        one_of("scope", Scope),
+        UniqueConstraint("token_hash"),
+        CheckConstraint(
+            "requests_per_minute IS NULL OR requests_per_minute BETWEEN 1 AND 1000000", name="requests_positive"
+        ),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
@@ -77,6 +87,7 @@ class Token(Base):
     name: Mapped[str] = mapped_column(String(200), server_default="")
     scope: Mapped[Scope] = mapped_column(Known(Scope))
     max_open: Mapped[int | None]
+    requests_per_minute: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]

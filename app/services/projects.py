@@ -180,7 +180,7 @@ def get_project(session: Session, actor: Actor, slug: str, need: Role = Role.vie
 
 def list_projects(session: Session, actor: Actor) -> list[Project]:
     """The projects `actor` is a member of, by name; all of them for an admin."""
-    query = select(Project).order_by(func.lower(Project.name), Project.id)
+    query = select(Project).where(Project.erased_at.is_(None)).order_by(func.lower(Project.name), Project.id)
     if actor.role is not Role.admin:
         query = query.join(Membership, Membership.project_id == Project.id).where(Membership.user_id == actor.user_id)
     return list(session.scalars(query))

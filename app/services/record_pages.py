@@ -85,7 +85,7 @@ _COUNTS = f"""(v.state = 'decided' OR (v.state = 'counted' AND (
         WHERE d.candidate_set_id = v.candidate_set_id AND d.state = 'decided' AND {_SEEN.format("d")}
     )
 )))"""  # noqa: S608 - constants only
-_STANDS = f"""v.project_id = :project AND {_COUNTS} AND {_SEEN.format("v")}
+_STANDS = f"""v.project_id = :project AND NOT v.deleted AND {_COUNTS} AND {_SEEN.format("v")}
     AND (v.current OR NOT coalesce((SELECT {_SEEN.format("w")} FROM verdicts w WHERE w.supersedes = v.id), false))
     AND (CAST(:snapshot AS bigint) IS NULL OR EXISTS (
         SELECT FROM snapshot_items i WHERE i.verdict_id = v.id AND i.snapshot_id = :snapshot))

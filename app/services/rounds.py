@@ -227,6 +227,7 @@ def retry(session: Session, actor: Actor, round_id: int) -> Round:
     if state not in (RoundState.failed, RoundState.cancelled):
         raise Conflict(f"Only a failed or cancelled round can be tried again: round {found.number} is {state.value}.")
     refuse_second(session, project)
+    refuse_redacted(session, found)
     found.state = RoundState.queued
     found.error, found.finished_at, found.worker, found.beats_at = None, None, None, None
     found.tries = 0
@@ -240,10 +241,17 @@ def rerun(session: Session, actor: Actor, round_id: int) -> Round:
     """A new round of the same snapshot, so with the same rows, settings, parent and seed. Raises `Conflict`."""
     found, project = _round_for_admin(session, actor, round_id)
     refuse_second(session, project)
+    snapshot = refuse_redacted(session, found)
+    return _queue_round(session, actor, project, snapshot, trigger=RoundTrigger.rerun)
+
+
+def refuse_redacted(session: Session, found: Round) -> Snapshot:
+    """The round's snapshot. Raises `Conflict` where something of it was erased."""
     snapshot = session.get_one(Snapshot, found.snapshot_id)
     if snapshot.redacted:
-        raise Conflict(f"{snapshot.redacted} rows of its snapshot were erased: it cannot be rerun exactly.")
-    return _queue_round(session, actor, project, snapshot, trigger=RoundTrigger.rerun)
+        lost = f"{snapshot.redacted} lines of its snapshot were erased"
+        raise Conflict(f"{lost}: it can no longer be rerun exactly. Start a new one.", redacted=snapshot.redacted)
+    return snapshot
 
 
 # Looking

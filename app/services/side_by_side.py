@@ -73,7 +73,11 @@ def side_by_side(
     before, after = texts_of(found[0].scores, style), texts_of(found[1].scores, style)
     both = [prompt_id for prompt_id in after if prompt_id in before]
     # A prompt that was erased since is left out.
-    known = set(session.scalars(select(Prompt.id).where(Prompt.id.in_(both), Prompt.project_id == project.id)))
+    known = set(
+        session.scalars(
+            select(Prompt.id).where(Prompt.id.in_(both), Prompt.project_id == project.id, Prompt.images.any())
+        )
+    )
     pairs = tuple(
         Pair(
             prompt_id=prompt.id,

@@ -1,14 +1,12 @@
-"""What a snapshot keeps beside a round's rows: all records that stood, the data card, and how either is redacted."""
+"""What a snapshot keeps beside a round's rows: all records that stood, and the data card."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.models import Project, Snapshot
@@ -145,63 +143,3 @@ def version_line(version: dict[str, Any]) -> str:
 def one_line(words: str) -> str:
     """Words that cannot end their line or its code span."""
     return " ".join(words.split()).replace("`", "'")
-
-
-# Erasing
-
-
-def redact(
-    session: Session, project: Project, *, critics: Sequence[str] = (), images: Sequence[str] = ()
-) -> dict[int, int]:
-    """Put tombstones in all snapshots of a project for what `critics` (pseudonyms) said and what shows `images`.
-
-    The hashes a snapshot was known by stay, `redacted` grows. Returns how many rows and records each one lost.
-    """
-    lost: dict[int, int] = {}
-    query = select(Snapshot).where(Snapshot.project_id == project.id).order_by(Snapshot.id).with_for_update()
-    for snapshot in session.scalars(query):
-        verdicts: set[str] = set()
-        n = 0
-
-        def goes(record: dict[str, Any], verdicts: set[str] = verdicts) -> bool:
-            shown = {image["sha256"] for image in record["images"]}
-            if record["critic"] not in critics and shown.isdisjoint(images):
-                return False
-            verdicts.add(record["id"])
-            return True
-
-        if snapshot.records_key is not None:
-            snapshot.records_key, n = rewritten(snapshot.records_key, goes)
-
-        def row_goes(row: dict[str, Any], verdicts: set[str] = verdicts) -> bool:
-            return row["verdict"] in verdicts or not set(images).isdisjoint(row["images"])
-
-        rows_key, rows = rewritten(snapshot.file_key or snapshot.sha256, row_goes)
-        snapshot.file_key = rows_key if rows_key != snapshot.sha256 else None
-        if n or rows:
-            lost[snapshot.id] = n + rows
-            snapshot.redacted += n + rows
-    session.flush()
-    return lost
-
-
-def rewritten(key: str, goes: Callable[[dict[str, Any]], bool]) -> tuple[str, int]:
-    """The key of a file like `key` with tombstones for the lines that go, and how many there are."""
-    with get_store().open(key) as source, tempfile.NamedTemporaryFile() as target:
-        n = 0
-        for line in source:
-            kept = tombstone(line, goes)
-            n += kept is not line
-            target.write(kept)
-        target.flush()
-        return (get_store().put_file(Path(target.name)) if n else key), n
-
-
-def tombstone(line: bytes, goes: Callable[[dict[str, Any]], bool]) -> bytes:
-    """The line itself, or what stays of it: which row or record it was, and nothing that was in it."""
-    data = orjson.loads(line)
-    if data.get("redacted") or "snapshot" in data or not goes(data):
-        return line
-    names: Iterable[str] = ("schema_version", "id", "prompt", "role", "verdict")
-    kept = {name: data[name] for name in names if name in data}
-    return orjson.dumps({**kept, "redacted": True}, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)

@@ -80,6 +80,11 @@ class Store:
             while piece := file.read(CHUNK):
                 yield piece
 
+    def remove(self, key: str) -> None:
+        """Forget the bytes named `key`, if they are there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(key))
+
     def local_path(self, key: str, cache_dir: Path) -> Path:
         """A file of this machine with the bytes named `key`.
 

@@ -13,7 +13,7 @@ from app import queue
 from app.db import session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInTry, WebSession
-from app.services import assignments, base_checks, candidates, rounds, webhooks, workers
+from app.services import assignments, base_checks, candidates, erasing_running, redaction, rounds, webhooks, workers
 from app.services.leases import lapsed
 from app.services.projects import settings_of
 from app.services.round_running import claimable
@@ -38,7 +38,14 @@ def sweep(session: Session) -> list[Due]:
     workers.forget_lapsed(session)
     _delete_old(session)
     webhooks.stage_verdicts(session)
-    return [*_rounds(session), *_pools(session), *_imports(session), *_deliveries(session), *_checks(session)]
+    return [
+        *_rounds(session),
+        *_pools(session),
+        *_imports(session),
+        *_deliveries(session),
+        *_checks(session),
+        *_erasures(session),
+    ]
 
 
 def due_projects(session: Session) -> list[int]:
@@ -85,6 +92,10 @@ def _checks(session: Session) -> list[Due]:
     return [(queue.CHECK_BASE, check_id) for check_id in base_checks.waiting(session)]
 
 
+def _erasures(session: Session) -> list[Due]:
+    return [(queue.ERASE, erasure_id) for erasure_id in erasing_running.waiting(session)]
+
+
 def _imports(session: Session) -> list[Due]:
     ids = session.scalars(
         select(Import.id)
@@ -105,6 +116,7 @@ def _deliveries(session: Session) -> list[Due]:
 
 def _delete_old(session: Session) -> None:
     webhooks.delete_old(session)
+    redaction.remove_files(session)
     session.execute(
         delete(Import).where(Import.state == ImportState.draft, Import.created_at < func.now() - KEEP_DRAFTS)
     )

@@ -98,7 +98,9 @@ def find_user(session: Session, email: str) -> User | None:
 def list_users(session: Session, actor: Actor, *, limit: int = 1000, after: int = 0) -> list[User]:
     """People by id, for an admin."""
     require_admin(actor)
-    return list(session.scalars(select(User).where(User.id > after).order_by(User.id).limit(limit)))
+    return list(
+        session.scalars(select(User).where(User.id > after, User.erased_at.is_(None)).order_by(User.id).limit(limit))
+    )
 
 
 def projects_of(session: Session, user_ids: Sequence[int]) -> dict[int, dict[str, Role]]:

@@ -58,7 +58,7 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
     session.flush()
     if state is VerdictState.counted:
         if used and not verdict.uses_slot:
-            _give_slot_back(session, assignment, candidate_set, prompt)
+            give_slot_back(session, assignment, candidate_set, prompt)
         elif (
             verdict.uses_slot and not used and not take_slot(session, assignment, candidate_set, AssignmentState.judged)
         ):
@@ -81,7 +81,7 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
     return body_of(session, new.id)
 
 
-def _give_slot_back(session: Session, assignment: Assignment, candidate_set: CandidateSet, prompt: Prompt) -> None:
+def give_slot_back(session: Session, assignment: Assignment, candidate_set: CandidateSet, prompt: Prompt) -> None:
     """Leave a judged slot to others; the set is offered again, but for a prompt that has another one by now."""
     assignment.state = AssignmentState.released
     candidate_set.taken -= 1
@@ -105,13 +105,21 @@ def _tell_prompt(
     if verdict.kind is VerdictKind.flagged:
         if prompt.state is not PromptState.retired:
             prompt.state = PromptState.held
-    elif was_flag and prompt.state is PromptState.held:
-        flags = select(Verdict.id).where(
-            Verdict.prompt_id == prompt.id, Verdict.current, Verdict.kind == VerdictKind.flagged
-        )
-        if session.scalar(flags.limit(1)) is None:
-            is_ready = candidate_set.state is CandidateSetState.ready
-            prompt.state = PromptState.ready if is_ready else PromptState.judged
+    elif was_flag:
+        let_go_if_unflagged(session, candidate_set, prompt)
+    session.flush()
+
+
+def let_go_if_unflagged(session: Session, candidate_set: CandidateSet, prompt: Prompt) -> None:
+    """Offer a held prompt again once no flag stands any more."""
+    if prompt.state is not PromptState.held:
+        return
+    flags = select(Verdict.id).where(
+        Verdict.prompt_id == prompt.id, Verdict.current, Verdict.kind == VerdictKind.flagged
+    )
+    if session.scalar(flags.limit(1)) is None:
+        is_ready = candidate_set.state is CandidateSetState.ready
+        prompt.state = PromptState.ready if is_ready else PromptState.judged
     session.flush()
 
 

@@ -90,7 +90,8 @@ def candidate_id(value: str, field: str) -> int:
         raise Invalid(f"{field}: there is no candidate '{value[:40]}'.", field=field) from error
 
 
-# What was posted, and what came of it. `v` is the verdict; `:picks` its picks, where they are not in their table yet.
+# What was posted, and what came of it; of a verdict that was erased only that it is gone. `v` is the verdict; `:picks`
+# its picks, where they are not in their table yet.
 VERDICT_JSON = """
 jsonb_build_object(
     'schema_version', 1,
@@ -98,9 +99,9 @@ jsonb_build_object(
     'prompt', v.prompt_id::text,
     'candidate_set', v.candidate_set_id::text,
     'assignment', v.assignment_id::text,
-    'critic', v.critic_id::text,
-    'kind', v.kind,
-    'state', STATE,
+    'critic', CASE WHEN NOT v.deleted THEN v.critic_id::text END,
+    'kind', CASE WHEN NOT v.deleted THEN v.kind END,
+    'state', CASE WHEN v.deleted THEN 'deleted' ELSE STATE END,
     'picks', coalesce(to_jsonb(CAST(PICKS AS text[])), '[]'::jsonb),
     'tags', v.tags,
     'reason', v.reason,
@@ -111,7 +112,7 @@ jsonb_build_object(
     'shown', to_jsonb(CAST(v.shown AS text[])),
     'supersedes', v.supersedes::text,
     'current', v.current,
-    'deleted', false,
+    'deleted', v.deleted,
     'snapshots', coalesce((
         SELECT jsonb_agg(DISTINCT i.snapshot_id::text) FROM snapshot_items i WHERE i.verdict_id = v.id
     ), '[]'::jsonb),

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid
-from app.models import Prompt, Snapshot, SnapshotKind
+from app.models import Prompt, SnapshotKind
 from app.services import datasets, export_coding, snapshot_records, snapshots
 from app.services.actors import SYSTEM
 from app.services.datasets import Plan, Wanted
@@ -229,38 +229,6 @@ class TestSnapshots:
         with committed_db.sessions() as session:
             project, _ = make_judged(session, prompts=2, critics=2)
             assert snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen).card["agreement"] == 1
-
-    def test_redacted_ones_keep_their_hash(self, judged: tuple[Session, Any]) -> None:
-        session, project = judged
-        frozen = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
-        session.commit()
-        sha256 = frozen.sha256
-        records = rows(planned(judged, Wanted(snapshot=str(frozen.id))))
-        image = records[0]["images"][0]["sha256"]
-        lost = snapshot_records.redact(session, project, images=[image])
-        session.commit()
-        [found] = session.query(Snapshot).all()
-        assert (found.sha256, lost) == (sha256, {found.id: found.redacted})
-        kept = rows(planned(judged, Wanted(snapshot=str(frozen.id))))
-        assert len(kept) == len(records)
-        assert kept[0] == {
-            "id": records[0]["id"],
-            "prompt": records[0]["prompt"],
-            "redacted": True,
-            "schema_version": 1,
-        }
-        assert kept[1:] == records[1:]
-        assert image not in get_store().open_bytes(str(found.file_key)).decode()
-        assert all(image not in row.prompt.images for row in snapshots.read(found))
-        preferences = rows(planned(judged, Wanted(format=Format.preference, snapshot=str(frozen.id))))
-        assert {row["prompt_id"] for row in preferences}.isdisjoint({records[0]["prompt"]})
-
-        again = snapshot_records.redact(session, project, images=[image])
-        assert again == {}
-        critic = records[0]["critic"]
-        snapshot_records.redact(session, project, critics=[critic])
-        assert all(row.get("redacted") for row in rows(planned(judged, Wanted(snapshot=str(frozen.id)))))
-        assert [row.rationale for row in snapshots.read(found) if row.rationale is not None] == []
 
 
 class TestCompression:

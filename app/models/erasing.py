@@ -1,0 +1,57 @@
+"""What is erased for good."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base
+from app.models.states import Known, one_of
+
+
+class ErasureKind(StrEnum):
+    person = "person"
+    image = "image"
+    project = "project"
+
+
+class ErasureState(StrEnum):
+    open = "open"
+    done = "done"
+
+
+class Erasure(Base):
+    """A person, an image or a project on its way out. `subject` is an id, or an image's sha256.
+
+    `counts` says what went so far. It is taken up again until nothing is left; each of its steps may be run twice.
+    """
+
+    __tablename__ = "erasures"
+    __table_args__ = (
+        one_of("kind", ErasureKind),
+        one_of("state", ErasureState),
+        Index("ix_erasures_open", "id", postgresql_where=text("state = 'open'")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    kind: Mapped[ErasureKind] = mapped_column(Known(ErasureKind))
+    subject: Mapped[str] = mapped_column(String(64))
+    state: Mapped[ErasureState] = mapped_column(Known(ErasureState), server_default=ErasureState.open.value)
+    counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    error: Mapped[str | None] = mapped_column(Text)
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
+class StoreRemoval(Base):
+    """A key of the store whose bytes are to go, once nothing names it any more."""
+
+    __tablename__ = "store_removals"
+
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
