@@ -136,6 +136,10 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--with-images", action="store_true", help="lay the images beside the file")
     for name in FILTERS:
         export.add_argument(f"--{name}", help=f"only those of this {name}, as in the REST interface")
+    erasing = add("erase", run_erase, "erase a person, an image or a project for good")
+    erasing.add_argument("kind", choices=("person", "image", "project"))
+    erasing.add_argument("subject", help="an address, an image's sha256, or a slug")
+    erasing.add_argument("--yes", action="store_true", help="do not ask")
     backing = add("backup", run_backup, "write everything to one file")
     backing.add_argument("--out", type=Path, default=None, help="default: illume-backup-TIME.tar")
     restoring = add("restore", run_restore, "read everything from a file made by `illume backup`")
@@ -302,18 +306,33 @@ def run_project_add(options: argparse.Namespace) -> int:
     return 0
 
 
+def asker(question: str, *, yes: bool) -> Callable[[], bool]:
+    """Asks a question of who sits there, unless `yes` was said before. Raises Refused where nobody does."""
+
+    def ask() -> bool:
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise Refused("Nobody is there to say yes: add --yes.", code=2)
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+    return ask
+
+
 def run_round_start(options: argparse.Namespace) -> int:
     from app import round_commands
 
-    def ask() -> bool:
-        if options.yes:
-            return True
-        if not sys.stdin.isatty():
-            raise Refused("Nobody is there to say yes: add --yes to start it.", code=2)
-        return input("Start it? [y/N] ").strip().lower() in ("y", "yes")
+    with prepared():
+        ask = asker("Start it?", yes=options.yes)
+        return round_commands.start(options.slug, ask=ask, follow=options.follow, say=say)
+
+
+def run_erase(options: argparse.Namespace) -> int:
+    from app import erase_command
 
     with prepared():
-        return round_commands.start(options.slug, ask=ask, follow=options.follow, say=say)
+        ask = asker("Erase it for good?", yes=options.yes)
+        return erase_command.erase(options.kind, options.subject, ask=ask, say=say)
 
 
 def run_round_list(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from app.api import (
     assignments,
     comparisons,
     datasets,
+    erasing,
     images,
     imports,
     projects,
@@ -20,7 +21,8 @@ from app.api.schemas import ProblemOut
 router = APIRouter(
     responses={"4XX": {"model": ProblemOut, "description": "What is wrong, as application/problem+json"}}
 )
-for part in (projects, images, prompts, imports, assignments, quality, rounds, comparisons, datasets, users, webhooks):
+WORK = (projects, images, prompts, imports, assignments, quality, rounds, comparisons, datasets)
+for part in (*WORK, users, webhooks, erasing):
     router.include_router(part.router)
 
 __all__ = ["router"]

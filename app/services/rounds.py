@@ -249,7 +249,7 @@ def refuse_redacted(session: Session, found: Round) -> Snapshot:
     """The round's snapshot. Raises `Conflict` where something of it was erased."""
     snapshot = session.get_one(Snapshot, found.snapshot_id)
     if snapshot.redacted:
-        lost = f"{snapshot.redacted} lines of its snapshot were erased"
+        lost = f"{snapshot.redacted} rows of its snapshot were erased"
         raise Conflict(f"{lost}: it can no longer be rerun exactly. Start a new one.", redacted=snapshot.redacted)
     return snapshot
 

@@ -42,6 +42,7 @@ MESSAGES: Mapping[str, str] = {
     "retried": "The round goes on from its last checkpoint.",
     "revoked": "The token is revoked.",
     "role-set": "The role is changed.",
+    "erasing": "It is being erased.",
     "rerun": "A new round of the same snapshot is queued.",
     "saved": "The settings are saved and count from now on; rounds keep those they were started with.",
     "signed-out": "You are signed out.",

@@ -7,6 +7,7 @@ from app.web.admin import (
     compare,
     comparisons,
     critics,
+    erasing,
     imports,
     overview,
     prompts,
@@ -20,7 +21,7 @@ from app.web.admin import (
 
 router = APIRouter()
 PROJECT = (overview, settings, rounds, versions, compare, comparisons, prompts, review, imports, critics, webhooks)
-for module in (*PROJECT, users, audit):
+for module in (*PROJECT, users, audit, erasing):
     router.include_router(module.router, prefix="/admin")
 
 __all__ = ["router"]

@@ -195,7 +195,7 @@ class TestPerson:
         world.session.commit()
         world.run(erasing.erase_person(world.session, world.admin, world.critics[0].user_id))
         for again in (rounds.rerun, rounds.retry):
-            with pytest.raises(Conflict, match="lines of its snapshot were erased: it can no longer be rerun exactly"):
+            with pytest.raises(Conflict, match="rows of its snapshot were erased: it can no longer be rerun exactly"):
                 again(world.session, SYSTEM, made.id)
             world.session.rollback()
 
