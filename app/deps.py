@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated
 
 from anyio import CancelScope
@@ -38,6 +39,15 @@ async def get_session() -> AsyncIterator[Session]:
             session.close()
 
 
+@contextlib.contextmanager
+def session_in_thread() -> Iterator[Session]:
+    """The same, for a request that does all its work in one thread."""
+    with session_factory()() as session:
+        yield session
+        session.commit()
+
+
+Sessions = Callable[[], contextlib.AbstractContextManager[Session]]
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 

@@ -18,6 +18,8 @@ from starlette.types import Scope
 
 from app import api, db, problems, queue, web
 from app.api import health
+from app.api.direct import Direct
+from app.deps import session_in_thread
 from app.gate import LARGEST_BODY, Gate, Kind, Places
 from app.headers import SafeHeaders
 from app.metrics_page import CountRequests
@@ -56,6 +58,7 @@ def create_app() -> FastAPI:
             Middleware(SafeHeaders),
             Middleware(CountRequests),
             Middleware(Gate, places=places(settings), refuse=problems.refuse),
+            Middleware(Direct, threads=settings.pool_size),
         ],
     )
     app.include_router(api.router, prefix="/api/v1")
@@ -63,6 +66,7 @@ def create_app() -> FastAPI:
     app.include_router(web.router, include_in_schema=False)
     # Only these are compressed: a page holds its reader's tokens, which compression could give away.
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
+    app.state.sessions = session_in_thread
     problems.install(app)
     return app
 

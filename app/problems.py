@@ -82,21 +82,25 @@ def domain_error_of(error: Exception) -> DomainError | None:
     return None
 
 
+def answer_to(request: Request, error: DomainError | DBAPIError | PoolTimeout) -> Response:
+    """The answer to a request that met an error of ours or of the database; raises it again where it is a fault."""
+    if isinstance(error, DomainError):
+        return render(request, error)
+    known = domain_error_of(error)
+    if known is None:
+        raise error
+    log.warning("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
+    return render(request, known)
+
+
 def install(app: FastAPI) -> None:
     """Render all errors of `app` here."""
 
     @app.exception_handler(DomainError)
-    def on_domain_error(request: Request, error: DomainError) -> Response:
-        return render(request, error)
-
     @app.exception_handler(DBAPIError)
     @app.exception_handler(PoolTimeout)
-    def on_database_error(request: Request, error: DBAPIError | PoolTimeout) -> Response:
-        known = domain_error_of(error)
-        if known is None:
-            raise error
-        log.warning("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
-        return render(request, known)
+    def on_known_error(request: Request, error: DomainError | DBAPIError | PoolTimeout) -> Response:
+        return answer_to(request, error)
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> Response:

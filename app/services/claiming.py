@@ -52,9 +52,29 @@ MINE = """
 ) IS NULL
 """
 # Whether the prompt shows an image that the critic saw last.
-SEEN = "EXISTS (SELECT FROM prompt_images x WHERE x.prompt_id = {prompt} AND x.sha256 = ANY (last.images))"
-NEW = MINE.format(set="s.id", purpose="work")
+LAST_SEEN = "x.sha256 = ANY (CAST((SELECT images FROM last) AS text[]))"
+SEEN = f"EXISTS (SELECT FROM prompt_images x WHERE x.prompt_id = {{prompt}} AND {LAST_SEEN})"
 SAME = SEEN.format(prompt="p.id")
+# Whether a set `s` may be offered to the critic. Values again, so that rows are looked at one by one, in their order,
+# and only as many as are asked for.
+NEW = f"""
+(SELECT p.state FROM prompts p WHERE p.id = s.prompt_id) = 'ready'
+AND {MINE.format(set="s.id", purpose="work")}
+"""  # noqa: S608 - constants only
+# The first set of `near` or `deep` that nobody else is about to take. Each is locked as it is looked at, and those
+# behind the first one are not: `LIMIT` ends the search.
+FIRST = """
+SELECT free.id, free.slots
+FROM {of} w CROSS JOIN LATERAL (
+    SELECT s.id, s.slots FROM candidate_sets s
+    WHERE s.id = w.id AND s.state = 'ready' AND s.taken = w.taken AND s.taken < s.slots
+    FOR UPDATE SKIP LOCKED
+) free
+WHERE {condition} LIMIT 1
+"""
+UNSEEN = f"""
+(SELECT x.prompt_id FROM prompt_images x WHERE x.prompt_id = w.prompt_id AND {LAST_SEEN} LIMIT 1) IS NULL
+"""  # noqa: S608 - constants only
 
 # One statement. `head` is where the order of sets on offer begins; `deep` is only looked at where the critic had all of
 # those, and goes on from where it ended the last time. `chosen` locks a set that nobody else is about to take. What
@@ -98,7 +118,7 @@ WITH allowed AS (
     ) AS images
 ), gold AS MATERIALIZED (
     SELECT g.candidate_set_id AS id
-    FROM gold_prompts g CROSS JOIN last
+    FROM gold_prompts g
     WHERE (SELECT is_there FROM room) AND (SELECT wants_gold FROM allowed)
       AND g.project_id = (SELECT project FROM allowed) AND g.active AND NOT g.practice
       AND {MINE.format(set="g.candidate_set_id", purpose="gold")}
@@ -111,7 +131,7 @@ WITH allowed AS (
             AND (:critic, (SELECT project FROM allowed), {LAST})
           AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
         ORDER BY v.critic_id DESC, v.project_id DESC, v.id DESC OFFSET (SELECT repeat_after FROM allowed) LIMIT 100
-    ) o JOIN prompts p ON p.id = o.prompt_id CROSS JOIN last
+    ) o JOIN prompts p ON p.id = o.prompt_id
     WHERE (SELECT is_there FROM room) AND (SELECT wants_repeat FROM allowed) AND NOT EXISTS (SELECT FROM gold)
       AND p.state NOT IN ('held', 'retired') AND {MINE.format(set="o.id", purpose="repeat")}
     ORDER BY {SAME}, md5(o.id::text || '-' || :critic) LIMIT 1
@@ -123,9 +143,7 @@ WITH allowed AS (
       AND s.project_id = (SELECT project FROM allowed) AND s.state = 'ready' AND s.taken < s.slots
     ORDER BY s.taken, s.rank, s.id LIMIT {HEAD}
 ), near AS MATERIALIZED (
-    SELECT s.id, s.taken, s.rank, {SAME} AS same
-    FROM head s JOIN prompts p ON p.id = s.prompt_id CROSS JOIN last
-    WHERE p.state = 'ready' AND {NEW}
+    SELECT s.id, s.taken, s.rank, s.prompt_id FROM head s WHERE {NEW}
 ), place AS MATERIALIZED (
     SELECT coalesce(max(taken), -1) AS taken, coalesce(max(rank), '-Infinity') AS rank,
         coalesce(max(set_id), 0) AS set_id, count(*) > 0 AS is_there
@@ -133,14 +151,13 @@ WITH allowed AS (
 ), further AS (
     SELECT NOT EXISTS (SELECT FROM near) AND (SELECT count(*) FROM head) = {HEAD} AS is_wanted
 ), deep AS MATERIALIZED (
-    SELECT s.id, s.taken, s.rank, {SAME} AS same
-    FROM candidate_sets s JOIN prompts p ON p.id = s.prompt_id CROSS JOIN last
+    SELECT s.id, s.taken, s.rank, s.prompt_id FROM candidate_sets s
     WHERE (SELECT is_wanted FROM further)
       AND s.project_id = (SELECT project FROM allowed) AND s.state = 'ready' AND s.taken < s.slots
       AND (s.taken, s.rank, s.id) >= (
           (SELECT taken FROM place), (SELECT rank FROM place), (SELECT set_id FROM place)
       )
-      AND p.state = 'ready' AND {NEW}
+      AND {NEW}
     ORDER BY s.taken, s.rank, s.id LIMIT 8
 ), kept AS (
     INSERT INTO claim_places (critic_id, project_id, taken, rank, set_id)
@@ -152,13 +169,14 @@ WITH allowed AS (
     WHERE critic_id = :critic AND project_id = (SELECT project FROM allowed)
       AND (SELECT is_wanted FROM further) AND NOT EXISTS (SELECT FROM deep)
     RETURNING set_id
+), offered AS MATERIALIZED (
+    SELECT * FROM near UNION ALL SELECT * FROM deep
+), other AS MATERIALIZED (
+    {FIRST.format(of="offered", condition=UNSEEN)}
 ), chosen AS (
-    SELECT s.id, s.slots
-    FROM candidate_sets s JOIN (SELECT * FROM near UNION ALL SELECT * FROM deep) w ON w.id = s.id
-    WHERE s.id = ANY (ARRAY(SELECT id FROM near UNION ALL SELECT id FROM deep))
-      AND s.state = 'ready' AND s.taken = w.taken AND s.taken < s.slots
-    ORDER BY w.same, w.taken, w.rank, w.id LIMIT 1
-    FOR UPDATE OF s SKIP LOCKED
+    SELECT * FROM other
+    UNION ALL
+    SELECT * FROM ({FIRST.format(of="offered", condition="NOT EXISTS (SELECT FROM other)")}) same
 ), next AS (
     SELECT c.id, free.slot, 'work' AS purpose, (
         SELECT array_agg(x.id ORDER BY random()) FROM candidates x WHERE x.candidate_set_id = c.id

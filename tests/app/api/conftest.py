@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -40,6 +41,7 @@ def app(shared_app: FastAPI, session: Session) -> Iterator[FastAPI]:
             session.expire_all()
 
     shared_app.dependency_overrides[get_session] = test_session
+    shared_app.state.sessions = contextlib.contextmanager(test_session)
     yield shared_app
     shared_app.dependency_overrides.clear()
 

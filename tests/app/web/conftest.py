@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ def client(session: Session, redis_url: str) -> Iterator[TestClient]:
         session.commit()
 
     app.dependency_overrides[get_session] = test_session
+    app.state.sessions = contextlib.contextmanager(test_session)
     with TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False) as client:
         yield client
 
