@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from sqlalchemy import DateTime, Engine, MetaData, create_engine, event
+from sqlalchemy import DateTime, Engine, MetaData, create_engine, event, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DisconnectionError
@@ -113,6 +113,11 @@ def get_engine() -> Engine:
 def session_factory() -> sessionmaker[Session]:
     """The session factory of this process."""
     return sessionmaker(get_engine(), expire_on_commit=False)
+
+
+def now_of(session: Session) -> datetime:
+    """The time by the database's clock: all times that are stored or compared come from it, whatever ours says."""
+    return session.execute(select(func.now())).scalar_one()
 
 
 @contextlib.contextmanager

@@ -8,14 +8,14 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 from sqlalchemy.orm import Session
 
-from app.db import session_scope
+from app.db import now_of, session_scope
 from app.models import ModelVersion, Round, RoundState, Snapshot, SnapshotItemRole
 from app.services import snapshots, versions
 from app.services.round_running import RoundClaim, RoundResult
@@ -240,14 +240,14 @@ def forget_old(session: Session) -> int:
     Those of rounds that another machine finished, or that succeeded just before we were killed; and those of rounds
     that ended otherwise a week ago, which a retry would have to begin anew. Folders of rounds unknown here stay.
     """
-    gone = 0
+    gone, now = 0, now_of(session)
     for path in rounds_dir().glob("*/" + IDENTITY):
         identity = json.loads(path.read_text())
         found = session.get(Round, identity["round"])
         if found is None or _identity_of(found, identity["snapshot"]) != identity or found.finished_at is None:
             continue
         kept_for = timedelta(0) if found.state == RoundState.succeeded else KEEP_ENDED
-        if datetime.now(UTC) - found.finished_at > kept_for:
+        if now - found.finished_at > kept_for:
             forget(path.parent)
             gone += 1
     return gone

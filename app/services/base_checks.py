@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.db import now_of
 from app.errors import Invalid, NotFound
 from app.models import BaseCheck, CheckState
 from app.services.actors import Actor, require_admin
@@ -77,7 +78,7 @@ def look_first(session: Session, actor: Actor, base_model: str) -> BaseCheck | N
     if is_good(session, base_model) or check_folder(base_model):
         return None
     found = newest(session, base_model)
-    since = datetime.now(UTC) - ASKED_AGAIN_AFTER
+    since = now_of(session) - ASKED_AGAIN_AFTER
     if found and found.state is CheckState.failed and found.finished_at and found.finished_at > since:
         raise Invalid(f"'{base_model}' cannot be the base model: {found.detail}", field="base_model")
     return ask(session, actor, base_model)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 from sqlalchemy import Select, exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
+from app.db import now_of
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.models import (
     Comparison,
@@ -292,7 +292,7 @@ def close(session: Session, actor: Actor, project: Project, number: int) -> Comp
 
 
 def _close(session: Session, actor: Actor, found: Comparison, standing: Standing) -> None:
-    found.state, found.closed_at = ComparisonState.closed, datetime.now(UTC)
+    found.state, found.closed_at = ComparisonState.closed, now_of(session)
     found.outcome = outcome_words(standing)
     session.flush()
     audit.record(session, actor, "comparison.close", f"comparison:{found.id}", found.project_id, outcome=found.outcome)

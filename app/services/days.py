@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, timedelta
 
 from sqlalchemy import and_, func, select, text
 from sqlalchemy.orm import Session
 
+from app.db import now_of
 from app.models import ModelVersion, Project, Role, Round, Verdict
 from app.models.states import ACTIVE_ROUND_STATES
 from app.services.actors import Actor, require
@@ -125,7 +126,7 @@ def day_of(session: Session, actor: Actor, project: Project) -> Day:
         today=pace.today,
         hour=sums.hour,
         seconds=pace.seconds,
-        streak=streak(days, datetime.now(UTC).date()),
+        streak=streak(days, now_of(session).astimezone(UTC).date()),
         total=sums.total,
         credits=credits_of(session, actor, project),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.db import now_of
 from app.errors import DomainError, Invalid
 from app.models import (
     Assignment,
@@ -248,7 +249,7 @@ def _critics(session: Session, project: Project, records: Sequence[RecordIn], ke
         user_id = known.get(name)
         if user_id is None:
             email = f"critic-{key[:16]}.{project.id}@imported.invalid"
-            user = User(email=email, role=Role.viewer, disabled_at=datetime.now(UTC))
+            user = User(email=email, role=Role.viewer, disabled_at=now_of(session))
             session.add(user)
             session.flush()
             user_id = user.id

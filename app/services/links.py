@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from app.db import now_of
 from app.errors import NotFound
 from app.models import LinkPurpose, OneTimeLink, User
 from app.services import audit, users
@@ -38,7 +39,7 @@ def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose
         user_id=user.id,
         purpose=purpose,
         created_by=actor.stored_id,
-        expires_at=datetime.now(UTC) + LASTS[purpose],
+        expires_at=now_of(session) + LASTS[purpose],
     )
     session.add(link)
     session.flush()

@@ -8,13 +8,14 @@ import hmac
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import argon2
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.db import now_of
 from app.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unauthenticated
 from app.models import Membership, Project, Role, Scope, SignInTry, Token, User, WebSession
 from app.services import audit
@@ -42,10 +43,6 @@ def _nobodys_hash() -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 # People
@@ -170,7 +167,7 @@ def set_disabled(session: Session, actor: Actor, user_id: int, disabled: bool) -
     if disabled:
         if user.role is Role.admin and user.disabled_at is None:
             _keep_an_admin(session, user)
-        user.disabled_at = user.disabled_at or _now()
+        user.disabled_at = user.disabled_at or now_of(session)
         session.execute(delete(WebSession).where(WebSession.user_id == user.id))
     else:
         user.disabled_at = None
@@ -234,12 +231,13 @@ def _count_try(session: Session, keys: list[str]) -> list[int]:
     limit = get_settings().sign_in_tries
     for key in keys:
         session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7))"), {"key": key})
-    recent = select(SignInTry.key, func.count(), func.min(SignInTry.at)).where(
+    since_first = func.extract("epoch", func.now() - func.min(SignInTry.at))
+    recent = select(SignInTry.key, func.count(), since_first).where(
         SignInTry.key.in_(keys), SignInTry.at > func.now() - timedelta(seconds=TRY_SECONDS)
     )
-    for _, count, first in session.execute(recent.group_by(SignInTry.key)):
+    for _, count, seconds in session.execute(recent.group_by(SignInTry.key)):
         if count >= limit:
-            wait = max(1, TRY_SECONDS - int((_now() - first).total_seconds()))
+            wait = max(1, TRY_SECONDS - int(seconds))
             raise TooMany(f"Too many tries to sign in: wait {wait} seconds.", retry_after=wait)
     rows = [SignInTry(key=key) for key in keys]
     session.add_all(rows)
@@ -262,7 +260,7 @@ def _fits(stored: str, password: str) -> bool:
 def open_web_session(session: Session, user: User) -> tuple[str, str]:
     """Sign a browser in. Returns the cookie's value and the CSRF token; only the cookie's hash is kept."""
     cookie, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-    expires = _now() + timedelta(hours=get_settings().session_hours)
+    expires = now_of(session) + timedelta(hours=get_settings().session_hours)
     session.add(WebSession(token_hash=_sha256(cookie), user_id=user.id, csrf_token=csrf, expires_at=expires))
     session.flush()
     return cookie, csrf
@@ -329,14 +327,15 @@ def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
     if token is None or (token.user_id != actor.user_id and actor.role is not Role.admin):
         raise NotFound("There is no such token.")
     require_scope(actor, Scope.admin)
-    token.revoked_at = token.revoked_at or _now()
+    token.revoked_at = token.revoked_at or now_of(session)
     audit.record(session, actor, "token.revoke", f"token:{token.id}")
     session.flush()
 
 
 # As text, because every request asks it, and building it took longer than running it.
 BEARER = text("""
-SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open, t.last_used_at
+SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open,
+    coalesce(t.last_used_at < now() - interval '1 minute', true) AS is_use_news
 FROM tokens t JOIN users u ON u.id = t.user_id
 WHERE t.token_hash = :hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
   AND u.disabled_at IS NULL
@@ -356,7 +355,7 @@ def find_actor_for_token(session: Session, plain: str) -> Actor | None:
     row = session.execute(BEARER, {"hash": _sha256(plain)}).one_or_none()
     if row is None:
         return None
-    if row.last_used_at is None or _now() - row.last_used_at > timedelta(minutes=1):
+    if row.is_use_news:
         _note_use(session, row.token_id)
     return Actor(
         user_id=row.id,

@@ -22,8 +22,6 @@ STATE_OF = {201: "counted", 202: "kept_aside"}
 FOR_NONE = {
     "assignments still open": """
         SELECT id FROM assignments WHERE state = 'open'""",
-    "candidate sets left in the middle of sampling": """
-        SELECT id FROM candidate_sets WHERE state = 'sampling' AND beats_at < now() - make_interval(secs => 60)""",
     "prompts offered twice at once": """
         SELECT prompt_id FROM candidate_sets WHERE state IN ('ready', 'sampling') AND taken = 0
         GROUP BY 1 HAVING count(*) > 1""",

@@ -14,10 +14,12 @@ from typing import Any
 import httpx
 import psutil
 import redis
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, create_engine, select, text
 from sqlalchemy.orm import Session
 
 from app import db
+from app.models import Project
+from app.services import candidates
 from tests.chaos import checks
 from tests.chaos.critics import Crowd
 from tests.chaos.installation import SLUG, TARGETS, Installation, Size, expect, fill, insist, running, wait_for
@@ -174,6 +176,8 @@ def settle(installation: Installation, crowd: Crowd, weather: Weather, outcome: 
         held = text("SELECT count(*) FROM assignments WHERE state = 'open'")
         with contextlib.suppress(AssertionError):  # else it is among the faults
             wait_for(lambda: not session.scalar(held), "claims lapse", seconds=weather.size.lease_seconds + 10)
+        project = session.scalars(select(Project).where(Project.slug == SLUG)).one()
+        wait_for(lambda: candidates.pool_needs(session, project) == 0, "the pool of candidates is filled again")
         while crowd.follower.read():
             pass
         outcome.faults += checks.faults(session, crowd.ledger, crowd.follower.seen)

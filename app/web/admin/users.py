@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
+from app.db import now_of
 from app.deps import SessionDep
 from app.errors import Conflict, Invalid, NotFound
 from app.models import LinkPurpose, OneTimeLink, Role, Scope, Token, User
@@ -322,7 +323,7 @@ def make_token(request: Request, session: SessionDep, who: Poster, form: Form, u
     days = text_of(form, "expires")
     if days not in dict(EXPIRIES):
         raise Invalid("Choose one of the times.", field="expires")
-    expires_at = datetime.now(UTC) + timedelta(days=int(days)) if days else None
+    expires_at = now_of(session) + timedelta(days=int(days)) if days else None
     _, plain = users.create_token(
         session, who.actor, user_id=person.id, scope=Scope(scope), name=name, expires_at=expires_at
     )
