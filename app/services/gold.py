@@ -76,6 +76,9 @@ ORDER BY g.id LIMIT 1
 """
 
 
+MOST_CANDIDATES = 50
+
+
 class GoldCandidate(BaseModel):
     """A rationale of a gold prompt. `fits`: it must be picked, or must not be; none: either is right."""
 
@@ -91,7 +94,7 @@ class GoldIn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str
-    candidates: list[GoldCandidate] = Field(min_length=1, max_length=50)
+    candidates: list[GoldCandidate] = Field(min_length=1, max_length=MOST_CANDIDATES)
     explanation: str | None = Field(None, max_length=4000)
     practice: bool = False
 
@@ -128,8 +131,7 @@ def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> 
         raise Invalid("candidates: two of them are the same.", field="candidates")
     if all(one.fits is None for one in item.candidates):
         raise Invalid("candidates: say of one at least whether it fits.", field="candidates")
-    known = session.scalar(select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active))
-    if known is not None:
+    if gold_of(session, prompt) is not None:
         raise Conflict("This prompt is a gold one already.", field="prompt")
     _take_out_of_use(session, prompt)
     candidate_set = CandidateSet(
@@ -192,16 +194,36 @@ def list_gold(session: Session, actor: Actor, project: Project) -> list[dict[str
     return list(session.scalars(text(statement), {"project": project.id}))
 
 
-def remove_gold(session: Session, actor: Actor, gold_id: int) -> None:
-    """Take a gold prompt out of use; what was answered stays counted. Raises `NotFound`."""
+def texts_of(session: Session, prompt: Prompt) -> list[str]:
+    """The candidates a prompt has had, the newest set first."""
+    query = (
+        select(Candidate.text)
+        .join(CandidateSet, CandidateSet.id == Candidate.candidate_set_id)
+        .where(CandidateSet.prompt_id == prompt.id)
+        .order_by(CandidateSet.id.desc(), Candidate.position)
+        .limit(MOST_CANDIDATES)
+    )
+    return list(session.scalars(query))
+
+
+def gold_of(session: Session, prompt: Prompt) -> int | None:
+    """The id of the gold prompt that a prompt is, if it is one."""
+    return session.scalar(select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active))
+
+
+def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project | None = None) -> None:
+    """Take a gold prompt out of use, of `project` only where it is given; what was answered stays counted.
+
+    Raises `NotFound`.
+    """
     gold = session.get(GoldPrompt, gold_id)
-    project = None if gold is None else session.get(Project, gold.project_id)
-    if gold is None or project is None:
+    of = None if gold is None else session.get(Project, gold.project_id)
+    if gold is None or of is None or (project is not None and of.id != project.id):
         raise NotFound("There is no such gold prompt.")
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, of, Role.reviewer)
     gold.active = False
     session.flush()
-    audit.record(session, actor, "gold.remove", f"gold:{gold.id}", project.id)
+    audit.record(session, actor, "gold.remove", f"gold:{gold.id}", of.id)
 
 
 # Practice

@@ -19,6 +19,7 @@ from app.models import (
     CandidateSet,
     CandidateSetState,
     CandidateSource,
+    GoldPrompt,
     Image,
     Project,
     Prompt,
@@ -360,6 +361,11 @@ def _change_state(session: Session, prompt: Prompt, live: CandidateSet | None, w
     if wanted == PromptState.retired:
         prompt.state = PromptState.retired
         return
+    gold = select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active)
+    if session.scalar(gold) is not None:
+        raise Conflict(
+            "It is a gold prompt, which nothing may be trained on: take it out of those first.", field="state"
+        )
     comes_back = prompt.state in (PromptState.held, PromptState.retired)
     if not comes_back or wanted not in (PromptState.waiting, PromptState.ready, PromptState.judged):
         raise Invalid("A state may become 'retired'; one that is held or retired may come back.", field="state")

@@ -31,6 +31,8 @@ MESSAGES: Mapping[str, str] = {
     "replayed": "The delivery is sent again.",
     "webhook-removed": "The webhook is removed.",
     "discarded": "The file is discarded; nothing of it was taken in.",
+    "gold-made": "It is a gold prompt now, and out of use otherwise.",
+    "gold-removed": "It measures nobody any more; what was answered stays counted. Its prompt can be brought back.",
     "enabled": "The person may sign in again.",
     "prompt-saved": "The prompt is saved.",
     "review-accepted": "The late verdict counts now.",

@@ -37,7 +37,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="illume-chaos-") as scratch:
             folder = Path(scratch) if options.keep is None else options.keep / f"seed-{seed}"
             Path(scratch).chmod(0o711)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=options.keep is None)
             outcomes.append(storm(folder, ROOT / "starter" / "model", weather))
         print(report(outcomes[-1:]), flush=True)
     bad = sum(bool(one.faults) for one in outcomes)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 from playwright.sync_api import Page, Request, expect
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
+from app.models import Project
+from app.services import gold
+from app.services.actors import SYSTEM
+from app.services.gold import GoldCandidate, GoldIn
 from tests.e2e import world
 from tests.e2e.conftest import DESK, PHONE, Site, Visit, Visitor, axe_violations
 
@@ -25,6 +31,7 @@ ADMINS = (
     "/admin/projects/scenes/comparisons/1",
     "/admin/projects/scenes/prompts",
     "/admin/projects/scenes/prompts/new",
+    "/admin/projects/scenes/gold",
     "/admin/projects/scenes/critics",
     "/admin/projects/scenes/critics/2",
     "/admin/projects/scenes/settings",
@@ -43,6 +50,13 @@ def faults(page: Page) -> list[str]:
     return [*found, *([f"scrolls sideways: {width}"] if width[0] > width[1] else [])]
 
 
+def add_gold(session: Session, prompt_id: int) -> None:
+    """Make a prompt a gold one."""
+    project = session.scalars(select(Project).where(Project.slug == "scenes")).one()
+    known = [GoldCandidate(text="it can be seen", fits=True), GoldCandidate(text="it is so", fits=False)]
+    gold.add_gold(session, SYSTEM, project, GoldIn(prompt=str(prompt_id), candidates=known))
+
+
 def test_the_judging_page_is_one_screen(visitor: Visitor, scenes: world.World) -> None:
     for size in (DESK, PHONE):
         visit = visitor(size)
@@ -58,6 +72,7 @@ def test_every_page_is_accessible(
 ) -> None:
     with site.sessions.begin() as session:
         world.add_running_round(session, history)
+        add_gold(session, history.prompt_ids[1])
     wrong: dict[str, list[str]] = {}
 
     def look(visit: Visit, paths: tuple[str, ...]) -> None:
@@ -75,7 +90,8 @@ def test_every_page_is_accessible(
     look(critic, CRITICS)
     admin = visitor(size, color_scheme=scheme)
     admin.sign_in(history.admin)
-    look(admin, (*ADMINS, f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}"))
+    prompt = f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}"
+    look(admin, (*ADMINS, prompt, f"{prompt}/gold"))
     assert wrong == {}
 
 

@@ -8,6 +8,7 @@ from app.web.admin import (
     comparisons,
     critics,
     erasing,
+    gold,
     imports,
     overview,
     prompts,
@@ -20,7 +21,8 @@ from app.web.admin import (
 )
 
 router = APIRouter()
-PROJECT = (overview, settings, rounds, versions, compare, comparisons, prompts, review, imports, critics, webhooks)
+LOOP = (overview, settings, rounds, versions, compare, comparisons)
+PROJECT = (*LOOP, prompts, gold, review, imports, critics, webhooks)
 for module in (*PROJECT, users, audit, erasing):
     router.include_router(module.router, prefix="/admin")
 

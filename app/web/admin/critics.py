@@ -92,6 +92,7 @@ class CriticsView:
 
     slug: str
     may_manage: bool
+    may_review: bool
     all: AgreementView
     rows: tuple[CriticRow, ...]
     pairs: tuple[PairRow, ...]
@@ -148,6 +149,7 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
     view = CriticsView(
         slug=slug,
         may_manage=frame.may_manage,
+        may_review=frame.may_review,
         all=agreement_view(agreement.agreement_of(votes)),
         rows=critic_rows(session, actor, project, names, votes, places),
         pairs=pair_rows(votes, names)[:MOST_PAIRS],

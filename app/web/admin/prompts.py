@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse, Response
 from app.deps import SessionDep
 from app.errors import NotFound
 from app.models import Prompt, PromptState, Role, Split
-from app.services import overviews, prompts, versions
+from app.services import gold, overviews, prompts, versions
 from app.services.actors import parse_id
 from app.services.overviews import CandidateLine, SetLine, VerdictLine
 from app.services.prompt_filters import Said
@@ -120,6 +120,7 @@ class PromptView:
     metadata: str
     sets: tuple[SetView, ...]
     actions: tuple[tuple[str, str, str], ...]
+    gold: str
 
 
 def one_of(kind: type[States], text: str) -> States | None:
@@ -201,6 +202,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: s
     if prompt.project_id != frame.project.id:
         raise NotFound("There is no such prompt in this project.")
     state = PromptState(prompt.state)
+    is_gold = gold.gold_of(session, prompt) is not None
     view = PromptView(
         slug=slug,
         id=str(prompt.id),
@@ -216,7 +218,8 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: s
         references=tuple(prompt.references),
         metadata=json.dumps(prompt.extra, ensure_ascii=False, indent=2) if prompt.extra else "",
         sets=tuple(set_view(one) for one in overviews.sets_of(session, who.actor, frame.project, prompt)),
-        actions=actions_of(state) if frame.may_review else (),
+        actions=actions_of(state) if frame.may_review and not is_gold else (),
+        gold="" if not frame.may_review else "is" if is_gold else "may",
     )
     return page("admin/prompt.html", shell=frame.shell, view=view)
 
