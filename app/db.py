@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from sqlalchemy import DateTime, Engine, MetaData, create_engine, event, func, select
+from sqlalchemy import DateTime, Engine, MetaData, create_engine, event, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DisconnectionError
@@ -117,7 +117,7 @@ def session_factory() -> sessionmaker[Session]:
 
 def now_of(session: Session) -> datetime:
     """The time by the database's clock: all times that are stored or compared come from it, whatever ours says."""
-    return session.execute(select(func.now())).scalar_one()
+    return session.execute(func.now().select()).scalar_one()
 
 
 @contextlib.contextmanager
