@@ -6,6 +6,7 @@
 //   data-dialog            on an htmx target inside a <dialog>: the dialog opens when content arrives
 //   data-copy="SELECTOR"   copies that element's text
 //   data-confirm="TEXT"    asks before the form is sent
+//   data-shows-current     a row that scrolls so far that its [aria-current] is in sight
 //   data-address="PATH"    the address the page stands at, where it is the answer to a form
 (() => {
   "use strict";
@@ -138,6 +139,14 @@
   // A page that answers a form stands at another address than the form's, so that a reload sends nothing again.
   const address = document.querySelector("[data-address]")?.dataset.address;
   if (address) history.replaceState(null, "", address);
+
+  // Where a row is wider than the screen, what is current in it is brought into sight.
+  for (const row of document.querySelectorAll("[data-shows-current]")) {
+    const current = row.querySelector("[aria-current]");
+    if (!current) continue;
+    const [frame, box] = [row, current].map((one) => one.getBoundingClientRect());
+    row.scrollLeft += box.left + box.width / 2 - frame.left - frame.width / 2;
+  }
 
   showTheme();
 })();

@@ -150,7 +150,8 @@ def _x_steps(xs: Sequence[float], *, most: int = 8) -> list[float]:
     distinct = sorted(set(xs))
     if len(distinct) <= most:
         return distinct
-    return [distinct[round(place * (len(distinct) - 1) / (most - 1))] for place in range(most)]
+    # Evenly far apart, and the last one always: it is what is looked for.
+    return distinct[:: -math.ceil((len(distinct) - 1) / (most - 1))][::-1]
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

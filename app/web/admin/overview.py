@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from datetime import datetime
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -11,8 +13,9 @@ from sqlalchemy.orm import Session
 from app.deps import SessionDep
 from app.errors import Forbidden
 from app.models import ModelVersion, Project, Role, Round, RoundState, Worker
-from app.services import accepted, candidates, overviews, projects, rounds, versions, workers
+from app.services import accepted, agreement, candidates, overviews, projects, rounds, versions, workers
 from app.services.actors import Actor, project_role
+from app.services.agreement import Agreement
 from app.services.overviews import Pace
 from app.services.projects import ProjectSettings
 from app.web.access import Me
@@ -25,6 +28,11 @@ from app.web.rendering import live, number, page, shell_for
 from app.web.words import round_words
 
 router = APIRouter()
+
+# Agreement is costly and this page asked for every two seconds: it may be half a minute old, of the newest verdicts.
+AGREEMENT_SECONDS = 30.0
+GLANCED_VERDICTS = 2000
+_agreements: dict[tuple[int, datetime], tuple[float, Agreement]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +231,11 @@ def stations_of(
             f"{base}/critics",
             number(pace.today),
             "today",
-            (f"{fresh} of {settings.round_every} prompts to the next round", f"{number(pace.hour)} in the last hour"),
+            (
+                f"{fresh} of {settings.round_every} prompts to the next round",
+                f"{number(pace.hour)} in the last hour",
+                agreement_line(session, project),
+            ),
             lit=lit == "verdicts",
             lit_label="critics' turn",
             bar=min(fresh, settings.round_every),
@@ -243,6 +255,20 @@ def stations_of(
         ),
     )
     return stations, sentence
+
+
+def agreement_line(session: Session, project: Project) -> str:
+    """How far critics agree, of late."""
+    key = (project.id, project.created_at)
+    known = _agreements.get(key)
+    if known is None or known[0] < time.monotonic() - AGREEMENT_SECONDS:
+        votes = agreement.votes_of(session, project, most=GLANCED_VERDICTS)
+        known = _agreements[key] = (time.monotonic(), agreement.agreement_of(votes))
+    found = known[1]
+    if found.alpha is None:
+        return "agreement: no set was judged twice" if not found.candidates else "agreement: all judge alike"
+    interval = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
+    return f"agreement: alpha {found.alpha:.2f}{interval}".replace("-", "\u2212")
 
 
 def round_station(
