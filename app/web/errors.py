@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
@@ -20,6 +20,7 @@ class ErrorView:
     title: str
     detail: str
     as_toast: bool
+    sign_in: str = ""
 
 
 def wants_fragment(request: Request) -> bool:
@@ -33,9 +34,10 @@ def render(
     """The answer to a request that failed.
 
     A fragment's asker gets a toast that is put among the page's messages, so that nothing typed is overwritten.
-    Who is not signed in and opens a page is sent to sign in, and back to it afterwards.
+    Who is not signed in and opens a page is sent to sign in, and back to it afterwards; who sends a form is told so.
     """
-    view = ErrorView(status, title, detail, as_toast=wants_fragment(request))
+    sign_in = f"/sign-in?{urlencode({'next': came_from(request)})}" if status == 401 else ""
+    view = ErrorView(status, title, detail, wants_fragment(request), sign_in)
     if view.as_toast:
         to_messages = {"HX-Retarget": "#toasts", "HX-Reswap": "beforeend", **(headers or {})}
         return fragment("error.html", "toast", shell=Shell(title=title), view=view, status=status, headers=to_messages)
@@ -45,3 +47,11 @@ def render(
     response = page("error.html", shell=Shell(title=title), view=view, status=status)
     response.headers.update(headers or {})
     return response
+
+
+def came_from(request: Request) -> str:
+    """The page of ours that a form was sent from; the start page where that is not known."""
+    referer = urlsplit(request.headers.get("referer", ""))
+    if referer.netloc != request.headers.get("host") or not referer.path.startswith("/"):
+        return "/"
+    return referer.path + (f"?{referer.query}" if referer.query else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -79,6 +80,7 @@ def live_through(session: Session, made: World) -> None:
     add_webhook(session, project)
     add_people(session, admin)
     add_deeds(session, admin, project)
+    add_gold(session, admin, project, made.prompt_ids[1:3])
     session.flush()
     session.execute(text(SPREAD), {"project": project.id})
     for statement in PAST:
@@ -200,11 +202,19 @@ def add_deeds(session: Session, admin: Actor, project: Project) -> None:
 
 
 def ask_practice(session: Session, made: World) -> None:
-    """Have critics practise first, on a prompt with known answers."""
+    """Have critics practise first, on two prompts with known answers."""
     project = session.get_one(Project, made.project_id)
     boss = session.query(User).filter_by(email=made.admin).one()
     admin = Actor(boss.id, boss.email, Role.admin)
-    for prompt_id in made.prompt_ids[-2:]:
+    add_gold(session, admin, project, made.prompt_ids[-2:], practice=True)
+    projects.update_project(session, admin, project.slug, {"practice_prompts": 2})
+
+
+def add_gold(
+    session: Session, admin: Actor, project: Project, prompt_ids: Sequence[int], *, practice: bool = False
+) -> None:
+    """Make prompts gold ones: their references fit, and to say the answer again does not."""
+    for prompt_id in prompt_ids:
         prompt = session.get_one(Prompt, prompt_id)
         fits = [GoldCandidate(text=words, fits=True) for words in prompt.references[:2]]
         wrong = f"it is {prompt.answer} because the answer is {prompt.answer}"
@@ -212,7 +222,6 @@ def ask_practice(session: Session, made: World) -> None:
             prompt=str(prompt.id),
             candidates=[*fits, GoldCandidate(text=wrong, fits=False)],
             explanation="An explanation names what can be seen; saying the answer again is none.",
-            practice=True,
+            practice=practice,
         )
         gold.add_gold(session, admin, project, item)
-    projects.update_project(session, admin, project.slug, {"practice_prompts": 2})

@@ -34,6 +34,18 @@ class TestSignIn:
         assert "httponly" in cookie
         assert "samesite=lax" in cookie
 
+    @pytest.mark.parametrize(
+        ("referer", "back"),
+        [
+            ("http://127.0.0.1:8000/admin/users?x=1", "%2Fadmin%2Fusers%3Fx%3D1"),
+            ("https://elsewhere.example.org/admin", "%2F"),
+        ],
+    )
+    def test_a_form_of_an_ended_session_leads_back_to_its_page(self, browser: Browser, referer: str, back: str) -> None:
+        answer = browser.post("/admin/users", {"email": "eve@example.org"}, headers={"Referer": referer})
+        assert answer.status_code == 401
+        assert f'href="/sign-in?next={back}"' in answer.text
+
     def test_a_wrong_password_keeps_the_address(self, browser: Browser, session: Session) -> None:
         user = person(session)
         browser.get("/sign-in?next=/admin")
