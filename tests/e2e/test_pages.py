@@ -43,8 +43,8 @@ ADMINS = (
     "/admin/users/1",
     "/admin/audit",
     "/admin/erasures",
-    "/admin/erase/person/3",
-    "/admin/erase/project/1",
+    "/admin/erase/users/3",
+    "/admin/erase/projects/scenes",
 )
 MOST_BYTES = 150_000
 LEAST_FILES = 5  # the page, its styles and scripts: with fewer, nothing was weighed
