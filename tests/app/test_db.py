@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -9,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from app import db
 from tests.conftest import CommittedDatabase
 
+ALIVE = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'illume' AND datname = :name"
 KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'illume' AND datname = :name"
 
 
@@ -23,6 +26,9 @@ def test_a_connection_lost_between_two_uses_is_made_anew(
             name = connection.scalar(text("SELECT current_database()"))
         with committed_db.engine.connect() as other:
             other.execute(text(KILL), {"name": name})
+            other.rollback()
+            while other.scalar(text(ALIVE), {"name": name}):
+                time.sleep(0.01)
         monkeypatch.setattr(db, "IDLE_SECONDS", idle_seconds)
         with engine.connect() as connection:
             assert connection.scalar(text("SELECT pg_backend_pid()")) != first
