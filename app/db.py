@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import select
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from select import POLLIN, poll
 from typing import Any
 
 import psycopg
@@ -74,8 +74,8 @@ def make_engine(url: str, *, pool_size: int) -> Engine:
 
 def has_word(connection: DBAPIConnection) -> bool:
     """Whether there is something to read on a connection that nobody uses: mostly that it is over."""
-    waiting = select.poll()
-    waiting.register(connection.fileno(), select.POLLIN)
+    waiting = poll()
+    waiting.register(connection.fileno(), POLLIN)
     return bool(waiting.poll(0))
 
 

@@ -61,6 +61,14 @@ def bearer_token(request: Request) -> str | None:
 bearer_scheme = HTTPBearer(auto_error=False, description="A token: an admin makes them, `illume token add` too.")
 
 
+def bearer_of(session: Session, token: str, *, reads_only: bool) -> Actor:
+    """Who bears a token. Raises `Unauthenticated`, and `Forbidden` where it may only read."""
+    actor = users.actor_for_token(session, token)
+    if not reads_only:
+        require_scope(actor, Scope.write)
+    return actor
+
+
 def get_actor(request: Request, session: SessionDep, _: Annotated[object, Security(bearer_scheme)]) -> Actor:
     """Who bears the request's token; for what changes nothing, a browser's session will do too.
 
@@ -69,10 +77,7 @@ def get_actor(request: Request, session: SessionDep, _: Annotated[object, Securi
     reads_only = request.method in SAFE_METHODS
     token = bearer_token(request)
     if token is not None:
-        actor = users.actor_for_token(session, token)
-        if not reads_only:
-            require_scope(actor, Scope.write)
-        return actor
+        return bearer_of(session, token, reads_only=reads_only)
     cookie = request.cookies.get(SESSION_COOKIE)
     found = users.actor_for_cookie(session, cookie) if cookie and reads_only else None
     if found is None:

@@ -109,14 +109,22 @@ def body_length(scope: Scope) -> int:
     return int(length) if length.isdigit() else 0
 
 
-@contextlib.asynccontextmanager
-async def place(free: asyncio.Semaphore, wait: float, counted: traffic.Traffic) -> AsyncIterator[Callable[[], None]]:
-    """Hold a place while the block runs, or until the function that it gets is called. Raises `NoPlaceError`."""
+async def take(free: asyncio.Semaphore, wait: float) -> None:
+    """Take one of the places that are free, or become so within `wait` seconds. Raises `NoPlaceError`."""
+    if not free.locked():
+        await free.acquire()  # at once: mostly there is one, and a timer for each request took its time
+        return
     try:
         async with asyncio.timeout(wait):
             await free.acquire()
     except TimeoutError as error:
         raise NoPlaceError from error
+
+
+@contextlib.asynccontextmanager
+async def place(free: asyncio.Semaphore, wait: float, counted: traffic.Traffic) -> AsyncIterator[Callable[[], None]]:
+    """Hold a place while the block runs, or until the function that it gets is called. Raises `NoPlaceError`."""
+    await take(free, wait)
     held = True
     counted.inside += 1
 

@@ -26,6 +26,8 @@ from app.metrics_page import CountRequests
 from app.settings import ROOT, Settings, get_settings
 
 FOREVER = "public, max-age=31536000, immutable"
+JUDGING = 8
+"""Claims and verdicts that a process works on at once: with more, they hinder each other more than they gain."""
 VERSIONED = re.compile(r"^at-[0-9a-f]{12}/")
 
 
@@ -58,7 +60,7 @@ def create_app() -> FastAPI:
             Middleware(SafeHeaders),
             Middleware(CountRequests),
             Middleware(Gate, places=places(settings), refuse=problems.refuse),
-            Middleware(Direct, threads=settings.pool_size),
+            Middleware(Direct, threads=min(settings.pool_size, JUDGING), wait=settings.gate_wait),
         ],
     )
     app.include_router(api.router, prefix="/api/v1")

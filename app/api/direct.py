@@ -24,12 +24,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import problems
 from app.api import assignments
-from app.deps import Sessions, bearer_token
+from app.deps import Sessions, bearer_of, bearer_token
 from app.errors import DomainError
-from app.gate import is_upload, replay, small_body
-from app.models import Scope as TokenScope
-from app.services import users
-from app.services.actors import Actor, require_scope
+from app.gate import is_upload, replay, small_body, take
+from app.services.actors import Actor
 from app.services.verdicts import VerdictIn
 
 CLAIM = re.compile(r"/api/v1/projects/([^/]+)/assignments")
@@ -40,10 +38,15 @@ Deed = Callable[[Session, Actor], Response]
 
 
 class Direct:
-    """ASGI middleware that answers claims and verdicts, in `threads` threads of its own."""
+    """ASGI middleware that answers claims and verdicts, in `threads` threads of its own.
 
-    def __init__(self, app: ASGIApp, *, threads: int) -> None:
+    Who waits over `wait` seconds for one is refused by the gate, behind which it stands.
+    """
+
+    def __init__(self, app: ASGIApp, *, threads: int, wait: float) -> None:
         self.app = app
+        self.wait = wait
+        self.free = asyncio.Semaphore(threads)
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="judging")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,10 +61,13 @@ class Direct:
             await self.app(scope, receive, send)
             return
         work = partial(do, scope["app"].state.sessions, token, deed)
+        await take(self.free, self.wait)
         try:
             response = await asyncio.get_running_loop().run_in_executor(self.threads, work)
         except (DomainError, DBAPIError, PoolTimeout) as error:
             response = problems.answer_to(request, error)
+        finally:
+            self.free.release()
         await response(scope, receive, send)
 
 
@@ -87,6 +93,4 @@ async def deed_of(request: Request, receive: Receive) -> tuple[Deed | None, Rece
 def do(sessions: Sessions, token: str, deed: Deed) -> Response:
     """Do all of it, and commit before anybody is told."""
     with sessions() as session:
-        actor = users.actor_for_token(session, token)
-        require_scope(actor, TokenScope.write)
-        return deed(session, actor)
+        return deed(session, bearer_of(session, token, reads_only=False))

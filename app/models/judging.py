@@ -27,8 +27,9 @@ class Xid8(UserDefinedType[int]):
 class Assignment(Base):
     """A critic's time-limited claim on a slot of one candidate set.
 
-    `shown` is the order its candidates are shown in, as ids. What is not for `work` takes no slot. `repeat`: brought in
-    from elsewhere, where the same critic had judged the same set before.
+    `project_id` is its set's: a foreign key of its own would have all critics lock the project's one row, which costs
+    each of them the more the more they are. `shown` is the order its candidates are shown in, as ids. What is not for
+    `work` takes no slot. `repeat`: brought in from elsewhere, where the same critic had judged the same set before.
     """
 
     __tablename__ = "assignments"
@@ -57,7 +58,7 @@ class Assignment(Base):
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    project_id: Mapped[int] = mapped_column(BigInteger)
     candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
     critic_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     slot: Mapped[int]
@@ -94,7 +95,7 @@ class Verdict(Base):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     xid: Mapped[int] = mapped_column(Xid8, server_default=text("pg_current_xact_id()"), server_onupdate=FetchedValue())
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    project_id: Mapped[int] = mapped_column(BigInteger)
     assignment_id: Mapped[int] = mapped_column(ForeignKey("assignments.id", ondelete="CASCADE"))
     candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))

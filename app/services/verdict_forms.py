@@ -124,4 +124,4 @@ PLAIN_STATE = "CASE WHEN v.state IN ('gold', 'repeat') THEN 'counted' ELSE v.sta
 STORED_PICKS = "ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY k.candidate_id)"
 STORED_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace("STATE", PLAIN_STATE)
 FULL_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace("STATE", "v.state")
-GIVEN_JSON = VERDICT_JSON.replace("PICKS", ":picks").replace("STATE", PLAIN_STATE)
+GIVEN_JSON = VERDICT_JSON.replace("PICKS", "CAST(:picks AS bigint[])").replace("STATE", PLAIN_STATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import orjson
 from sqlalchemy import select, text, update
@@ -67,11 +68,11 @@ WITH mine AS (
     JOIN setting_revisions r ON r.id = j.revision_id
     LEFT JOIN critic_standings d ON d.project_id = a.project_id AND d.critic_id = a.critic_id
     CROSS JOIN LATERAL (SELECT coalesce((r.settings -> 'adaptive_overlap')::boolean, false) AS adaptive) rule
-    WHERE a.id = :assignment AND a.critic_id = :critic AND a.state = 'open'
+    WHERE a.id = CAST(:assignment AS bigint) AND a.critic_id = CAST(:critic AS bigint) AND a.state = 'open'
       AND CAST(:mentioned AS bigint[]) <@ a.shown
       AND (:is_admin OR EXISTS (
           SELECT FROM memberships m
-          WHERE m.project_id = a.project_id AND m.user_id = :critic AND m.role <> 'viewer'
+          WHERE m.project_id = a.project_id AND m.user_id = CAST(:critic AS bigint) AND m.role <> 'viewer'
       ))
     FOR NO KEY UPDATE OF a, s, p
 ), v AS (
@@ -167,18 +168,20 @@ def _reserve_key(session: Session, actor: Actor, key: str, fingerprint: str) -> 
 def _give(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn) -> VerdictOut:
     picks, edited_from, mentioned = candidate_ids(verdict)
     values = {
-        "assignment": assignment_id,
-        "critic": actor.user_id,
+        # Numbers go as texts that the statement casts: the driver gives small and large ones different types, and each
+        # mixture of types would be a statement with plans of its own.
+        "assignment": str(assignment_id),
+        "critic": str(actor.user_id),
         "is_admin": actor.role is Role.admin,
-        "mentioned": mentioned,
+        "mentioned": array_text(mentioned),
         "kind": verdict.kind.value,
         "reason": verdict.reason,
         "rationale": verdict.rationale,
-        "edited_from": edited_from,
+        "edited_from": None if edited_from is None else str(edited_from),
         "tags": verdict_tags(verdict),
         "comment": verdict.comment,
-        "seconds": verdict.seconds,
-        "picks": picks,
+        "seconds": None if verdict.seconds is None else str(verdict.seconds),
+        "picks": array_text(picks),
         "gives_text": verdict.gives_text,
         "uses_slot": verdict.uses_slot,
         "flags": verdict.kind is VerdictKind.flagged,
@@ -199,6 +202,11 @@ def _give(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn
     if is_due:
         start_round_if_due(session, row.project_id)
     return VerdictOut(201, row.body)
+
+
+def array_text(numbers: Sequence[int]) -> str:
+    """Numbers as PostgreSQL writes an array."""
+    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def verdict_tags(verdict: VerdictIn) -> str:
