@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
+import os
+import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +23,7 @@ from app import migrate
 from app.cluster import binaries_for, clean_environment
 from app.connect import Refused
 from app.db import sqlalchemy_url
+from app.services.store import KEY_FORM
 from app.settings import Settings
 
 ABOUT = "backup.json"
@@ -26,14 +32,25 @@ STORE = "store"
 SECRET = "secret.key"  # noqa: S105 - a file's name
 
 
+Say = Callable[[str], None]
+TELL_SECONDS = 2.0
+A_TIME = 250_000
+"""Transactions that are used up at a time, about a second's worth."""
+MOST_TRANSACTIONS = 500_000_000
+
+
 @dataclass(frozen=True)
 class Summary:
-    """What a backup holds. Without `store` the objects are elsewhere, and need a backup of their own."""
+    """What a backup holds. Without `store` the objects are elsewhere, and need a backup of their own.
+
+    `next_xid` is what the server it was made on had counted its transactions to.
+    """
 
     made_at: str
     revision: str | None
     objects: int
     store: bool
+    next_xid: int = 0
 
 
 def plain_url(url: str) -> str:
@@ -41,32 +58,40 @@ def plain_url(url: str) -> str:
     return sqlalchemy_url(url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 
-def backup(settings: Settings, target: Path) -> Summary:
-    """Write `target`, a tar file; while it is written others go on working. Raises Refused.
+def silent(_text: str) -> None:
+    """Say nothing."""
 
-    The database comes first: objects are only ever added to the store, so it holds whatever the dump speaks of.
+
+def backup(settings: Settings, target: Path, *, say: Say = silent) -> Summary:
+    """Write `target`, a tar file, saying how far it is; while it is written others go on working. Raises Refused.
+
+    The database comes first: what the dump speaks of is in the store by then, and only what is erased goes away.
     """
     store = local_store(settings)
     part = target.with_name(target.name + ".part")
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             dump = Path(folder) / DUMP
-            run(["pg_dump", "--format=custom", f"--file={dump}", f"--dbname={plain_url(settings.database_url)}"])
-            objects = sorted(path for path in store.rglob("*") if path.is_file()) if store else []
+            command = ["pg_dump", "--format=custom", f"--file={dump}", f"--dbname={plain_url(settings.database_url)}"]
+            run(command, tell=lambda: say(f"The database: {size_of(dump)} so far."))
+            objects = objects_in(store) if store else []
             summary = Summary(
                 made_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 revision=migrate.current_revision(settings.database_url),
                 objects=len(objects),
                 store=store is not None,
+                next_xid=next_xid(settings),
             )
             with part.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
                 part.chmod(0o600)
                 add_bytes(tar, ABOUT, json.dumps(summary.__dict__).encode())
                 add_bytes(tar, SECRET, settings.secret_key.encode())
                 tar.add(dump, DUMP)
-                for path in objects:
-                    if store is not None and not path.name.endswith(".part"):
-                        tar.add(path, f"{STORE}/{path.relative_to(store)}")
+                for path in telling(objects, say):
+                    with contextlib.suppress(FileNotFoundError):  # erased meanwhile
+                        tar.add(path, f"{STORE}/{path.parent.name}/{path.name}")
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(target)
     except OSError as error:
         raise Refused(f"The backup could not be written to {target}: {error.strerror or error}.", code=2) from error
@@ -75,41 +100,112 @@ def backup(settings: Settings, target: Path) -> Summary:
     return summary
 
 
-def restore(settings: Settings, source: Path, *, replace: bool) -> Summary:
+def objects_in(store: Path) -> list[Path]:
+    """The objects of a store that is a folder, without what is just being written."""
+    return sorted(path for path in store.glob("??/*") if KEY_FORM.fullmatch(path.name))
+
+
+def telling(objects: Sequence[Path], say: Say) -> Iterator[Path]:
+    """The objects, saying every two seconds how far it is."""
+    last = time.monotonic()
+    for done, path in enumerate(objects):
+        if time.monotonic() - last > TELL_SECONDS:
+            last = time.monotonic()
+            say(f"The store: {done:,} of {len(objects):,} objects.")
+        yield path
+
+
+def size_of(path: Path) -> str:
+    """How large a file that is being written has become."""
+    return f"{path.stat().st_size / 1e6:,.1f} MB" if path.exists() else "nothing"
+
+
+def next_xid(settings: Settings) -> int:
+    """What the server has counted its transactions to."""
+    with psycopg.connect(plain_url(settings.database_url)) as connection:
+        row = connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").fetchone()
+    return int(row[0]) if row else 0
+
+
+def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silent) -> Summary:
     """Read `source` into the database and the store. What the database holds is only overwritten with `replace`.
 
+    The store comes first: what is added there does no harm, and the database is then loaded in one transaction.
     Raises Refused, the database being then as it was.
     """
     store = local_store(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(source, "r:") as tar, tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(source, "r:") as tar, tempfile.TemporaryDirectory(dir=settings.data_dir) as folder:
             names = set(tar.getnames())
             if not {ABOUT, DUMP, SECRET} <= names:
                 raise Refused(f"{source} is no backup of Illume.", code=2)
             summary = Summary(**json.loads(read_bytes(tar, ABOUT)))
             clear_tables(settings, replace=replace)
-            tar.extract(DUMP, folder, filter="data")
-            load(settings, Path(folder) / DUMP)
             if store is not None:
-                store.mkdir(parents=True, exist_ok=True)
-                for member in tar:
-                    if member.isfile() and member.name.startswith(f"{STORE}/"):
-                        member.name = member.name.removeprefix(f"{STORE}/")
-                        tar.extract(member, store, filter="data")
+                lay_objects(tar, store, summary, say)
+            tar.extract(DUMP, folder, filter="data")
+            load(settings, Path(folder) / DUMP, say)
             keep_secret(tar, settings)
     except (OSError, tarfile.TarError) as error:
         raise Refused(f"{source} could not be read: {error}.", code=2) from error
     migrate.upgrade(settings.database_url)
-    settle_feed(settings)
+    settle_feed(settings, summary, say)
     return summary
 
 
-def settle_feed(settings: Settings) -> None:
-    """Number verdicts anew whose transactions this server has not reached yet: feeds and exports wait for those."""
-    with psycopg.connect(plain_url(settings.database_url)) as connection:
-        connection.execute(
-            "UPDATE verdicts SET xid = pg_current_xact_id() WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())"
-        )
+def lay_objects(tar: tarfile.TarFile, store: Path, summary: Summary, say: Say) -> None:
+    """Add a backup's objects to the store, each whole or not at all. Raises Refused for one that is damaged."""
+    last, done = time.monotonic(), 0
+    for member in tar:
+        key = member.name.rpartition("/")[2]
+        if not member.isfile() or not KEY_FORM.fullmatch(key) or member.name != f"{STORE}/{key[:2]}/{key}":
+            continue
+        done += 1
+        if time.monotonic() - last > TELL_SECONDS:
+            last = time.monotonic()
+            say(f"The store: {done:,} of {summary.objects:,} objects.")
+        path = store / key[:2] / key
+        content = tar.extractfile(member)
+        if content is None or (path.exists() and path.stat().st_size == member.size):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{key}.{os.getpid()}.part")
+        try:
+            with part.open("w+b") as file:
+                shutil.copyfileobj(content, file, 1 << 20)
+                file.seek(0)
+                if hashlib.file_digest(file, "sha256").hexdigest() != key:
+                    raise Refused(f"The backup is damaged: object {key} is not what its name says.", code=2)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:
+    """Bring this server to where the other had counted its transactions, which order feeds and exports.
+
+    Else what is new would come before the places that clients and webhooks have kept, and be passed over. Where that
+    would take very long, verdicts are numbered anew and those places begin anew.
+    """
+    with psycopg.connect(plain_url(settings.database_url), autocommit=True) as connection:
+        connection.execute("SET synchronous_commit = off")
+        newest = int(connection.execute("SELECT coalesce(max(xid::text::numeric), 0) FROM verdicts").fetchall()[0][0])
+        wanted = max(summary.next_xid, newest + 1)
+        if wanted - next_xid(settings) > MOST_TRANSACTIONS:
+            say("The other server was too far ahead: clients of the feed begin anew.")
+            connection.execute("UPDATE verdicts SET xid = pg_current_xact_id()")
+            connection.execute("UPDATE webhooks SET feed_xid = '0', feed_id = 0")
+            return
+        last = time.monotonic()
+        while (missing := wanted - next_xid(settings)) > 0:
+            if time.monotonic() - last > TELL_SECONDS:
+                last = time.monotonic()
+                say(f"The feed's order: {missing:,} transactions to go.")
+            connection.execute(
+                f"DO $$ BEGIN FOR i IN 1..{min(missing, A_TIME)} LOOP "
+                "PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
+            )
 
 
 def clear_tables(settings: Settings, *, replace: bool) -> None:
@@ -125,13 +221,16 @@ def clear_tables(settings: Settings, *, replace: bool) -> None:
                 )
 
 
-def load(settings: Settings, dump: Path) -> None:
+def load(settings: Settings, dump: Path, say: Say = silent) -> None:
     """Put the dump in the place of everything that is in the database, in one transaction."""
     script = dump.with_suffix(".sql")
-    run(["pg_restore", "--no-owner", "--no-privileges", f"--file={script}", str(dump)])
+    unpack = ["pg_restore", "--no-owner", "--no-privileges", f"--file={script}", str(dump)]
+    run(unpack, tell=lambda: say(f"The database: {size_of(script)} unpacked."))
     words = ["psql", "--quiet", "--no-psqlrc", "--single-transaction", "--set=ON_ERROR_STOP=1"]
     words += ["--command=DROP SCHEMA IF EXISTS public CASCADE", "--command=CREATE SCHEMA public", f"--file={script}"]
-    run([*words, plain_url(settings.database_url)])
+    since = time.monotonic()
+    told = f"The database: loading {size_of(script)}"
+    run([*words, plain_url(settings.database_url)], tell=lambda: say(f"{told}, {time.monotonic() - since:.0f} s."))
 
 
 def keep_secret(tar: tarfile.TarFile, settings: Settings) -> None:
@@ -162,12 +261,27 @@ def read_bytes(tar: tarfile.TarFile, name: str) -> bytes:
     return b"" if file is None else file.read()
 
 
-def run(command: Sequence[str]) -> None:
-    """Run one of PostgreSQL's programs; raises Refused with the last thing it said."""
+def run(command: Sequence[str], *, tell: Callable[[], None]) -> None:
+    """Run one of PostgreSQL's programs, telling how far it is; raises Refused with the first thing it complained of."""
     program = binaries_for() / command[0]
-    done = subprocess.run(  # noqa: S603 - PostgreSQL's own programs
-        [str(program), *command[1:]], env=clean_environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own programs
+            [str(program), *command[1:]],
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+        )
+        try:
+            while process.poll() is None:
+                try:
+                    process.wait(TELL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    tell()
+        finally:
+            process.kill()
+            process.wait()
+        complaints.seek(0)
+        lines = complaints.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+    if process.returncode:
         raise Refused(f"{command[0]} failed: {lines[0]}")

@@ -392,7 +392,7 @@ def run_backup(options: argparse.Namespace) -> int:
 
     target = options.out or Path(time.strftime("illume-backup-%Y%m%d-%H%M%S.tar"))
     with prepared() as settings:
-        made = backup.backup(settings, target.absolute())
+        made = backup.backup(settings, target.absolute(), say=say)
     say(f"Wrote {target}: the database and {made.objects} objects of the store.")
     if not made.store:
         say("The store is a bucket: back it up with its own means.")
@@ -405,7 +405,7 @@ def run_restore(options: argparse.Namespace) -> int:
     with services():
         settings = get_settings()
         wait_for_database(settings, say=warn)
-        found = backup.restore(settings, options.file.absolute(), replace=options.replace)
+        found = backup.restore(settings, options.file.absolute(), replace=options.replace, say=say)
     say(f"Restored what was backed up at {found.made_at}: the database and {found.objects} objects of the store.")
     return 0
 

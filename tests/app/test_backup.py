@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, text
 
-from app import backup, migrate
+from app import backup, migrate, transfer
 from app.connect import Refused, forget_settings
-from app.models import Candidate, Image, Project, User, Verdict
-from app.services import datasets, verdict_reading
+from app.models import Candidate, Image, Project, Snapshot, SnapshotKind, User, Verdict
+from app.services import datasets, snapshots, verdict_reading
 from app.services.actors import SYSTEM
 from app.services.store import get_store
 from app.settings import Settings, get_settings
 from tests import factories as make
+from tests.app.services.judged import make_judged
+from tests.app.services.test_exports import SHAPES
 from tests.conftest import CommittedDatabase
 
 Elsewhere = Callable[[str], Settings]
@@ -51,6 +53,27 @@ def empty(database: CommittedDatabase) -> None:
     with database.engine.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE"))
         connection.execute(text("CREATE SCHEMA public"))
+
+
+def everything_of(database: CommittedDatabase, slug: str, folder: Path) -> dict[str, bytes]:
+    """Every export of a project as files hold it, its snapshot's, and the feed of verdicts."""
+    folder.mkdir()
+    found: dict[str, bytes] = {}
+    for form, task in SHAPES:
+        for parquet in (False, True):
+            path = folder / f"{form}-{task}{'.parquet' if parquet else '.jsonl'}"
+            wanted = datasets.Wanted(format=form, task=task)
+            transfer.export_file(slug, path, transfer.Export(wanted, parquet=parquet), say=lambda _: None)
+            found[path.name] = path.read_bytes()
+    with database.sessions.begin() as session:
+        project = session.scalars(select(Project).where(Project.slug == slug)).one()
+        (snapshot,) = session.scalars(select(Snapshot))
+        wanted = datasets.Wanted(snapshot=str(snapshot.id))
+        plan = datasets.plan(session, SYSTEM, project, wanted)
+        found["feed"] = repr(verdict_reading.feed(session, SYSTEM, project, limit=1000)).encode()
+        found["snapshot file"] = get_store().open_bytes(snapshot.sha256)
+    found["snapshot"] = b"".join(datasets.line_pages(plan))
+    return found
 
 
 class TestRestore:
@@ -88,7 +111,54 @@ class TestRestore:
         with committed_db.sessions() as session:
             assert session.scalar(select(func.count()).select_from(User)) == 0
 
-    def test_verdicts_of_a_server_that_was_further_are_not_hidden(
+    def test_exports_and_the_feed_are_the_same_byte_for_byte(
+        self, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path
+    ) -> None:
+        first = elsewhere("store")
+        with committed_db.sessions.begin() as session:
+            project, _ = make_judged(session, prompts=8)
+            slug = project.slug
+        with committed_db.sessions.begin() as session:  # the order of commits is not that of ids
+            session.execute(text("UPDATE verdicts SET xid = pg_current_xact_id() WHERE id % 3 = 0"))
+            snapshots.take(session, SYSTEM, session.get_one(Project, project.id), kind=SnapshotKind.frozen)
+        before = everything_of(committed_db, slug, tmp_path / "before")
+        assert len(before) == 2 * len(SHAPES) + 3
+        assert all(before.values())
+        backup.backup(first, tmp_path / "all.tar")
+        empty(committed_db)
+        backup.restore(elsewhere("another"), tmp_path / "all.tar", replace=False)
+        assert everything_of(committed_db, slug, tmp_path / "after") == before
+
+    def test_on_a_server_that_counted_less_far_what_is_new_comes_behind_what_was_kept(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            critic = make.make_critic(session, project)
+            make.make_verdict(session, make.make_assignment(session, make.make_candidate_set(session, project), critic))
+        further = backup.next_xid(kept) + 600_000
+        with committed_db.sessions.begin() as session:
+            session.execute(text("UPDATE verdicts SET xid = CAST(CAST(:xid AS text) AS xid8)"), {"xid": further})
+        with monkeypatch.context() as patch:
+            patch.setattr(backup, "next_xid", lambda _: further + 10)
+            backup.backup(kept, tmp_path / "all.tar")
+        said: list[str] = []
+        monkeypatch.setattr(backup, "TELL_SECONDS", 0.05)
+        backup.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        assert any("transactions to go" in line for line in said)
+        assert backup.next_xid(kept) >= further + 10
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            page = verdict_reading.feed(session, SYSTEM, project)
+            assert len(page.items) == 1
+            make.make_verdict(session, make.make_assignment(session, make.make_candidate_set(session, project), critic))
+        with committed_db.sessions.begin() as session:
+            behind = verdict_reading.feed(session, SYSTEM, project, cursor=page.next)
+            assert len(behind.items) == 1
+            plan = datasets.plan(session, SYSTEM, project, datasets.Wanted())
+        assert b"".join(datasets.line_pages(plan)).count(b"\n") == 2
+
+    def test_a_server_that_can_never_be_reached_is_numbered_anew(
         self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
     ) -> None:
         with committed_db.sessions.begin() as session:
@@ -99,13 +169,35 @@ class TestRestore:
             make.make_verdict(session, claim)
             session.execute(text("UPDATE verdicts SET xid = CAST('1099511627776' AS xid8)"))
         backup.backup(kept, tmp_path / "all.tar")
-        backup.restore(kept, tmp_path / "all.tar", replace=True)
+        said: list[str] = []
+        backup.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        assert said == ["The other server was too far ahead: clients of the feed begin anew."]
         with committed_db.sessions.begin() as session:
             project = session.scalars(select(Project)).one()
             verdict_id = session.scalars(select(Verdict.id)).one()
             assert [one["id"] for one in verdict_reading.feed(session, SYSTEM, project).items] == [str(verdict_id)]
-            plan = datasets.plan(session, SYSTEM, project, datasets.Wanted())
-        assert sum(page.count(b"\n") for page in datasets.line_pages(plan)) == 1
+
+    def test_a_damaged_object_changes_nothing(
+        self, kept: Settings, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path
+    ) -> None:
+        (path,) = backup.objects_in(tmp_path / "store")
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+        backup.backup(kept, tmp_path / "all.tar")
+        with committed_db.sessions.begin() as session:
+            make.make_user(session, email="new@example.org")
+        with pytest.raises(Refused, match="damaged"):
+            backup.restore(elsewhere("another"), tmp_path / "all.tar", replace=True)
+        assert [one for one in (tmp_path / "another").rglob("*") if one.is_file()] == []
+        with committed_db.sessions() as session:
+            assert session.scalars(select(User.email)).all() == ["new@example.org"]
+
+    def test_a_name_that_leads_out_of_the_store_is_passed_over(self, kept: Settings, tmp_path: Path) -> None:
+        backup.backup(kept, tmp_path / "all.tar")
+        with tarfile.open(tmp_path / "all.tar", "a") as tar:
+            backup.add_bytes(tar, "store/../../evil", b"x")
+            backup.add_bytes(tar, f"store/aa/../../{'a' * 64}", b"x")
+        backup.restore(kept, tmp_path / "all.tar", replace=True)
+        assert {path.name for path in tmp_path.iterdir()} <= {"all.tar", "store"}
 
     def test_a_dump_that_fails_midway_changes_nothing(
         self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
@@ -143,3 +235,24 @@ class TestBackup:
         with pytest.raises(Refused, match="pg_dump failed"):
             backup.backup(away, tmp_path / "all.tar")
         assert list(tmp_path.glob("all.tar*")) == []
+
+    def test_what_is_erased_meanwhile_is_no_hindrance(
+        self, kept: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = backup.objects_in(tmp_path / "store")
+        gone = tmp_path / "store" / "aa" / ("a" * 64)
+        monkeypatch.setattr(backup, "objects_in", lambda _: [gone, *found])
+        backup.backup(kept, tmp_path / "all.tar")
+        with tarfile.open(tmp_path / "all.tar") as tar:
+            assert sum(name.startswith("store/") for name in tar.getnames()) == len(found) == 1
+
+    def test_it_says_how_far_it_is(self, kept: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        said: list[str] = []
+        monkeypatch.setattr(backup, "TELL_SECONDS", 0.0)
+        backup.backup(kept, tmp_path / "all.tar", say=said.append)
+        assert any(line.startswith("The database: ") for line in said)
+        assert "The store: 0 of 1 objects." in said
+        said.clear()
+        backup.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        assert any(line.startswith("The database: loading ") for line in said)
+        assert "The store: 1 of 1 objects." in said

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import redis
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
-from app import queue
+from app import alive, queue
 from app.db import session_scope
-from app.models import Candidate, ModelVersion, RoundState
-from app.services import round_running, rounds, versions, workers
+from app.embedded import free_port
+from app.models import (
+    Candidate,
+    CandidateSet,
+    CandidateSetState,
+    CandidateSource,
+    ModelVersion,
+    Project,
+    Prompt,
+    Round,
+    RoundState,
+    RoundTrigger,
+    Scope,
+    Split,
+    Verdict,
+)
+from app.services import candidates, round_running, rounds, users, versions, workers
 from app.services.actors import SYSTEM
+from app.settings import ROOT
 from tests import factories
+from tests.app.services.invariants import broken
 from tests.conftest import CommittedDatabase, forget_settings
 from tests.worker import loop
 
@@ -145,3 +166,81 @@ class TestTheWholeOfIt:
                 rounds.cancel(session, SYSTEM, round_id)
             loop.wait_until(lambda: loop.round_now(round_id).state == RoundState.cancelled, seconds=10)
             assert stop(worker) == 0
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[str]:
+    """A web server process; its address once it answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        loop.wait_until(lambda: alive.answers(f"{address}/readyz"), seconds=120)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def judge_all(address: str, token: str) -> int:
+    """Pick the first candidate of every set there is to judge, over HTTP; how many that were."""
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=f"{address}/api/v1", headers=headers, timeout=60) as api:
+        for count in itertools.count():
+            claimed = api.post("/projects/twice/assignments")
+            if claimed.status_code == 204:
+                return count
+            body = {"kind": "picked", "picks": [claimed.json()["candidates"][0]["id"]]}
+            given = api.post(f"/assignments/{claimed.json()['id']}/verdict", json=body)
+            assert (claimed.status_code, given.status_code) == (201, 201)
+    raise AssertionError
+
+
+class TestTwoOfEach:
+    SETS, WAITING, CRITICS = 24, 8, 8
+
+    @pytest.mark.slow
+    def test_nothing_is_done_twice(self, installation: Path, base: Path) -> None:
+        with session_scope() as session:
+            project = loop.make_project(
+                session, base, slug="twice", auto_rounds=True, round_every=self.SETS, pool_target=self.WAITING
+            )
+            for prompt in loop.add_prompts(session, project, count=self.SETS):
+                factories.make_candidate_set(session, project, prompt=prompt, source=CandidateSource.imported)
+            loop.add_prompts(session, project, count=self.WAITING, split=Split.test)
+            loop.add_prompts(session, project, count=3, split=Split.val)
+            session.execute(update(Prompt).where(Prompt.split == Split.test).values(split=Split.train))
+            critics = [factories.make_member(session, project) for _ in range(self.CRITICS)]
+            tokens = [users.create_token(session, SYSTEM, user_id=one.id, scope=Scope.write)[1] for one in critics]
+            project_id = project.id
+        with contextlib.ExitStack() as stack:
+            web = [stack.enter_context(serving()) for _ in range(2)]
+            with ThreadPoolExecutor(self.CRITICS) as threads:
+                judged = threads.map(judge_all, itertools.cycle(web), tokens)
+                assert sum(judged) == self.SETS
+            for words in (["beat"], ["--queues", "model"], ["--queues", "default"]) * 2:
+                stack.enter_context(running(*words))
+            loop.wait_until(lambda: self.is_done(project_id), seconds=300)
+        with session_scope() as session:
+            assert broken(session) == {}
+            assert session.scalar(select(func.count()).select_from(Verdict)) == self.SETS
+            (made,) = session.scalars(select(Round))
+            assert (made.trigger, made.fence, made.tries) == (RoundTrigger.auto, 1, 1)
+            epochs = [one.data["epoch"] for one in rounds.events(session, made) if one.kind == "epoch"]
+            assert epochs == list(range(1, len(epochs) + 1))
+            assert session.scalars(select(ModelVersion.number).order_by(ModelVersion.number)).all() == [0, 1]
+            sampled = session.scalars(select(CandidateSet).where(CandidateSet.source == CandidateSource.model)).all()
+            # Those of the first version that nobody had claimed are replaced where the new one became active.
+            ready = [one.prompt_id for one in sampled if one.state == CandidateSetState.ready]
+            assert len(ready) == len(set(ready)) == self.WAITING
+            assert all((one.fence, one.tries) == (1, 1) for one in sampled)
+            texts = session.execute(select(Candidate.candidate_set_id, Candidate.position)).all()
+            assert len(texts) == len(set(texts))
+
+    def is_done(self, project_id: int) -> bool:
+        """Whether the round has ended and the pool is full."""
+        with session_scope() as session:
+            states = session.scalars(select(Round.state)).all()
+            project = session.get_one(Project, project_id)
+            return states == [RoundState.succeeded] and candidates.pool_needs(session, project) == 0
