@@ -11,7 +11,9 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Scope as RequestScope
 
+from app import rate_limits
 from app.db import session_factory
 from app.errors import Unauthenticated
 from app.models import Scope
@@ -61,9 +63,10 @@ def bearer_token(request: Request) -> str | None:
 bearer_scheme = HTTPBearer(auto_error=False, description="A token: an admin makes them, `illume token add` too.")
 
 
-def bearer_of(session: Session, token: str, *, reads_only: bool) -> Actor:
-    """Who bears a token. Raises `Unauthenticated`, and `Forbidden` where it may only read."""
+def bearer_of(scope: RequestScope, session: Session, token: str, *, reads_only: bool) -> Actor:
+    """Who bears a token. Raises `Unauthenticated`, `TooMany`, and `Forbidden` where it may only read."""
     actor = users.actor_for_token(session, token)
+    rate_limits.count(scope, actor)
     if not reads_only:
         require_scope(actor, Scope.write)
     return actor
@@ -72,12 +75,12 @@ def bearer_of(session: Session, token: str, *, reads_only: bool) -> Actor:
 def get_actor(request: Request, session: SessionDep, _: Annotated[object, Security(bearer_scheme)]) -> Actor:
     """Who bears the request's token; for what changes nothing, a browser's session will do too.
 
-    Raises `Unauthenticated`, and `Forbidden` where the token may only read.
+    Raises `Unauthenticated`, `TooMany`, and `Forbidden` where the token may only read.
     """
     reads_only = request.method in SAFE_METHODS
     token = bearer_token(request)
     if token is not None:
-        return bearer_of(session, token, reads_only=reads_only)
+        return bearer_of(request.scope, session, token, reads_only=reads_only)
     cookie = request.cookies.get(SESSION_COOKIE)
     found = users.actor_for_cookie(session, cookie) if cookie and reads_only else None
     if found is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import rate_limits
+
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
     "base-uri 'none'; frame-ancestors 'none'"
@@ -20,7 +22,7 @@ RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADER
 
 
 class SafeHeaders:
-    """ASGI middleware that adds `HEADERS` where the answer does not say otherwise."""
+    """ASGI middleware that adds `HEADERS` where the answer does not say otherwise, and what is left of a limit."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -32,7 +34,8 @@ class SafeHeaders:
             if message["type"] == "http.response.start":
                 headers = message.setdefault("headers", [])
                 there = {name for name, _ in headers}
-                message["headers"] = [*headers, *(header for header in RAW_HEADERS if header[0] not in there)]
+                safe = (header for header in RAW_HEADERS if header[0] not in there)
+                message["headers"] = [*headers, *safe, *scope.get(rate_limits.KEY, ())]
             await send(message)
 
         await self.app(scope, receive, adding if scope["type"] == "http" else send)

@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     secure_cookies: bool = Field(default=False, description="Set behind https")
     session_hours: int = 24 * 14
     sign_in_tries: int = Field(default=5, description="Sign-in tries a minute for one account and for one address")
+    token_requests_per_minute: int = Field(
+        default=60_000, ge=0, description="How often a token without a limit of its own may be used; 0: no limit"
+    )
     sweep_seconds: float = Field(default=5.0, gt=0, description="How often what is due is looked for")
     lease_seconds: float = Field(
         default=30.0, gt=0, description="How long a worker may be silent before others take over"

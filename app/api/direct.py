@@ -60,7 +60,7 @@ class Direct:
         if token is None or deed is None:
             await self.app(scope, receive, send)
             return
-        work = partial(do, scope["app"].state.sessions, token, deed)
+        work = partial(do, scope, token, deed)
         await take(self.free, self.wait)
         try:
             response = await asyncio.get_running_loop().run_in_executor(self.threads, work)
@@ -90,7 +90,8 @@ async def deed_of(request: Request, receive: Receive) -> tuple[Deed | None, Rece
     return partial(assignments.give_verdict, assignment_id=found[1], body=body, idempotency_key=key), receive
 
 
-def do(sessions: Sessions, token: str, deed: Deed) -> Response:
+def do(scope: Scope, token: str, deed: Deed) -> Response:
     """Do all of it, and commit before anybody is told."""
+    sessions: Sessions = scope["app"].state.sessions
     with sessions() as session:
-        return deed(session, bearer_of(session, token, reads_only=False))
+        return deed(session, bearer_of(scope, session, token, reads_only=False))

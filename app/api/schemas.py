@@ -302,7 +302,8 @@ class TokenIn(BaseModel):
 
     scope: Scope
     name: str = ""
-    max_open: int | None = None
+    max_open: int | None = Field(None, description="How many claims its bearer may hold, instead of the project's")
+    requests_per_minute: int | None = Field(None, description="How often it may be used, instead of the installation's")
     expires_at: datetime | None = None
 
 
@@ -313,6 +314,7 @@ class TokenOut(Out):
     scope: Scope
     name: str
     max_open: int | None
+    requests_per_minute: int | None
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None

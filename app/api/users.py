@@ -107,6 +107,7 @@ def add_token(session: SessionDep, actor: ActorDep, user_id: str, body: TokenIn)
         name=body.name,
         expires_at=body.expires_at,
         max_open=body.max_open,
+        requests_per_minute=body.requests_per_minute,
     )
     session.refresh(token)
     return token_out(token, plain)

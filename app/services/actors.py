@@ -28,6 +28,7 @@ class Actor:
     scope: Scope = Scope.admin
     token_id: int | None = None
     max_open: int | None = None
+    requests_per_minute: int | None = None
 
     @property
     def stored_id(self) -> int | None:

@@ -25,6 +25,7 @@ from app.settings import get_settings
 EMAIL_FORM = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|[^@\s]+@localhost")
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1000
+MAX_REQUESTS = 1_000_000
 TRY_SECONDS = 60
 WRONG = "The email address or the password is wrong."
 
@@ -293,6 +294,7 @@ def create_token(
     name: str = "",
     expires_at: datetime | None = None,
     max_open: int | None = None,
+    requests_per_minute: int | None = None,
 ) -> tuple[Token, str]:
     """Make a token for oneself, or for anybody as an admin. Returns its row and its text, which is kept nowhere."""
     user = get_user(session, actor, user_id)
@@ -301,11 +303,20 @@ def create_token(
         raise Invalid("A token's name has at most 200 characters.", field="name")
     if max_open is not None and not 1 <= max_open <= 1000:
         raise Invalid("max_open must be from 1 to 1000.", field="max_open")
-    if max_open is not None and actor.role is not Role.admin:
-        raise Forbidden("Only an admin sets max_open.", field="max_open")
+    if requests_per_minute is not None and not 1 <= requests_per_minute <= MAX_REQUESTS:
+        raise Invalid(f"requests_per_minute must be from 1 to {MAX_REQUESTS}.", field="requests_per_minute")
+    for field, value in (("max_open", max_open), ("requests_per_minute", requests_per_minute)):
+        if value is not None and actor.role is not Role.admin:
+            raise Forbidden(f"Only an admin sets {field}.", field=field)
     plain = "ill_" + secrets.token_urlsafe(32)
     token = Token(
-        user_id=user.id, token_hash=_sha256(plain), scope=scope, name=name, expires_at=expires_at, max_open=max_open
+        user_id=user.id,
+        token_hash=_sha256(plain),
+        scope=scope,
+        name=name,
+        expires_at=expires_at,
+        max_open=max_open,
+        requests_per_minute=requests_per_minute,
     )
     session.add(token)
     session.flush()
@@ -334,7 +345,7 @@ def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
 
 # As text, because every request asks it, and building it took longer than running it.
 BEARER = text("""
-SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open,
+SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open, t.requests_per_minute,
     coalesce(t.last_used_at < now() - interval '1 minute', true) AS is_use_news
 FROM tokens t JOIN users u ON u.id = t.user_id
 WHERE t.token_hash = :hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
@@ -364,6 +375,7 @@ def find_actor_for_token(session: Session, plain: str) -> Actor | None:
         scope=Scope(row.scope),
         token_id=row.token_id,
         max_open=row.max_open,
+        requests_per_minute=row.requests_per_minute,
     )
 
 

@@ -76,6 +76,7 @@ class TokenRow:
     id: str
     name: str
     scope: str
+    limit: int | None
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None
@@ -250,7 +251,15 @@ def user_page(
 
 def token_row(token: Token) -> TokenRow:
     """A token, as the page shows it."""
-    return TokenRow(str(token.id), token.name, str(token.scope), token.created_at, token.expires_at, token.last_used_at)
+    return TokenRow(
+        id=str(token.id),
+        name=token.name,
+        scope=str(token.scope),
+        limit=token.requests_per_minute,
+        created_at=token.created_at,
+        expires_at=token.expires_at,
+        last_used_at=token.last_used_at,
+    )
 
 
 def person_of(session: Session, who: SignedIn, user_id: str) -> User:
@@ -320,12 +329,21 @@ def make_token(request: Request, session: SessionDep, who: Poster, form: Form, u
     if scope not in set(Scope):
         raise Invalid("Choose one of the scopes.", field="scope")
     name = text_of(form, "name").strip()
+    limit = text_of(form, "requests").strip()
+    if limit and not limit.isdecimal():
+        raise Invalid("Requests a minute must be a number.", field="requests")
     days = text_of(form, "expires")
     if days not in dict(EXPIRIES):
         raise Invalid("Choose one of the times.", field="expires")
     expires_at = now_of(session) + timedelta(days=int(days)) if days else None
     _, plain = users.create_token(
-        session, who.actor, user_id=person.id, scope=Scope(scope), name=name, expires_at=expires_at
+        session,
+        who.actor,
+        user_id=person.id,
+        scope=Scope(scope),
+        name=name,
+        expires_at=expires_at,
+        requests_per_minute=int(limit[:10]) if limit else None,
     )
     return user_page(request, session, who, person, secret=Secret("The new token:", plain), status=201)
 
