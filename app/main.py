@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app import api, db, problems, queue, web
-from app.api import health
+from app.api import description, health
 from app.api.direct import Direct
 from app.deps import session_in_thread
 from app.gate import LARGEST_BODY, Gate, Kind, Places
@@ -70,6 +70,7 @@ def create_app() -> FastAPI:
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
     app.state.sessions = session_in_thread
     problems.install(app)
+    app.openapi = lambda: description.describe(app)  # type: ignore[method-assign]
     return app
 
 

@@ -12,7 +12,6 @@ was.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -23,23 +22,22 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
-from sqlalchemy import Connection
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app import connect, migrate
-from app.db import get_engine, session_scope
+from app.db import session_scope
 from app.embedded import Embedded
 from app.models import Role, Scope
 from app.services import images, projects, users
 from app.services.actors import SYSTEM
-from bench import critics
-from bench.critics import SLUG, Measured, Target, patiently
+from bench import filling, load
+from bench.critics import SLUG, postmaster
 from bench.serving import free_port, serve
 from tests.factories import image_bytes
 
 SET = 6
-LOOPS = 500  # no machine does more in a second, so that the critics always find a set
+LOOPS = 600  # no machine does more in a second, so that the critics always find a set
 FILL = [
     """INSERT INTO prompts (project_id, external_id, split, state, question, answer)
     SELECT :project, 'p' || n, 'train', 'judged', 'What stands on the left of picture number ' || n || '?', 'a duck'
@@ -78,29 +76,20 @@ class Pulled:
 def fill(sets: int, ready: int, people: int) -> tuple[str, list[str]]:
     """A project with `sets` judged and `ready` claimable sets; an admin's token, and one for each of its critics."""
     with session_scope() as session:
-        settings = {"auto_rounds": False, "pool_target": 0}
-        project = projects.create_project(session, SYSTEM, slug=SLUG, name="Bench", settings=settings)
+        project = projects.create_project(session, SYSTEM, slug=SLUG, name="Bench", settings=filling.SETTINGS)
         image = images.add_image(session, SYSTEM, image_bytes())
         admin = users.add_user(session, SYSTEM, email="admin@example.org", role=Role.admin)
         token = users.create_token(session, SYSTEM, user_id=admin.id, scope=Scope.read)[1]
         values = {"project": project.id, "image": image.sha256, "critic": admin.id, "sets": sets}
-        tokens = []
-        for number in range(people):
-            email = f"critic{number}@example.org"
-            user = users.add_user(session, SYSTEM, email=email, role=Role.critic, project_slugs=[SLUG])
-            tokens.append(users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.write)[1])
     for statement in FILL:
-        patiently(statement, values)
+        filling.patiently(statement, values)
+    critics, tokens = filling.add_critics(people)
+    filling.let_in(project.id, critics)
     if ready:
-        patiently(critics.FILL, {"project": project.id, "prompts": ready, "overlap": 1})
-    with connect_maintenance() as connection:
-        connection.exec_driver_sql("VACUUM (ANALYZE)")
+        offered = {"project": project.id, "first": 1, "last": ready, "overlap": 1, "candidates": SET}
+        filling.patiently(filling.FILL, offered)
+    filling.settle()
     return token, tokens
-
-
-def connect_maintenance() -> Connection:
-    """A connection for what no transaction can do."""
-    return get_engine().connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
 def pull(port: int, token: str, form: str, server: psutil.Process, *, stop: threading.Event | None = None) -> Pulled:
@@ -136,7 +125,7 @@ def processor_seconds(process: psutil.Process) -> float:
 
 def show_pulls(options: argparse.Namespace, port: int, token: str, web: psutil.Process) -> None:
     """Pull each format alone, and print the table."""
-    database = psutil.Process(critics.postmaster())
+    database = psutil.Process(postmaster())
     print(
         "| format | rows | MB | rows/s | web, PostgreSQL: processor s | first byte | web MB: before | most | growth |"
     )
@@ -164,7 +153,7 @@ def beside(options: argparse.Namespace, port: int, tokens: list[str], token: str
 
     thread = threading.Thread(target=keep_pulling)
     thread.start()
-    seen: Measured = critics.run(Target(f"http://127.0.0.1:{port}", SLUG), tokens, options.seconds)
+    seen = load.run(load.Target(f"http://127.0.0.1:{port}", SLUG), tokens, options.seconds)
     stop.set()
     thread.join()
     rows, seconds = sum(one.rows for one in pulled), sum(one.seconds for one in pulled)
@@ -194,7 +183,6 @@ def main() -> None:
     parser.add_argument("--critics", type=int, default=8, help="0: pull only")
     parser.add_argument("--seconds", type=float, default=10, help="how long the critics work each time")
     options = parser.parse_args()
-    multiprocessing.set_start_method("spawn")
     ready = int(LOOPS * options.seconds * (2 + len(options.formats))) if options.critics else 0
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)

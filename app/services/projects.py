@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -32,6 +41,12 @@ EXAMPLES = [
     "+ a striped umbrella stands over the table | names what can be seen, and is a reason for the answer",
     "- it is yes because the answer is yes | says the answer again, which is no reason",
     "- the man holds a racket | there is no racket in the image",
+]
+# Described as two numbers: not all readers of OpenAPI know tuples.
+Share = Annotated[
+    tuple[float, int],
+    Strict(False),
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
 ]
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 Labels = Annotated[list[Label], Field(max_length=30)]
@@ -87,7 +102,7 @@ class ProjectSettings(BaseModel):
     )
     base_model: str = Field("starter", min_length=1, max_length=500, description="'starter', a folder or a hub name")
     template: str = Field(DEFAULT_TEMPLATE, max_length=4000)
-    temperatures: list[Annotated[tuple[float, int], Strict(False)]] = Field(
+    temperatures: list[Share] = Field(
         [(0.0, 1), (0.3, 2), (0.7, 2), (1.0, 1)],
         min_length=1,
         max_length=20,
