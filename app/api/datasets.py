@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import PlainTextResponse
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app.deps import ActorDep, SessionDep
@@ -209,7 +208,11 @@ def download_snapshot(
     return StreamingResponse(get_store().pieces(key), media_type=NDJSON, headers=headers)
 
 
-@router.get("/snapshots/{snapshot_id}/card", response_class=PlainTextResponse)
+@router.get(
+    "/snapshots/{snapshot_id}/card",
+    response_class=Response,
+    responses={200: {"description": "Markdown", "content": {"text/markdown": {"schema": {"type": "string"}}}}},
+)
 def get_snapshot_card(session: SessionDep, actor: ActorDep, snapshot_id: str) -> Response:
     """The data card of a snapshot, as Markdown."""
     found = snapshots.get_snapshot(session, actor, parse_id(snapshot_id))

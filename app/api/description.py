@@ -42,7 +42,7 @@ def tell_errors(call: dict[str, Any]) -> None:
     """Say that errors are problems (RFC 9457), also those that the server itself can do nothing about."""
     errors = call["responses"].get("4XX")
     if errors is not None:
-        errors["content"] = {PROBLEM: content for content in errors.get("content", {}).values()}
+        errors["content"] = {PROBLEM: errors["content"].get(JSON, {})}
         call["responses"]["503"] = {
             "description": "Too busy, or something we stand on is away: come back after Retry-After",
             "content": errors["content"],

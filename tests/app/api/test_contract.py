@@ -5,7 +5,7 @@ schemathesis makes up requests by the description, good ones and bad ones; some 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -109,7 +109,7 @@ def known(session: Session, project: Project) -> dict[str, str]:
 
 
 @pytest.fixture
-def ask(app: FastAPI, session: Session, known: dict[str, str]) -> Iterator[Callable[..., None]]:
+def ask(app: FastAPI, session: Session, known: dict[str, str]) -> Callable[..., None]:
     """Sends made-up requests of one kind as an admin and checks their answers."""
     admin = factories.make_user(session, role=Role.admin)
     _, token = users.create_token(session, SYSTEM, user_id=admin.id, scope=Scope.admin)
@@ -136,7 +136,7 @@ def ask(app: FastAPI, session: Session, known: dict[str, str]) -> Iterator[Calla
 
         send()
 
-    yield run
+    return run
 
 
 @pytest.mark.parametrize(("method", "path"), SOME, ids=lambda value: value)
