@@ -36,6 +36,16 @@ IDLE_SECONDS = 0.05
 """A connection that was idle for so long is asked whether it still stands before it is used."""
 
 
+# A server that is cut off says nothing: after 20 s without a sign of it a connection is given up. TCP only.
+CUT_OFF = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 20_000,
+}
+
+
 class Base(DeclarativeBase):
     """Base of all tables. Times are with time zone, dictionaries and lists are JSONB."""
 
@@ -66,7 +76,7 @@ def make_engine(url: str, *, pool_size: int) -> Engine:
         max_overflow=0,
         pool_timeout=5,
         pool_use_lifo=True,  # few connections that have their plans, rather than many that plan
-        connect_args={"connect_timeout": 3, "options": options, "application_name": "illume"},
+        connect_args={"connect_timeout": 3, "options": options, "application_name": "illume", **CUT_OFF},
     )
     ping_after_idling(engine)
     return engine

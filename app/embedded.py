@@ -129,7 +129,8 @@ class Embedded:
             if sentence:
                 said.append(f"{sentence}; its log is in {self.data_dir / 'logs'}")
             if server.process is not None and server.process is not before:
-                self._record_servers()
+                with contextlib.suppress(OSError):  # a full disk is no reason to stop
+                    self._record_servers()
         return said
 
     def __enter__(self) -> Self:

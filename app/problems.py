@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http
 import logging
 from collections.abc import Mapping
@@ -23,6 +24,10 @@ from app.web import errors as pages
 log = logging.getLogger(__name__)
 FOR_PROGRAMS = ("/api/", "/metrics", "/healthz", "/readyz")
 AWAY = Unavailable("The database cannot be reached at this moment: try again in a few seconds.")
+FULL = Unavailable(
+    "The server has no room left on its disk: nothing was changed. Tell who looks after it; then try again.",
+    retry_after=30,
+)
 CROWDED = Unavailable("Many people change the same thing at this moment: try again.", retry_after=1)
 
 
@@ -73,6 +78,8 @@ def domain_error_of(error: Exception) -> DomainError | None:
     )
     if isinstance(cause, crowded):
         return CROWDED
+    if isinstance(cause, psycopg.errors.DiskFull):
+        return FULL
     if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
         return AWAY
     if isinstance(error, DataError):
@@ -101,6 +108,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(PoolTimeout)
     def on_known_error(request: Request, error: DomainError | DBAPIError | PoolTimeout) -> Response:
         return answer_to(request, error)
+
+    @app.exception_handler(OSError)
+    def on_system_error(request: Request, error: OSError) -> Response:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        log.error("%s %s: no room left on the disk: %s", request.method, request.url.path, error)
+        return render(request, FULL)
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> Response:

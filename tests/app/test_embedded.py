@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -151,6 +152,24 @@ class TestEmbedded:
             assert recorded_in(folder) & {one.pid for one in servers_in(folder)}
             assert not recorded_in(folder) & killed
         assert not servers_in(folder)
+
+    def test_a_full_disk_is_no_reason_to_stop(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Embedded(folder, with_postgres=False) as services, redis.Redis.from_url(services.redis_url) as broker:
+            (process_id,) = recorded_in(folder)
+
+            def full(*_: object) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            monkeypatch.setattr("app.embedded.record_children", full)
+            os.kill(process_id, signal.SIGKILL)
+            end = time.monotonic() + 30
+            while True:
+                services.look(time.monotonic())
+                with contextlib.suppress(redis.RedisError):
+                    if broker.ping():
+                        break
+                assert time.monotonic() < end
+                time.sleep(0.05)
 
     def test_a_server_that_cannot_run_is_given_up(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.embedded.RESTARTS", 2)
