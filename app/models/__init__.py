@@ -20,7 +20,7 @@ from app.models.erasing import Erasure, ErasureKind, ErasureState, StoreRemoval
 from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
 from app.models.learning import Evaluation, ModelVersion, Round, RoundEvent, Snapshot, SnapshotItem
 from app.models.links import LinkPurpose, OneTimeLink
-from app.models.operations import AuditEvent, DeviceClaim, Webhook, WebhookDelivery, Worker
+from app.models.operations import AuditEvent, Count, CountDelta, DeviceClaim, Webhook, WebhookDelivery, Worker
 from app.models.people import Membership, SignInTry, Token, User, WebSession
 from app.models.quality import ClaimPlace, CriticStanding, GoldPrompt, PracticeAnswer, ReturnedVerdict, Review
 from app.models.states import (
@@ -59,6 +59,8 @@ __all__ = [
     "Comparison",
     "ComparisonPair",
     "ComparisonState",
+    "Count",
+    "CountDelta",
     "CriticStanding",
     "DeliveryState",
     "DeviceClaim",

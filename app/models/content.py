@@ -99,6 +99,7 @@ class Prompt(Base):
         CheckConstraint("answer IS NULL OR length(answer) BETWEEN 1 AND 4000", name="answer_length"),
         UniqueConstraint("project_id", "external_id"),
         Index("ix_prompts_project_id_id", "project_id", "id"),
+        Index("ix_prompts_project_id_state_id", "project_id", "state", "id"),
         Index("ix_prompts_fresh", "project_id", postgresql_where=text("fresh")),
         Index(
             "ix_prompts_waiting",

@@ -26,6 +26,27 @@ class Worker(Base):
     beats_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class Count(Base):
+    """How many there are of a kind of thing in a project, but for `CountDelta`s that are not folded in yet."""
+
+    __tablename__ = "counts"
+
+    project_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    what: Mapped[str] = mapped_column(Text, primary_key=True)
+    n: Mapped[int] = mapped_column(BigInteger)
+
+
+class CountDelta(Base):
+    """By how much a statement changed a count. Appended by triggers, folded by the sweep."""
+
+    __tablename__ = "count_deltas"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[int] = mapped_column(BigInteger)
+    what: Mapped[str] = mapped_column(Text)
+    n: Mapped[int] = mapped_column(BigInteger)
+
+
 class DeviceClaim(Base):
     """Which process holds a device: one model process a device at a time."""
 

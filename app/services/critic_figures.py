@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from app.models import Project, Role
+from app.models import Project, Role, User
+from app.services import counts
 from app.services.actors import Actor, require
 from illume.metrics import Interval, bootstrap_interval
 
-NEWEST = 20_000
+NEWEST = 4000
 
 # Of each verdict: at which places of the page it picked, and how many places there were.
 PLACES = """
@@ -20,19 +21,10 @@ SELECT v.critic_id, cardinality(v.shown) AS places,
     ARRAY(SELECT array_position(v.shown, k.candidate_id) FROM picks k WHERE k.verdict_id = v.id) AS picked
 FROM verdicts v
 WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind = 'picked'
-ORDER BY v.id DESC LIMIT :newest
+ORDER BY v.xid DESC, v.id DESC LIMIT :newest
 """
 
-DAYS = """
-SELECT (v.created_at AT TIME ZONE 'UTC')::date AS day, v.critic_id, count(*)::int AS verdicts
-FROM verdicts v
-WHERE v.project_id = :project AND v.current AND v.created_at >= now() - interval '30 days'
-GROUP BY 1, 2 ORDER BY 1, 2
-"""
-
-CRITICS = """
-SELECT DISTINCT u.id, u.email FROM verdicts v JOIN users u ON u.id = v.critic_id WHERE v.project_id = :project
-"""
+DAYS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +51,12 @@ class Day:
 def names_of(session: Session, actor: Actor, project: Project) -> dict[int, str]:
     """Everybody who has judged in a project: id -> address."""
     require(session, actor, project, Role.viewer)
-    return {row.id: row.email for row in session.execute(text(CRITICS), {"project": project.id})}
+    ids = {one.critic_id for one in counts.verdict_counts(session, project)}
+    return {row.id: row.email for row in session.execute(select(User.id, User.email).where(User.id.in_(ids)))}
 
 
 def places_of(session: Session, actor: Actor, project: Project) -> dict[int | None, PlaceFigures]:
-    """Picks by place on the page: of each critic, and of all under None. The newest 20,000 verdicts count."""
+    """Picks by place on the page: of each critic, and of all under None. The newest 4,000 verdicts count."""
     require(session, actor, project, Role.viewer)
     rows = session.execute(text(PLACES), {"project": project.id, "newest": NEWEST}).all()
     by_critic: dict[int | None, list[tuple[int, frozenset[int]]]] = {None: []}
@@ -90,7 +83,10 @@ def place_figures(seen: list[tuple[int, frozenset[int]]]) -> PlaceFigures:
 def days_of(session: Session, actor: Actor, project: Project) -> list[Day]:
     """The days of the last month that had verdicts."""
     require(session, actor, project, Role.viewer)
+    today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
     found: dict[date, dict[int, int]] = {}
-    for row in session.execute(text(DAYS), {"project": project.id}):
-        found.setdefault(row.day, {})[row.critic_id] = row.verdicts
-    return [Day(day, verdicts) for day, verdicts in found.items()]
+    for one in counts.verdict_counts(session, project):
+        if one.day is not None and one.day >= today - timedelta(days=DAYS):
+            of_day = found.setdefault(one.day, {})
+            of_day[one.critic_id] = of_day.get(one.critic_id, 0) + one.n
+    return [Day(day, dict(sorted(found[day].items()))) for day in sorted(found)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, or_, select, text
+from sqlalchemy import ColumnElement, Row, Select, func, or_, select, text
 from sqlalchemy.orm import Session, selectinload
 
 from app.models import (
@@ -24,6 +24,7 @@ from app.models import (
     VerdictKind,
     VerdictState,
 )
+from app.services import counts
 from app.services.actors import Actor, require
 from app.services.paging import check_limit
 from app.services.verdicts import VerdictIn
@@ -78,7 +79,10 @@ class SetLine:
 
 @dataclass(frozen=True, slots=True)
 class CriticLine:
-    """The sum of a critic's verdicts that stand, with shares of them; `median_seconds` is of those with a time."""
+    """The sum of a critic's verdicts that stand, with shares of them.
+
+    `picks_each` and `median_seconds` are of the newest 200, the latter of those with a time.
+    """
 
     email: str
     verdicts: int
@@ -280,40 +284,49 @@ def _set_line(one: CandidateSet, number: int | None, said: Sequence[VerdictLine]
 
 # Critics
 
-CRITICS = """
-SELECT u.email, count(*) AS verdicts,
-    count(*) FILTER (WHERE v.created_at >= date_trunc('day', now(), 'UTC')) AS today,
-    avg((v.kind = 'picked')::int)::float AS picked, avg((v.kind = 'none_fit')::int)::float AS none_fit,
-    avg((v.kind = 'skipped')::int)::float AS skipped, avg((v.kind = 'flagged')::int)::float AS flagged,
-    avg((SELECT count(*) FROM picks k WHERE k.verdict_id = v.id))
-        FILTER (WHERE v.kind IN ('picked', 'none_fit'))::float AS picks_each,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY v.seconds) AS median_seconds,
-    max(v.created_at) AS last_at
-FROM verdicts v JOIN users u ON u.id = v.critic_id
-WHERE v.project_id = :project AND v.current
-GROUP BY u.id, u.email ORDER BY lower(u.email)
+NEWEST = 200
+# Of each critic: what their newest verdicts say of how they judge.
+LATELY = """
+SELECT u.id, u.email, of_them.picks_each, of_them.median_seconds, of_them.last_at
+FROM users u CROSS JOIN LATERAL (
+    SELECT avg(n_picks) FILTER (WHERE kind IN ('picked', 'none_fit'))::float AS picks_each,
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS median_seconds, max(created_at) AS last_at
+    FROM (
+        SELECT v.kind, v.seconds, v.created_at, (SELECT count(*) FROM picks k WHERE k.verdict_id = v.id) AS n_picks
+        FROM verdicts v
+        WHERE v.critic_id = u.id AND v.project_id = :project AND v.current
+        ORDER BY v.critic_id DESC, v.project_id DESC, v.id DESC LIMIT :newest
+    ) newest
+) of_them
+WHERE u.id = ANY (:critics) ORDER BY lower(u.email)
 """
 
 
 def critics_of(session: Session, actor: Actor, project: Project) -> list[CriticLine]:
     """Every critic who has judged in a project, by name."""
     require(session, actor, project, Role.viewer)
-    rows = session.execute(text(CRITICS), {"project": project.id})
-    return [
-        CriticLine(
-            email=row.email,
-            verdicts=row.verdicts,
-            today=row.today,
-            picked=row.picked,
-            none_fit=row.none_fit,
-            skipped=row.skipped,
-            flagged=row.flagged,
-            picks_each=row.picks_each or 0.0,
-            median_seconds=row.median_seconds,
-            last_at=row.last_at,
-        )
-        for row in rows
-    ]
+    today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
+    of_critic: dict[int, list[counts.VerdictCount]] = {}
+    for one in counts.verdict_counts(session, project):
+        of_critic.setdefault(one.critic_id, []).append(one)
+    rows = session.execute(text(LATELY), {"project": project.id, "newest": NEWEST, "critics": list(of_critic)})
+    return [_critic_line(row, of_critic[row.id], today) for row in rows]
+
+
+def _critic_line(row: Row[Any], found: list[counts.VerdictCount], today: date) -> CriticLine:
+    kinds, total = counts.by_kind(found), sum(one.n for one in found)
+    return CriticLine(
+        email=row.email,
+        verdicts=total,
+        today=sum(one.n for one in found if one.day == today),
+        picked=kinds["picked"] / total,
+        none_fit=kinds["none_fit"] / total,
+        skipped=kinds["skipped"] / total,
+        flagged=kinds["flagged"] / total,
+        picks_each=row.picks_each or 0.0,
+        median_seconds=row.median_seconds,
+        last_at=row.last_at,
+    )
 
 
 # Pace

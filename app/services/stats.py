@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from sqlalchemy import func, select, text
@@ -11,7 +12,6 @@ from sqlalchemy.orm import Session
 from app.models import (
     ModelVersion,
     Project,
-    Prompt,
     PromptState,
     Role,
     Round,
@@ -20,18 +20,27 @@ from app.models import (
     VerdictKind,
     VerdictState,
 )
-from app.services import accepted, agreement, candidates
+from app.services import accepted, agreement, candidates, counts
 from app.services.actors import Actor, require
 from app.services.agreement import Agreement
 from app.services.projects import settings_of
 from app.services.rounds import active_round
 
-# Of all pairs of critics who judged the same set, and all its candidates: how often both picked it or both did not.
+NEWEST = 20_000
+NEWEST_FOR_AGREEMENT = 4000
+# Of all pairs of critics who judged the same set, and all its candidates: how often both picked it or both did not; of
+# the sets that the newest verdicts are about.
 AGREEMENT = """
-WITH judged AS (
+WITH newest AS (
+    SELECT DISTINCT candidate_set_id AS set_id FROM (
+        SELECT v.candidate_set_id FROM verdicts v
+        WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+        ORDER BY v.xid DESC, v.id DESC LIMIT :newest
+    ) last
+), judged AS (
     SELECT v.candidate_set_id AS set_id, count(*) AS critics
-    FROM verdicts v
-    WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+    FROM newest n JOIN verdicts v ON v.candidate_set_id = n.set_id
+    WHERE v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
     GROUP BY 1 HAVING count(*) > 1
 ), votes AS (
     SELECT j.critics, (
@@ -58,7 +67,10 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast verdicts come in, and how long a critic takes for one (median seconds of the last 200)."""
+    """How fast verdicts come in, and how long a critic takes for one (median seconds of the last 200).
+
+    `last_hour` is of the newest 20,000.
+    """
 
     last_hour: int
     today: int
@@ -101,17 +113,18 @@ def project_stats(session: Session, actor: Actor, project: Project) -> ProjectSt
     """How `project` stands at this moment."""
     require(session, actor, project, Role.viewer)
     settings = settings_of(session, project)
-    states = _train_states(session, project)
-    accepted_ones = _with_accepted(session, project)
+    prompts = counts.prompt_counts(session, project)
+    standing = [one for one in counts.verdict_counts(session, project) if one.state == VerdictState.counted]
+    states, accepted_ones, kinds = _train_states(prompts), _with_accepted(prompts), counts.by_kind(standing)
     in_use = sum(count for state, count in states.items() if state not in (PromptState.held, PromptState.retired))
     return ProjectStats(
-        prompts=_by_split(session, project),
+        prompts=_by_split(prompts),
         prompt_states=states,
         with_accepted=accepted_ones,
-        verdicts=_by_kind(session, project),
-        critics=_critics(session, project),
-        pace=_pace(session, project),
-        agreement=session.scalar(text(AGREEMENT), {"project": project.id}),
+        verdicts={kind.value: kinds[kind.value] for kind in VerdictKind},
+        critics=len({one.critic_id for one in standing}),
+        pace=_pace(session, project, standing),
+        agreement=session.scalar(text(AGREEMENT), {"project": project.id, "newest": NEWEST_FOR_AGREEMENT}),
         alpha=agreement.agreement_of(agreement.votes_of(session, project)),
         fresh=accepted.fresh_count(session, project),
         round_every=settings.round_every,
@@ -119,7 +132,7 @@ def project_stats(session: Session, actor: Actor, project: Project) -> ProjectSt
         pool=Pool(
             claimable=candidates.claimable_count(session, project),
             sampling=candidates.sampling_count(session, project),
-            waiting=candidates.waiting_count(session, project),
+            waiting=states[PromptState.waiting],
             target=settings.pool_target,
         ),
         active_version=session.get(ModelVersion, project.active_version_id) if project.active_version_id else None,
@@ -129,66 +142,44 @@ def project_stats(session: Session, actor: Actor, project: Project) -> ProjectSt
     )
 
 
-def _by_split(session: Session, project: Project) -> dict[str, int]:
-    rows = session.execute(
-        select(Prompt.split, func.count()).where(Prompt.project_id == project.id).group_by(Prompt.split)
-    )
-    found = {str(split): count for split, count in rows}
-    return {split.value: found.get(split.value, 0) for split in Split}
+def _by_split(found: list[counts.PromptCount]) -> dict[str, int]:
+    return {split.value: sum(one.n for one in found if one.split is split) for split in Split}
 
 
-def _train_states(session: Session, project: Project) -> dict[str, int]:
-    rows = session.execute(
-        select(Prompt.state, func.count())
-        .where(Prompt.project_id == project.id, Prompt.split == Split.train)
-        .group_by(Prompt.state)
-    )
-    found = {str(state): count for state, count in rows}
-    return {state.value: found.get(state.value, 0) for state in PromptState}
+def _train_states(found: list[counts.PromptCount]) -> dict[str, int]:
+    train = [one for one in found if one.split is Split.train]
+    return {state.value: sum(one.n for one in train if one.state is state) for state in PromptState}
 
 
-def _with_accepted(session: Session, project: Project) -> int:
-    query = select(func.count()).where(
-        Prompt.project_id == project.id,
-        Prompt.split == Split.train,
-        Prompt.has_accepted,
-        Prompt.state.not_in((PromptState.held, PromptState.retired)),
-    )
-    return session.scalar(query) or 0
+def _with_accepted(found: list[counts.PromptCount]) -> int:
+    unused = (PromptState.held, PromptState.retired)
+    return sum(one.n for one in found if one.split is Split.train and one.has_accepted and one.state not in unused)
 
 
 def _standing(project: Project) -> tuple[Any, ...]:
     return (Verdict.project_id == project.id, Verdict.current, Verdict.state == VerdictState.counted)
 
 
-def _by_kind(session: Session, project: Project) -> dict[str, int]:
-    rows = session.execute(select(Verdict.kind, func.count()).where(*_standing(project)).group_by(Verdict.kind))
-    found = {str(kind): count for kind, count in rows}
-    return {kind.value: found.get(kind.value, 0) for kind in VerdictKind}
-
-
-def _critics(session: Session, project: Project) -> int:
-    return session.scalar(select(func.count(Verdict.critic_id.distinct())).where(*_standing(project))) or 0
-
-
-def _pace(session: Session, project: Project) -> Pace:
-    hour_ago = func.now() - func.make_interval(0, 0, 0, 0, 1)
-    midnight = func.date_trunc("day", func.now(), "UTC")
-    last_hour, today = session.execute(
-        select(
-            func.count().filter(Verdict.created_at > hour_ago),
-            func.count().filter(Verdict.created_at >= midnight),
-        ).where(*_standing(project), Verdict.created_at > func.least(hour_ago, midnight))
-    ).one()
+def _pace(session: Session, project: Project, standing: list[counts.VerdictCount]) -> Pace:
+    today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
     newest = (
+        select(Verdict.created_at)
+        .where(*_standing(project))
+        .order_by(Verdict.xid.desc(), Verdict.id.desc())
+        .limit(NEWEST)
+        .subquery()
+    )
+    hour_ago = func.now() - func.make_interval(0, 0, 0, 0, 1)
+    last_hour = session.scalar(select(func.count()).where(newest.c.created_at > hour_ago)) or 0
+    timed = (
         select(Verdict.seconds)
         .where(*_standing(project), Verdict.seconds.is_not(None))
-        .order_by(Verdict.id.desc())
+        .order_by(Verdict.xid.desc(), Verdict.id.desc())
         .limit(200)
         .subquery()
     )
-    median = session.scalar(select(func.percentile_cont(0.5).within_group(newest.c.seconds)))
-    return Pace(last_hour=last_hour, today=today, median_seconds=median)
+    median = session.scalar(select(func.percentile_cont(0.5).within_group(timed.c.seconds)))
+    return Pace(last_hour, sum(one.n for one in standing if one.day == today), median)
 
 
 def as_json(stats: ProjectStats) -> dict[str, Any]:

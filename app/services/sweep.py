@@ -13,7 +13,17 @@ from app import queue
 from app.db import session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInTry, WebSession
-from app.services import assignments, base_checks, candidates, erasing_running, redaction, rounds, webhooks, workers
+from app.services import (
+    assignments,
+    base_checks,
+    candidates,
+    counts,
+    erasing_running,
+    redaction,
+    rounds,
+    webhooks,
+    workers,
+)
 from app.services.leases import lapsed
 from app.services.projects import settings_of
 from app.services.round_running import claimable
@@ -37,6 +47,7 @@ def sweep(session: Session) -> list[Due]:
     assignments.lapse_expired(session)
     workers.forget_lapsed(session)
     _delete_old(session)
+    counts.fold(session)
     webhooks.stage_verdicts(session)
     return [
         *_rounds(session),
