@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+import numpy as np
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.models import Project, Role, User
 from app.services import counts
 from app.services.actors import Actor, require
-from illume.metrics import Interval, bootstrap_interval
+from illume.metrics import Interval
 
 NEWEST = 4000
 
@@ -76,8 +77,19 @@ def place_figures(seen: list[tuple[int, frozenset[int]]]) -> PlaceFigures:
         there = [place in picked for places, picked in seen if places >= place]
         rates.append(sum(there) / len(there))
     differences = [(1 in picked) - len(picked) / places for places, picked in seen if places > 1]
-    first = bootstrap_interval(differences, seed=0) if differences else None
+    first = interval_of(differences) if differences else None
     return PlaceFigures(tuple(rates), len(seen), first)
+
+
+def interval_of(differences: list[float], *, resamples: int = 2000) -> Interval:
+    """Percentile bootstrap interval of a mean, as `illume.metrics.bootstrap_interval` has it.
+
+    There are few different values, so how often each is drawn is drawn at once: thousands of verdicts take no longer.
+    """
+    values, times = np.unique(np.array(differences), return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(len(differences), times / times.sum(), size=resamples)
+    low, high = np.quantile(drawn @ values / len(differences), [0.025, 0.975])
+    return Interval(float(np.mean(differences)), float(low), float(high), len(differences))
 
 
 def days_of(session: Session, actor: Actor, project: Project) -> list[Day]:
