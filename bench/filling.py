@@ -147,6 +147,7 @@ def settle() -> None:
     count_anew()
     with get_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text("SET transaction_timeout = 0"))
         connection.execute(text("VACUUM (ANALYZE)"))
         connection.execute(text("CHECKPOINT"))
         connection.invalidate()
