@@ -33,6 +33,24 @@ class TestLoop:
         with page.expect_response(lambda answer: answer.status == 304):
             pass
 
+    def test_a_hidden_page_asks_nothing(self, admin: Visit) -> None:
+        page = admin.page
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        hide = """hidden => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }"""
+        with page.expect_response(lambda answer: answer.status == 304):
+            pass
+        page.evaluate(hide, True)
+        page.wait_for_timeout(500)  # what was under way
+        asked.clear()
+        page.wait_for_timeout(5000)
+        assert asked == []
+        with page.expect_response(lambda answer: answer.status in (200, 304), timeout=1500):
+            page.evaluate(hide, False)
+
     def test_a_round_is_previewed_started_and_cancelled(self, admin: Visit, site: Site) -> None:
         page = admin.page
         page.get_by_role("link", name="Start a round…").click()
