@@ -2,51 +2,90 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from sqlalchemy import create_engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import sessionmaker
 
 from app import db, migrate
 from app.connect import forget_settings
 from app.embedded import Embedded
 from app.settings import ROOT
-from tests.e2e import world
+from tests.e2e import fortnight, world
 from tests.e2e.conftest import DESK, FLAGS, PHONE, Site, chromium, free_port
 
 SCREENS = ROOT / "docs" / "screens"
 LOOP = "/admin/projects/scenes"
-PICTURES = (
-    ("annotate-light", "critic@example.org", "/annotate/scenes", DESK, "light"),
-    ("annotate-dark", "critic@example.org", "/annotate/scenes", DESK, "dark"),
-    ("annotate-phone", "critic@example.org", "/annotate/scenes", PHONE, "light"),
-    ("history-light", "critic@example.org", "/annotate/scenes/history", DESK, "light"),
-    ("loop-light", "admin@example.org", LOOP, DESK, "light"),
-    ("loop-dark", "admin@example.org", LOOP, DESK, "dark"),
-    ("loop-phone", "admin@example.org", LOOP, PHONE, "dark"),
-    ("rounds-light", "admin@example.org", f"{LOOP}/rounds", DESK, "light"),
-    ("round-light", "admin@example.org", f"{LOOP}/rounds/2", DESK, "light"),
-    ("round-dark", "admin@example.org", f"{LOOP}/rounds/2", DESK, "dark"),
-    ("versions-light", "admin@example.org", f"{LOOP}/versions", DESK, "light"),
-    ("side-by-side-light", "admin@example.org", f"{LOOP}/compare", DESK, "light"),
-    ("side-by-side-dark", "admin@example.org", f"{LOOP}/compare", DESK, "dark"),
-    ("comparison-light", "admin@example.org", f"{LOOP}/comparisons/1", DESK, "light"),
-    ("compare-light", "ada@example.org", "/annotate/scenes/compare", DESK, "light"),
-    ("compare-phone", "ada@example.org", "/annotate/scenes/compare", PHONE, "dark"),
-    ("prompts-light", "admin@example.org", f"{LOOP}/prompts", DESK, "light"),
-    ("prompt-light", "admin@example.org", f"{LOOP}/prompts/1", DESK, "light"),
-    ("critics-light", "admin@example.org", f"{LOOP}/critics", DESK, "light"),
-    ("critics-dark", "admin@example.org", f"{LOOP}/critics", DESK, "dark"),
-    ("critic-light", "admin@example.org", f"{LOOP}/critics/2", DESK, "light"),
-    ("settings-dark", "admin@example.org", f"{LOOP}/settings", DESK, "dark"),
-    ("users-light", "admin@example.org", "/admin/users", DESK, "light"),
-    ("user-dark", "admin@example.org", "/admin/users/3", DESK, "dark"),
-    ("audit-light", "admin@example.org", "/admin/audit", DESK, "light"),
-    ("versions-dark", "admin@example.org", f"{LOOP}/versions", DESK, "dark"),
-    ("settings-light", "admin@example.org", f"{LOOP}/settings", DESK, "light"),
+ADMIN, CRITIC, ADA = "admin@example.org", "critic@example.org", "ada@example.org"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A page to take pictures of: `keys` are pressed before, `phone` asks for a picture at a phone's size too."""
+
+    name: str
+    email: str
+    path: str
+    keys: str = ""
+    phone: bool = False
+
+
+SHOTS = (
+    Shot("annotate", CRITIC, "/annotate/scenes", phone=True),
+    Shot("instructions", CRITIC, "/annotate/scenes", keys="i d"),
+    Shot("keys", CRITIC, "/annotate/scenes", keys="?"),
+    Shot("flag", CRITIC, "/annotate/scenes", keys="f"),
+    Shot("lacks", CRITIC, "/annotate/scenes", keys="t 2", phone=True),
+    Shot("projects-of-a-critic", CRITIC, "/annotate"),
+    Shot("history", CRITIC, "/annotate/scenes/history", phone=True),
+    Shot("compare", ADA, "/annotate/scenes/compare", phone=True),
+    Shot("projects", ADMIN, "/admin"),
+    Shot("loop", ADMIN, LOOP, phone=True),
+    Shot("rounds", ADMIN, f"{LOOP}/rounds"),
+    Shot("start-a-round", ADMIN, f"{LOOP}/rounds/preview"),
+    Shot("round", ADMIN, f"{LOOP}/rounds/2", phone=True),
+    Shot("snapshot", ADMIN, f"{LOOP}/rounds/3/snapshot"),
+    Shot("versions", ADMIN, f"{LOOP}/versions", phone=True),
+    Shot("side-by-side", ADMIN, f"{LOOP}/compare"),
+    Shot("comparisons", ADMIN, f"{LOOP}/comparisons"),
+    Shot("comparison", ADMIN, f"{LOOP}/comparisons/1"),
+    Shot("prompts", ADMIN, f"{LOOP}/prompts", phone=True),
+    Shot("prompt", ADMIN, f"{LOOP}/prompts/1"),
+    Shot("prompt-form", ADMIN, f"{LOOP}/prompts/new"),
+    Shot("gold", ADMIN, f"{LOOP}/gold"),
+    Shot("gold-form", ADMIN, f"{LOOP}/prompts/1/gold"),
+    Shot("imports", ADMIN, f"{LOOP}/imports"),
+    Shot("import-draft", ADMIN, f"{LOOP}/imports/3"),
+    Shot("import-running", ADMIN, f"{LOOP}/imports/2"),
+    Shot("import-done", ADMIN, f"{LOOP}/imports/1"),
+    Shot("review", ADMIN, f"{LOOP}/review", phone=True),
+    Shot("critics", ADMIN, f"{LOOP}/critics", phone=True),
+    Shot("critic", ADMIN, f"{LOOP}/critics/2"),
+    Shot("settings", ADMIN, f"{LOOP}/settings"),
+    Shot("webhooks", ADMIN, f"{LOOP}/webhooks"),
+    Shot("new-project", ADMIN, "/admin/new-project"),
+    Shot("users", ADMIN, "/admin/users"),
+    Shot("user", ADMIN, "/admin/users/3"),
+    Shot("audit", ADMIN, "/admin/audit"),
+    Shot("erase", ADMIN, "/admin/erase/users/3"),
+    Shot("erasures", ADMIN, "/admin/erasures"),
+)
+# What is taken once a round runs and the pool is empty; and once critics practise first.
+LATER = (
+    Shot("loop-running", ADMIN, LOOP),
+    Shot("round-running", ADMIN, f"{LOOP}/rounds/9"),
+    Shot("empty", ADMIN, "/annotate/scenes"),
+)
+PRACTICE = (
+    Shot("practice-first", CRITIC, "/annotate/scenes"),
+    Shot("practice", CRITIC, "/annotate/scenes/practice", phone=True),
 )
 
 
@@ -75,48 +114,90 @@ def photograph(database_url: str) -> None:
     """Fill the database, serve it, and take the pictures."""
     sessions = sessionmaker(create_engine(db.sqlalchemy_url(database_url)), expire_on_commit=False)
     with sessions.begin() as session:
-        world.build(session, prompts=24, rich=True)
+        made = world.build(session, prompts=24, rich=True)
+        fortnight.live_through(session, made)
     port = free_port()
     site = Site(f"http://127.0.0.1:{port}", sessions, port)
     site.start()
     SCREENS.mkdir(parents=True, exist_ok=True)
+    for old in SCREENS.glob("*.png"):
+        old.unlink()
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-            for name, email, path, size, scheme in PICTURES:
-                keep_workers(sessions)
-                take(browser, site, email, path, size, scheme, SCREENS / f"{name}.png")
+            take_all(browser, site, SHOTS, stranger=True)
+            with sessions.begin() as session:
+                world.add_running_round(session, made)
+                world.empty_pool(session, made)
+            take_all(browser, site, LATER)
+            with sessions.begin() as session:
+                fortnight.ask_practice(session, made)
+            take_all(browser, site, PRACTICE)
             browser.close()
     finally:
         site.stop()
 
 
-def keep_workers(sessions: sessionmaker[Session]) -> None:
-    """Let the made-up workers be alive at this moment."""
-    with sessions.begin() as session:
-        world.beat_workers(session)
+def take_all(browser: Browser, site: Site, shots: Sequence[Shot], *, stranger: bool = False) -> None:
+    """The pictures of some pages, by somebody who is signed in as each needs; a `stranger` sees the sign-in form."""
+    contexts: dict[str, BrowserContext] = {}
+    for shot in shots:
+        with site.sessions.begin() as session:
+            world.beat_workers(session)
+        if shot.email not in contexts:
+            contexts[shot.email] = browser.new_context(reduced_motion="reduce")
+            sign_in(contexts[shot.email], site, shot.email)
+        take(contexts[shot.email], site, shot)
+    if stranger:
+        contexts[""] = browser.new_context(reduced_motion="reduce")
+        take(contexts[""], site, Shot("sign-in", "", "/sign-in"))
+    for context in contexts.values():
+        context.close()
 
 
-def take(browser: Browser, site: Site, email: str, path: str, size: tuple[int, int], scheme: str, target: Path) -> None:
-    """One picture."""
-    viewport = {"width": size[0], "height": size[1]}
-    context = browser.new_context(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
+def sign_in(context: BrowserContext, site: Site, email: str) -> None:
+    """Sign in as people do."""
     page = context.new_page()
-    page.goto(f"{site.url}/sign-in?next={path}")
+    page.goto(f"{site.url}/sign-in?next=/annotate")
     page.get_by_label("E-mail").fill(email)
     page.get_by_label("Password").fill(world.PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_label(f"Account {email}")).to_be_visible()
-    if path == "/annotate/scenes":
-        pick_some(page)
-    page.wait_for_load_state("networkidle")
-    page.screenshot(path=target)
-    context.close()
+    page.close()
+
+
+def take(context: BrowserContext, site: Site, shot: Shot) -> None:
+    """The pictures of one page: light and dark, and on a phone."""
+    page = context.new_page()
+    # Each picture is of a page as it is opened for the first time.
+    page.add_init_script("localStorage.clear()")
+    looks = [("light", "light", DESK), ("dark", "dark", DESK), *([("phone", "light", PHONE)] if shot.phone else [])]
+    for name, scheme, size in looks:
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.goto(site.url + shot.path)
+        if page.locator(".candidate").count():
+            pick_some(page)
+        page.wait_for_load_state("networkidle")
+        for key in shot.keys.split():
+            page.keyboard.press(key)
+        for toast in page.locator(".toast [data-dismiss]").all():
+            toast.click()
+        keep(page.screenshot(), SCREENS / f"{shot.name}-{name}.png")
+    page.close()
+
+
+def keep(picture: bytes, target: Path) -> None:
+    """Store a picture with as many colours as it takes for it to look the same, and no more."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    palette = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    palette.save(target, optimize=True)
 
 
 def pick_some(page: Page) -> None:
     """Pick two candidates that speak of what the question asks for."""
-    expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
+    if page.locator(".judge").count():
+        expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
     thing = page.get_by_role("heading", level=1).inner_text().rstrip("?").split()[-1]
     for candidate in page.locator(".candidate").filter(has_text=thing).all()[:2]:
         candidate.click()
