@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -146,3 +147,60 @@ def test_the_theme_is_chosen_and_kept(critic: Visit) -> None:
     page.reload()
     expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
+
+
+def test_the_narrowest_and_the_widest(visitor: Visitor, history: world.World) -> None:
+    visit = visitor(reduced_motion="reduce")
+    visit.sign_in(history.admin)
+    paths = ("/annotate/scenes", "/annotate/scenes/history", *ADMINS[:9:2], "/admin/projects/scenes/settings")
+    for size in ((360, 740), (3840, 2160)):
+        visit.page.set_viewport_size({"width": size[0], "height": size[1]})
+        for path in paths:
+            page = visit.open(path)
+            width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+            assert width[0] <= width[1], (path, size)
+            # Text keeps a length that can be read: nothing is stretched over a wall of pixels.
+            widest = page.evaluate(
+                "Math.max(0, ...[...document.querySelectorAll('.card')].map((one) => one.offsetWidth))"
+            )
+            assert widest <= 2400, (path, widest)
+
+
+def test_paper_is_light_and_has_no_buttons(visitor: Visitor, history: world.World) -> None:
+    visit = visitor(color_scheme="dark")
+    page = visit.sign_in(history.admin, to="/admin/projects/scenes/rounds/3")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 28, 31)"
+    expect(page.get_by_role("navigation", name="Project")).to_be_hidden()
+    expect(page.get_by_role("button", name="Run again")).to_be_hidden()
+    expect(page.get_by_role("img", name=re.compile("^Loss: loss from"))).to_be_visible()
+
+
+def test_by_keyboard_alone(visitor: Visitor, history: world.World) -> None:
+    page = visitor().open("/sign-in?next=/admin/projects/scenes")
+    expect(page.get_by_label("E-mail")).to_be_focused()
+    page.keyboard.type(history.admin)
+    page.keyboard.press("Tab")
+    page.keyboard.type(world.PASSWORD)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Scenes", level=1)).to_be_visible()
+    page.wait_for_load_state()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Judge", exact=True)).to_be_focused()
+    page.get_by_role("link", name="Start a round…").focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog", name="Start a round")
+    expect(dialog.get_by_role("button", name="Start the round")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_role("link", name="Start a round…")).to_be_focused()
+    page.get_by_label("Account").press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Sign out")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
