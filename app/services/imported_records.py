@@ -127,6 +127,8 @@ def parse(row: Row, file: ImportFile | None = None) -> RecordIn | DomainError:
     """The record of a row, its images found in `file`, or what is wrong with it."""
     if isinstance(row.values, DomainError):
         return row.values
+    if isinstance(row.values, dict) and row.values.get("redacted"):
+        return Invalid("The record was erased where it comes from.", field="redacted")
     try:
         record = RecordIn.model_validate(row.values)
     except ValidationError as error:

@@ -213,6 +213,7 @@ class TestRoundTrip:
             {"images": [{"sha256": "0" * 64}]},
             {"created_at": "yesterday"},
             {"deleted": True},
+            {"redacted": True},
         ]
         found = post(admin, table(*({**record, **one} for one in wrong)), "records.jsonl", "other")
         assert (found["added"], found["rejected"]) == (0, len(wrong))
@@ -226,4 +227,5 @@ class TestRoundTrip:
             "images",
             "created_at",
             "deleted",
+            "redacted",
         ]
