@@ -1,6 +1,6 @@
 """How fast data gets out: rows a second, the first byte, what the web process grows by, and how much critics wait.
 
-    python bench/export.py [--candidates 60000] [--formats records preference] [--critics 8] [--seconds 10]
+    python bench/export.py [--candidates 60000] [--formats records preference] [--pulls 2] [--critics 8]
 
 Starts a PostgreSQL of its own and the web server, fills a project with judged candidate sets of six by SQL, and pulls
 each format whole over HTTP, uncompressed. A row is a line: of `records` a verdict with its prompt and all six
@@ -130,7 +130,7 @@ def show_pulls(options: argparse.Namespace, port: int, token: str, web: psutil.P
         "| format | rows | MB | rows/s | web, PostgreSQL: processor s | first byte | web MB: before | most | growth |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for form in options.formats:
+    for form in options.formats * options.pulls:
         before = web.memory_info().rss / 2**20
         used = processor_seconds(web), processor_seconds(database)
         found = pull(port, token, form, web)
@@ -180,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--candidates", type=int, default=60_000)
     parser.add_argument("--formats", nargs="+", default=["records", "preference"])
+    parser.add_argument("--pulls", type=int, default=2, help="how often each format is pulled alone, in turns")
     parser.add_argument("--critics", type=int, default=8, help="0: pull only")
     parser.add_argument("--seconds", type=float, default=10, help="how long the critics work each time")
     options = parser.parse_args()

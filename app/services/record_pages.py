@@ -34,6 +34,11 @@ def _json(value: str) -> str:
     return f"coalesce(to_json({value})::text, 'null')"
 
 
+def _number(value: str) -> str:
+    """A float as JSON, which has no word for what is infinite or no number."""
+    return f"CASE WHEN {value} BETWEEN '-1e308' AND '1e308' THEN CAST({value} AS text) ELSE 'null' END"
+
+
 def _id(value: str) -> str:
     return f"""coalesce('"' || {value} || '"', 'null')"""
 
@@ -48,8 +53,8 @@ _IMAGES = """(
 )"""
 _CANDIDATES = f"""(
     SELECT string_agg(concat(
-        '{{"id":"', c.id, '","text":', to_json(c.text), ',"temperature":', {_json("c.temperature")},
-        ',"seed":', {_id("c.seed")}, ',"mean_logprob":', {_json("c.mean_logprob")},
+        '{{"id":"', c.id, '","text":', to_json(c.text), ',"temperature":', {_number("c.temperature")},
+        ',"seed":', {_id("c.seed")}, ',"mean_logprob":', {_number("c.mean_logprob")},
         ',"picked":', CASE WHEN c.id = ANY (k.picks) THEN 'true' ELSE 'false' END,
         ',"tags":', coalesce(CAST(v.tags -> c.id::text AS text), '[]'), '}}'
     ), ',')
