@@ -17,10 +17,15 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from illume.features import Encoded, EncodedPrompts, remembered_features
+from illume.folding import fold_adapter
 from illume.vlm import ImageLike, Vlm, bare_model, encode, forward_inputs, stop_ids
 
 _ADMIT_SHARE = 0.25
 """New prompts are encoded once this share of the rows is free: encoding a few at a time wastes the batch."""
+
+_REMEMBERED_BATCH = 16
+"""Prompts encoded together where they are kept for the next version."""
 
 _SHIFT_GAIN = 16
 """Unused places worth moving the cache for when rows join."""
@@ -68,8 +73,11 @@ def decode_prompts(
     token_budget: int,
     next_draws: NextDraws,
     progress: Callable[[int, int], None] | None = None,
+    memory: EncodedPrompts | None = None,
 ) -> None:
     """Decodes every draw of every prompt, and whatever `next_draws` asks for, within `token_budget` cached tokens.
+
+    `memory` keeps the encoded prompts for the next time the same ones are asked.
 
     What a prompt's draws write does not depend on the other prompts, but for the rounding of the model's arithmetic.
     When memory runs out the batch is halved, and draws under way start again; with one row left the error is raised.
@@ -79,9 +87,10 @@ def decode_prompts(
     model, budget, done = bare_model(vlm), token_budget, 0
     was_training = model.training
     model.eval()
+    folded = fold_adapter(vlm)
     try:
         while waiting:
-            pool = _Pool(vlm, prompts, max_new_tokens, budget)
+            pool = _Pool(vlm, prompts, max_new_tokens, budget, memory)
             try:
                 while waiting or pool.groups:
                     pool.admit(waiting)
@@ -99,6 +108,7 @@ def decode_prompts(
             if vlm.device.type == "cuda" and waiting:
                 torch.cuda.empty_cache()
     finally:
+        folded.undo()
         model.train(was_training)
 
 
@@ -234,8 +244,15 @@ class _Row:
 class _Pool:
     """Rows that decode together, over a cache of fixed size."""
 
-    def __init__(self, vlm: Vlm, prompts: Sequence[DecodePrompt], max_new_tokens: int, token_budget: int) -> None:
-        self.vlm, self.prompts = vlm, prompts
+    def __init__(
+        self,
+        vlm: Vlm,
+        prompts: Sequence[DecodePrompt],
+        max_new_tokens: int,
+        token_budget: int,
+        memory: EncodedPrompts | None,
+    ) -> None:
+        self.vlm, self.prompts, self.memory = vlm, prompts, memory
         self.model = bare_model(vlm)
         self.max_new_tokens, self.token_budget = max_new_tokens, token_budget
         self.stops = frozenset(stop_ids(vlm))
@@ -268,8 +285,10 @@ class _Pool:
         free = capacity - len(self.rows)
         if self.rows and free < capacity * _ADMIT_SHARE:
             return
+        # What is to be found again must come in the same batches, whatever place there is.
+        most = len(waiting) if self.memory is None else _REMEMBERED_BATCH
         chosen: list[tuple[int, tuple[Draw, ...]]] = []
-        while waiting and (not chosen or len(waiting[0][1]) <= free):
+        while waiting and len(chosen) < most and (not chosen or self.memory or len(waiting[0][1]) <= free):
             free -= len(waiting[0][1])
             chosen.append(waiting.popleft())
         self.can_shrink = len(chosen) > 1 or bool(self.groups)
@@ -296,11 +315,18 @@ class _Pool:
     def _encode(self, chosen: Sequence[tuple[int, tuple[Draw, ...]]]) -> None:
         """One forward pass over the prompts, whose keys and values are then shared by all their draws."""
         prompts = [self.prompts[index] for index, _ in chosen]
-        inputs = encode(self.vlm, [prompt.text for prompt in prompts], [prompt.images for prompt in prompts])
+        texts, images = [prompt.text for prompt in prompts], [prompt.images for prompt in prompts]
+        encoded = Encoded({}) if self.memory is None else self.memory.get(self.vlm, texts, images)
+        inputs = encoded.inputs = encoded.inputs or encode(self.vlm, texts, images)
         ready = forward_inputs(self.vlm, inputs)
         cache = DynamicCache()
         ready |= {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1, "return_dict": True}
-        output = self.model(**ready)
+        if self.memory is None:
+            output = self.model(**ready)
+        else:
+            with remembered_features(self.vlm, encoded):
+                output = self.model(**ready)
+            self.memory.keep(self.vlm, texts, images, encoded)
         positions = ready["position_ids"][..., -1] + 1
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         for row, ((index, draws), length) in enumerate(zip(chosen, lengths, strict=True)):

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from illume.decoding import DecodePrompt, Draw, Written, decode_prompts
+from illume.features import EncodedPrompts
 from illume.metrics import answer_correct, bleu, cider, distinct_n, faithful, rouge_l
 from illume.prompting import DEFAULT_TEMPLATE, render_rationale_prompt
 from illume.records import Example, TrainingRow, stable_seed
@@ -45,8 +46,11 @@ def evaluate(
     known: Mapping[str, Any] | None = None,
     on_part: Callable[[str, Any], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    memory: EncodedPrompts | None = None,
 ) -> Scores:
     """Scores the version that `vlm` holds on `examples`, and on `heldout` rationales.
+
+    Where several versions of a base are scored on the same examples, `memory` keeps what they share.
 
     `known` brings parts that were computed before and are taken as they are; `on_part` is called with each new part as
     soon as it is there, `progress` with the number of texts newly done (it may raise to stop). `own` needs `answers`,
@@ -65,12 +69,12 @@ def evaluate(
             scores[part] = known[part]
             continue
         if part == "answers":
-            scores[part] = _answers(vlm, examples, settings, template, tick)
+            scores[part] = _answers(vlm, examples, settings, template, tick, memory)
         elif part == "heldout":
             scores[part] = _heldout(vlm, heldout, template)
             tick(len(heldout))
         else:
-            scores[part] = _rationales(vlm, examples, settings, template, part, scores, tick)
+            scores[part] = _rationales(vlm, examples, settings, template, part, scores, tick, memory)
         if on_part is not None:
             on_part(part, scores[part])
     return scores
@@ -83,10 +87,15 @@ def n_texts(examples: Sequence[Example], settings: EvaluationSettings, *, parts:
 
 
 def _answers(
-    vlm: Vlm, examples: Sequence[Example], settings: EvaluationSettings, template: str, tick: Callable[[int], None]
+    vlm: Vlm,
+    examples: Sequence[Example],
+    settings: EvaluationSettings,
+    template: str,
+    tick: Callable[[int], None],
+    memory: EncodedPrompts | None,
 ) -> Scores:
     sampling = SamplingSettings(max_new_tokens=settings.max_answer_tokens, template=template)
-    own = generate_answers(vlm, examples, sampling, progress=_counter(tick, 1)) if examples else []
+    own = generate_answers(vlm, examples, sampling, progress=_counter(tick, 1), memory=memory) if examples else []
     correct = [
         None if example.answer is None else answer_correct(answer, example.answer)
         for example, answer in zip(examples, own, strict=True)
@@ -102,9 +111,11 @@ def _rationales(
     part: Part,
     scores: Mapping[str, Any],
     tick: Callable[[int], None],
+    memory: EncodedPrompts | None,
 ) -> Scores:
     answers = _prompt_answers(examples, part, scores)
     texts: list[list[str]] = [[] for _ in examples]
+    remembered = memory if part == "gold" else None  # each version has own answers of its own
     todo = list(range(len(examples)))
     if part == "own" and "gold" in scores:
         # Where the model's own answer is the gold one, prompt, seeds and so rationales are the same.
@@ -115,7 +126,7 @@ def _rationales(
         todo = [index for index in todo if not texts[index]]
         tick((len(examples) - len(todo)) * (1 + settings.samples))
     asked = [replace(examples[index], answer=answers[index]) for index in todo]
-    for index, written in zip(todo, _write(vlm, asked, settings, template, tick), strict=True):
+    for index, written in zip(todo, _write(vlm, asked, settings, template, tick, remembered), strict=True):
         texts[index] = written
     judged = [replace(example, answer=answer) for example, answer in zip(examples, answers, strict=True)]
     correct = scores["answers"]["correct"] if part == "own" else None
@@ -138,7 +149,12 @@ def _prompt_answers(examples: Sequence[Example], part: str, scores: Mapping[str,
 
 
 def _write(
-    vlm: Vlm, examples: Sequence[Example], settings: EvaluationSettings, template: str, tick: Callable[[int], None]
+    vlm: Vlm,
+    examples: Sequence[Example],
+    settings: EvaluationSettings,
+    template: str,
+    tick: Callable[[int], None],
+    memory: EncodedPrompts | None,
 ) -> list[list[str]]:
     """The greedy rationale of each example, and `settings.samples` independent ones.
 
@@ -166,6 +182,7 @@ def _write(
             token_budget=_TOKEN_BUDGET,
             next_draws=keep,
             progress=_counter(tick, 1 + settings.samples),
+            memory=memory,
         )
     return texts
 

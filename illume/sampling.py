@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from illume.decoding import DecodePrompt, Draw, Written, decode_prompts, is_out_of_memory
+from illume.features import EncodedPrompts
 from illume.prompting import (
     DEFAULT_TEMPLATE,
     check_template,
@@ -120,9 +121,14 @@ def sample_rationales(
 
 
 def generate_answers(
-    vlm: Vlm, examples: Sequence[Example], settings: SamplingSettings, *, progress: Progress | None = None
+    vlm: Vlm,
+    examples: Sequence[Example],
+    settings: SamplingSettings,
+    *,
+    progress: Progress | None = None,
+    memory: EncodedPrompts | None = None,
 ) -> list[str]:
-    """The model's own greedy answer to each example's question."""
+    """The model's own greedy answer to each example's question; `memory` as `illume.decoding` has it."""
     answers = [""] * len(examples)
     prompts = [
         DecodePrompt(render_answer_prompt(example.question, template=settings.template), example.images, (Draw(),))
@@ -133,7 +139,7 @@ def generate_answers(
         answers[index] = decode(vlm, written[0].ids)
         return ()
 
-    _decode(vlm, prompts, settings, keep, progress)
+    _decode(vlm, prompts, settings, keep, progress, memory)
     return answers
 
 
@@ -242,6 +248,7 @@ def _decode(
     settings: SamplingSettings,
     keep: Callable[[int, list[Written]], Sequence[Draw]],
     progress: Progress | None,
+    memory: EncodedPrompts | None = None,
 ) -> None:
     decode_prompts(
         vlm,
@@ -250,4 +257,5 @@ def _decode(
         token_budget=settings.token_budget,
         next_draws=keep,
         progress=progress,
+        memory=memory,
     )

@@ -24,20 +24,26 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from illume.loading import pick_device
 from illume.scenes.emoji import EmojiMissingError, find_emoji
 from illume.simulation_baselines import planned, run_seed
 from illume.simulation_figure import figure
-from illume.simulation_loop import Simulation, score_base
+from illume.simulation_jobs import run_tasks, wait_for_workers
+from illume.simulation_loop import Simulation, score_base, score_base_on_val
 from illume.simulation_report import report, table
 from illume.simulation_settings import BASELINES, CONTROLS, SimulationError, SimulationSettings, gather
 from illume.simulation_stages import Display, Models, Stages
 from illume.tuning_job import JobError, read_json, write_json
 from illume.vlm import VlmError, base_fingerprint
 
+_SMALL_BYTES = 200 * 2**20
+"""Weights of which every core may hold a copy."""
 
-def simulate(settings: SimulationSettings, out: Path, *, display: Display) -> dict[str, Any]:
+
+def simulate(settings: SimulationSettings, out: Path, *, display: Display, jobs: int = 1) -> dict[str, Any]:
     """Runs what is not done yet of a simulation below `out`; returns what `result.json` then holds.
 
+    `jobs` processes share the work, each computing with `settings.tuning.threads`.
     Raises SimulationError when it cannot be run as asked, also when `out` holds a run with other settings.
     """
     out = out.absolute()
@@ -50,6 +56,7 @@ def simulate(settings: SimulationSettings, out: Path, *, display: Display) -> di
         except BlockingIOError:
             raise SimulationError(f"another simulation is running in {out}") from None
         _remember(settings, out)
+        wait_for_workers(out)
         data = gather(settings, out, say=display.say)
         if settings.tuning.threads:
             import torch
@@ -58,12 +65,14 @@ def simulate(settings: SimulationSettings, out: Path, *, display: Display) -> di
         models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
         sim = Simulation(settings, data, Stages(out / "stages", display), models)
         display.plan(planned(settings))
-        base, base_val = score_base(sim)
+        if jobs > 1:
+            run_tasks(settings, out, jobs=jobs, display=display)
+        base_val, base = score_base_on_val(sim), score_base(sim)
         seeds: dict[int, dict[str, Any]] = {}
         for seed in range(1, settings.seeds + 1):
             seeds[seed] = run_seed(sim, seed, base_val)
             result = _write(sim, report(base, seeds), complete=seed == settings.seeds)
-        _note_run(sim, time.monotonic() - started)
+        _note_run(sim, time.monotonic() - started, jobs)
         (out / "table.md").write_text(_page(sim, result), encoding="utf-8")
     return result
 
@@ -112,7 +121,7 @@ def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[st
     return result
 
 
-def _note_run(sim: Simulation, seconds: float) -> None:
+def _note_run(sim: Simulation, seconds: float, jobs: int) -> None:
     import torch
 
     taken = sim.stages.seconds()
@@ -120,8 +129,9 @@ def _note_run(sim: Simulation, seconds: float) -> None:
         "machine": machine_name(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "device": str(sim.models.version(None).device),
+        "processes": jobs,
+        "threads": sim.settings.tuning.threads or torch.get_num_threads(),
+        "device": str(pick_device(sim.settings.tuning.device)),
         "seconds": {"this start": round(seconds, 1), "all stages": round(sum(taken.values()), 1), **taken},
     }
     write_json(sim.folder.parent / "run.json", run)
@@ -139,8 +149,10 @@ def _page(sim: Simulation, result: dict[str, Any]) -> str:
     run = read_json(sim.folder.parent / "run.json")
     prompts, settings = result["prompts"], result["settings"]
     return (
-        f"{run['machine']}, {run['cores']} cores, {run['device']}, torch {run['torch']}, {run['threads']} threads; "
-        f"{run['seconds']['all stages'] / 60:.1f} min of stages. Model {settings['model']}; {prompts['train']} train, "
+        f"{run['machine']}, {run['cores']} cores, {run['device']}, torch {run['torch']}, "
+        f"processes: {run['processes']}, threads each: {run['threads']}; this start took "
+        f"{run['seconds']['this start'] / 60:.1f} min, all stages one after the other "
+        f"{run['seconds']['all stages'] / 60:.1f} min. Model {settings['model']}; {prompts['train']} train, "
         f"{prompts['val']} val prompts; held out: {prompts['heldout']} ({prompts['heldout_source']}); "
         f"critic {settings['critic']}, mistakes {settings['mistakes']:.0%}; {settings['seeds']} seeds. "
         f"Means over seeds with 95 % bootstrap intervals over prompts; differences are paired.\n\n{table(result)}"
@@ -178,8 +190,24 @@ def parser() -> argparse.ArgumentParser:
     add("--guard", type=int, default=defaults.tuning.guard_per_rationale, help="VQA-only rows for each rationale")
     add("--template", default=defaults.template)
     add("--device", default="auto")
-    add("--threads", type=int, default=0)
+    add("--jobs", type=int, default=0, help="processes that share the work; default: a core each for a small model")
+    add("--threads", type=int, default=0, help="of each process; default: the cores divided by the processes")
     return parser
+
+
+def jobs_of(options: argparse.Namespace) -> int:
+    """How many processes: as many as asked for, else a core each where copies of the model are small, else one."""
+    if options.jobs > 0:
+        return int(options.jobs)
+    if pick_device(options.device).type != "cpu":
+        return 1
+    weights = sum(path.stat().st_size for path in Path(options.model).glob("*.safetensors"))
+    return n_cores() if 0 < weights <= _SMALL_BYTES else 1
+
+
+def n_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def settings_of(options: argparse.Namespace) -> SimulationSettings:
@@ -213,7 +241,7 @@ def settings_of(options: argparse.Namespace) -> SimulationSettings:
             epochs=options.epochs,
             guard_per_rationale=options.guard,
             device=options.device,
-            threads=options.threads,
+            threads=options.threads or max(1, n_cores() // jobs_of(options)),
         ),
     )
 
@@ -250,7 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         settings = settings_of(options)
-        simulate(settings, options.out, display=Display(write, live=sys.stderr.isatty()))
+        display = Display(write, live=sys.stderr.isatty())
+        simulate(settings, options.out, display=display, jobs=jobs_of(options))
     except (SimulationError, VlmError, JobError, EmojiMissingError, OSError, ValueError) as error:
         write(f"illume simulate: {error}\n")
         return 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from illume.records import stable_seed
 from illume.simulation_loop import Judged, Pool, Simulation, Version, add_picks, run_loop, run_round, score
-from illume.simulation_settings import Data, SimulationSettings
+from illume.simulation_settings import CONTROLS, Data, SimulationSettings
 
 
 def best_val(version: Version) -> float:
@@ -86,6 +86,8 @@ def reference_pool(data: Data, accepted: Pool | None, *, seed: int) -> Pool:
 
 def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: Mapping[str, Any]) -> dict[str, Any]:
     """Plain tuning on references. The first seed chooses the learning rate by its score on val, for all seeds."""
+    if seed > 1 and kind not in sim.rates:
+        run_beside(sim, 1, kind, base_val)
     rates = (sim.rates[kind],) if kind in sim.rates else sim.settings.supervised_rates
     tuned = {
         rate: run_round(
@@ -100,7 +102,8 @@ def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: 
         for rate in rates
     }
     best = max(tuned, key=lambda rate: best_val(tuned[rate]))
-    sim.rates[kind] = best
+    if seed == 1:
+        sim.rates[kind] = best
     return {
         "references": sum(map(len, pool.values())),
         "prompts": len(pool),
@@ -111,22 +114,28 @@ def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: 
     }
 
 
+def run_beside(sim: Simulation, seed: int, kind: str, base_val: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A baseline or control of a seed, whose loop is done; None where there is nothing to tune or to score on."""
+    if kind == "supervised-all":
+        pool = reference_pool(sim.data, None, seed=seed)
+        return run_supervised(sim, seed, kind, pool, base_val) if pool else None
+    loop = run_loop(sim, seed, base_val)
+    if loop.adapter is None:
+        return None
+    if kind == "shuffled":
+        return {"scores": score(sim, f"seed-{seed}/shuffled", loop.adapter, shuffled=True)}
+    if kind in CONTROLS:
+        return run_control(sim, seed, kind, control_pools(kind, loop.everything, seed=seed), base_val)
+    pool = reference_pool(sim.data, loop.accepted, seed=seed)
+    return run_supervised(sim, seed, kind, pool, base_val) if pool else None
+
+
 def run_seed(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> dict[str, Any]:
     """Everything of one seed: the loop, then its baselines and controls."""
-    settings = sim.settings
-    loop = run_loop(sim, seed, base_val)
-    result: dict[str, Any] = {"rounds": loop.rounds}
-    if loop.adapter is None:
-        return result
-    if "shuffled" in settings.controls:
-        result["shuffled"] = {"scores": score(sim, f"seed-{seed}/shuffled", loop.adapter, shuffled=True)}
-    for kind in ("random", "hallucinated"):
-        if kind in settings.controls:
-            result[kind] = run_control(sim, seed, kind, control_pools(kind, loop.everything, seed=seed), base_val)
-    for kind in settings.baselines:
-        pool = reference_pool(sim.data, loop.accepted if kind == "supervised-same" else None, seed=seed)
-        if pool:
-            result[kind] = run_supervised(sim, seed, kind, pool, base_val)
+    result: dict[str, Any] = {"rounds": run_loop(sim, seed, base_val).rounds}
+    for kind in (*sim.settings.controls, *sim.settings.baselines):
+        if (found := run_beside(sim, seed, kind, base_val)) is not None:
+            result[kind] = found
     return result
 
 

@@ -22,6 +22,7 @@ from illume.critics import (
     with_mistakes,
 )
 from illume.evaluation import Part, evaluate, n_texts
+from illume.features import EncodedPrompts
 from illume.records import Example, Rationale, Verdict, stable_seed
 from illume.sampling import SamplingSettings, sample_rationales
 from illume.simulation_settings import Data, SimulationSettings
@@ -63,6 +64,7 @@ class Simulation:
     stages: Stages
     models: Models
     rates: dict[str, float] = field(default_factory=dict)  # of supervised tuning, by baseline, once chosen
+    encoded: EncodedPrompts = field(default_factory=EncodedPrompts)  # the held-out prompts, for every version
 
     @property
     def folder(self) -> Path:
@@ -83,7 +85,7 @@ def score(sim: Simulation, name: str, adapter: Path | None, *, shuffled: bool = 
 
     def compute(tick: Tick) -> dict[str, Any]:
         evaluation = replace(settings.tuning.evaluation, samples=settings.heldout_samples)
-        return _evaluate(sim, adapter, examples, evaluation, parts, tick)
+        return _evaluate(sim, adapter, examples, evaluation, parts, tick, memory=None if shuffled else sim.encoded)
 
     scores: dict[str, Any] = sim.stages.once(name, "scoring", compute)
     return scores
@@ -96,6 +98,7 @@ def _evaluate(
     evaluation: EvaluationSettings,
     parts: Sequence[Part],
     tick: Tick,
+    memory: EncodedPrompts | None = None,
 ) -> dict[str, Any]:
     total, done = max(1, n_texts(examples, evaluation, parts=parts)), 0
 
@@ -105,7 +108,9 @@ def _evaluate(
         tick(min(1.0, done / total))
 
     vlm = sim.models.version(adapter)
-    return evaluate(vlm, examples, evaluation, template=sim.settings.template, parts=parts, progress=progress)
+    return evaluate(
+        vlm, examples, evaluation, template=sim.settings.template, parts=parts, progress=progress, memory=memory
+    )
 
 
 def shuffle_images(examples: Sequence[Example]) -> list[Example]:
@@ -116,14 +121,19 @@ def shuffle_images(examples: Sequence[Example]) -> list[Example]:
     return [replace(example, images=images[index]) for index, example in enumerate(examples)]
 
 
-def score_base(sim: Simulation) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The base model's scores: on the held-out prompts, and on val as a round needs its parent's."""
-    heldout = score(sim, "base/heldout", None)
+def score_base(sim: Simulation) -> dict[str, Any]:
+    """The base model's scores on the held-out prompts."""
+    return score(sim, "base/heldout", None)
 
-    def on_val(tick: Tick) -> dict[str, Any]:
+
+def score_base_on_val(sim: Simulation) -> dict[str, Any]:
+    """The base model's scores on val, as a round needs its parent's."""
+
+    def compute(tick: Tick) -> dict[str, Any]:
         return _evaluate(sim, None, sim.data.val, sim.settings.tuning.evaluation, VAL_PARTS, tick)
 
-    return heldout, sim.stages.once("base/val", "scoring", on_val)
+    scores: dict[str, Any] = sim.stages.once("base/val", "scoring", compute)
+    return scores
 
 
 # Judging

@@ -63,7 +63,7 @@ class SimulationSettings:
     learning_rates: tuple[float, ...] = ()  # of supervised tuning; empty: a third, once and three times the set one
     template: str = DEFAULT_TEMPLATE
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
-    tuning: TuningSettings = field(default_factory=TuningSettings)
+    tuning: TuningSettings = field(default_factory=lambda: TuningSettings(epochs=3))
 
     def __post_init__(self) -> None:
         """Raises SimulationError naming the setting that is out of range."""

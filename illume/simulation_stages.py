@@ -57,6 +57,10 @@ class Display:
         if fresh:
             self.say(f"{self._head()} {stage}: {seconds:.0f} s{note and ', ' + note}{self._left(0.0)}")
 
+    def end_fresh(self, stage: str, kind: str, seconds: float, note: str) -> None:
+        """A stage was done just now, by this process or another."""
+        self.end(stage, kind, seconds, fresh=True, note=note)
+
     def skip(self, kind: str) -> None:
         """A planned stage turned out not to be needed."""
         self._planned[kind] = max(0, self._planned.get(kind, 0) - 1)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from illume.features import n_bytes, to_device
 from illume.prompting import answer_text, rationale_text, render_answer_prompt, render_rationale_prompt
 from illume.records import TrainingRow, stable_seed
-from illume.vlm import IGNORED, Inputs, Vlm, append_continuations, bare_model, continuation_ids, encode
+from illume.vlm import IGNORED, Inputs, Vlm, append_continuations, continuation_ids, encode
 
 Kind = Literal["answer", "rationale"]
 KINDS: tuple[Kind, ...] = ("answer", "rationale")
@@ -131,10 +131,10 @@ class BatchInputs:
         kept = self._kept.get(micro_batch.number)
         if kept is not None:
             return Prepared(
-                _to_device(kept.inputs, self._vlm.device),
+                to_device(kept.inputs, self._vlm.device),
                 kept.labels.to(self._vlm.device),
                 kept.kept,
-                _to_device(kept.features, self._vlm.device),
+                to_device(kept.features, self._vlm.device),
             )
         texts = [self._texts[index] for index in micro_batch.members]
         encoded = encode(self._vlm, [text.prompt for text in texts], [text.images for text in texts])
@@ -147,90 +147,14 @@ class BatchInputs:
         """Keeps `prepared` for later epochs where the budget still allows it."""
         if micro_batch.number in self._kept:
             return
-        size = _n_bytes((prepared.inputs, prepared.labels, prepared.features))
+        size = n_bytes((prepared.inputs, prepared.labels, prepared.features))
         if size > self._left:
             return
         self._left -= size
         cpu = torch.device("cpu")
         self._kept[micro_batch.number] = Prepared(
-            _to_device(prepared.inputs, cpu), prepared.labels.to(cpu), prepared.kept, _to_device(prepared.features, cpu)
+            to_device(prepared.inputs, cpu), prepared.labels.to(cpu), prepared.kept, to_device(prepared.features, cpu)
         )
-
-
-def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """`value` with every tensor in its dictionaries, lists and tuples replaced by `change` of it."""
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    if isinstance(value, dict):  # model outputs are ordered dictionaries of a class of their own
-        changed = {key: _map_tensors(item, change) for key, item in value.items()}
-        return changed if type(value) is dict else type(value)(**changed)
-    if isinstance(value, list | tuple):
-        return type(value)([_map_tensors(item, change) for item in value])
-    return value
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    return _map_tensors(value, lambda tensor: tensor.to(device))
-
-
-def _n_bytes(value: Any) -> int:
-    total = 0
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal total
-        total += tensor.numel() * tensor.element_size()
-        return tensor
-
-    _map_tensors(value, count)
-    return total
-
-
-@contextmanager
-def remembered_features(vlm: Vlm, prepared: Prepared) -> Iterator[None]:
-    """Within it the model takes its image features from `prepared`, or, the first time, leaves them there.
-
-    Every family of transformers turns pixels into what its language model reads by a method `get_image_features`; its
-    parts are frozen, so the result never changes. Families without that method compute theirs anew.
-    """
-    modules = [module for module in bare_model(vlm).modules() if hasattr(type(module), "get_image_features")]
-    replay = iter(prepared.features) if prepared.features is not None else None
-    recorded: list[Any] = []
-    depth = 0
-
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def features(*args: Any, **kwargs: Any) -> Any:
-            nonlocal depth
-            if depth == 0 and replay is not None:
-                return next(replay)
-            depth += 1
-            try:
-                with torch.no_grad():
-                    result = original(*args, **kwargs)
-            finally:
-                depth -= 1
-            if depth == 0:
-                recorded.append(_slim(result))
-            return result
-
-        return features
-
-    for module in modules:
-        module.__dict__["get_image_features"] = wrap(module.get_image_features)
-    try:
-        yield
-        if replay is None and recorded:
-            prepared.features = recorded
-    finally:
-        for module in modules:
-            del module.__dict__["get_image_features"]
-
-
-def _slim(result: Any) -> Any:
-    """`result` without the towers' inner states, which no forward pass reads again."""
-    if not isinstance(result, dict):
-        return result
-    kept = {key: value for key, value in result.items() if key not in ("hidden_states", "attentions")}
-    return type(result)(**kept)
 
 
 def learnt_tokens(labels: torch.Tensor) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from illume.features import remembered_features
 from illume.records import stable_seed
 from illume.tuning_adapter import replace_folder, store_adapter, trainable
 from illume.tuning_batches import (
@@ -27,7 +28,6 @@ from illume.tuning_batches import (
     TrainingText,
     epoch_order,
     plan_batches,
-    remembered_features,
 )
 from illume.tuning_job import TuningSettings, append_jsonl, now, read_json, write_json
 from illume.tuning_ranks import Ranks

@@ -13,6 +13,7 @@ import torch
 
 from illume.critics import loss_weight
 from illume.evaluation import PARTS, Part, evaluate, mean, n_texts
+from illume.features import EncodedPrompts
 from illume.records import TrainingRow
 from illume.selection import METRIC_NAMES, compare, decide, primary_values
 from illume.tuning_adapter import begin_adapter, replace_folder
@@ -129,6 +130,7 @@ class Round:
         given = self.settings.rationale_weight
         self.weight = loss_weight(self.n_vqa_only, self.n_rationale) if given is None else given
         self.epoch_parts = self._epoch_parts()
+        self.encoded = EncodedPrompts(budget_mb=self.settings.feature_cache_mb // 4)  # val, for every epoch's scores
         self.progress = Progress(folder, training=1.0, evaluating=1.0, silent=not ranks.is_main_process)
 
     def _epoch_parts(self) -> tuple[Part, ...]:
@@ -170,6 +172,7 @@ class Round:
             known=known,
             on_part=lambda part, scores: write_json(store / f"{part}.json", scores),
             progress=tick,
+            memory=self.encoded,
         )
 
 

@@ -16,16 +16,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
 from illume.records import Example, Rationale
-from illume.simulation import main, parser, settings_of, simulate
+from illume.simulation import jobs_of, main, parser, settings_of, simulate
 from illume.simulation_baselines import control_pools, reference_pool
 from illume.simulation_figure import figure, ticks
+from illume.simulation_jobs import Task, needs
 from illume.simulation_loop import Judged, Simulation, add_picks, offered, prompts_per_round, shuffle_images
 from illume.simulation_report import report, table
-from illume.simulation_settings import CandidateSettings, Data, SimulationError, SimulationSettings, read_prompts
+from illume.simulation_settings import (
+    BASELINES,
+    CONTROLS,
+    CandidateSettings,
+    Data,
+    SimulationError,
+    SimulationSettings,
+    read_prompts,
+)
 from illume.simulation_stages import Display, Models, Stages
 from illume.tuning_job import EvaluationSettings, TuningSettings, read_json
 from tests.illume.families import make_llava
@@ -181,29 +191,97 @@ def whole(settings: SimulationSettings, tmp_path_factory: pytest.TempPathFactory
     return simulate(settings, tmp_path_factory.mktemp("whole"), display=quiet())
 
 
+def start(settings: SimulationSettings, out: Path, *, jobs: int = 1) -> subprocess.Popen[bytes]:
+    """A simulation in a process of its own."""
+    code = (
+        "import sys, pickle; from pathlib import Path; from illume.simulation import simulate;"
+        "from illume.simulation_stages import Display;"
+        "settings = pickle.loads(bytes.fromhex(sys.argv[1])); display = Display(lambda _: None, live=False);"
+        "simulate(settings, Path(sys.argv[2]), display=display, jobs=int(sys.argv[3]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, pickle.dumps(settings).hex(), str(out), str(jobs)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(path: Path, child: subprocess.Popen[bytes]) -> None:
+    """Returns once `path` is there."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert child.poll() is None, "it ended before the file was there"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("stage", ["base/heldout.json", "seed-1/round-1/judging.json", "seed-1/round-1/progress.json"])
 def test_killed_and_started_again_it_ends_the_same(
     settings: SimulationSettings, whole: dict[str, Any], tmp_path: Path, stage: str
 ) -> None:
     out = tmp_path / "killed"
-    code = (
-        "import sys, pickle; from pathlib import Path; from illume.simulation import simulate;"
-        "from illume.simulation_stages import Display;"
-        "settings = pickle.loads(bytes.fromhex(sys.argv[1]));"
-        "simulate(settings, Path(sys.argv[2]), display=Display(lambda _: None, live=False))"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, pickle.dumps(settings).hex(), str(out)], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "stages" / stage).exists():
-        assert child.poll() is None, "it ended before the stage was there"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    child = start(settings, out)
+    wait_for(out / "stages" / stage, child)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (out / "result.json").exists()
     assert simulate(settings, out, display=quiet()) == whole
+
+
+class TestProcesses:
+    def test_two_processes_find_what_one_does(
+        self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings, tmp_path: Path
+    ) -> None:
+        written: list[str] = []
+        asked = with_all(settings)
+        result = simulate(asked, tmp_path, display=Display(written.append, live=False), jobs=2)
+        assert result == run[1]
+        lines = [line.partition("] ")[2].partition(":")[0] for line in written]
+        stages = {str(path.relative_to(tmp_path / "stages").with_suffix("")) for path in found_stages(tmp_path)}
+        assert sorted(lines) == sorted(stages)
+
+    def test_they_end_with_the_one_that_started_them_and_a_later_start_goes_on(
+        self, settings: SimulationSettings, whole: dict[str, Any], tmp_path: Path
+    ) -> None:
+        child = start(settings, tmp_path, jobs=2)
+        wait_for(tmp_path / "stages/base/val.json", child)
+        workers = psutil.Process(child.pid).children(recursive=True)
+        assert len(workers) >= 2
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert simulate(settings, tmp_path, display=quiet()) == whole
+        psutil.wait_procs(workers, timeout=10)
+        assert not any(worker.is_running() for worker in workers)
+
+    def test_a_task_that_fails_ends_the_run_with_its_reason(self, settings: SimulationSettings, tmp_path: Path) -> None:
+        broken = replace(settings, tuning=replace(TUNING, learning_rate=1e30, max_grad_norm=1e30))
+        with pytest.raises(SimulationError, match="is not a number: try a lower learning rate"):
+            simulate(broken, tmp_path, display=quiet(), jobs=2)
+
+    def test_the_rounds_come_first_and_what_builds_on_them_later(self) -> None:
+        tasks = needs(replace(SETTINGS, seeds=2, baselines=BASELINES, controls=CONTROLS))
+        order = list(tasks)
+        assert order[:3] == [Task("val"), Task("loop", 1), Task("loop", 2)]
+        assert len(tasks) == 2 + 2 * (1 + len(BASELINES) + len(CONTROLS))
+        assert set(tasks[Task("supervised-same", 2)]) == {Task("loop", 2), Task("supervised-same", 1)}
+        assert tasks[Task("supervised-all", 1)] == (Task("val"),)
+        assert all(set(before) <= set(tasks) for before in tasks.values())
+
+    def test_as_many_as_cores_for_a_small_model_only(
+        self, settings: SimulationSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("illume.simulation.n_cores", lambda: 6)
+        small = ["--out", "x", "--device", "cpu", "--model", settings.model]
+        assert jobs_of(parser().parse_args(small)) == 6
+        assert jobs_of(parser().parse_args([*small, "--jobs", "3"])) == 3
+        assert settings_of(parser().parse_args([*small, "--jobs", "3"])).tuning.threads == 2
+        monkeypatch.setattr("illume.simulation._SMALL_BYTES", 10)
+        assert jobs_of(parser().parse_args(small)) == 1
+
+
+def found_stages(out: Path) -> list[Path]:
+    """The files of the stages below a run."""
+    files = (out / "stages").rglob("*.json")
+    return [path for path in files if set(read_json(path)) == {"seconds", "content"}]
 
 
 def test_two_runs_in_one_folder_are_refused(settings: SimulationSettings, tmp_path: Path) -> None:

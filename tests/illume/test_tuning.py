@@ -18,9 +18,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 
 from illume.evaluation import evaluate
+from illume.features import remembered_features
 from illume.records import TrainingRow
 from illume.tuning import main
 from illume.tuning_adapter import begin_adapter, language_model, lora_targets, store_adapter, trainable
@@ -31,7 +33,6 @@ from illume.tuning_batches import (
     epoch_order,
     learnt_tokens,
     plan_batches,
-    remembered_features,
     training_texts,
 )
 from illume.tuning_job import JobError, TuningJob, read_json, read_rows, write_json
@@ -253,6 +254,24 @@ class TestTraining:
             changes = {"batch_size": 8, "gradient_checkpointing": checkpointing, "lora_dropout": 0.0}
             both.append(self.gradients(make_training(load_vlm(str(base), device="cpu"), rows, tmp_path, **changes)))
         assert len(both[1]) == 28
+        for one, other in zip(*both, strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+
+    def test_loss_and_gradients_are_those_of_plain_peft(
+        self, base: Path, rows: list[TrainingRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        both = []
+        for quick in (True, False):
+            if not quick:
+                monkeypatch.setattr("illume.tuning_adapter._quicken", lambda _: None)
+            training = make_training(load_vlm(str(base), device="cpu"), rows, tmp_path, batch_size=8, lora_dropout=0.0)
+            layers = [one for one in training.vlm.model.modules() if isinstance(one, LoraLinear)]
+            assert all(("forward" in layer.__dict__) is quick for layer in layers)
+            with torch.no_grad():
+                for number, parameter in enumerate(training.parameters.values()):
+                    parameter.add_(0.01 * (number % 3))
+            both.append(self.gradients(training))
+        assert len(both[0]) == len(both[1]) == 28
         for one, other in zip(*both, strict=True):
             assert torch.allclose(one, other, atol=1e-6)
 
