@@ -54,15 +54,22 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class DecodePrompt:
-    """One prompt with its images and the draws wanted first."""
+    """One prompt with its images and the draws wanted first.
+
+    With `tail` a greedy text is written also behind the prompt without its last `tail` tokens (`illume.leads`).
+    """
 
     text: str
     images: tuple[ImageLike, ...]
     draws: tuple[Draw, ...]
+    tail: int = 0
 
 
 NextDraws = Callable[[int, list[Written]], Sequence[Draw]]
-"""Called with a prompt's index and what its last draws wrote, in order; returns further draws, or none."""
+"""Called with a prompt's index and what its last draws wrote, in order; returns further draws, or none.
+
+For what was written behind a prompt without its tail the index is `~index`, which is negative.
+"""
 
 
 def decode_prompts(
@@ -95,7 +102,7 @@ def decode_prompts(
                 while waiting or pool.groups:
                     pool.admit(waiting)
                     for index, written in pool.step():
-                        if not pool.continue_group(index, next_draws(index, written)):
+                        if not pool.continue_group(index, next_draws(index, written)) and index >= 0:
                             done += 1
                             if progress is not None:
                                 progress(done, len(prompts))
@@ -103,7 +110,7 @@ def decode_prompts(
                 if not is_out_of_memory(error) or not pool.can_shrink:
                     raise
                 waiting.extendleft(reversed(pool.unfinished()))
-                budget = max(1, budget // 2)
+                budget, memory = max(1, budget // 2), None  # what is remembered comes in batches of one size
             del pool
             if vlm.device.type == "cuda" and waiting:
                 torch.cuda.empty_cache()
@@ -270,8 +277,12 @@ class _Pool:
         return self.layers[0].cursor if self.layers else 0
 
     def unfinished(self) -> list[tuple[int, tuple[Draw, ...]]]:
-        """Every prompt whose present draws were not handed out, with those draws."""
-        return [(group.index, group.draws) for group in self.groups.values()]
+        """Every prompt whose present draws were not handed out, with those draws; all, where the tailless text is."""
+        left = {index: group.draws for index, group in self.groups.items() if index >= 0}
+        for index in self.groups:
+            if index < 0:
+                left.setdefault(~index, self.prompts[~index].draws)
+        return list(left.items())
 
     # Prompts come in.
 
@@ -288,8 +299,8 @@ class _Pool:
         # What is to be found again must come in the same batches, whatever place there is.
         most = len(waiting) if self.memory is None else _REMEMBERED_BATCH
         chosen: list[tuple[int, tuple[Draw, ...]]] = []
-        while waiting and len(chosen) < most and (not chosen or self.memory or len(waiting[0][1]) <= free):
-            free -= len(waiting[0][1])
+        while waiting and len(chosen) < most and (not chosen or self.memory or self._n_rows(*waiting[0]) <= free):
+            free -= self._n_rows(*waiting[0])
             chosen.append(waiting.popleft())
         self.can_shrink = len(chosen) > 1 or bool(self.groups)
         try:
@@ -297,7 +308,10 @@ class _Pool:
         except RuntimeError:
             waiting.extendleft(reversed(chosen))
             raise
-        self._place_pending(wanted=sum(len(draws) for _, draws in waiting))
+        self._place_pending(wanted=sum(self._n_rows(index, draws) for index, draws in waiting))
+
+    def _n_rows(self, index: int, draws: Sequence[Draw]) -> int:
+        return len(draws) + bool(self.prompts[index].tail)
 
     def _first_capacity(self, first: tuple[int, tuple[Draw, ...]]) -> int:
         prompt = self.prompts[first[0]]
@@ -320,20 +334,24 @@ class _Pool:
         inputs = encoded.inputs = encoded.inputs or encode(self.vlm, texts, images)
         ready = forward_inputs(self.vlm, inputs)
         cache = DynamicCache()
-        ready |= {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1, "return_dict": True}
+        ready |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
+        ready["logits_to_keep"] = 1 + max(prompt.tail for prompt in prompts)
         if self.memory is None:
             output = self.model(**ready)
         else:
             with remembered_features(self.vlm, encoded):
                 output = self.model(**ready)
             self.memory.keep(self.vlm, texts, images, encoded)
-        positions = ready["position_ids"][..., -1] + 1
+        width, positions = inputs["input_ids"].shape[1], ready["position_ids"] + 1
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         for row, ((index, draws), length) in enumerate(zip(chosen, lengths, strict=True)):
-            layers = [(layer.keys[row, :, -length:], layer.values[row, :, -length:]) for layer in cache.layers]
-            group = _Group(index, layers, output.logits[row, -1].float(), positions[..., row].reshape(-1))
-            self.groups[index] = group
-            self._queue(group, draws)
+            tail = self.prompts[index].tail
+            for key, end, wanted in ((index, 0, draws), (~index, tail, (Draw(),)))[: 1 + bool(tail)]:
+                places = slice(width - length, width - end)
+                layers = [(layer.keys[row, :, places], layer.values[row, :, places]) for layer in cache.layers]
+                first = positions[..., row, -1 - end].reshape(-1)
+                self.groups[key] = _Group(key, layers, output.logits[row, -1 - end].float(), first)
+                self._queue(self.groups[key], wanted)
 
     def _queue(self, group: _Group, draws: Sequence[Draw]) -> None:
         group.draws, group.written = tuple(draws), [None] * len(draws)

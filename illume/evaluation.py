@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 
 from illume.decoding import DecodePrompt, Draw, Written, decode_prompts
 from illume.features import EncodedPrompts
+from illume.leads import lead_tails
 from illume.metrics import answer_correct, bleu, cider, distinct_n, faithful, rouge_l
 from illume.prompting import DEFAULT_TEMPLATE, render_rationale_prompt
 from illume.records import Example, TrainingRow, stable_seed
@@ -61,6 +62,9 @@ def evaluate(
         "settings": dataclasses.asdict(settings) | {"template": template},
     }
     tick = progress or (lambda _: None)
+    early = None
+    if memory is not None and {"answers", "gold"} <= set(parts) - set(known or {}):
+        early = _write_together(vlm, examples, settings, template, tick, memory)
     wanted = {part: part in parts or part in (known or {}) for part in PARTS}
     for part in PARTS:
         if not wanted[part]:
@@ -69,12 +73,14 @@ def evaluate(
             scores[part] = known[part]
             continue
         if part == "answers":
-            scores[part] = _answers(vlm, examples, settings, template, tick, memory)
+            scores[part] = _answers(vlm, examples, settings, template, tick, memory, early and early[1])
         elif part == "heldout":
             scores[part] = _heldout(vlm, heldout, template)
             tick(len(heldout))
         else:
-            scores[part] = _rationales(vlm, examples, settings, template, part, scores, tick, memory)
+            scores[part] = _rationales(
+                vlm, examples, settings, template, part, scores, tick, memory, early and early[0]
+            )
         if on_part is not None:
             on_part(part, scores[part])
     return scores
@@ -93,9 +99,12 @@ def _answers(
     template: str,
     tick: Callable[[int], None],
     memory: EncodedPrompts | None,
+    early: list[str] | None,
 ) -> Scores:
     sampling = SamplingSettings(max_new_tokens=settings.max_answer_tokens, template=template)
-    own = generate_answers(vlm, examples, sampling, progress=_counter(tick, 1), memory=memory) if examples else []
+    own = early or []
+    if early is None and examples:
+        own = generate_answers(vlm, examples, sampling, progress=_counter(tick, 1), memory=memory)
     correct = [
         None if example.answer is None else answer_correct(answer, example.answer)
         for example, answer in zip(examples, own, strict=True)
@@ -112,6 +121,7 @@ def _rationales(
     scores: Mapping[str, Any],
     tick: Callable[[int], None],
     memory: EncodedPrompts | None,
+    early: list[list[str]] | None,
 ) -> Scores:
     answers = _prompt_answers(examples, part, scores)
     texts: list[list[str]] = [[] for _ in examples]
@@ -126,8 +136,12 @@ def _rationales(
         todo = [index for index in todo if not texts[index]]
         tick((len(examples) - len(todo)) * (1 + settings.samples))
     asked = [replace(examples[index], answer=answers[index]) for index in todo]
-    for index, written in zip(todo, _write(vlm, asked, settings, template, tick, remembered), strict=True):
-        texts[index] = written
+    if early is not None:
+        texts = early
+    else:
+        rows, _ = _write(vlm, asked, settings, template, tick, remembered)
+        for index, written in zip(todo, rows, strict=True):
+            texts[index] = written
     judged = [replace(example, answer=answer) for example, answer in zip(examples, answers, strict=True)]
     correct = scores["answers"]["correct"] if part == "own" else None
     return {
@@ -148,6 +162,21 @@ def _prompt_answers(examples: Sequence[Example], part: str, scores: Mapping[str,
     return chosen
 
 
+def _write_together(
+    vlm: Vlm,
+    examples: Sequence[Example],
+    settings: EvaluationSettings,
+    template: str,
+    tick: Callable[[int], None],
+    memory: EncodedPrompts,
+) -> tuple[list[list[str]], list[str]] | None:
+    """Rationales behind the gold answers, and own answers, of one pass over each prompt; None where that cannot be."""
+    if any(example.answer is None for example in examples):
+        return None
+    tails = lead_tails(vlm, examples, template=template)
+    return None if tails is None else _write(vlm, examples, settings, template, tick, memory, tails)
+
+
 def _write(
     vlm: Vlm,
     examples: Sequence[Example],
@@ -155,23 +184,28 @@ def _write(
     template: str,
     tick: Callable[[int], None],
     memory: EncodedPrompts | None,
-) -> list[list[str]]:
-    """The greedy rationale of each example, and `settings.samples` independent ones.
+    tails: Sequence[int] | None = None,
+) -> tuple[list[list[str]], list[str]]:
+    """The greedy rationale of each example, and `settings.samples` independent ones; with `tails` also own answers.
 
     Independent: an equal text is not drawn again, as it is for critics, since that would favour rare texts.
     """
     vocabulary = bare_model(vlm).config.get_text_config().vocab_size
     top_k = max(1, round(settings.top_k_share * vocabulary))
     texts: list[list[str]] = [[] for _ in examples]
+    answers = ["" for _ in examples]
     prompts = []
-    for example in examples:
+    for example, tail in zip(examples, tails or [0] * len(examples), strict=True):
         seeds = [stable_seed(settings.seed, example.id, number) for number in range(settings.samples)]
         draws = (Draw(), *(Draw(settings.temperature, top_k, seed=seed) for seed in seeds))
         text = render_rationale_prompt(example.question, example.answer or "", template=template)
-        prompts.append(DecodePrompt(text, example.images, draws))
+        prompts.append(DecodePrompt(text, example.images, draws, tail))
 
     def keep(index: int, written: list[Written]) -> Sequence[Draw]:
-        texts[index] = [decode(vlm, one.ids) for one in written]
+        if index < 0:
+            answers[~index] = decode(vlm, written[0].ids[: settings.max_answer_tokens])
+        else:
+            texts[index] = [decode(vlm, one.ids) for one in written]
         return ()
 
     if prompts:
@@ -181,10 +215,10 @@ def _write(
             max_new_tokens=settings.max_new_tokens,
             token_budget=_TOKEN_BUDGET,
             next_draws=keep,
-            progress=_counter(tick, 1 + settings.samples),
+            progress=_counter(tick, 1 + settings.samples + (tails is not None)),
             memory=memory,
         )
-    return texts
+    return texts, answers
 
 
 def _heldout(vlm: Vlm, rows: Sequence[TrainingRow], template: str) -> Scores:

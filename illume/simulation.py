@@ -71,7 +71,7 @@ def simulate(settings: SimulationSettings, out: Path, *, display: Display, jobs:
         seeds: dict[int, dict[str, Any]] = {}
         for seed in range(1, settings.seeds + 1):
             seeds[seed] = run_seed(sim, seed, base_val)
-            result = _write(sim, report(base, seeds), complete=seed == settings.seeds)
+            result = _write(sim, report(base, seeds, n_train=len(data.train)), complete=seed == settings.seeds)
         _note_run(sim, time.monotonic() - started, jobs)
         (out / "table.md").write_text(_page(sim, result), encoding="utf-8")
     return result

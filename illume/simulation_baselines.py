@@ -110,7 +110,7 @@ def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: 
         "learning_rate": best,
         "val": {f"{rate:.3g}": best_val(version) for rate, version in tuned.items()},
         "tuning": tuned[best].report,
-        "scores": score(sim, f"seed-{seed}/{kind}/heldout", tuned[best].adapter),
+        "scores": score(sim, f"seed-{seed}/{kind}/heldout", tuned[best].adapter, own=True),
     }
 
 

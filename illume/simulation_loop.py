@@ -75,17 +75,23 @@ class Simulation:
 # Scoring
 
 
-def score(sim: Simulation, name: str, adapter: Path | None, *, shuffled: bool = False) -> dict[str, Any]:
-    """The scores of a version on the held-out prompts; with `shuffled`, each is shown another's images."""
+def score(
+    sim: Simulation, name: str, adapter: Path | None, *, shuffled: bool = False, own: bool = False
+) -> dict[str, Any]:
+    """The scores of a version on the held-out prompts; with `shuffled`, each is shown another's images.
+
+    With `own` also behind the model's own answers, as the field reports them.
+    """
     settings = sim.settings
     examples: Sequence[Example] = sim.data.heldout
-    parts: tuple[Part, ...] = HELDOUT_PARTS
+    parts: tuple[Part, ...] = HELDOUT_PARTS if own else HELDOUT_PARTS[:2]
     if shuffled:
-        examples, parts = shuffle_images(examples), ("answers", "gold")
+        examples = shuffle_images(examples)
 
     def compute(tick: Tick) -> dict[str, Any]:
         evaluation = replace(settings.tuning.evaluation, samples=settings.heldout_samples)
-        return _evaluate(sim, adapter, examples, evaluation, parts, tick, memory=None if shuffled else sim.encoded)
+        memory = EncodedPrompts(budget_mb=0) if shuffled else sim.encoded
+        return _evaluate(sim, adapter, examples, evaluation, parts, tick, memory=memory)
 
     scores: dict[str, Any] = sim.stages.once(name, "scoring", compute)
     return scores
@@ -123,7 +129,7 @@ def shuffle_images(examples: Sequence[Example]) -> list[Example]:
 
 def score_base(sim: Simulation) -> dict[str, Any]:
     """The base model's scores on the held-out prompts."""
-    return score(sim, "base/heldout", None)
+    return score(sim, "base/heldout", None, own=True)
 
 
 def score_base_on_val(sim: Simulation) -> dict[str, Any]:
@@ -328,7 +334,7 @@ def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
             if sim.settings.activation == "always" or tuned.report["decision"]["activate"]:
                 adapter, val, scores = tuned.adapter, tuned.val, None
         if scores is None and adapter is not None:
-            scores = score(sim, f"{name}/heldout", adapter)
+            scores = score(sim, f"{name}/heldout", adapter, own=number == sim.settings.rounds)
         else:
             sim.stages.display.skip("scoring")
         rounds.append(_round_row(number, rows, accepted, judged, tuned, scores))

@@ -32,6 +32,9 @@ TITLES = {
 ENOUGH = 0.95
 """The share of the score of tuning on all references that the loop is to reach."""
 
+MOST_JUDGED = 0.25
+"""The share of the train prompts that may be judged, repeats counted."""
+
 MAX_DROP = 0.02
 """The answer accuracy that may be lost."""
 
@@ -74,8 +77,11 @@ def corpus(scores: Scores) -> dict[str, Any]:
     return found
 
 
-def report(base: Scores, seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """The results of all seeds as plain data: by seed, averaged over seeds, and what they show."""
+def report(base: Scores, seeds: Mapping[int, Mapping[str, Any]], *, n_train: int = 0) -> dict[str, Any]:
+    """The results of all seeds as plain data: by seed, averaged over seeds, and what they show.
+
+    `n_train` is the number of train prompts, of which the loop is to need no more than a share.
+    """
     base_values = values_of(base)
     versions: dict[str, list[dict[str, list[float]]]] = {}
     by_seed: dict[str, Any] = {}
@@ -89,10 +95,19 @@ def report(base: Scores, seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, An
         "versions": {"base": intervals(base_values)} | {name: intervals(values) for name, values in whole.items()},
         "against base": {name: differences(values, base_values) for name, values in whole.items()},
     }
+    rounds = sorted((name for name in whole if name.startswith("round ")), key=lambda name: int(name[6:]))
+    mean["against the round before"] = {
+        later: differences(whole[later], whole[earlier]) for earlier, later in pairwise(rounds)
+    }
     if last is not None:
         others = {name: values for name, values in whole.items() if not name.startswith("round ")}
         mean["last round against"] = {name: differences(whole[last], values) for name, values in others.items()}
-    return {"base": {"corpus": corpus(base)}, "seeds": by_seed, "mean": mean, "shown": shown(by_seed, mean, last)}
+    return {
+        "base": {"corpus": corpus(base)},
+        "seeds": by_seed,
+        "mean": mean,
+        "shown": shown(by_seed, mean, last, n_train),
+    }
 
 
 def _seed_report(
@@ -127,7 +142,7 @@ def _seed_report(
     return found, named
 
 
-def shown(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str | None) -> dict[str, Any]:
+def shown(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str | None, n_train: int) -> dict[str, Any]:
     """What the run shows, each as true or false with the numbers behind it; None where it was not looked at."""
     if last is None:
         return {}
@@ -138,8 +153,15 @@ def shown(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str | None)
     }
     rounds = sorted((name for name in versions if name.startswith("round ")), key=lambda name: int(name[6:]))
     line = [versions[name]["rouge_l"]["mean"] for name in ("base", *rounds)]
-    rises = all(later > earlier for earlier, later in pairwise(line))
-    found["rounds rise"] = {"holds": rises, "ROUGE-L": line}
+    steps = [mean["against base"][name] for name in rounds[:1]] + list(mean["against the round before"].values())
+    lows = [step["rouge_l"]["low"] for step in steps]
+    found["rounds rise"] = {"holds": min(lows) > 0, "ROUGE-L": line, "lower ends of the steps": lows}
+    if n_train:
+        judged = max(row["judged_in_all"] for one in by_seed.values() for row in one["rounds"]) / n_train
+        found[f"at most {MOST_JUDGED:.0%} of the train prompts judged"] = {
+            "holds": judged <= MOST_JUDGED,
+            "share": judged,
+        }
     if "supervised-all" in versions:
         reached = versions[last]["rouge_l"]["mean"] / versions["supervised-all"]["rouge_l"]["mean"]
         found[f"at least {ENOUGH:.0%} of tuning on all references"] = {"holds": reached >= ENOUGH, "share": reached}
@@ -179,6 +201,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines += ["", "| difference | " + " | ".join(TITLES[name] for name in names) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
     pairs = [(f"{name} - base", one) for name, one in mean["against base"].items()]
+    pairs += [(f"{name} - the one before", one) for name, one in mean["against the round before"].items()]
     pairs += [(f"last round - {name}", one) for name, one in mean.get("last round against", {}).items()]
     lines += [
         f"| {name} | " + " | ".join(cell(one.get(measure), signed=True) for measure in names) + " |"

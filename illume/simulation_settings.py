@@ -52,7 +52,7 @@ class SimulationSettings:
     critic: CriticKind = "truth"
     threshold: float = 0.7  # of the ROUGE-L critic
     mistakes: float = 0.0
-    rounds: int = 4
+    rounds: int = 3
     seeds: int = 3
     prompts_per_round: int = 0  # judged in a round; 0: a quarter of the train prompts over all rounds
     picks_per_round: int = 0  # prompts newly given an accepted rationale in a round; 0: no such budget

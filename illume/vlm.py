@@ -51,6 +51,7 @@ class Vlm:
     adapter: str | None = None
     _prompt_tail: str | None = field(default=None, repr=False)
     _end_id: int | None = field(default=None, repr=False)
+    _reads_forward: bool | None = field(default=None, repr=False)
 
     @property
     def tokenizer(self) -> Any:

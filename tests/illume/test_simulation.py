@@ -416,6 +416,14 @@ class TestReport:
         worse = report(base, {1: self.seed(last=0.78), 2: self.seed(last=0.2)})["shown"]
         assert not worse["last round better than base in each seed"]["holds"]
         assert not worse["at least 95% of tuning on all references"]["holds"]
+        assert not worse["rounds rise"]["holds"]
+
+    def test_how_much_was_judged(self) -> None:
+        base = self.scores([0.2] * 4, [0.25] * 4, [True] * 4)
+        few, many = (report(base, {1: self.seed(last=0.7)}, n_train=count)["shown"] for count in (40, 39))
+        claim = "at most 25% of the train prompts judged"
+        assert few[claim] == {"holds": True, "share": 0.25}
+        assert not many[claim]["holds"]
 
     def test_table_and_figure(self) -> None:
         found = report(self.scores([0.2] * 4, [0.25] * 4, [True] * 4), {1: self.seed(last=0.7)})
