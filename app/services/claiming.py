@@ -56,7 +56,7 @@ LAST_SEEN = "x.sha256 = ANY (CAST((SELECT images FROM last) AS text[]))"
 SEEN = f"EXISTS (SELECT FROM prompt_images x WHERE x.prompt_id = {{prompt}} AND {LAST_SEEN})"
 SAME = SEEN.format(prompt="p.id")
 # Whether a set `s` may be offered to the critic. Values again, so that rows are looked at one by one, in their order,
-# and only as many as are asked for.
+# and only as many as are asked for. Not for `deep`: the planner thinks such values rare, and would sort all there is.
 NEW = f"""
 (SELECT p.state FROM prompts p WHERE p.id = s.prompt_id) = 'ready'
 AND {MINE.format(set="s.id", purpose="work")}
@@ -151,13 +151,13 @@ WITH allowed AS (
 ), further AS (
     SELECT NOT EXISTS (SELECT FROM near) AND (SELECT count(*) FROM head) = {HEAD} AS is_wanted
 ), deep AS MATERIALIZED (
-    SELECT s.id, s.taken, s.rank, s.prompt_id FROM candidate_sets s
+    SELECT s.id, s.taken, s.rank, s.prompt_id FROM candidate_sets s JOIN prompts p ON p.id = s.prompt_id
     WHERE (SELECT is_wanted FROM further)
       AND s.project_id = (SELECT project FROM allowed) AND s.state = 'ready' AND s.taken < s.slots
       AND (s.taken, s.rank, s.id) >= (
           (SELECT taken FROM place), (SELECT rank FROM place), (SELECT set_id FROM place)
       )
-      AND {NEW}
+      AND p.state = 'ready' AND {MINE.format(set="s.id", purpose="work")}
     ORDER BY s.taken, s.rank, s.id LIMIT 8
 ), kept AS (
     INSERT INTO claim_places (critic_id, project_id, taken, rank, set_id)
