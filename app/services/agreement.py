@@ -24,7 +24,7 @@ from app.models import Project, Role
 from app.services.actors import Actor, require
 
 MOST_VERDICTS = 4000
-"""So many of the newest verdicts are looked at: their alpha lies within 0.02 of that of all, and is there at once."""
+"""So many of the newest verdicts are looked at, so that a figure is there at once however many there are."""
 RESAMPLES = 1000
 FEW_SETS = 10
 NOBODY_TWICE = (
