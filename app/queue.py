@@ -62,13 +62,14 @@ class Sender:
         )
         self.paused_until = 0.0
 
-    def send(self, name: str, ids: tuple[int, ...], *, expires: float | None = None) -> bool:
+    def send(self, name: str, ids: tuple[int, ...], *, until: float | None = None) -> bool:
         """Send one message; False where the broker could not be reached."""
         if time.monotonic() < self.paused_until:
             return False
         try:
+            words = {} if until is None else {"until": until}
             self.celery.send_task(
-                name, args=list(ids), queue=QUEUE_OF[name], retry=False, ignore_result=True, expires=expires
+                name, args=list(ids), kwargs=words, queue=QUEUE_OF[name], retry=False, ignore_result=True
             )
         except (KombuError, RedisError, OSError) as error:
             self.paused_until = time.monotonic() + PAUSE_SECONDS
@@ -83,15 +84,16 @@ def sender_to(url: str) -> Sender:
     return Sender(url)
 
 
-def send_now(name: str, *ids: int, expires: float | None = None) -> bool:
+def send_now(name: str, *ids: int, until: float | None = None) -> bool:
     """Send a task at once; False where there is no broker or it could not be reached, which is no error.
 
-    After `expires` seconds a worker drops the message unread.
+    A worker drops the message when the database's clock is past `until`, in seconds since 1970. Celery's own expiry
+    compares the clock of the sender's machine with that of the worker's: apart, or put forward, no work would be done.
     """
     if name not in QUEUE_OF:
         raise ValueError(f"There is no task {name!r}.")
     url = get_settings().redis_url
-    return bool(url) and sender_to(url).send(name, ids, expires=expires)
+    return bool(url) and sender_to(url).send(name, ids, until=until)
 
 
 def send(session: Session, name: str, *ids: int) -> None:

@@ -51,7 +51,10 @@ class Counter:
 
 
 def counted(limiter: FixedWindowRateLimiter, item: RateLimitItem, key: str) -> tuple[bool, int, int]:
-    """One use more, and where that leaves the key."""
+    """One use more, and where that leaves the key. A window that seems to last longer than one can is begun anew: this
+    machine's clock was put back."""
+    if limiter.get_window_stats(item, key).reset_time - time.time() > item.get_expiry() + 1:
+        limiter.clear(item, key)
     allowed = limiter.hit(item, key)
     stats = limiter.get_window_stats(item, key)
     return allowed, stats.remaining, max(1, round(stats.reset_time - time.time()))

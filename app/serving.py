@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import socket
 import sys
+import threading
 
 from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
@@ -23,6 +27,27 @@ class ServerConfig(Config):
         listening = super().bind_socket()
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
+
+    def load(self) -> None:
+        """Make the application, in the process that serves it."""
+        end_with_parent()
+        super().load()
+
+
+def end_with_parent() -> None:
+    """In one of several web processes: stop, as when told, once the process that started it is gone.
+
+    Nobody could stop it then, nor start another in its place, and it would keep the port from the next server.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def config_of(*, host: str, port: int, processes: int = 1) -> ServerConfig:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime, timedelta
+
 from celery import Celery
+from celery.schedules import schedule
 from celery.signals import worker_shutting_down
 
 from app import queue
 from app.settings import get_settings
 from worker import tasks
 from worker.process import WorkerProcess
+
+
+def steady_now() -> datetime:
+    """A time that only goes forward, for what is to happen at intervals: a clock put back would hold it up."""
+    return datetime.fromtimestamp(time.monotonic(), UTC)
 
 
 def make_celery(process: WorkerProcess | None = None) -> Celery:
@@ -32,8 +41,8 @@ def make_celery(process: WorkerProcess | None = None) -> Celery:
         beat_schedule={
             "sweep": {
                 "task": queue.SWEEP,
-                "schedule": settings.sweep_seconds,
-                "options": {"queue": queue.QUEUE_OF[queue.SWEEP], "expires": max(2 * settings.sweep_seconds, 1.0)},
+                "schedule": schedule(timedelta(seconds=settings.sweep_seconds), nowfun=steady_now),
+                "options": {"queue": queue.QUEUE_OF[queue.SWEEP]},
             }
         },
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 
 from app import queue
+from app.db import now_of, session_scope
 from app.services import erasing_running, imports, sweep, webhooks
+from app.settings import get_settings
 from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -22,6 +25,7 @@ class Tasks:
     def __init__(self, process: WorkerProcess | None) -> None:
         self._process = process
         self._models: Any = None
+        self._swept: float | None = None
 
     @property
     def process(self) -> WorkerProcess:
@@ -52,8 +56,11 @@ class Tasks:
         run_next_round(self.process, self.models)
 
     def sweep(self) -> None:
-        """Look for what is due."""
-        sweep.run()
+        """Look for what is due, unless this process has just done so: a worker that was busy finds a heap of these."""
+        now = time.monotonic()
+        if self._swept is None or now >= self._swept + get_settings().sweep_seconds / 2:
+            self._swept = now
+            sweep.run()
 
     def run_import(self, import_id: int) -> None:
         """Take in a file of prompts."""
@@ -89,10 +96,17 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
         celery.task(_stoppable(function), name=name, shared=False)
 
 
+def _time() -> float:
+    """The time by the database's clock, in seconds since 1970."""
+    with session_scope() as session:
+        return now_of(session).timestamp()
+
+
 def _stoppable(function: Callable[..., None]) -> Callable[..., None]:
-    def task(*ids: int) -> None:
+    def task(*ids: int, until: float | None = None) -> None:
         try:
-            function(*ids)
+            if until is None or _time() <= until:
+                function(*ids)
         except Stopping:
             log.info("broken off, to be taken up elsewhere")
         except DATABASE_AWAY as error:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db import session_scope
+from app.db import now_of, session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInTry, WebSession
 from app.services import (
@@ -73,12 +73,13 @@ def run() -> None:
     with session_scope() as session:
         due = sweep(session)
         projects = due_projects(session)
+        now = now_of(session).timestamp()
     for project_id in projects:
         _start_round(project_id)
     # A worker that is busy for long must not find a heap of messages that say the same.
-    expires = max(2 * get_settings().sweep_seconds, 1.0)
+    until = now + max(2 * get_settings().sweep_seconds, 1.0)
     for task, subject in due:
-        queue.send_now(task, subject, expires=expires)
+        queue.send_now(task, subject, until=until)
 
 
 def _start_round(project_id: int) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
+import time_machine
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -51,6 +53,17 @@ class TestCounter:
     def test_without_a_redis(self, url: str) -> None:
         counter = Counter(url)
         assert [counter.count(item_of(2), "a", shared=True)[0] for _ in range(3)] == [True, True, False]
+
+    @pytest.mark.parametrize("shared", [True, False])
+    @pytest.mark.parametrize("jump", [timedelta(days=-400), timedelta(hours=-1), timedelta(hours=1)])
+    def test_a_clock_that_jumps_shuts_nobody_out(self, broker: str, jump: timedelta, shared: bool) -> None:
+        counter = Counter(broker)
+        for _ in range(3):
+            counter.count(item_of(2), "a", shared=shared)
+        with time_machine.travel(datetime.now(UTC) + jump):
+            allowed, left, seconds = counter.count(item_of(2), "a", shared=shared)
+        assert (allowed, left) == ((False, 0) if shared else (True, 1))
+        assert 1 <= seconds <= 60
 
     def test_most_cost_no_round_trip(self, broker: str) -> None:
         counter = Counter(broker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from app.settings import ROOT
 from tests.conftest import CommittedDatabase
 
 PATIENCE = 120.0
+LOG = "web.log"
 
 
 class TestSocket:
@@ -36,27 +38,49 @@ class TestServe:
     def test_it_answers_and_stops_when_told(
         self, committed_db: CommittedDatabase, tmp_path: Path, processes: int
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--workers", str(processes)]
-        log = tmp_path / "web.log"
-        with log.open("wb") as file:
-            server = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, "ILLUME_DATABASE_URL": committed_db.url}, stdout=file, stderr=file
-            )
+        port, server = started(committed_db, tmp_path, processes)
         try:
-            wait_for(port, server, log)
+            wait_for(port, server, tmp_path / LOG)
             family = psutil.Process(server.pid).children(recursive=True)
             assert sum("spawn_main" in " ".join(one.cmdline()) for one in family) == (2 if processes == 2 else 0)
             server.send_signal(signal.SIGTERM)
             assert server.wait(PATIENCE) == 0
             _, alive = psutil.wait_procs(family, timeout=PATIENCE)
             assert not alive
-            assert "Traceback" not in log.read_text()
+            assert "Traceback" not in (tmp_path / LOG).read_text()
         finally:
             server.kill()
             server.wait()
+
+    def test_none_outlives_the_process_that_started_it(self, committed_db: CommittedDatabase, tmp_path: Path) -> None:
+        port, server = started(committed_db, tmp_path, 2)
+        family: list[psutil.Process] = []
+        try:
+            wait_for(port, server, tmp_path / LOG)
+            family = psutil.Process(server.pid).children(recursive=True)
+            server.kill()
+            server.wait()
+            _, alive = psutil.wait_procs(family, timeout=PATIENCE)
+            assert not alive
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+        finally:
+            server.kill()
+            server.wait()
+            for one in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+
+def started(database: CommittedDatabase, folder: Path, processes: int) -> tuple[int, subprocess.Popen[bytes]]:
+    """A web server that is starting: its port, and its process, which logs to `LOG` in `folder`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--workers", str(processes)]
+    environment = {**os.environ, "ILLUME_DATABASE_URL": database.url}
+    with (folder / LOG).open("wb") as file:
+        return port, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import time_machine
+from celery.beat import ScheduleEntry
 
 from app import queue
-from app.services import sweep
+from app.db import now_of, session_scope
+from app.services import sweep, webhooks
 from app.settings import ROOT
 from tests.conftest import forget_settings
 from tests.worker import loop
@@ -17,16 +22,56 @@ from worker.__main__ import main
 from worker.celery_app import make_celery
 from worker.process import WorkerProcess
 
+JUMPS = (timedelta(days=-400), timedelta(hours=1))
+
 
 class TestMakeCelery:
     def test_names_and_tasks_are_the_same_set(self, process: WorkerProcess) -> None:
         celery = make_celery(process)
         assert {name for name in celery.tasks if not name.startswith("celery.")} == set(queue.QUEUE_OF)
 
-    def test_beat_sends_the_sweep_and_lets_it_expire(self, process: WorkerProcess) -> None:
+    def test_beat_sends_the_sweep(self, process: WorkerProcess) -> None:
         [entry] = make_celery().conf.beat_schedule.values()
-        assert (entry["task"], entry["schedule"]) == (queue.SWEEP, 5.0)
-        assert entry["options"] == {"queue": "default", "expires": 10.0}
+        assert (entry["task"], entry["schedule"].run_every) == (queue.SWEEP, timedelta(seconds=5))
+        assert entry["options"] == {"queue": "default"}
+
+    @pytest.mark.parametrize("jump", JUMPS)
+    def test_a_clock_that_jumps_holds_no_sweep_up(self, process: WorkerProcess, jump: timedelta) -> None:
+        celery = make_celery()
+        [entry] = celery.conf.beat_schedule.values()
+        scheduled = ScheduleEntry("sweep", app=celery, **entry)
+        with time_machine.travel(datetime.now(UTC) + jump):
+            soon = scheduled.is_due()
+        assert not soon.is_due
+        assert soon.next <= 5
+
+    def test_a_heap_of_sweeps_is_one(self, process: WorkerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+        swept: list[bool] = []
+        monkeypatch.setattr(sweep, "run", lambda: swept.append(True))
+        task = make_celery(process).tasks[queue.SWEEP]
+        for _ in range(3):
+            task.apply(throw=True)
+        assert swept == [True]
+        monkeypatch.setenv("ILLUME_SWEEP_SECONDS", "0.001")
+        forget_settings()
+        time.sleep(0.01)
+        task.apply(throw=True)
+        assert swept == [True, True]
+
+    @pytest.mark.parametrize("jump", JUMPS)
+    def test_what_the_sweep_sent_is_dropped_by_the_database_clock_alone(
+        self, process: WorkerProcess, monkeypatch: pytest.MonkeyPatch, jump: timedelta
+    ) -> None:
+        done: list[int] = []
+        monkeypatch.setattr(webhooks, "deliver", done.append)
+        with session_scope() as session:
+            now = now_of(session).timestamp()
+        task = make_celery(process).tasks[queue.DELIVER]
+        with time_machine.travel(datetime.now(UTC) + jump):
+            task.apply(args=[1], kwargs={"until": now + 60}, throw=True)
+            task.apply(args=[2], kwargs={"until": now - 1}, throw=True)
+            task.apply(args=[3], throw=True)
+        assert done == [1, 3]
 
     def test_tasks_do_their_work(self, process: WorkerProcess, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tasks = make_celery(process).tasks

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db import session_scope
+from app.db import now_of, session_scope
 from app.models import (
     AssignmentState,
     IdempotencyKey,
@@ -88,15 +88,19 @@ class TestRun:
             judge(session, idle, factories.make_critic(session, idle))
             session.commit()
         sent: list[tuple[object, ...]] = []
-        monkeypatch.setattr(queue, "send_now", lambda *message, expires=None: sent.append((*message, expires)))
+        monkeypatch.setattr(queue, "send_now", lambda *message, until=None: sent.append((*message, until)))
         sweep.run()
         with session_scope() as session:
             found = session.scalars(select(Round)).all()
             assert [(one.project_id, one.state) for one in found] == [(due.id, RoundState.queued)]
         assert (queue.RUN_ROUND, found[0].id, None) in sent
+        sent.clear()
         sweep.run()
-        assert (queue.RUN_ROUND, found[0].id, 10.0) in sent
         with session_scope() as session:
+            now = now_of(session).timestamp()
+            [until] = [last for *message, last in sent if message == [queue.RUN_ROUND, found[0].id]]
+            assert isinstance(until, float)
+            assert now < until <= now + 10.0
             assert rounds.active_round(session, session.get_one(Project, hindered.id)) is None
 
     def test_a_round_that_takes_the_database_too_long_holds_nothing_up(
@@ -114,6 +118,6 @@ class TestRun:
 
         monkeypatch.setattr(rounds, "start_if_due", too_long)
         sent: list[tuple[object, ...]] = []
-        monkeypatch.setattr(queue, "send_now", lambda *message, expires=None: sent.append(message))
+        monkeypatch.setattr(queue, "send_now", lambda *message, until=None: sent.append(message))
         sweep.run()
         assert (queue.FILL_POOL, project.id) in sent

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx import Response
 from sqlalchemy.orm import Session
@@ -48,7 +49,7 @@ class Browser:
 
 
 @pytest.fixture
-def client(session: Session, redis_url: str) -> Iterator[TestClient]:
+def app(session: Session, redis_url: str) -> FastAPI:
     """The application; every request works in the test's own session."""
     app = create_app()
 
@@ -58,6 +59,12 @@ def client(session: Session, redis_url: str) -> Iterator[TestClient]:
 
     app.dependency_overrides[get_session] = test_session
     app.state.sessions = contextlib.contextmanager(test_session)
+    return app
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    """A client of the application."""
     with TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False) as client:
         yield client
 
