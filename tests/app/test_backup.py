@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from app.models import Candidate, Image, Project, Snapshot, SnapshotKind, User, 
 from app.services import datasets, snapshots, verdict_reading
 from app.services.actors import SYSTEM
 from app.services.store import get_store
-from app.settings import Settings, get_settings
+from app.settings import ROOT, Settings, get_settings
 from tests import factories as make
 from tests.app.services.judged import make_judged
 from tests.app.services.test_exports import SHAPES
@@ -53,6 +56,14 @@ def empty(database: CommittedDatabase) -> None:
     with database.engine.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE"))
         connection.execute(text("CREATE SCHEMA public"))
+
+
+def illume(environment: dict[str, str], *words: str) -> str:
+    """Run a command as another machine would, to its end; what it printed."""
+    command = [sys.executable, "-m", "app.cli", *words]
+    done = subprocess.run(command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def everything_of(database: CommittedDatabase, slug: str, folder: Path) -> dict[str, bytes]:
@@ -176,6 +187,26 @@ class TestRestore:
             project = session.scalars(select(Project)).one()
             verdict_id = session.scalars(select(Verdict.id)).one()
             assert [one["id"] for one in verdict_reading.feed(session, SYSTEM, project).items] == [str(verdict_id)]
+
+    def test_on_an_empty_machine_by_command(
+        self, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path
+    ) -> None:
+        settings = elsewhere("store")
+        with committed_db.sessions.begin() as session:
+            project, _ = make_judged(session, prompts=8)
+            slug = project.slug
+        there = {"ILLUME_DATABASE_URL": committed_db.url, "ILLUME_REDIS_URL": "", "ILLUME_STORE_URL": settings.store}
+        # Nothing but the file: PostgreSQL and Redis are made there by the command, in a folder of their own.
+        here = {"ILLUME_DATABASE_URL": "", "ILLUME_REDIS_URL": "", "ILLUME_STORE_URL": ""}
+        (tmp_path / "new").mkdir(mode=0o755)
+        new = ["--data-dir", str(tmp_path / "new" / "data")]
+        illume(there, "backup", "--out", str(tmp_path / "all.tar"))
+        assert "Restored what was backed up" in illume(here, "restore", str(tmp_path / "all.tar"), *new)
+        for name in ("records.jsonl", "sft.parquet"):
+            words = ["export", slug, "--format", name.partition(".")[0], "--out"]
+            illume(there, *words, str(tmp_path / f"old-{name}"))
+            illume(here, *words, str(tmp_path / f"new-{name}"), *new)
+            assert (tmp_path / f"new-{name}").read_bytes() == (tmp_path / f"old-{name}").read_bytes() != b""
 
     def test_a_damaged_object_changes_nothing(
         self, kept: Settings, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path

@@ -63,9 +63,14 @@ class Model:
         return {one.set_id for one in self.held.values() if one.critic == critic and one.state != "lapsed"}
 
     def claimable(self, critic: int) -> list[int]:
-        """The sets a critic may get that have the fewest critics, in order."""
+        """The sets a critic may get, in order: another image than the one they saw last, then the fewest critics.
+
+        Every set has an image of its own, so that only a lapsed one can come twice in a row.
+        """
         free = [one for one in self.sets if self.taken(one) < self.slots and one not in self.had(critic)]
-        return sorted(free, key=lambda one: (self.taken(one), one))
+        last = max((one.id for one in self.held.values() if one.critic == critic), default=None)
+        seen = self.held[last].set_id if last is not None else None
+        return sorted(free, key=lambda one: (one == seen, self.taken(one), one))
 
 
 class States(RuleBasedStateMachine):
@@ -116,7 +121,7 @@ class States(RuleBasedStateMachine):
             assert got is not None
             assert not got.resumed
             row = self.session.get_one(Assignment, got.assignment_id, populate_existing=True)
-            assert row.candidate_set_id == expected[0]  # every set has an image of its own
+            assert row.candidate_set_id == expected[0]
             self.model.held[row.id] = Held(row.id, critic, row.candidate_set_id)
 
     @precondition(has_some)
@@ -199,18 +204,30 @@ class States(RuleBasedStateMachine):
         assert standing == sum(one.aside for one in self.model.held.values())
 
 
-@pytest.mark.usefixtures("database_url")
-def test_states(engine: Engine) -> None:
+def run_states(engine: Engine, *, examples: int, steps: int, alike: bool) -> None:
+    """Do `examples` runs of `steps` calls each; the same ones each time, where `alike`."""
     States.engine = engine
     run_state_machine_as_test(
         States,
         settings=settings(
-            max_examples=8,
-            stateful_step_count=15,
+            max_examples=examples,
+            stateful_step_count=steps,
             phases=[Phase.generate],
             deadline=None,
-            derandomize=True,
+            derandomize=alike,
+            print_blob=True,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.usefixtures("database_url")
+def test_states(engine: Engine) -> None:
+    run_states(engine, examples=20, steps=20, alike=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("database_url")
+def test_many_states(engine: Engine) -> None:
+    run_states(engine, examples=300, steps=50, alike=False)
