@@ -180,6 +180,7 @@ def lay_objects(tar: tarfile.TarFile, store: Path, summary: Summary, say: Say) -
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+    os.sync()  # before the database says that they are there
 
 
 def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
+from app.connect import forget_settings
 from app.errors import NotFound
-from app.services.store import Store
+from app.services.store import Store, get_store
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -51,6 +56,44 @@ class TestBytes:
             thread.join()
         names = [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()]
         assert names == [hashlib.sha256(b"same" * 100_000).hexdigest()]
+
+
+class TestSync:
+    @pytest.fixture
+    def done(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What was brought to the disk, in order: names of files and folders, or all."""
+        found: list[str] = []
+        monkeypatch.setattr(os, "fsync", lambda file: found.append(Path(f"/proc/self/fd/{file}").readlink().name))
+        monkeypatch.setattr(os, "sync", lambda: found.append("all"))
+        return found
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for the names")
+    def test_a_commit_comes_after_it(
+        self, session: Session, tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ILLUME_STORE_URL", (tmp_path / "store").as_uri())
+        forget_settings()
+        key = get_store().put_bytes(b"content")
+        assert done == []
+        session.execute(text("SELECT 1"))
+        session.commit()
+        assert done == [key, key[:2], "store"]
+        session.execute(text("SELECT 1"))
+        session.commit()
+        assert len(done) == 3
+        forget_settings()
+
+    def test_many_go_at_once(self, tmp_path: Path, done: list[str]) -> None:
+        store = Store((tmp_path / "store").as_uri())
+        for number in range(100):
+            store.put_bytes(b"%d" % number)
+        store.sync()
+        assert done == ["all"]
+
+    def test_what_was_removed_meanwhile_is_no_hindrance(self, tmp_path: Path) -> None:
+        store = Store((tmp_path / "store").as_uri())
+        store.remove(store.put_bytes(b"content"))
+        store.sync()
 
 
 class TestFolders:
