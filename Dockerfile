@@ -30,6 +30,7 @@ COPY templates templates
 COPY static static
 COPY starter starter
 COPY --from=assets /assets/node_modules/htmx.org/dist/htmx.min.js static/vendor/htmx.min.js
+COPY --from=assets /assets/node_modules/chartist/dist/index.umd.js static/vendor/chartist.js
 
 USER illume
 VOLUME /data

@@ -48,9 +48,10 @@ def decide(
     if not comparison.new:
         return Decision(False, "There are no validation prompts to compare the versions on.", None)
     interval = paired_bootstrap(comparison.new, comparison.parent, seed=seed, confidence=confidence)
+    mean, low, high = (_signed(one) for one in (interval.mean, interval.low, interval.high))
     gain = (
-        f"{comparison.metric} changed by {interval.mean:+.4f} "
-        f"({100 * confidence:.0f} % interval {interval.low:+.4f} to {interval.high:+.4f}, {interval.n} prompts)"
+        f"{comparison.metric} changed by {mean} ({100 * confidence:.0f} % interval {low} to {high}, "
+        f"{interval.n} prompts)"
     )
     if interval.low <= 0:
         return Decision(False, f"Not clearly better: {gain}.", interval)
@@ -64,6 +65,11 @@ def decide(
         allowed = f"at most {100 * max_answer_drop:.1f} points may be lost"
         return Decision(False, f"Better explanations but worse answers: {gain}; {answers}, {allowed}.", interval)
     return Decision(True, f"Better: {gain}; {answers}.", interval)
+
+
+def _signed(value: float) -> str:
+    """A change in words, with a real minus sign."""
+    return f"{value:+.4f}".replace("-", "\u2212")
 
 
 def primary_values(scores: Mapping[str, Any], metric: str) -> list[float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -144,6 +145,11 @@ def number(value: float | int | None, digits: int = 0) -> str:
 def signed(value: float | None, digits: int = 0) -> str:
     """A number with its sign; a dash where there is none."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "\u2212")
+
+
+def with_minus(sentence: str) -> str:
+    """A stored sentence with real minus signs before its numbers, as they are written today."""
+    return re.sub(r"(?<![\w.\-])-(?=\d)", "\u2212", sentence)
 
 
 def percent(value: float | None, digits: int = 0) -> str:

@@ -8,18 +8,21 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
 
 from app.deps import SessionDep
-from app.errors import TooMany, Unauthenticated
+from app.errors import Forbidden, NotFound, TooMany, Unauthenticated
 from app.models import Role
 from app.services import users
+from app.services.actors import Actor
 from app.settings import get_settings
-from app.web.access import COOKIE, OLD_FORM, Form, Me, Poster, equal, sent_token, text_of
+from app.web.access import COOKIE, OLD_FORM, Form, Me, Poster, equal, judged_project, sent_token, text_of
 from app.web.rendering import Message, Shell, page
 
 # The sign-in form is sent before there is a session: its token stands in a cookie of its own, and must come back.
 FORM_COOKIE = "illume_form"
 LAST_PROJECT = "illume_project"
+SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 LOCAL_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\]*")
 
 router = APIRouter()
@@ -46,13 +49,22 @@ def set_cookie(response: Response, name: str, value: str, *, seconds: int | None
 
 
 @router.get("/")
-def start(request: Request, who: Me) -> RedirectResponse:
-    """Where one left off: a critic's last project, an admin's overview."""
-    if who.actor.role is Role.critic:
-        slug = request.cookies.get(LAST_PROJECT, "")
-        known = re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", slug)
-        return RedirectResponse(f"/annotate/{slug}" if known else "/annotate", status_code=303)
-    return RedirectResponse("/admin", status_code=303)
+def start(request: Request, session: SessionDep, who: Me) -> RedirectResponse:
+    """Where one left off: a critic's last project, if they still judge in it; an admin's overview."""
+    if who.actor.role is not Role.critic:
+        return RedirectResponse("/admin", status_code=303)
+    slug = request.cookies.get(LAST_PROJECT, "")
+    known = SLUG.fullmatch(slug) and judges_in(session, who.actor, slug)
+    return RedirectResponse(f"/annotate/{slug}" if known else "/annotate", status_code=303)
+
+
+def judges_in(session: Session, actor: Actor, slug: str) -> bool:
+    """Whether there is such a project and `actor` judges in it."""
+    try:
+        judged_project(session, actor, slug)
+    except (NotFound, Forbidden):
+        return False
+    return True
 
 
 @router.get("/sign-in")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -124,6 +125,51 @@ def test_pages_of_admins_are_accessible_and_light(visitor: Visitor, history: wor
     admin.sign_in(history.admin)
     prompt = f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}"
     assert_good(admin, (*ADMINS, prompt, f"{prompt}/gold"))
+
+
+def table_parts(page: Page) -> dict[str, Counter[str]]:
+    """The parts of the tables that are cards on a phone, by role: as meant, and as Chromium tells them."""
+    meant = page.evaluate(
+        """() => [...document.querySelectorAll(".stacks, .stacks *")].map((one) => ({
+            table: "table", tr: "row", td: "cell", th: one.scope === "row" ? "rowheader" : "columnheader",
+        })[one.localName]).filter(Boolean)"""
+    )
+    # What is folded is unfolded, and tables that stay tables are not counted.
+    page.evaluate(
+        """() => {
+            for (const one of document.querySelectorAll("main details")) one.open = true;
+            for (const one of document.querySelectorAll("table:not(.stacks)")) one.setAttribute("role", "none");
+        }"""
+    )
+    session = page.context.new_cdp_session(page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    session.detach()
+    kinds = {"table", "row", "cell", "rowheader", "columnheader"}
+    told = [node["role"]["value"] for node in nodes if not node["ignored"] and node["role"]["value"] in kinds]
+    return {"meant": Counter(meant), "told": Counter(told)}
+
+
+def test_cards_on_a_phone_are_tables_to_who_cannot_see_them(visitor: Visitor, history: world.World, site: Site) -> None:
+    with site.sessions.begin() as session:
+        fortnight.live_through(session, history)
+        world.add_running_round(session, history)
+    visit = visitor(PHONE)
+    visit.sign_in(history.admin)
+    seen = 0
+    for path in (*ADMINS, f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}", "/annotate/scenes/history"):
+        page = visit.open(path)
+        if not page.locator(".stacks").count():
+            continue
+        seen += 1
+        assert page.locator(".stacks tr").last.evaluate("one => getComputedStyle(one).display") == "flex"
+        parts = table_parts(page)
+        assert parts["told"] == parts["meant"], path
+        assert parts["meant"]["row"] >= 2
+    assert seen >= 12
+    page = visit.open("/admin/projects/scenes/versions")
+    row = page.get_by_role("row", name=re.compile("^Version 2 active"))
+    expect(row.get_by_role("rowheader")).to_contain_text("Version 2")
+    expect(row.get_by_role("cell", name=re.compile("^Answers right 8"))).to_be_visible()
 
 
 def test_dialogs_of_the_judging_page_are_accessible(critic: Visit) -> None:

@@ -304,7 +304,7 @@ def decision_of(number: int, metrics: dict[str, Any]) -> dict[str, Any]:
     change = metrics["change"]["score"]
     gain = (
         f"ROUGE-L of samples changed by {change['mean']:+.4f} "
-        f"(95% interval {change['low']:+.4f} to {change['high']:+.4f}, 100 prompts)"
+        f"(95 % interval {change['low']:+.4f} to {change['high']:+.4f}, 100 prompts)"
     )
     better = change["low"] > 0
     return {"activate": better, "reason": f"{'Better' if better else 'Not clearly better'}: {gain}."}

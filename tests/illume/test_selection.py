@@ -27,7 +27,10 @@ class TestDecide:
         assert decision.reason.startswith("Not clearly better")
 
     def test_a_loss_waits(self) -> None:
-        assert not decide(compare(-0.1)).activate
+        decision = decide(compare(-0.1))
+        assert not decision.activate
+        assert "changed by −0.1000 (95 % interval −0.1" in decision.reason
+        assert "-" not in decision.reason.replace("ROUGE-L", "")
 
     def test_no_change_at_all_waits(self) -> None:
         assert not decide(Comparison("ROUGE-L", [0.5] * 9, [0.5] * 9, 0.9, 0.9)).activate

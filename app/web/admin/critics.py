@@ -236,6 +236,7 @@ def days_chart(days: Sequence[Day], names: Mapping[int, str], *, of: int | None 
         x_format=lambda x: f"{date.fromordinal(round(x)):%-d %b}",
         y_format=lambda y: f"{y:.0f}",
         y_from=0,
+        whole=True,
     )
 
 
@@ -252,6 +253,7 @@ def places_chart(figures: Mapping[str, PlaceFigures]) -> Chart | None:
         x_format=lambda x: f"{x:.0f}",
         y_format=lambda y: f"{y:.0f} %",
         y_from=0,
+        unit=" %",
     )
 
 

@@ -24,7 +24,7 @@ from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.scores import ScoreRow, score_rows
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.errors import wants_fragment
-from app.web.rendering import duration, fragment, live, page
+from app.web.rendering import duration, fragment, live, page, with_minus
 from app.web.words import METRIC_WORDS, TRIGGER_WORDS, image_url, round_tone, round_words
 
 router = APIRouter()
@@ -363,7 +363,7 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
         fraction=float(found.progress.get("fraction") or 0.0),
         line=round_words(found),
         error=found.error or "",
-        reason=str(found.decision.get("reason", "")),
+        reason=with_minus(str(found.decision.get("reason", ""))),
         activated=bool(found.decision.get("activate")),
         made=f"Version {numbers[found.version_id]}" if found.version_id in numbers else "",
         metric=METRIC_WORDS.get(plan.metric, plan.metric),

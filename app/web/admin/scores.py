@@ -9,7 +9,7 @@ from typing import Any
 
 from app.models import ModelVersion, Round
 from app.web.charts import Chart, Line, Sample, line_chart
-from app.web.rendering import percent
+from app.web.rendering import percent, with_minus
 from app.web.words import METRIC_WORDS
 
 # The scores of the table before and after: key in the metrics, name, whether it is a share.
@@ -105,7 +105,7 @@ def _row(
         accuracy_change=_change(changes.get("answer_accuracy"), True) if changes.get("answer_accuracy") else "",
         parent=numbers.get(version.parent_id) if version.parent_id is not None else None,
         adapter=f"/api/v1/versions/{version.id}/adapter" if version.adapter else "",
-        reason=str(decision.get("reason", "")),
+        reason=with_minus(str(decision.get("reason", ""))),
         created_at=version.created_at,
     )
 

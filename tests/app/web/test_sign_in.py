@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.models import Role
 from app.web.sign_in import local_path
+from tests import factories
 from tests.app.web.conftest import PASSWORD, Browser, person
 
 
@@ -96,10 +97,25 @@ class TestSignOut:
 
 class TestStart:
     def test_a_critic_goes_on_where_they_left_off(self, browser: Browser, session: Session) -> None:
-        browser.sign_in(person(session, role=Role.critic))
+        project = factories.make_project(session, slug="scenes")
+        critic = person(session, role=Role.critic)
+        factories.make_member(session, project, Role.critic, user=critic)
+        browser.sign_in(critic)
         assert browser.get("/").headers["location"] == "/annotate"
         browser.client.cookies.set("illume_project", "scenes")
         assert browser.get("/").headers["location"] == "/annotate/scenes"
+
+    @pytest.mark.parametrize("role", [None, Role.viewer])
+    def test_a_project_they_judge_in_no_more_is_not_gone_to(
+        self, browser: Browser, session: Session, role: Role | None
+    ) -> None:
+        project = factories.make_project(session, slug="scenes")
+        critic = person(session, role=Role.critic)
+        if role is not None:
+            factories.make_member(session, project, role, user=critic)
+        browser.sign_in(critic)
+        browser.client.cookies.set("illume_project", "scenes")
+        assert browser.get("/").headers["location"] == "/annotate"
 
     def test_a_cookie_leads_nowhere_else(self, browser: Browser, session: Session) -> None:
         browser.sign_in(person(session, role=Role.critic))
