@@ -5,6 +5,7 @@ schemathesis makes up requests by the description, good ones and bad ones; some 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,20 +28,28 @@ from app.main import create_app
 from app.models import (
     AssignmentState,
     Candidate,
+    ComparisonPair,
+    CriticStanding,
+    DeliveryState,
     Erasure,
+    Evaluation,
     Import,
     ModelVersion,
     Project,
     PromptImage,
+    ReturnedVerdict,
     Review,
     Role,
     Scope,
     SnapshotKind,
+    Split,
     Token,
+    User,
     Verdict,
     VerdictKind,
+    WebhookDelivery,
 )
-from app.services import reviews, rounds, snapshots, users, webhooks
+from app.services import comparisons, gold, reviews, rounds, snapshots, users, webhooks
 from app.services.actors import SYSTEM
 from tests import factories
 from tests.app.services.feedback import judge
@@ -63,12 +72,36 @@ SOME = (  # of each kind of call one or two, for each run of the tests
     ("GET", "/api/v1/imports/{import_id}"),
 )
 DESCRIPTION = create_app().openapi()
+# Calls whose good answer comes only for what `known` laid for them, with what is sent.
+GOOD = (
+    ("GET", "/api/v1/projects/{slug}/gold", None),
+    ("DELETE", "/api/v1/gold/{gold_id}", None),
+    ("GET", "/api/v1/projects/{slug}/practice", None),
+    ("POST", "/api/v1/projects/{slug}/practice/{gold_id}", {"picks": []}),
+    ("GET", "/api/v1/projects/{slug}/standings", None),
+    ("GET", "/api/v1/projects/{slug}/returned", None),
+    ("POST", "/api/v1/returned/{returned_id}/stand", None),
+    ("GET", "/api/v1/projects/{slug}/comparisons", None),
+    ("GET", "/api/v1/comparisons/{comparison_id}", None),
+    ("GET", "/api/v1/comparisons/{comparison_id}/pairs", None),
+    ("POST", "/api/v1/comparisons/{comparison_id}/close", None),
+    ("GET", "/api/v1/projects/{slug}/pairs/next", None),
+    ("POST", "/api/v1/projects/{slug}/pairs/{pair_id}/preference", {"side": "left"}),
+    ("GET", "/api/v1/webhooks/{webhook_id}/deliveries", None),
+    ("POST", "/api/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay", None),
+)
 SPEC = schemathesis.openapi.from_dict(DESCRIPTION)
 OPERATIONS = {(one.method.upper(), one.path): one for one in (found.ok() for found in SPEC.get_all_operations())}
 
 
 @pytest.fixture
-def known(session: Session, project: Project) -> dict[str, str]:
+def asker(session: Session) -> User:
+    """The admin who asks."""
+    return factories.make_user(session, role=Role.admin)
+
+
+@pytest.fixture
+def known(session: Session, project: Project, asker: User) -> dict[str, str]:
     """A project with one of everything, and what paths call these things."""
     critic = factories.make_critic(session, project)
     prompt = judge(session, project, critic)
@@ -87,8 +120,15 @@ def known(session: Session, project: Project) -> dict[str, str]:
     hook, _ = webhooks.add_webhook(session, SYSTEM, url="https://8.8.8.8/", events=["verdict"], project=project)
     token, _ = users.create_token(session, SYSTEM, user_id=critic.user_id, scope=Scope.read)
     image = session.scalars(select(PromptImage.sha256).where(PromptImage.prompt_id == prompt.id)).one()
+    others = {**a_comparison(session, project), **asked_of(session, project, asker, flag)}
+    factories.add(session, CriticStanding(project_id=project.id, critic_id=critic.user_id, answered=3, score=0.5))
+    delivery = factories.add(
+        session, WebhookDelivery(webhook_id=hook.id, event="verdict", payload={}, state=DeliveryState.failed)
+    )
     session.commit()
     return {
+        **others,
+        "delivery_id": str(delivery.id),
         "slug": project.slug,
         "sha256": image,
         "prompt_id": str(prompt.id),
@@ -108,14 +148,53 @@ def known(session: Session, project: Project) -> dict[str, str]:
     }
 
 
+def a_comparison(session: Session, project: Project) -> dict[str, str]:
+    """A comparison of the active version with another, and a pair of it that is to be judged."""
+    old = session.get_one(ModelVersion, project.active_version_id)
+    new = factories.make_version(session, project, number=7, parent=old)
+    prompts = [str(factories.make_prompt(session, project, split=Split.val).id) for _ in range(2)]
+    for version, word in ((old, "old"), (new, "new")):
+        part = {"rationales": [[f"{word} 1"], [f"{word} 2"]], "rouge_l": [0.5] * 2}
+        scores = {"prompts": prompts, "gold": {"greedy": part, "sampled": part}}
+        factories.add(session, Evaluation(version_id=version.id, prompts_hash="p", settings_hash="s", scores=scores))
+    made = comparisons.start(session, SYSTEM, project, old=old, new=new, pairs=2, each=1, gate=False)
+    pair = session.scalars(select(ComparisonPair.id).where(ComparisonPair.comparison_id == made.id)).first()
+    return {"comparison_id": str(made.id), "pair_id": str(pair)}
+
+
+def asked_of(session: Session, project: Project, asker: User, verdict: Verdict) -> dict[str, str]:
+    """A practice prompt, and a verdict that was sent back to `asker`."""
+    item = gold.GoldIn(
+        prompt=str(factories.make_prompt(session, project).id),
+        candidates=[gold.GoldCandidate(text="it fits", fits=True), gold.GoldCandidate(text="it does not", fits=False)],
+        practice=True,
+    )
+    made = gold.add_gold(session, SYSTEM, project, item)
+    review = session.scalars(select(Review.id)).one()
+    row = ReturnedVerdict(
+        project_id=project.id, review_id=review, verdict_id=verdict.id, critic_id=asker.id, note="Sure?"
+    )
+    return {"gold_id": str(made["id"]), "returned_id": str(factories.add(session, row).id)}
+
+
 @pytest.fixture
-def ask(app: FastAPI, session: Session, known: dict[str, str]) -> Callable[..., None]:
-    """Sends made-up requests of one kind as an admin and checks their answers."""
-    admin = factories.make_user(session, role=Role.admin)
-    _, token = users.create_token(session, SYSTEM, user_id=admin.id, scope=Scope.admin)
+def schema(app: FastAPI) -> Any:
+    """The description as the server gives it, which requests go by."""
+    return schemathesis.openapi.from_asgi("/api/v1/openapi.json", app)
+
+
+@pytest.fixture
+def headers(session: Session, asker: User, known: dict[str, str]) -> dict[str, str]:
+    """Those of an admin's requests, once everything is there."""
+    assert known
+    _, token = users.create_token(session, SYSTEM, user_id=asker.id, scope=Scope.admin)
     session.commit()
-    schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", app)
-    headers = {"Authorization": f"Bearer {token}"}
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def ask(schema: Any, known: dict[str, str], headers: dict[str, str]) -> Callable[..., None]:
+    """Sends made-up requests of one kind as an admin and checks their answers."""
 
     def run(method: str, path: str, examples: int) -> None:
         operation = schema[path][method]
@@ -142,6 +221,23 @@ def ask(app: FastAPI, session: Session, known: dict[str, str]) -> Callable[..., 
 @pytest.mark.parametrize(("method", "path"), SOME, ids=lambda value: value)
 def test_some(ask: Callable[..., None], method: str, path: str) -> None:
     ask(method, path, 8)
+
+
+def test_what_paths_name_is_there(known: dict[str, str]) -> None:
+    assert {name for _, path in OPERATIONS for name in re.findall(r"{(\w+)}", path)} <= known.keys()
+
+
+@pytest.mark.parametrize(("method", "path", "body"), GOOD, ids=lambda value: value if isinstance(value, str) else "")
+def test_good(
+    schema: Any, known: dict[str, str], headers: dict[str, str], method: str, path: str, body: dict[str, Any] | None
+) -> None:
+    names = re.findall(r"{(\w+)}", path)
+    sent = {} if body is None else {"body": body, "media_type": "application/json"}
+    case = schema[path][method].Case(path_parameters={name: known[name] for name in names}, **sent)
+    answer = case.call_and_validate(headers=headers, checks=CHECKS)
+    assert 200 <= answer.status_code < 300
+    if answer.status_code == 200 and "items" in answer.json():
+        assert answer.json()["items"]
 
 
 @pytest.mark.slow
