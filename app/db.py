@@ -76,7 +76,13 @@ def make_engine(url: str, *, pool_size: int) -> Engine:
         max_overflow=0,
         pool_timeout=5,
         pool_use_lifo=True,  # few connections that have their plans, rather than many that plan
-        connect_args={"connect_timeout": 3, "options": options, "application_name": "illume", **CUT_OFF},
+        connect_args={
+            "connect_timeout": 3,
+            "options": options,
+            "application_name": "illume",
+            "client_encoding": "utf8",
+            **CUT_OFF,
+        },
     )
     ping_after_idling(engine)
     return engine

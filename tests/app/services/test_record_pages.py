@@ -48,6 +48,18 @@ class TestPages:
         assert b"".join(pages) == by_prompt
         assert all(len(ids([page])) % 2 == 0 for page in pages)  # a prompt's records stay together
 
+    def test_texts_of_a_page_are_in_order(self, choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+        [by_verdict], [by_prompt] = list(pages_by_verdict(choice)), list(pages_by_prompt(choice))
+        for name in ("BY_VERDICT", "BY_PROMPT"):
+            one_a_text = getattr(record_pages, name).replace(f"place / {record_pages.TOGETHER}", "place / 3")
+            assert one_a_text != getattr(record_pages, name)
+            monkeypatch.setattr(record_pages, name, one_a_text)
+        assert list(pages_by_verdict(choice)) == [by_verdict]
+        assert list(pages_by_prompt(choice)) == [by_prompt]
+        assert [orjson.loads(line)["prompt"] for line in by_prompt.splitlines()] == sorted(
+            (orjson.loads(line)["prompt"] for line in by_prompt.splitlines()), key=int
+        )
+
     def test_behind_a_record_and_at_most(self, choice: Choice) -> None:
         everything = ids(list(pages_by_verdict(choice)))
         assert ids(list(pages_by_verdict(choice, after=everything[4], limit=3))) == everything[5:8]
@@ -66,7 +78,7 @@ class TestSize:
         size.learn(200, 200 * 1000)
         assert size.rows == record_pages.PAGE
         size.learn(10, 10 * 1_000_000)
-        assert size.rows == 2
+        assert size.rows == record_pages.PAGE_BYTES // 1_000_000
         size.learn(1, 100_000_000)
         assert size.rows == 1
         size.learn(1, 0)
