@@ -197,6 +197,7 @@ def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:
             say("The other server was too far ahead: clients of the feed begin anew.")
             connection.execute("UPDATE verdicts SET xid = pg_current_xact_id()")
             connection.execute("UPDATE webhooks SET feed_xid = '0', feed_id = 0")
+            connection.execute("DELETE FROM agreement_places")
             return
         last = time.monotonic()
         while (missing := wanted - next_xid(settings)) > 0:

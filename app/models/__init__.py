@@ -17,6 +17,7 @@ from app.models.content import (
     SettingRevision,
 )
 from app.models.erasing import Erasure, ErasureKind, ErasureState, StoreRemoval
+from app.models.finding import AgreementPlace, PromptWords, SetAgreement
 from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
 from app.models.learning import Evaluation, ModelVersion, Round, RoundEvent, Snapshot, SnapshotItem
 from app.models.links import LinkPurpose, OneTimeLink
@@ -45,6 +46,7 @@ from app.models.states import (
 )
 
 __all__ = [
+    "AgreementPlace",
     "Assignment",
     "AssignmentState",
     "AuditEvent",
@@ -88,6 +90,7 @@ __all__ = [
     "Prompt",
     "PromptImage",
     "PromptState",
+    "PromptWords",
     "Purpose",
     "ReturnedVerdict",
     "Review",
@@ -99,6 +102,7 @@ __all__ = [
     "RoundState",
     "RoundTrigger",
     "Scope",
+    "SetAgreement",
     "SettingRevision",
     "SignInTry",
     "Snapshot",

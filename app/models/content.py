@@ -163,6 +163,7 @@ class CandidateSet(Base):
             postgresql_where=text("state = 'ready' AND taken < slots"),
         ),
         Index("ix_candidate_sets_prompt_id", "prompt_id"),
+        Index("ix_candidate_sets_version_id_prompt_id", "version_id", "prompt_id"),
         Index("ix_candidate_sets_sampling", "project_id", postgresql_where=text("state = 'sampling'")),
         Index(
             "uq_candidate_sets_live", "prompt_id", unique=True, postgresql_where=text("state IN ('sampling', 'ready')")
@@ -172,7 +173,7 @@ class CandidateSet(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
-    version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"), index=True)
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))
     source: Mapped[CandidateSource] = mapped_column(Known(CandidateSource))
     state: Mapped[CandidateSetState] = mapped_column(Known(CandidateSetState))
     answer: Mapped[str | None] = mapped_column(Text)

@@ -1,29 +1,23 @@
-"""What prompts may be looked for by, beyond their own columns: what critics said of them, and who wrote for them."""
+"""What prompts may be looked for by, beyond their own columns: their words, what critics said, who wrote for them.
+
+Each is the prompts that fit, from an index in the order of their ids: a list reads no more of them than it shows.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, exists, select, text
-from sqlalchemy.sql import Select
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session, aliased
 
-from app.models import CandidateSet, ModelVersion, Prompt, Verdict, VerdictKind
+from app.models import CandidateSet, ModelVersion, Project, PromptWords, SetAgreement, Verdict, VerdictKind
 
-# Sets of a prompt that two or more critics judged, and whether some candidate of theirs was picked by some but not all.
-APART = """
-SELECT FROM (
-    SELECT v.candidate_set_id AS set_id, count(*) AS critics FROM verdicts v
-    WHERE v.prompt_id = prompts.id AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
-    GROUP BY 1 HAVING count(*) > 1
-) judged
-"""
-SPLIT = """
-WHERE EXISTS (
-    SELECT FROM picks k JOIN verdicts v ON v.id = k.verdict_id
-    WHERE v.candidate_set_id = judged.set_id AND v.current AND v.state = 'counted'
-    GROUP BY k.candidate_id HAVING count(*) < judged.critics
-)
-"""
+FEW = 10_000
+"""With up to so many prompts with some words they are read and put in order; with more, they are met often enough."""
+NOBODY = 0
+"""An id that no row has."""
+INDEXED = 3
+"""The index of words knows parts of so many characters, or more."""
 
 
 class Said(StrEnum):
@@ -36,25 +30,69 @@ class Said(StrEnum):
     alike = "alike"
 
 
-def said(what: Said) -> ColumnElement[bool]:
-    """Prompts of which critics said this: `apart` and `alike` are of those that two or more critics judged."""
-    if what is Said.accepted:
-        return Prompt.has_accepted.is_(True)
-    if what is Said.open:
-        return ~Prompt.has_accepted
-    if what is Said.flagged:
-        return exists().where(Verdict.prompt_id == Prompt.id, Verdict.current, Verdict.kind == VerdictKind.flagged)
-    differs = f"EXISTS ({APART} {SPLIT})"
-    if what is Said.apart:
-        return text(differs)  # type: ignore[return-value]  # a text stands where a condition may
-    return text(f"EXISTS ({APART}) AND NOT {differs}")  # type: ignore[return-value]  # as above
-
-
-def written_by(query: Select[Prompt], number: int) -> Select[Prompt]:
-    """`query`, only of prompts that version `number` of their project wrote candidates for."""
-    version = (
-        select(CandidateSet.id)
-        .join(ModelVersion, ModelVersion.id == CandidateSet.version_id)
-        .where(CandidateSet.prompt_id == Prompt.id, ModelVersion.number == number)
+def flagged(project: Project, after: int) -> Select[int]:
+    """Prompts that a critic flagged."""
+    return (
+        select(Verdict.prompt_id)
+        .where(
+            Verdict.project_id == project.id,
+            Verdict.current,
+            Verdict.kind == VerdictKind.flagged,
+            Verdict.prompt_id > after,
+        )
+        .group_by(Verdict.prompt_id)
     )
-    return query.where(version.exists())
+
+
+def apart(project: Project, after: int) -> Select[int]:
+    """Prompts over a set of which critics differ, as of the last sweep."""
+    return (
+        select(SetAgreement.prompt_id)
+        .where(SetAgreement.project_id == project.id, SetAgreement.apart, SetAgreement.prompt_id > after)
+        .group_by(SetAgreement.prompt_id)
+    )
+
+
+def alike(project: Project, after: int) -> Select[int]:
+    """Prompts of which two or more critics judged a set, and over none of which they differ, as of the last sweep."""
+    other = aliased(SetAgreement)
+    differs = select(other.candidate_set_id).where(
+        other.project_id == project.id, other.apart, other.prompt_id == SetAgreement.prompt_id
+    )
+    return (
+        select(SetAgreement.prompt_id)
+        .where(
+            SetAgreement.project_id == project.id,
+            ~SetAgreement.apart,
+            SetAgreement.prompt_id > after,
+            ~differs.exists(),
+        )
+        .group_by(SetAgreement.prompt_id)
+    )
+
+
+def written_by(session: Session, project: Project, number: int, after: int) -> Select[int]:
+    """Prompts that the version of this number wrote candidates for."""
+    version_id = session.scalar(
+        select(ModelVersion.id).where(ModelVersion.project_id == project.id, ModelVersion.number == number)
+    )
+    return (
+        select(CandidateSet.prompt_id)
+        .where(CandidateSet.version_id == (version_id or NOBODY), CandidateSet.prompt_id > after)
+        .group_by(CandidateSet.prompt_id)
+    )
+
+
+def mentioning(session: Session, project: Project, part: str, after: int) -> Select[int]:
+    """Prompts with this part in their question, answer or external id, in whatever case."""
+    fits = select(PromptWords.prompt_id).where(
+        PromptWords.project_id == project.id,
+        PromptWords.prompt_id > after,
+        PromptWords.words.contains(part.lower(), autoescape=True),
+    )
+    if len(part) < INDEXED:
+        return fits
+    found = session.scalars(fits.limit(FEW + 1)).all()
+    if len(found) > FEW:
+        return fits
+    return select(PromptWords.prompt_id).where(PromptWords.prompt_id.in_(sorted(found)[:FEW]))

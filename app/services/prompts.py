@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
-from sqlalchemy import insert, or_, select
+from sqlalchemy import Select, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.interfaces import ORMOption
@@ -281,25 +281,36 @@ def list_prompts(
     `said`: by what critics said of them; `version`: those that the version of this number wrote candidates for.
     """
     require(session, actor, project, Role.viewer)
-    wanted = select(Prompt).where(Prompt.project_id == project.id).order_by(Prompt.id).limit(check_limit(limit) + 1)
-    if cursor is not None:
-        wanted = wanted.where(Prompt.id > decode_cursor(cursor, int)[0])
-    if split is not None:
-        wanted = wanted.where(Prompt.split == split)
-    if state is not None:
-        wanted = wanted.where(Prompt.state == state)
-    if external_id is not None:
-        wanted = wanted.where(Prompt.external_id == external_id)
-    if query:
-        columns = (Prompt.question, Prompt.answer, Prompt.external_id)
-        wanted = wanted.where(or_(*(column.icontains(query, autoescape=True) for column in columns)))
-    if said is not None:
-        wanted = wanted.where(prompt_filters.said(said))
+    check_limit(limit)
+    after = 0 if cursor is None else decode_cursor(cursor, int)[0]
+    wanted = select(Prompt).where(Prompt.project_id == project.id, Prompt.id > after)
+    for column, value in ((Prompt.split, split), (Prompt.state, state), (Prompt.external_id, external_id)):
+        if value is not None:
+            wanted = wanted.where(column == value)
+    if said in (Said.accepted, Said.open):
+        wanted = wanted.where(Prompt.has_accepted.is_(said is Said.accepted))
+    elif said is not None:
+        wanted = _among(wanted, SAID[said](project, after))
     if version is not None:
-        wanted = prompt_filters.written_by(wanted, version)
-    found = list(session.scalars(wanted.options(*WITH_IMAGES)))
+        wanted = _among(wanted, prompt_filters.written_by(session, project, version, after))
+    if query:
+        wanted = _among(wanted, prompt_filters.mentioning(session, project, query, after))
+    found = list(session.scalars(wanted.order_by(Prompt.id).limit(limit + 1).options(*WITH_IMAGES)))
     more = len(found) > limit
     return Page(found[:limit], encode_cursor(found[limit - 1].id) if more else None)
+
+
+SAID: Mapping[Said, Callable[[Project, int], Select[int]]] = {
+    Said.flagged: prompt_filters.flagged,
+    Said.apart: prompt_filters.apart,
+    Said.alike: prompt_filters.alike,
+}
+
+
+def _among(wanted: Select[Prompt], ids: Select[int]) -> Select[Prompt]:
+    """`wanted`, only of the prompts whose ids these are."""
+    fits = ids.subquery()
+    return wanted.join(fits, fits.c.prompt_id == Prompt.id)
 
 
 CHANGEABLE = ("answer", "references", "metadata", "priority", "split", "state", "question")

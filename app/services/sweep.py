@@ -21,6 +21,7 @@ from app.services import (
     erasing_running,
     redaction,
     rounds,
+    set_agreements,
     webhooks,
     workers,
 )
@@ -48,6 +49,7 @@ def sweep(session: Session) -> list[Due]:
     workers.forget_lapsed(session)
     _delete_old(session)
     counts.fold(session)
+    set_agreements.follow(session)
     webhooks.stage_verdicts(session)
     return [
         *_rounds(session),

@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import Project, PromptState, Role
+from app.services import prompts
+from app.services.actors import SYSTEM
 from tests import factories
 from tests.app.api.conftest import As
 
@@ -189,6 +191,27 @@ class TestListPrompts:
         assert len(admin.get(path, params={"q": "100%"}).json()["items"]) == 1
         assert len(admin.get(path, params={"state": "held"}).json()["items"]) == 1
         assert admin.get(path, params={"split": "test"}).json()["items"] == []
+
+    def test_words(self, session: Session, project: Project, admin: TestClient) -> None:
+        """In whatever case, in question, answer or external id, as they stand now, and of this project alone."""
+        first = factories.make_prompt(
+            session, project, question="Wo ist die ENTE?", answer="am Ärmel", external_id="X_7"
+        )
+        factories.make_prompt(session, project, question="What floats?", answer="a boat", external_id="Xy7")
+        factories.make_prompt(session, factories.make_project(session), question="Wo ist die Ente?")
+        path = f"/api/v1/projects/{project.slug}/prompts"
+
+        def found(words: str, **others: str) -> list[str]:
+            return [one["id"] for one in admin.get(path, params={"q": words, **others}).json()["items"]]
+
+        for words in ("ente", "ist DIE", "ärmel", "X_7", "?", "Ä"):
+            assert found(words)[:1] == [str(first.id)], words
+        assert found("x_7") == [str(first.id)]
+        assert found("ente", state="held") == []
+        assert found("am Ärmel X_7") == []
+        prompts.update_prompt(session, SYSTEM, first.id, {"answer": "on the pond"})
+        assert found("ärmel") == []
+        assert found("the pond") == [str(first.id)]
 
     @pytest.mark.parametrize(
         "params", [{"limit": 0}, {"limit": 1001}, {"cursor": "x"}, {"cursor": "WyJhIl0"}, {"split": "x"}]

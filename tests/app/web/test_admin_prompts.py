@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Project, Prompt, Role, RoundTrigger, User, VerdictKind
-from app.services import rounds
+from app.models import CandidateSet, Project, Prompt, Role, RoundTrigger, User, VerdictKind
+from app.services import rounds, set_agreements
 from app.services.actors import SYSTEM
 from tests import factories
 from tests.app.services.feedback import judge
@@ -53,6 +53,7 @@ class TestLookingFor:
         )
         assignment = factories.make_assignment(session, made, factories.make_critic(session, project))
         factories.make_verdict(session, assignment, kind=VerdictKind.flagged)
+        set_agreements.look(session, project.id, session.scalars(select(CandidateSet.id)).all())
 
         def found(said: str) -> set[str]:
             page = browser.get(f"{BASE}?said={said}").text

@@ -1,0 +1,71 @@
+"""Where critics differ: kept for each candidate set that two or more judged, by following the feed of verdicts.
+
+Looking through all verdicts for it takes the longer the more there are, and keeping it with each verdict would cost
+critics time. So the sweep follows: a list is as old as the last one at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+AT_ONCE = 5000
+# Verdicts behind the place of their project, in the order of the feed, as sets; and the last of them.
+NEWS = """
+SELECT p.id AS project_id, n.sets, n.last_xid, n.last_id, n.found
+FROM projects p LEFT JOIN agreement_places f ON f.project_id = p.id
+CROSS JOIN LATERAL (
+    SELECT array_agg(DISTINCT v.candidate_set_id) AS sets, count(*) AS found,
+        CAST((array_agg(v.xid ORDER BY v.xid DESC, v.id DESC))[1] AS text) AS last_xid,
+        (array_agg(v.id ORDER BY v.xid DESC, v.id DESC))[1] AS last_id
+    FROM (
+        SELECT v.xid, v.id, v.candidate_set_id FROM verdicts v
+        WHERE v.project_id = p.id AND v.xid < pg_snapshot_xmin(pg_current_snapshot())
+          AND (v.xid, v.id) > (CAST(coalesce(f.feed_xid, '0') AS xid8), coalesce(f.feed_id, 0))
+        ORDER BY v.xid, v.id LIMIT :at_once
+    ) v
+) n
+WHERE n.found > 0
+"""
+# The sets as they stand now. Planned repeats do not count: who differs from themselves is shown elsewhere. One look-up
+# for each set, whatever the planner thinks of how many there are.
+LOOK = """
+WITH judged AS MATERIALIZED (
+    SELECT s.id AS set_id, j.*
+    FROM unnest(CAST(:sets AS bigint[])) s (id)
+    CROSS JOIN LATERAL (
+        SELECT min(v.prompt_id) AS prompt_id, max(v.id) AS last, count(DISTINCT v.critic_id) AS critics,
+            count(DISTINCT ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY 1)) > 1 AS apart
+        FROM (SELECT * FROM verdicts x WHERE x.candidate_set_id = s.id OFFSET 0) v
+        WHERE v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+          AND NOT (SELECT a.repeat FROM assignments a WHERE a.id = v.assignment_id)
+    ) j
+), gone AS (
+    DELETE FROM agreements a USING judged j WHERE a.candidate_set_id = j.set_id AND j.critics < 2
+)
+INSERT INTO agreements AS a (candidate_set_id, project_id, prompt_id, apart, last_verdict_id)
+SELECT set_id, :project, prompt_id, apart, last FROM judged WHERE critics > 1 ORDER BY set_id
+ON CONFLICT (candidate_set_id) DO UPDATE SET apart = excluded.apart, last_verdict_id = excluded.last_verdict_id
+WHERE (a.apart, a.last_verdict_id) <> (excluded.apart, excluded.last_verdict_id)
+"""
+MOVE_ON = """
+INSERT INTO agreement_places (project_id, feed_xid, feed_id) VALUES (:project, :xid, :id)
+ON CONFLICT (project_id) DO UPDATE SET feed_xid = excluded.feed_xid, feed_id = excluded.feed_id
+"""
+
+
+def look(session: Session, project_id: int, set_ids: Sequence[int]) -> None:
+    """Look whether the critics of these sets of a project differ, and keep it."""
+    session.execute(text(LOOK), {"project": project_id, "sets": list(set_ids)})
+
+
+def follow(session: Session) -> int:
+    """Look at the sets that new verdicts are about, so many of each project at a time. How many verdicts there were."""
+    found = 0
+    for news in session.execute(text(NEWS), {"at_once": AT_ONCE}).all():
+        look(session, news.project_id, news.sets)
+        session.execute(text(MOVE_ON), {"project": news.project_id, "xid": news.last_xid, "id": news.last_id})
+        found += news.found
+    return found
