@@ -40,9 +40,10 @@ def preview_words(seen: RoundPreview) -> str:
     """What a round would train on, be scored on, and about how long it would take; one line each."""
     prompts = "1 prompt" if seen.n_prompts == 1 else f"{seen.n_prompts} prompts"
     heldout = f" and {seen.n_heldout} held-out prompts" if seen.n_heldout else ""
+    about = "" if seen.exact else "about "
     return (
-        f"Trains on {seen.n_rationales} accepted rationales of {prompts}, "
-        f"and on {seen.n_guard} answers against forgetting.\n"
+        f"Trains on {about}{seen.n_rationales} accepted rationales of {prompts}, "
+        f"and on {about}{seen.n_guard} answers against forgetting.\n"
         f"Scored by {METRIC_WORDS.get(seen.metric, seen.metric)} on {seen.n_val} val prompts{heldout}.\n"
         f"Takes about {duration(seen.estimated_seconds)}."
     )

@@ -332,6 +332,7 @@ OF_CALLS: dict[tuple[str, str], dict[str, Any]] = {
             "heldout": 0,
             "metric": "rouge_l",
             "estimated_seconds": 95.0,
+            "exact": True,
         }
     },
     ("GET", "/projects/{slug}/dataset/dataset_info"): {

@@ -77,6 +77,7 @@ def preview_round(session: SessionDep, actor: ActorDep, slug: str) -> dict[str, 
         "heldout": seen.n_heldout,
         "metric": seen.metric,
         "estimated_seconds": seen.estimated_seconds,
+        "exact": seen.exact,
     }
 
 

@@ -100,6 +100,7 @@ class Prompt(Base):
         UniqueConstraint("project_id", "external_id"),
         Index("ix_prompts_project_id_id", "project_id", "id"),
         Index("ix_prompts_project_id_state_id", "project_id", "state", "id"),
+        Index("ix_prompts_val", "project_id", "id", postgresql_where=text("split = 'val'")),
         Index("ix_prompts_fresh", "project_id", postgresql_where=text("fresh")),
         Index(
             "ix_prompts_waiting",

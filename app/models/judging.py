@@ -91,6 +91,7 @@ class Verdict(Base):
         Index("ix_verdicts_candidate_set_id", "candidate_set_id"),
         Index("ix_verdicts_decided", "candidate_set_id", postgresql_where=text("current AND state = 'decided'")),
         Index("ix_verdicts_critic_id", "critic_id", "project_id", "id"),
+        Index("ix_verdicts_repeats", "project_id", postgresql_where=text("current AND state = 'repeat'")),
         Index("ix_verdicts_flagged", "project_id", "prompt_id", postgresql_where=text("current AND kind = 'flagged'")),
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import krippendorff
 import numpy as np
@@ -23,8 +23,10 @@ from sqlalchemy.orm import Session
 from app.models import Project, Role
 from app.services.actors import Actor, require
 
-MOST_VERDICTS = 4000
-"""So many of the newest verdicts are looked at, so that a figure is there at once however many there are."""
+MOST_SETS = 1000
+"""So many sets that two or more critics judged are looked at, the newest, so that a figure is there at once."""
+UNSEEN = 1000
+"""So many of the newest verdicts may be on sets that the sweep has not looked at yet."""
 RESAMPLES = 1000
 FEW_SETS = 10
 NOBODY_TWICE = (
@@ -36,26 +38,36 @@ NO_VARIETY = (
     "that alpha says nothing."
 )
 
-# Of the newest verdicts those on sets that another critic judged too. What a verdict did not pick, it passed over.
+# The newest sets that two or more critics judged, as the sweep keeps them and the newest verdicts say; then what each
+# verdict on them picked. What it did not pick, it passed over.
 VOTES = """
-WITH judged AS MATERIALIZED (
-    SELECT v.id, v.candidate_set_id AS set_id, v.critic_id, v.created_at
-    FROM verdicts v JOIN assignments a ON a.id = v.assignment_id
+WITH newest AS (
+    SELECT v.candidate_set_id AS set_id FROM verdicts v
     WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
-      AND NOT a.repeat
-    ORDER BY v.xid DESC, v.id DESC LIMIT :most
-), shared AS (
-    SELECT set_id FROM judged GROUP BY 1 HAVING count(DISTINCT critic_id) > 1
+    ORDER BY v.xid DESC, v.id DESC LIMIT :unseen
+), known AS (
+    SELECT a.candidate_set_id AS set_id FROM agreements a
+    WHERE a.project_id = :project ORDER BY a.last_verdict_id DESC LIMIT :most
+), judged AS MATERIALIZED (
+    SELECT s.set_id, v.id, v.critic_id, v.created_at
+    FROM (SELECT set_id FROM newest UNION SELECT set_id FROM known) s
+    CROSS JOIN LATERAL (SELECT * FROM verdicts x WHERE x.candidate_set_id = s.set_id OFFSET 0) v
+    WHERE v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+      AND NOT (SELECT a.repeat FROM assignments a WHERE a.id = v.assignment_id)
+), shared AS MATERIALIZED (
+    SELECT set_id FROM judged GROUP BY 1 HAVING count(DISTINCT critic_id) > 1 ORDER BY max(id) DESC LIMIT :most
 )
-SELECT j.set_id, c.id AS candidate_id, j.critic_id, j.created_at, (k.candidate_id IS NOT NULL) AS picked
-FROM judged j JOIN shared USING (set_id) JOIN candidates c ON c.candidate_set_id = j.set_id
-LEFT JOIN picks k ON k.verdict_id = j.id AND k.candidate_id = c.id
+SELECT j.set_id, j.critic_id, j.created_at, c.ids AS candidates,
+    ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = j.id) AS picked
+FROM shared s
+CROSS JOIN LATERAL (SELECT ARRAY(SELECT x.id FROM candidates x WHERE x.candidate_set_id = s.set_id) AS ids) c
+JOIN judged j ON j.set_id = s.set_id
+ORDER BY j.set_id, j.id
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Vote:
-    """What one critic said of one candidate."""
+class Vote(NamedTuple):
+    """What one critic said of one candidate. A tuple, because a page looks at tens of thousands."""
 
     set_id: int
     candidate_id: int
@@ -89,10 +101,14 @@ class CriticPair:
     agreement: Agreement
 
 
-def votes_of(session: Session, project: Project, *, most: int = MOST_VERDICTS) -> list[Vote]:
-    """The votes on all sets that two or more critics judged, of the newest `most` verdicts. Planned repeats are out."""
-    rows = session.execute(text(VOTES), {"project": project.id, "most": most})
-    return [Vote(row.set_id, row.candidate_id, row.critic_id, row.created_at, row.picked) for row in rows]
+def votes_of(session: Session, project: Project, *, most: int = MOST_SETS) -> list[Vote]:
+    """The votes on the newest `most` sets that two or more critics judged. Planned repeats are out."""
+    rows = session.execute(text(VOTES), {"project": project.id, "most": most, "unseen": UNSEEN})
+    return [
+        Vote(row.set_id, candidate, row.critic_id, row.created_at, candidate in row.picked)
+        for row in rows
+        for candidate in row.candidates
+    ]
 
 
 def project_agreement(session: Session, actor: Actor, project: Project) -> Agreement:
@@ -143,8 +159,10 @@ def _interval(
     parts = np.stack([2 * table[:, 0] * table[:, 1] / (total - 1), table[:, 0], table[:, 1]], axis=1)
     by_set = np.zeros((n_groups, parts.shape[1]))
     np.add.at(by_set, groups, parts)
+    # Sets with the same sums are alike, and there are few different ones: how often each of those is drawn is enough.
+    different, times = np.unique(by_set.round(9), axis=0, return_counts=True)
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES) @ by_set
+    drawn = generator.multinomial(n_groups, times / times.sum(), size=RESAMPLES) @ different
     apart, first, second = drawn.T
     possible = first * second > 0
     if not possible.any():
@@ -155,24 +173,36 @@ def _interval(
     return float(low), float(high)
 
 
-def pairs_of(votes: Sequence[Vote]) -> list[CriticPair]:
-    """Every two critics who judged a set both, with how far they agree; those with the most shared sets first."""
-    by_critic: dict[int, list[Vote]] = defaultdict(list)
+def _by_candidate(votes: Iterable[Vote]) -> Iterable[list[Vote]]:
+    """The votes on each candidate."""
+    found: dict[int, list[Vote]] = defaultdict(list)
     for vote in votes:
-        by_critic[vote.critic_id].append(vote)
-    found = []
-    for first, second in combinations(sorted(by_critic), 2):
-        shared = {vote.candidate_id for vote in by_critic[first]} & {vote.candidate_id for vote in by_critic[second]}
-        if shared:
-            both = [vote for vote in (*by_critic[first], *by_critic[second]) if vote.candidate_id in shared]
-            found.append(CriticPair(first, second, agreement_of(both)))
-    return sorted(found, key=lambda pair: (-pair.agreement.sets, pair.first, pair.second))
+        found[vote.candidate_id].append(vote)
+    return found.values()
 
 
-def with_others(votes: Sequence[Vote], critic_id: int) -> Agreement:
-    """How far one critic and the others agree, over the candidates that the critic judged."""
-    own = {vote.candidate_id for vote in votes if vote.critic_id == critic_id}
-    return agreement_of(vote for vote in votes if vote.candidate_id in own)
+def pairs_of(votes: Sequence[Vote], *, most: int | None = None, of: int | None = None) -> list[CriticPair]:
+    """Every two critics who judged a set both, with how far they agree; those with the most shared sets first.
+
+    At most `most` of them; with `of`, those with this critic.
+    """
+    shared: dict[tuple[int, int], list[Vote]] = defaultdict(list)
+    for on_one in _by_candidate(votes):
+        for first, second in combinations(sorted(on_one, key=lambda vote: vote.critic_id), 2):
+            if first.critic_id != second.critic_id and of in (None, first.critic_id, second.critic_id):
+                shared[first.critic_id, second.critic_id] += (first, second)
+    n_sets = {pair: len({vote.set_id for vote in both}) for pair, both in shared.items()}
+    chosen = sorted(shared, key=lambda pair: (-n_sets[pair], pair))[:most]
+    return [CriticPair(first, second, agreement_of(shared[first, second])) for first, second in chosen]
+
+
+def with_others(votes: Sequence[Vote]) -> dict[int, Agreement]:
+    """How far each critic and the others agree, over the candidates that the critic judged."""
+    own: dict[int, list[Vote]] = defaultdict(list)
+    for on_one in _by_candidate(votes):
+        for critic_id in {vote.critic_id for vote in on_one}:
+            own[critic_id] += on_one
+    return {critic_id: agreement_of(found) for critic_id, found in own.items()}
 
 
 def by_period(votes: Sequence[Vote], key: Callable[[datetime], int]) -> dict[int, Agreement]:
@@ -194,5 +224,6 @@ def as_json(found: Agreement) -> dict[str, Any]:
         "high": found.high,
         "candidates": found.candidates,
         "sets": found.sets,
+        "of_newest_sets": MOST_SETS,
         "undefined_because": found.reason or None,
     }

@@ -17,18 +17,20 @@ from app.services.accepted import fresh_count
 from app.services.actors import SYSTEM, Actor, require
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.projects import ProjectSettings, settings_of
-from app.services.selection import choose_rows
+from app.services.round_sizes import size_of
 from app.services.versions import lock_project
 
 SECONDS_PER_ROW = 0.02
 SECONDS_PER_SCORED_PROMPT = 0.35
 SECONDS_AT_START = 15.0
-PREVIEW_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPreview:
-    """What a round started now would train on, be scored on, and about how long it would take."""
+    """What a round started now would train on, be scored on, and about how long it would take.
+
+    `exact` is False in a large project, where the numbers are estimates.
+    """
 
     n_prompts: int
     n_rationales: int
@@ -37,22 +39,24 @@ class RoundPreview:
     n_heldout: int
     metric: str
     estimated_seconds: float
+    exact: bool
 
 
 def preview(session: Session, actor: Actor, project: Project) -> RoundPreview:
     """What a round started now would do."""
     require(session, actor, project, Role.viewer)
     settings = settings_of(session, project)
-    chosen = choose_rows(session, project, settings, seed=PREVIEW_SEED)
-    counts = snapshots.counts_of(chosen)
+    size = size_of(session, project, settings)
+    counts = size.counts
     return RoundPreview(
         n_prompts=counts["prompts"],
         n_rationales=counts["rationale"],
         n_guard=counts["guard"],
         n_val=counts["val"],
         n_heldout=counts["heldout"],
-        metric=chosen.metric,
+        metric=size.metric,
         estimated_seconds=estimate_seconds(session, project, counts, epochs=settings.epochs),
+        exact=size.exact,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sqlalchemy import String, cast, func, select
+from sqlalchemy import Select, String, cast, func, select
 from sqlalchemy.orm import Session
 
 from app.models import (
@@ -66,7 +66,7 @@ class Selection:
 
 def choose_rows(session: Session, project: Project, settings: ProjectSettings, *, seed: int) -> Selection:
     """The rows a round of `project` would use now."""
-    found = _accepted_rows(session, project)
+    found = accepted_rows(session, project)
     val, metric = _val_rows(session, project, settings)
     heldout_images = (
         _heldout_images(found, _held_out_before(session, project)) if metric == "heldout" else frozenset[str]()
@@ -87,8 +87,9 @@ def choose_rows(session: Session, project: Project, settings: ProjectSettings, *
     return Selection(rationales, guard, val, heldout, metric)
 
 
-def _accepted_rows(session: Session, project: Project) -> list[Row]:
-    accepted = list(accepted_rationales(session, project))
+def accepted_rows(session: Session, project: Project, *, prompt_ids: Sequence[int] | None = None) -> list[Row]:
+    """The accepted rationales that can be trained on, of a project or of some of its prompts."""
+    accepted = list(accepted_rationales(session, project, prompt_ids=prompt_ids))
     prompts = examples_of(session, sorted({one.prompt_id for one in accepted}))
     own_answers = _own_answers(session, [one for one in accepted if prompts[one.prompt_id].answer is None])
     rows = []
@@ -149,7 +150,8 @@ def _heldout_rank(image: str) -> float:
     return stable_seed("heldout", image) / 2**63
 
 
-def _val_rows(session: Session, project: Project, settings: ProjectSettings) -> tuple[tuple[Row, ...], Metric]:
+def val_prompts(session: Session, project: Project, settings: ProjectSettings) -> tuple[Select[int], Metric]:
+    """The val prompts that may be scored on, as a query of their ids, and the metric."""
     usable = (
         Prompt.project_id == project.id,
         Prompt.split == Split.val,
@@ -165,6 +167,11 @@ def _val_rows(session: Session, project: Project, settings: ProjectSettings) -> 
     query = select(Prompt.id).where(*usable)
     if metric == "rouge_l":
         query = query.where(with_references)
+    return query, metric
+
+
+def _val_rows(session: Session, project: Project, settings: ProjectSettings) -> tuple[tuple[Row, ...], Metric]:
+    query, metric = val_prompts(session, project, settings)
     by_hash = func.md5(func.concat("val:", cast(Prompt.id, String)))
     ids = sorted(session.scalars(query.order_by(by_hash, Prompt.id).limit(settings.eval_prompts)))
     prompts = examples_of(session, ids)

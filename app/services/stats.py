@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.models import (
@@ -27,37 +27,12 @@ from app.services.projects import settings_of
 from app.services.rounds import active_round
 
 NEWEST = 20_000
-NEWEST_FOR_AGREEMENT = 4000
-# Of all pairs of critics who judged the same set, and all its candidates: how often both picked it or both did not; of
-# the sets that the newest verdicts are about.
-AGREEMENT = """
-WITH newest AS (
-    SELECT DISTINCT candidate_set_id AS set_id FROM (
-        SELECT v.candidate_set_id FROM verdicts v
-        WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
-        ORDER BY v.xid DESC, v.id DESC LIMIT :newest
-    ) last
-), judged AS (
-    SELECT v.candidate_set_id AS set_id, count(*) AS critics
-    FROM newest n JOIN verdicts v ON v.candidate_set_id = n.set_id
-    WHERE v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
-    GROUP BY 1 HAVING count(*) > 1
-), votes AS (
-    SELECT j.critics, (
-        SELECT count(*) FROM picks k JOIN verdicts v ON v.id = k.verdict_id
-        WHERE k.candidate_id = c.id AND v.current AND v.state = 'counted'
-    ) AS picks
-    FROM judged j JOIN candidates c ON c.candidate_set_id = j.set_id
-)
-SELECT sum(picks * (picks - 1) + (critics - picks) * (critics - picks - 1))::double precision
-    / sum(critics * (critics - 1))
-FROM votes
-"""
+MOST_COUNTED = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Candidate sets made ahead: ready, being sampled, and prompts that wait for one."""
+    """Candidate sets made ahead: ready (counted up to 100,000), being sampled, and prompts that wait for one."""
 
     claimable: int
     sampling: int
@@ -115,6 +90,7 @@ def project_stats(session: Session, actor: Actor, project: Project) -> ProjectSt
     settings = settings_of(session, project)
     prompts = counts.prompt_counts(session, project)
     standing = [one for one in counts.verdict_counts(session, project) if one.state == VerdictState.counted]
+    alpha = agreement.agreement_of(agreement.votes_of(session, project))
     states, accepted_ones, kinds = _train_states(prompts), _with_accepted(prompts), counts.by_kind(standing)
     in_use = sum(count for state, count in states.items() if state not in (PromptState.held, PromptState.retired))
     return ProjectStats(
@@ -124,13 +100,13 @@ def project_stats(session: Session, actor: Actor, project: Project) -> ProjectSt
         verdicts={kind.value: kinds[kind.value] for kind in VerdictKind},
         critics=len({one.critic_id for one in standing}),
         pace=_pace(session, project, standing),
-        agreement=session.scalar(text(AGREEMENT), {"project": project.id, "newest": NEWEST_FOR_AGREEMENT}),
-        alpha=agreement.agreement_of(agreement.votes_of(session, project)),
+        agreement=alpha.share,
+        alpha=alpha,
         fresh=accepted.fresh_count(session, project),
         round_every=settings.round_every,
         auto_rounds=settings.auto_rounds,
         pool=Pool(
-            claimable=candidates.claimable_count(session, project),
+            claimable=candidates.claimable_count(session, project, limit=MOST_COUNTED),
             sampling=candidates.sampling_count(session, project),
             waiting=states[PromptState.waiting],
             target=settings.pool_target,

@@ -94,6 +94,7 @@ class CriticsView:
     may_manage: bool
     may_review: bool
     all: AgreementView
+    most_sets: int
     rows: tuple[CriticRow, ...]
     pairs: tuple[PairRow, ...]
     periods: tuple[PeriodRow, ...]
@@ -151,8 +152,9 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
         may_manage=frame.may_manage,
         may_review=frame.may_review,
         all=agreement_view(agreement.agreement_of(votes)),
+        most_sets=agreement.MOST_SETS,
         rows=critic_rows(session, actor, project, names, votes, places),
-        pairs=pair_rows(votes, names)[:MOST_PAIRS],
+        pairs=pair_rows(votes, names),
         periods=period_rows(session, actor, project, votes),
         days=days_chart(critic_figures.days_of(session, actor, project), names),
         places=places_chart({"all": places[None]}),
@@ -173,11 +175,12 @@ def critic_rows(
     again = {one.critic_id: one for one in repeats.consistency_of(session, actor, project)} if may_see else {}
     stand = {one.critic_id: one for one in standings.standings_of(session, actor, project)} if may_see else {}
     ids = {email: user_id for user_id, email in names.items()}
+    others = agreement.with_others(votes)
     return tuple(
         CriticRow(
             id=str(ids[line.email]),
             line=line,
-            agreement=agreement_view(agreement.with_others(votes, ids[line.email])),
+            agreement=agreement_view(others.get(ids[line.email]) or agreement.agreement_of(())),
             bias=bias_view(places.get(ids[line.email])),
             consistency=again.get(ids[line.email]),
             standing=stand.get(ids[line.email]),
@@ -190,8 +193,7 @@ def pair_rows(votes: Sequence[Vote], names: Mapping[int, str], *, of: int | None
     """Critics two by two; with `of`, those with this one."""
     return tuple(
         PairRow(names[pair.first], names[pair.second], agreement_view(pair.agreement))
-        for pair in agreement.pairs_of(votes)
-        if of is None or of in (pair.first, pair.second)
+        for pair in agreement.pairs_of(votes, most=MOST_PAIRS if of is None else None, of=of)
     )
 
 

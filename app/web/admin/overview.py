@@ -29,9 +29,9 @@ from app.web.words import round_words
 
 router = APIRouter()
 
-# Agreement is costly and this page asked for every two seconds: it may be half a minute old, of the newest verdicts.
+# Agreement is costly and this page asked for every two seconds: it may be half a minute old, of the newest sets.
 AGREEMENT_SECONDS = 30.0
-GLANCED_VERDICTS = 2000
+GLANCED_SETS = 300
 _agreements: dict[tuple[int, datetime], tuple[float, Agreement]] = {}
 
 
@@ -262,7 +262,7 @@ def agreement_line(session: Session, project: Project) -> str:
     key = (project.id, project.created_at)
     known = _agreements.get(key)
     if known is None or known[0] < time.monotonic() - AGREEMENT_SECONDS:
-        votes = agreement.votes_of(session, project, most=GLANCED_VERDICTS)
+        votes = agreement.votes_of(session, project, most=GLANCED_SETS)
         known = _agreements[key] = (time.monotonic(), agreement.agreement_of(votes))
     found = known[1]
     if found.alpha is None:

@@ -82,6 +82,7 @@ class PreviewView:
     heldout: int
     metric: str
     settings: str
+    about: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,7 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
         heldout=found.n_heldout,
         metric=METRIC_WORDS.get(found.metric, found.metric),
         settings=f"{settings.epochs} epochs, learning rate {settings.learning_rate:g}, LoRA rank {settings.lora_rank}",
+        about="" if found.exact else "about ",
     )
     if wants_fragment(request):
         return fragment("admin/round_preview.html", "content", shell=frame.shell, view=view)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.models import CandidateSet, Project, VerdictKind
-from app.services import agreement
+from app.services import agreement, set_agreements
 from app.services.actors import Actor
 from app.services.agreement import NO_VARIETY, NOBODY_TWICE, Vote
 from tests import factories
@@ -79,7 +79,7 @@ class TestParts:
 
     def test_one_critic_and_the_others(self) -> None:
         given = votes({0: (True, True, False), 1: (False, None, False), 2: (None, True, False)})
-        assert agreement.with_others(given, 1).candidates == 2
+        assert agreement.with_others(given)[1].candidates == 2
 
     def test_a_set_counts_where_it_was_finished(self) -> None:
         early, late = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC)
@@ -113,3 +113,30 @@ class TestProject:
         assert (found.candidates, found.sets) == (6, 2)
         assert found.share == pytest.approx(5 / 6)
         assert found.alpha == pytest.approx(1 - 11 * 2 / (2 * 3 * 9))
+
+    def test_sets_that_two_judged_are_found_however_many_were_judged_once_since(
+        self, session: Session, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(agreement, "UNSEEN", 3)
+        first, second = (factories.make_critic(session, project) for _ in range(2))
+        old = []
+        for places in ((0,), (1,), ()):
+            made = factories.make_candidate_set(session, project, slots=2)
+            judge(session, made, first, (0,), slot=1)
+            judge(session, made, second, places, slot=2)
+            old.append(made.id)
+        set_agreements.look(session, project.id, old)
+        for _ in range(4):
+            judge(session, factories.make_candidate_set(session, project), first, (1,), slot=1)
+        found = agreement.project_agreement(session, factories.make_admin(session), project)
+        assert (found.candidates, found.sets, found.reason) == (9, 3, "")
+        newest = agreement.votes_of(session, project, most=2)
+        assert {vote.set_id for vote in newest} == set(old[1:])
+        assert {(vote.critic_id, vote.candidate_id) for vote in newest if vote.picked and vote.set_id == old[2]} == {
+            (first.user_id, factories.candidates_of(session, session.get_one(CandidateSet, old[2]))[0].id)
+        }
+
+    def test_pairs_are_those_asked_for(self) -> None:
+        given = votes({number: (True, number % 2 == 0, None if number < 6 else False) for number in range(9)})
+        assert [(pair.first, pair.second) for pair in agreement.pairs_of(given, most=1)] == [(1, 2)]
+        assert [(pair.first, pair.second) for pair in agreement.pairs_of(given, of=3)] == [(1, 3), (2, 3)]

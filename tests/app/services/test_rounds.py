@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, NotFound
 from app.models import AuditEvent, Project, Role, Round, RoundState, RoundTrigger, Snapshot, Split
-from app.services import round_running, rounds
+from app.services import round_running, round_sizes, rounds
 from app.services.actors import SYSTEM, Actor
 from tests import factories
 from tests.app.services.feedback import judge
@@ -39,6 +41,34 @@ class TestPreview:
         seen = rounds.preview(session, critic, project)
         assert (seen.n_prompts, seen.n_rationales, seen.n_guard, seen.n_val, seen.metric) == (2, 3, 2, 1, "rouge_l")
         assert session.scalar(select(func.count()).select_from(Snapshot)) == 0
+
+    def test_in_a_large_project_it_is_estimated(
+        self, session: Session, project: Project, critic: Actor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for picks in (2, 1, 0):
+            judge(session, project, critic, picks=picks)
+        for _ in range(3):
+            factories.make_prompt(session, project)
+        counted = rounds.preview(session, critic, project)
+        monkeypatch.setattr(round_sizes, "COUNTED_PROMPTS", 1)
+        seen = rounds.preview(session, critic, project)
+        assert (counted.exact, seen.exact) == (True, False)
+        assert replace(seen, exact=True) == counted
+        monkeypatch.setattr(round_sizes, "SAMPLE", 1)  # the newest with an accepted rationale has one
+        assert rounds.preview(session, critic, project).n_rationales == 2
+
+    def test_a_large_project_without_references_holds_rationales_out(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(round_sizes, "COUNTED_PROMPTS", 1)
+        other = factories.make_project(session)
+        critic = factories.make_critic(session, other)
+        empty = rounds.preview(session, critic, other)
+        assert (empty.n_prompts, empty.n_rationales, empty.n_guard, empty.exact) == (0, 0, 0, True)
+        for _ in range(10):
+            judge(session, other, critic)
+        seen = rounds.preview(session, critic, other)
+        assert (seen.n_rationales, seen.n_heldout, seen.metric) == (9, 1, "heldout")
 
     def test_time_is_estimated_from_earlier_rounds(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
