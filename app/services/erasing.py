@@ -34,7 +34,7 @@ from app.models import (
     Verdict,
     Webhook,
 )
-from app.services import audit, rounds, users
+from app.services import audit, rounds, users, webhooks
 from app.services.actors import Actor, require_admin
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.versions import lock_project
@@ -189,6 +189,7 @@ def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
         rounds.cancel(session, actor, active.id)
     session.execute(delete(Membership).where(Membership.project_id == project.id))
     session.execute(delete(Webhook).where(Webhook.project_id == project.id))
+    webhooks.forget_project(session, project.slug)
     session.execute(
         update(Import)
         .where(Import.project_id == project.id, Import.finished_at.is_(None))

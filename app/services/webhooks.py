@@ -53,7 +53,7 @@ FROM projects j CROSS JOIN LATERAL (
       AND v.xid < pg_snapshot_xmin(pg_current_snapshot())
     ORDER BY v.xid, v.id LIMIT :limit
 ) v
-WHERE CAST(:project AS bigint) IS NULL OR j.id = :project
+WHERE j.erased_at IS NULL AND (CAST(:project AS bigint) IS NULL OR j.id = :project)
 ORDER BY v.xid, v.id LIMIT :limit
 """  # noqa: S608 - constants only
 
@@ -261,6 +261,11 @@ def due_webhooks(session: Session) -> list[int]:
         WebhookDelivery.state == DeliveryState.pending, WebhookDelivery.next_at <= func.now()
     )
     return list(session.scalars(due.distinct().order_by(WebhookDelivery.webhook_id)))
+
+
+def forget_project(session: Session, slug: str) -> None:
+    """Forget what was to be told of a project, and what was told of it."""
+    session.execute(delete(WebhookDelivery).where(WebhookDelivery.payload["project"].astext == slug))
 
 
 def delete_old(session: Session) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.connect import forget_settings
@@ -18,6 +18,7 @@ from app.errors import Conflict, Forbidden, NotFound
 from app.models import (
     AuditEvent,
     Candidate,
+    DeliveryState,
     Erasure,
     ErasureState,
     Image,
@@ -36,6 +37,7 @@ from app.models import (
     User,
     Verdict,
     VerdictKind,
+    WebhookDelivery,
 )
 from app.services import (
     accepted,
@@ -48,8 +50,10 @@ from app.services import (
     prompts,
     rounds,
     snapshots,
+    sweep,
     users,
     verdicts,
+    webhooks,
 )
 from app.services.actors import SYSTEM, Actor
 from app.services.datasets import Wanted
@@ -173,6 +177,37 @@ class TestPerson:
         deeds = world.session.scalars(select(AuditEvent.action).where(AuditEvent.user_id == world.admin.user_id)).all()
         assert "person.erase" in deeds
         assert users.list_users(world.session, world.admin)[-1].id != critic.user_id
+
+    def test_webhooks_are_told_and_keep_nothing(self, world: World) -> None:
+        hook, _ = webhooks.add_webhook(world.session, SYSTEM, url="https://8.8.8.8/", events=["verdict"], project=None)
+        hook.feed_xid = "0"  # as if it had been there before the verdicts
+        world.session.commit()
+        sweep.run()
+        log = select(WebhookDelivery).order_by(WebhookDelivery.id)
+        world.session.execute(update(WebhookDelivery).values(state=DeliveryState.delivered, finished_at=func.now()))
+        before = {one.payload["data"]["id"]: one for one in world.session.scalars(log)}
+        theirs = {id_ for id_, one in before.items() if WORDS in str(one.payload)}
+        gone = set(
+            map(str, world.session.scalars(select(Verdict.id).where(Verdict.critic_id == world.critics[1].user_id)))
+        )
+        assert theirs
+        assert theirs < gone < before.keys()
+
+        world.run(erasing.erase_person(world.session, world.admin, world.critics[1].user_id))
+
+        assert [one.payload["data"]["id"] for one in world.session.scalars(log)] == [i for i in before if i not in gone]
+        sweep.run()
+        world.session.rollback()
+        told = [one for one in world.session.scalars(log) if one.payload["data"]["deleted"]]
+        assert sorted(one.payload["data"]["id"] for one in told) == sorted(gone)
+        assert {one.state for one in told} == {DeliveryState.pending}
+        said = ("critic", "kind", "reason", "rationale", "comment", "seconds")
+        assert {tuple(one.payload["data"][name] for name in said) for one in told} == {(None,) * len(said)}
+        assert all(one.payload["data"]["picks"] == one.payload["data"]["shown"] == [] for one in told)
+        assert WORDS not in world.everything()
+        sweep.run()
+        world.session.rollback()
+        assert len(list(world.session.scalars(log))) == len(before)  # each once
 
     def test_their_slots_are_free_for_others(self, world: World) -> None:
         other = factories.make_critic(world.session, world.project)
@@ -341,6 +376,22 @@ class TestProject:
             assert all(json.loads(line)["redacted"] for line in lines)
             assert snapshots.read(snapshot) == []
         projects.create_project(world.session, SYSTEM, slug=slug, name="anew")
+
+    def test_a_webhook_of_all_projects_keeps_nothing(self, world: World) -> None:
+        other = factories.make_project(world.session, slug="other")
+        hook, _ = webhooks.add_webhook(world.session, SYSTEM, url="https://8.8.8.8/", events=["verdict"], project=None)
+        hook.feed_xid = "0"
+        world.session.add(WebhookDelivery(webhook_id=hook.id, event="verdict", payload={"project": other.slug}))
+        world.session.commit()
+        sweep.run()
+        assert WORDS in str(world.session.scalars(select(WebhookDelivery.payload)).all())
+        hook.feed_xid, hook.feed_id = "0", 0  # as if nothing had been told yet
+        erasure = erasing.erase_project(world.session, world.admin, world.project.slug)
+        world.session.commit()
+        sweep.run()
+        world.run(erasure)
+        assert WORDS not in world.everything()
+        assert world.session.scalars(select(WebhookDelivery.payload)).all() == [{"project": other.slug}]
 
     def test_waits_for_a_round_that_runs(self, world: World) -> None:
         started = rounds.start(world.session, SYSTEM, world.project)
