@@ -69,9 +69,9 @@ def simulate(settings: SimulationSettings, out: Path, *, display: Display, jobs:
             run_tasks(settings, out, jobs=jobs, display=display)
         base_val, base = score_base_on_val(sim), score_base(sim)
         seeds: dict[int, dict[str, Any]] = {}
-        for seed in range(1, settings.seeds + 1):
+        for seed in settings.run_seeds:
             seeds[seed] = run_seed(sim, seed, base_val)
-            result = _write(sim, report(base, seeds, n_train=len(data.train)), complete=seed == settings.seeds)
+            result = _write(sim, report(base, seeds, n_train=len(data.train)), complete=seed == settings.run_seeds[-1])
         _note_run(sim, time.monotonic() - started, jobs)
         (out / "table.md").write_text(_page(sim, result), encoding="utf-8")
     return result
@@ -154,7 +154,7 @@ def _page(sim: Simulation, result: dict[str, Any]) -> str:
         f"{run['seconds']['this start'] / 60:.1f} min, all stages one after the other "
         f"{run['seconds']['all stages'] / 60:.1f} min. Model {settings['model']}; {prompts['train']} train, "
         f"{prompts['val']} val prompts; held out: {prompts['heldout']} ({prompts['heldout_source']}); "
-        f"critic {settings['critic']}, mistakes {settings['mistakes']:.0%}; {settings['seeds']} seeds. "
+        f"critic {settings['critic']}, mistakes {settings['mistakes']:.0%}; seeds {', '.join(result['seeds'])}. "
         f"Means over seeds with 95 % bootstrap intervals over prompts; differences are paired.\n\n{table(result)}"
     )
 
@@ -174,11 +174,13 @@ def parser() -> argparse.ArgumentParser:
     add("--prompts", nargs="+", help="prompts files (.jsonl), or VQA-X files (.json); default: the shipped scenes")
     add("--images", help="folder of the images of VQA-X files")
     add("--heldout-scenes", type=int, help="scenes to make for scoring; 0: the prompts' test split")
+    add("--heldout-seed", type=int, default=defaults.heldout_seed, help="of the scenes made; default: %(default)s")
     add("--critic", choices=("truth", "rouge"), help="default: truth where the prompts have scenes")
     add("--threshold", type=float, default=defaults.threshold, help="of the rouge critic")
     add("--mistakes", type=float, default=defaults.mistakes, help="share of marks turned round")
     add("--rounds", type=int, default=defaults.rounds)
-    add("--seeds", type=int, default=defaults.seeds)
+    add("--seeds", type=int, default=defaults.seeds, help="runs whose results are averaged; default: %(default)s")
+    add("--first-seed", type=int, default=defaults.first_seed, help="of these runs; the others count on from it")
     add("--prompts-per-round", type=int, default=0, help="sets judged a round; default: 25 %% of train over all rounds")
     add("--picks-per-round", type=int, default=0, help="end a round's judging at so many prompts with a pick")
     add("--activation", choices=("always", "rule"), default=defaults.activation, help="which versions take over")
@@ -223,11 +225,13 @@ def settings_of(options: argparse.Namespace) -> SimulationSettings:
         prompts=tuple(options.prompts) if own else defaults.prompts,
         images=options.images,
         heldout_scenes=heldout,
+        heldout_seed=options.heldout_seed,
         critic=options.critic or ("truth" if not own or _have_scenes(options.prompts) else "rouge"),
         threshold=options.threshold,
         mistakes=options.mistakes,
         rounds=options.rounds,
         seeds=options.seeds,
+        first_seed=options.first_seed,
         prompts_per_round=options.prompts_per_round,
         picks_per_round=options.picks_per_round,
         activation=options.activation,

@@ -86,8 +86,9 @@ def reference_pool(data: Data, accepted: Pool | None, *, seed: int) -> Pool:
 
 def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: Mapping[str, Any]) -> dict[str, Any]:
     """Plain tuning on references. The first seed chooses the learning rate by its score on val, for all seeds."""
-    if seed > 1 and kind not in sim.rates:
-        run_beside(sim, 1, kind, base_val)
+    first = sim.settings.first_seed
+    if seed != first and kind not in sim.rates:
+        run_beside(sim, first, kind, base_val)
     rates = (sim.rates[kind],) if kind in sim.rates else sim.settings.supervised_rates
     tuned = {
         rate: run_round(
@@ -102,7 +103,7 @@ def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: 
         for rate in rates
     }
     best = max(tuned, key=lambda rate: best_val(tuned[rate]))
-    if seed == 1:
+    if seed == first:
         sim.rates[kind] = best
     return {
         "references": sum(map(len, pool.values())),

@@ -119,7 +119,7 @@ def figure(result: Mapping[str, Any]) -> str:
         if measure in versions["base"]
     ]
     seeds = list(result["seeds"].values())
-    panels += [_fitting(seeds), _labels(seeds)]
+    panels += [_fitting(result["seeds"]), _labels(seeds)]
     return draw(panels, title="Scores by round, prompts with a fitting rationale, and labels used")
 
 
@@ -139,11 +139,11 @@ def _scores(versions: Mapping[str, Any], rounds: Sequence[str], measure: str, ti
     return Panel(title, "round (0 is the base model)", lines, percent=measure == "truth")
 
 
-def _fitting(seeds: Sequence[Mapping[str, Any]]) -> Panel:
+def _fitting(seeds: Mapping[str, Mapping[str, Any]]) -> Panel:
     lines = []
-    for number, one in enumerate(seeds, start=1):
+    for seed, one in seeds.items():
         rows = [row for row in one["rounds"] if row["with_fitting"] is not None]
-        lines.append(Line(f"seed {number}", [(float(row["round"]), row["with_fitting"]) for row in rows]))
+        lines.append(Line(f"seed {seed}", [(float(row["round"]), row["with_fitting"]) for row in rows]))
     return Panel("Judged sets with a fitting rationale", "round", [line for line in lines if line.points], percent=True)
 
 

@@ -53,14 +53,14 @@ class Task(NamedTuple):
 def needs(settings: SimulationSettings) -> dict[Task, tuple[Task, ...]]:
     """Every task, the most urgent first, with those that must be done before it."""
     val = Task("val")
-    seeds = range(1, settings.seeds + 1)
+    seeds = settings.run_seeds
     tasks: dict[Task, tuple[Task, ...]] = {val: ()}
     tasks |= {Task("loop", seed): (val,) for seed in seeds}
     for kind in (*reversed(settings.baselines), *settings.controls):
         for seed in seeds:
             before = [val] if kind == "supervised-all" else [Task("loop", seed)]
-            if kind in settings.baselines and seed > 1:
-                before.append(Task(kind, 1))  # which chose the learning rate
+            if kind in settings.baselines and seed != seeds[0]:
+                before.append(Task(kind, seeds[0]))  # which chose the learning rate
             tasks[Task(kind, seed)] = tuple(before)
     tasks[Task("base")] = ()
     return tasks

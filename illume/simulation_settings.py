@@ -54,6 +54,7 @@ class SimulationSettings:
     mistakes: float = 0.0
     rounds: int = 3
     seeds: int = 3
+    first_seed: int = 1  # runs with other seeds draw other prompts, candidates and batches
     prompts_per_round: int = 0  # judged in a round; 0: a quarter of the train prompts over all rounds
     picks_per_round: int = 0  # prompts newly given an accepted rationale in a round; 0: no such budget
     activation: Activation = "always"  # `rule`: a version that is not clearly better is not used
@@ -67,7 +68,8 @@ class SimulationSettings:
 
     def __post_init__(self) -> None:
         """Raises SimulationError naming the setting that is out of range."""
-        for name, least in (("rounds", 1), ("seeds", 1), ("heldout_samples", 1), ("max_val", 0), ("heldout_scenes", 0)):
+        least_of = {"rounds": 1, "seeds": 1, "first_seed": 0, "heldout_samples": 1, "max_val": 0, "heldout_scenes": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise SimulationError(f"{name} must be at least {least}, not {getattr(self, name)}")
         for name in ("mistakes", "threshold"):
@@ -80,6 +82,11 @@ class SimulationSettings:
         for name, known in (("baselines", BASELINES), ("controls", CONTROLS)):
             if unknown := sorted(set(getattr(self, name)) - set(known)):
                 raise SimulationError(f"{name}: {unknown[0]} is none of {', '.join(known)}")
+
+    @property
+    def run_seeds(self) -> tuple[int, ...]:
+        """The seeds of the runs; the first one chooses supervised tuning's learning rates."""
+        return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
     @property
     def supervised_rates(self) -> tuple[float, ...]:

@@ -175,6 +175,22 @@ class TestWholeRun:
             simulate(settings, run[0], display=quiet())
 
 
+def test_other_seeds_are_kept_apart_and_the_first_chooses_the_rates(
+    settings: SimulationSettings, tmp_path: Path
+) -> None:
+    asked = replace(
+        settings, seeds=2, first_seed=4, heldout_seed=7, baselines=("supervised-all",), learning_rates=(5e-3, 1e-3)
+    )
+    result = simulate(asked, tmp_path, display=quiet())
+    assert (result["settings"]["first_seed"], result["settings"]["heldout_seed"]) == (4, 7)
+    assert list(result["seeds"]) == ["4", "5"]
+    assert [len(result["seeds"][seed]["supervised-all"]["val"]) for seed in ("4", "5")] == [2, 1]
+    assert "seeds 4, 5." in (tmp_path / "table.md").read_text()
+    words = "".join(ET.fromstring((tmp_path / "figure.svg").read_text()).itertext())  # noqa: S314 (our own file)
+    assert "seed 5" in words
+    assert "seed 1" not in words
+
+
 def test_a_round_without_picks_keeps_the_version(settings: SimulationSettings, tmp_path: Path) -> None:
     nothing_fits = replace(settings, threshold=1.0, controls=("shuffled", "random"))
     result = simulate(nothing_fits, tmp_path, display=quiet())
@@ -265,6 +281,8 @@ class TestProcesses:
         assert set(tasks[Task("supervised-same", 2)]) == {Task("loop", 2), Task("supervised-same", 1)}
         assert tasks[Task("supervised-all", 1)] == (Task("val"),)
         assert all(set(before) <= set(tasks) for before in tasks.values())
+        others = needs(replace(SETTINGS, seeds=2, first_seed=4, baselines=("supervised-same",)))
+        assert set(others[Task("supervised-same", 5)]) == {Task("loop", 5), Task("supervised-same", 4)}
 
     def test_as_many_as_cores_for_a_small_model_only(
         self, settings: SimulationSettings, monkeypatch: pytest.MonkeyPatch
@@ -418,6 +436,13 @@ class TestReport:
         assert not worse["at least 95% of tuning on all references"]["holds"]
         assert not report(base, {1: self.seed(last=0.2)})["shown"]["rounds rise"]["holds"]
 
+    def test_a_baseline_that_learnt_nothing(self) -> None:
+        base, seed = self.scores([0.0] * 4, [0.25] * 4, [True] * 4), self.seed(last=0.7)
+        seed["supervised-all"]["scores"] = base
+        found = report(base, {1: seed})
+        assert found["shown"]["at least 95% of tuning on all references"] == {"holds": True}
+        assert "tuning on all references: yes\n" in table(found)
+
     def test_how_much_was_judged(self) -> None:
         base = self.scores([0.2] * 4, [0.25] * 4, [True] * 4)
         few, many = (report(base, {1: self.seed(last=0.7)}, n_train=count)["shown"] for count in (40, 39))
@@ -474,6 +499,8 @@ class TestCommand:
         found = settings_of(options)
         assert (found.critic, found.heldout_scenes, found.controls) == ("rouge", 0, ())
         assert found.tuning.guard_per_rationale == 3
+        again = settings_of(parser().parse_args(["--out", str(tmp_path), "--heldout-seed", "7", "--first-seed", "4"]))
+        assert (again.heldout_seed, again.run_seeds) == (7, (4, 5, 6))
 
     @pytest.mark.parametrize(
         ("words", "message"),
