@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from illume.folding import is_plain
 from illume.records import stable_seed
 from illume.tuning_job import Init, TuningSettings, write_json
-from illume.vlm import ADAPTER_RECORD, Vlm, VlmError, bare_model, check_adapter, save_adapter
+from illume.vlm import ADAPTER_RECORD, Vlm, VlmError, bare_model, check_adapter, save_adapter, without_peft_warning
 
 
 def language_model(model: nn.Module) -> tuple[str, nn.Module]:
@@ -61,7 +61,8 @@ def begin_adapter(vlm: Vlm, *, init: Init, parent: str | None, settings: TuningS
         raise VlmError("the model has an adapter already: adapters are never stacked")
     if init == "continue" and parent is not None:
         check_adapter(vlm.base, parent, config=vlm.model.config)
-        vlm.model = PeftModel.from_pretrained(vlm.model, parent, is_trainable=True, autocast_adapter_dtype=True)
+        with without_peft_warning():
+            vlm.model = PeftModel.from_pretrained(vlm.model, parent, is_trainable=True, autocast_adapter_dtype=True)
         vlm.adapter = parent
     else:
         torch.manual_seed(stable_seed(settings.seed, "lora"))
@@ -71,7 +72,8 @@ def begin_adapter(vlm: Vlm, *, init: Init, parent: str | None, settings: TuningS
             lora_dropout=settings.lora_dropout,
             target_modules=lora_targets(vlm.model),
         )
-        vlm.model = get_peft_model(vlm.model, config, autocast_adapter_dtype=True)
+        with without_peft_warning():
+            vlm.model = get_peft_model(vlm.model, config, autocast_adapter_dtype=True)
         vlm.adapter = None
     _quicken(vlm)
     if settings.gradient_checkpointing:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -110,9 +111,18 @@ def set_adapter(vlm: Vlm, adapter: str | None) -> None:
 
 
 def _put_adapter(vlm: Vlm, adapter: str) -> None:
-    vlm.model = PeftModel.from_pretrained(vlm.model, adapter, is_trainable=False, autocast_adapter_dtype=False)
+    with without_peft_warning():
+        vlm.model = PeftModel.from_pretrained(vlm.model, adapter, is_trainable=False, autocast_adapter_dtype=False)
     vlm.model.eval()
     vlm.adapter = adapter
+
+
+@contextmanager
+def without_peft_warning() -> Iterator[None]:
+    """Within it an adapter is attached: peft asks transformers by an old name, of which its user need not hear."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+        yield
 
 
 def save_adapter(vlm: Vlm, folder: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from illume.decoding import DecodePrompt, Draw, Written, decode_prompts, draw_tokens, filter_logits
+from illume.decoding import DecodePrompt, Draw, Written, decode_prompts
+from illume.draws import draw_tokens, filter_logits
 from illume.prompting import rationale_text, render_answer_prompt, render_rationale_prompt
 from illume.records import Example, Rationale
 from illume.sampling import SamplingSettings, generate_answers, mean_logprobs, normalise, sample_rationales
@@ -153,7 +154,7 @@ class TestSampleRationales:
             drawn.append(draw.seed)
             return [0.0] * count
 
-        monkeypatch.setattr("illume.decoding._uniforms", uniforms)
+        monkeypatch.setattr("illume.decoding_pool.uniforms", uniforms)
         settings = SamplingSettings(temperatures=((0.5, 3),), max_new_tokens=4, redraws=2)
         [group] = sample_rationales(llava, examples[:1], settings, seed=1)
         assert len(group) == 1

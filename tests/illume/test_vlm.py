@@ -32,6 +32,7 @@ from illume.vlm import (
     save_adapter,
     set_adapter,
     stop_ids,
+    without_peft_warning,
 )
 from tests.illume.families import FAMILIES, make_images, make_llava, make_text_only
 
@@ -58,7 +59,8 @@ def make_adapter(base: Path, folder: Path, *, seed: int = 0) -> Path:
     vlm = load_vlm(str(base))
     torch.manual_seed(seed)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_alpha=32)
-    vlm.model = get_peft_model(vlm.model, config)
+    with without_peft_warning():
+        vlm.model = get_peft_model(vlm.model, config)
     save_adapter(vlm, str(folder))
     return folder
 

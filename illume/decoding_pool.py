@@ -1,0 +1,246 @@
+"""The rows that decode together: which prompts come in, which rows take a place, which are done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from illume.decoding_cache import KeysAndValues, RowCache
+from illume.draws import DecodePrompt, Draw, Written, draw_tokens, uniforms
+from illume.features import Encoded, EncodedPrompts, remembered_features
+from illume.vlm import Vlm, bare_model, encode, forward_inputs, stop_ids
+
+_ADMIT_SHARE = 0.25
+"""New prompts are encoded once this share of the rows is free: encoding a few at a time wastes the batch."""
+
+_REMEMBERED_BATCH = 16
+"""Prompts encoded together where they are kept for the next version."""
+
+_SHIFT_GAIN = 16
+"""Unused places worth moving the cache for when rows join."""
+
+
+@dataclass
+class Group:
+    """A prompt under way: its keys and values, and what its present draws wrote so far."""
+
+    index: int
+    layers: KeysAndValues
+    logits: torch.Tensor
+    first_position: torch.Tensor
+    draws: tuple[Draw, ...] = ()
+    written: list[Written | None] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return int(self.layers[0][0].shape[1])
+
+
+@dataclass
+class Row:
+    """One draw under way. `uniforms` are its random numbers, one a token."""
+
+    group: Group
+    number: int
+    draw: Draw
+    uniforms: list[float]
+    ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+
+
+class Pool:
+    """Rows that decode together, over a cache of fixed size."""
+
+    def __init__(
+        self,
+        vlm: Vlm,
+        prompts: Sequence[DecodePrompt],
+        max_new_tokens: int,
+        token_budget: int,
+        memory: EncodedPrompts | None,
+    ) -> None:
+        self.vlm, self.prompts, self.memory = vlm, prompts, memory
+        self.model = bare_model(vlm)
+        self.max_new_tokens, self.token_budget = max_new_tokens, token_budget
+        self.stops = frozenset(stop_ids(vlm))
+        self.groups: dict[int, Group] = {}
+        self.pending: deque[Row] = deque()
+        self.rows: list[Row] = []
+        self.cache = RowCache(vlm.device)
+        self.can_shrink = False
+
+    def unfinished(self) -> list[tuple[int, tuple[Draw, ...]]]:
+        """Every prompt whose present draws were not handed out, with those draws; all, where the tailless text is."""
+        left = {index: group.draws for index, group in self.groups.items() if index >= 0}
+        for index in self.groups:
+            if index < 0:
+                left.setdefault(~index, self.prompts[~index].draws)
+        return list(left.items())
+
+    # Prompts come in.
+
+    @torch.inference_mode()
+    def admit(self, waiting: deque[tuple[int, tuple[Draw, ...]]]) -> None:
+        """Places pending rows, then encodes waiting prompts while there is room for their draws."""
+        self._place_pending()
+        if not waiting or self.pending:
+            return
+        capacity = self.cache.n_rows or self._first_capacity(waiting[0])
+        free = capacity - len(self.rows)
+        if self.rows and free < capacity * _ADMIT_SHARE:
+            return
+        # What is to be found again must come in the same batches, whatever place there is.
+        most = len(waiting) if self.memory is None else _REMEMBERED_BATCH
+        chosen: list[tuple[int, tuple[Draw, ...]]] = []
+        while waiting and len(chosen) < most and (not chosen or self.memory or self._n_rows(*waiting[0]) <= free):
+            free -= self._n_rows(*waiting[0])
+            chosen.append(waiting.popleft())
+        self.can_shrink = len(chosen) > 1 or bool(self.groups)
+        try:
+            self._encode(chosen)
+        except RuntimeError:
+            waiting.extendleft(reversed(chosen))
+            raise
+        self._place_pending(wanted=sum(self._n_rows(index, draws) for index, draws in waiting))
+
+    def _n_rows(self, index: int, draws: Sequence[Draw]) -> int:
+        return len(draws) + bool(self.prompts[index].tail)
+
+    def _first_capacity(self, first: tuple[int, tuple[Draw, ...]]) -> int:
+        prompt = self.prompts[first[0]]
+        length = encode(self.vlm, [prompt.text], [prompt.images])["input_ids"].shape[1]
+        return self._capacity(length, len(first[1]))
+
+    def _capacity(self, length: int, n_draws: int) -> int:
+        """How many rows of prompts of `length` tokens, each shared by `n_draws` rows, the budget holds; at least 1."""
+        return max(1, int(self.token_budget / (self._places(length) + length / max(1, n_draws))))
+
+    def _places(self, length: int) -> int:
+        """Places a row needs, with some to spare so that the cache is seldom moved."""
+        return length + self.max_new_tokens + max(8, self.max_new_tokens // 2)
+
+    def _encode(self, chosen: Sequence[tuple[int, tuple[Draw, ...]]]) -> None:
+        """One forward pass over the prompts, whose keys and values are then shared by all their draws."""
+        prompts = [self.prompts[index] for index, _ in chosen]
+        texts, images = [prompt.text for prompt in prompts], [prompt.images for prompt in prompts]
+        encoded = Encoded({}) if self.memory is None else self.memory.get(self.vlm, texts, images)
+        inputs = encoded.inputs = encoded.inputs or encode(self.vlm, texts, images)
+        ready = forward_inputs(self.vlm, inputs)
+        cache = DynamicCache()
+        ready |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
+        ready["logits_to_keep"] = 1 + max(prompt.tail for prompt in prompts)
+        if self.memory is None:
+            output = self.model(**ready)
+        else:
+            with remembered_features(self.vlm, encoded):
+                output = self.model(**ready)
+            self.memory.keep(self.vlm, texts, images, encoded)
+        width, positions = inputs["input_ids"].shape[1], ready["position_ids"] + 1
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        for row, ((index, draws), length) in enumerate(zip(chosen, lengths, strict=True)):
+            tail = self.prompts[index].tail
+            for key, end, wanted in ((index, 0, draws), (~index, tail, (Draw(),)))[: 1 + bool(tail)]:
+                places = slice(width - length, width - end)
+                layers = [(layer.keys[row, :, places], layer.values[row, :, places]) for layer in cache.layers]
+                first = positions[..., row, -1 - end].reshape(-1)
+                self.groups[key] = Group(key, layers, output.logits[row, -1 - end].float(), first)
+                self._queue(self.groups[key], wanted)
+
+    def _queue(self, group: Group, draws: Sequence[Draw]) -> None:
+        group.draws, group.written = tuple(draws), [None] * len(draws)
+        for number, draw in enumerate(draws):
+            self.pending.append(Row(group, number, draw, uniforms(draw, self.max_new_tokens)))
+
+    def continue_group(self, index: int, draws: Sequence[Draw]) -> bool:
+        """Queues further draws of a prompt; without any the prompt is dropped, and False returned."""
+        if not draws:
+            del self.groups[index]
+            return False
+        self._queue(self.groups[index], draws)
+        return True
+
+    # Rows come in.
+
+    def _place_pending(self, wanted: int = 0) -> None:
+        """Moves pending rows to free places, and draws their first tokens from their prompts' last logits."""
+        while self.pending:
+            longest = max(row.group.length for row in self.pending)
+            if not self.rows and self.cache.n_places < longest + self.max_new_tokens:
+                n_draws = len(self.pending[0].group.draws)
+                capacity = self._capacity(longest, n_draws)
+                self._make_buffers(min(capacity, len(self.pending) + wanted), self._places(longest))
+            free = self.cache.n_rows - len(self.rows)
+            if free <= 0 or self.cache.n_places < longest + self.max_new_tokens:
+                return
+            joining = [self.pending.popleft() for _ in range(min(free, len(self.pending)))]
+            self._set_cursor(max(row.group.length for row in joining))
+            for _, together in groupby(joining, key=lambda row: row.group.index):
+                self._fill_slots(list(together))
+            first = torch.stack([row.group.logits for row in joining])
+            self._record(joining, first)
+
+    def _make_buffers(self, n_rows: int, n_places: int) -> None:
+        self.can_shrink = n_rows > 1
+        sample = self.pending[0].group
+        self.cache.make(sample.layers, sample.first_position, n_rows=n_rows, n_places=n_places)
+
+    def _fill_slots(self, rows: Sequence[Row]) -> None:
+        """Gives `rows`, all of one prompt, the next free places, with a copy of the prompt's keys and values each."""
+        group, first = rows[0].group, len(self.rows)
+        self.cache.fill(slice(first, first + len(rows)), group.layers, group.first_position)
+        self.rows.extend(rows)
+
+    def _set_cursor(self, needed: int) -> None:
+        """Moves what the rows hold so that the cursor is at least `needed`, and not much more than any row needs."""
+        used = max((row.group.length + len(row.ids) - 1 for row in self.rows), default=0)
+        target = max(used, needed)
+        cursor = self.cache.cursor
+        full = cursor >= self.cache.n_places
+        if not self.rows or cursor < target or cursor - target >= _SHIFT_GAIN or full:
+            self.cache.move(target - cursor, n_rows=len(self.rows))
+
+    # Rows go on, and out.
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, list[Written]]]:
+        """One more token for every row; returns the prompts whose draws are all written."""
+        if self.rows:
+            self.can_shrink = len(self.rows) > 1
+            if self.cache.cursor >= self.cache.n_places:
+                self._set_cursor(0)
+            last = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.vlm.device)
+            ready = self.cache.next_inputs(len(self.rows))
+            output = self.model(input_ids=last, **ready, use_cache=True, return_dict=True)
+            self.cache.advance(len(self.rows))
+            self._record(self.rows, output.logits[:, -1])
+        whole = [group for group in self.groups.values() if None not in group.written]
+        return [(group.index, [text for text in group.written if text is not None]) for group in whole]
+
+    def _record(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
+        """Draws a token for each of `rows`, and takes out those that end with it."""
+        tokens, logprobs = draw_tokens(logits, [row.draw for row in rows], [row.uniforms[len(row.ids)] for row in rows])
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            row.ids.append(token)
+            row.logprob += logprob
+            if token in self.stops or len(row.ids) >= self.max_new_tokens:
+                row.group.written[row.number] = Written(tuple(row.ids), row.logprob)
+        self._drop_ended()
+
+    def _drop_ended(self) -> None:
+        """Rows from the end take the places of rows that ended."""
+        alive = [slot for slot, row in enumerate(self.rows) if row.group.written[row.number] is None]
+        n = len(alive)
+        if n == len(self.rows):
+            return
+        holes = sorted(set(range(n)) - set(alive))
+        movers = [slot for slot in alive if slot >= n]
+        if holes:
+            self.cache.copy_rows(movers, holes)
+            for hole, mover in zip(holes, movers, strict=True):
+                self.rows[hole] = self.rows[mover]
+        del self.rows[n:]
