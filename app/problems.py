@@ -19,6 +19,7 @@ from starlette.responses import Response
 from app.api.responses import Problem
 from app.errors import DomainError, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
 from app.headers import HEADERS
+from app.services.texts import reason_of
 from app.web import errors as pages
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def invalid_of(error: RequestValidationError) -> Invalid:
     for one in error.errors():
         where = [str(part) for part in one["loc"] if part not in ("body", "query", "path", "header")]
         field = ".".join(where) or str(one["loc"][0])
-        reason = "is no valid JSON" if one["type"] == "json_invalid" else one["msg"]
+        reason = "is no valid JSON" if one["type"] == "json_invalid" else reason_of(one)
         found.append({"field": "body" if one["type"] == "json_invalid" else field, "detail": reason})
     first = found[0]
     return Invalid(f"{first['field']}: {first['detail']}.", field=first["field"], errors=found)

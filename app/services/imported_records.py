@@ -42,7 +42,7 @@ from app.services.import_tables import Row
 from app.services.overlap import first_slots
 from app.services.projects import settings_of
 from app.services.prompts import AddResult, Body, PromptIn, add_prompts, parse_prompt
-from app.services.texts import JsonObject, Storable
+from app.services.texts import JsonObject, Storable, reason_of
 from app.services.users import pseudonym
 from app.services.verdict_forms import Reason, Tag, Words
 from app.settings import get_settings
@@ -134,7 +134,7 @@ def parse(row: Row, file: ImportFile | None = None) -> RecordIn | DomainError:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        return Invalid(f"{name}: {first['msg']}.", field=name)
+        return Invalid(f"{name}: {reason_of(first)}.", field=name)
     except RecursionError:
         return Invalid("The line is nested too deeply.")
     ids = {one.id for one in record.candidates}

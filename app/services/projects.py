@@ -30,6 +30,7 @@ from app.models import (
 )
 from app.services import accepted, audit, overlap
 from app.services.actors import Actor, require, require_admin
+from app.services.texts import reason_of
 from illume.prompting import DEFAULT_TEMPLATE, check_template
 
 SLUG_FORM = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -153,7 +154,7 @@ def parse_settings(values: Mapping[str, Any]) -> ProjectSettings:
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise Invalid(f"There is no setting '{field}'.", field=field) from error
-        raise Invalid(f"{field}: {first['msg']}.", field=field) from error
+        raise Invalid(f"{field}: {reason_of(first)}.", field=field) from error
 
 
 def create_project(

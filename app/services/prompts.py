@@ -35,7 +35,7 @@ from app.services.overlap import first_slots
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.projects import settings_of
 from app.services.prompt_filters import Said
-from app.services.texts import JsonObject, Storable, Text
+from app.services.texts import JsonObject, Storable, Text, reason_of
 
 MAX_ITEMS = 5000
 
@@ -91,7 +91,7 @@ def parse_prompt(item: Mapping[str, Any]) -> PromptIn:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise Invalid(f"{field}: {first['msg']}.", field=field) from error
+        raise Invalid(f"{field}: {reason_of(first)}.", field=field) from error
 
 
 def add_prompts(

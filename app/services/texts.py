@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -30,3 +31,8 @@ def storable(value: Any) -> Any:
 Storable = AfterValidator(storable)
 Text = Annotated[str, Storable]
 JsonObject = Annotated[dict[str, Any], Storable]
+
+
+def reason_of(problem: Mapping[str, object]) -> str:
+    """What pydantic says is wrong, in the words alone."""
+    return str(problem["msg"]).removeprefix("Value error, ")

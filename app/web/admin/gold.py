@@ -20,6 +20,7 @@ from app.services.actors import parse_id
 from app.services.gold import GoldIn
 from app.services.projects import settings_of
 from app.services.standings import Standing
+from app.services.texts import reason_of
 from app.web.access import Form, Me, Poster, SignedIn, managed_project, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.rendering import page
@@ -229,7 +230,7 @@ def item_of(prompt: Prompt, typed: Typed) -> GoldIn:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise Invalid(f"{first['loc'][0]}: {first['msg']}.", field=str(first["loc"][0])) from error
+        raise Invalid(f"{first['loc'][0]}: {reason_of(first)}.", field=str(first["loc"][0])) from error
 
 
 @router.post("/projects/{slug}/gold/{gold_id}/remove")

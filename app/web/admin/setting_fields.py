@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from app.services.projects import ProjectSettings, parse_settings
+from app.services.texts import reason_of
 from app.web.access import text_of
 from app.web.forms import NO_ATTRIBUTES, Field
 
@@ -287,13 +288,12 @@ def read_settings(typed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, s
     except ValidationError as error:
         for found in error.errors():
             name = str(found["loc"][0])
-            problems.setdefault(name, _sentence(found["msg"]))
+            problems.setdefault(name, _sentence(reason_of(found)))
     return values, problems
 
 
 def _sentence(message: str) -> str:
-    text = message.removeprefix("Value error, ")
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{message[:1].upper()}{message[1:]}."
 
 
 # Fields for the template
