@@ -24,6 +24,7 @@ from app.gate import LARGEST_BODY, Gate, Kind, Places
 from app.headers import SafeHeaders
 from app.metrics_page import CountRequests
 from app.settings import ROOT, Settings, get_settings
+from app.web.unchanged import Unchanged
 
 FOREVER = "public, max-age=31536000, immutable"
 JUDGING = 8
@@ -60,6 +61,7 @@ def create_app() -> FastAPI:
             Middleware(SafeHeaders),
             Middleware(CountRequests),
             Middleware(Gate, places=places(settings), refuse=problems.refuse),
+            Middleware(Unchanged),
             Middleware(Direct, threads=min(settings.pool_size, JUDGING), wait=settings.gate_wait),
         ],
     )

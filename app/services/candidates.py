@@ -26,12 +26,15 @@ from app.models import (
     PromptState,
     Split,
 )
+from app.services import counts
 from app.services.leases import held, lapsed
 from app.services.overlap import first_slots
 from app.services.projects import settings_of
 from illume.metrics import normalise_rationale
 
 MAX_TRIES = 3
+COUNTED = 1000
+"""So many sets on offer are counted one by one; of more, pages tell by the counts of prompts."""
 RECENT_PACE = """
 SELECT EXTRACT(EPOCH FROM now() - min(created_at))::double precision / nullif(count(*), 0)
 FROM (
@@ -90,6 +93,14 @@ def claimable_count(session: Session, project: Project, *, limit: int | None = N
         CandidateSet.taken < CandidateSet.slots,
     )
     return _count(session, query, limit)
+
+
+def claimable_about(session: Session, project: Project) -> int:
+    """How many candidate sets critics could claim; of many, how many prompts have a set that is not judged yet."""
+    found = claimable_count(session, project, limit=COUNTED)
+    if found < COUNTED:
+        return found
+    return sum(one.n for one in counts.prompt_counts(session, project) if one.state is PromptState.ready)
 
 
 def waiting_count(session: Session, project: Project, *, limit: int | None = None) -> int:

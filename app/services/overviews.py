@@ -30,6 +30,8 @@ from app.services.paging import check_limit
 from app.services.verdicts import VerdictIn
 
 MOST_WORDS = 10
+SEARCHED = 5000
+"""Words are looked for in so many verdicts at once, the newest first, so that an answer does not take its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ def own_verdicts(
 ) -> list[VerdictLine]:
     """The actor's own verdicts that stand, newest first; `before` is the id of the one to go on behind.
 
-    `words` are all found, each somewhere in the question, the answer, a pick or what the critic wrote.
+    `words` are all found, each somewhere in the question, the answer, a pick or what the critic wrote; they are looked
+    for down to `searched_to`.
     """
     require(session, actor, project, Role.critic)
     query = _lines(project).where(Verdict.critic_id == actor.user_id)
@@ -116,8 +119,18 @@ def own_verdicts(
         query = query.where(Verdict.id < before)
     if kind is not None:
         query = query.where(Verdict.kind == kind)
-    query = query.where(*(_mentions(word) for word in words.split()[:MOST_WORDS]))
+    if words:
+        floor = searched_to(session, actor, project, before=before)
+        query = query.where(Verdict.id >= (floor or 0), *(_mentions(word) for word in words.split()[:MOST_WORDS]))
     return _read(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+
+
+def searched_to(session: Session, actor: Actor, project: Project, *, before: int | None = None) -> int | None:
+    """Down to which of the actor's verdicts words are looked for at once; None where that is to the first of them."""
+    query = select(Verdict.id).where(Verdict.critic_id == actor.user_id, Verdict.project_id == project.id)
+    if before is not None:
+        query = query.where(Verdict.id < before)
+    return session.scalar(query.order_by(Verdict.id.desc()).offset(SEARCHED - 1).limit(1))
 
 
 def _mentions(word: str) -> ColumnElement[bool]:

@@ -27,12 +27,14 @@ from app.services.projects import settings_of
 from app.services.rounds import active_round
 
 NEWEST = 20_000
-MOST_COUNTED = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Candidate sets made ahead: ready (counted up to 100,000), being sampled, and prompts that wait for one."""
+    """Candidate sets made ahead: ready, being sampled, and prompts that wait for one.
+
+    `claimable` is exact up to 1,000; of more it is the number of prompts that have a set.
+    """
 
     claimable: int
     sampling: int
@@ -106,7 +108,7 @@ def project_stats(session: Session, actor: Actor, project: Project) -> ProjectSt
         round_every=settings.round_every,
         auto_rounds=settings.auto_rounds,
         pool=Pool(
-            claimable=candidates.claimable_count(session, project, limit=MOST_COUNTED),
+            claimable=candidates.claimable_about(session, project),
             sampling=candidates.sampling_count(session, project),
             waiting=states[PromptState.waiting],
             target=settings.pool_target,

@@ -333,6 +333,7 @@ def history(
     wanted = next((one for one in VerdictKind if one.value == kind), None)
     words = words.replace("\0", " ")[:200].strip()
     lines = overviews.own_verdicts(session, who.actor, project, limit=size + 1, before=before, words=words, kind=wanted)
+    floor = overviews.searched_to(session, who.actor, project, before=before) if words else None
     view = HistoryView(
         slug=slug,
         project_name=project.name,
@@ -341,7 +342,8 @@ def history(
         kind=wanted.value if wanted else "",
         kinds=tuple((one.value, KIND_WORDS[one]) for one in VerdictKind),
         rows=tuple(history_row(line) for line in lines[:size]),
-        next=str(lines[size - 1].id) if len(lines) > size else "",
+        next=str(lines[size - 1].id if len(lines) > size else floor or ""),
+        searched=overviews.SEARCHED if floor else 0,
     )
     shell = shell_for(request, who.actor, who.csrf_token, title="My verdicts", section="annotate")
     return page("annotate/history.html", shell=shell, view=view)

@@ -173,6 +173,7 @@ class HistoryView:
     kinds: tuple[tuple[str, str], ...]
     rows: tuple[HistoryRow, ...]
     next: str
+    searched: int
 
     @property
     def is_filtered(self) -> bool:

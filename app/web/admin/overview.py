@@ -129,7 +129,7 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
         slug=project.slug,
         name=project.name,
         round=f"Round {running.number}: {round_words(running)}" if running else "",
-        claimable=candidates.claimable_count(session, project, limit=100_000),
+        claimable=candidates.claimable_about(session, project),
         today=overviews.pace_of(session, project).today,
         version=version_name(session, actor, project),
         fresh=accepted.fresh_count(session, project),
@@ -202,7 +202,7 @@ def stations_of(
     pace: Pace,
 ) -> tuple[tuple[Station, ...], str]:
     """The four stations, the one that is waited for lit, and a sentence that says so."""
-    claimable = candidates.claimable_count(session, project, limit=100_000)
+    claimable = candidates.claimable_about(session, project)
     waiting = candidates.waiting_count(session, project, limit=100_000)
     sampling = candidates.sampling_count(session, project)
     fresh = accepted.fresh_count(session, project)

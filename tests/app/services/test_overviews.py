@@ -50,6 +50,20 @@ class TestOwnVerdicts:
         assert [line.id for line in overviews.own_verdicts(session, ada, project)] == [new]
         assert overviews.own_verdict(session, ada, project, old) is None
 
+    def test_words_are_looked_for_a_part_at_a_time(
+        self, session: Session, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(overviews, "SEARCHED", 2)
+        ada = factories.make_critic(session, project)
+        ids = [judged(session, project, ada) for _ in range(5)]
+        word = "umbrella"  # stands in each answer
+        seen, before = [], None
+        for _ in range(3):
+            seen.append([line.id for line in overviews.own_verdicts(session, ada, project, words=word, before=before)])
+            before = overviews.searched_to(session, ada, project, before=before)
+        assert seen == [ids[4:2:-1], ids[2:0:-1], ids[:1]]
+        assert before is None
+
     def test_words_are_found_wherever_they_stand(self, session: Session, project: Project) -> None:
         ada = factories.make_critic(session, project)
 

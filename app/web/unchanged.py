@@ -1,0 +1,100 @@
+"""Tabs that only wait: 'nothing is new' is answered from a mark of the project, without making the page for it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+from anyio.to_thread import run_sync
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.deps import SESSION_COOKIE, Sessions
+from app.services import marks
+
+LIVE = re.compile(r"/admin/projects/([^/]+)(?:/rounds|/rounds/\d+|/versions|/comparisons/\d+|/imports/\d+)?")
+MOST = 4096
+SECONDS = 20.0
+"""So long a page may be taken to be as it was made: 'a minute ago' becomes 'two minutes ago' without any change."""
+
+Key = tuple[str, bytes, str]
+"""A path, a query and the hash of a session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A page as it was made: its tag, what the database and the project were just before, and until when it serves."""
+
+    etag: str
+    moment: str | None
+    mark: str | None
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found before the page is made; `same` says that it need not be."""
+
+    moment: str | None
+    mark: str | None
+    same: bool
+
+
+class Unchanged:
+    """ASGI middleware that answers 304 to a live page's question where nothing that it shows has changed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.seen: OrderedDict[Key, Seen] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass the request on and keep what comes of it."""
+        found = LIVE.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
+        request = Request(scope, receive) if found else None
+        cookie = request.cookies.get(SESSION_COOKIE) if request and request.headers.get("hx-request") else None
+        if found is None or request is None or not cookie:
+            await self.app(scope, receive, send)
+            return
+        key = (scope["path"], scope["query_string"], hashlib.sha256(cookie.encode()).hexdigest())
+        known = self.seen.get(key)
+        if known is not None and (known.until < time.monotonic() or request.headers.get("if-none-match") != known.etag):
+            known = None
+        look = await run_sync(look_at, scope["app"].state.sessions, found[1], key[2], known)
+        if known is not None and look.same:
+            self._keep(key, replace(known, moment=look.moment, mark=look.mark))
+            headers = {"ETag": known.etag, "Cache-Control": "no-store"}
+            await Response(status_code=304, headers=headers)(scope, receive, send)
+            return
+        await self.app(scope, receive, self._keeping(send, key, look))
+
+    def _keeping(self, send: Send, key: Key, look: Look) -> Send:
+        """`send`, keeping the tag of a page that is sent."""
+
+        async def passing(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in (200, 304):
+                etag = dict(message["headers"]).get(b"etag")
+                if etag and look.mark is not None:
+                    self._keep(key, Seen(etag.decode(), look.moment, look.mark, time.monotonic() + SECONDS))
+            await send(message)
+
+        return passing
+
+    def _keep(self, key: Key, seen: Seen) -> None:
+        self.seen[key] = seen
+        self.seen.move_to_end(key)
+        while len(self.seen) > MOST:
+            self.seen.popitem(last=False)
+
+
+def look_at(sessions: Sessions, slug: str, session_hash: str, known: Seen | None) -> Look:
+    """Look whether all is as it was when `known` was made."""
+    with sessions() as session:
+        moment = marks.moment(session)
+        if known is not None and moment is not None and moment == known.moment:
+            return Look(moment, known.mark, same=True)
+        mark = marks.mark_of(session, slug, session_hash)
+        return Look(moment, mark, same=known is not None and mark is not None and mark == known.mark)
