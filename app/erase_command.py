@@ -66,5 +66,9 @@ def ask_for(session: Session, kind: str, key: str) -> Erasure:
 def loss_words(loss: Loss) -> str:
     """What would go, for a person to read."""
     counts = {name: getattr(loss, name) for name in ("verdicts", "prompts", "images", "tokens", "snapshots")}
-    listed = ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "nothing but the name"
+    more = {"images"} if loss.images_at_least else set()
+    listed = (
+        ", ".join(f"{'at least ' if name in more else ''}{n} {name}" for name, n in counts.items() if n)
+        or "nothing but the name"
+    )
     return f"Erasing {loss.name} takes or touches: {listed}. It cannot be undone."

@@ -29,6 +29,7 @@ class LossOut(Out):
     verdicts: int
     prompts: int
     images: int
+    images_at_least: bool
     snapshots: int
     tokens: int
     projects: list[str]

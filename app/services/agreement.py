@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from app.models import Project, Role
 from app.services.actors import Actor, require
 
-MOST_SETS = 1000
+MOST_SETS = 500
 """So many sets that two or more critics judged are looked at, the newest, so that a figure is there at once."""
 UNSEEN = 1000
 """So many of the newest verdicts may be on sets that the sweep has not looked at yet."""

@@ -36,13 +36,20 @@ from app.models import (
 )
 from app.services import audit, rounds, users, webhooks
 from app.services.actors import Actor, require_admin
+from app.services.counts import prompt_counts
 from app.services.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.versions import lock_project
+
+LOOKED_THROUGH = 50_000
+"""In so many prompts of a project its images are counted before it is erased: a page is there at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What an erasing would take: how many of each, and the slugs of the projects it touches."""
+    """What an erasing would take: how many of each, and the slugs of the projects it touches.
+
+    `images_at_least`: there are more prompts than images were looked for in.
+    """
 
     name: str
     verdicts: int
@@ -51,13 +58,16 @@ class Loss:
     snapshots: int
     tokens: int
     projects: tuple[str, ...]
+    images_at_least: bool = False
 
 
 def _count(session: Session, query: Any) -> int:
     return session.scalar(select(func.count()).select_from(query.subquery())) or 0
 
 
-def _loss(session: Session, name: str, verdicts: Any, projects: Any, **more: int) -> Loss:
+def _loss(
+    session: Session, name: str, verdicts: Any, projects: Any, *, images_at_least: bool = False, **more: int
+) -> Loss:
     """What goes, of the verdicts that go and the projects (their ids) that are touched."""
     snapshots = select(Snapshot.id).where(Snapshot.project_id.in_(projects))
     slugs = session.scalars(select(Project.slug).where(Project.id.in_(projects)).order_by(Project.slug))
@@ -67,6 +77,7 @@ def _loss(session: Session, name: str, verdicts: Any, projects: Any, **more: int
         verdicts=_count(session, verdicts.where(~Verdict.deleted)),
         snapshots=_count(session, snapshots),
         projects=tuple(slugs),
+        images_at_least=images_at_least,
         **counts,
     )
 
@@ -159,15 +170,17 @@ def erase_image(session: Session, actor: Actor, sha256: str) -> Erasure:
 def loss_of_project(session: Session, actor: Actor, slug: str) -> Loss:
     """What would go with a project. Raises `NotFound`."""
     project = _project(session, actor, slug)
-    prompts = select(Prompt.id).where(Prompt.project_id == project.id)
-    shown = select(PromptImage.sha256).where(PromptImage.prompt_id.in_(prompts)).distinct()
+    prompts = sum(one.n for one in prompt_counts(session, project))
+    first = select(Prompt.id).where(Prompt.project_id == project.id).order_by(Prompt.id).limit(LOOKED_THROUGH)
+    shown = select(PromptImage.sha256).where(PromptImage.prompt_id.in_(first)).distinct()
     verdicts = select(Verdict.id).where(Verdict.project_id == project.id)
     return _loss(
         session,
         project.slug,
         verdicts,
         select(Project.id).where(Project.id == project.id),
-        prompts=_count(session, prompts),
+        images_at_least=prompts > LOOKED_THROUGH,
+        prompts=prompts,
         images=_count(session, shown),
     )
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from anyio.to_thread import run_sync
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.deps import SESSION_COOKIE, Sessions
 from app.services import marks
 
 LIVE = re.compile(r"/admin/projects/([^/]+)(?:/rounds|/rounds/\d+|/versions|/comparisons/\d+|/imports/\d+)?")
-MOST = 4096
+MOST = 512
+"""So many pages are kept; each is some tens of kilobytes."""
 SECONDS = 20.0
 """So long a page may be taken to be as it was made: 'a minute ago' becomes 'two minutes ago' without any change."""
 
@@ -27,9 +30,13 @@ Key = tuple[str, bytes, str]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A page as it was made: its tag, what the database and the project were just before, and until when it serves."""
+    """A page as it was made: its tag, what the database and the project were just before, and until when it serves.
+
+    `content` is None where only the tag is known.
+    """
 
     etag: str
+    content: bytes | None
     moment: str | None
     mark: str | None
     until: float
@@ -50,6 +57,7 @@ class Unchanged:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.seen: OrderedDict[Key, Seen] = OrderedDict()
+        self.making: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on and keep what comes of it."""
@@ -60,28 +68,54 @@ class Unchanged:
             await self.app(scope, receive, send)
             return
         key = (scope["path"], scope["query_string"], hashlib.sha256(cookie.encode()).hexdigest())
+        # Of tabs that ask at once one has the page made, and the others get what it got.
+        async with self.making.setdefault(key, asyncio.Lock()):
+            look = await run_sync(look_at, scope["app"].state.sessions, found[1], key[2], self._fresh(key))
+            answer = self._answer(key, look, request.headers.get("if-none-match"))
+            if answer is None:
+                await self.app(scope, receive, self._keeping(send, key, look))
+                return
+        await answer(scope, receive, send)
+
+    def _fresh(self, key: Key) -> Seen | None:
         known = self.seen.get(key)
-        if known is not None and (known.until < time.monotonic() or request.headers.get("if-none-match") != known.etag):
-            known = None
-        look = await run_sync(look_at, scope["app"].state.sessions, found[1], key[2], known)
-        if known is not None and look.same:
-            self._keep(key, replace(known, moment=look.moment, mark=look.mark))
-            headers = {"ETag": known.etag, "Cache-Control": "no-store"}
-            await Response(status_code=304, headers=headers)(scope, receive, send)
-            return
-        await self.app(scope, receive, self._keeping(send, key, look))
+        return known if known is not None and known.until >= time.monotonic() else None
+
+    def _answer(self, key: Key, look: Look, theirs: str | None) -> Response | None:
+        """The answer to who knows the page by the tag `theirs`; None where it must be made."""
+        known = self.seen.get(key)
+        if known is None or not look.same:
+            return None
+        self._keep(key, replace(known, moment=look.moment, mark=look.mark))
+        headers = {"ETag": known.etag, "Cache-Control": "no-store"}
+        if theirs == known.etag:
+            return Response(status_code=304, headers=headers)
+        return None if known.content is None else HTMLResponse(known.content, headers=headers)
 
     def _keeping(self, send: Send, key: Key, look: Look) -> Send:
-        """`send`, keeping the tag of a page that is sent."""
+        """`send`, keeping a page that is sent, or its tag."""
+        etag: str | None = None
+        content = bytearray()
 
         async def passing(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] in (200, 304):
-                etag = dict(message["headers"]).get(b"etag")
-                if etag and look.mark is not None:
-                    self._keep(key, Seen(etag.decode(), look.moment, look.mark, time.monotonic() + SECONDS))
+            nonlocal etag
+            if message["type"] == "http.response.start":
+                found = dict(message["headers"]).get(b"etag")
+                etag = found.decode() if found and message["status"] in (200, 304) and look.mark is not None else None
+            elif etag is not None:
+                content.extend(message.get("body", b""))
+                if not message.get("more_body", False):
+                    self._note(key, look, etag, bytes(content))
             await send(message)
 
         return passing
+
+    def _note(self, key: Key, look: Look, etag: str, content: bytes) -> None:
+        """Keep what was made; what was only compared is as it was, if that is still known."""
+        before = self.seen.get(key)
+        same = before.content if before is not None and before.etag == etag else None
+        kept = content or same
+        self._keep(key, Seen(etag, kept, look.moment, look.mark, time.monotonic() + SECONDS))
 
     def _keep(self, key: Key, seen: Seen) -> None:
         self.seen[key] = seen

@@ -84,11 +84,12 @@ def confirm_page(
     """What would go, with the form that confirms it."""
     loss = loss_of(session, who.actor, kind, subject)
     counts = tuple((name, getattr(loss, name)) for name in ("verdicts", "prompts", "images", "tokens", "snapshots"))
+    names = {"snapshots": "snapshots touched"} | ({"images": "images, or more"} if loss.images_at_least else {})
     view = EraseView(
         title=TITLES[kind].format(loss.name),
         words=WORDS[kind],
         stays=STAYS,
-        counts=tuple((f"{name} touched" if name == "snapshots" else name, n) for name, n in counts if n),
+        counts=tuple((names.get(name, name), n) for name, n in counts if n),
         projects=loss.projects,
         typed="erase" if kind == "images" else loss.name,
         image=image_url(subject) if kind == "images" else "",

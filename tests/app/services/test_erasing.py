@@ -339,7 +339,7 @@ class TestImage:
 
 
 class TestProject:
-    def test_only_numbers_and_hashes_are_left(self, world: World) -> None:
+    def test_only_numbers_and_hashes_are_left(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         slug = world.project.slug
         instructions = "secret instructions"
         projects.update_project(world.session, SYSTEM, slug, {"instructions": instructions, "name": "Secret name"})
@@ -353,6 +353,11 @@ class TestProject:
         world.session.commit()
         loss = erasing.loss_of_project(world.session, world.admin, slug)
         assert (loss.prompts, loss.verdicts, loss.snapshots, loss.images) == (8, 16, 3, len(shown))
+        assert not loss.images_at_least
+        monkeypatch.setattr(erasing, "LOOKED_THROUGH", 1)
+        large = erasing.loss_of_project(world.session, world.admin, slug)
+        assert (large.prompts, large.images_at_least) == (8, True)
+        assert 1 <= large.images < len(shown)
 
         done = world.run(erasing.erase_project(world.session, world.admin, slug))
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from app.models import Project, Role, WebSession
+from app.models import Project, Role, RoundState, WebSession
 from app.web import unchanged
 from app.web.admin import overview
 from tests import factories
@@ -52,11 +52,24 @@ def test_nothing_new_is_said_without_making_the_page(browser: Browser, etag: str
     assert made == []
 
 
-def test_another_tag_is_answered_with_the_page(browser: Browser, etag: str, made: list[int]) -> None:
-    assert ask(browser, '"an older one"') == 200
-    assert made == [1]
-    assert ask(browser, etag) == 304
-    assert made == [1]
+def test_another_tag_is_answered_with_the_page_as_it_was_made(browser: Browser, etag: str, made: list[int]) -> None:
+    first = browser.client.get(PATH, headers=FRAGMENT)
+    again = browser.client.get(PATH, headers={**FRAGMENT, "If-None-Match": '"an older one"'})
+    assert (again.status_code, again.text, again.headers["etag"]) == (200, first.text, etag)
+    assert again.headers["cache-control"] == "no-store"
+    assert "text/html" in again.headers["content-type"]
+    assert made == []
+
+
+def test_each_sees_their_own(browser: Browser, etag: str, session: Session, project: Project) -> None:
+    factories.make_round(session, project, state=RoundState.training)
+    assert "Cancel the round" in browser.client.get(PATH, headers=FRAGMENT).text
+    viewer = person(session, role=Role.viewer)
+    factories.make_member(session, project, Role.viewer, user=viewer)
+    browser.sign_in(viewer)
+    theirs = browser.client.get(PATH, headers={**FRAGMENT, "If-None-Match": etag})
+    assert theirs.status_code == 200
+    assert "Cancel the round" not in theirs.text
 
 
 def test_a_change_makes_it_anew(
