@@ -1,10 +1,11 @@
 """Idle browser tabs: so many open pages of the loop, each asking every 10 s whether anything is new.
 
-    python bench/tabs.py [--tabs 1000] [--every 10] [--seconds 30] [--processes 1]
+    python bench/tabs.py [--tabs 1000] [--every 10] [--seconds 30] [--processes 1] [--beats 0]
 
 It starts a PostgreSQL and a web server of its own with a project of three rounds. A visible tab asks as the page's
 script does once nothing has changed for a while: with the ETag it knows, and is answered 304. Hidden tabs ask nothing
-(tests/e2e/test_admin.py), so this is the most that so many tabs can cost. Prints how long answers took, and what the
+(tests/e2e/test_admin.py), so this is the most that so many tabs can cost. With `--beats` somebody writes so often a
+second what no page shows, a worker's beat. Prints how long answers took, and what the
 web server and PostgreSQL used of a processor meanwhile. Ends with 1 where an answer was neither 200 nor 304.
 """
 
@@ -33,7 +34,7 @@ from app.db import session_scope
 from app.deps import SESSION_COOKIE
 from app.embedded import Embedded
 from app.models import Role, User
-from app.services import users
+from app.services import users, workers
 from bench.serving import free_port, serve
 from tests.e2e import world
 
@@ -98,6 +99,13 @@ def family_of(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+def beat(ended: threading.Event, seconds: float) -> None:
+    """Write what changes no page, again and again."""
+    while not ended.wait(seconds):
+        with session_scope() as session:
+            workers.beat_worker(session, "bench:1", queues="model", device="cpu", doing="", memory_mb=100)
+
+
 def fill() -> str:
     """Make the project and sign its admin in; the cookie."""
     with session_scope() as session:
@@ -116,6 +124,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=10.0)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--beats", type=float, default=0.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="illume-bench-") as folder:
         Path(folder).chmod(0o711)
@@ -136,6 +145,8 @@ def main() -> int:
 def measure(tabs: Tabs, web: int, options: argparse.Namespace) -> int:
     """Let the tabs ask; the first turn, in which each gets its page once, does not count."""
     threads = [threading.Thread(target=tabs.work) for _ in range(CONNECTIONS)]
+    if options.beats:
+        threads.append(threading.Thread(target=beat, args=(tabs.ended, 1 / options.beats)))
     for thread in threads:
         thread.start()
     time.sleep(options.every)
