@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session, aliased
 
 from app import queue
+from app.db import among
 from app.models import (
     Assignment,
     AssignmentState,
@@ -239,7 +240,7 @@ def _begin(session: Session, project: Project, *, worker: str, limit: int) -> li
         return []
     settings = settings_of(session, project)
     slots = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
-    priorities = dict(session.execute(select(Prompt.id, Prompt.priority).where(Prompt.id.in_(prompt_ids))).all())
+    priorities = dict(session.execute(select(Prompt.id, Prompt.priority).where(among(Prompt.id, prompt_ids))).all())
     rows = [
         {
             "project_id": project.id,
@@ -444,7 +445,7 @@ def examples_of(session: Session, prompt_ids: Sequence[int]) -> dict[int, Prompt
     images: dict[int, list[str]] = {}
     rows = session.execute(
         select(PromptImage.prompt_id, PromptImage.sha256)
-        .where(PromptImage.prompt_id.in_(prompt_ids))
+        .where(among(PromptImage.prompt_id, prompt_ids))
         .order_by(PromptImage.prompt_id, PromptImage.position)
     )
     for prompt_id, sha256 in rows:
@@ -458,7 +459,7 @@ def examples_of(session: Session, prompt_ids: Sequence[int]) -> dict[int, Prompt
             Prompt.answer,
             Prompt.references,
             Prompt.extra,
-        ).where(Prompt.id.in_(prompt_ids))
+        ).where(among(Prompt.id, prompt_ids))
     )
     return {
         row.id: PromptData(

@@ -9,6 +9,7 @@ from typing import Literal
 from sqlalchemy import Select, String, cast, func, select
 from sqlalchemy.orm import Session
 
+from app.db import among
 from app.models import (
     CandidateSet,
     Project,
@@ -110,7 +111,7 @@ def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, st
     rows = session.execute(
         select(Verdict.id, CandidateSet.answer)
         .join(CandidateSet, CandidateSet.id == Verdict.candidate_set_id)
-        .where(Verdict.id.in_({one.verdict_id for one in accepted}), CandidateSet.answer.is_not(None))
+        .where(among(Verdict.id, {one.verdict_id for one in accepted}), CandidateSet.answer.is_not(None))
     )
     return {verdict_id: str(answer) for verdict_id, answer in rows}
 

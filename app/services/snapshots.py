@@ -9,6 +9,7 @@ import orjson
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
+from app.db import among
 from app.errors import NotFound
 from app.models import (
     ModelVersion,
@@ -80,7 +81,7 @@ def take(session: Session, actor: Actor, project: Project, *, kind: SnapshotKind
     if kind is SnapshotKind.round:
         session.execute(
             update(Prompt)
-            .where(Prompt.id.in_(chosen.prompt_ids), Prompt.fresh)
+            .where(among(Prompt.id, chosen.prompt_ids), Prompt.fresh)
             .values(fresh=False)
             .execution_options(synchronize_session=False)
         )

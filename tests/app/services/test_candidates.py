@@ -266,3 +266,9 @@ class TestExamplesOf:
         data = candidates.example_of(session, prompt.id)
         assert data.images == tuple(image.sha256 for image in images)
         assert (data.references, data.metadata, data.answer) == (("because",), {"a": 1}, "a red umbrella")
+
+    def test_more_than_a_statement_takes_parameters(self, session: Session, project: Project) -> None:
+        """A round of 7,000 rationales has 70,000 prompts beside them."""
+        prompt = factories.make_prompt(session, project)
+        found = candidates.examples_of(session, [prompt.id, *range(10**12, 10**12 + 70_000)])
+        assert list(found) == [prompt.id]
