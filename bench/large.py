@@ -115,6 +115,12 @@ INSERT INTO imports (project_id, state, filename, file_key, total, done, added, 
 SELECT :project, 'succeeded', 'file-' || n || '.jsonl', 'none', 1000, 1000, 990, 10, now()
 FROM generate_series(1, 300) n
 """
+# What triggers would have kept, which do not run while so much is filled.
+WORDS = """
+INSERT INTO prompt_words (prompt_id, project_id, words)
+SELECT id, project_id, lower(concat_ws(E'\\n', question, answer, external_id)) FROM prompts
+WHERE project_id = :project ORDER BY id
+"""
 FIND = """
 SELECT (SELECT min(id) FROM prompts WHERE project_id = :project AND state = 'judged') AS p,
     (SELECT max(id) FROM prompts WHERE project_id = :project) AS q,
@@ -170,6 +176,7 @@ def fill(*, prompts: int, candidates: int, verdicts: int, critics: int) -> None:
         admin, hook_id = who(session, "admin@example.org").id, hook.id
     for statement, values in (
         (WRITTEN, {"project": project, "first": versions[0], "second": versions[1]}),
+        (WORDS, {"project": project}),
         (GOLD, {"project": project}),
         (AUDIT, {"project": project, "admin": admin, "events": 200_000}),
         (DELIVERIES, {"webhook": hook_id}),
