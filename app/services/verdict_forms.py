@@ -92,7 +92,7 @@ def candidate_id(value: str, field: str) -> int:
 
 # What was posted, and what came of it; of a verdict that was erased only that it is gone. `v` is the verdict; `:picks`
 # its picks, where they are not in their table yet.
-VERDICT_JSON = """
+SHAPE = """
 jsonb_build_object(
     'schema_version', 1,
     'id', v.id::text,
@@ -113,15 +113,19 @@ jsonb_build_object(
     'supersedes', v.supersedes::text,
     'current', v.current,
     'deleted', v.deleted,
-    'snapshots', coalesce((
-        SELECT jsonb_agg(DISTINCT i.snapshot_id::text) FROM snapshot_items i WHERE i.verdict_id = v.id
-    ), '[]'::jsonb),
+    'snapshots', SNAPSHOTS,
     'created_at', to_char(v.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 )
 """
 # What a critic is told of their own: nothing in it tells gold prompts and repeats from others.
 PLAIN_STATE = "CASE WHEN v.state IN ('gold', 'repeat') THEN 'counted' ELSE v.state END"
 STORED_PICKS = "ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY k.candidate_id)"
+IN_SNAPSHOTS = """
+coalesce((SELECT jsonb_agg(DISTINCT i.snapshot_id::text) FROM snapshot_items i WHERE i.verdict_id = v.id), '[]'::jsonb)
+"""
+VERDICT_JSON = SHAPE.replace("SNAPSHOTS", IN_SNAPSHOTS)
 STORED_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace("STATE", PLAIN_STATE)
 FULL_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace("STATE", "v.state")
-GIVEN_JSON = VERDICT_JSON.replace("PICKS", "CAST(:picks AS bigint[])").replace("STATE", PLAIN_STATE)
+# Of a verdict that is just being given, no snapshot has anything yet.
+NEW_JSON = SHAPE.replace("SNAPSHOTS", "'[]'::jsonb").replace("PICKS", "CAST(:picks AS bigint[])")
+GIVEN_JSON = NEW_JSON.replace("STATE", PLAIN_STATE)

@@ -29,19 +29,21 @@ from app.services.projects import settings_of
 from app.services.verdict_forms import VerdictIn, candidate_id, candidate_ids
 
 # After a verdict on a set of several slots; a statement of its own, because only now others' verdicts are seen.
-CLOSE_IF_FULL = """
+CLOSE_IF_FULL = f"""
 WITH closed AS (
     UPDATE candidate_sets s SET state = 'judged'
     WHERE s.id = :set AND s.state = 'ready' AND s.slots <= (
         SELECT count(*) FROM assignments a
         WHERE a.candidate_set_id = s.id AND a.state = 'judged' AND a.purpose = 'work'
     )
-    RETURNING s.id, s.prompt_id
+    RETURNING s.id, s.project_id, s.prompt_id
 ), told AS (
     UPDATE prompts p SET state = 'judged' FROM closed WHERE p.id = closed.prompt_id AND p.state = 'ready'
 )
-SELECT id FROM closed
-"""
+INSERT INTO reviews (project_id, candidate_set_id, kind)
+SELECT s.project_id, s.id, 'disagreement' FROM closed s WHERE {reviews.DIFFERS} AND NOT {reviews.IS_DECIDED}
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - constants only
 
 
 def close_if_full(session: Session, set_id: int, *, adaptive: bool) -> None:
@@ -51,8 +53,7 @@ def close_if_full(session: Session, set_id: int, *, adaptive: bool) -> None:
     """
     if adaptive:
         session.execute(text(overlap.ADAPT_SET), {"set": set_id})
-    if session.scalar(text(CLOSE_IF_FULL), {"set": set_id}) is not None:
-        reviews.ask_if_differing(session, set_id)
+    session.execute(text(CLOSE_IF_FULL), {"set": set_id})
 
 
 def start_round_if_due(session: Session, project_id: int) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
-import orjson
-from sqlalchemy import select, text, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -17,7 +15,6 @@ from app.models import (
     Prompt,
     Purpose,
     ReviewKind,
-    Role,
     Verdict,
     VerdictKind,
     VerdictState,
@@ -25,7 +22,8 @@ from app.models import (
 from app.services import accepted, reviews, standings
 from app.services.actors import Actor
 from app.services.verdict_changes import change
-from app.services.verdict_forms import GIVEN_JSON, VerdictIn, VerdictOut, candidate_ids, parse_verdict
+from app.services.verdict_forms import VerdictIn, VerdictOut, parse_verdict
+from app.services.verdict_giving import GIVE, give_values
 from app.services.verdict_reading import body_of, feed, get_verdict, history, last_verdict_of, today_count
 from app.services.verdict_rows import (
     check_candidates,
@@ -49,69 +47,6 @@ __all__ = [
     "parse_verdict",
     "today_count",
 ]
-
-# One statement. The rows are locked in one order everywhere: assignment, candidate set, prompt.
-GIVE = text(f"""
-WITH mine AS (
-    SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, s.slots, s.prompt_id,
-        p.has_accepted, p.split, r.settings, a.purpose, rule.adaptive, coalesce(d.weight, 1) AS weight,
-        a.purpose = 'work' AND s.slots = 1 AND NOT rule.adaptive AS is_alone,
-        :gives_text AND a.purpose = 'work'
-            AND (r.settings ->> 'aggregation' = 'any' OR (s.slots = 1 AND NOT rule.adaptive))
-            AND NOT EXISTS (
-                SELECT FROM verdicts w WHERE w.candidate_set_id = s.id AND w.current AND w.state = 'decided'
-            ) AS accepts
-    FROM assignments a
-    JOIN candidate_sets s ON s.id = a.candidate_set_id
-    JOIN prompts p ON p.id = s.prompt_id
-    JOIN projects j ON j.id = a.project_id
-    JOIN setting_revisions r ON r.id = j.revision_id
-    LEFT JOIN critic_standings d ON d.project_id = a.project_id AND d.critic_id = a.critic_id
-    CROSS JOIN LATERAL (SELECT coalesce((r.settings -> 'adaptive_overlap')::boolean, false) AS adaptive) rule
-    WHERE a.id = CAST(:assignment AS bigint) AND a.critic_id = CAST(:critic AS bigint) AND a.state = 'open'
-      AND CAST(:mentioned AS bigint[]) <@ a.shown
-      AND (:is_admin OR EXISTS (
-          SELECT FROM memberships m
-          WHERE m.project_id = a.project_id AND m.user_id = CAST(:critic AS bigint) AND m.role <> 'viewer'
-      ))
-    FOR NO KEY UPDATE OF a, s, p
-), v AS (
-    INSERT INTO verdicts (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, state, reason,
-        rationale, edited_from, tags, comment, seconds, shown, weight)
-    SELECT project_id, id, candidate_set_id, prompt_id, critic_id, :kind,
-        CASE WHEN purpose = 'work' THEN 'counted' ELSE purpose END, :reason, :rationale, CAST(:edited_from AS bigint),
-        CAST(:tags AS jsonb), :comment, CAST(:seconds AS double precision), shown, weight
-    FROM mine
-    RETURNING *
-), picked AS (
-    INSERT INTO picks (verdict_id, candidate_id) SELECT v.id, unnest(CAST(:picks AS bigint[])) FROM v
-), closed AS (
-    UPDATE assignments a SET state = :closes_as FROM mine WHERE a.id = mine.id
-), settled AS (
-    UPDATE candidate_sets s
-    SET taken = s.taken - CASE WHEN :uses_slot THEN 0 ELSE 1 END,
-        state = CASE WHEN :uses_slot AND mine.is_alone THEN 'judged' ELSE s.state END
-    FROM mine WHERE s.id = mine.candidate_set_id AND mine.purpose = 'work'
-), told AS (
-    UPDATE prompts p
-    SET state = CASE
-            WHEN :flags AND mine.purpose <> 'gold' AND p.state <> 'retired' THEN 'held'
-            WHEN :uses_slot AND mine.is_alone AND p.state = 'ready' THEN 'judged'
-            ELSE p.state END,
-        has_accepted = p.has_accepted OR mine.accepts,
-        fresh = p.fresh OR (mine.accepts AND NOT p.has_accepted AND p.split = 'train')
-    FROM mine WHERE p.id = mine.prompt_id
-)
-SELECT {GIVEN_JSON} AS body, v.id, v.candidate_set_id, v.prompt_id, v.project_id, mine.purpose, mine.adaptive,
-    mine.is_alone,
-    mine.accepts AND NOT mine.has_accepted AND (mine.settings -> 'auto_rounds')::boolean AND (
-        SELECT count(*) + 1 FROM (
-            SELECT FROM prompts f WHERE f.project_id = mine.project_id AND f.fresh AND f.id <> mine.prompt_id
-            LIMIT (mine.settings ->> 'round_every')::bigint
-        ) others
-    ) >= (mine.settings ->> 'round_every')::bigint AS is_due
-FROM v, mine
-""")  # noqa: S608 - constants only
 
 
 def give(
@@ -166,27 +101,7 @@ def _reserve_key(session: Session, actor: Actor, key: str, fingerprint: str) -> 
 
 
 def _give(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn) -> VerdictOut:
-    picks, edited_from, mentioned = candidate_ids(verdict)
-    values = {
-        # Numbers go as texts that the statement casts: the driver gives small and large ones different types, and each
-        # mixture of types would be a statement with plans of its own.
-        "assignment": str(assignment_id),
-        "critic": str(actor.user_id),
-        "is_admin": actor.role is Role.admin,
-        "mentioned": array_text(mentioned),
-        "kind": verdict.kind.value,
-        "reason": verdict.reason,
-        "rationale": verdict.rationale,
-        "edited_from": None if edited_from is None else str(edited_from),
-        "tags": verdict_tags(verdict),
-        "comment": verdict.comment,
-        "seconds": None if verdict.seconds is None else str(verdict.seconds),
-        "picks": array_text(picks),
-        "gives_text": verdict.gives_text,
-        "uses_slot": verdict.uses_slot,
-        "flags": verdict.kind is VerdictKind.flagged,
-        "closes_as": (AssignmentState.judged if verdict.uses_slot else AssignmentState.released).value,
-    }
+    values = give_values(actor, assignment_id, verdict)
     row = session.execute(GIVE, values).one_or_none()
     if row is None:
         if not _reopen(session, actor, assignment_id, verdict):
@@ -202,16 +117,6 @@ def _give(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn
     if is_due:
         start_round_if_due(session, row.project_id)
     return VerdictOut(201, row.body)
-
-
-def array_text(numbers: Sequence[int]) -> str:
-    """Numbers as PostgreSQL writes an array."""
-    return "{" + ",".join(map(str, numbers)) + "}"
-
-
-def verdict_tags(verdict: VerdictIn) -> str:
-    """The tags as JSON text, for a statement that casts it."""
-    return orjson.dumps(verdict.tags).decode()
 
 
 def _settle(session: Session, project_id: int, prompt_id: int, set_id: int, adaptive: bool) -> bool:

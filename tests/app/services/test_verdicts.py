@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Invalid
@@ -264,6 +264,17 @@ class TestLapsed:
 
 
 class TestOverlap:
+    def test_what_stays_as_it_is_is_not_written(self, session: Session, project: Project, critic: Actor) -> None:
+        claimed = claim(session, project, critic, slots=3)
+        where = text(
+            "SELECT s.ctid::text, p.ctid::text FROM prompts p JOIN candidate_sets s ON s.prompt_id = p.id "
+            "WHERE p.id = :p"
+        )
+        values = {"p": int(claimed.prompt["id"])}
+        before = session.execute(where, values).one()
+        give(session, critic, claimed, kind="none_fit")
+        assert session.execute(where, values).one() == before
+
     def test_judged_once_all_slots_are(self, session: Session, project: Project, critic: Actor) -> None:
         claimed = claim(session, project, critic, slots=2)
         pick(session, critic, claimed)
