@@ -255,18 +255,25 @@ def visitor(site: Site, browser: Browser) -> Iterator[Visitor]:
             assert visit.watch.unexpected() == []
 
 
+@pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
+def size(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """The size of the window: whoever asks for it, a critic or an admin is tested at a desk and on a phone."""
+    found: tuple[int, int] = request.param
+    return found
+
+
 @pytest.fixture
-def critic(visitor: Visitor, scenes: world.World) -> Visit:
+def critic(visitor: Visitor, scenes: world.World, size: tuple[int, int]) -> Visit:
     """A critic who is signed in at the judging page."""
-    visit = visitor()
+    visit = visitor(size)
     visit.sign_in(scenes.critic, to=f"/annotate/{scenes.slug}")
     return visit
 
 
 @pytest.fixture
-def admin(visitor: Visitor, history: world.World) -> Visit:
+def admin(visitor: Visitor, history: world.World, size: tuple[int, int]) -> Visit:
     """An admin who is signed in at a project with a history."""
-    visit = visitor()
+    visit = visitor(size)
     visit.sign_in(history.admin, to=f"/admin/projects/{history.slug}")
     return visit
 

@@ -1,0 +1,182 @@
+"""More ways through a critic's day: flags, practice, finding a verdict again, breaks, fingers; and nothing jumps."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+from sqlalchemy import select
+
+from app.models import Prompt, PromptState, Verdict, VerdictKind
+from tests.e2e import fortnight, world
+from tests.e2e.conftest import Site, Visit, Visitor
+from tests.e2e.test_judging import candidate, question, ready, wait_for_verdicts
+from tests.e2e.test_judging_seeing import scale
+
+pytestmark = pytest.mark.browser
+# Shifts of the layout are added up, those right after a key too: a browser's own count forgives these.
+COUNT_SHIFTS = """window.shifts = [];
+new PerformanceObserver((list) => {
+    for (const one of list.getEntries()) {
+        window.shifts.push([one.value, one.sources.map((source) => source.node?.className ?? source.node?.nodeName)]);
+    }
+}).observe({ type: "layout-shift", buffered: true });"""
+
+
+def test_a_flag_has_a_reason_by_one_key_and_holds_the_prompt(critic: Visit, site: Site) -> None:
+    page = critic.page
+    ready(page)
+    flagged = question(page)
+    page.keyboard.press("f")
+    dialog = page.get_by_role("dialog", name="What is wrong with this prompt?")
+    expect(dialog).to_contain_text("held back from everybody")
+    reason = dialog.get_by_role("button").first.inner_text().split("\n")[-1]
+    page.keyboard.press("1")
+    expect(dialog).to_be_hidden()
+    [given] = wait_for_verdicts(page, site, 1)
+    assert (given.kind, given.reason) == (VerdictKind.flagged, reason)
+    ready(page)
+    assert question(page) != flagged
+    with site.sessions() as session:
+        assert session.get_one(Prompt, given.prompt_id).state is PromptState.held
+
+
+def test_practice_comes_first_and_tells_what_is_right(
+    visitor: Visitor, history: world.World, site: Site, size: tuple[int, int]
+) -> None:
+    with site.sessions.begin() as session:
+        fortnight.ask_practice(session, history)
+        before = len(session.scalars(select(Verdict.id)).all())
+    page = visitor(size).sign_in(history.critic, to="/annotate/scenes")
+    expect(page.get_by_role("heading", name="A short practice first")).to_be_visible()
+    page.get_by_role("link", name="Begin").click()
+    expect(page.get_by_role("heading", name="Practice", level=1)).to_be_visible()
+    expect(page.get_by_text("2 prompts left")).to_be_visible()
+    picks = page.get_by_role("checkbox")
+    wrong = page.locator(".candidate", has_text="because the answer is")
+    wrong.click()
+    expect(wrong.get_by_role("checkbox")).to_be_checked()
+    page.get_by_role("button", name="See what is right").click()
+    expect(page.get_by_role("status")).to_contain_text("Not quite: look at the marked ones. An explanation names")
+    expect(page.locator(".candidate", has_text="you said otherwise").first).to_be_visible()
+    expect(page.locator(".candidate", has_text="because the answer is")).to_contain_text("does not fit")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("1 prompt left")).to_be_visible()
+    for number in range(picks.count()):
+        if "because the answer is" not in page.locator(".candidate").nth(number).inner_text():
+            page.keyboard.press(str(number + 1))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("All right.")
+    page.get_by_role("link", name="Begin the work").click()
+    ready(page)
+    with site.sessions() as session:  # practice is no verdict
+        assert len(session.scalars(select(Verdict.id)).all()) == before
+
+
+def test_ones_own_verdicts_are_found_again(
+    visitor: Visitor, history: world.World, site: Site, size: tuple[int, int]
+) -> None:
+    page = visitor(size).sign_in(history.critic, to="/annotate/scenes/history")
+    rows = page.get_by_role("table").get_by_role("row")
+    before = rows.count()
+    word = page.get_by_role("rowheader").first.inner_text().split()[-2].strip("?")
+    page.get_by_label("Words").fill(word)
+    page.get_by_role("button", name="Find").click()
+    expect(page.get_by_label("Words")).to_have_value(word)
+    assert 1 < rows.count() <= before
+    for text in page.get_by_role("rowheader").all_inner_texts():
+        row = page.get_by_role("row").filter(has_text=text)
+        expect(row.first).to_contain_text(word)
+    page.get_by_role("link", name="Show all").click()
+    page.get_by_label("Verdict", exact=True).select_option("none_fit")
+    page.get_by_role("button", name="Find").click()
+    expect(page.get_by_role("cell", name=re.compile("none fits")).first).to_be_visible()
+    assert rows.count() - 1 == page.get_by_text("none fits", exact=True).locator("visible=true").count()
+    page.get_by_label("Words").fill("no such words anywhere")
+    page.get_by_role("button", name="Find").click()
+    expect(page.get_by_role("heading", name="None of your verdicts is like that")).to_be_visible()
+
+
+def test_a_reminder_that_is_turned_off_stays_off(critic: Visit) -> None:
+    page = critic.page
+    page.clock.install()
+    page.reload()
+    ready(page)
+    page.get_by_role("button", name="Your day").click()
+    page.get_by_label("Remind me of a break").select_option(label="never")
+    page.keyboard.press("Escape")
+    page.reload()
+    ready(page)
+    for _ in range(30):
+        page.clock.fast_forward(4 * 60_000)
+        page.keyboard.press("Shift")
+    page.clock.run_for(30_000)
+    expect(page.get_by_role("region", name="Messages")).not_to_contain_text("You have judged for")
+    expect(page.get_by_label("Remind me of a break")).to_have_value("0")
+
+
+def test_dragging_moves_a_zoomed_image_and_opens_nothing(critic: Visit) -> None:
+    page = critic.page
+    ready(page)
+    box = page.locator(".picture").bounding_box()
+    assert box is not None
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.wheel(0, -400)
+    expect(page.locator(".picture")).to_have_class(re.compile("is-zoomed"))
+    place = "new DOMMatrix(getComputedStyle(document.querySelector('.picture img')).transform).e"
+    before = page.evaluate(place)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 40, middle[1] + 10, steps=4)
+    page.mouse.up()
+    assert page.evaluate(place) == pytest.approx(before + 40, abs=2)
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_two_fingers_zoom(visitor: Visitor, scenes: world.World, size: tuple[int, int]) -> None:
+    visit = visitor(size, has_touch=True)
+    page = visit.sign_in(scenes.critic, to="/annotate/scenes")
+    ready(page)
+    box = page.locator(".picture").bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    fingers = visit.context.new_cdp_session(page)
+
+    def touch(kind: str, apart: float) -> None:
+        points = [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}] if apart else []
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 20)
+    for apart in (25, 30, 40, 50, 60):
+        touch("touchMove", apart)
+    touch("touchEnd", 0)
+    expect(page.locator(".picture")).to_have_class(re.compile("is-zoomed"))
+    assert scale(page, 0) == pytest.approx(3, rel=0.2)
+    assert page.evaluate("visualViewport.scale") == 1  # the image, not the page
+
+
+def test_nothing_jumps_from_prompt_to_prompt(critic: Visit, site: Site) -> None:
+    page = critic.page
+    critic.context.add_init_script(COUNT_SHIFTS)
+    page.reload()
+    ready(page)
+    page.wait_for_timeout(300)
+    assert sum(one[0] for one in page.evaluate("window.shifts")) < 0.01, page.evaluate("window.shifts")
+
+    def places(page: Page) -> list[object]:
+        return [page.locator(part).first.bounding_box() for part in (".actions", ".seeing", ".picture", "#question")]
+
+    for count in (1, 2, 3):
+        ready(page)
+        before = places(page)[:2]
+        page.keyboard.press("1")
+        expect(candidate(page, 1)).to_be_checked()
+        assert places(page)[:2] == before
+        page.keyboard.press("Enter")
+        wait_for_verdicts(page, site, count)
+        ready(page)
+        assert places(page)[:2] == before
+        settled = places(page)
+        page.wait_for_timeout(200)
+        assert places(page) == settled

@@ -1,0 +1,64 @@
+"""A round's page: what it was made of, its log, and taking it up again or running it anew."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+from sqlalchemy import select
+
+from app.models import Round, RoundState
+from tests.e2e import fortnight, world
+from tests.e2e.conftest import Site, Visit
+
+pytestmark = pytest.mark.browser
+
+
+def test_what_it_was_made_of(admin: Visit, history: world.World, site: Site) -> None:
+    with site.sessions.begin() as session:
+        fortnight.live_through(session, history)
+    page = admin.open("/admin/projects/scenes/rounds")
+    page.get_by_role("link", name="Round 2", exact=True).click()
+    log = page.get_by_role("log", name="Lines of the log")
+    expect(log).to_contain_text("epoch 5, loss")
+    expect(log).to_contain_text("succeeded after")
+    snapshot = page.get_by_role("region", name="Snapshot")
+    snapshot.get_by_text("Settings of this round").click()
+    expect(snapshot.get_by_text("learning_rate")).to_be_visible()
+    count = snapshot.get_by_role("definition").nth(1)
+    expected = int(count.inner_text())
+    count.get_by_role("link").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Snapshot")
+    expect(page.get_by_role("table").get_by_role("row")).to_have_count(expected + 1)
+
+
+def test_a_failed_one_goes_on_from_its_checkpoint(admin: Visit, history: world.World, site: Site) -> None:
+    with site.sessions.begin() as session:
+        world.add_running_round(session, history)
+        found = session.scalars(select(Round).where(Round.number == 9)).one()
+        found.state, found.error, found.worker = RoundState.failed, "The disk is full.", None
+    page = admin.open("/admin/projects/scenes/rounds/9")
+    expect(page.get_by_role("alert")).to_contain_text("It failed. The disk is full.")
+    page.get_by_role("button", name="Go on from its checkpoint").click()
+    expect(page.get_by_text("The round goes on from its last checkpoint.")).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("^Round 9 queued"))).to_be_visible()
+    with site.sessions() as session:
+        assert session.scalars(select(Round).where(Round.number == 9)).one().state is RoundState.queued
+
+
+def test_run_again_from_its_snapshot_with_the_same_seed(admin: Visit, site: Site) -> None:
+    page = admin.open("/admin/projects/scenes/rounds/2")
+    asked: list[str] = []
+
+    def accept(question: object) -> None:
+        asked.append(getattr(question, "message", ""))
+        getattr(question, "accept")()  # noqa: B009 - the dialog's type is Playwright's own
+
+    page.on("dialog", accept)
+    page.get_by_role("button", name="Run again from its snapshot").click()
+    expect(page.get_by_role("heading", name=re.compile("^Round 4 queued"))).to_be_visible()
+    assert asked == ["Run a new round with the same rows, settings and seed?"]
+    with site.sessions() as session:
+        first, again = session.scalars(select(Round).where(Round.number.in_((2, 4))).order_by(Round.number)).all()
+        assert again.snapshot_id == first.snapshot_id
