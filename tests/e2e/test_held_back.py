@@ -1,4 +1,4 @@
-"""What is held back: a base model until it was looked at, a better version until critics agree, which prompt is gold."""
+"""What is held back: a base model until it was looked at, a better version until critics agree, who sees gold."""
 
 from __future__ import annotations
 
