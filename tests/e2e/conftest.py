@@ -23,7 +23,7 @@ from app.deps import SESSION_COOKIE
 from app.embedded import Embedded
 from app.main import create_app
 from app.models import User
-from app.services import users
+from app.services import set_agreements, users
 from app.settings import ROOT
 from tests.conftest import MIGRATED, CommittedDatabase, copy_database
 from tests.e2e import world
@@ -124,7 +124,10 @@ def build_world(embedded: Embedded, name: str, *, rich: bool) -> world.World:
     engine = create_engine(db.sqlalchemy_url(copy_database(embedded, name, MIGRATED)), poolclass=pool.NullPool)
     try:
         with Session(engine, expire_on_commit=False) as session, session.begin():
-            return world.build(session, rich=rich)
+            made = world.build(session, rich=rich)
+        with Session(engine) as session, session.begin():
+            set_agreements.follow(session)  # as the sweep does: the site of a test has none
+        return made
     finally:
         engine.dispose()
 

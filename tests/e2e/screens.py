@@ -17,6 +17,7 @@ from sqlalchemy.orm import sessionmaker
 from app import db, migrate
 from app.connect import forget_settings
 from app.embedded import Embedded
+from app.services import set_agreements
 from app.settings import ROOT
 from tests.e2e import fortnight, world
 from tests.e2e.conftest import DESK, FLAGS, PHONE, Site, chromium, free_port
@@ -116,6 +117,8 @@ def photograph(database_url: str) -> None:
     with sessions.begin() as session:
         made = world.build(session, prompts=24, rich=True)
         fortnight.live_through(session, made)
+    with sessions.begin() as session:
+        set_agreements.follow(session)
     port = free_port()
     site = Site(f"http://127.0.0.1:{port}", sessions, port)
     site.start()
