@@ -237,13 +237,14 @@ Visitor = Callable[..., Visit]
 
 
 @pytest.fixture
-def visitor(site: Site, browser: Browser) -> Iterator[Visitor]:
+def visitor(site: Site, browser: Browser, size: tuple[int, int]) -> Iterator[Visitor]:
     """Makes people at browsers; afterwards their consoles must be clean."""
     with contextlib.ExitStack() as closing:
         visits: list[Visit] = []
 
-        def make(size: tuple[int, int] = DESK, **options: object) -> Visit:
-            viewport = {"width": size[0], "height": size[1]}
+        def make(other: tuple[int, int] | None = None, **options: object) -> Visit:
+            width, height = other or size
+            viewport = {"width": width, "height": height}
             context = browser.new_context(viewport=viewport, **options)  # type: ignore[arg-type]
             closing.callback(context.close)
             context.set_default_timeout(PATIENCE_MS)

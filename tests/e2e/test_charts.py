@@ -180,6 +180,7 @@ class TestDrawing:
         assert all(label["x"] >= 0 for label in found["labels"])
 
     def test_drawn_anew_for_another_width(self, visit: Visit) -> None:
+        visit.page.set_viewport_size({"width": 1280, "height": 800})
         figure = show(visit, chart_of(SCORES))
         before = figure.evaluate(MEASURES)
         visit.page.set_viewport_size({"width": 390, "height": 844})
