@@ -25,7 +25,7 @@ from app import migrate
 from app.connect import services, set_environment
 from app.db import session_scope
 from app.models import Candidate, CandidateSet, ModelVersion, Project, Prompt, Round, RoundState
-from app.services import assignments, candidates, projects, rounds, seeding, users, verdicts
+from app.services import assignments, pools, projects, rounds, seeding, users, verdicts
 from app.services.actors import SYSTEM, Actor
 from app.settings import get_settings
 from app.supervise import Supervised, start_child, stop_all
@@ -154,7 +154,7 @@ def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
 def ready_sets(project_id: int) -> int:
     """How many sets critics could claim."""
     with session_scope() as session:
-        return candidates.claimable_count(session, session.get_one(Project, project_id))
+        return pools.claimable_count(session, session.get_one(Project, project_id))
 
 
 def new_sets(project_id: int) -> int:

@@ -13,7 +13,7 @@ from app import queue
 from app.db import session_scope
 from app.errors import DomainError, NotFound
 from app.models import ModelVersion, Project
-from app.services import candidates, round_running
+from app.services import candidates, pools, round_running
 from app.services.candidates import NewCandidate, PromptData, SamplingClaim
 from app.services.projects import ProjectSettings, settings_of
 from app.services.store import get_store
@@ -53,7 +53,7 @@ def fill_pool(process: WorkerProcess, models: ModelCache, project_id: int) -> in
     """Sample until the project's pool is full, a round waits, or the turn is over. How many sets were stored."""
     with session_scope() as session:
         project = session.get(Project, project_id)
-        if project is None or candidates.pool_needs(session, project) == 0:
+        if project is None or pools.pool_needs(session, project) == 0:
             return 0
     with holding_device(process, purpose="sampling") as held:
         return _fill_for_a_turn(process, models, project_id) if held else 0
@@ -82,7 +82,7 @@ def fill_for_round(
     made: int | None = 0
     while made is not None:
         with session_scope() as session:
-            missing = candidates.pool_needs(session, session.get_one(Project, project_id), target=target)
+            missing = pools.pool_needs(session, session.get_one(Project, project_id), target=target)
         report(target - missing, target)
         if missing == 0:
             return
@@ -133,7 +133,7 @@ def _claim(
         project = session.get_one(Project, project_id)
         if project.active_version_id != version.id:
             return None
-        wanted = min(limit, candidates.pool_needs(session, project, target=target))
+        wanted = min(limit, pools.pool_needs(session, project, target=target))
         claims = candidates.claim_sampling_batch(session, project, worker=process.name, limit=wanted)
         prompts = candidates.examples_of(session, [claim.prompt_id for claim in claims])
         return Batch(claims, prompts, settings_of(session, project)) if claims else None

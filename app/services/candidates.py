@@ -1,4 +1,4 @@
-"""Candidate sets: the pool kept ahead of the critics, and the leases of the workers that sample for it."""
+"""Candidate sets: the leases of the workers that sample them, and what is stored."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select, text, update
 from sqlalchemy import Row as SqlRow
+from sqlalchemy import and_, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from app import queue
 from app.db import among
 from app.models import (
-    Assignment,
-    AssignmentState,
     Candidate,
     CandidateSet,
     CandidateSetState,
@@ -27,25 +25,12 @@ from app.models import (
     PromptState,
     Split,
 )
-from app.services import counts
-from app.services.leases import held, lapsed
 from app.services.overlap import first_slots
+from app.services.pools import LIVE, abandoned, open_prompts
 from app.services.projects import settings_of
 from illume.metrics import normalise_rationale
 
 MAX_TRIES = 3
-COUNTED = 1000
-"""So many sets on offer are counted one by one; of more, pages tell by the counts of prompts."""
-RECENT_PACE = """
-SELECT EXTRACT(EPOCH FROM now() - min(created_at))::double precision / nullif(count(*), 0)
-FROM (
-    SELECT created_at FROM candidate_sets
-    WHERE project_id = :project AND source = 'model' AND state <> 'sampling' AND state <> 'failed'
-      AND created_at >= now() - interval '10 minutes'
-    ORDER BY id DESC LIMIT 500
-) newest
-"""
-LIVE = (CandidateSetState.sampling, CandidateSetState.ready)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,110 +68,6 @@ class NewCandidate:
     n_tokens: int
 
 
-# How full the pool is
-
-
-def claimable_count(session: Session, project: Project, *, limit: int | None = None) -> int:
-    """How many candidate sets critics could claim, counted up to `limit`."""
-    query = select(CandidateSet.id).where(
-        CandidateSet.project_id == project.id,
-        CandidateSet.state == CandidateSetState.ready,
-        CandidateSet.taken < CandidateSet.slots,
-    )
-    return _count(session, query, limit)
-
-
-def claimable_about(session: Session, project: Project) -> int:
-    """How many candidate sets critics could claim; of many, how many prompts have a set that is not judged yet."""
-    found = claimable_count(session, project, limit=COUNTED)
-    if found < COUNTED:
-        return found
-    return sum(one.n for one in counts.prompt_counts(session, project) if one.state is PromptState.ready)
-
-
-def waiting_count(session: Session, project: Project, *, limit: int | None = None) -> int:
-    """How many train prompts wait for candidates, counted up to `limit`."""
-    return _count(session, select(Prompt.id).where(*_waiting(project)), limit)
-
-
-def sampling_count(session: Session, project: Project) -> int:
-    """How many candidate sets are being sampled at this moment."""
-    query = select(CandidateSet.id).where(
-        CandidateSet.project_id == project.id,
-        CandidateSet.state == CandidateSetState.sampling,
-        held(CandidateSet.beats_at),
-    )
-    return _count(session, query, None)
-
-
-def seconds_a_set(session: Session, project: Project) -> float | None:
-    """How many seconds a candidate set took of late, with all workers together; None where none was made of late."""
-    seconds: float | None = session.scalar(text(RECENT_PACE), {"project": project.id})
-    return seconds
-
-
-def pool_needs(session: Session, project: Project, *, target: int | None = None) -> int:
-    """How many more sets should be sampled now, so that `target` (the project's `pool_target`) can be claimed.
-
-    Sets that somebody passed over are not counted: where they are the only critic, nobody else takes those.
-    """
-    if project.active_version_id is None:
-        return 0
-    target = settings_of(session, project).pool_target if target is None else target
-    passed_over = select(Assignment.id).where(
-        Assignment.candidate_set_id == CandidateSet.id, Assignment.state == AssignmentState.released
-    )
-    ready = select(CandidateSet.id).where(
-        CandidateSet.project_id == project.id,
-        CandidateSet.state == CandidateSetState.ready,
-        CandidateSet.taken < CandidateSet.slots,
-        CandidateSet.version_id == project.active_version_id,
-        ~passed_over.exists(),
-    )
-    missing = target - _count(session, ready, target) - sampling_count(session, project)
-    if missing <= 0:
-        return 0
-    left = _count(session, select(CandidateSet.id).where(*_abandoned(project)), missing)
-    return left + _count(session, _open_prompts(project), missing - left)
-
-
-def _count(session: Session, query: Select[Any], limit: int | None) -> int:
-    if limit is not None and limit <= 0:
-        return 0
-    rows = (query if limit is None else query.limit(limit)).subquery()
-    return session.scalar(select(func.count()).select_from(rows)) or 0
-
-
-def _waiting(project: Project) -> tuple[ColumnElement[bool], ...]:
-    return (
-        Prompt.project_id == project.id,
-        Prompt.state == PromptState.waiting.value,
-        Prompt.split == Split.train.value,
-    )
-
-
-def _abandoned(project: Project) -> tuple[ColumnElement[bool], ...]:
-    return (
-        CandidateSet.project_id == project.id,
-        CandidateSet.state == CandidateSetState.sampling,
-        lapsed(CandidateSet.beats_at),
-    )
-
-
-def _open_prompts(project: Project) -> Select[int]:
-    """Waiting prompts that nobody samples and at which the active version has not failed for good."""
-    other = aliased(CandidateSet)
-    taken = or_(
-        other.state.in_(LIVE),
-        and_(other.state == CandidateSetState.failed, other.version_id == project.active_version_id),
-    )
-    return (
-        select(Prompt.id)
-        .where(*_waiting(project), ~select(other.id).where(other.prompt_id == Prompt.id, taken).exists())
-        .order_by(Prompt.priority.desc(), Prompt.id)
-    )
-
-
 # Sampling: claim, keep, store
 
 
@@ -203,7 +84,7 @@ def claim_sampling_batch(session: Session, project: Project, *, worker: str, lim
 def _take_over(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
     found = session.execute(
         select(CandidateSet.id, CandidateSet.tries)
-        .where(*_abandoned(project))
+        .where(*abandoned(project))
         .order_by(CandidateSet.priority.desc(), CandidateSet.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -234,7 +115,7 @@ def _take_over(session: Session, project: Project, *, worker: str, limit: int) -
 
 
 def _begin(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
-    prompts = session.scalars(_open_prompts(project).limit(limit).with_for_update(skip_locked=True, key_share=True))
+    prompts = session.scalars(open_prompts(project).limit(limit).with_for_update(skip_locked=True, key_share=True))
     prompt_ids = list(prompts)
     if not prompt_ids:
         return []

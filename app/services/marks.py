@@ -10,7 +10,7 @@ from __future__ import annotations
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.services.candidates import COUNTED
+from app.services.pools import COUNTED
 from app.settings import get_settings
 
 # More than are shown, for those that are committed late and so come in behind others.

@@ -20,7 +20,7 @@ from app.models import (
     VerdictKind,
     VerdictState,
 )
-from app.services import accepted, agreement, candidates, counts
+from app.services import accepted, agreement, counts, pools
 from app.services.actors import Actor, require
 from app.services.agreement import Agreement
 from app.services.projects import settings_of
@@ -108,8 +108,8 @@ def project_stats(session: Session, actor: Actor, project: Project) -> ProjectSt
         round_every=settings.round_every,
         auto_rounds=settings.auto_rounds,
         pool=Pool(
-            claimable=candidates.claimable_about(session, project),
-            sampling=candidates.sampling_count(session, project),
+            claimable=pools.claimable_about(session, project),
+            sampling=pools.sampling_count(session, project),
             waiting=states[PromptState.waiting],
             target=settings.pool_target,
         ),

@@ -16,9 +16,9 @@ from app.models import IdempotencyKey, Import, ImportState, Project, Round, Sign
 from app.services import (
     assignments,
     base_checks,
-    candidates,
     counts,
     erasing_running,
+    pools,
     redaction,
     rounds,
     set_agreements,
@@ -99,7 +99,7 @@ def _rounds(session: Session) -> list[Due]:
 
 def _pools(session: Session) -> list[Due]:
     projects = session.scalars(select(Project).order_by(Project.id))
-    return [(queue.FILL_POOL, project.id) for project in projects if candidates.pool_needs(session, project) > 0]
+    return [(queue.FILL_POOL, project.id) for project in projects if pools.pool_needs(session, project) > 0]
 
 
 def _checks(session: Session) -> list[Due]:

@@ -14,12 +14,12 @@ from app.errors import Conflict, DomainError, NotFound
 from app.models import Project, Role, VerdictKind
 from app.services import (
     assignments,
-    candidates,
     comparisons,
     days,
     instructions,
     judging_keys,
     overviews,
+    pools,
     projects,
     rounds,
     verdicts,
@@ -83,7 +83,7 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
     return ProjectRow(
         slug=project.slug,
         name=project.name,
-        claimable=candidates.claimable_count(session, project, limit=1000),
+        claimable=pools.claimable_count(session, project, limit=1000),
         today=verdicts.today_count(session, actor, project),
         round=f"Round {running.number} runs" if running else "",
         pairs=comparisons.pairs_for(session, actor, project),

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Forbidden
 from app.models import Project
-from app.services import accepted, assignments, candidates, days, rounds, workers
+from app.services import accepted, assignments, days, pools, rounds, workers
 from app.services.actors import Actor
 from app.services.assignments import Claim
 from app.services.days import Credit, Day
@@ -278,10 +278,10 @@ def day_view(project: Project, day: Day) -> DayView:
 
 def empty_of(session: Session, project: Project) -> Empty:
     """Why there is nothing to judge for this critic, and what happens next."""
-    waiting = candidates.waiting_count(session, project, limit=1000)
-    claimable = candidates.claimable_count(session, project, limit=1000)
+    waiting = pools.waiting_count(session, project, limit=1000)
+    claimable = pools.claimable_count(session, project, limit=1000)
     running = rounds.active_round(session, project)
-    sampling = candidates.sampling_count(session, project)
+    sampling = pools.sampling_count(session, project)
     here = "It appears here by itself, you need not reload."
     if waiting and running is not None and not sampling:
         return Empty(
@@ -318,7 +318,7 @@ def filling(session: Session, project: Project, sampling: int, waiting: int, her
             f"No model worker is running: {count} until one is started.",
             f"An admin starts one. {here}",
         )
-    each = candidates.seconds_a_set(session, project)
+    each = pools.seconds_a_set(session, project)
     how_long = (
         "The first ones take a moment longer, because the model is loaded for them."
         if each is None

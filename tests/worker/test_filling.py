@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from app.db import session_scope
 from app.models import Candidate, CandidateSet, Project, Prompt
-from app.services import candidates, versions, workers
+from app.services import candidates, pools, versions, workers
 from app.services.actors import SYSTEM
 from app.services.store import get_store
 from tests import factories
@@ -123,7 +123,7 @@ class TestFillPool:
         assert states(project_id) == ["sampling", "sampling"]
         with session_scope() as session:
             project = session.get_one(Project, project_id)
-            assert candidates.sampling_count(session, project) == 0
+            assert pools.sampling_count(session, project) == 0
             assert len(candidates.claim_sampling_batch(session, project, worker="b", limit=5)) == 2
             assert workers.device_holder(session, process.device_key) is None
 

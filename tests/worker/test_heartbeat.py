@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from app.db import session_scope
 from app.models import CandidateSet, DeviceClaim, Project, Round, Worker
-from app.services import candidates, round_running, workers
+from app.services import candidates, pools, round_running, workers
 from tests.conftest import CommittedDatabase, forget_settings
 from tests.worker import loop
 from worker.process import WorkerProcess, make_process
@@ -34,7 +34,7 @@ class TestBeat:
                 session.execute(update(table).values(beats_at="2020-01-01T00:00:00Z"))
         process.heartbeat.beat()
         with session_scope() as session:
-            assert candidates.sampling_count(session, session.get_one(Project, project_id)) == 1
+            assert pools.sampling_count(session, session.get_one(Project, project_id)) == 1
             assert not round_running.waits(session)
             assert workers.device_holder(session, process.device_key) is not None
             [alive] = workers.list_workers(session, queue="model")
@@ -48,7 +48,7 @@ class TestBeat:
                 session.execute(update(table).values(beats_at="2020-01-01T00:00:00Z"))
         heartbeat.beat()
         with session_scope() as session:
-            assert candidates.sampling_count(session, session.get_one(Project, project_id)) == 0
+            assert pools.sampling_count(session, session.get_one(Project, project_id)) == 0
             assert round_running.waits(session)
             assert workers.device_holder(session, process.device_key) is None
 

@@ -37,7 +37,7 @@ from app.models import (
     Split,
     Verdict,
 )
-from app.services import candidates, round_running, rounds, users, versions, workers
+from app.services import pools, round_running, rounds, users, versions, workers
 from app.services.actors import SYSTEM
 from app.settings import ROOT
 from tests import factories
@@ -243,4 +243,4 @@ class TestTwoOfEach:
         with session_scope() as session:
             states = session.scalars(select(Round.state)).all()
             project = session.get_one(Project, project_id)
-            return states == [RoundState.succeeded] and candidates.pool_needs(session, project) == 0
+            return states == [RoundState.succeeded] and pools.pool_needs(session, project) == 0

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.deps import SessionDep
 from app.errors import Forbidden
 from app.models import ModelVersion, Project, Role, Round, RoundState, Worker
-from app.services import accepted, agreement, candidates, overviews, projects, rounds, versions, workers
+from app.services import accepted, agreement, overviews, pools, projects, rounds, versions, workers
 from app.services.actors import Actor, project_role
 from app.services.agreement import Agreement
 from app.services.overviews import Pace
@@ -129,7 +129,7 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
         slug=project.slug,
         name=project.name,
         round=f"Round {running.number}: {round_words(running)}" if running else "",
-        claimable=candidates.claimable_about(session, project),
+        claimable=pools.claimable_about(session, project),
         today=overviews.pace_of(session, project).today,
         version=version_name(session, actor, project),
         fresh=accepted.fresh_count(session, project),
@@ -202,9 +202,9 @@ def stations_of(
     pace: Pace,
 ) -> tuple[tuple[Station, ...], str]:
     """The four stations, the one that is waited for lit, and a sentence that says so."""
-    claimable = candidates.claimable_about(session, project)
-    waiting = candidates.waiting_count(session, project, limit=100_000)
-    sampling = candidates.sampling_count(session, project)
+    claimable = pools.claimable_about(session, project)
+    waiting = pools.waiting_count(session, project, limit=100_000)
+    sampling = pools.sampling_count(session, project)
     fresh = accepted.fresh_count(session, project)
     lit, sentence = waited_for(settings, running, claimable=claimable, waiting=waiting + sampling, fresh=fresh)
     base = f"/admin/projects/{project.slug}"
