@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from illume.decoding_pool import Pool
+from illume.decoding_shared import CannotShare, can_share
 from illume.draws import DecodePrompt as DecodePrompt
 from illume.draws import Draw as Draw
 from illume.draws import Written as Written
@@ -46,12 +47,14 @@ def decode_prompts(
     order = sorted(range(len(prompts)), key=lambda index: _rough_length(prompts[index]), reverse=True)
     waiting = deque((index, prompts[index].draws) for index in order)
     model, budget, done = bare_model(vlm), token_budget, 0
+    if vlm._shares_prompts is None:
+        vlm._shares_prompts = can_share(model)
     was_training = model.training
     model.eval()
     folded = fold_adapter(vlm)
     try:
         while waiting:
-            pool = Pool(vlm, prompts, max_new_tokens, budget, memory)
+            pool = Pool(vlm, prompts, max_new_tokens, budget, memory, share=vlm._shares_prompts)
             try:
                 while waiting or pool.groups:
                     pool.admit(waiting)
@@ -60,6 +63,9 @@ def decode_prompts(
                             done += 1
                             if progress is not None:
                                 progress(done, len(prompts))
+            except CannotShare:
+                vlm._shares_prompts = False
+                waiting.extendleft(reversed(pool.unfinished()))
             except RuntimeError as error:
                 if not is_out_of_memory(error) or not pool.can_shrink:
                     raise

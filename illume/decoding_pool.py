@@ -5,40 +5,34 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 from transformers.cache_utils import DynamicCache
 
-from illume.decoding_cache import KeysAndValues, RowCache
+from illume.decoding_cache import Prefix, RowCache, SlotCache
+from illume.decoding_shared import SharedCache
 from illume.draws import DecodePrompt, Draw, Written, draw_tokens, uniforms
 from illume.features import Encoded, EncodedPrompts, remembered_features
 from illume.vlm import Vlm, bare_model, encode, forward_inputs, stop_ids
 
 _ADMIT_SHARE = 0.25
-"""New prompts are encoded once this share of the rows is free: encoding a few at a time wastes the batch."""
+"""New prompts are encoded once this share of the budget is free: encoding a few at a time wastes the batch."""
 
 _REMEMBERED_BATCH = 16
 """Prompts encoded together where they are kept for the next version."""
 
-_SHIFT_GAIN = 16
-"""Unused places worth moving the cache for when rows join."""
+_ENCODED_BATCH = 32
+"""Prompts encoded together at most: more are not encoded faster, and take more memory while they are."""
 
 
 @dataclass
 class Group:
     """A prompt under way: its keys and values, and what its present draws wrote so far."""
 
-    index: int
-    layers: KeysAndValues
+    prefix: Prefix
     logits: torch.Tensor
-    first_position: torch.Tensor
     draws: tuple[Draw, ...] = ()
     written: list[Written | None] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        return int(self.layers[0][0].shape[1])
 
 
 @dataclass
@@ -54,7 +48,7 @@ class Row:
 
 
 class Pool:
-    """Rows that decode together, over a cache of fixed size."""
+    """Rows that decode together, over a cache of bounded size."""
 
     def __init__(
         self,
@@ -63,6 +57,8 @@ class Pool:
         max_new_tokens: int,
         token_budget: int,
         memory: EncodedPrompts | None,
+        *,
+        share: bool,
     ) -> None:
         self.vlm, self.prompts, self.memory = vlm, prompts, memory
         self.model = bare_model(vlm)
@@ -71,7 +67,9 @@ class Pool:
         self.groups: dict[int, Group] = {}
         self.pending: deque[Row] = deque()
         self.rows: list[Row] = []
-        self.cache = RowCache(vlm.device)
+        sizes = {"max_new_tokens": max_new_tokens, "token_budget": token_budget}
+        self.cache: RowCache = SharedCache(self.model, vlm.device, **sizes) if share else SlotCache(vlm.device, **sizes)
+        self.longest = 0  # tokens of the longest prompt so far
         self.can_shrink = False
 
     def unfinished(self) -> list[tuple[int, tuple[Draw, ...]]]:
@@ -90,15 +88,17 @@ class Pool:
         self._place_pending()
         if not waiting or self.pending:
             return
-        capacity = self.cache.n_rows or self._first_capacity(waiting[0])
-        free = capacity - len(self.rows)
-        if self.rows and free < capacity * _ADMIT_SHARE:
+        room = self.cache.room(len(self.rows))
+        if self.rows and room < self.token_budget * _ADMIT_SHARE:
             return
+        self.longest = self.longest or self._length(waiting[0][0])
         # What is to be found again must come in the same batches, whatever place there is.
-        most = len(waiting) if self.memory is None else _REMEMBERED_BATCH
+        most = _ENCODED_BATCH if self.memory is None else _REMEMBERED_BATCH
         chosen: list[tuple[int, tuple[Draw, ...]]] = []
-        while waiting and len(chosen) < most and (not chosen or self.memory or self._n_rows(*waiting[0]) <= free):
-            free -= self._n_rows(*waiting[0])
+        while waiting and len(chosen) < most:
+            room -= self.cache.cost(self.longest, self._n_rows(*waiting[0]))
+            if chosen and not self.memory and room < 0:
+                break
             chosen.append(waiting.popleft())
         self.can_shrink = len(chosen) > 1 or bool(self.groups)
         try:
@@ -106,23 +106,14 @@ class Pool:
         except RuntimeError:
             waiting.extendleft(reversed(chosen))
             raise
-        self._place_pending(wanted=sum(self._n_rows(index, draws) for index, draws in waiting))
+        self._place_pending(later=sum(self._n_rows(index, draws) for index, draws in waiting))
 
     def _n_rows(self, index: int, draws: Sequence[Draw]) -> int:
         return len(draws) + bool(self.prompts[index].tail)
 
-    def _first_capacity(self, first: tuple[int, tuple[Draw, ...]]) -> int:
-        prompt = self.prompts[first[0]]
-        length = encode(self.vlm, [prompt.text], [prompt.images])["input_ids"].shape[1]
-        return self._capacity(length, len(first[1]))
-
-    def _capacity(self, length: int, n_draws: int) -> int:
-        """How many rows of prompts of `length` tokens, each shared by `n_draws` rows, the budget holds; at least 1."""
-        return max(1, int(self.token_budget / (self._places(length) + length / max(1, n_draws))))
-
-    def _places(self, length: int) -> int:
-        """Places a row needs, with some to spare so that the cache is seldom moved."""
-        return length + self.max_new_tokens + max(8, self.max_new_tokens // 2)
+    def _length(self, index: int) -> int:
+        prompt = self.prompts[index]
+        return int(encode(self.vlm, [prompt.text], [prompt.images])["input_ids"].shape[1])
 
     def _encode(self, chosen: Sequence[tuple[int, tuple[Draw, ...]]]) -> None:
         """One forward pass over the prompts, whose keys and values are then shared by all their draws."""
@@ -142,13 +133,15 @@ class Pool:
             self.memory.keep(self.vlm, texts, images, encoded)
         width, positions = inputs["input_ids"].shape[1], ready["position_ids"] + 1
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        self.longest = max(self.longest, *lengths)
         for row, ((index, draws), length) in enumerate(zip(chosen, lengths, strict=True)):
             tail = self.prompts[index].tail
             for key, end, wanted in ((index, 0, draws), (~index, tail, (Draw(),)))[: 1 + bool(tail)]:
                 places = slice(width - length, width - end)
                 layers = [(layer.keys[row, :, places], layer.values[row, :, places]) for layer in cache.layers]
                 first = positions[..., row, -1 - end].reshape(-1)
-                self.groups[key] = Group(key, layers, output.logits[row, -1 - end].float(), first)
+                prefix = Prefix(key, layers, length - end, first)
+                self.groups[key] = Group(prefix, output.logits[row, -1 - end].float())
                 self._queue(self.groups[key], wanted)
 
     def _queue(self, group: Group, draws: Sequence[Draw]) -> None:
@@ -160,49 +153,25 @@ class Pool:
         """Queues further draws of a prompt; without any the prompt is dropped, and False returned."""
         if not draws:
             del self.groups[index]
+            self.cache.release(index)
             return False
         self._queue(self.groups[index], draws)
         return True
 
     # Rows come in.
 
-    def _place_pending(self, wanted: int = 0) -> None:
-        """Moves pending rows to free places, and draws their first tokens from their prompts' last logits."""
+    def _place_pending(self, later: int = 0) -> None:
+        """Lets pending rows join where there is room, and draws their first tokens from their prompts' last logits."""
         while self.pending:
-            longest = max(row.group.length for row in self.pending)
-            if not self.rows and self.cache.n_places < longest + self.max_new_tokens:
-                n_draws = len(self.pending[0].group.draws)
-                capacity = self._capacity(longest, n_draws)
-                self._make_buffers(min(capacity, len(self.pending) + wanted), self._places(longest))
-            free = self.cache.n_rows - len(self.rows)
-            if free <= 0 or self.cache.n_places < longest + self.max_new_tokens:
+            prefixes = list({row.group.prefix: None for row in self.pending})
+            self.can_shrink = len(self.rows) + len(self.pending) > 1
+            free = self.cache.make_room(prefixes, n_rows=len(self.rows), wanted=len(self.pending), later=later)
+            if free <= 0:
                 return
             joining = [self.pending.popleft() for _ in range(min(free, len(self.pending)))]
-            self._set_cursor(max(row.group.length for row in joining))
-            for _, together in groupby(joining, key=lambda row: row.group.index):
-                self._fill_slots(list(together))
-            first = torch.stack([row.group.logits for row in joining])
-            self._record(joining, first)
-
-    def _make_buffers(self, n_rows: int, n_places: int) -> None:
-        self.can_shrink = n_rows > 1
-        sample = self.pending[0].group
-        self.cache.make(sample.layers, sample.first_position, n_rows=n_rows, n_places=n_places)
-
-    def _fill_slots(self, rows: Sequence[Row]) -> None:
-        """Gives `rows`, all of one prompt, the next free places, with a copy of the prompt's keys and values each."""
-        group, first = rows[0].group, len(self.rows)
-        self.cache.fill(slice(first, first + len(rows)), group.layers, group.first_position)
-        self.rows.extend(rows)
-
-    def _set_cursor(self, needed: int) -> None:
-        """Moves what the rows hold so that the cursor is at least `needed`, and not much more than any row needs."""
-        used = max((row.group.length + len(row.ids) - 1 for row in self.rows), default=0)
-        target = max(used, needed)
-        cursor = self.cache.cursor
-        full = cursor >= self.cache.n_places
-        if not self.rows or cursor < target or cursor - target >= _SHIFT_GAIN or full:
-            self.cache.move(target - cursor, n_rows=len(self.rows))
+            self.cache.join(len(self.rows), [row.group.prefix for row in joining])
+            self.rows.extend(joining)
+            self._record(joining, torch.stack([row.group.logits for row in joining]))
 
     # Rows go on, and out.
 
@@ -211,15 +180,10 @@ class Pool:
         """One more token for every row; returns the prompts whose draws are all written."""
         if self.rows:
             self.can_shrink = len(self.rows) > 1
-            if self.cache.cursor >= self.cache.n_places:
-                self._set_cursor(0)
             last = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.vlm.device)
-            ready = self.cache.next_inputs(len(self.rows))
-            output = self.model(input_ids=last, **ready, use_cache=True, return_dict=True)
-            self.cache.advance(len(self.rows))
-            self._record(self.rows, output.logits[:, -1])
+            self._record(self.rows, self.cache.step(self.model, last))
         whole = [group for group in self.groups.values() if None not in group.written]
-        return [(group.index, [text for text in group.written if text is not None]) for group in whole]
+        return [(group.prefix.key, [text for text in group.written if text is not None]) for group in whole]
 
     def _record(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         """Draws a token for each of `rows`, and takes out those that end with it."""

@@ -53,6 +53,7 @@ class Vlm:
     _prompt_tail: str | None = field(default=None, repr=False)
     _end_id: int | None = field(default=None, repr=False)
     _reads_forward: bool | None = field(default=None, repr=False)
+    _shares_prompts: bool | None = field(default=None, repr=False)
 
     @property
     def tokenizer(self) -> Any:

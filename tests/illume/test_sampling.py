@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from illume.decoding import DecodePrompt, Draw, Written, decode_prompts
+from illume.decoding_shared import _READ, CannotShare, SharedCache, attend_shared
 from illume.draws import draw_tokens, filter_logits
 from illume.prompting import rationale_text, render_answer_prompt, render_rationale_prompt
 from illume.records import Example, Rationale
@@ -68,6 +69,16 @@ class TestFamilies:
             sample_rationales(vlm, examples, SETTINGS, seed=3),
             sample_rationales(vlm, examples[::-1], tight, seed=3)[::-1],
         )
+
+    def test_prompts_are_held_once_and_copies_give_the_same(
+        self, vlm: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shared = sample_rationales(vlm, examples, SETTINGS, seed=3)
+        assert vlm._shares_prompts
+        monkeypatch.setattr(vlm, "_shares_prompts", False)
+        assert_same(sample_rationales(vlm, examples, SETTINGS, seed=3), shared)
+        tight = SamplingSettings(max_new_tokens=8, token_budget=1)
+        assert_same(sample_rationales(vlm, examples[:2], tight, seed=3), shared[:2])
 
     def test_greedy_is_what_generate_writes(self, vlm: Vlm, examples: list[Example]) -> None:
         got = greedy_ids(vlm, examples)
@@ -235,23 +246,80 @@ class TestMemory:
         with pytest.raises(RuntimeError, match="shapes"):
             sample_rationales(llava, examples, SETTINGS, seed=1)
 
+    @pytest.mark.parametrize("share", [True, False])
     @pytest.mark.parametrize("budget", [200, 400, 3000])
     def test_cached_tokens_stay_within_the_budget(
-        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch, budget: int
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch, budget: int, share: bool
     ) -> None:
-        model, used = bare_model(llava), []
-        forward = type(model).forward
+        used: list[int] = []
+        forward = type(bare_model(llava)).forward
 
         def watched(self: Any, **inputs: Any) -> Any:
             if inputs["input_ids"].shape[1] == 1:
-                used.append(inputs["attention_mask"].numel())
+                used.append(tokens_held(inputs["past_key_values"].layers[0]))
             return forward(self, **inputs)
 
-        monkeypatch.setattr(type(model), "forward", watched)
+        monkeypatch.setattr(type(bare_model(llava)), "forward", watched)
+        monkeypatch.setattr(llava, "_shares_prompts", share)
         settings = SamplingSettings(max_new_tokens=8, token_budget=budget)
         sample_rationales(llava, examples * 4, settings, seed=1)
         assert max(used) <= budget
         assert max(used) > budget / 4
+
+    def test_shared_prompts_hold_more_rows(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        most = {True: 0, False: 0}
+        forward = type(bare_model(llava)).forward
+
+        def watched(self: Any, **inputs: Any) -> Any:
+            if inputs["input_ids"].shape[1] == 1:
+                most[share] = max(most[share], inputs["input_ids"].shape[0])
+            return forward(self, **inputs)
+
+        monkeypatch.setattr(type(bare_model(llava)), "forward", watched)
+        settings = SamplingSettings(max_new_tokens=8, token_budget=800)
+        for share in most:
+            monkeypatch.setattr(llava, "_shares_prompts", share)
+            sample_rationales(llava, examples * 4, settings, seed=1)
+        assert most[True] > 2 * most[False]
+
+    def test_attention_of_an_unknown_kind_gets_copies(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = sample_rationales(llava, examples, SETTINGS, seed=1)
+        calls: list[int] = []
+
+        def fails_once(query: Any, *_: Any) -> Any:
+            calls.append(query.shape[0])
+            raise CannotShare("attention with a bias")
+
+        monkeypatch.setattr("illume.decoding_shared._attend", fails_once)
+        monkeypatch.setattr(llava, "_shares_prompts", None)
+        assert_same(sample_rationales(llava, examples, SETTINGS, seed=1), expected)
+        assert len(calls) == 1
+        assert llava._shares_prompts is False
+        assert bare_model(llava).config.get_text_config()._attn_implementation == "sdpa"
+
+    def test_unknown_tensors_are_not_ignored(self, llava: Vlm, examples: list[Example]) -> None:
+        """A model that hands its attention more than is known, such as sinks, must not be answered without it."""
+        cache = SharedCache(bare_model(llava), llava.device, max_new_tokens=4, token_budget=100)
+        key = torch.zeros(1, 1, 1, 4)
+        cache.updated = (None, key)  # type: ignore[assignment]
+        token = _READ.set(cache)
+        try:
+            with pytest.raises(CannotShare, match="s_aux"):
+                attend_shared(torch.nn.Identity(), key, key, key, None, s_aux=torch.zeros(1))
+            with pytest.raises(CannotShare):
+                attend_shared(torch.nn.Identity(), key, torch.zeros_like(key), key, None)
+        finally:
+            _READ.reset(token)
+
+
+def tokens_held(layer: Any) -> int:
+    """Tokens whose keys a layer of either cache holds."""
+    names = ("prompt_keys", "keys") if hasattr(layer, "prompt_keys") else ("keys",)
+    return sum(getattr(layer, name).shape[0] * getattr(layer, name).shape[2] for name in names)
 
 
 class TestMeanLogprobs:
