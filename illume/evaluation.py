@@ -8,7 +8,7 @@ The result of `evaluate` is JSON-able:
   own, each with `greedy` and `sampled`: `rationales` (a list of texts per prompt), per-prompt means `rouge_l`, `cider`
   (None without references), `faithful` (None without a scene), and `means` over the corpus, with `bleu` (1-4) and
   `distinct_2`. Under `own`, `filtered` repeats the means over the prompts whose own answer is right, as the field
-  reports them.
+  reports them. With METEOR's program also `meteor` by prompt and on average, and `meteor_corpus`, its corpus score.
 * `heldout`: the mean log-likelihood per token of held-out accepted rationales, one by one and on average.
 """
 
@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 from illume.decoding import DecodePrompt, Draw, Written, decode_prompts
 from illume.features import EncodedPrompts
 from illume.leads import lead_tails
+from illume.meteor import Meteor
 from illume.metrics import answer_correct, bleu, cider, distinct_n, faithful, rouge_l
 from illume.prompting import DEFAULT_TEMPLATE, render_rationale_prompt
 from illume.records import Example, TrainingRow, stable_seed
@@ -48,10 +49,12 @@ def evaluate(
     on_part: Callable[[str, Any], None] | None = None,
     progress: Callable[[int], None] | None = None,
     memory: EncodedPrompts | None = None,
+    meteor: Meteor | None = None,
 ) -> Scores:
     """Scores the version that `vlm` holds on `examples`, and on `heldout` rationales.
 
-    Where several versions of a base are scored on the same examples, `memory` keeps what they share.
+    Where several versions of a base are scored on the same examples, `memory` keeps what they share. With `meteor`
+    rationales are scored by METEOR too.
 
     `known` brings parts that were computed before and are taken as they are; `on_part` is called with each new part as
     soon as it is there, `progress` with the number of texts newly done (it may raise to stop). `own` needs `answers`,
@@ -83,7 +86,7 @@ def evaluate(
             )
         if on_part is not None:
             on_part(part, scores[part])
-    return scores
+    return scores if meteor is None else add_meteor(scores, examples, meteor)
 
 
 def n_texts(examples: Sequence[Example], settings: EvaluationSettings, *, parts: Sequence[Part] = PARTS) -> int:
@@ -251,6 +254,43 @@ def score_rationales(
     if correct is not None:
         rows["filtered"] = _means(examples, rows, [index for index, right in enumerate(correct) if right])
     return rows
+
+
+def add_meteor(scores: Scores, examples: Sequence[Example], program: Meteor) -> Scores:
+    """`scores`, a result of `evaluate` on `examples`, with METEOR of all rationales whose prompt has references."""
+    whole = dict(scores)
+    for part in ("gold", "own"):
+        if part in whole:
+            styles = {name: _with_meteor(rows, examples, scores, program) for name, rows in whole[part].items()}
+            whole[part] = styles
+    return whole
+
+
+def _with_meteor(rows: Scores, examples: Sequence[Example], scores: Scores, program: Meteor) -> Scores:
+    """`rows`, a result of `score_rationales`, with METEOR; a text is scored once however many means it is in."""
+    texts = rows["rationales"]
+
+    def pairs(chosen: Sequence[int]) -> list[tuple[str, Sequence[str]]]:
+        return [(text, examples[index].references) for index in chosen for text in texts[index]]
+
+    def of(chosen: Sequence[int]) -> tuple[float | None, list[float]]:
+        asked = [(text, references) for text, references in pairs(chosen) if references]
+        return program.score([text for text, _ in asked], [refs for _, refs in asked]) if asked else (None, [])
+
+    everything = range(len(examples))
+    values = iter(of(everything)[1])
+    by_prompt = [
+        mean([next(values) for _ in row]) if example.references else None
+        for example, row in zip(examples, texts, strict=True)
+    ]
+    chosen = {"means": list(everything)}
+    if "filtered" in rows:
+        chosen["filtered"] = [index for index, right in enumerate(scores["answers"]["correct"]) if right]
+    means = {
+        name: rows[name] | {"meteor": mean([by_prompt[index] for index in some]), "meteor_corpus": of(some)[0]}
+        for name, some in chosen.items()
+    }
+    return rows | {"meteor": by_prompt} | means
 
 
 def _faithful(text: str, example: Example) -> bool | None:

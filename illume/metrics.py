@@ -1,7 +1,8 @@
 """Scores of rationales and answers, and how sure they are.
 
 Every metric gives one score per prompt, so that two versions can be compared pair by pair; corpus-level BLEU is the one
-exception, as the field reports it. Two tokenisations are used, both stated where they matter:
+exception, as the field reports it: its interval draws whole corpora. Two tokenisations are used, both stated where they
+matter:
 
 * `words`: lower case, runs of letters and digits. What the `rouge-score` package does for ASCII, for all letters.
 * `caption_words`: what the COCO caption evaluation does (Penn Treebank splitting, lower case, punctuation dropped).
@@ -19,8 +20,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 Ngram = tuple[str, ...]
+Counts = NDArray[np.float64]
 
 _WORD = re.compile(r"[^\W_]+")
 _CAPTION_TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|(?<!\w)n't(?!\w)|[^\W_]+(?:[-.&@/][^\W_]+)*|'[^\W\d_]+|\S")
@@ -79,6 +82,32 @@ def rouge_l(candidate: str, references: Sequence[str]) -> float:
     return float(score)
 
 
+def caption_rouge_l(candidate: str, references: Sequence[str], *, beta: float = 1.2) -> float:
+    """ROUGE-L as the COCO caption evaluation has it: on `caption_words`, recall weighed by `beta`.
+
+    Precision and recall are each the best over `references`. Raises ValueError without references.
+    """
+    if not references:
+        raise ValueError("ROUGE-L needs at least one reference")
+    tokens, others = caption_words(candidate), [caption_words(text) for text in references]
+    common = [_common_length(tokens, other) for other in others]
+    if not any(common):
+        return 0.0
+    precision = max(common) / len(tokens)
+    recall = max(length / len(other) for length, other in zip(common, others, strict=True) if other)
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+
+
+def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
+    """The length of the longest common subsequence."""
+    row = [0] * (len(other) + 1)
+    for token in one:
+        before = 0
+        for place, theirs in enumerate(other, start=1):
+            before, row[place] = row[place], before + 1 if token == theirs else max(row[place], row[place - 1])
+    return row[-1]
+
+
 class _Words:
     """`words` in the shape `rouge-score` expects of a tokenizer."""
 
@@ -116,28 +145,56 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], *, max_
 
     Source: Papineni et al., ACL 2002. Zero where an order has no match at all.
     """
+    counts = bleu_counts(candidates, references, max_order=max_order)
+    return [float(score) for score in bleu_of_counts(counts.sum(axis=0))]
+
+
+def bleu_counts(candidates: Sequence[str], references: Sequence[Sequence[str]], *, max_order: int = 4) -> Counts:
+    """What BLEU is made of, a row a candidate: matches and n-grams of each order, its and the closest length.
+
+    Rows are added up to the corpus's, so that a corpus can be drawn again without counting again.
+    """
     _check_corpus(candidates, references)
-    matches, totals = [0] * max_order, [0] * max_order
-    candidate_length = reference_length = 0
-    for text, texts in zip(candidates, references, strict=True):
+    rows = np.zeros((len(candidates), 2 * max_order + 2))
+    for row, text, texts in zip(rows, candidates, references, strict=True):
         tokens, others = caption_words(text), [caption_words(other) for other in texts]
-        candidate_length += len(tokens)
-        reference_length += min((abs(len(other) - len(tokens)), len(other)) for other in others)[1]
+        row[-2] = len(tokens)
+        row[-1] = min((abs(len(other) - len(tokens)), len(other)) for other in others)[1]
         for order in range(1, max_order + 1):
             counts = _ngrams(tokens, order)
             limit: Counter[Ngram] = Counter()
             for other in others:
                 limit |= _ngrams(other, order)
-            matches[order - 1] += (counts & limit).total()
-            totals[order - 1] += counts.total()
-    if candidate_length == 0:
-        return [0.0] * max_order
-    brevity = min(1.0, math.exp(1 - reference_length / candidate_length))
-    scores, log_sum = [], 0.0
-    for order, (match, total) in enumerate(zip(matches, totals, strict=True), start=1):
-        log_sum += math.log(match / total) if match else -math.inf
-        scores.append(brevity * math.exp(log_sum / order))
+            row[order - 1] = (counts & limit).total()
+            row[max_order + order - 1] = counts.total()
+    return rows
+
+
+def bleu_of_counts(sums: Counts) -> Counts:
+    """BLEU of each order from rows of `bleu_counts` that were added up: (..., 2 * orders + 2) -> (..., orders)."""
+    max_order = (sums.shape[-1] - 2) // 2
+    matches, totals = sums[..., :max_order], sums[..., max_order:-2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.where(matches > 0, np.log(matches / totals), -np.inf)
+        brevity = np.where(sums[..., -2] > 0, np.exp(np.minimum(0.0, 1 - sums[..., -1] / sums[..., -2])), 0.0)
+    scores: Counts = brevity[..., None] * np.exp(np.cumsum(logs, axis=-1) / np.arange(1, max_order + 1))
     return scores
+
+
+def bleu_intervals(
+    runs: Sequence[Counts], *, seed: int, confidence: float = 0.95, resamples: int = 2000
+) -> list[Interval]:
+    """Percentile bootstrap interval over prompts of each order's BLEU, averaged over `runs` on the same prompts.
+
+    Each run is `bleu_counts` with a row a prompt; where a prompt is left out its row is zero.
+    """
+    n = len(runs[0])
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    scores = np.mean([bleu_of_counts(drawn @ run) for run in runs], axis=0)
+    whole = np.mean([bleu_of_counts(run.sum(axis=0)) for run in runs], axis=0)
+    tail = (1 - confidence) / 2
+    lows, highs = np.quantile(scores, [tail, 1 - tail], axis=0)
+    return [Interval(float(m), float(low), float(high), n) for m, low, high in zip(whole, lows, highs, strict=True)]
 
 
 def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:

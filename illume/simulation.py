@@ -8,45 +8,59 @@ for each stage, so that a run that was killed goes on when it is started again; 
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
-import json
 import os
 import platform
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from illume.loading import pick_device
-from illume.scenes.emoji import EmojiMissingError, find_emoji
+from illume.loading import load_processor, pick_device, read_config
+from illume.meteor import INSTALL, Meteor, MeteorError, MeteorMissingError
+from illume.scenes.emoji import EmojiMissingError
 from illume.simulation_baselines import planned, run_seed
+from illume.simulation_field import field_report, field_table
 from illume.simulation_figure import figure
 from illume.simulation_jobs import run_tasks, wait_for_workers
 from illume.simulation_loop import Simulation, score_base, score_base_on_val
+from illume.simulation_options import jobs_of, parser, settings_of
 from illume.simulation_report import report, table
-from illume.simulation_settings import BASELINES, CONTROLS, SimulationError, SimulationSettings, gather
+from illume.simulation_settings import (
+    BASELINES,
+    SimulationError,
+    SimulationSettings,
+    check_folder,
+    gather,
+    read_examples,
+    remember,
+)
 from illume.simulation_stages import Display, Models, Stages
 from illume.tuning_job import JobError, read_json, write_json
 from illume.vlm import VlmError, base_fingerprint
 
-_SMALL_BYTES = 200 * 2**20
-"""Weights of which every core may hold a copy."""
+METEOR_LEFT_OUT = (
+    f"METEOR was not computed: {INSTALL} brings Java and its program; the same command then adds it to this run."
+)
 
 
-def simulate(settings: SimulationSettings, out: Path, *, display: Display, jobs: int = 1) -> dict[str, Any]:
+def simulate(
+    settings: SimulationSettings, out: Path, *, display: Display, jobs: int = 1, meteor: Meteor | None = None
+) -> dict[str, Any]:
     """Runs what is not done yet of a simulation below `out`; returns what `result.json` then holds.
 
-    `jobs` processes share the work, each computing with `settings.tuning.threads`.
+    `jobs` processes share the work, each computing with `settings.tuning.threads`. With `meteor` rationales are scored
+    by METEOR too.
     Raises SimulationError when it cannot be run as asked, also when `out` holds a run with other settings.
     """
     out = out.absolute()
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with ExitStack() as stack:
@@ -55,40 +69,41 @@ def simulate(settings: SimulationSettings, out: Path, *, display: Display, jobs:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SimulationError(f"another simulation is running in {out}") from None
-        _remember(settings, out)
+        load_processor(settings.model, read_config(settings.model))  # what cannot be used is said before all else
+        examples = read_examples(settings)
+        remember(settings, out, inputs=_inputs(settings))
         wait_for_workers(out)
-        data = gather(settings, out, say=display.say)
+        data = gather(settings, out, examples=examples, say=display.say)
         if settings.tuning.threads:
             import torch
 
             torch.set_num_threads(settings.tuning.threads)
         models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
-        sim = Simulation(settings, data, Stages(out / "stages", display), models)
-        display.plan(planned(settings))
+        sim = Simulation(settings, data, Stages(out / "stages", display), models, meteor=meteor)
+        display.plan(planned(settings, meteor=meteor is not None))
         if jobs > 1:
             run_tasks(settings, out, jobs=jobs, display=display)
         base_val, base = score_base_on_val(sim), score_base(sim)
         seeds: dict[int, dict[str, Any]] = {}
         for seed in settings.run_seeds:
             seeds[seed] = run_seed(sim, seed, base_val)
-            result = _write(sim, report(base, seeds, n_train=len(data.train)), complete=seed == settings.run_seeds[-1])
+            found = report(base, seeds, n_train=len(data.train))
+            complete = seed == settings.run_seeds[-1]
+            if complete:
+                found["field"] = field_report(data.heldout, _by_version(base, list(seeds.values())))
+            result = _write(sim, found, complete=complete)
         _note_run(sim, time.monotonic() - started, jobs)
         (out / "table.md").write_text(_page(sim, result), encoding="utf-8")
     return result
 
 
-def _remember(settings: SimulationSettings, out: Path) -> None:
-    """Keeps the settings and what the files they name hold; refuses a folder of another run."""
-    asked = asdict(settings) | {"inputs": _inputs(settings)}
-    asked = json.loads(json.dumps(asked))
-    path = out / "settings.json"
-    if path.exists():
-        stored = read_json(path)
-        if different := sorted(name for name in {*asked, *stored} if asked.get(name) != stored.get(name)):
-            raise SimulationError(
-                f"{out} holds a run with other settings ({', '.join(different)}): choose another folder"
-            )
-    write_json(path, asked)
+def _by_version(base: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The scores behind own answers by version and seed: the base's, the last round's, supervised tuning's."""
+    last = [one["rounds"][-1]["scores"] for one in seeds]
+    versions = {"base": [base], "last round": [] if None in last else last}
+    for name in BASELINES:
+        versions[name] = [one[name]["scores"] for one in seeds if name in one]
+    return versions
 
 
 def _inputs(settings: SimulationSettings) -> dict[str, Any]:
@@ -113,6 +128,8 @@ def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[st
         },
         **found,
     }
+    if complete and "meteor" not in found["mean"]["versions"]["base"]:
+        result["left out"] = METEOR_LEFT_OUT
     result["settings"]["prompts"] = [Path(name).name for name in sim.settings.prompts]
     write_json(out / "result.json", result)
     temporary = out / ".figure.svg"
@@ -155,120 +172,13 @@ def _page(sim: Simulation, result: dict[str, Any]) -> str:
         f"{run['seconds']['all stages'] / 60:.1f} min. Model {settings['model']}; {prompts['train']} train, "
         f"{prompts['val']} val prompts; held out: {prompts['heldout']} ({prompts['heldout_source']}); "
         f"critic {settings['critic']}, mistakes {settings['mistakes']:.0%}; seeds {', '.join(result['seeds'])}. "
-        f"Means over seeds with 95 % bootstrap intervals over prompts; differences are paired.\n\n{table(result)}"
+        "Scores are of rationales behind the gold answer; means over seeds with 95 % bootstrap intervals over prompts; "
+        f"differences are paired.\n\n{table(result)}\n{field_table(result['field'])}"
+        + (f"\n{result['left out']}\n" if "left out" in result else "")
     )
 
 
 # The command
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    defaults = SimulationSettings()
-    parser = argparse.ArgumentParser(
-        prog="illume simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the run; an interrupted one goes on")
-    add("--model", default=defaults.model, help="folder or hub name; default: the starter")
-    add("--prompts", nargs="+", help="prompts files (.jsonl), or VQA-X files (.json); default: the shipped scenes")
-    add("--images", help="folder of the images of VQA-X files")
-    add("--heldout-scenes", type=int, help="scenes to make for scoring; 0: the prompts' test split")
-    add("--heldout-seed", type=int, default=defaults.heldout_seed, help="of the scenes made; default: %(default)s")
-    add("--critic", choices=("truth", "rouge"), help="default: truth where the prompts have scenes")
-    add("--threshold", type=float, default=defaults.threshold, help="of the rouge critic")
-    add("--mistakes", type=float, default=defaults.mistakes, help="share of marks turned round")
-    add("--rounds", type=int, default=defaults.rounds)
-    add("--seeds", type=int, default=defaults.seeds, help="runs whose results are averaged; default: %(default)s")
-    add("--first-seed", type=int, default=defaults.first_seed, help="of these runs; the others count on from it")
-    add("--prompts-per-round", type=int, default=0, help="sets judged a round; default: 25 %% of train over all rounds")
-    add("--picks-per-round", type=int, default=0, help="end a round's judging at so many prompts with a pick")
-    add("--activation", choices=("always", "rule"), default=defaults.activation, help="which versions take over")
-    add("--init", choices=("continue", "from_base"), default=defaults.init)
-    add("--baselines", default=",".join(BASELINES), help="with commas, or none")
-    add("--controls", default=",".join(CONTROLS), help="with commas, or none")
-    add("--learning-rate", type=float, default=defaults.tuning.learning_rate)
-    add("--epochs", type=int, default=defaults.tuning.epochs)
-    add("--guard", type=int, default=defaults.tuning.guard_per_rationale, help="VQA-only rows for each rationale")
-    add("--template", default=defaults.template)
-    add("--device", default="auto")
-    add("--jobs", type=int, default=0, help="processes that share the work; default: a core each for a small model")
-    add("--threads", type=int, default=0, help="of each process; default: the cores divided by the processes")
-    return parser
-
-
-def jobs_of(options: argparse.Namespace) -> int:
-    """How many processes: as many as asked for, else a core each where copies of the model are small, else one."""
-    if options.jobs > 0:
-        return int(options.jobs)
-    if pick_device(options.device).type != "cpu":
-        return 1
-    weights = sum(path.stat().st_size for path in Path(options.model).glob("*.safetensors"))
-    return n_cores() if 0 < weights <= _SMALL_BYTES else 1
-
-
-def n_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def settings_of(options: argparse.Namespace) -> SimulationSettings:
-    """The settings a command line means; what depends on the prompts or on what is at hand is decided here."""
-    defaults = SimulationSettings()
-    own = options.prompts is not None
-    heldout = options.heldout_scenes
-    if heldout is None:
-        heldout = 0 if own else _scenes_to_make(defaults.heldout_scenes, options.out)
-    return replace(
-        defaults,
-        model=options.model,
-        prompts=tuple(options.prompts) if own else defaults.prompts,
-        images=options.images,
-        heldout_scenes=heldout,
-        heldout_seed=options.heldout_seed,
-        critic=options.critic or ("truth" if not own or _have_scenes(options.prompts) else "rouge"),
-        threshold=options.threshold,
-        mistakes=options.mistakes,
-        rounds=options.rounds,
-        seeds=options.seeds,
-        first_seed=options.first_seed,
-        prompts_per_round=options.prompts_per_round,
-        picks_per_round=options.picks_per_round,
-        activation=options.activation,
-        init=options.init,
-        baselines=_names(options.baselines),
-        controls=_names(options.controls),
-        template=options.template,
-        tuning=replace(
-            defaults.tuning,
-            learning_rate=options.learning_rate,
-            epochs=options.epochs,
-            guard_per_rationale=options.guard,
-            device=options.device,
-            threads=options.threads or max(1, n_cores() // jobs_of(options)),
-        ),
-    )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return () if text == "none" else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _have_scenes(files: Sequence[str]) -> bool:
-    return all(name.endswith(".jsonl") and '"scene"' in Path(name).read_text(encoding="utf-8") for name in files)
-
-
-def _scenes_to_make(wanted: int, out: Path) -> int:
-    """`wanted`, or 0 where the pictures that scenes are made of cannot be had."""
-    stored = out / "settings.json"
-    if stored.exists():
-        return int(read_json(stored)["heldout_scenes"])
-    try:
-        find_emoji()
-    except EmojiMissingError as error:
-        sys.stderr.write(f"held-out prompts are the shipped test split, since no scenes can be made: {error}\n")
-        return 0
-    return wanted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -280,10 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(text)
         sys.stderr.flush()
 
+    display = Display(write, live=sys.stderr.isatty())
     try:
         settings = settings_of(options)
-        display = Display(write, live=sys.stderr.isatty())
-        simulate(settings, options.out, display=display, jobs=jobs_of(options))
+        with ExitStack() as stack:
+            meteor = None if options.no_meteor else _find_meteor(stack, display)
+            simulate(settings, options.out, display=display, jobs=jobs_of(options), meteor=meteor)
+    except MeteorError as error:
+        write(f"illume simulate: {error}; the same command tries again, --no-meteor leaves METEOR out\n")
+        return 1
     except (SimulationError, VlmError, JobError, EmojiMissingError, OSError, ValueError) as error:
         write(f"illume simulate: {error}\n")
         return 1
@@ -292,6 +207,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print((options.out / "table.md").read_text(encoding="utf-8"))
     return 0
+
+
+def _find_meteor(stack: ExitStack, display: Display) -> Meteor | None:
+    """METEOR's program, ended with `stack`; None, and a line that says so, where it is not installed."""
+    try:
+        return stack.enter_context(Meteor())
+    except MeteorMissingError as error:
+        display.say(f"METEOR is not computed: {error}")
+        return None
 
 
 if __name__ == "__main__":

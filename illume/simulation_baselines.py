@@ -140,12 +140,14 @@ def run_seed(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> dict[st
     return result
 
 
-def planned(settings: SimulationSettings) -> dict[str, int]:
+def planned(settings: SimulationSettings, *, meteor: bool = False) -> dict[str, int]:
     """About how many stages of each kind a simulation has."""
+    heldout = 1 + settings.seeds * (settings.rounds + len(settings.controls) + len(settings.baselines))
     loops = 1 + sum(kind in settings.controls for kind in ("random", "hallucinated"))
     searches = len(settings.baselines) * (len(settings.supervised_rates) - 1)
     return {
         "judging": settings.seeds * settings.rounds,
         "tuning": settings.seeds * (loops * settings.rounds + len(settings.baselines)) + searches,
-        "scoring": 2 + settings.seeds * (settings.rounds + len(settings.controls) + len(settings.baselines)),
+        "scoring": 1 + heldout,
+        "meteor": heldout if meteor else 0,
     }

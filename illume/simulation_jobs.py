@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from illume.scenes.emoji import EmojiMissingError
 from illume.simulation_baselines import run_beside
 from illume.simulation_loop import Simulation, run_loop, score_base, score_base_on_val
-from illume.simulation_settings import SimulationError, SimulationSettings, gather
+from illume.simulation_settings import SimulationError, SimulationSettings, gather, read_examples
 from illume.simulation_stages import Display, Models, Stages
 from illume.tuning_job import JobError
 from illume.vlm import VlmError
@@ -131,7 +131,7 @@ def _count_done(stages: Path, display: Display) -> None:
     """Tells the display of the stages an earlier start left."""
     for name, seconds in Stages(stages, display).seconds().items():
         last = name.rpartition("/")[2]
-        display.end(name, last if last in ("tuning", "judging") else "scoring", seconds, fresh=False)
+        display.end(name, last if last in ("tuning", "judging", "meteor") else "scoring", seconds, fresh=False)
 
 
 def wait_for_workers(out: Path) -> None:
@@ -195,7 +195,7 @@ def _simulation(settings: SimulationSettings, out: Path, display: Display) -> Si
     disable_progress_bar()
     if settings.tuning.threads:
         torch.set_num_threads(settings.tuning.threads)
-    data = gather(settings, out, say=display.say)
+    data = gather(settings, out, examples=read_examples(settings), say=display.say)
     models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
     return Simulation(settings, data, Stages(out / "stages", display), models)
 

@@ -23,8 +23,10 @@ from illume.critics import (
 )
 from illume.evaluation import Part, evaluate, n_texts
 from illume.features import EncodedPrompts
+from illume.meteor import Meteor
 from illume.records import Example, Rationale, Verdict, stable_seed
 from illume.sampling import SamplingSettings, sample_rationales
+from illume.simulation_meteor import with_meteor
 from illume.simulation_settings import Data, SimulationSettings
 from illume.simulation_stages import Models, Stages, Tick
 from illume.tuning_job import EvaluationSettings, TuningJob, TuningSettings, read_json, write_job
@@ -65,6 +67,7 @@ class Simulation:
     models: Models
     rates: dict[str, float] = field(default_factory=dict)  # of supervised tuning, by baseline, once chosen
     encoded: EncodedPrompts = field(default_factory=EncodedPrompts)  # the held-out prompts, for every version
+    meteor: Meteor | None = None  # in one process only: the program is large
 
     @property
     def folder(self) -> Path:
@@ -93,8 +96,7 @@ def score(
         memory = EncodedPrompts(budget_mb=0) if shuffled else sim.encoded
         return _evaluate(sim, adapter, examples, evaluation, parts, tick, memory=memory)
 
-    scores: dict[str, Any] = sim.stages.once(name, "scoring", compute)
-    return scores
+    return with_meteor(sim.stages, sim.meteor, name, sim.stages.once(name, "scoring", compute), examples)
 
 
 def _evaluate(
@@ -337,6 +339,7 @@ def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
             scores = score(sim, f"{name}/heldout", adapter, own=number == sim.settings.rounds)
         else:
             sim.stages.display.skip("scoring")
+            sim.stages.display.skip("meteor")
         rounds.append(_round_row(number, rows, accepted, judged, tuned, scores))
     return Loop(rounds, everything, accepted, adapter)
 

@@ -15,8 +15,10 @@ Scores = Mapping[str, Any]
 MEASURES: dict[str, Callable[[Scores], Values]] = {
     "rouge_l": lambda scores: scores["gold"]["sampled"]["rouge_l"],
     "truth": lambda scores: scores["gold"]["sampled"]["faithful"],
+    "meteor": lambda scores: scores["gold"]["sampled"].get("meteor", []),
     "rouge_l_greedy": lambda scores: scores["gold"]["greedy"]["rouge_l"],
     "truth_greedy": lambda scores: scores["gold"]["greedy"]["faithful"],
+    "meteor_greedy": lambda scores: scores["gold"]["greedy"].get("meteor", []),
     "accuracy": lambda scores: [None if one is None else float(one) for one in scores["answers"]["correct"]],
 }
 """One value a prompt: of rationales sampled (T = 0.7) and greedy behind the gold answer, and of the own answer."""
@@ -24,8 +26,10 @@ MEASURES: dict[str, Callable[[Scores], Values]] = {
 TITLES = {
     "rouge_l": "ROUGE-L, T = 0.7",
     "truth": "truth, T = 0.7",
+    "meteor": "METEOR, T = 0.7",
     "rouge_l_greedy": "ROUGE-L, greedy",
     "truth_greedy": "truth, greedy",
+    "meteor_greedy": "METEOR, greedy",
     "accuracy": "answer accuracy",
 }
 
@@ -54,6 +58,7 @@ def averaged(versions: Sequence[Mapping[str, list[float]]]) -> dict[str, list[fl
     return {
         name: [sum(column) / len(column) for column in zip(*(one[name] for one in versions), strict=True)]
         for name in versions[0]
+        if all(name in one for one in versions)
     }
 
 
@@ -193,7 +198,7 @@ def cell(one: Mapping[str, float] | None, *, signed: bool = False) -> str:
 def table(result: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     mean = result["mean"]
-    names = [name for name in TITLES if name in mean["versions"]["base"]]
+    names = [name for name in TITLES if all(name in one for one in mean["versions"].values())]
     lines = ["| version | " + " | ".join(TITLES[name] for name in names) + " | labels used |"]
     lines.append("|---" * (len(names) + 2) + "|")
     for version, measures in mean["versions"].items():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from illume.prompting import DEFAULT_TEMPLATE
 from illume.records import Example, stable_seed
-from illume.scenes.dataset import load_prompts
-from illume.tuning_job import Init, TuningSettings
+from illume.scenes.dataset import SPLITS, load_prompts
+from illume.tuning_job import Init, TuningSettings, read_json, write_json
 
 CriticKind = Literal["truth", "rouge"]
 Activation = Literal["always", "rule"]
@@ -20,7 +20,6 @@ Activation = Literal["always", "rule"]
 STARTER = Path(__file__).resolve().parents[1] / "starter"
 BASELINES = ("supervised-same", "supervised-all")
 CONTROLS = ("random", "hallucinated", "shuffled")
-SPLITS = ("train", "val", "test")
 
 
 class SimulationError(ValueError):
@@ -105,6 +104,66 @@ class Data:
     source: str
 
 
+# The folder of a run
+
+
+def check_folder(out: Path) -> None:
+    """Raises SimulationError where `out` is no folder, or one of other things than a run."""
+    if out.exists() and not out.is_dir():
+        raise SimulationError(f"{out} is a file: name a folder for the run")
+    if not out.is_dir() or (out / "settings.json").exists():
+        return
+    if others := sorted(path.name for path in out.iterdir() if path.name not in (".lock", ".workers")):
+        raise SimulationError(f"{out} holds other things ({others[0]}): name a new folder for the run")
+
+
+def stored_settings(out: Path) -> dict[str, Any] | None:
+    """The settings of the run in `out` as plain data, defaults for those that came later; None without a run."""
+    path = out / "settings.json"
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    defaults = json.loads(json.dumps(asdict(SimulationSettings())))
+    return {**_filled(stored, defaults), "inputs": stored.get("inputs")}
+
+
+def _filled(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    found = defaults | stored
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(found[name], dict):
+            found[name] = _filled(found[name], default)
+    return found
+
+
+def remember(settings: SimulationSettings, out: Path, *, inputs: Mapping[str, Any]) -> None:
+    """Keeps the settings and what the files they name hold; refuses a folder of another run."""
+    asked = json.loads(json.dumps(asdict(settings) | {"inputs": inputs}))
+    stored = stored_settings(out)
+    if stored is not None and (different := _differences(stored, asked)):
+        raise SimulationError(f"{out} holds a run with other settings: {'; '.join(different)}. Choose another folder")
+    write_json(out / "settings.json", asked)
+
+
+def _differences(stored: Any, asked: Any, name: str = "") -> list[str]:
+    """What differs, setting by setting, in words."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        return [
+            line
+            for key in sorted({*stored, *asked})
+            for line in _differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
+        ]
+    if stored == asked:
+        return []
+    if name.startswith("inputs."):
+        return [f"the files of {name.removeprefix('inputs.')} have changed since"]
+    return [f"{name} was {_shown(stored)}, now {_shown(asked)}"]
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text or "none"
+
+
 # Prompts
 
 
@@ -118,10 +177,16 @@ def read_prompts(files: Sequence[str], *, images: str | None = None) -> list[Exa
         path = Path(name)
         if not path.is_file():
             raise SimulationError(f"there is no prompts file {name}")
+        if path.suffix not in (".json", ".jsonl"):
+            raise SimulationError(f"{name} is neither a prompts file (.jsonl) nor one of VQA-X (.json)")
         if path.suffix == ".json":
             examples += read_vqax(path, images=Path(images) if images else path.parent)
         else:
             examples += load_prompts(path)
+    for example in examples:
+        for image in example.images:
+            if not Path(image).is_file():
+                raise SimulationError(f"the prompt {example.id} names an image that is not there: {image}")
     counts = Counter(example.id for example in examples)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise SimulationError(f"the prompt {twice[0]} comes twice")
@@ -150,10 +215,11 @@ def _vqax_example(path: Path, name: str, row: Any, split: str, images: Path) -> 
         references = tuple(str(text) for text in row["explanation"])
         answers = Counter(str(one["answer"]) for one in row["answers"])
     except (KeyError, TypeError) as error:
-        raise SimulationError(f"{path.name}, question {name}: no VQA-X prompt ({error!r})") from error
+        lacks = f"the field {error} is missing" if isinstance(error, KeyError) else "its fields have another shape"
+        raise SimulationError(f"{path.name}, question {name}: no VQA-X prompt, {lacks}") from error
     return Example(
         id=name,
-        images=(str(_find_image(images, image)),),
+        images=(str(_find_image(images, image, where=f"{path.name}, question {name}")),),
         question=question,
         answer=answers.most_common(1)[0][0] if answers else None,
         references=references,
@@ -161,31 +227,37 @@ def _vqax_example(path: Path, name: str, row: Any, split: str, images: Path) -> 
     )
 
 
-def _find_image(folder: Path, name: str) -> Path:
+def _find_image(folder: Path, name: str, *, where: str) -> Path:
     """COCO keeps `COCO_train2014_...` in a folder `train2014`."""
     parts = name.split("_")
     for path in (folder / name, folder / (parts[1] if len(parts) > 1 else "") / name):
         if path.is_file():
             return path
-    raise SimulationError(f"there is no image {name} in {folder}")
+    raise SimulationError(f"{where}: there is no image {name} in {folder}; --images names the folder")
 
 
-def gather(settings: SimulationSettings, out: Path, *, say: Callable[[str], None]) -> Data:
-    """The prompts of `settings`; held-out scenes are made below `out`, once. Raises SimulationError."""
+def read_examples(settings: SimulationSettings) -> list[Example]:
+    """The prompts that `settings` name, all splits. Raises SimulationError for what a simulation cannot use."""
     examples = read_prompts(settings.prompts, images=settings.images)
-    by_split = {split: tuple(example for example in examples if example.split == split) for split in SPLITS}
-    if not by_split["train"]:
+    train = [example for example in examples if example.split == "train"]
+    if not train:
         raise SimulationError("there are no train prompts")
-    for example in by_split["train"]:
+    for example in train:
         if settings.critic == "truth" and "scene" not in example.metadata:
             raise SimulationError(f"the truth critic cannot judge {example.id}: its metadata holds no scene")
         if settings.critic == "rouge" and not example.references:
             raise SimulationError(f"the ROUGE-L critic cannot judge {example.id}: it has no references")
+    if not settings.heldout_scenes and not any(example.split == "test" for example in examples):
+        raise SimulationError("there are no held-out prompts: neither a test split nor scenes to be made")
+    return examples
+
+
+def gather(settings: SimulationSettings, out: Path, *, examples: Sequence[Example], say: Callable[[str], None]) -> Data:
+    """The prompts of `settings`, whose `read_examples` are given; held-out scenes are made below `out`, once."""
+    by_split = {split: tuple(example for example in examples if example.split == split) for split in SPLITS}
     heldout, source = by_split["test"], "the test split"
     if settings.heldout_scenes:
         heldout, source = _made_scenes(settings, out, examples, say)
-    if not heldout:
-        raise SimulationError("there are no held-out prompts: neither a test split nor scenes to be made")
     val = sorted(by_split["val"], key=lambda example: stable_seed("val", example.id))[: settings.max_val]
     return Data(by_split["train"], tuple(val), heldout, source)
 

@@ -13,7 +13,7 @@ from illume.vlm import Vlm, load_vlm, set_adapter
 Tick = Callable[[float], None]
 """Called with the share of a stage that is done."""
 
-_RELATIVE_COST = {"judging": 1.0, "tuning": 4.0, "scoring": 4.0}
+_RELATIVE_COST = {"judging": 1.0, "tuning": 4.0, "scoring": 4.0, "meteor": 0.1}
 """What stages of each kind take, one against the other, until some of the kind were seen."""
 
 _REPAINT_SECONDS = 0.5
@@ -25,8 +25,7 @@ class Display:
     def __init__(self, write: Callable[[str], None], *, live: bool) -> None:
         self._write, self._live = write, live
         self._planned: dict[str, int] = {}
-        self._done: dict[str, int] = {}
-        self._seconds: dict[str, list[float]] = {}
+        self._done: dict[str, dict[str, float]] = {}  # seconds of each stage, by kind; a stage may be told of again
         self._stage = self._kind = ""
         self._began = self._painted = 0.0
 
@@ -52,8 +51,7 @@ class Display:
 
     def end(self, stage: str, kind: str, seconds: float, *, fresh: bool, note: str = "") -> None:
         """A stage is done, just now (`fresh`) or by an earlier run."""
-        self._done[kind] = self._done.get(kind, 0) + 1
-        self._seconds.setdefault(kind, []).append(seconds)
+        self._done.setdefault(kind, {})[stage] = seconds
         if fresh:
             self.say(f"{self._head()} {stage}: {seconds:.0f} s{note and ', ' + note}{self._left(0.0)}")
 
@@ -66,17 +64,17 @@ class Display:
         self._planned[kind] = max(0, self._planned.get(kind, 0) - 1)
 
     def _head(self) -> str:
-        return f"[{sum(self._done.values())}/{sum(self._planned.values())}]"
+        return f"[{sum(map(len, self._done.values()))}/{sum(self._planned.values())}]"
 
     def _left(self, spent: float) -> str:
-        if not self._seconds:
+        if not self._done:
             return ""
-        costs = {kind: sum(values) / len(values) for kind, values in self._seconds.items()}
+        costs = {kind: sum(stages.values()) / len(stages) for kind, stages in self._done.items()}
         unit = sum(cost / _RELATIVE_COST.get(kind, 1.0) for kind, cost in costs.items()) / len(costs)
         left = -spent
         for kind, count in self._planned.items():
             each = costs.get(kind, unit * _RELATIVE_COST.get(kind, 1.0))
-            left += max(0, count - self._done.get(kind, 0)) * each
+            left += max(0, count - len(self._done.get(kind, ()))) * each
         return f", about {max(1, round(left / 60))} min left" if left > 0 else ""
 
 
@@ -104,6 +102,10 @@ class Stages:
         words = note(stored["content"]) if note is not None else ""
         self.display.end(name, kind, stored["seconds"], fresh=fresh, note=words)
         return stored["content"]
+
+    def has(self, name: str) -> bool:
+        """Whether stage `name` is done."""
+        return (self.folder / f"{name}.json").exists()
 
     def seconds(self) -> dict[str, float]:
         """How long each stage took, by its name."""

@@ -97,6 +97,7 @@ class TuningJob:
     init: Init = "continue"
     parent_scores: dict[str, Any] | None = None  # of `illume.evaluation.evaluate`, where they are known
     processes: int = 1  # over 1: as many processes through accelerate's launcher
+    meteor: bool = False  # score the best epoch and the parent by METEOR too, where its program is at hand
     settings: TuningSettings = field(default_factory=TuningSettings)
 
     def to_json(self) -> dict[str, Any]:

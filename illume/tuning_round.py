@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import torch
 
 from illume.critics import loss_weight
-from illume.evaluation import PARTS, Part, evaluate, mean, n_texts
+from illume.evaluation import PARTS, Part, add_meteor, evaluate, mean, n_texts
 from illume.features import EncodedPrompts
+from illume.meteor import Meteor, MeteorError
 from illume.records import TrainingRow
 from illume.selection import METRIC_NAMES, compare, decide, primary_values
 from illume.tuning_adapter import begin_adapter, replace_folder
@@ -292,6 +293,7 @@ def _conclude(one: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any]], best: i
     if parent is None or _cannot_compare(new, parent, settings.primary_metric):
         set_adapter(vlm, job.parent)
         parent = one.score(vlm, "parent", PARTS)
+    new, parent = _with_meteor(one, new, parent)
     decision = decide(
         compare(new, parent, metric=settings.primary_metric),
         max_answer_drop=settings.max_answer_drop,
@@ -316,6 +318,18 @@ def _conclude(one: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any]], best: i
     one.progress.write()
     write_json(one.folder / "result.json", result)
     return result
+
+
+def _with_meteor(one: Round, new: dict[str, Any], parent: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both with METEOR where the job asks for it; without its program the round goes on and says so."""
+    if not one.job.meteor:
+        return new, parent
+    try:
+        with Meteor() as program:
+            return add_meteor(new, one.val, program), add_meteor(parent, one.val, program)
+    except (MeteorError, OSError) as error:
+        one.log(f"METEOR is left out: {error}")
+        return new, parent
 
 
 def _cannot_compare(new: Mapping[str, Any], parent: Mapping[str, Any], metric: str) -> bool:

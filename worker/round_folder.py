@@ -133,6 +133,7 @@ def job_of(order: Order, rows: Sequence[Row]) -> TuningJob:
         parent=None if order.parent.adapter is None else adapter_folder(order.parent.adapter),
         init=chosen["init"],
         parent_scores=known,
+        meteor=here.meteor,
         settings=settings,
     )
 
@@ -216,7 +217,7 @@ def _by_prompt(scores: Mapping[str, Any]) -> dict[str, list[float | None]]:
     found: dict[str, list[float | None]] = {}
     for part, prefix in (("gold", ""), ("own", "own_")):
         for style in ("greedy", "sampled"):
-            for name in ("rouge_l", "cider", "faithful"):
+            for name in ("rouge_l", "meteor", "cider", "faithful"):
                 values = scores.get(part, {}).get(style, {}).get(name)
                 if values is not None:
                     found[f"{prefix}{style}_{name}"] = list(values)

@@ -1,4 +1,4 @@
-"""`python -m illume.scenes make|train|score`: makes scenes, trains the starter model on them, scores a model."""
+"""`illume scenes make|train|score`: makes scenes, trains the starter model on them, scores a model."""
 
 from __future__ import annotations
 
@@ -10,29 +10,55 @@ from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="illume scenes", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("make", help="make prompts with images")
-    make.add_argument("--n", type=int, default=500, help="how many prompts (three fifths train, the rest val and test)")
-    make.add_argument("--seed", type=int, default=0)
-    make.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(
+        prog="illume scenes", description="Make scenes, train the starter model on them, score a model."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    text = "make prompts with images: pictures of scenes, questions, answers, reference rationales"
+    make = commands.add_parser("make", help=text, description=text)
+    make.add_argument(
+        "--n",
+        type=_count,
+        default=500,
+        help="how many prompts, three fifths train, the rest val and test; default: %(default)s",
+    )
+    make.add_argument("--seed", type=int, default=0, help="another one makes others; default: %(default)s")
+    make.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and images")
     _add_emoji(make)
-    train = commands.add_parser("train", help="train the starter model")
+    text = "train the starter model by its recipe, which takes about an hour on a CPU"
+    train = commands.add_parser("train", help=text, description=text)
     train.add_argument(
         "--out", type=Path, required=True, help="folder of the run: tokenizer, checkpoint, loss curve, model"
     )
-    train.add_argument("--share", type=float, default=1.0, help="train this share of the recipe's steps only")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--device", default=None, help="cpu or cuda; by default cuda where there is one")
+    train.add_argument(
+        "--share", type=_share, default=1.0, help="train this share of the recipe's steps only; default: %(default)s"
+    )
+    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU where there is one")
     train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     _add_emoji(train)
-    score = commands.add_parser("score", help="score a model on prompts made by `make`")
-    score.add_argument("--model", type=Path, required=True)
-    score.add_argument("--prompts", type=Path, required=True)
-    score.add_argument("--split", default=None, help="only this split")
-    score.add_argument("--limit", type=int, default=None)
+    text = "score a model on prompts made by `make`: answers, and how true and how near the references rationales are"
+    score = commands.add_parser("score", help=text, description=text)
+    score.add_argument("--model", type=Path, required=True, help="a model's folder")
+    score.add_argument("--prompts", type=Path, required=True, help="a prompts.jsonl")
+    score.add_argument("--split", choices=("train", "val", "test"), help="only this split")
+    score.add_argument("--limit", type=_count, default=None, metavar="N", help="only the first N of them")
     score.add_argument("--out", type=Path, default=None, help="write the scores to this JSON file too")
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    return number
 
 
 def _add_emoji(parser: argparse.ArgumentParser) -> None:
@@ -40,18 +66,23 @@ def _add_emoji(parser: argparse.ArgumentParser) -> None:
         "--emoji",
         type=Path,
         default=None,
+        metavar="FOLDER",
         help="the unpacked npm package emoji-datasource-google; by default fetched through npm into the user's cache",
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status."""
+    """Runs one command; returns the exit status. What a person can mend is one line, never a traceback."""
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
-    except EmojiMissingError as error:
-        print(error, file=sys.stderr)
+    except (EmojiMissingError, OSError, ValueError) as error:
+        print(f"illume scenes {options.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        rest = "; the same command with --resume goes on from the last checkpoint" if options.command == "train" else ""
+        print(f"\nstopped{rest}", file=sys.stderr)
+        return 130
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -70,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
             options.out,
             recipe=recipe,
             emoji=options.emoji,
-            device=options.device,
+            device=None if options.device == "auto" else options.device,
             resume=options.resume,
             report=_say,
         )

@@ -8,35 +8,57 @@ from typing import Any
 
 from illume.records import Example
 
+SPLITS = ("train", "val", "test")
+
 
 def load_prompts(path: str | Path) -> list[Example]:
     """The examples of a prompts file, with absolute paths of images.
 
     `metadata` is the line's: of a scene it holds `family` and `scene` (the graph). Raises ValueError that
-    names the line where one cannot be read.
+    names the line and the field where one cannot be read.
     """
     path = Path(path).resolve()
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             examples.append(_example(json.loads(line), path.parent))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path.name}, line {number}: no prompt ({error!r})") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path.name}, line {number} is not valid JSON: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {number}: {error}") from error
     return examples
 
 
-def _example(row: dict[str, Any], folder: Path) -> Example:
+def _example(row: Any, folder: Path) -> Example:
+    if not isinstance(row, dict):
+        raise ValueError("a prompt must be an object with the fields external_id, images and question")
+    for name in ("external_id", "images", "question"):
+        if row.get(name) in (None, "", []):
+            raise ValueError(f"the field {name} is missing")
+    split = str(row.get("split") or "train")
+    if split not in SPLITS:
+        raise ValueError(f"the split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split}")
+    metadata = row.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise ValueError("the field metadata must be an object")
     return Example(
         id=str(row["external_id"]),
-        images=tuple(str(folder / image) for image in row["images"]),
+        images=tuple(str(folder / image) for image in _texts(row, "images")),
         question=str(row["question"]),
         answer=None if row.get("answer") is None else str(row["answer"]),
-        references=tuple(str(text) for text in row.get("references", ())),
-        split=str(row.get("split", "train")),
-        metadata=dict(row.get("metadata", {})),
+        references=tuple(_texts(row, "references")),
+        split=split,
+        metadata=metadata,
     )
+
+
+def _texts(row: dict[str, Any], name: str) -> list[str]:
+    found = row.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"the field {name} must be a list of texts")
+    return found
 
 
 def write_prompts(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -69,7 +69,14 @@ def make_scenes(
     sprites: Mapping[str, Image.Image],
     report: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Writes `n` prompts with an image each to `out`. Families take turns, so every split holds them all."""
+    """Writes `n` prompts with an image each to `out`. Families take turns, so every split holds them all.
+
+    Raises FileExistsError where `out` holds other prompts: their images would stay among these.
+    """
+    if (out / "prompts.jsonl").exists():
+        before = [line.partition('"external_id": "')[2] for line in (out / "prompts.jsonl").read_text().splitlines()]
+        if len(before) != n or not all(line.startswith(f"s{seed}-") for line in before):
+            raise FileExistsError(f"{out} holds other prompts: name another folder")
     (out / "images").mkdir(parents=True, exist_ok=True)
     splits = splits_of(n)
     rows = []

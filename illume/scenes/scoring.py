@@ -14,6 +14,7 @@ from PIL import Image
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from illume.loading import read_config
 from illume.records import Example
 from illume.scenes.dataset import load_prompts
 from illume.scenes.truth import truth
@@ -120,8 +121,21 @@ def score_model(
     out: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Scores:
-    """Loads the model, scores it on the prompts and reports a line per score."""
+    """Loads the model, scores it on the prompts and reports a line per score.
+
+    Raises VlmError for a folder without such a model, ValueError for prompts that cannot be scored.
+    """
+    read_config(str(folder))
+    if not prompts.is_file():
+        raise FileNotFoundError(f"there is no prompts file {prompts}")
     examples = [example for example in load_prompts(prompts) if split in (None, example.split)][:limit]
+    if not examples:
+        raise ValueError(f"{prompts} holds no prompts" + (f" of the split {split}" if split else ""))
+    for example in examples:
+        if not {"scene", "family"} <= set(example.metadata) or not example.references:
+            raise ValueError(
+                f"{prompts.name}: {example.id} is no scene: its metadata lack the scene, or it has no references"
+            )
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     scores = score_examples(model, AutoProcessor.from_pretrained(folder), examples)
     for name, value in asdict(scores).items():

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from illume.loading import pick_device
 from illume.scenes.emoji import find_emoji, load_sprites
 from illume.scenes.lessons import IGNORED, NAMED, WORDS, Batch, Recipe, batches
 from illume.scenes.starter import IMAGE_TOKENS, build_model, build_processor, build_tokenizer, save_starter
@@ -111,14 +112,17 @@ def train(
     """Trains, with a checkpoint every KEEP_EVERY steps in `out`, and returns the folder of the finished model.
 
     Resumed runs go on where they were: the same batches, optimiser state and schedule. Raises FileNotFoundError when
-    there is nothing to resume, ValueError when the checkpoint belongs to another recipe.
+    there is nothing to resume, ValueError when the checkpoint belongs to another recipe, FileExistsError when there is
+    something to resume and it was not asked for.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    sprites = load_sprites(find_emoji(emoji))
+    where = pick_device(device or "auto")
     checkpoint = out / "checkpoint.pt"
     if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"{out} holds no checkpoint to go on from.")
+        raise FileNotFoundError(f"{out} holds no checkpoint to go on from: leave --resume out")
+    if not resume and checkpoint.is_file():
+        raise FileExistsError(f"{out} holds a checkpoint: --resume goes on from it, or name another folder")
+    sprites = load_sprites(find_emoji(emoji))
+    out.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer") if resume else build_tokenizer(recipe.seed)
     tokenizer.save_pretrained(out / "tokenizer")
     model = build_model(tokenizer, recipe.seed).to(where)
@@ -215,7 +219,10 @@ def _restore(
 ) -> _Run:
     state: dict[str, Any] = torch.load(path, map_location=where, weights_only=True)
     if state["recipe"] != _plain(recipe):
-        raise ValueError(f"{path} was made with other settings: {state['recipe']}")
+        other = [name for name, value in _plain(recipe).items() if state["recipe"].get(name) != value]
+        words = {"stages": "--share", "warmup": "--share", "seed": "--seed"}
+        names = ", ".join(dict.fromkeys(words.get(name, name) for name in other))
+        raise ValueError(f"{path} was made with other settings ({names}): give the same ones, or another folder")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return _Run(**state["run"])

@@ -1,7 +1,8 @@
-"""A tiny model and a tiny round, for the tests of evaluation and tuning."""
+"""A tiny model and a tiny round, for the tests of evaluation and tuning; and what stands for METEOR's program."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,3 +57,23 @@ def make_round(folder: Path, base: Path, *, settings: TuningSettings = SETTINGS,
     heldout = [TrainingRow(replace(example, references=()), example.references[0]) for example in val[:2]]
     write_job(folder, TuningJob(base=str(base), settings=settings, **job), train=rows, val=val, heldout=heldout)
     return folder
+
+
+def stand_in_java(folder: Path) -> Path:
+    """A program with METEOR's manners that is there at once: the score of a text is its words over ten."""
+    program = folder / "java"
+    program.write_text(
+        f"""#!{sys.executable}
+import sys
+for line in sys.stdin:
+    kind, *rest = line.rstrip("\\n").split(" ||| ")
+    if kind == "SCORE":
+        print(len(rest[-1].split()), flush=True)
+        continue
+    for number in rest:
+        print(float(number) / 10)
+    print(sum(map(float, rest)) / 10 / len(rest), flush=True)
+"""
+    )
+    program.chmod(0o755)
+    return program

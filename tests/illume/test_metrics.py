@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 
 from illume.metrics import (
     answer_correct,
     bleu,
+    bleu_counts,
+    bleu_intervals,
     bootstrap_interval,
+    caption_rouge_l,
     caption_words,
     cider,
     distinct_n,
@@ -49,6 +53,27 @@ class TestRougeL:
     def test_best_reference_counts(self) -> None:
         assert rouge_l("it is night", ["something else", "It is night."]) == 1.0
 
+    def test_with_one_reference_it_is_the_fields_at_beta_one(self) -> None:
+        candidates, references = corpus(4, size=200)
+        theirs = Rouge()
+        theirs.beta = 1.0
+        for text, texts in zip(candidates, references, strict=True):
+            each = [rouge_l(text, [one]) for one in texts]
+            assert [theirs.calc_score([text], [one]) for one in texts] == pytest.approx(each)
+            assert rouge_l(text, texts) == max(each)
+
+    def test_of_captions_equals_the_fields_implementation(self) -> None:
+        candidates, references = corpus(7, size=200)
+        candidates += ["x y z", "the dog"]
+        references += [["a b c"], ["the the dog", "cat"]]
+        mean, each = Rouge().compute_score(dict(enumerate(references)), {i: [c] for i, c in enumerate(candidates)})
+        ours = [caption_rouge_l(text, texts) for text, texts in zip(candidates, references, strict=True)]
+        assert ours == pytest.approx(list(each), abs=1e-12)
+        assert np.mean(ours) == pytest.approx(mean)
+        assert caption_rouge_l("", ["a dog"]) == caption_rouge_l("a dog", ["!"]) == 0.0
+        with pytest.raises(ValueError, match="reference"):
+            caption_rouge_l("a dog", [])
+
     def test_letters_beyond_ascii_count(self) -> None:
         assert rouge_l("Bär", ["bär"]) == 1.0
         assert rouge_l("Bär", ["bar"]) == 0.0
@@ -76,6 +101,27 @@ class TestBleu:
             dict(enumerate(references)), {i: [c] for i, c in enumerate(candidates)}, verbose=0
         )
         assert bleu(candidates, references) == pytest.approx(theirs, abs=1e-6)
+
+    def test_intervals_are_of_corpora_drawn_again(self) -> None:
+        candidates, references = corpus(5, size=200)
+        counts = bleu_counts(candidates, references)
+        found = bleu_intervals([counts], seed=3)
+        assert [one.mean for one in found] == pytest.approx(bleu(candidates, references))
+        generator, drawn = np.random.default_rng(8), []
+        for _ in range(200):
+            rows = generator.integers(0, 200, 200)
+            drawn.append(bleu([candidates[row] for row in rows], [references[row] for row in rows]))
+        low, high = np.quantile([scores[3] for scores in drawn], [0.025, 0.975])
+        assert found[3].low == pytest.approx(low, abs=0.02)
+        assert found[3].high == pytest.approx(high, abs=0.02)
+        assert found[3].low < found[3].mean < found[3].high
+
+    def test_intervals_over_runs_with_prompts_left_out(self) -> None:
+        candidates, references = corpus(6, size=100)
+        one, other = bleu_counts(candidates, references), bleu_counts(candidates[::-1], references)
+        other[50:] = 0
+        mean = (bleu(candidates, references)[1] + bleu(candidates[::-1][:50], references[:50])[1]) / 2
+        assert bleu_intervals([one, other], seed=0)[1].mean == pytest.approx(mean)
 
     def test_no_match_is_zero(self) -> None:
         assert bleu(["x y z"], [["a b c"]]) == [0.0] * 4

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +21,15 @@ import psutil
 import pytest
 from PIL import Image
 
+from illume.meteor import Meteor
+from illume.metrics import caption_words
 from illume.records import Example, Rationale
-from illume.simulation import jobs_of, main, parser, settings_of, simulate
+from illume.simulation import main, simulate
 from illume.simulation_baselines import control_pools, reference_pool
 from illume.simulation_figure import figure, ticks
 from illume.simulation_jobs import Task, needs
 from illume.simulation_loop import Judged, Simulation, add_picks, offered, prompts_per_round, shuffle_images
+from illume.simulation_options import jobs_of, parser, settings_of
 from illume.simulation_report import report, table
 from illume.simulation_settings import (
     BASELINES,
@@ -37,9 +41,9 @@ from illume.simulation_settings import (
     read_prompts,
 )
 from illume.simulation_stages import Display, Models, Stages
-from illume.tuning_job import EvaluationSettings, TuningSettings, read_json
+from illume.tuning_job import EvaluationSettings, TuningSettings, read_json, write_json
 from tests.illume.families import make_llava
-from tests.illume.rounds import make_examples
+from tests.illume.rounds import make_examples, stand_in_java
 
 TUNING = TuningSettings(
     epochs=1,
@@ -171,8 +175,63 @@ class TestWholeRun:
         assert simulate(with_all(settings), out, display=quiet()) == result
 
     def test_other_settings_are_refused(self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings) -> None:
-        with pytest.raises(SimulationError, match=r"other settings \(.*rounds"):
+        with pytest.raises(SimulationError, match=r"other settings: .*rounds was 2, now 1.*Choose another folder"):
             simulate(settings, run[0], display=quiet())
+        fewer = replace(with_all(settings), tuning=replace(TUNING, threads=2))
+        with pytest.raises(SimulationError, match=r"other settings: tuning.threads was 1, now 2\. Choose"):
+            simulate(fewer, run[0], display=quiet())
+
+    def test_a_run_that_began_before_a_setting_was_there_goes_on(
+        self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings
+    ) -> None:
+        stored = read_json(run[0] / "settings.json")
+        del stored["first_seed"], stored["tuning"]["feature_cache_mb"]
+        write_json(run[0] / "settings.json", stored)
+        assert simulate(with_all(settings), run[0], display=quiet()) == run[1]
+        assert read_json(run[0] / "settings.json")["first_seed"] == 1
+
+    def test_changed_prompts_are_refused(self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings) -> None:
+        prompts = Path(settings.prompts[0])
+        before = prompts.read_text()
+        prompts.write_text(before + "\n")
+        try:
+            with pytest.raises(SimulationError, match="the files of prompts have changed since"):
+                simulate(with_all(settings), run[0], display=quiet())
+        finally:
+            prompts.write_text(before)
+
+    def test_meteor_is_added_to_a_finished_run_and_stays(
+        self,
+        run: tuple[Path, dict[str, Any]],
+        settings: SimulationSettings,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        out, asked = tmp_path / "run", with_all(settings)
+        shutil.copytree(run[0], out)
+        assert "METEOR" not in run[1]["mean"]["versions"]["base"]
+        assert "pip install 'illume[meteor]'" in run[1]["left out"]
+        assert "METEOR was not computed" in (out / "table.md").read_text()
+        java = stand_in_java(tmp_path)
+        monkeypatch.setattr("illume.meteor.find_java", lambda: str(java))
+        written: list[str] = []
+        with Meteor() as program:
+            result = simulate(asked, out, display=Display(written.append, live=False), jobs=2, meteor=program)
+        assert "left out" not in result
+        fresh = [line for line in written if "] " in line]
+        assert len(fresh) == 1 + 2 + 2 + 1
+        assert all("/meteor: " in line for line in fresh)
+        last = result["seeds"]["1"]["rounds"][-1]
+        texts = read_json(out / "stages/seed-1/round-2/heldout.json")["content"]["gold"]["sampled"]["rationales"]
+        lengths = [len(caption_words(text)) / 10 for [text] in texts]
+        assert last["measures"]["meteor"]["mean"] == pytest.approx(sum(lengths) / 2)
+        assert result["field"]["last round"]["greedy"]["unfiltered"]["meteor_corpus"] > 0
+        assert result["seeds"]["1"]["random"]["last round against it"]["meteor"]["n"] == 2
+        page = (out / "table.md").read_text()
+        assert "METEOR, T = 0.7" in page
+        assert "not computed" not in page
+        java.unlink()
+        assert simulate(asked, out, display=quiet()) == result
 
 
 def test_other_seeds_are_kept_apart_and_the_first_chooses_the_rates(
@@ -287,12 +346,12 @@ class TestProcesses:
     def test_as_many_as_cores_for_a_small_model_only(
         self, settings: SimulationSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("illume.simulation.n_cores", lambda: 6)
+        monkeypatch.setattr("illume.simulation_options.n_cores", lambda: 6)
         small = ["--out", "x", "--device", "cpu", "--model", settings.model]
         assert jobs_of(parser().parse_args(small)) == 6
         assert jobs_of(parser().parse_args([*small, "--jobs", "3"])) == 3
         assert settings_of(parser().parse_args([*small, "--jobs", "3"])).tuning.threads == 2
-        monkeypatch.setattr("illume.simulation._SMALL_BYTES", 10)
+        monkeypatch.setattr("illume.simulation_options._SMALL_BYTES", 10)
         assert jobs_of(parser().parse_args(small)) == 1
 
 

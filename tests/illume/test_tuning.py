@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from illume.evaluation import evaluate
 from illume.features import remembered_features
+from illume.metrics import caption_words
 from illume.records import TrainingRow
 from illume.tuning import main
 from illume.tuning_adapter import begin_adapter, language_model, lora_targets, store_adapter, trainable
@@ -41,7 +42,7 @@ from illume.tuning_ranks import Alone
 from illume.tuning_round import Progress, run_round
 from illume.vlm import IGNORED, Vlm, VlmError, load_vlm, set_adapter
 from tests.illume.families import FAMILIES, make_llava
-from tests.illume.rounds import SETTINGS, make_examples, make_round
+from tests.illume.rounds import SETTINGS, make_examples, make_round, stand_in_java
 
 WAIT_SECONDS = 600
 
@@ -474,6 +475,28 @@ class TestRound:
         folder = make_round(tmp_path / "round", base, settings=settings, parent_scores=stale)
         result = run_round(folder, TuningJob.from_json(read_json(folder / "job.json")), request=Asked())
         assert result["evaluation"]["parent"]["gold"] == scores["gold"]
+
+    def test_meteor_of_both_versions_where_it_is_asked_for(
+        self, finished: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scores = read_json(finished / "result.json")["evaluation"]["parent"]
+        settings = replace(SETTINGS, epochs=1)
+        folder = make_round(tmp_path / "round", base, settings=settings, parent_scores=scores, meteor=True)
+        job, java = TuningJob.from_json(read_json(folder / "job.json")), stand_in_java(tmp_path)
+        monkeypatch.setattr("illume.meteor.find_java", lambda: str(java))
+        found = run_round(folder, job, request=Asked())["evaluation"]
+        for part in (found["new"]["own"]["greedy"], found["parent"]["gold"]["greedy"]):
+            lengths = [len(caption_words(text)) / 10 for [text] in part["rationales"]]
+            assert part["meteor"] == pytest.approx(lengths)
+            assert part["means"]["meteor"] == pytest.approx(sum(lengths) / 3)
+        java.write_text("#!/bin/sh\necho no memory >&2; exit 1\n")
+        (folder / "result.json").unlink()
+        again = run_round(folder, job, request=Asked())["evaluation"]
+        assert "meteor" not in again["new"]["gold"]["greedy"]
+        assert (
+            "METEOR is left out: METEOR's program ended without an answer: no memory"
+            in (folder / "events.jsonl").read_text()
+        )
 
     def test_held_out_rationales_choose_where_there_are_no_references(self, base: Path, tmp_path: Path) -> None:
         settings = replace(SETTINGS, primary_metric="heldout")

@@ -36,6 +36,14 @@ class TestSummary:
         assert (found["means"]["sampled_bleu_4"], found["means"]["greedy_distinct_2"]) == (0.1, 0.5)
         assert "sampled_cider" not in found["means"]
 
+    def test_meteor_where_it_was_computed(self) -> None:
+        assert "sampled_meteor" not in summary(scores(shift=0.0), metric="rouge_l")["means"]
+        both = [scores(shift=0.0), scores(shift=0.0)]
+        for one, value in zip(both, (0.25, 0.5), strict=True):
+            one["gold"]["sampled"] = one["gold"]["sampled"] | {"meteor": [value, value, None]}
+        assert summary(both[1], metric="rouge_l")["means"]["sampled_meteor"] == 0.5
+        assert changes(both[1], both[0], metric="rouge_l", seed=1)["sampled_meteor"]["mean"] == 0.25
+
     def test_the_score_is_the_primary_metrics(self) -> None:
         assert summary(scores(shift=0.0, heldout=[-1.0, -2.0]), metric="heldout")["score"] == -1.5
 

@@ -19,6 +19,8 @@ NAMES = (
     ("own_sampled_rouge_l", "ROUGE-L, sampled, behind its own answer", False),
     ("sampled_faithful", "True of the scene, sampled", True),
     ("greedy_faithful", "True of the scene, greedy", True),
+    ("sampled_meteor", "METEOR, sampled", False),
+    ("greedy_meteor", "METEOR, greedy", False),
     ("sampled_bleu_4", "BLEU-4, sampled", False),
     ("greedy_bleu_4", "BLEU-4, greedy", False),
     ("sampled_cider", "CIDEr, sampled", False),

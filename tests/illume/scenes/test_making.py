@@ -115,3 +115,85 @@ class TestFindEmoji:
         monkeypatch.setenv("PATH", str(tmp_path))
         assert main(["make", "--n", "1", "--out", str(tmp_path / "out")]) == 1
         assert "install npm" in capsys.readouterr().err
+
+
+class TestCommand:
+    """What cannot be meant is one line that says what to do."""
+
+    def error(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+        assert main(words) == 1
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1
+        return said.err
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["make", "--out", "x", "--n", "0"], "--n: must be at least 1, not 0"),
+            (["make", "--out", "x", "--n", "many"], "--n: invalid"),
+            (["train", "--out", "x", "--share", "1.5"], "--share: must be above 0 and at most 1"),
+            (["score", "--model", "m", "--prompts", "p", "--split", "all"], "--split: invalid choice: 'all'"),
+            (["score", "--model", "m", "--prompts", "p", "--limit", "-3"], "--limit: must be at least 1, not -3"),
+            (["train"], "required: --out"),
+        ],
+    )
+    def test_bad_options(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+    def test_other_prompts_are_not_mixed(self, emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["make", "--out", str(tmp_path / "made"), "--emoji", str(emoji), "--n", "5", "--seed"]
+        assert main([*words, "7"]) == 0
+        assert main([*words, "7"]) == 0
+        capsys.readouterr()
+        assert "holds other prompts: name another folder" in self.error([*words, "8"], capsys)
+
+    def test_what_is_not_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        starter, file = str(SHIPPED.parents[1] / "model"), tmp_path / "file"
+        file.write_text("")
+        nowhere = str(tmp_path / "nowhere")
+        assert "holds no emoji" in self.error(["make", "--out", nowhere, "--emoji", str(tmp_path)], capsys)
+        assert "no model folder" in self.error(["score", "--model", nowhere, "--prompts", str(SHIPPED)], capsys)
+        assert "no prompts file" in self.error(["score", "--model", starter, "--prompts", nowhere], capsys)
+        assert "holds no prompts" in self.error(["score", "--model", starter, "--prompts", str(file)], capsys)
+        assert "--resume out" in self.error(["train", "--out", nowhere, "--resume"], capsys)
+        assert "unknown device abacus" in self.error(["train", "--out", nowhere, "--device", "abacus"], capsys)
+        assert not (tmp_path / "nowhere").exists()
+
+    def test_prompts_without_scenes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "prompts.jsonl"
+        path.write_text('{"external_id": "a", "images": ["a.png"], "question": "?"}\n')
+        words = ["score", "--model", str(SHIPPED.parents[1] / "model"), "--prompts", str(path)]
+        assert "a is no scene" in self.error(words, capsys)
+
+
+class TestPromptsFile:
+    GOOD = '{"external_id": "a", "images": ["a.png"], "question": "what?"}'
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("{", "line 2 is not valid JSON"),
+            ("[1]", "line 2: a prompt must be an object"),
+            ('{"external_id": "b", "images": ["b.png"]}', "line 2: the field question is missing"),
+            ('{"external_id": "b", "images": [], "question": "?"}', "line 2: the field images is missing"),
+            ('{"external_id": "b", "images": "b.png", "question": "?"}', "line 2: the field images must be a list"),
+            (GOOD.replace("}", ', "references": "so"}'), "line 2: the field references must be a list of texts"),
+            (GOOD.replace("}", ', "split": "dev"}'), "line 2: the split must be train, val or test, not dev"),
+            (GOOD.replace("}", ', "metadata": [1]}'), "line 2: the field metadata must be an object"),
+        ],
+    )
+    def test_a_bad_line_is_named(self, tmp_path: Path, line: str, message: str) -> None:
+        path = tmp_path / "prompts.jsonl"
+        path.write_text(f"{self.GOOD}\n{line}\n")
+        with pytest.raises(ValueError) as caught:
+            load_prompts(path)
+        assert message in str(caught.value)
+
+    def test_null_is_nothing_and_line_separators_stay(self, tmp_path: Path) -> None:
+        path = tmp_path / "prompts.jsonl"
+        path.write_text(self.GOOD.replace("}", ', "references": null, "metadata": null, "answer": "x\u2028y"}'))
+        [found] = load_prompts(path)
+        assert (found.references, found.metadata, found.answer) == ((), {}, "x\u2028y")

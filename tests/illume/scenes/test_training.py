@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,6 +39,8 @@ from illume.scenes.questions import draw_asked, scene_for
 from illume.scenes.starter import IMAGE, IMAGE_TOKENS, build_model, build_processor, build_tokenizer
 from illume.scenes.training import loss_of, patch_loss, train, word_ids
 from illume.scenes.truth import is_true
+
+ROOT = Path(__file__).resolve().parents[3]
 
 TINY = Recipe(
     stages=(
@@ -140,13 +146,45 @@ class TestTrain:
         assert "min left" in " ".join(lines)
         assert json.loads((tmp_path / "cut" / "curve.json").read_text())["curve"][-1]["scenes"] == 1 * 2 + 2 * 2 + 3 * 3
 
+    def test_killed_at_a_random_moment_and_resumed(self, emoji: Path, tmp_path: Path) -> None:
+        """By SIGKILL, anywhere: while a step is computed, or a checkpoint written."""
+        code = (
+            "import sys; from pathlib import Path; import illume.scenes.training as training;"
+            "from illume.scenes.starter import build_tokenizer; from tests.illume.scenes.test_training import TINY;"
+            "training.KEEP_EVERY = 1; training.build_tokenizer = lambda seed: build_tokenizer(seed, n=300);"
+            "out = Path(sys.argv[1]); resume = (out / 'checkpoint.pt').exists();"
+            "training.train(out, recipe=TINY, emoji=Path(sys.argv[2]), device='cpu', resume=resume)"
+        )
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            words = [sys.executable, "-c", code, str(tmp_path / name), str(emoji)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            return subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+
+        assert start("whole").wait() == 0
+        cut, checkpoint = start("cut"), tmp_path / "cut" / "checkpoint.pt"
+        while not checkpoint.exists():
+            assert cut.poll() is None
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        cut.kill()
+        cut.wait()
+        done = torch.load(checkpoint, weights_only=True)["run"]["step"]
+        assert start("cut").wait() == 0
+        whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole), f"killed after step {done}"
+        curves = [json.loads((tmp_path / name / "curve.json").read_text())["curve"] for name in ("whole", "cut")]
+        assert [point["scenes"] for point in curves[0]] == [point["scenes"] for point in curves[1]] == [15]
+
     def test_refuses_another_recipe(self, emoji: Path, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
         train(tmp_path, recipe=Recipe(stages=(Stage(1, (1.0, 1.0), batch=2),)), emoji=emoji, device="cpu")
         with pytest.raises(ValueError) as caught:
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
-        assert "other settings" in str(caught.value)
+        assert "other settings (--share)" in str(caught.value)
+        with pytest.raises(FileExistsError, match="--resume goes on from it"):
+            train(tmp_path, recipe=TINY, emoji=emoji, device="cpu")
 
 
 class TestMixture:
