@@ -42,7 +42,8 @@ def read_config(base: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(base, local_files_only=folder.is_dir())
     except (OSError, ValueError, KeyError) as error:
-        raise VlmError(f"the model {base} cannot be found or read: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise VlmError(f"the model {base} cannot be found or read: {reason}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise VlmError(f"{base} is a {config.model_type} model: it does not take images and texts and write text")
     return config
@@ -100,13 +101,18 @@ def _assemble_processor(base: str, config: Any, local: bool, cause: Exception) -
 
 
 def pick_device(device: str) -> torch.device:
-    """The device by name; "auto" is the GPU where there is one."""
+    """The device by name; "auto" is the GPU where there is one. Raises VlmError for one that is not here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError as error:
-        raise VlmError(f"unknown device {device}") from error
+        raise VlmError(f"unknown device {device}: use auto, cpu, cuda, cuda:1 ... or mps") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise VlmError(f"there is no device {device} here: torch sees {torch.cuda.device_count()} CUDA devices")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise VlmError(f"there is no device {device} here")
+    return found
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from illume.loading import load_processor, pick_device, read_config
+from illume.loading import load_processor, pick_device, pick_dtype, read_config
 from illume.meteor import INSTALL, Meteor, MeteorError, MeteorMissingError
 from illume.scenes.emoji import EmojiMissingError
 from illume.simulation_baselines import planned, run_seed
@@ -46,7 +46,8 @@ from illume.tuning_job import JobError, read_json, write_json
 from illume.vlm import VlmError, base_fingerprint
 
 METEOR_LEFT_OUT = (
-    f"METEOR was not computed: {INSTALL} brings Java and its program; the same command then adds it to this run."
+    f"METEOR was not computed: install it ({INSTALL} brings Java and the program) and leave out --no-meteor, and the "
+    "same command adds it to this run."
 )
 
 
@@ -69,6 +70,7 @@ def simulate(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SimulationError(f"another simulation is running in {out}") from None
+        pick_dtype(settings.tuning.dtype, pick_device(settings.tuning.device))
         load_processor(settings.model, read_config(settings.model))  # what cannot be used is said before all else
         examples = read_examples(settings)
         remember(settings, out, inputs=_inputs(settings))
@@ -119,7 +121,7 @@ def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[st
     out, data = sim.folder.parent, sim.data
     result = {
         "complete": complete,
-        "settings": asdict(sim.settings) | {"model": Path(sim.settings.model).name},
+        "settings": asdict(sim.settings) | {"model": "/".join(Path(sim.settings.model).parts[-2:])},
         "prompts": {
             "train": len(data.train),
             "val": len(data.val),
@@ -206,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write("\nstopped; the same command goes on from here\n")
         return 130
     print((options.out / "table.md").read_text(encoding="utf-8"))
+    write(f"written to {options.out}: table.md, figure.svg, result.json, run.json\n")
     return 0
 
 

@@ -73,7 +73,7 @@ def _measures(heldout: Sequence[Example], runs: Sequence[Scores], style: str, *,
     found["bleu"] = [asdict(one) for one in bleu_intervals(counts, seed=0)] if has_text else None
     means = [part["filtered" if filtered else "means"] for part in parts]
     found["meteor_corpus"] = mean([one.get("meteor_corpus") for one in means])
-    found["distinct_2"] = mean([one["distinct_2"] for one in means])
+    found["distinct_2"] = mean([one["distinct_2"] for one in means if one["n"]])
     return found
 
 
@@ -103,12 +103,14 @@ def field_table(report: Mapping[str, Any]) -> str:
         for style, choices in styles.items()
         for choice, measures in choices.items()
     ]
-    titles = ["version", "rationales", "prompts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", *TITLES.values()]
+    shown = [name for name in TITLES if any(measures[name] is not None for _, _, measures in rows)]
+    titles = ["version", "rationales", "prompts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"]
+    titles += [TITLES[name] for name in shown]
     lines = [EXPLAINED, "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for version, way, measures in rows:
         cells = [version, way, f"{measures['prompts']:.0f}"]
         cells += [cell(one) for one in measures["bleu"] or [None] * 4]
-        cells += [_cell(measures, name) for name in TITLES]
+        cells += [_cell(measures, name) for name in shown]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

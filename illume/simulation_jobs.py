@@ -190,9 +190,11 @@ def _work(settings: SimulationSettings, out: Path, todo: Any, messages: Any, par
 
 def _simulation(settings: SimulationSettings, out: Path, display: Display) -> Simulation:
     import torch
+    from tqdm import tqdm
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    tqdm.set_lock(threading.RLock())  # by default one between processes, which leaks when this one is ended
     if settings.tuning.threads:
         torch.set_num_threads(settings.tuning.threads)
     data = gather(settings, out, examples=read_examples(settings), say=display.say)

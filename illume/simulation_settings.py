@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from illume.prompting import DEFAULT_TEMPLATE
+from illume.prompting import DEFAULT_TEMPLATE, check_template
 from illume.records import Example, stable_seed
 from illume.scenes.dataset import SPLITS, load_prompts
 from illume.tuning_job import Init, TuningSettings, read_json, write_json
@@ -78,6 +78,10 @@ class SimulationSettings:
             raise SimulationError("a budget of prompts or picks must not be negative")
         if self.prompts_per_round and self.picks_per_round:
             raise SimulationError("a round's budget is either prompts or picks, not both")
+        try:
+            check_template(self.template)
+        except ValueError as error:
+            raise SimulationError(f"template: {error}") from error
         for name, known in (("baselines", BASELINES), ("controls", CONTROLS)):
             if unknown := sorted(set(getattr(self, name)) - set(known)):
                 raise SimulationError(f"{name}: {unknown[0]} is none of {', '.join(known)}")

@@ -21,11 +21,13 @@ import psutil
 import pytest
 from PIL import Image
 
+from illume.evaluation import score_rationales
 from illume.meteor import Meteor
-from illume.metrics import caption_words
+from illume.metrics import bleu, caption_rouge_l, caption_words
 from illume.records import Example, Rationale
 from illume.simulation import main, simulate
 from illume.simulation_baselines import control_pools, reference_pool
+from illume.simulation_field import field_report, field_table
 from illume.simulation_figure import figure, ticks
 from illume.simulation_jobs import Task, needs
 from illume.simulation_loop import Judged, Simulation, add_picks, offered, prompts_per_round, shuffle_images
@@ -39,6 +41,7 @@ from illume.simulation_settings import (
     SimulationError,
     SimulationSettings,
     read_prompts,
+    remember,
 )
 from illume.simulation_stages import Display, Models, Stages
 from illume.tuning_job import EvaluationSettings, TuningSettings, read_json, write_json
@@ -462,6 +465,15 @@ class TestPrompts:
             path.write_text(content)
             with pytest.raises(SimulationError, match=message):
                 read_prompts([str(path)])
+        path.write_text(json.dumps({"17": {"question": "?", "explanation": [], "answers": [], "image_name": "a.jpg"}}))
+        with pytest.raises(SimulationError, match=r"vqaX_val.json, question 17: there is no image a.jpg .* --images"):
+            read_prompts([str(path)])
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text('{"external_id": "a", "images": ["gone.png"], "question": "?"}')
+        with pytest.raises(SimulationError, match=r"prompt a names an image that is not there: .*gone.png"):
+            read_prompts([str(prompts)])
+        with pytest.raises(SimulationError, match=r"neither a prompts file .*\.jsonl.* nor one of VQA-X"):
+            read_prompts([__file__])
         with pytest.raises(SimulationError, match="no prompts file"):
             read_prompts([str(tmp_path / "none.jsonl")])
 
@@ -527,6 +539,37 @@ class TestReport:
         assert len(ticks(3.0, 3.0)) >= 2
 
 
+class TestField:
+    EXAMPLES = (
+        Example("a", ("a.png",), "q", "yes", ("a dog runs on the sand", "a dog runs")),
+        Example("b", ("b.png",), "q", "yes", ("it snows in the night",)),
+        Example("c", ("c.png",), "q", "yes"),
+    )
+
+    def scores(self, texts: list[str], correct: list[bool]) -> dict[str, Any]:
+        part = score_rationales(self.EXAMPLES, [[text] for text in texts], correct=correct)
+        return {"answers": {"correct": correct}, "own": {"greedy": part, "sampled": part}}
+
+    def test_measures_of_all_and_of_those_with_a_right_answer(self) -> None:
+        one = self.scores(["a dog runs", "it rains in the night", "x"], [True, False, True])
+        other = self.scores(["a cat runs", "it snows in the night", "y"], [True, True, False])
+        found = field_report(self.EXAMPLES, {"base": [one], "last round": [one, other], "supervised-all": [{}]})
+        assert set(found) == {"base", "last round"}
+        whole, right = (found["last round"]["greedy"][choice] for choice in ("unfiltered", "filtered"))
+        assert (whole["prompts"], right["prompts"]) == (3, 2)
+        each = [caption_rouge_l(text, self.EXAMPLES[0].references) for text in ("a dog runs", "a cat runs")]
+        other_each = caption_rouge_l("it rains in the night", self.EXAMPLES[1].references)
+        assert whole["rouge_l"]["mean"] == pytest.approx(((sum(each) / 2) + (1 + other_each) / 2) / 2)
+        assert right["rouge_l"]["mean"] == pytest.approx((sum(each) / 2 + 1) / 2)
+        expected = bleu(["a dog runs"], [self.EXAMPLES[0].references])
+        assert [one["mean"] for one in found["base"]["greedy"]["filtered"]["bleu"]] == pytest.approx(expected)
+        assert whole["truth"] is None
+        text = field_table(found)
+        assert "| last round | T = 0.7, filtered | 2 |" in text
+        assert "| truth |" not in text
+        assert field_table({}) == ""
+
+
 class TestDisplay:
     def test_a_line_a_stage_with_the_rest_of_the_time(self) -> None:
         written: list[str] = []
@@ -569,6 +612,12 @@ class TestCommand:
             (["--prompts-per-round", "3", "--picks-per-round", "3"], "not both"),
             (["--critic", "truth"], "no scene"),
             (["--model", "/nowhere/model"], "/nowhere/model"),
+            (["--heldout-seed", "4"], "--heldout-seed has nothing to do"),
+            (["--images", "coco"], "--images is for VQA-X files"),
+            (["--critic", "truth", "--threshold", "0.5"], "--threshold is of the rouge critic"),
+            (["--template", "what?"], "template: "),
+            (["--device", "abacus"], "unknown device abacus"),
+            (["--device", "cuda:99"], "there is no device cuda:99 here"),
         ],
     )
     def test_what_cannot_be_meant_is_one_sentence(
@@ -583,4 +632,72 @@ class TestCommand:
         assert main(arguments) == 1
         error = capsys.readouterr().err
         assert message in error
-        assert error.count("\n") == 1
+        assert error.count("\n") == 1 + error.count("METEOR is not computed")
+        assert not (tmp_path / "run" / "settings.json").exists(), "what was wrong must not stand in the way"
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--rounds", "0"], "--rounds: must be above 0, not 0"),
+            (["--seeds", "-1"], "--seeds: must be above 0, not -1"),
+            (["--jobs", "-2"], "--jobs: must not be negative: -2"),
+            (["--learning-rate", "nan"], "--learning-rate: must be above 0, not nan"),
+            (["--epochs", "few"], "--epochs: invalid number value: 'few'"),
+        ],
+    )
+    def test_numbers_that_cannot_be_meant(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    ) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(["--out", str(tmp_path / "run"), *words])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+    def test_the_folder(self, settings: SimulationSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["--model", settings.model, "--prompts", *settings.prompts, "--no-meteor"]
+        (tmp_path / "thesis.tex").write_text("")
+        for out, message in ((tmp_path, "holds other things (thesis.tex)"), (tmp_path / "thesis.tex", "is a file")):
+            assert main(["--out", str(out), *words]) == 1
+            assert message in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_a_run_goes_on_with_its_threads_and_from_any_folder(
+        self, settings: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prompts = Path(settings.prompts[0])
+        monkeypatch.chdir(prompts.parent)
+        words = ["--out", str(tmp_path / "run"), "--model", settings.model, "--prompts"]
+        first = settings_of(parser().parse_args([*words, prompts.name, "--threads", "3"]))
+        remember(first, tmp_path / "run", inputs={})
+        monkeypatch.chdir(tmp_path)
+        assert settings_of(parser().parse_args([*words, str(prompts), "--jobs", "1"])) == first
+
+    def test_meteor_that_fails_and_ctrl_c_say_how_to_go_on(
+        self,
+        settings: SimulationSettings,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        java = tmp_path / "java"
+        java.write_text("#!/bin/sh\necho no memory >&2; exit 1\n")
+        java.chmod(0o755)
+        monkeypatch.setattr("illume.meteor.find_java", lambda: str(java))
+        words = ["--out", str(tmp_path / "run"), "--model", settings.model, "--prompts", *settings.prompts]
+        words += ["--threshold", "1", "--rounds", "1", "--seeds", "1", "--baselines", "none", "--controls", "none"]
+        words += ["--jobs", "1", "--threads", "1"]
+        assert main(words) == 1
+        assert "no memory; the same command tries again, --no-meteor leaves METEOR out" in capsys.readouterr().err
+
+        def press(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr("illume.simulation.run_seed", press)
+            assert main([*words, "--no-meteor"]) == 130
+        assert "stopped; the same command goes on from here" in capsys.readouterr().err
+        assert main([*words, "--no-meteor"]) == 0
+        said = capsys.readouterr()
+        assert "As the field reports them" in said.out
+        assert "METEOR was not computed" in said.out
+        assert f"written to {tmp_path / 'run'}: table.md" in said.err
