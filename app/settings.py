@@ -44,9 +44,7 @@ class Settings(BaseSettings):
     )
     device: str = Field(default="auto", description="Device of model workers: auto, cpu, cuda, cuda:0, mps")
     torch_threads: int = Field(default=0, ge=0, description="Threads of a model process; 0: as many as there are cores")
-    meteor: bool = Field(
-        default=False, description="Score rounds by METEOR too; it needs `pip install 'illume[meteor]'` on model workers"
-    )
+    meteor: bool = Field(default=False, description="Score rounds by METEOR too; model workers need the extra `meteor`")
     database_wait: float = Field(default=60.0, description="Seconds to wait at start for a database that is down")
 
     @property
