@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["simulate"]:
         server_commands.become(["-m", "illume.simulation", *words[1:]])
+    if words[:1] == ["sample"]:
+        server_commands.become(["-m", "illume.sampling_file", *words[1:]])
     if words[:1] == ["scenes"]:
         server_commands.become(["-m", "illume.scenes", *words[1:]])
     options = parser().parse_args(words)
@@ -124,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     restoring.add_argument("file", type=Path)
     restoring.add_argument("--replace", action="store_true", help="lose what the database holds now")
     words.add_parser("simulate", help="run the whole loop with a simulated critic (see `illume simulate --help`)")
+    words.add_parser("sample", help="sample rationales of a prompts file (see `illume sample --help`)")
     words.add_parser("scenes", help="make scenes, train the starter model (see `illume scenes --help`)")
     doctor = add("doctor", commands.run_doctor, "look at everything Illume stands on")
     doctor.add_argument("--workers", type=int, default=1, help="how many web processes are planned")

@@ -23,6 +23,9 @@ from illume.vlm import IGNORED, Vlm, append_continuations, bare_model, continuat
 Progress = Callable[[int, int], None]
 """Called with how many prompts are done, and how many there are."""
 
+OnSet = Callable[[int, list[Rationale]], None]
+"""Called with an example's index and its set, once that is whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
@@ -70,6 +73,9 @@ class _Set:
     kept: list[tuple[int, Rationale]] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
 
+    def ordered(self) -> list[Rationale]:
+        return [rationale for _, rationale in sorted(self.kept, key=lambda pair: pair[0])]
+
 
 def normalise(text: str) -> str:
     """What two rationales are compared by: lower case, single spaces, no punctuation at the end."""
@@ -84,6 +90,7 @@ def sample_rationales(
     seed: int,
     progress: Progress | None = None,
     answers: AnswerSource | None = None,
+    on_set: OnSet | None = None,
 ) -> list[list[Rationale]]:
     """A set of distinct rationales for each example, in the order of `settings.temperatures`.
 
@@ -114,10 +121,12 @@ def sample_rationales(
             elif sample.temperature > 0 and sample.redraw < settings.redraws:
                 again.append(_seeded(replace(sample, redraw=sample.redraw + 1), example, seed))
         group.open = again
+        if not again and on_set is not None:
+            on_set(index, group.ordered())
         return _draws(vlm, again, settings)
 
     _decode(vlm, prompts, settings, keep, progress)
-    return [[rationale for _, rationale in sorted(group.kept, key=lambda pair: pair[0])] for group in sets]
+    return [group.ordered() for group in sets]
 
 
 def generate_answers(
