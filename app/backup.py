@@ -148,7 +148,8 @@ def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silen
             load(settings, Path(folder) / DUMP, say)
             keep_secret(tar, settings)
     except (OSError, tarfile.TarError) as error:
-        raise Refused(f"{source} could not be read: {error}.", code=2) from error
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(f"{source} could not be read: {reason}.", code=2) from error
     migrate.upgrade(settings.database_url)
     settle_feed(settings, summary, say)
     return summary

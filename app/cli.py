@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from pydantic import ValidationError
+
 from app import commands, server_commands
 from app.connect import Refused, set_environment
 from app.errors import DomainError
+from app.settings import Settings
 from app.terminal import warn
 
 Command = Callable[[argparse.Namespace], int]
@@ -43,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DomainError as error:
         warn(f"illume: {error.detail}")
         return 1
+    except ValidationError as error:
+        if error.title != Settings.__name__:
+            raise
+        for one in error.errors(include_url=False):
+            warn(f"illume: ILLUME_{str(one['loc'][0]).upper()} is {one['input']!r}: {one['msg']}.")
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -66,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     demo.add_argument("--no-browser", action="store_true", help="open no browser")
     serve = add("serve", server_commands.run_serve, "run the web server")
-    serve.add_argument("--host", default=None)
-    serve.add_argument("--port", type=int, default=None)
+    serve.add_argument("--host", default=None, help="address to listen at; default: ILLUME_HOST, else 127.0.0.1")
+    serve.add_argument("--port", type=int, default=None, help="default: ILLUME_PORT, else 8000")
     serve.add_argument("--workers", type=int, default=1, help="web processes")
     serve.add_argument("--check", action="store_true", help="only say, by the exit code, whether one is running well")
     worker = add("worker", server_commands.run_worker, "run a worker")
@@ -77,19 +86,19 @@ def parser() -> argparse.ArgumentParser:
     beat.add_argument("--check", action="store_true", help="only say whether one runs on this machine")
     add("upgrade", commands.run_upgrade, "bring the tables up to date", group("db", "the database"))
     user = add("add", commands.run_user_add, "add a person", group("user", "people"))
-    user.add_argument("email")
-    user.add_argument("--role", choices=ROLES, required=True)
+    user.add_argument("email", help="the address they sign in with")
+    user.add_argument("--role", choices=ROLES, required=True, help="what they may do")
     user.add_argument("--project", action="append", default=[], help="a project's slug; may be repeated")
     user.add_argument("--password-stdin", action="store_true", help="read the password; else one is made and printed")
     token = add(
         "add", commands.run_token_add, "make a token and print it, once", group("token", "keys of the REST interface")
     )
-    token.add_argument("email")
-    token.add_argument("--scope", choices=SCOPES, required=True)
-    token.add_argument("--name", default="")
+    token.add_argument("email", help="the address of the person it speaks for")
+    token.add_argument("--scope", choices=SCOPES, required=True, help="what it may do, within the person's role")
+    token.add_argument("--name", default="", help="to tell it from others")
     project = add("add", commands.run_project_add, "add a project", group("project", "projects"))
-    project.add_argument("slug")
-    project.add_argument("--name", default=None)
+    project.add_argument("slug", help="its name in addresses: lower-case letters, digits, hyphens")
+    project.add_argument("--name", default=None, help="its name for people; default: the slug")
     tuning = group("round", "tuning rounds")
     starting = add("start", commands.run_round_start, "say what a round would train on, and start it", tuning)
     starting.add_argument("--yes", action="store_true", help="do not ask")
@@ -97,9 +106,9 @@ def parser() -> argparse.ArgumentParser:
     showing = add("list", commands.run_round_list, "the rounds of a project", tuning)
     stopping = add("cancel", commands.run_round_cancel, "stop the round that is going on", tuning)
     for one in (starting, showing, stopping):
-        one.add_argument("slug")
+        one.add_argument("slug", help="the project's")
     importing = add("import", commands.run_import, "import a file of prompts into a project")
-    importing.add_argument("slug")
+    importing.add_argument("slug", help="the project's")
     importing.add_argument("file", type=Path, help="NDJSON, CSV, JSON, Parquet, a zip or a folder with one of them")
     importing.add_argument("--images", type=Path, default=None, help="a folder or a zip of the images that rows name")
     importing.add_argument("--split", choices=SPLITS, default="train", help="the split of rows that name none")
@@ -107,8 +116,8 @@ def parser() -> argparse.ArgumentParser:
         "--map", action="append", default=[], metavar="COLUMN=FIELD", help="what a column becomes; may be repeated"
     )
     export = add("export", commands.run_export, "write a project's dataset to a file")
-    export.add_argument("slug")
-    export.add_argument("--format", choices=FORMATS, default="records")
+    export.add_argument("slug", help="the project's")
+    export.add_argument("--format", choices=FORMATS, default="records", help="default: %(default)s")
     export.add_argument("--out", type=Path, required=True, help="a name in .parquet, .gz or .zst says what to write")
     export.add_argument("--task", choices=("sft", "preference", "kto"), default="sft", help="of sharegpt")
     export.add_argument("--aggregation", choices=("any", "majority", "all", "each"), help="over critics")
@@ -117,13 +126,13 @@ def parser() -> argparse.ArgumentParser:
     for name in commands.FILTERS:
         export.add_argument(f"--{name}", help=f"only those of this {name}, as in the REST interface")
     erasing = add("erase", commands.run_erase, "erase a person, an image or a project for good")
-    erasing.add_argument("kind", choices=("person", "image", "project"))
+    erasing.add_argument("kind", choices=("person", "image", "project"), help="what it is")
     erasing.add_argument("subject", help="an address, an image's sha256, or a slug")
     erasing.add_argument("--yes", action="store_true", help="do not ask")
     backing = add("backup", commands.run_backup, "write everything to one file")
     backing.add_argument("--out", type=Path, default=None, help="default: illume-backup-TIME.tar")
     restoring = add("restore", commands.run_restore, "read everything from a file made by `illume backup`")
-    restoring.add_argument("file", type=Path)
+    restoring.add_argument("file", type=Path, help="the backup")
     restoring.add_argument("--replace", action="store_true", help="lose what the database holds now")
     words.add_parser("simulate", help="run the whole loop with a simulated critic (see `illume simulate --help`)")
     words.add_parser("sample", help="sample rationales of a prompts file (see `illume sample --help`)")

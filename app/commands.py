@@ -172,6 +172,8 @@ def run_restore(options: argparse.Namespace) -> int:
 def run_doctor(options: argparse.Namespace) -> int:
     from app import doctor
 
+    if options.workers < 1:
+        raise Refused("--workers must be at least 1.", code=2)
     problems = 0
     with services():
         for finding in doctor.examine(get_settings(), processes=options.workers, models=not options.skip_model):

@@ -160,6 +160,13 @@ def until_stopped() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
+def reason_of(error: psycopg.Error) -> str:
+    """Why the database did not answer, in one line: the last that is no advice of the driver's."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reasons = [line for line in lines if not line.startswith("\t")] or lines
+    return reasons[-1].strip()
+
+
 def wait_for_database(settings: Settings, *, say: Callable[[str], None]) -> None:
     """Wait until the database answers, saying so; raises Refused after `settings.database_wait` seconds."""
     try:
@@ -173,7 +180,7 @@ def wait_for_database(settings: Settings, *, say: Callable[[str], None]) -> None
             with psycopg.connect(url, connect_timeout=3):
                 return
         except psycopg.OperationalError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = reason_of(error)
         left = end - time.monotonic()
         if left <= 0:
             raise Refused(

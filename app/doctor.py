@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import db, migrate
 from app.backup import plain_url
+from app.connect import reason_of
 from app.settings import ROOT, Settings
 
 HEAVY = ("torch", "transformers", "peft")
@@ -70,7 +71,7 @@ def check_database(settings: Settings) -> Finding:
         with psycopg.connect(plain_url(settings.database_url), connect_timeout=3) as connection:
             version = connection.info.server_version
     except (psycopg.Error, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = reason_of(error) if isinstance(error, psycopg.Error) else str(error)
         return Finding("database", False, reason, "Start it, or correct ILLUME_DATABASE_URL.")
     if version < 170000:
         return Finding("database", False, f"PostgreSQL {version // 10000}", "Illume needs PostgreSQL 17 or newer.")

@@ -31,6 +31,8 @@ class Packed:
 @contextlib.contextmanager
 def opened(path: Path, images: Path | None = None) -> Iterator[Packed]:
     """`path`, a file or a folder with a table, with the images it names in folders. Raises `Refused`."""
+    if images is not None and not images.exists():
+        raise Refused(f"There is no folder or zip {images}: --images names where the images lie.", code=2)
     try:
         with contextlib.ExitStack() as stack:
             table = table_in(path) if path.is_dir() else path

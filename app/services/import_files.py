@@ -213,7 +213,7 @@ class ImportFile:
                 if found is not None:
                     with archive.open(found) as file:
                         return file.read(images.MAX_BYTES + 1)
-        raise Invalid(f"There is no file '{name[:100]}' in the zip.", field="images")
+        raise Invalid(f"There is no file '{name[:100]}' in the zip or folder.", field="images")
 
 
 def coco_names(name: str) -> list[str]:

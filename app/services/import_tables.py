@@ -45,6 +45,7 @@ SUFFIXES = {
     ".json": TableKind.json,
     ".parquet": TableKind.parquet,
 }
+UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,14 @@ class Table:
 
 
 def kind_of(name: str, first: bytes) -> TableKind:
-    """How a file is written down, by its name and its first bytes."""
+    """How a file is written down, by its name and its first bytes. Raises `Invalid` for what is none of these."""
     if first.startswith(b"PAR1"):
         return TableKind.parquet
     known = SUFFIXES.get(PurePosixPath(name.lower()).suffix)
     if known is not None:
         return known
+    if b"\x00" in first and not first.startswith(UTF_16_OR_32):
+        raise Invalid("The file is neither a table (.jsonl, .csv, .json, .parquet) nor a zip.", field="file")
     return TableKind.json if first.lstrip()[:1] == b"[" else TableKind.ndjson
 
 
@@ -96,7 +99,7 @@ def kind_of(name: str, first: bytes) -> TableKind:
 
 def check_encoding(first: bytes) -> None:
     """Raise `Invalid` for what begins like UTF-16 or UTF-32."""
-    if first.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
+    if first.startswith(UTF_16_OR_32):
         raise Invalid("The file is UTF-16 or UTF-32: save it as UTF-8.", field="file")
     if b"\x00" in first[:4] and not first.startswith(b"PAR1"):
         raise Invalid("The file is no text: its first bytes hold NUL.", field="file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -73,6 +74,17 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     yield run_command
     forget_settings()
+
+
+def parsers(
+    parser: argparse.ArgumentParser, words: tuple[str, ...] = ("illume",)
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """Every parser that asks for words or options, with the words that lead to it."""
+    choices = [one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    if not choices:
+        yield words, parser
+    for name, one in (pair for found in choices for pair in found.items()):
+        yield from parsers(one, (*words, name))
 
 
 def refused(done: Done, code: int) -> str:
@@ -323,6 +335,16 @@ class TestRefusals:
         assert "did not answer within 0.5 s" in done.stderr
         assert "Traceback" not in done.stderr
 
+    def test_why_the_database_does_not_answer_is_said(self, run: Run) -> None:
+        away = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
+        done = run("db", "upgrade", ILLUME_DATABASE_URL=away, ILLUME_REDIS_URL="redis://x", ILLUME_DATABASE_WAIT="0")
+        assert "Connection refused" in refused(done, 1)
+        assert "Is the server running" not in done.stderr
+
+    def test_settings_that_cannot_be_read_are_named(self, run: Run) -> None:
+        done = run("db", "upgrade", ILLUME_POOL_SIZE="many")
+        assert "ILLUME_POOL_SIZE is 'many': Input should be a valid integer" in refused(done, 2)
+
     def test_a_database_of_another_kind(self, run: Run) -> None:
         done = run("db", "upgrade", ILLUME_DATABASE_URL="mysql://x/y", ILLUME_REDIS_URL="redis://x")
         assert "must start with postgresql://" in refused(done, 2)
@@ -338,6 +360,15 @@ class TestRefusals:
 
     def test_a_queue_nobody_knows(self, run: Run, database_url: str) -> None:
         assert "--queues takes" in refused(run("worker", "--queues", "model,dance"), 2)
+
+    def test_numbers_that_cannot_be_meant(self, run: Run) -> None:
+        for words in (("serve", "--workers", "0"), ("doctor", "--workers", "-3")):
+            assert "--workers must be at least 1." in refused(run(*words), 2)
+
+    def test_every_option_has_its_help(self) -> None:
+        for words, parser in parsers(cli.parser()):
+            for action in parser._actions:
+                assert action.help, f"{' '.join(words)}: {action.dest}"
 
 
 class TestPeople:
@@ -378,6 +409,11 @@ class TestProjects:
         again = run("import", "cats", table)
         assert (again.returncode, again.stdout.splitlines()[-1]) == (0, "0 added, 1 unchanged, 0 rejected.")
         assert "could not be read" in refused(run("import", "cats", tmp_path / "none.jsonl"), 2)
+        nowhere = tmp_path / "nowhere"
+        assert "There is no folder or zip" in refused(run("import", "cats", table, "--images", nowhere), 2)
+        assert "neither a table (.jsonl, .csv, .json, .parquet) nor a zip" in refused(run("import", "cats", tmp_path / "a.png"), 1)
+        done = run("restore", nowhere)
+        assert refused(done, 2).strip() == f"illume: {nowhere} could not be read: No such file or directory."
         assert run("export", "cats", "--out", tmp_path / "out.jsonl").returncode == 0
         assert (tmp_path / "out.jsonl").read_text() == ""
         assert "no such project" in refused(run("export", "dogs", "--out", tmp_path / "out.jsonl"), 1)

@@ -77,7 +77,7 @@ def test_the_whole_way(visitor: Visitor, scenes: world.World, size: tuple[int, i
     page.get_by_label("why", exact=True).select_option("Reference rationale")
     page.get_by_role("button", name="Look again").press("Enter")
     expect(page.get_by_text("2 of the first 8 would be rejected")).to_be_visible()
-    expect(page.get_by_text("There is no file 'images/none.png' in the zip.")).to_be_visible()
+    expect(page.get_by_text("There is no file 'images/none.png' in the zip or folder.")).to_be_visible()
     expect(page.get_by_text("a <b>tree</b>").first).to_be_visible()  # text, never markup
     no_sideways_scroll(page)
     assert axe_violations(page) == []
