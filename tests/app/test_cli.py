@@ -411,7 +411,8 @@ class TestProjects:
         assert "could not be read" in refused(run("import", "cats", tmp_path / "none.jsonl"), 2)
         nowhere = tmp_path / "nowhere"
         assert "There is no folder or zip" in refused(run("import", "cats", table, "--images", nowhere), 2)
-        assert "neither a table (.jsonl, .csv, .json, .parquet) nor a zip" in refused(run("import", "cats", tmp_path / "a.png"), 1)
+        picture = run("import", "cats", tmp_path / "a.png")
+        assert "neither a table (.jsonl, .csv, .json, .parquet) nor a zip" in refused(picture, 1)
         done = run("restore", nowhere)
         assert refused(done, 2).strip() == f"illume: {nowhere} could not be read: No such file or directory."
         assert run("export", "cats", "--out", tmp_path / "out.jsonl").returncode == 0
