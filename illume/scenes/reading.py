@@ -25,6 +25,7 @@ class Mention:
     places: list[tuple[frozenset[str], bool]] = field(default_factory=list)
     relations: list[tuple[str, Mention, bool]] = field(default_factory=list)
     traits: list[tuple[str, bool]] = field(default_factory=list)
+    partner: Mention | None = None  # the second object of `between`, held by the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,10 @@ class Sign:
 
 @dataclass(slots=True)
 class Reading:
-    """All claims of a rationale. `exhaustive` are mentions said to be the only ones, `unknown` words not understood."""
+    """All claims of a rationale; `unknown` are words not understood.
+
+    `exhaustive` are mentions said to be the only ones: of all, or of those with the traits of an `ANYTHING` among them.
+    """
 
     mentions: list[Mention] = field(default_factory=list)
     signs: list[Sign] = field(default_factory=list)
@@ -50,12 +54,15 @@ class Reading:
 _PHRASES = [
     (re.compile(pattern), f" {marker} ")
     for pattern, marker in (
+        (r"\b(another|the other) one\b", "another"),
+        (r"\bthe other\b(?= (is|stands|sits|lies|at|in|on|behind|beside|left|right)\b)", "another"),
         (r"\b(on|at) (its|their) left\b", "<its_left>"),
         (r"\b(on|at) (its|their) right\b", "<its_right>"),
         (r"\b((on|to|at) the )?left (hand )?(side )?of\b(?! the (picture|image|scene))", "<left_of>"),
         (r"\b((on|to|at) the )?right (hand )?(side )?of\b(?! the (picture|image|scene))", "<right_of>"),
         (r"\bin front of\b|\b(nearer|closer) than\b", "<in_front_of>"),
         (r"\bbehind\b|\bfarther( away)? than\b|\bfurther( away)? than\b", "<behind>"),
+        (r"\b(in )?between\b", "<between>"),
         (r"\bnext to\b|\bbeside\b|\balongside\b", "<beside>"),
         (r"\b(larger|bigger|taller|longer) than\b", "<larger>"),
         (r"\b(smaller|shorter) than\b", "<smaller>"),
@@ -70,7 +77,8 @@ _PHRASES = [
     )
 ]
 _RELATIONS = {
-    f"<{name}>": name for name in ("left_of", "right_of", "in_front_of", "behind", "beside", "larger", "smaller")
+    f"<{name}>": name
+    for name in ("left_of", "right_of", "in_front_of", "behind", "beside", "between", "larger", "smaller")
 }
 _RELATION_WORDS = {name.replace("_", " "): name for name in ("left_of", "right_of", "in_front_of", "behind", "beside")}
 _NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "1": 1, "2": 2, "3": 3, "4": 4, "single": 1}
@@ -98,6 +106,7 @@ _PERSON_VERBS = frozenset(
     {"can", "could", "would", "should", "see", "sees", "must", "may", "might", "get", "gets", "need"}
 )
 _JOINED_VERBS = frozenset({"are", "stand", "sit", "lie", "both", "were"})
+_FRONTED_VERBS = frozenset({"there", "is", "are", "stands", "stand", "sits", "sit", "lies", "lie", "one", "you", "we"})
 _BREAKS = frozenset(
     {".", ";", ":", "!", "?", "while", "whereas", "but", "although", "though", "so", "because", "since"}
 )
@@ -111,7 +120,7 @@ found appear appears someone somebody people person child children something thi
 small large little tiny huge white blue falls fall falling come comes coming hang hangs sky light sun's
 shining shines shine bright cold lost dazzled low up down directly right-hand left-hand away far close
 together alone truly clearly plainly very quite water life real nearby notice notices does do did even compare
-compared bigger smaller larger make makes made
+compared bigger smaller larger make makes made wait waits waiting find finds rest rests resting
 """
 _NEUTRAL = frozenset(_NEUTRAL_WORDS.split())
 _SINGULAR = {kind.plural: kind.name for kind in KINDS.values() if kind.plural != kind.name}
@@ -157,6 +166,15 @@ def _object_follows(after: list[str]) -> bool:
     return False
 
 
+def _fronts(after: list[str]) -> bool:
+    """Whether the relation before these words belongs to an object still to come: `behind the dog is a duck`."""
+    objects = [index for index, word in enumerate(after) if _SINGULAR.get(word, word) in KINDS]
+    verb = objects[0] + 1 if objects else len(after)
+    if after[verb : verb + 1] == ["and"] and len(objects) > 1:  # between the dog and the bus
+        verb = objects[1] + 1
+    return after[verb : verb + 1] != [] and after[verb] in _FRONTED_VERBS and _object_follows(after[verb + 1 :])
+
+
 class _Reader:
     """Reads word by word; remembers which objects the next words belong to."""
 
@@ -168,6 +186,8 @@ class _Reader:
     def start_clause(self) -> None:
         self.group: list[Mention] = []  # the subject: one object, or several joined by `and`
         self.last: Mention | None = None  # what a place belongs to
+        self.recent: Mention | None = None  # the object named last, what `which` points to
+        self.between: Mention | None = None  # waits for its partner
         self.relation: tuple[str, bool, list[Mention]] | None = None  # waiting for its object
         self.fronted: list[tuple[str, Mention, bool]] = []  # relations before their subject
         self.places: list[tuple[frozenset[str], bool]] = []
@@ -204,7 +224,7 @@ class _Reader:
         elif word in ("<its_left>", "<its_right>"):
             self.take_side(word[5:-1])
         elif word in _RELATIONS:
-            self.relation = (_RELATIONS[word], self.flip(), list(self.group))
+            self.take_relation(_RELATIONS[word], after)
         elif kind in KINDS or word in ("nothing", "something"):
             self.take_object(word, kind, after)
         elif word in _PLACES:
@@ -225,13 +245,22 @@ class _Reader:
         positive, self.negated = not self.negated, False
         return positive
 
+    def take_relation(self, name: str, after: list[str]) -> None:
+        if self.joining and self.group and _fronts(after):
+            self.end_clause()
+        self.relation = (name, self.flip(), list(self.group))
+
     def take_object(self, word: str, kind: str, after: list[str]) -> None:
         negated = not self.flip() or word == "nothing"
         plural = kind in KINDS and word != kind and word == KINDS[kind].plural
         mention = Mention(kind if kind in KINDS else ANYTHING, negated, self.number, plural)
         self.number = None
         self.reading.mentions.append(mention)
+        self.recent = mention
         joins, self.joining = self.joining, False
+        if joins and self.between is not None:
+            self.between.partner, self.between, self.last = mention, None, mention
+            return
         if self.relation is not None and not self.scenery:
             name, positive, subjects = self.relation
             for subject in subjects:
@@ -239,6 +268,7 @@ class _Reader:
             if not subjects:
                 self.fronted.append((name, mention, positive))
             self.relation, self.last = None, mention
+            self.between = mention if name == "between" else None
             return
         self.relation = None
         if self.only is not None:
@@ -282,6 +312,11 @@ class _Reader:
     def take_trait(self, trait: str, after: list[str]) -> None:
         positive = self.flip()
         adjective = bool(after) and _SINGULAR.get(after[0], after[0]) in KINDS
+        if self.only is not None and not adjective:  # the only animals are ..., only ... is food
+            alone = not self.only
+            self.only.append(Mention(ANYTHING, traits=[(trait, positive)]))
+            if alone:
+                return
         if self.group and not adjective:
             for mention in self.group:
                 mention.traits.append((trait, positive))
@@ -302,11 +337,15 @@ class _Reader:
             return
         known = self.group[-1] if self.group else self.earlier
         if word in ("one", "another") and known is not None and known.kind in KINDS:
-            mention = Mention(known.kind, places=list(self.places))
+            mention = Mention(known.kind, places=self.places, relations=self.fronted)
             self.reading.mentions.append(mention)
-            self.group, self.last, self.places = [mention], mention, []
+            self.group, self.last, self.recent = [mention], mention, mention
+            self.places, self.fronted = [], []
 
     def take_word(self, word: str) -> None:
+        if word in ("which", "who") and self.recent is not None:
+            self.group, self.last, self.joining = [self.recent], self.recent, False
+            return
         if word in ("and", "or", ","):
             self.joining = True
             if word == "," and self.group:

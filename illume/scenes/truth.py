@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from illume.scenes.graph import Item, Scene, column_distance
-from illume.scenes.kinds import KINDS
+from illume.scenes.kinds import KINDS, SETTINGS, TIMES, WEATHERS
 from illume.scenes.questions import NUMBERS, Asked, answer_of, understood
 from illume.scenes.reading import ANYTHING, Mention, Reading, Sign, read
 
@@ -78,13 +78,13 @@ def _matching(mention: Mention, scene: Scene, *, any_kind: bool = False) -> list
         fits = (not wanted or any(_in_place(item, words) for words in wanted)) and not any(
             _in_place(item, words) for words in banned
         )
-        if fits and _traits_fit(item, mention) and _relations_fit(item, mention, scene):
+        if fits and _traits_fit(item.kind, mention) and _relations_fit(item, mention, scene):
             found.append(item)
     return found
 
 
-def _traits_fit(item: Item, mention: Mention) -> bool:
-    traits = KINDS[item.kind].traits
+def _traits_fit(kind: str, mention: Mention) -> bool:
+    traits = KINDS[kind].traits
     return all(
         (("danger" not in traits) if name == "harmless" else name in traits) == yes for name, yes in mention.traits
     )
@@ -93,9 +93,18 @@ def _traits_fit(item: Item, mention: Mention) -> bool:
 def _relations_fit(item: Item, mention: Mention, scene: Scene) -> bool:
     for name, other, positive in mention.relations:
         others = [thing for thing in _matching(other, scene) if thing != item]
-        if any(_related(name, item, thing) for thing in others) != positive:
+        if name == "between":
+            partners = [thing for thing in _matching(other.partner or other, scene) if thing != item]
+            if any(_between(item, one, two) for one in others for two in partners) != positive:
+                return False
+        elif any(_related(name, item, thing) for thing in others) != positive:
             return False
     return True
+
+
+def _between(item: Item, one: Item, other: Item) -> bool:
+    """Whether the item's column lies between the columns of the two."""
+    return column_distance(one, item) * column_distance(item, other) > 0
 
 
 def _related(name: str, item: Item, other: Item) -> bool:
@@ -114,12 +123,13 @@ def _related(name: str, item: Item, other: Item) -> bool:
 
 def _exhausts(group: list[Mention], scene: Scene) -> bool:
     """Whether nothing but the group's kinds fits what is said of it."""
-    named = {mention.kind for mention in group if not mention.negated}
-    if not named:
+    limits = [mention for mention in group if mention.kind == ANYTHING]
+    named = {mention.kind for mention in group if not mention.negated} - {ANYTHING}
+    if not named or not all(_traits_fit(kind, limit) for kind in named for limit in limits):
         return False
     described = [mention for mention in group if mention.places or mention.relations]
     items = scene.items if not described else [i for m in described for i in _matching(m, scene, any_kind=True)]
-    return all(item.kind in named for item in items)
+    return all(item.kind in named for item in items if all(_traits_fit(item.kind, limit) for limit in limits))
 
 
 def _facts(reading: Reading) -> set[Fact]:
@@ -175,7 +185,7 @@ def _supports(reading: Reading, scene: Scene, asked: Asked, answer: str) -> bool
         case "presence" if answer == "no":
             absent = any(m.negated and m.kind == kind and not m.places for m in reading.mentions)
             everything = named >= set(scene.kinds()) or any(
-                not any(m.places or m.relations for m in group) for group in reading.exhaustive
+                not any(m.places or m.relations or m.kind == ANYTHING for m in group) for group in reading.exhaustive
             )
             return absent or everything
         case "presence" | "eat" | "ride" | "hear" | "alive" | "at":
@@ -205,7 +215,7 @@ def _placed(kind: str, told: list[Mention]) -> bool:
 
 
 def _sign_supports(reading: Reading, scene: Scene, family: str) -> bool:
-    """Whether a sign speaks for this one setting, weather or time, or for what one needs in them."""
+    """Whether signs leave no other setting, weather or time, or none of those that one would need something else in."""
     values = {"setting": scene.setting, "weather": scene.weather, "time": scene.time}
     if family != "need":
         wanted = {family}
@@ -215,6 +225,13 @@ def _sign_supports(reading: Reading, scene: Scene, family: str) -> bool:
         wanted = {"time"}
     else:
         wanted = {"weather", "time"}
-    return any(
-        sign.field in wanted and not sign.negated and sign.values == {values[sign.field]} for sign in reading.signs
-    )
+    return any(_left_by_signs(reading, name) == {values[name]} for name in wanted)
+
+
+def _left_by_signs(reading: Reading, name: str) -> set[str]:
+    """The settings, weathers or times that all signs together leave."""
+    left = set({"setting": SETTINGS, "weather": WEATHERS, "time": TIMES}[name])
+    for sign in reading.signs:
+        if sign.field == name:
+            left = left - sign.values if sign.negated else left & sign.values
+    return left
