@@ -13,6 +13,9 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 34, 40
 COLOURS = ("#0b62a4", "#c2410c", "#3f7d20", "#7a4fa3", "#6b7280")
 """Told apart by people who see colours differently too; lines also differ in their dashes."""
 
+MOST_LABELS = 12
+"""So many points have their x written below them; of more, round values stand there."""
+
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
 
 
@@ -24,6 +27,7 @@ class Line:
     points: Sequence[tuple[float, float]]
     spans: Sequence[tuple[float, float]] = ()
     level: bool = False  # a level to compare with, drawn without marks
+    marks: bool = True  # a dot at each point, which many points would hide the line with
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,9 @@ def _panel(panel: Panel) -> list[str]:
         label = f"{mark:.0%}" if panel.percent else f"{mark:g}"
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#e5e7eb"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#4b5563">{label}</text>')
-    for x in xs:
+    for x in xs if len(xs) <= MOST_LABELS else ticks(x_low, x_high):
+        if not x_low <= x <= x_high:
+            continue
         across = place(x, marks[0])[0]
         parts.append(f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
@@ -102,7 +108,7 @@ def _line(line: Line, number: int, at: Sequence[tuple[float, float]], place: Any
         parts.append(f'<path d="M{across:.1f} {bottom:.1f}V{top:.1f}" stroke="{colour}" stroke-width="1.5"/>')
         ends = f"M{across - 3:.1f} {bottom:.1f}h6M{across - 3:.1f} {top:.1f}h6"
         parts.append(f'<path d="{ends}" stroke="{colour}" stroke-width="1.5"/>')
-    if not line.level:
+    if line.marks and not line.level:
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at]
     y = HEIGHT + 8 + 16 * number
     parts.append(f'<path d="M{LEFT} {y}h24" {style}/><text x="{LEFT + 30}" y="{y + 4}">{escape(line.name)}</text>')

@@ -10,7 +10,6 @@ import fcntl
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from illume.parents import end_with
 from illume.scenes.emoji import EmojiMissingError
 from illume.simulation_baselines import run_beside
 from illume.simulation_loop import Simulation, run_loop, score_base, score_base_on_val
@@ -172,8 +172,7 @@ class _Reported(Display):
 
 def _work(settings: SimulationSettings, out: Path, todo: Any, messages: Any, parent: int) -> None:
     """Takes tasks until it is ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process ends this one
-    threading.Thread(target=_end_with, args=(parent,), name="watch-parent", daemon=True).start()
+    end_with(parent)
     with (out / ".workers").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         try:
@@ -200,9 +199,3 @@ def _simulation(settings: SimulationSettings, out: Path, display: Display) -> Si
     data = gather(settings, out, examples=read_examples(settings), say=display.say)
     models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
     return Simulation(settings, data, Stages(out / "stages", display), models)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
-    os._exit(1)

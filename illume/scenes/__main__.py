@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"illume scenes {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        rest = "; the same command with --resume goes on from the last checkpoint" if options.command == "train" else ""
+        kept = options.command == "train" and (options.out / "checkpoint.pt").is_file()
+        rest = "; the same command with --resume goes on from the last checkpoint" if kept else ""
         print(f"\nstopped{rest}", file=sys.stderr)
         return 130
 
@@ -92,6 +93,9 @@ def _run(options: argparse.Namespace) -> int:
         sprites = load_sprites(find_emoji(options.emoji))
         make_scenes(options.out, n=options.n, seed=options.seed, sprites=sprites, report=_say)
         return 0
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     if options.command == "train":
         from illume.scenes.lessons import Recipe
         from illume.scenes.training import train

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from illume.parents import end_with
 from illume.records import stable_seed
 from illume.scenes.drawing import SIZE, Box, draw_with_boxes
 from illume.scenes.graph import Scene, random_scene
@@ -287,7 +288,8 @@ def encoded(text: Text, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], 
 _drawing: list[Any] = []  # what the drawing process draws with
 
 
-def _prepare_drawing(*what: Any) -> None:
+def _prepare_drawing(parent: int, *what: Any) -> None:
+    end_with(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads cost more than so few short texts
     torch.set_num_threads(1)
     _drawing[:] = what
@@ -308,7 +310,7 @@ def batches(
 ) -> Iterator[Batch]:
     """The batches of all steps from `first` on, drawn by a process of their own while the model learns."""
     context = multiprocessing.get_context("spawn")
-    what = (recipe, tokenizer, dict(sprites))
+    what = (os.getpid(), recipe, tokenizer, dict(sprites))
     with ProcessPoolExecutor(1, mp_context=context, initializer=_prepare_drawing, initargs=what) as pool:
         waiting: deque[Future[list[np.ndarray]]] = deque()
         for step in range(first, recipe.steps + ahead):

@@ -22,6 +22,7 @@ from illume.loading import pick_device
 from illume.scenes.emoji import find_emoji, load_sprites
 from illume.scenes.lessons import IGNORED, NAMED, WORDS, Batch, Recipe, batches
 from illume.scenes.starter import IMAGE_TOKENS, build_model, build_processor, build_tokenizer, save_starter
+from illume.simulation_figure import Line, Panel, draw
 
 KEEP_EVERY = 200  # steps between checkpoints
 SAY_EVERY = 50  # steps between lines of the report
@@ -131,7 +132,6 @@ def train(
     size = sum(parameter.numel() for parameter in model.parameters())
     report(f"{size:,} parameters, {len(tokenizer)} tokens, {recipe.steps} steps on {where}")
     _steps(model, optimizer, tokenizer, sprites, recipe, run, checkpoint, where, report)
-    (out / "curve.json").write_text(json.dumps({"recipe": _plain(recipe), "curve": run.curve}, indent=1))
     save_starter(model.cpu(), build_processor(tokenizer), out / "model")
     report(f"saved {out / 'model'} after {run.seconds / 60:.0f} minutes")
     return out / "model"
@@ -187,6 +187,7 @@ def _steps(
         if (step + 1) % KEEP_EVERY == 0 or step + 1 == recipe.steps:
             run.step, run.seconds = step + 1, time.monotonic() - begun
             _keep(checkpoint, recipe, model, optimizer, run)
+            write_curve(checkpoint.parent, {"recipe": _plain(recipe), "curve": run.curve})
             report(f"kept step {run.step} in {checkpoint.name}")
 
 
@@ -194,6 +195,25 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON has it."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     return plain
+
+
+def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes the loss curve, as numbers (`curve.json`) and drawn (`curve.svg`)."""
+    (folder / "curve.json").write_text(json.dumps(content, indent=1))
+    points = content["curve"]
+    read = [(float(point["step"]), point["loss"]) for point in points if point["loss"] > 0]
+    seen = [(float(point["step"]), point["patch_loss"]) for point in points]
+    panels = [
+        Panel(title, "step", [Line(words, line, marks=False)])
+        for title, words, line in (
+            ("What is read and written", "cross-entropy of a token", read),
+            ("What is seen", "cross-entropy of a patch", seen),
+        )
+        if line
+    ]
+    if not panels:
+        return  # before the first losses
+    (folder / "curve.svg").write_text(draw(panels, title="Loss by step"), encoding="utf-8")
 
 
 def _keep(

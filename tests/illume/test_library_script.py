@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from illume.tuning_job import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +24,22 @@ def script() -> str:
 
 def test_it_has_fifteen_lines() -> None:
     assert len(script().strip().splitlines()) == 15
+
+
+@pytest.mark.slow
+def test_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "starter").symlink_to(ROOT / "starter")
+    done = subprocess.run(
+        [sys.executable, "-c", script()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Better: ROUGE-L of samples changed by +")
+    assert read_json(tmp_path / "round-1" / "result.json")["decision"]["activate"] is True
 
 
 def test_it_samples_picks_tunes_and_samples_again(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from illume.evaluation import evaluate
 from illume.features import remembered_features
 from illume.metrics import caption_words
 from illume.records import TrainingRow
+from illume.sampling import SamplingSettings, sample_rationales
 from illume.tuning import main
 from illume.tuning_adapter import begin_adapter, language_model, lora_targets, store_adapter, trainable
 from illume.tuning_batches import (
@@ -475,6 +476,19 @@ class TestRound:
         folder = make_round(tmp_path / "round", base, settings=settings, parent_scores=stale)
         result = run_round(folder, TuningJob.from_json(read_json(folder / "job.json")), request=Asked())
         assert result["evaluation"]["parent"]["gold"] == scores["gold"]
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_any_family_goes_round_and_is_loaded_again(self, family: str, tmp_path: Path) -> None:
+        base = FAMILIES[family](tmp_path / "base")
+        folder = make_round(tmp_path / "round", base, settings=replace(SETTINGS, epochs=1))
+        result = run_round(folder, TuningJob.from_json(read_json(folder / "job.json")), request=Asked())
+        val = make_examples(tmp_path / "val", count=3, split="val")
+        tuned = load_vlm(str(base), adapter=str(folder / "adapter"), device="cpu")
+        again = evaluate(tuned, val, SETTINGS.evaluation, parts=("answers", "gold"))
+        assert again["gold"] == result["evaluation"]["new"]["gold"]
+        assert again["answers"] == result["evaluation"]["new"]["answers"]
+        sets = sample_rationales(tuned, val, SamplingSettings(max_new_tokens=6), seed=1)
+        assert all(len({one.text for one in candidates}) == len(candidates) > 1 for candidates in sets)
 
     def test_meteor_of_both_versions_where_it_is_asked_for(
         self, finished: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from illume.scenes.dataset import load_prompts
+from illume.scenes.lessons import Recipe
 from illume.scenes.scoring import Scores, score_examples
 
 STARTER = Path(__file__).parents[3] / "starter"
@@ -43,6 +45,12 @@ class TestStarter:
         assert 4_000_000 <= int(size) <= 6_000_000
         said = [line for line in done.stderr.splitlines() if line.strip() and "Loading weights" not in line]
         assert said == []
+
+    def test_its_recipe_is_the_one_that_is_here(self) -> None:
+        """The curve it came with names what it was trained by: the default recipe, to its last step."""
+        stored = json.loads((STARTER / "curve.json").read_text())
+        assert stored["recipe"] == json.loads(json.dumps(asdict(Recipe())))
+        assert stored["curve"][-1]["step"] == Recipe().steps
 
     def test_small_enough_to_ship(self) -> None:
         assert sum(path.stat().st_size for path in MODEL.iterdir()) <= 20_000_000

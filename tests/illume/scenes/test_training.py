@@ -8,9 +8,11 @@ import random
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ET
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,6 +148,7 @@ class TestTrain:
         assert "min left" in " ".join(lines)
         assert json.loads((tmp_path / "cut" / "curve.json").read_text())["curve"][-1]["scenes"] == 1 * 2 + 2 * 2 + 3 * 3
 
+    @pytest.mark.slow
     def test_killed_at_a_random_moment_and_resumed(self, emoji: Path, tmp_path: Path) -> None:
         """By SIGKILL, anywhere: while a step is computed, or a checkpoint written."""
         code = (
@@ -167,14 +170,20 @@ class TestTrain:
             assert cut.poll() is None
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.3))
+        helpers = psutil.Process(cut.pid).children(recursive=True)
         cut.kill()
         cut.wait()
+        psutil.wait_procs(helpers, timeout=10)
+        assert helpers
+        assert not any(helper.is_running() for helper in helpers)
         done = torch.load(checkpoint, weights_only=True)["run"]["step"]
         assert start("cut").wait() == 0
         whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
         assert all(torch.equal(whole[name], resumed[name]) for name in whole), f"killed after step {done}"
         curves = [json.loads((tmp_path / name / "curve.json").read_text())["curve"] for name in ("whole", "cut")]
         assert [point["scenes"] for point in curves[0]] == [point["scenes"] for point in curves[1]] == [15]
+        drawn = ET.fromstring((tmp_path / "cut" / "curve.svg").read_text())  # noqa: S314 (our own file)
+        assert "cross-entropy of a patch" in "".join(drawn.itertext())
 
     def test_refuses_another_recipe(self, emoji: Path, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
