@@ -70,6 +70,34 @@ class TestFamilies:
             sample_rationales(vlm, examples[::-1], tight, seed=3)[::-1],
         )
 
+    def test_a_prompt_is_encoded_once_and_a_row_leaves_when_it_ends(
+        self, vlm: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever the number of draws, also redrawn ones; and not one token is computed behind an end token."""
+        seen: list[tuple[int, int]] = []
+        forward = type(bare_model(vlm)).forward
+
+        def watched(self: Any, **inputs: Any) -> Any:
+            seen.append(tuple(inputs["input_ids"].shape))
+            return forward(self, **inputs)
+
+        monkeypatch.setattr(type(bare_model(vlm)), "forward", watched)
+        # An untrained model hardly ever ends a text by itself.
+        monkeypatch.setattr("illume.decoding_pool.stop_ids", lambda _: tuple(range(0, 300, 10)))
+        first = tuple(Draw(1.0, seed=n) for n in range(5))
+        written: list[Written] = []
+
+        def again(_: int, got: list[Written]) -> tuple[Draw, ...]:
+            written.extend(got)
+            return (Draw(1.0, seed=99),) if len(got) == len(first) else ()
+
+        prompts = [DecodePrompt(render_answer_prompt(e.question), e.images, first) for e in examples]
+        decode_prompts(vlm, prompts, max_new_tokens=40, token_budget=900, next_draws=again)
+        assert len(written) == 6 * len(examples)
+        assert len({len(one.ids) for one in written}) > 1
+        assert sum(rows for rows, width in seen if width > 1) == len(examples)
+        assert sum(rows for rows, width in seen if width == 1) == sum(len(one.ids) - 1 for one in written)
+
     def test_prompts_are_held_once_and_copies_give_the_same(
         self, vlm: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:

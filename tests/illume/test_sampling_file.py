@@ -80,6 +80,10 @@ def test_a_later_start_samples_only_what_is_left(
     assert len(written) == 2
     with part.open("ab") as file:
         file.write(b'{"example_id": "train-3", "ratio')  # killed while it wrote
+    with pytest.raises(Stop):
+        sample_to_file(vlm, examples, SETTINGS, out, seed=3, progress=stop_after(3))
+    written = list(read_rationales(part))
+    assert len(written) == 3
     asked: list[str] = []
 
     def watched(vlm: Vlm, examples: Sequence[Example], *rest: Any, **more: Any) -> list[list[Rationale]]:
@@ -91,7 +95,7 @@ def test_a_later_start_samples_only_what_is_left(
     wide = replace(SETTINGS, token_budget=5000)
     sets = sample_to_file(vlm, examples, wide, out, seed=3, progress=lambda *how_far: seen.append(how_far))
     assert asked == [one.id for one in examples if one.id not in written]
-    assert seen == [(3, 4), (4, 4)]
+    assert seen == [(4, 4)]
     assert texts(sets) == texts(sample_rationales(vlm, examples, SETTINGS, seed=3))
     asked.clear()
     assert sample_to_file(vlm, examples, SETTINGS, out, seed=3) == sets
