@@ -45,9 +45,15 @@ def words(text: str) -> list[str]:
 
 def caption_words(text: str) -> list[str]:
     """Tokens as the COCO caption evaluation makes them: Penn Treebank clitics apart, lower case, no punctuation."""
+    return list(_caption_words(text))
+
+
+@lru_cache(maxsize=50_000)
+def _caption_words(text: str) -> tuple[str, ...]:
+    """Remembered, as references are read again with every candidate."""
     text = text.lower().replace("’", "'")
     text = _CANNOT.sub(r"\1 \2", _CLITIC.sub(r" \1", text))
-    return [token for token in _CAPTION_TOKEN.findall(text) if _KEPT.search(token)]
+    return tuple(token for token in _CAPTION_TOKEN.findall(text) if _KEPT.search(token))
 
 
 def normalise_rationale(text: str) -> str:

@@ -19,7 +19,6 @@ from illume.simulation_report import cell
 Scores = Mapping[str, Any]
 
 STYLES = {"greedy": "greedy", "sampled": "T = 0.7"}
-CHOICES = ("unfiltered", "filtered")
 TITLES = {
     "rouge_l": "ROUGE-L (COCO)",
     "meteor": "METEOR",
@@ -42,18 +41,14 @@ def field_report(heldout: Sequence[Example], versions: Mapping[str, Sequence[Sco
     A version of which some scores lack rationales behind its own answer is left out.
     """
     return {
-        name: {
-            style: {choice: _measures(heldout, runs, style, filtered=choice == "filtered") for choice in CHOICES}
-            for style in STYLES
-        }
+        name: {style: _choices(heldout, runs, style) for style in STYLES}
         for name, runs in versions.items()
         if runs and all("own" in scores for scores in runs)
     }
 
 
-def _measures(heldout: Sequence[Example], runs: Sequence[Scores], style: str, *, filtered: bool) -> dict[str, Any]:
+def _choices(heldout: Sequence[Example], runs: Sequence[Scores], style: str) -> dict[str, Any]:
     n = len(heldout)
-    chosen = [[not filtered or right is True for right in run["answers"]["correct"]] for run in runs]
     parts = [run["own"][style] for run in runs]
     columns = {
         "rouge_l": [_rouge_l(heldout, part) for part in parts],
@@ -61,17 +56,32 @@ def _measures(heldout: Sequence[Example], runs: Sequence[Scores], style: str, *,
         "cider": [part["cider"] for part in parts],
         "truth": [part["faithful"] for part in parts],
     }
-    found: dict[str, Any] = {"prompts": sum(map(sum, chosen)) / len(runs)}
+    counts = [_counts(heldout, part) for part in parts]
+    everybody = [[True] * n for _ in runs]
+    right = [[one is True for one in run["answers"]["correct"]] for run in runs]
+    means = {name: [part[name] for part in parts] for name in ("means", "filtered")}
+    return {
+        "unfiltered": _measures(columns, counts, everybody, means["means"]),
+        "filtered": _measures(columns, counts, right, means["filtered"]),
+    }
+
+
+def _measures(
+    columns: Mapping[str, Sequence[Sequence[float | None]]],
+    counts: Sequence[Counts],
+    chosen: Sequence[Sequence[bool]],
+    means: Sequence[Scores],
+) -> dict[str, Any]:
+    n = len(chosen[0])
+    found: dict[str, Any] = {"prompts": sum(map(sum, chosen)) / len(chosen)}
     for name, values in columns.items():
         over_runs = [
             mean([row[place] for row, some in zip(values, chosen, strict=True) if some[place]]) for place in range(n)
         ]
         present = [value for value in over_runs if value is not None]
         found[name] = asdict(bootstrap_interval(present, seed=0)) if present else None
-    counts = [_counts(heldout, part, some) for part, some in zip(parts, chosen, strict=True)]
-    has_text = all(run.any() for run in counts)
-    found["bleu"] = [asdict(one) for one in bleu_intervals(counts, seed=0)] if has_text else None
-    means = [part["filtered" if filtered else "means"] for part in parts]
+    kept = [run * np.asarray(some)[:, None] for run, some in zip(counts, chosen, strict=True)]
+    found["bleu"] = [asdict(one) for one in bleu_intervals(kept, seed=0)] if all(run.any() for run in kept) else None
     found["meteor_corpus"] = mean([one.get("meteor_corpus") for one in means])
     found["distinct_2"] = mean([one["distinct_2"] for one in means if one["n"]])
     return found
@@ -84,11 +94,11 @@ def _rouge_l(heldout: Sequence[Example], part: Scores) -> list[float | None]:
     ]
 
 
-def _counts(heldout: Sequence[Example], part: Scores, chosen: Sequence[bool]) -> Counts:
-    """`bleu_counts` with a row a prompt, over all its texts; zero where the prompt is left out."""
+def _counts(heldout: Sequence[Example], part: Scores) -> Counts:
+    """`bleu_counts` with a row a prompt, over all its texts; zero where it has no references."""
     rows = np.zeros((len(heldout), 10))
     for place, (example, texts) in enumerate(zip(heldout, part["rationales"], strict=True)):
-        if chosen[place] and example.references:
+        if example.references:
             rows[place] = bleu_counts(texts, [example.references] * len(texts)).sum(axis=0)
     return rows
 
