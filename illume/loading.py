@@ -15,15 +15,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from illume.errors import VlmError as VlmError
+
 ADAPTER_RECORD = "illume_adapter.json"
 """The file beside an adapter's weights that says which base they belong to."""
 
 _LOAD_ERRORS = (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError)
 """What the auto classes of transformers raise for folders that lack or garble a file."""
-
-
-class VlmError(ValueError):
-    """A model, processor, adapter or image that cannot be used, with a reason a person can act on."""
 
 
 # --- configurations and processors ---

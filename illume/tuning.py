@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from illume.errors import VlmError
 from illume.tuning_job import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, JobError, TuningJob, read_json, write_json
 
 _GRACE_SECONDS = 20.0
@@ -80,21 +81,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the round in the folder given as the only argument; returns the exit code of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     rank = list(arguments[1:]) == ["--rank"]  # as `illume.tuning_ranks.launch` starts several
-    if len(arguments) != 1 and not rank:
-        sys.stderr.write("usage: python -m illume.tuning DIR\n")
-        return 2
+    if (len(arguments) != 1 and not rank) or arguments[0].startswith("-"):
+        sys.stderr.write(f"usage: python -m illume.tuning DIR\n\n{__doc__}")
+        return 0 if arguments in (["-h"], ["--help"]) else 2
     folder = Path(arguments[0]).absolute()
     request = StopRequest()
     request.install()
     try:
         return _run(folder, request, rank=rank)
     except _FAILURES as error:
-        if not isinstance(error, JobError):
+        if not isinstance(error, JobError | VlmError):
             traceback.print_exc()
         message = str(error) or type(error).__name__
         if folder.is_dir():
             write_json(folder / "error.json", {"message": message, "type": type(error).__name__})
-        sys.stderr.write(f"{type(error).__name__}: {message}\n")
+        sys.stderr.write(f"illume.tuning: {message}\n")
         return EXIT_FAILED
 
 

@@ -555,6 +555,19 @@ def main_in_process(folder: Path) -> int:
 
 
 class TestFailures:
+    def test_usage(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for words, code in (([], 2), (["--help"], 0), (["-h"], 0), (["--folder"], 2), (["a", "b"], 2)):
+            assert main(words) == code
+            assert capsys.readouterr().err.startswith("usage: python -m illume.tuning DIR\n")
+
+    def test_what_a_person_can_mend_is_one_line(
+        self, tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main_in_process(tmp_path / "nowhere") == 1
+        assert capsys.readouterr().err == f"illume.tuning: there is no folder {tmp_path / 'nowhere'}\n"
+        assert main_in_process(make_round(tmp_path / "round", tmp_path / "gone")) == 1
+        assert capsys.readouterr().err == f"illume.tuning: there is no model folder {tmp_path / 'gone'}\n"
+
     def error(self, folder: Path) -> str:
         assert main_in_process(folder) == 1
         return str(read_json(folder / "error.json")["message"])
