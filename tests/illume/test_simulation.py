@@ -213,7 +213,7 @@ class TestWholeRun:
         out, asked = tmp_path / "run", with_all(settings)
         shutil.copytree(run[0], out)
         assert "METEOR" not in run[1]["mean"]["versions"]["base"]
-        assert "pip install 'illume[meteor]'" in run[1]["left out"]
+        assert "install the extra illume[meteor]" in run[1]["left out"]
         assert "METEOR was not computed" in (out / "table.md").read_text()
         java = stand_in_java(tmp_path)
         monkeypatch.setattr("illume.meteor.find_java", lambda: str(java))
@@ -601,6 +601,10 @@ class TestCommand:
         found = settings_of(options)
         assert (found.critic, found.heldout_scenes, found.controls) == ("rouge", 0, ())
         assert found.tuning.guard_per_rationale == 3
+        assert found.tuning.gradient_checkpointing is False
+        words = ["--out", str(tmp_path), "--micro-batch", "2", "--gradient-checkpointing", "--dtype", "bfloat16"]
+        tuning = settings_of(parser().parse_args(words)).tuning
+        assert (tuning.micro_batch_size, tuning.gradient_checkpointing, tuning.dtype) == (2, True, "bfloat16")
         again = settings_of(parser().parse_args(["--out", str(tmp_path), "--heldout-seed", "7", "--first-seed", "4"]))
         assert (again.heldout_seed, again.run_seeds) == (7, (4, 5, 6))
 

@@ -490,6 +490,19 @@ class TestRound:
         sets = sample_rationales(tuned, val, SamplingSettings(max_new_tokens=6), seed=1)
         assert all(len({one.text for one in candidates}) == len(candidates) > 1 for candidates in sets)
 
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_half_precision_and_less_memory_learn_the_same(self, family: str, tmp_path: Path) -> None:
+        base = FAMILIES[family](tmp_path / "base")
+        losses = []
+        for number, changes in enumerate(({}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"})):
+            settings = replace(SETTINGS, lora_dropout=0.0, epochs=2, **changes)  # type: ignore[arg-type]
+            folder = make_round(tmp_path / str(number), base, settings=settings)
+            result = run_round(folder, TuningJob.from_json(read_json(folder / "job.json")), request=Asked())
+            losses.append([epoch["loss"] for epoch in result["epochs"]])
+        assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+        assert losses[2] == pytest.approx(losses[0], rel=2e-3)
+        assert all(later < first for first, later in losses)
+
     def test_meteor_of_both_versions_where_it_is_asked_for(
         self, finished: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
