@@ -36,9 +36,9 @@ def can_share(model: Any) -> bool:
     """Whether prompts can be shared, as far as the model's declarations say."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
-    backbone = model.get_decoder()
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     return bool(
-        getattr(type(backbone), "_supports_attention_backend", False)
+        getattr(type(decoder), "_supports_attention_backend", False)
         and kinds <= {"full_attention", "sliding_attention"}
         and not getattr(config, "attention_chunk_size", None)
     )
@@ -165,6 +165,7 @@ class SharedCache:
         self.positions = torch.zeros((0, 1), dtype=torch.long, device=device)
         self.plan: Plan
         self.updated: tuple[SharedLayer, torch.Tensor] | None = None
+        self.n_read = 0  # layers whose attention read from here in the present step
 
     @property
     def n_rows(self) -> int:
@@ -218,6 +219,7 @@ class SharedCache:
         if self.plan.n_places > self.layers[0].keys.shape[2]:
             for layer in self.layers:
                 layer.resize(self.n_rows, min(self.max_new_tokens, self.plan.n_places + _GROWTH))
+        self.n_read = 0
         with _reading(self):
             output = model(
                 input_ids=last,
@@ -226,6 +228,8 @@ class SharedCache:
                 use_cache=True,
                 return_dict=True,
             )
+        if self.n_read != len(self.layers):
+            raise CannotShare(f"{self.n_read} of {len(self.layers)} layers call transformers' attention interface")
         self.positions[:n] += 1
         self.written = [count + 1 for count in self.written]
         logits: torch.Tensor = output.logits[:, -1]
@@ -300,6 +304,7 @@ def attend_shared(
     unknown = {name for name, other in others.items() if isinstance(other, torch.Tensor)} - _IGNORED_INPUTS
     if cache.updated is None or cache.updated[1] is not key or unknown or query.shape[2] != 1:
         raise CannotShare(f"attention of {type(module).__name__} with {sorted(unknown)}")
+    cache.n_read += 1
     layer, plan = cache.updated[0], cache.plan
     n, heads, width = len(plan.rows), key.shape[1], query.shape[3]
     repeats = query.shape[1] // heads

@@ -220,7 +220,13 @@ def make_qwen2_5_vl(folder: Path, *, seed: int = 0) -> Path:
     return _save(Qwen2_5_VLForConditionalGeneration(config), processor, folder)
 
 
-def make_paligemma(folder: Path, *, seed: int = 0) -> Path:
+def make_paligemma2(folder: Path) -> Path:
+    """The second PaliGemma: Gemma 2 writes its texts, with a sliding window and attention scores held down by tanh."""
+    text = {"model_type": "gemma2", "query_pre_attn_scalar": 8, "sliding_window": 12, "attn_logit_softcapping": 0.05}
+    return make_paligemma(folder, text=text)
+
+
+def make_paligemma(folder: Path, *, seed: int = 0, text: dict[str, Any] | None = None) -> Path:
     """PaliGemma: no chat template, a prompt that is read in both directions and ends in a line break."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer("<image>")
@@ -229,7 +235,7 @@ def make_paligemma(folder: Path, *, seed: int = 0) -> Path:
     processor = PaliGemmaProcessor(image_processor=image_processor, tokenizer=tokenizer)
     config = PaliGemmaConfig(
         vision_config=dict(SIGLIP),
-        text_config={"model_type": "gemma", **_text(tokenizer, head_dim=8)},
+        text_config={"model_type": "gemma", **_text(tokenizer, head_dim=8), **(text or {})},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=32,
         hidden_size=32,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from illume.prompting import rationale_text, render_answer_prompt, render_ration
 from illume.records import Example, Rationale
 from illume.sampling import SamplingSettings, generate_answers, mean_logprobs, normalise, sample_rationales
 from illume.vlm import Vlm, append_continuations, bare_model, continuation_ids, decode, encode, load_vlm
-from tests.illume.families import FAMILIES, make_images, make_llava
+from tests.illume.families import FAMILIES, make_images, make_llava, make_paligemma2
 
 torch.set_num_threads(1)
 
@@ -328,6 +329,26 @@ class TestMemory:
         assert len(calls) == 1
         assert llava._shares_prompts is False
         assert bare_model(llava).config.get_text_config()._attn_implementation == "sdpa"
+
+    def test_scores_held_down_and_a_sliding_window(
+        self, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vlm = load_vlm(str(make_paligemma2(tmp_path / "model")), device="cpu")
+        longer = SamplingSettings(max_new_tokens=20)  # than the window
+        shared = sample_rationales(vlm, examples, longer, seed=1)
+        assert vlm._shares_prompts
+        monkeypatch.setattr(vlm, "_shares_prompts", False)
+        assert_same(sample_rationales(vlm, examples, longer, seed=1), shared)
+
+    def test_attention_that_reads_by_itself_gets_copies(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A model that says it calls the attention interface and does not would never see its prompts."""
+        expected = sample_rationales(llava, examples, SETTINGS, seed=1)
+        monkeypatch.setattr("illume.decoding_shared._NAME", "sdpa")
+        monkeypatch.setattr(llava, "_shares_prompts", None)
+        assert_same(sample_rationales(llava, examples, SETTINGS, seed=1), expected)
+        assert llava._shares_prompts is False
 
     def test_unknown_tensors_are_not_ignored(self, llava: Vlm, examples: list[Example]) -> None:
         """A model that hands its attention more than is known, such as sinks, must not be answered without it."""
