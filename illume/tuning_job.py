@@ -30,6 +30,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -191,11 +192,9 @@ def read_json(path: Path) -> Any:
         raise JobError(f"{path.name} is not valid JSON: {error}") from error
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one object a line."""
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _jsonl(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """One object a line."""
+    return (f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
@@ -309,13 +308,36 @@ def write_job(
     val: Sequence[Example],
     heldout: Sequence[TrainingRow] = (),
 ) -> None:
-    """Writes everything a round needs into `folder`; `job.json` comes last, so that its presence means all is there."""
+    """Writes everything a round needs into `folder`; `job.json` comes last, so that its presence means all is there.
+
+    The same round again is left as it is, to go on with. Raises JobError where the folder holds another one, whose
+    result or checkpoints would be taken for this one's.
+    """
+    lines = {
+        "train.jsonl": _jsonl(map(row_json, train)),
+        "val.jsonl": _jsonl(map(example_json, val)),
+        "heldout.jsonl": _jsonl(map(row_json, heldout)),
+    }
+    if (folder / "job.json").exists():
+        same = read_json(folder / "job.json") == json.loads(json.dumps(job.to_json()))
+        if not same or not all(_holds(folder / name, rows) for name, rows in lines.items()):
+            raise JobError(f"{folder} holds another round: name a new folder, or remove it")
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    write_jsonl(folder / "train.jsonl", map(row_json, train))
-    write_jsonl(folder / "val.jsonl", map(example_json, val))
-    if heldout:
-        write_jsonl(folder / "heldout.jsonl", map(row_json, heldout))
+    for name, rows in lines.items():
+        with (folder / name).open("w", encoding="utf-8") as file:
+            file.writelines(rows)
+    if not heldout:
+        (folder / "heldout.jsonl").unlink()
     write_json(folder / "job.json", job.to_json())
+
+
+def _holds(path: Path, lines: Iterator[str]) -> bool:
+    """Whether the file is made of just these lines; one that is not there has none."""
+    if not path.exists():
+        return next(lines, None) is None
+    with path.open(encoding="utf-8") as file:
+        return all(stored == line for stored, line in zip_longest(file, lines))
 
 
 def now() -> str:

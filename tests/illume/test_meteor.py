@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from illume.evaluation import add_meteor, score_rationales
 from illume.meteor import Meteor, MeteorError, MeteorMissingError, find_jar, find_java, meteor
 from illume.records import Example
 
+ROOTED = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 CANDIDATES = ["a dog runs on the beach", "two cats sleep", "It's raining hard!", "", "a dog runs on the beach"]
 REFERENCES = [
     ["a dog is running on the beach", "the dog plays in the sand"],
@@ -50,6 +54,19 @@ class TestProgram:
         assert ours == (pytest.approx(whole), pytest.approx(each))
         assert ours[1][2] == 1.0
         assert ours[1][2] > ours[1][0] > ours[1][1]
+
+    def test_it_ends_with_who_asked_it(self, wheel_java: Path) -> None:
+        code = (
+            "import time; from illume.meteor import Meteor; program = Meteor(); program.score(['a'], [['b']]);"
+            "print('ready', flush=True); time.sleep(600)"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | ROOTED) as asking:
+            assert asking.stdout is not None
+            assert asking.stdout.readline() == b"ready\n"
+            [java] = psutil.Process(asking.pid).children()
+            asking.kill()
+        psutil.wait_procs([java], timeout=20)
+        assert not java.is_running()
 
     def test_two_thousand_rationales_take_seconds(self, wheel_java: Path) -> None:
         texts = [f"a dog runs on the beach with {n} children and a red ball" for n in range(2000)]

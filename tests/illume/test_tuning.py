@@ -37,7 +37,7 @@ from illume.tuning_batches import (
     plan_batches,
     training_texts,
 )
-from illume.tuning_job import JobError, TuningJob, read_json, read_rows, write_json
+from illume.tuning_job import JobError, TuningJob, read_json, read_rows, write_job, write_json
 from illume.tuning_loop import Stopped, Training, batch_loss, continuation_loss, learning_rate
 from illume.tuning_ranks import Alone
 from illume.tuning_round import Progress, run_round
@@ -384,6 +384,21 @@ class TestJob:
         with pytest.raises(JobError) as caught:
             read_rows(tmp_path, "train.jsonl")
         assert message in str(caught.value)
+
+    def test_another_round_is_not_written_over(self, base: Path, tmp_path: Path) -> None:
+        folder = make_round(tmp_path / "round", base)
+        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        make_round(folder, base)
+        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+        with pytest.raises(JobError, match="holds another round: name a new folder"):
+            make_round(folder, base, settings=replace(SETTINGS, seed=8))
+        rows = read_rows(folder, "train.jsonl")[1:]
+        job = TuningJob.from_json(read_json(folder / "job.json"))
+        with pytest.raises(JobError, match="holds another round"):
+            write_job(folder, job, train=rows, val=[])
+        (folder / "job.json").unlink()  # as a process that was killed while writing leaves it
+        write_job(folder, job, train=rows, val=[])
+        assert not (folder / "heldout.jsonl").exists()
 
     def test_line_separators_inside_a_text_end_no_line(self, tmp_path: Path) -> None:
         (tmp_path / "x.png").touch()
