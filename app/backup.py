@@ -22,7 +22,7 @@ import psycopg
 from app import migrate
 from app.cluster import binaries_for, clean_environment
 from app.connect import Refused
-from app.db import sqlalchemy_url
+from app.db import plain_url
 from app.services.store import KEY_FORM
 from app.settings import Settings
 
@@ -51,11 +51,6 @@ class Summary:
     objects: int
     store: bool
     next_xid: int = 0
-
-
-def plain_url(url: str) -> str:
-    """`url` as PostgreSQL's own programs take it."""
-    return sqlalchemy_url(url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 
 def silent(_text: str) -> None:

@@ -30,8 +30,10 @@ NAMING = {
 
 # Connections of a process beside the `pool_size` of its requests: for kinds with places of their own, and for health.
 # A stream has one at its place and some that fetch its next pages.
-IMAGES, UPLOADS, STREAMS, FETCHERS = 2, 2, 2, 2
-BESIDE = IMAGES + UPLOADS + STREAMS * (1 + FETCHERS) + 1
+# Some are the event loop's own (`app/lines.py`), for claims and verdicts.
+IMAGES, UPLOADS, STREAMS, FETCHERS, LINES = 2, 2, 2, 2, 8
+POOLED = IMAGES + UPLOADS + STREAMS * (1 + FETCHERS) + 1
+BESIDE = POOLED + LINES
 IDLE_SECONDS = 0.05
 """A connection that was idle for so long is asked whether it still stands before it is used."""
 
@@ -67,22 +69,27 @@ def sqlalchemy_url(url: str) -> str:
     raise ValueError("ILLUME_DATABASE_URL must start with postgresql://")
 
 
+def plain_url(url: str) -> str:
+    """`url` as the driver and PostgreSQL's own programs take it."""
+    return sqlalchemy_url(url).replace("postgresql+psycopg://", "postgresql://", 1)
+
+
+def connect_arguments(more: str = "") -> dict[str, Any]:
+    """How we connect: so that locks, statements that run away and servers that are cut off are given up."""
+    options = "-c lock_timeout=2000 -c statement_timeout=10000 -c transaction_timeout=10000 -c timezone=UTC -c jit=off"
+    named = {"application_name": "illume", "client_encoding": "utf8"}
+    return {"connect_timeout": 3, "options": f"{options} {more}".strip(), **named, **CUT_OFF}
+
+
 def make_engine(url: str, *, pool_size: int) -> Engine:
     """An engine whose connections give up on locks and on statements that run away."""
-    options = "-c lock_timeout=2000 -c statement_timeout=10000 -c transaction_timeout=10000 -c timezone=UTC -c jit=off"
     engine = create_engine(
         sqlalchemy_url(url),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=5,
         pool_use_lifo=True,  # few connections that have their plans, rather than many that plan
-        connect_args={
-            "connect_timeout": 3,
-            "options": options,
-            "application_name": "illume",
-            "client_encoding": "utf8",
-            **CUT_OFF,
-        },
+        connect_args=connect_arguments(),
     )
     ping_after_idling(engine)
     return engine
@@ -122,7 +129,7 @@ def ping_after_idling(engine: Engine) -> None:
 def get_engine() -> Engine:
     """The engine of this process."""
     settings = get_settings()
-    return make_engine(settings.database_url, pool_size=settings.pool_size + BESIDE)
+    return make_engine(settings.database_url, pool_size=settings.pool_size + POOLED)
 
 
 @functools.cache

@@ -15,7 +15,6 @@ import redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import db, migrate
-from app.backup import plain_url
 from app.connect import reason_of
 from app.settings import ROOT, Settings
 
@@ -68,7 +67,7 @@ def check_data_dir(settings: Settings) -> Finding:
 def check_database(settings: Settings) -> Finding:
     """Whether the database answers and is new enough for `transaction_timeout`."""
     try:
-        with psycopg.connect(plain_url(settings.database_url), connect_timeout=3) as connection:
+        with psycopg.connect(db.plain_url(settings.database_url), connect_timeout=3) as connection:
             version = connection.info.server_version
     except (psycopg.Error, ValueError) as error:
         reason = reason_of(error) if isinstance(error, psycopg.Error) else str(error)
@@ -94,7 +93,7 @@ def check_connections(settings: Settings, processes: int) -> Finding:
     """Whether all web processes and workers together leave connections free. Each has a pool of its own."""
     planned = (settings.pool_size + db.BESIDE) * processes + OF_WORKERS + RESERVED
     try:
-        with psycopg.connect(plain_url(settings.database_url), connect_timeout=3) as connection:
+        with psycopg.connect(db.plain_url(settings.database_url), connect_timeout=3) as connection:
             row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
     except (psycopg.Error, ValueError):
         return Finding("connections", False, "unknown while the database does not answer", "Mend the database first.")

@@ -17,11 +17,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app import api, db, problems, queue, web
-from app.api import description, health
+from app.api import description, health, quick
 from app.api.direct import Direct
 from app.deps import session_in_thread
 from app.gate import LARGEST_BODY, Gate, Kind, Places
 from app.headers import SafeHeaders
+from app.lines import Lines
 from app.metrics_page import CountRequests
 from app.settings import ROOT, Settings, get_settings
 from app.web.unchanged import Unchanged
@@ -71,6 +72,7 @@ def create_app() -> FastAPI:
     # Only these are compressed: a page holds its reader's tokens, which compression could give away.
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
     app.state.sessions = session_in_thread
+    app.state.quick = None
     problems.install(app)
     app.openapi = lambda: description.describe(app)  # type: ignore[method-assign]
     return app
@@ -87,13 +89,24 @@ def places(settings: Settings) -> dict[Kind, Places]:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Make room for as many threads as there are places, and have somebody look for what is due."""
+    settings = get_settings()
     limiter = anyio.to_thread.current_default_thread_limiter()
-    limiter.total_tokens = max(limiter.total_tokens, get_settings().pool_size + db.BESIDE + 8)
+    limiter.total_tokens = max(limiter.total_tokens, settings.pool_size + db.BESIDE + 8)
     await anyio.to_thread.run_sync(queue.send_now, queue.SWEEP)
     if threading.current_thread() is threading.main_thread():  # a process of its own: tests have many applications
         # What is here now stays; the collector of garbage need not look through it for each export's rows again.
         gc.collect()
         gc.freeze()
-    yield
+    if app.state.sessions is session_in_thread:  # where others give the sessions, all is done in theirs
+        size = min(settings.pool_size, db.LINES)
+        app.state.quick = quick.Quick(
+            Lines(settings.database_url, quick.STATEMENTS, size=size, wait=settings.gate_wait)
+        )
+    try:
+        yield
+    finally:
+        if app.state.quick is not None:
+            app.state.quick.close()
+            app.state.quick = None

@@ -73,7 +73,12 @@ def item_of(quota: int) -> RateLimitItem:
 
 
 def count(scope: Scope, actor: Actor) -> None:
-    """Count a use of the actor's token, and note in the request's scope what its answer is to say. Raises `TooMany`."""
+    """Count a use of the actor's token, once for a request, and note in its scope what its answer is to say.
+
+    Raises `TooMany`.
+    """
+    if KEY in scope:
+        return
     settings = get_settings()
     quota = actor.requests_per_minute or settings.token_requests_per_minute
     if actor.token_id is None or not quota:

@@ -15,8 +15,8 @@ class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """`content` as bytes."""
-        return orjson.dumps(content)
+        """`content` as bytes, which it may be already."""
+        return content if isinstance(content, bytes) else orjson.dumps(content)
 
 
 class Problem(Response):

@@ -31,6 +31,11 @@ class Actor:
     requests_per_minute: int | None = None
 
     @property
+    def is_admin(self) -> bool:
+        """Whether they may do everything everywhere."""
+        return self.role is Role.admin
+
+    @property
     def stored_id(self) -> int | None:
         """The user id as columns hold it: the system is NULL."""
         return self.user_id or None

@@ -7,6 +7,8 @@ from typing import Any
 
 from sqlalchemy import text
 
+from app.services.users import STILL_BEARS
+
 HEAD = 24
 """How many sets at the head of the order are looked at, before the search goes on where it once ended."""
 
@@ -80,7 +82,7 @@ UNSEEN = f"""
 # those, and goes on from where it ended the last time. `chosen` locks a set that nobody else is about to take. What
 # was taken since the snapshot is passed over, as its `taken` has changed; `claimed` may still meet somebody who was
 # quicker: then it takes nothing and the statement is run again.
-CLAIM = text(f"""
+SQL = f"""
 WITH allowed AS (
     SELECT j.id AS project, coalesce(CAST(:max_open AS int), (r.settings ->> 'max_open')::int) AS max_open,
         make_interval(secs => 60 * (r.settings ->> 'lease_minutes')::double precision) AS lease,
@@ -94,7 +96,7 @@ WITH allowed AS (
     LEFT JOIN critic_standings d ON d.project_id = j.id AND d.critic_id = :critic
     WHERE j.slug = :slug AND (:is_admin OR EXISTS (
         SELECT FROM memberships m WHERE m.project_id = j.id AND m.user_id = :critic AND m.role <> 'viewer'
-    ))
+    )) AND WHO_ASKS
 ), open AS (
     SELECT id FROM assignments
     WHERE (critic_id, project_id, id) BETWEEN (:critic, (SELECT project FROM allowed), 0)
@@ -218,7 +220,10 @@ SELECT NULL, NULL, NULL, NULL,
         OR EXISTS (SELECT FROM next),
     coalesce((SELECT stands FROM allowed), false)
 WHERE NOT EXISTS (SELECT FROM a)
-""")  # noqa: S608 - constants only
+"""  # noqa: S608 - constants only
+CLAIM = text(SQL.replace(" AND WHO_ASKS", ""))
+# The same for who is only known from before: where the token bears them no longer, nobody is allowed anything.
+CLAIM_BY_TOKEN = text(SQL.replace("WHO_ASKS", STILL_BEARS))
 
 
 def claim_values(critic: int, slug: str, *, is_admin: bool, max_open: int | None) -> dict[str, Any]:

@@ -351,6 +351,16 @@ FROM tokens t JOIN users u ON u.id = t.user_id
 WHERE t.token_hash = :hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
   AND u.disabled_at IS NULL
 """)
+# Whether a token still bears whom it bore, with the same rights. Not where its use is news, which is to be noted, nor
+# where it has a limit of its own, which is counted elsewhere.
+STILL_BEARS = f"""
+EXISTS (
+    SELECT FROM ({BEARER.text}) b
+    WHERE b.id = CAST(:critic AS bigint) AND b.role = :role AND b.scope = :scope
+      AND b.max_open IS NOT DISTINCT FROM CAST(:max_open AS int)
+      AND b.requests_per_minute IS NULL AND NOT b.is_use_news
+)
+"""  # noqa: S608 - constants only
 
 
 def actor_for_token(session: Session, plain: str) -> Actor:
@@ -377,6 +387,22 @@ def find_actor_for_token(session: Session, plain: str) -> Actor | None:
         max_open=row.max_open,
         requests_per_minute=row.requests_per_minute,
     )
+
+
+def token_hash(plain: str) -> str:
+    """What is kept of a token."""
+    return _sha256(plain)
+
+
+def bearer_values(actor: Actor, hashed: str) -> dict[str, str | int | None]:
+    """What `STILL_BEARS` is run with."""
+    return {
+        "hash": hashed,
+        "critic": actor.user_id,
+        "role": actor.role.value,
+        "scope": actor.scope.value,
+        "max_open": actor.max_open,
+    }
 
 
 def _note_use(session: Session, token_id: int) -> None:

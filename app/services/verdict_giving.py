@@ -1,11 +1,11 @@
-"""The statement by which a verdict is given."""
+"""The statements by which verdicts are given: one for all, and some for the usual ones only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import orjson
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from app.models import AssignmentState, Role, VerdictKind
 from app.services.actors import Actor
@@ -36,6 +36,7 @@ WITH mine AS (
           SELECT FROM memberships m
           WHERE m.project_id = a.project_id AND m.user_id = CAST(:critic AS bigint) AND m.role <> 'viewer'
       ))
+      AND ONLY_IF
     FOR NO KEY UPDATE OF a, s, p
 ), v AS (
     INSERT INTO verdicts (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, state, reason,
@@ -81,7 +82,20 @@ WITH mine AS (
     FROM v, mine
 )
 """  # noqa: S608 - constants only
-GIVE = text(f"{PARTS} SELECT * FROM given")  # noqa: S608 - constants only
+# The answer, under its key: that a key was used before is an error of the statement.
+KEEP = """
+, kept AS (
+    INSERT INTO idempotency_keys (user_id, key, request_hash, status, response)
+    SELECT CAST(:critic AS bigint), :key, :fingerprint, 201, body FROM given
+)
+"""
+GIVE = text(f"{PARTS} SELECT * FROM given".replace("AND ONLY_IF", ""))  # noqa: S608 - constants only
+
+
+def giving(condition: str, *, keeps_key: bool = False) -> TextClause:
+    """The statement for those verdicts that fulfil a condition; of others it does nothing."""
+    parts = PARTS.replace("ONLY_IF", condition) + (KEEP if keeps_key else "")
+    return text(f"{parts} SELECT * FROM given")  # noqa: S608 - constants only
 
 
 def array_text(numbers: Sequence[int]) -> str:

@@ -40,9 +40,11 @@ __all__ = [
     "body_of",
     "change",
     "feed",
+    "fingerprint",
     "get_verdict",
     "give",
     "history",
+    "is_key",
     "last_verdict_of",
     "parse_verdict",
     "today_count",
@@ -64,7 +66,7 @@ def give(
     """
     if idempotency_key is None:
         return _give(session, actor, assignment_id, verdict)
-    known = _reserve_key(session, actor, idempotency_key, _fingerprint(assignment_id, verdict))
+    known = _reserve_key(session, actor, idempotency_key, fingerprint(assignment_id, verdict))
     if known is not None:
         return known
     out = _give(session, actor, assignment_id, verdict)
@@ -76,13 +78,19 @@ def give(
     return out
 
 
-def _fingerprint(subject: int, verdict: VerdictIn) -> str:
+def fingerprint(subject: int, verdict: VerdictIn) -> str:
+    """What tells a request under a key from another one under the same."""
     return hashlib.sha256(f"{subject} {verdict.model_dump_json()}".encode()).hexdigest()
+
+
+def is_key(key: str) -> bool:
+    """Whether something may be an idempotency key."""
+    return 1 <= len(key) <= 200 and key.isprintable()
 
 
 def _reserve_key(session: Session, actor: Actor, key: str, fingerprint: str) -> VerdictOut | None:
     """The answer that was given under `key`; None when the key is new, which it then is no longer for others."""
-    if not 1 <= len(key) <= 200 or not key.isprintable():
+    if not is_key(key):
         raise Invalid("An Idempotency-Key has 1 to 200 printable characters.", field="Idempotency-Key")
     reserve = insert(IdempotencyKey).values(
         user_id=actor.user_id, key=key, request_hash=fingerprint, status=0, response={}
