@@ -73,7 +73,7 @@ class Line:
     async def connect(cls, url: str, statements: Sequence[Statement]) -> Line:
         """A line to the database at `url`. Raises `DBAPIError`."""
         # What is asked here is found by its key: a plan for all values is the right one, and it is made once.
-        arguments = connect_arguments("-c plan_cache_mode=force_generic_plan")
+        arguments = connect_arguments("-c plan_cache_mode=force_generic_plan -c enable_seqscan=off")
         try:
             line = cls(await psycopg.AsyncConnection.connect(plain_url(url), autocommit=True, **arguments))
         except psycopg.Error as error:
