@@ -69,10 +69,12 @@ class Quick:
 
     def remember(self, token: str, actor: Actor) -> None:
         """Note who bears a token that may write. One with a limit of its own is always asked for."""
+        if len(self._bearers) >= REMEMBERED:
+            self._bearers.clear()
         if actor.requests_per_minute is None:
-            if len(self._bearers) >= REMEMBERED:
-                self._bearers.clear()
             self._bearers[token_hash(token)] = actor
+        else:
+            self._bearers.pop(token_hash(token), None)
 
     async def claim(self, scope: Scope, token: str, slug: str) -> Response | None:
         """Claim the next set. Raises `TooMany`, `NoPlaceError`, `DBAPIError`."""

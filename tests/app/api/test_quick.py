@@ -19,7 +19,7 @@ from app.connect import forget_settings
 from app.db import session_scope
 from app.embedded import Embedded
 from app.main import create_app
-from app.models import Role, Scope, User
+from app.models import Project, Role, Scope, User
 from app.services import claiming, gold, users
 from app.services.actors import SYSTEM
 from app.services.gold import GoldIn
@@ -260,3 +260,126 @@ class TestBothWays:
         assert state == state_long
         if settings.get("aggregation", "any") == "any":
             assert not wrong
+
+
+@dataclass
+class Site:
+    """A project with one critic who claimed and judged once, so that the short way knows them."""
+
+    project: Project
+    user: User
+    token: str
+
+    @property
+    def claim(self) -> str:
+        """The address of a claim."""
+        return f"/api/v1/projects/{self.project.slug}/assignments"
+
+
+@pytest.fixture
+def site(committed_db: CommittedDatabase, ways: Ways) -> Site:
+    """The site, and a critic whom the short way knows."""
+    with committed_db.sessions.begin() as session:
+        project = factories.make_project(session, round_every=1000, max_open=100)
+        for _ in range(8):
+            factories.make_candidate_set(session, project, texts=TEXTS)
+        user = factories.make_member(session, project)
+        made = Site(project, user, token_of(session, user))
+    assert ways.post(made.token, made.claim).status_code == 201
+    assert (ways.short, ways.long) == (0, 1)
+    assert ways.post(made.token, made.claim).status_code == 201
+    assert (ways.short, ways.long) == (1, 1)
+    return made
+
+
+PAUSE = """
+INSERT INTO critic_standings (project_id, critic_id, paused_at) SELECT project_id, user_id, now() FROM memberships
+"""
+
+
+class TestItTrustsNoMemory:
+    """What an admin changes holds for the very next request, whatever the process remembers of a token."""
+
+    @pytest.mark.parametrize(
+        ("change", "status"),
+        [
+            ("UPDATE tokens SET revoked_at = now()", 401),
+            ("UPDATE tokens SET expires_at = now()", 401),
+            ("UPDATE tokens SET scope = 'read'", 403),
+            ("UPDATE users SET disabled_at = now()", 401),
+            ("UPDATE memberships SET role = 'viewer'", 403),
+            ("DELETE FROM memberships", 404),
+            ("DELETE FROM tokens", 401),
+            (PAUSE, 403),
+        ],
+    )
+    def test_who_may_no_longer(
+        self, committed_db: CommittedDatabase, ways: Ways, site: Site, change: str, status: int
+    ) -> None:
+        with committed_db.sessions.begin() as session:
+            session.execute(text(change))
+        answer = ways.post(site.token, site.claim)
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+
+    def test_a_verdict_of_who_may_no_longer_is_not_taken(
+        self, committed_db: CommittedDatabase, ways: Ways, site: Site
+    ) -> None:
+        claimed = ways.post(site.token, site.claim).json()
+        with committed_db.sessions.begin() as session:
+            session.execute(text("UPDATE tokens SET revoked_at = now()"))
+        path = f"/api/v1/assignments/{claimed['id']}/verdict"
+        assert ways.post(site.token, path, {"kind": "none_fit"}).status_code == 401
+        with committed_db.sessions() as session:
+            assert session.scalar(text("SELECT count(*) FROM verdicts")) == 0
+
+    def test_a_token_with_a_limit_of_its_own_is_counted(
+        self, committed_db: CommittedDatabase, ways: Ways, site: Site
+    ) -> None:
+        with committed_db.sessions.begin() as session:
+            session.execute(text("UPDATE tokens SET requests_per_minute = 2"))
+        answers = [ways.post(site.token, site.claim) for _ in range(6)]
+        assert answers[-1].status_code == 429
+        assert int(answers[-1].headers["retry-after"]) > 0
+
+    def test_the_use_of_a_token_is_noted(self, committed_db: CommittedDatabase, ways: Ways, site: Site) -> None:
+        with committed_db.sessions.begin() as session:
+            session.execute(text("UPDATE tokens SET last_used_at = now() - interval '1 hour'"))
+        assert ways.post(site.token, site.claim).status_code == 201
+        with committed_db.sessions() as session:
+            assert session.scalar(text("SELECT last_used_at > now() - interval '1 minute' FROM tokens"))
+
+
+class TestAnswers:
+    def test_they_look_as_on_the_long_way(self, ways: Ways, site: Site) -> None:
+        answer = ways.post(site.token, site.claim)
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["ratelimit"].startswith('"token";r=')
+        path = f"/api/v1/assignments/{answer.json()['id']}/verdict"
+        given = ways.post(site.token, path, {"kind": "picked", "picks": [answer.json()["candidates"][0]["id"]]})
+        assert (given.status_code, ways.long) == (201, 1)
+        mine = ways.client.get(
+            f"/api/v1/verdicts/{given.json()['id']}", headers={"Authorization": f"Bearer {site.token}"}
+        )
+        assert mine.json() == given.json()
+
+    def test_none_is_ready(self, committed_db: CommittedDatabase, ways: Ways, site: Site) -> None:
+        with committed_db.sessions.begin() as session:
+            session.execute(text("UPDATE candidate_sets SET state = 'judged'"))
+        answer = ways.post(site.token, site.claim)
+        assert (answer.status_code, answer.content, ways.long) == (204, b"", 1)
+
+    def test_a_round_that_is_due_is_there_with_the_answer(
+        self, committed_db: CommittedDatabase, ways: Ways, site: Site
+    ) -> None:
+        with committed_db.sessions.begin() as session:
+            session.execute(text("UPDATE setting_revisions SET settings = settings || '{\"round_every\": 2}'"))
+        for _ in range(2):
+            claimed = ways.post(site.token, site.claim).json()
+            path = f"/api/v1/assignments/{claimed['id']}/verdict"
+            said = {"kind": "picked", "picks": [claimed["candidates"][0]["id"]]}
+            assert ways.post(site.token, path, said).status_code == 201
+        assert ways.long == 1
+        with committed_db.sessions() as session:
+            assert session.scalar(text("SELECT count(*) FROM rounds")) == 1
