@@ -26,6 +26,9 @@ from app.gate import take
 
 NUMBERED = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+# What is asked here is found by its key: one plan is right for all values, and never reads a whole table. A plan made
+# while tables are small would else do so until they are analysed.
+PLANS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 PATIENCE = 15.0
 """Seconds until a server that says nothing is given up; its own limit on a transaction is shorter."""
 
@@ -72,8 +75,7 @@ class Line:
     @classmethod
     async def connect(cls, url: str, statements: Sequence[Statement]) -> Line:
         """A line to the database at `url`. Raises `DBAPIError`."""
-        # What is asked here is found by its key: a plan for all values is the right one, and it is made once.
-        arguments = connect_arguments("-c plan_cache_mode=force_generic_plan -c enable_seqscan=off")
+        arguments = connect_arguments(" ".join(f"-c {name}={value}" for name, value in PLANS.items()))
         try:
             line = cls(await psycopg.AsyncConnection.connect(plain_url(url), autocommit=True, **arguments))
         except psycopg.Error as error:
@@ -89,10 +91,11 @@ class Line:
     async def run(self, *calls: Call) -> list[Row | None]:
         """Run the calls as one transaction: the first row of each, None where it has none. Raises `DBAPIError`."""
 
+        texts = [[as_text(values[name]) for name in statement.values] for statement, values in calls]
+
         def send() -> None:
-            for statement, values in calls:
-                texts = [as_text(values[name]) for name in statement.values]
-                self._raw.send_query_prepared(statement.name, texts)
+            for (statement, _), of_statement in zip(calls, texts, strict=True):
+                self._raw.send_query_prepared(statement.name, of_statement)
 
         results = await self._send(send)
         return [self._row(call[0], result) for call, result in zip(calls, results, strict=True)]
@@ -179,8 +182,19 @@ class Line:
 
 
 def as_text(value: Value) -> bytes | None:
-    """A value as PostgreSQL reads it; of which type it is follows from where it stands."""
-    return None if value is None else str(value).encode()
+    """A value as PostgreSQL reads it; of which type it is follows from where it stands.
+
+    Raises `DataError` for a text that cannot be stored: libpq would end it at a NUL.
+    """
+    if value is None:
+        return None
+    try:
+        text = str(value).encode()
+    except UnicodeEncodeError as error:
+        raise told(psycopg.DataError("a text that is no Unicode")) from error
+    if b"\0" in text:
+        raise told(psycopg.DataError("a text with a NUL"))
+    return text
 
 
 def told(error: psycopg.Error) -> DBAPIError:

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from psycopg import Error
+from psycopg import DataError, Error
 from sqlalchemy.exc import DBAPIError
 from starlette.responses import Response
 from starlette.types import Scope
@@ -153,7 +153,10 @@ async def run(line: Line, *calls: Call) -> list[Row | None] | None:
     try:
         return await line.run(*calls)
     except DBAPIError as error:
-        if isinstance(error.orig, Error) and (error.orig.sqlstate or "")[:2] in OF_THE_REQUEST:
+        reason = error.orig
+        if isinstance(reason, DataError) or (
+            isinstance(reason, Error) and (reason.sqlstate or "")[:2] in OF_THE_REQUEST
+        ):
             return None
         raise
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 
 from app import lines
 from app.db import plain_url
@@ -85,6 +85,16 @@ class TestLine:
             (found,) = await line.run((COUNT, {"name": "a"}))
             assert found is not None
             assert found["n"] == b"0"
+
+        on_a_line(url, work)
+
+    @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+    def test_what_cannot_be_stored_is_not_sent(self, url: str, name: str) -> None:
+        async def work(line: Line) -> None:
+            with pytest.raises(DataError):
+                await line.run((ADD, {"name": "a", "n": 1}), (ADD, {"name": name, "n": 1}))
+            assert await line.run((NOTHING, {})) == [None]
+            assert stored(url) == 0
 
         on_a_line(url, work)
 

@@ -364,6 +364,12 @@ class TestAnswers:
         )
         assert mine.json() == given.json()
 
+    @pytest.mark.parametrize("odd", ["%00", "%ED%A0%80", "'", "%F0%9F%A6%86"])
+    def test_an_odd_project_is_none(self, ways: Ways, site: Site, odd: str) -> None:
+        answer = ways.post(site.token, f"/api/v1/projects/{site.project.slug}{odd}/assignments")
+        assert answer.status_code in (404, 422)
+        assert answer.headers["content-type"] == "application/problem+json"
+
     def test_none_is_ready(self, committed_db: CommittedDatabase, ways: Ways, site: Site) -> None:
         with committed_db.sessions.begin() as session:
             session.execute(text("UPDATE candidate_sets SET state = 'judged'"))

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from app import db
 from app.connect import forget_settings
 from app.embedded import Embedded
+from app.lines import PLANS
 from app.models import Role
 from app.services import assignments
 from app.services.actors import Actor
@@ -156,7 +157,10 @@ def claims(session: Session, critic: Actor, turns: int) -> list[Cost]:
 
 
 @pytest.mark.parametrize("statements", STATES.values(), ids=STATES)
-def test_a_claim_reads_little_of_a_large_project(committed_db: CommittedDatabase, statements: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("plans", [{}, PLANS], ids=["in a session", "on a line"])
+def test_a_claim_reads_little_of_a_large_project(
+    committed_db: CommittedDatabase, statements: tuple[str, ...], plans: dict[str, str]
+) -> None:
     with committed_db.sessions() as session:
         critic, other = session.scalars(text("SELECT id FROM users WHERE email LIKE 'critic%' ORDER BY id"))
     bring_about(statements, critic, other)
@@ -164,7 +168,7 @@ def test_a_claim_reads_little_of_a_large_project(committed_db: CommittedDatabase
     try:
         with Session(engine) as session:
             session.execute(text("SELECT 1"))
-            for command in EXPLAIN.split(";"):
+            for command in (*EXPLAIN.split(";"), *(f"SET {name} = {value}" for name, value in plans.items())):
                 session.execute(text(command))
             session.commit()
             told = claims(session, Actor(user_id=critic, email="", role=Role.critic), WARM + TURNS)
