@@ -128,7 +128,7 @@ def _held_out_before(session: Session, project: Project) -> frozenset[int]:
 
 
 def _heldout_images(rows: Sequence[Row], before: frozenset[int]) -> frozenset[str]:
-    """Images whose rationales are never trained on: a tenth by hash, at least one where there are two or more.
+    """Images whose rationales are never trained on: a tenth by hash, of two or more at least one and never all.
 
     What was held out of one round (`before`, prompts) is held out of the next; the hash of an image alone would not do
     where the first round had to take the likeliest of few. A prompt with several images, one of them held out, holds
@@ -137,9 +137,15 @@ def _heldout_images(rows: Sequence[Row], before: frozenset[int]) -> frozenset[st
     images = sorted({image for row in rows for image in row.prompt.images}, key=_heldout_rank)
     if len({row.prompt.images for row in rows}) < 2:
         return frozenset()
-    chosen = {image for image in images if _heldout_rank(image) < HELDOUT_SHARE}
-    chosen |= {image for row in rows if row.prompt.id in before for image in row.prompt.images}
-    chosen = chosen or {images[0]}
+    by_hash = {image for image in images if _heldout_rank(image) < HELDOUT_SHARE}
+    kept = {image for row in rows if row.prompt.id in before for image in row.prompt.images}
+    chosen = _with_companions(rows, by_hash | kept or {images[0]})
+    # Of a few images all may be among the tenth; then there would be nothing to train on.
+    return chosen if len(chosen) < len(images) else _with_companions(rows, kept or {images[0]})
+
+
+def _with_companions(rows: Sequence[Row], chosen: set[str]) -> frozenset[str]:
+    """Images, and all that are shown beside one of them, beside one of those, and so on."""
     while True:
         grown = {image for row in rows if chosen & set(row.prompt.images) for image in row.prompt.images}
         if grown == chosen:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, NotFound
 from app.models import Project, Prompt, PromptState, Snapshot, SnapshotItem, SnapshotKind, Split
-from app.services import accepted, snapshots
+from app.services import accepted, selection, snapshots
 from app.services.actors import SYSTEM, Actor
 from app.services.selection import Row, Selection, choose_rows
 from app.services.store import get_store
@@ -101,6 +101,16 @@ class TestChooseRows:
             judge(session, project, critic)
         chosen = choose(session, project)
         assert len(chosen.heldout) == len(chosen.rationales) == 1
+
+    def test_never_all_are_held_out(
+        self, session: Session, project: Project, critic: Actor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Though by their hash all of a few images may be among the tenth."""
+        monkeypatch.setattr(selection, "HELDOUT_SHARE", 1.0)
+        judged = [judge(session, project, critic) for _ in range(3)]
+        chosen = choose(session, project)
+        assert (len(chosen.heldout), len(chosen.rationales)) == (1, 2)
+        assert prompts_of(chosen.rationales) | prompts_of(chosen.heldout) == {one.id for one in judged}
 
     def test_a_project_may_name_its_metric(self, session: Session, critic: Actor) -> None:
         for name, metric in (("loglik", "heldout"), ("rouge_l", "rouge_l")):
