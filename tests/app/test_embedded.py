@@ -141,6 +141,9 @@ class TestEmbedded:
             assert len(killed) == 2
             for process_id in killed:
                 os.kill(process_id, signal.SIGKILL)
+            for process_id in killed:  # both are looked for at once, so both must be over by then
+                while psutil.pid_exists(process_id) and psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE:
+                    time.sleep(0.01)
             said = come_back(services)
             assert [words.split(";")[0] for words in said[:2]] == [
                 "PostgreSQL ended with SIGKILL",
