@@ -17,7 +17,7 @@ from app import rate_limits
 from app.db import session_factory
 from app.errors import Unauthenticated
 from app.models import Scope
-from app.services import users
+from app.services import signing_in, users
 from app.services.actors import Actor, require_scope
 
 SESSION_COOKIE = "illume_session"
@@ -82,7 +82,7 @@ def get_actor(request: Request, session: SessionDep, _: Annotated[object, Securi
     if token is not None:
         return bearer_of(request.scope, session, token, reads_only=reads_only)
     cookie = request.cookies.get(SESSION_COOKIE)
-    found = users.actor_for_cookie(session, cookie) if cookie and reads_only else None
+    found = signing_in.actor_for_cookie(session, cookie) if cookie and reads_only else None
     if found is None:
         raise Unauthenticated("Send a token: Authorization: Bearer TOKEN.")
     return found[0]

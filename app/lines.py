@@ -90,7 +90,6 @@ class Line:
 
     async def run(self, *calls: Call) -> list[Row | None]:
         """Run the calls as one transaction: the first row of each, None where it has none. Raises `DBAPIError`."""
-
         texts = [[as_text(values[name]) for name in statement.values] for statement, values in calls]
 
         def send() -> None:

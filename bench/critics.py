@@ -74,7 +74,7 @@ def over_assigned() -> int:
 def plan(critic: int, slug: str) -> str:
     """What PostgreSQL does for a critic's next claim."""
     with session_scope() as session:
-        values = claiming.claim_values(critic, slug, is_admin=False, max_open=None)
+        values = claiming.claim_values(Actor(user_id=critic, email="", role=Role.critic), slug)
         explain = f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {claiming.CLAIM.text}"
         lines = [row[0] for row in session.execute(text(explain), values)]
         session.rollback()

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.db import session_scope
 from app.models import ModelVersion, Scope, User, Webhook
-from app.services import set_agreements, sweep, users
+from app.services import set_agreements, signing_in, sweep, users
 from app.services.actors import SYSTEM
 from bench import filling
 from tests.e2e import world
@@ -225,5 +225,5 @@ def sign_in() -> Large:
         found = session.execute(text(FIND), {"project": project}).one()._asdict()
         image = session.execute(text("SELECT min(sha256) FROM images")).scalar_one()
         _, token = users.create_token(session, SYSTEM, user_id=admin.id, scope=Scope.admin)
-        cookies = [users.open_web_session(session, one)[0] for one in (admin, critic)]
+        cookies = [signing_in.open_web_session(session, one)[0] for one in (admin, critic)]
     return Large({key: str(value) for key, value in found.items()} | {"image": image}, cookies[0], cookies[1], token)

@@ -34,7 +34,7 @@ from app.db import session_scope
 from app.deps import SESSION_COOKIE
 from app.embedded import Embedded
 from app.models import Role, User
-from app.services import users, workers
+from app.services import signing_in, workers
 from bench.serving import free_port, serve
 from tests.e2e import world
 
@@ -114,7 +114,7 @@ def fill() -> str:
         admin = session.scalars(select(User).where(User.role == Role.admin).order_by(User.id)).first()
         if admin is None:
             raise SystemExit("there is no admin")
-        return users.open_web_session(session, admin)[0]
+        return signing_in.open_web_session(session, admin)[0]
 
 
 def main() -> int:

@@ -48,6 +48,7 @@ Deed = Callable[[Session, Actor], Response]
 
 class Direct:
     """ASGI middleware that answers claims and verdicts: on the short way, else in one of `threads` threads of its own.
+
     Who waits over `wait` seconds for one is refused by the gate, behind which it stands.
     """
 

@@ -20,10 +20,11 @@ from app.api.responses import Json
 from app.errors import Invalid, NotFound
 from app.lines import Call, Line, Lines, Row, Statement, Values, prepared
 from app.models import VerdictKind
-from app.services import assignments, claiming, judging, verdicts
+from app.services import assignments, claiming, held, judging, verdicts
 from app.services.actors import Actor, parse_id
 from app.services.judging import Manner
-from app.services.users import bearer_values, token_hash
+from app.services.passwords import secret_hash
+from app.services.users import bearer_values
 from app.services.verdict_giving import give_values
 from app.services.verdicts import VerdictIn
 
@@ -32,7 +33,7 @@ REMEMBERED = 10_000
 OF_THE_REQUEST = ("22", "23", "40")
 """Classes of errors for which the long way finds the words: values, keys used before, and what met something else."""
 
-LOCK = prepared("lock", assignments.LOCK_CRITIC)
+LOCK = prepared("lock", held.LOCK_CRITIC)
 CLAIM = prepared("claim", claiming.CLAIM_BY_TOKEN)
 MANNER = prepared("manner", judging.MANNER)
 GIVE_ALONE = prepared("give_alone", judging.GIVE_ALONE)
@@ -72,21 +73,19 @@ class Quick:
         if len(self._bearers) >= REMEMBERED:
             self._bearers.clear()
         if actor.requests_per_minute is None:
-            self._bearers[token_hash(token)] = actor
+            self._bearers[secret_hash(token)] = actor
         else:
-            self._bearers.pop(token_hash(token), None)
+            self._bearers.pop(secret_hash(token), None)
 
     async def claim(self, scope: Scope, token: str, slug: str) -> Response | None:
         """Claim the next set. Raises `TooMany`, `NoPlaceError`, `DBAPIError`."""
         actor, hashed = self._bearer(scope, token)
         if actor is None:
             return None
-        values = claiming.claim_values(actor.user_id, slug, is_admin=actor.is_admin, max_open=actor.max_open)
-        values |= bearer_values(actor, hashed)
-        calls = (LOCK, {"critic": actor.user_id % 2**31}), (CLAIM, values)
+        values = {**claiming.claim_values(actor, slug), **bearer_values(actor, hashed)}
         for _ in range(assignments.RETRIES):
             async with self._lines.one() as line:
-                rows = await run(line, *calls)
+                rows = await run(line, (LOCK, values), (CLAIM, values))
             row = None if rows is None else rows[1]
             if row is None or row["allowed"] != b"t":
                 return None
@@ -122,7 +121,7 @@ class Quick:
 
     def _bearer(self, scope: Scope, token: str) -> tuple[Actor | None, str]:
         """Who bore the token the last time, and its hash. Counts its use."""
-        hashed = token_hash(token)
+        hashed = secret_hash(token)
         actor = self._bearers.get(hashed)
         if actor is not None:
             rate_limits.count(scope, actor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
@@ -22,10 +21,14 @@ v.current AND v.kind IN ('picked', 'none_fit') AND (v.state = 'decided' OR (v.st
 )))
 """
 VOTES = f"""
-WITH judged AS (
+WITH rule AS MATERIALIZED (
+    SELECT r.settings ->> 'aggregation' AS aggregation,
+        coalesce((r.settings -> 'weigh_reliability')::boolean, false) AS weigh
+    FROM projects j JOIN setting_revisions r ON r.id = j.revision_id WHERE j.id = :project
+), judged AS (
     SELECT v.id, v.prompt_id, v.candidate_set_id, v.rationale, s.slots, v.state = 'decided' AS decided,
-        CASE WHEN :weigh THEN v.weight ELSE 1 END AS weight,
-        sum(CASE WHEN :weigh THEN v.weight ELSE 1 END) OVER same_set
+        CASE WHEN (SELECT weigh FROM rule) THEN v.weight ELSE 1 END AS weight,
+        sum(CASE WHEN (SELECT weigh FROM rule) THEN v.weight ELSE 1 END) OVER same_set
             + greatest(s.slots - count(*) OVER same_set, 0) AS whole
     FROM verdicts v
     JOIN candidate_sets s ON s.id = v.candidate_set_id
@@ -46,9 +49,14 @@ WITH judged AS (
 ), accepted AS (
     SELECT prompt_id, verdict_id, candidate_id, text FROM votes
     WHERE decided
-        OR CASE :aggregation WHEN 'any' THEN true WHEN 'majority' THEN 2 * weight > whole ELSE votes >= slots END
+        OR CASE (SELECT aggregation FROM rule)
+            WHEN 'any' THEN true WHEN 'majority' THEN 2 * weight > whole ELSE votes >= slots END
 )
 """  # noqa: S608 - constants only
+AGGREGATION = """
+SELECT r.settings ->> 'aggregation' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
+WHERE j.id = :project
+"""
 LIST = f"{VOTES} SELECT * FROM accepted ORDER BY prompt_id, verdict_id, candidate_id"  # noqa: S608 - constants only
 REFRESH = f"""{VOTES}
 UPDATE prompts p
@@ -75,14 +83,7 @@ class Accepted:
 
 def aggregation_of(session: Session, project_id: int) -> str:
     """The rule in force by which votes of several critics count."""
-    return str(_rule(session, project_id)["aggregation"])
-
-
-def _rule(session: Session, project_id: int) -> dict[str, Any]:
-    """The settings that say which votes count, as the statements take them."""
-    settings = "SELECT r.settings FROM projects p JOIN setting_revisions r ON r.id = p.revision_id"
-    found = session.scalar(text(f"{settings} WHERE p.id = :project"), {"project": project_id}) or {}
-    return {"aggregation": found["aggregation"], "weigh": bool(found.get("weigh_reliability", False))}
+    return str(session.execute(text(AGGREGATION), {"project": project_id}).scalar_one())
 
 
 def accepted_rationales(
@@ -92,14 +93,8 @@ def accepted_rationales(
 
     In the order of prompts and then of verdicts; those of held and retired prompts are not among them.
     """
-    rows = session.execute(
-        text(LIST),
-        {
-            "project": project.id,
-            **_rule(session, project.id),
-            "prompts": None if prompt_ids is None else list(prompt_ids),
-        },
-    )
+    values = {"project": project.id, "prompts": None if prompt_ids is None else list(prompt_ids)}
+    rows = session.execute(text(LIST), values)
     kept: dict[tuple[int, str], Accepted] = {}
     for row in rows:
         one = Accepted(row.prompt_id, row.verdict_id, row.candidate_id, row.text)
@@ -109,14 +104,8 @@ def accepted_rationales(
 
 def refresh_prompts(session: Session, project_id: int, prompt_ids: Sequence[int] | None = None) -> None:
     """Set `has_accepted` and `fresh` of a project's prompts, or of some of them, from the verdicts that count."""
-    session.execute(
-        text(REFRESH),
-        {
-            "project": project_id,
-            **_rule(session, project_id),
-            "prompts": None if prompt_ids is None else list(prompt_ids),
-        },
-    )
+    values = {"project": project_id, "prompts": None if prompt_ids is None else list(prompt_ids)}
+    session.execute(text(REFRESH), values)
 
 
 def refresh_prompt(session: Session, prompt_id: int) -> None:

@@ -58,7 +58,7 @@ def has_role(role: Role | None, need: Role) -> bool:
 
 def project_role(session: Session, actor: Actor, project: Project) -> Role | None:
     """What `actor` is in `project`: an admin is one everywhere, others are what their membership says."""
-    if actor.role is Role.admin:
+    if actor.is_admin:
         return Role.admin
     role = session.scalar(
         select(Membership.role).where(Membership.project_id == project.id, Membership.user_id == actor.user_id)
@@ -88,6 +88,6 @@ def require(session: Session, actor: Actor, project: Project, need: Role) -> Non
 
 def require_admin(actor: Actor) -> None:
     """Raise `Forbidden` for who does not administer the installation."""
-    if actor.role is not Role.admin:
+    if not actor.is_admin:
         raise Forbidden(f"This needs the role 'admin'; you are '{actor.role.value}'.")
     require_scope(actor, Scope.admin)

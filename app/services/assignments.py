@@ -16,13 +16,12 @@ from app.models import Assignment, AssignmentState, Project, Purpose, Role
 from app.services import standings
 from app.services.actors import Actor, has_role, project_role, require
 from app.services.claiming import CLAIM, CLAIM_JSON, claim_values
+from app.services.held import lock_critic
 from app.services.projects import get_project
 
 MAX_EXTENSIONS = 4
 RETRIES = 20
 PAUSE = 0.02
-
-LOCK_CRITIC = text("SELECT pg_advisory_xact_lock(12, CAST(:critic AS int))")
 
 LOOK = text(f"""
 SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, a.critic_id, a.project_id
@@ -80,9 +79,8 @@ def claim_in(session: Session, actor: Actor, slug: str, *, max_open: int | None 
     renewed. Needs the role critic. Raises `Forbidden` for who is paused, or has yet to practise.
     """
     # A statement of its own, so that the next one sees what the same critic claimed a moment ago.
-    session.execute(LOCK_CRITIC, {"critic": actor.user_id % 2**31})
-    is_admin, max_open = actor.role is Role.admin, max_open or actor.max_open
-    values = claim_values(actor.user_id, slug, is_admin=is_admin, max_open=max_open)
+    lock_critic(session, actor)
+    values = claim_values(actor, slug, max_open=max_open)
     for _ in range(RETRIES):
         row = session.execute(CLAIM, values).one()
         if row.id is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
+from app.services.actors import Actor
 from app.services.users import STILL_BEARS
 
 HEAD = 24
@@ -221,18 +222,21 @@ SELECT NULL, NULL, NULL, NULL,
     coalesce((SELECT stands FROM allowed), false)
 WHERE NOT EXISTS (SELECT FROM a)
 """  # noqa: S608 - constants only
-CLAIM = text(SQL.replace(" AND WHO_ASKS", ""))
+CLAIM = text(SQL.replace("WHO_ASKS", "true"))
 # The same for who is only known from before: where the token bears them no longer, nobody is allowed anything.
 CLAIM_BY_TOKEN = text(SQL.replace("WHO_ASKS", STILL_BEARS))
 
 
-def claim_values(critic: int, slug: str, *, is_admin: bool, max_open: int | None) -> dict[str, Any]:
-    """What the statement is run with. Two dice say whether it is the turn of a gold prompt, or of a repeat."""
+def claim_values(actor: Actor, slug: str, *, max_open: int | None = None) -> dict[str, Any]:
+    """What the statement is run with; without `max_open` the token's counts, if it has one.
+
+    Two dice say whether it is the turn of a gold prompt, or of a repeat.
+    """
     return {
         "slug": slug,
-        "critic": critic,
-        "is_admin": is_admin,
-        "max_open": max_open,
+        "critic": actor.user_id,
+        "is_admin": actor.is_admin,
+        "max_open": max_open or actor.max_open,
         "gold_draw": random.random(),
         "repeat_draw": random.random(),
     }

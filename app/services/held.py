@@ -1,13 +1,14 @@
-"""What a critic holds at this moment, by id: for who only has to know which claims those are."""
+"""What a critic holds at this moment, by id, and the lock by which they claim one after the other."""
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.models import Assignment, AssignmentState, Project
 from app.services.actors import Actor
-from app.services.assignments import LOCK_CRITIC
+
+LOCK_CRITIC = text("SELECT pg_advisory_xact_lock(12, CAST(CAST(:critic AS bigint) % 2147483648 AS int))")
 
 
 def held_ids(session: Session, actor: Actor, project: Project) -> list[int]:
@@ -26,4 +27,4 @@ def lock_critic(session: Session, actor: Actor) -> None:
     Who judges and claims in one transaction does this first: taken after the rows of the verdict, the lock could be
     held by a claim of the same critic that waits for these rows.
     """
-    session.execute(LOCK_CRITIC, {"critic": actor.user_id % 2**31})
+    session.execute(LOCK_CRITIC, {"critic": actor.user_id})

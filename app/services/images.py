@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement
 
 from app.errors import Invalid, NotFound, TooLarge
-from app.models import Image, ImageGrant, Membership, Prompt, PromptImage, Role
+from app.models import Image, ImageGrant, Membership, Prompt, PromptImage
 from app.services.actors import Actor
 from app.services.store import get_store
 
@@ -124,7 +124,7 @@ def add_images(session: Session, actor: Actor, pictures: Sequence[Picture]) -> l
 
 def usable_by(actor: Actor) -> ColumnElement[bool]:
     """A condition on `Image`: the actor brought it, or is a member of a project with a prompt that shows it."""
-    if actor.role is Role.admin:
+    if actor.is_admin:
         return true()  # an admin sees all there is
     granted = exists().where(ImageGrant.sha256 == Image.sha256, ImageGrant.user_id == actor.user_id)
     shown = exists().where(

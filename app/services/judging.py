@@ -13,7 +13,7 @@ from sqlalchemy import text
 from app.services.accepted import REFRESH
 from app.services.overlap import ADAPT_SET
 from app.services.users import STILL_BEARS
-from app.services.verdict_giving import giving
+from app.services.verdict_giving import RULE, giving
 from app.services.verdict_rows import CLOSE_IF_FULL
 
 # The usual verdicts: of a set with one slot, whose verdict closes it; and of one with several, after which some more
@@ -36,31 +36,18 @@ ITS = """
 ITS_SET, ITS_PROMPT, ITS_PROJECT = (ITS.replace("WHAT", one) for one in ("candidate_set_id", "prompt_id", "project_id"))
 ADAPT = text(ADAPT_SET.replace(":set", ITS_SET))
 CLOSE = text(CLOSE_IF_FULL.replace(":set", ITS_SET))
-RULE = f"""
-WITH rule AS MATERIALIZED (
-    SELECT r.settings ->> 'aggregation' AS aggregation,
-        coalesce((r.settings -> 'weigh_reliability')::boolean, false) AS weigh
-    FROM projects p JOIN setting_revisions r ON r.id = p.revision_id WHERE p.id = {ITS_PROJECT}
-),
-"""  # noqa: S608 - constants only
-ITS_VOTES = (
-    REFRESH.replace("WITH", RULE, 1)
-    .replace("CAST(:prompts AS bigint[])", f"ARRAY{ITS_PROMPT}")
-    .replace(":project", ITS_PROJECT)
-    .replace(":aggregation", "(SELECT aggregation FROM rule)")
-    .replace(":weigh", "(SELECT weigh FROM rule)")
-)
+ITS_VOTES = REFRESH.replace("CAST(:prompts AS bigint[])", f"ARRAY{ITS_PROMPT}").replace(":project", ITS_PROJECT)
 COUNT_VOTES = text(f"{ITS_VOTES} RETURNING p.fresh AS became_fresh")
-MANNER = text("""
+MANNER = text(f"""
 SELECT s.slots = 1 AND NOT rule.adaptive AS is_alone, rule.adaptive,
     r.settings ->> 'aggregation' <> 'any' AS counts_votes
 FROM assignments a
 JOIN candidate_sets s ON s.id = a.candidate_set_id
 JOIN projects j ON j.id = a.project_id
 JOIN setting_revisions r ON r.id = j.revision_id
-CROSS JOIN LATERAL (SELECT coalesce((r.settings -> 'adaptive_overlap')::boolean, false) AS adaptive) rule
+{RULE}
 WHERE a.id = CAST(:assignment AS bigint) AND a.critic_id = CAST(:critic AS bigint)
-""")
+""")  # noqa: S608 - constants only
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from datetime import timedelta
 
@@ -14,14 +13,11 @@ from app.errors import NotFound
 from app.models import LinkPurpose, OneTimeLink, User
 from app.services import audit, users
 from app.services.actors import Actor, require_admin
+from app.services.passwords import secret_hash
 
 LASTS = {LinkPurpose.invitation: timedelta(days=7), LinkPurpose.password: timedelta(days=1)}
 KEPT = timedelta(days=30)
 SPENT = "This link was used already, has expired, or was replaced by another: ask an admin for a new one."
-
-
-def _hash(plain: str) -> str:
-    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose) -> tuple[OneTimeLink, str]:
@@ -35,7 +31,7 @@ def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose
     session.execute(delete(OneTimeLink).where(OneTimeLink.expires_at < func.now() - KEPT))
     plain = secrets.token_urlsafe(32)
     link = OneTimeLink(
-        token_hash=_hash(plain),
+        token_hash=secret_hash(plain),
         user_id=user.id,
         purpose=purpose,
         created_by=actor.stored_id,
@@ -62,7 +58,7 @@ def find_link(session: Session, plain: str) -> tuple[OneTimeLink, User]:
         select(OneTimeLink, User)
         .join(User, User.id == OneTimeLink.user_id)
         .where(
-            OneTimeLink.token_hash == _hash(plain),
+            OneTimeLink.token_hash == secret_hash(plain),
             OneTimeLink.used_at.is_(None),
             OneTimeLink.expires_at > func.now(),
             User.disabled_at.is_(None),

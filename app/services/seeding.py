@@ -12,7 +12,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.models import Project, Prompt, Role, Scope, User
-from app.services import images, projects, prompts, users
+from app.services import images, passwords, projects, prompts, users
 from app.services.actors import SYSTEM
 from app.settings import Settings
 
@@ -65,7 +65,7 @@ def _account(session: Session, name: str, known: Account) -> Account:
         password = secrets.token_urlsafe(12)
         slugs = () if role is Role.admin else (SLUG,)
         user = users.add_user(session, SYSTEM, email=email, role=role, password=password, project_slugs=slugs)
-    elif not users.password_fits(user, password):
+    elif not passwords.password_fits(user, password):
         password = secrets.token_urlsafe(12)
         users.set_password(session, SYSTEM, user.id, password)
     token = known.get("token", "")

@@ -1,49 +1,27 @@
-"""People, their passwords, browser sessions and tokens."""
+"""People, what they are in projects, and their tokens."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import hmac
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
-import argon2
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.db import now_of
-from app.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unauthenticated
-from app.models import Membership, Project, Role, Scope, SignInTry, Token, User, WebSession
+from app.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
+from app.models import Membership, Project, Role, Scope, Token, User, WebSession
 from app.services import audit
 from app.services.actors import Actor, require_admin, require_scope
-from app.settings import get_settings
+from app.services.passwords import hash_password, secret_hash
 
 EMAIL_FORM = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|[^@\s]+@localhost")
-MIN_PASSWORD = 8
-MAX_PASSWORD = 1000
 MAX_REQUESTS = 1_000_000
-TRY_SECONDS = 60
-WRONG = "The email address or the password is wrong."
-
-
-@functools.cache
-def _hasher() -> argon2.PasswordHasher:
-    """Argon2id with 19 MiB a check, so that many sign-ins at once fit the memory of the web process."""
-    return argon2.PasswordHasher(time_cost=3, memory_cost=19 * 1024, parallelism=1)
-
-
-@functools.cache
-def _nobodys_hash() -> str:
-    """What an unknown account's password is checked against, so that it takes as long as a known one's."""
-    return _hasher().hash(secrets.token_hex(16))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # People
@@ -66,7 +44,7 @@ def add_user(
     email = email.strip()
     if not EMAIL_FORM.fullmatch(email) or len(email) > 320:
         raise Invalid("This is no email address.", field="email")
-    user = User(email=email, role=role, password_hash=None if password is None else _hash_password(password))
+    user = User(email=email, role=role, password_hash=None if password is None else hash_password(password))
     try:
         with session.begin_nested():
             session.add(user)
@@ -181,7 +159,7 @@ def set_password(session: Session, actor: Actor, user_id: int, password: str) ->
     """Set a person's password and end their browser sessions. Raises `Invalid` for a weak one."""
     user = get_user(session, actor, user_id)
     require_scope(actor, Scope.admin)
-    user.password_hash = _hash_password(password)
+    user.password_hash = hash_password(password)
     session.execute(delete(WebSession).where(WebSession.user_id == user.id))
     audit.record(session, actor, "user.password", f"user:{user.id}")
     session.flush()
@@ -195,91 +173,6 @@ def _keep_an_admin(session: Session, user: User) -> None:
     )
     if not [other for other in others if other != user.id]:
         raise Conflict("This is the last admin: make somebody else one first.")
-
-
-def _hash_password(password: str) -> str:
-    if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
-        raise Invalid(f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters.", field="password")
-    return _hasher().hash(password)
-
-
-# Signing in
-
-
-def check_password(session: Session, email: str, password: str, *, address: str) -> User:
-    """The person who signs in with this password from this network address.
-
-    Raises `TooMany` after a few failures a minute for the account or the address, known or not, and `Unauthenticated`.
-    The one service that commits: a try must stay counted although the sign-in fails, and its locks must not
-    be held while a password is checked.
-    """
-    keys = sorted((_sha256(f"account {email.strip().lower()}"), _sha256(f"address {address}")))
-    tries = _count_try(session, keys)
-    session.commit()
-    user = find_user(session, email)
-    stored = user.password_hash if user is not None and user.disabled_at is None else None
-    fits = _fits(stored or _nobodys_hash(), password) and stored is not None
-    if not fits or user is None:
-        raise Unauthenticated(WRONG)
-    session.execute(delete(SignInTry).where(SignInTry.id.in_(tries)))
-    if _hasher().check_needs_rehash(stored or ""):
-        user.password_hash = _hasher().hash(password)
-    return user
-
-
-def _count_try(session: Session, keys: list[str]) -> list[int]:
-    """Note a try under each of `keys` (sorted, so that two tries cannot wait for each other). Returns its rows' ids."""
-    limit = get_settings().sign_in_tries
-    for key in keys:
-        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7))"), {"key": key})
-    since_first = func.extract("epoch", func.now() - func.min(SignInTry.at))
-    recent = select(SignInTry.key, func.count(), since_first).where(
-        SignInTry.key.in_(keys), SignInTry.at > func.now() - timedelta(seconds=TRY_SECONDS)
-    )
-    for _, count, seconds in session.execute(recent.group_by(SignInTry.key)):
-        if count >= limit:
-            wait = max(1, TRY_SECONDS - int(seconds))
-            raise TooMany(f"Too many tries to sign in: wait {wait} seconds.", retry_after=wait)
-    rows = [SignInTry(key=key) for key in keys]
-    session.add_all(rows)
-    session.flush()
-    return [row.id for row in rows]
-
-
-def password_fits(user: User, password: str) -> bool:
-    """Whether `password` is the person's own."""
-    return user.password_hash is not None and _fits(user.password_hash, password)
-
-
-def _fits(stored: str, password: str) -> bool:
-    try:
-        return _hasher().verify(stored, password)
-    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
-        return False
-
-
-def open_web_session(session: Session, user: User) -> tuple[str, str]:
-    """Sign a browser in. Returns the cookie's value and the CSRF token; only the cookie's hash is kept."""
-    cookie, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-    expires = now_of(session) + timedelta(hours=get_settings().session_hours)
-    session.add(WebSession(token_hash=_sha256(cookie), user_id=user.id, csrf_token=csrf, expires_at=expires))
-    session.flush()
-    return cookie, csrf
-
-
-def actor_for_cookie(session: Session, cookie: str) -> tuple[Actor, str] | None:
-    """Who is behind a browser's cookie, and its CSRF token; None when it is unknown, over, or its person disabled."""
-    row = session.execute(
-        select(User.id, User.email, User.role, WebSession.csrf_token)
-        .join(User, User.id == WebSession.user_id)
-        .where(WebSession.token_hash == _sha256(cookie), WebSession.expires_at > func.now(), User.disabled_at.is_(None))
-    ).one_or_none()
-    return None if row is None else (Actor(user_id=row.id, email=row.email, role=Role(row.role)), row.csrf_token)
-
-
-def close_web_session(session: Session, cookie: str) -> None:
-    """Sign a browser out."""
-    session.execute(delete(WebSession).where(WebSession.token_hash == _sha256(cookie)))
 
 
 # Tokens
@@ -311,7 +204,7 @@ def create_token(
     plain = "ill_" + secrets.token_urlsafe(32)
     token = Token(
         user_id=user.id,
-        token_hash=_sha256(plain),
+        token_hash=secret_hash(plain),
         scope=scope,
         name=name,
         expires_at=expires_at,
@@ -373,7 +266,7 @@ def actor_for_token(session: Session, plain: str) -> Actor:
 
 def find_actor_for_token(session: Session, plain: str) -> Actor | None:
     """Who bears a token; None where it is unknown, expired or revoked, or its person disabled."""
-    row = session.execute(BEARER, {"hash": _sha256(plain)}).one_or_none()
+    row = session.execute(BEARER, {"hash": secret_hash(plain)}).one_or_none()
     if row is None:
         return None
     if row.is_use_news:
@@ -387,11 +280,6 @@ def find_actor_for_token(session: Session, plain: str) -> Actor | None:
         max_open=row.max_open,
         requests_per_minute=row.requests_per_minute,
     )
-
-
-def token_hash(plain: str) -> str:
-    """What is kept of a token."""
-    return _sha256(plain)
 
 
 def bearer_values(actor: Actor, hashed: str) -> dict[str, str | int | None]:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import orjson
 from sqlalchemy import TextClause, text
 
-from app.models import AssignmentState, Role, VerdictKind
+from app.models import AssignmentState, VerdictKind
 from app.services.actors import Actor
 from app.services.verdict_forms import GIVEN_JSON, VerdictIn, candidate_ids
 
+# The rule of the settings `r` by which a set's verdicts are dealt with.
+RULE = "CROSS JOIN LATERAL (SELECT coalesce((r.settings -> 'adaptive_overlap')::boolean, false) AS adaptive) rule"
 # One statement. The rows are locked in one order everywhere: assignment, candidate set, prompt. What stays as it is is
 # not written: a set of several slots, and its prompt, mostly wait for the statements that come after.
 PARTS = f"""
@@ -29,7 +31,7 @@ WITH mine AS (
     JOIN projects j ON j.id = a.project_id
     JOIN setting_revisions r ON r.id = j.revision_id
     LEFT JOIN critic_standings d ON d.project_id = a.project_id AND d.critic_id = a.critic_id
-    CROSS JOIN LATERAL (SELECT coalesce((r.settings -> 'adaptive_overlap')::boolean, false) AS adaptive) rule
+    {RULE}
     WHERE a.id = CAST(:assignment AS bigint) AND a.critic_id = CAST(:critic AS bigint) AND a.state = 'open'
       AND CAST(:mentioned AS bigint[]) <@ a.shown
       AND (:is_admin OR EXISTS (
@@ -89,13 +91,15 @@ KEEP = """
     SELECT CAST(:critic AS bigint), :key, :fingerprint, 201, body FROM given
 )
 """
-GIVE = text(f"{PARTS} SELECT * FROM given".replace("AND ONLY_IF", ""))  # noqa: S608 - constants only
 
 
 def giving(condition: str, *, keeps_key: bool = False) -> TextClause:
     """The statement for those verdicts that fulfil a condition; of others it does nothing."""
     parts = PARTS.replace("ONLY_IF", condition) + (KEEP if keeps_key else "")
     return text(f"{parts} SELECT * FROM given")  # noqa: S608 - constants only
+
+
+GIVE = giving("true")
 
 
 def array_text(numbers: Sequence[int]) -> str:
@@ -116,7 +120,7 @@ def give_values(actor: Actor, assignment_id: int, verdict: VerdictIn) -> dict[st
         # mixture of types would be a statement with plans of its own.
         "assignment": str(assignment_id),
         "critic": str(actor.user_id),
-        "is_admin": actor.role is Role.admin,
+        "is_admin": actor.is_admin,
         "mentioned": array_text(mentioned),
         "kind": verdict.kind.value,
         "reason": verdict.reason,

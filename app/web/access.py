@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from app.deps import SESSION_COOKIE, SessionDep
 from app.errors import Forbidden, Unauthenticated
 from app.models import Project, Role
-from app.services import projects, users
+from app.services import projects, signing_in
 from app.services.actors import Actor, project_role
 
 COOKIE = SESSION_COOKIE
@@ -31,7 +31,7 @@ class SignedIn:
 def signed_in(request: Request, session: SessionDep) -> SignedIn:
     """Who is behind the session cookie. Raises `Unauthenticated`."""
     cookie = request.cookies.get(COOKIE)
-    found = users.actor_for_cookie(session, cookie) if cookie else None
+    found = signing_in.actor_for_cookie(session, cookie) if cookie else None
     if found is None:
         raise Unauthenticated("Your session has ended or you are not signed in. Sign in, then try again.")
     return SignedIn(*found)

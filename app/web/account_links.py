@@ -12,7 +12,7 @@ from app.deps import SessionDep
 from app.errors import Invalid
 from app.models import LinkPurpose
 from app.services import links
-from app.services.users import MIN_PASSWORD
+from app.services.passwords import MIN_PASSWORD
 from app.web.access import OLD_FORM, Form, equal, sent_token, text_of
 from app.web.forms import Field
 from app.web.rendering import Shell, page

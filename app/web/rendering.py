@@ -98,7 +98,7 @@ def shell_for(
         user_id=str(actor.user_id),
         email=actor.email,
         is_admin=actor.role is not Role.critic,
-        manages_users=actor.role is Role.admin,
+        manages_users=actor.is_admin,
         messages=(*messages, *((Message(done),) if done else ())),
     )
 

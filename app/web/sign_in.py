@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.deps import SessionDep
 from app.errors import Forbidden, NotFound, TooMany, Unauthenticated
 from app.models import Role
-from app.services import users
+from app.services import signing_in
 from app.services.actors import Actor
 from app.settings import get_settings
 from app.web.access import COOKIE, OLD_FORM, Form, Me, Poster, equal, judged_project, sent_token, text_of
@@ -94,13 +94,13 @@ def sign_in(request: Request, session: SessionDep, form: Form) -> Response:
         return form_page(request, SignInView(view.next, email, OLD_FORM), status=403)
     address = request.client.host if request.client else ""
     try:
-        user = users.check_password(session, email, text_of(form, "password"), address=address)
+        user = signing_in.check_password(session, email, text_of(form, "password"), address=address)
     except (Unauthenticated, TooMany) as error:
         response = form_page(request, SignInView(view.next, email, error.detail), status=error.status)
         if isinstance(error, TooMany):
             response.headers["Retry-After"] = str(error.retry_after)
         return response
-    secret, _ = users.open_web_session(session, user)
+    secret, _ = signing_in.open_web_session(session, user)
     response = RedirectResponse(view.next, status_code=303)
     set_cookie(response, COOKIE, secret, seconds=get_settings().session_hours * 3600)
     response.delete_cookie(FORM_COOKIE, path="/")
@@ -110,7 +110,7 @@ def sign_in(request: Request, session: SessionDep, form: Form) -> Response:
 @router.post("/sign-out")
 def sign_out(request: Request, session: SessionDep, who: Poster) -> RedirectResponse:  # noqa: ARG001 - must be signed in
     """End the browser's session."""
-    users.close_web_session(session, request.cookies.get(COOKIE, ""))
+    signing_in.close_web_session(session, request.cookies.get(COOKIE, ""))
     response = RedirectResponse("/sign-in?done=signed-out", status_code=303)
     response.delete_cookie(COOKIE, path="/")
     return response

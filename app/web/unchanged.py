@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import time
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.deps import SESSION_COOKIE, Sessions
 from app.services import marks
+from app.services.passwords import secret_hash
 
 LIVE = re.compile(r"/admin/projects/([^/]+)(?:/rounds|/rounds/\d+|/versions|/comparisons/\d+|/imports/\d+)?")
 MOST = 512
@@ -67,7 +67,7 @@ class Unchanged:
         if found is None or request is None or not cookie:
             await self.app(scope, receive, send)
             return
-        key = (scope["path"], scope["query_string"], hashlib.sha256(cookie.encode()).hexdigest())
+        key = (scope["path"], scope["query_string"], secret_hash(cookie))
         # Of tabs that ask at once one has the page made, and the others get what it got.
         async with self.making.setdefault(key, asyncio.Lock()):
             look = await run_sync(look_at, scope["app"].state.sessions, found[1], key[2], self._fresh(key))

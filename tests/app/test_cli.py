@@ -377,10 +377,10 @@ class TestPeople:
             "user", "add", "bo@example.org", "--role", "admin", "--password-stdin", stdin="a good long password\n"
         )
         assert done.stdout == "Added bo@example.org as admin.\n"
-        from app.services import users
+        from app.services import signing_in
 
         with committed_db.sessions() as session:
-            user = users.check_password(session, "bo@example.org", "a good long password", address="127.0.0.1")
+            user = signing_in.check_password(session, "bo@example.org", "a good long password", address="127.0.0.1")
             assert user.role == "admin"
 
     def test_a_token_is_printed_and_works(self, run: Run, committed_db: CommittedDatabase) -> None:

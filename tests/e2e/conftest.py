@@ -23,7 +23,7 @@ from app.deps import SESSION_COOKIE
 from app.embedded import Embedded
 from app.main import create_app
 from app.models import User
-from app.services import set_agreements, users
+from app.services import set_agreements, signing_in
 from app.settings import ROOT
 from tests.conftest import MIGRATED, CommittedDatabase, copy_database
 from tests.e2e import world
@@ -214,7 +214,7 @@ class Visit:
         """Have a session as the form opens one, and stand on `to`, its scripts run."""
         with self.site.sessions.begin() as session:
             user = session.scalars(select(User).where(User.email == email)).one()
-            secret, _ = users.open_web_session(session, user)
+            secret, _ = signing_in.open_web_session(session, user)
         self.context.add_cookies(
             [{"name": SESSION_COOKIE, "value": secret, "url": self.site.url, "httpOnly": True, "sameSite": "Lax"}]
         )

@@ -115,7 +115,7 @@ def index(request: Request, session: SessionDep, who: Me) -> Response:
     if not known and who.actor.role is Role.critic:
         raise Forbidden("These pages are for viewers, reviewers and admins; you are 'critic'.")
     rows = tuple(project_row(session, who.actor, project) for project in known)
-    view = IndexView(who.actor.role is Role.admin, rows)
+    view = IndexView(who.actor.is_admin, rows)
     shell = shell_for(request, who.actor, who.csrf_token, title="Projects", section="projects")
     if wants_fragment(request):
         return live(request, "admin/index.html", "rows", shell=shell, view=view)

@@ -105,7 +105,7 @@ def show(
 def webhook_row(session: Session, who: SignedIn, hook: Webhook) -> WebhookRow:
     """A webhook, as the page shows it; the log of one that is told of all projects is for who administers all."""
     everywhere = hook.project_id is None
-    shown = not everywhere or who.actor.role is Role.admin
+    shown = not everywhere or who.actor.is_admin
     found = webhooks.list_deliveries(session, who.actor, hook.id, limit=SHOWN_DELIVERIES).items if shown else ()
     return WebhookRow(
         id=str(hook.id),

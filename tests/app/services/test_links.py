@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, Invalid, NotFound
 from app.models import AuditEvent, LinkPurpose, OneTimeLink, User
-from app.services import links, users
+from app.services import links, passwords, signing_in, users
 from app.services.actors import Actor
 from tests import factories
 
@@ -34,11 +34,11 @@ class TestLinks:
         link, plain = links.make_link(session, admin, person.id, LinkPurpose.invitation)
         assert plain not in link.token_hash
         assert links.find_link(session, plain)[1] is person
-        users.open_web_session(session, person)
-        assert users.password_fits(links.use_link(session, plain, PASSWORD), PASSWORD)
+        signing_in.open_web_session(session, person)
+        assert passwords.password_fits(links.use_link(session, plain, PASSWORD), PASSWORD)
         with pytest.raises(NotFound):
             links.use_link(session, plain, "another password")
-        assert users.password_fits(person, PASSWORD)
+        assert passwords.password_fits(person, PASSWORD)
         said = [event.action for event in session.scalars(select(AuditEvent).order_by(AuditEvent.id))]
         assert said == ["link.invitation", "user.password"]
 

@@ -21,7 +21,7 @@ from app.models import (
     Verdict,
     WebSession,
 )
-from app.services import assignments, marks, projects, users, verdicts, workers
+from app.services import assignments, marks, passwords, projects, signing_in, verdicts, workers
 from app.services.actors import SYSTEM
 from app.services.verdicts import VerdictIn
 from tests import factories
@@ -35,7 +35,7 @@ class World:
         self.session = session
         self.project = factories.make_project(session, overlap=2, round_every=1000)
         self.user = factories.make_user(session, role=Role.admin)
-        self.cookie_hash = users._sha256(users.open_web_session(session, self.user)[0])
+        self.cookie_hash = passwords.secret_hash(signing_in.open_web_session(session, self.user)[0])
         self.critic = factories.make_critic(session, self.project)
         self.offered = factories.make_candidate_set(session, self.project, slots=2)
         self.given = factories.make_verdict(

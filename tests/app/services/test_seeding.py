@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.models import Project, Prompt, Role, Scope, Split
-from app.services import projects, seeding, users
+from app.services import projects, seeding, signing_in, users
 from app.settings import get_settings
 
 
@@ -29,7 +29,7 @@ class TestSeedDemo:
         assert (admin.role, admin.scope) == (Role.admin, Scope.admin)
         assert (critic.role, critic.scope) == (Role.critic, Scope.write)
         for account in made.values():
-            assert users.check_password(session, account["email"], account["password"], address="192.0.2.1")
+            assert signing_in.check_password(session, account["email"], account["password"], address="192.0.2.1")
         assert seeding.seed_demo(session, settings, made) == made
         assert session.scalar(select(func.count()).where(Prompt.project_id == project.id)) == sum(counts.values())
         anew = seeding.seed_demo(session, settings)

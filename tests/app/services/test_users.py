@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unauthenticated
 from app.models import AuditEvent, Membership, Role, Scope, SignInTry, Token, User, WebSession
-from app.services import users
+from app.services import passwords, signing_in, users
 from app.services.actors import SYSTEM, Actor
 from app.settings import get_settings
 from tests import factories
@@ -72,7 +72,7 @@ class TestLastAdmin:
 
 class TestCheckPassword:
     def check(self, session: Session, email: str, password: str, address: str = "192.0.2.1") -> User:
-        return users.check_password(session, email, password, address=address)
+        return signing_in.check_password(session, email, password, address=address)
 
     def test_right(self, session: Session, user: User) -> None:
         assert self.check(session, user.email.upper(), PASSWORD) is user
@@ -82,7 +82,7 @@ class TestCheckPassword:
         before = user.password_hash
         self.check(session, user.email, PASSWORD)
         assert user.password_hash != before
-        assert users.password_fits(user, PASSWORD)
+        assert passwords.password_fits(user, PASSWORD)
 
     def test_wrong_unknown_disabled_and_without_password_are_told_alike(self, session: Session, user: User) -> None:
         disabled = factories.make_user(session, password=PASSWORD, disabled=True)
@@ -136,28 +136,28 @@ class TestCheckPassword:
 
 class TestWebSessions:
     def test_opened_and_closed(self, session: Session, user: User) -> None:
-        cookie, csrf = users.open_web_session(session, user)
-        found = users.actor_for_cookie(session, cookie)
+        cookie, csrf = signing_in.open_web_session(session, user)
+        found = signing_in.actor_for_cookie(session, cookie)
         assert found is not None
         assert (found[0].user_id, found[1]) == (user.id, csrf)
         stored = session.scalars(select(WebSession.token_hash)).all()
         assert cookie not in stored
-        users.close_web_session(session, cookie)
-        assert users.actor_for_cookie(session, cookie) is None
+        signing_in.close_web_session(session, cookie)
+        assert signing_in.actor_for_cookie(session, cookie) is None
 
     def test_over(self, session: Session, user: User) -> None:
-        cookie, _ = users.open_web_session(session, user)
+        cookie, _ = signing_in.open_web_session(session, user)
         session.execute(update(WebSession).values(expires_at=func.now()))
-        assert users.actor_for_cookie(session, cookie) is None
+        assert signing_in.actor_for_cookie(session, cookie) is None
 
     @pytest.mark.parametrize("how", ["disabled", "password"])
     def test_ended_by(self, session: Session, user: User, how: str) -> None:
-        cookie, _ = users.open_web_session(session, user)
+        cookie, _ = signing_in.open_web_session(session, user)
         if how == "disabled":
             users.set_disabled(session, SYSTEM, user.id, True)
         else:
             users.set_password(session, factories.actor_of(user), user.id, "another long password")
-        assert users.actor_for_cookie(session, cookie) is None
+        assert signing_in.actor_for_cookie(session, cookie) is None
 
 
 class TestTokens:

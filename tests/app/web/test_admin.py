@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import Evaluation, LinkPurpose, ModelVersion, Project, Role, Round, RoundState, Scope, Token, User
-from app.services import base_checks, links, projects, users
+from app.services import base_checks, links, passwords, projects, users
 from app.services.store import get_store
 from tests import factories
 from tests.app.web.conftest import Browser, person
@@ -190,7 +190,7 @@ class TestUsers:
         assert browser.get(found[1]).status_code == 404
         user = users.find_user(session, "eve@example.org")
         assert user is not None
-        assert users.password_fits(user, "long enough")
+        assert passwords.password_fits(user, "long enough")
 
     def test_a_password_needs_the_pages_own_token(self, browser: Browser, session: Session, admin: User) -> None:
         user = person(session)
@@ -198,7 +198,7 @@ class TestUsers:
         browser.client.cookies.clear()
         form: dict[str, object] = {"password": "long enough", "again": "long enough"}
         assert browser.post(f"/account/link/{plain}", form).status_code == 403
-        assert not users.password_fits(user, "long enough")
+        assert not passwords.password_fits(user, "long enough")
 
     def test_the_audit_log_is_filtered(self, browser: Browser, session: Session, project: Project) -> None:
         browser.get("/admin/users")
