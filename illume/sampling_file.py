@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from illume.options import DTYPES, STARTER
 from illume.records import AnswerSource, Example, Rationale
 from illume.sampling import Progress, SamplingSettings, sample_rationales
-from illume.vlm import Vlm, VlmError, base_fingerprint, load_vlm
+from illume.scenes.dataset import SPLITS, load_prompts
+from illume.vlm import Vlm, base_fingerprint, load_vlm
 
 
 class SamplingFileError(ValueError):
@@ -148,6 +151,8 @@ def _locked(part: Path) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SamplingFileError(f"another process is writing {part}") from None
+        if not lock.exists() or not os.path.samestat(os.fstat(held.fileno()), lock.stat()):
+            raise SamplingFileError(f"another process was writing {part} a moment ago: try again")
         try:
             yield
         finally:
@@ -166,26 +171,32 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="file of the rationales; an interrupted run goes on")
     add("--prompts", required=True, help="prompts file (.jsonl)")
-    add("--model", default="starter/model", help="folder or hub name; default: the starter")
+    add("--model", default=str(STARTER / "model"), help="folder or hub name; default: the starter")
     add("--adapter", help="folder of an adapter")
-    add("--split", choices=("train", "val", "test"), help="only these prompts")
+    add("--split", choices=SPLITS, help="only these prompts")
     add("--seed", type=int, default=0)
-    add("--temperatures", default="0:1,0.3:2,0.7:2,1:1", help="TEMPERATURE:SAMPLES, with commas; default: %(default)s")
+    temperatures = ",".join(f"{temperature:g}:{count}" for temperature, count in usual.temperatures)
+    add("--temperatures", default=temperatures, help="TEMPERATURE:SAMPLES, with commas; default: %(default)s")
     add("--answers", choices=("gold", "own"), help="whose answer is explained; default: gold where there is one")
-    add("--max-new-tokens", type=int, default=usual.max_new_tokens)
-    add("--token-budget", type=int, default=usual.token_budget, help="tokens of keys and values held at a time")
-    add("--template", default=usual.template)
-    add("--device", default="auto")
-    add("--dtype", default="auto")
+    most, budget = usual.max_new_tokens, usual.token_budget
+    add("--max-new-tokens", type=int, default=most, help="of a rationale; default: %(default)s")
+    add("--token-budget", type=int, default=budget, help="tokens of keys and values held; default: %(default)s")
+    add("--template", default=usual.template, help="of the prompt's text; default: %(default)s")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU where there is one")
+    add("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that has it, else float32")
     return parser
 
 
 def settings_of(options: argparse.Namespace) -> SamplingSettings:
     """The settings a command line means; raises ValueError where they are none."""
     pairs = [pair.partition(":") for pair in options.temperatures.split(",")]
+    try:
+        temperatures = tuple((float(temperature), int(count or 1)) for temperature, _, count in pairs)
+    except ValueError:
+        raise ValueError(f"--temperatures must be such as 0:1,0.7:2, not {options.temperatures}") from None
     return replace(
         SamplingSettings(),
-        temperatures=tuple((float(temperature), int(count or 1)) for temperature, _, count in pairs),
+        temperatures=temperatures,
         max_new_tokens=options.max_new_tokens,
         token_budget=options.token_budget,
         template=options.template,
@@ -195,8 +206,6 @@ def settings_of(options: argparse.Namespace) -> SamplingSettings:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     from transformers.utils.logging import disable_progress_bar
-
-    from illume.scenes.dataset import load_prompts
 
     options = parser().parse_args(arguments)
     disable_progress_bar()
@@ -208,11 +217,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = settings_of(options)
         examples = [one for one in load_prompts(options.prompts) if options.split in (None, one.split)]
+        if not examples:
+            which = f" of the split {options.split}" if options.split else ""
+            raise SamplingFileError(f"{options.prompts} holds no prompts{which}")
         vlm = load_vlm(options.model, adapter=options.adapter, device=options.device, dtype=options.dtype)
         how = {"seed": options.seed, "progress": report, "answers": options.answers}
         sets = sample_to_file(vlm, examples, settings, options.out, **how)
-    except (VlmError, OSError, ValueError) as error:
-        sys.stderr.write(f"illume sample: {error}\n")
+    except (OSError, ValueError) as error:
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        sys.stderr.write(f"illume sample: {reason}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; the same command goes on from here\n")

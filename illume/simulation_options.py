@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from illume.loading import pick_device
+from illume.options import DTYPES, count, natural, number
 from illume.scenes.emoji import EmojiMissingError, find_emoji
 from illume.simulation_settings import (
     BASELINES,
@@ -55,19 +56,38 @@ def parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--init", choices=("continue", "from_base"), default=defaults.init, help="of each round; default: %(default)s")
     rate = defaults.tuning.learning_rate
-    add("--learning-rate", type=_above(float), default=rate, help="default: %(default)s")
-    add("--epochs", type=_above(int), default=defaults.tuning.epochs, help="of each round; default: %(default)s")
+    add("--learning-rate", type=number(float, above=0), default=rate, help="default: %(default)s")
+    add(
+        "--epochs",
+        type=count,
+        default=defaults.tuning.epochs,
+        help="of each round; default: %(default)s",
+    )
     guard = defaults.tuning.guard_per_rationale
-    add("--guard", type=_least(int), default=guard, help="VQA-only rows for each rationale; default: %(default)s")
-    add("--micro-batch", type=_above(int), help="sequences a forward pass; fewer need less memory")
+    add(
+        "--guard",
+        type=natural,
+        default=guard,
+        help="VQA-only rows for each rationale; default: %(default)s",
+    )
+    add("--micro-batch", type=count, help="sequences a forward pass; fewer need less memory")
     add("--gradient-checkpointing", action="store_true", help="needs less memory and more time")
     group = parser.add_argument_group("machine")
     add = group.add_argument
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    add("--dtype", choices=dtypes, default="auto", help="default: bfloat16 on a GPU that has it, else float32")
+    add("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that has it, else float32")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU where there is one")
-    add("--jobs", type=_least(int), default=0, help="processes; default: a core each for a small model, else one")
-    add("--threads", type=_least(int), default=0, help="of each process; default: the cores divided by the processes")
+    add(
+        "--jobs",
+        type=natural,
+        default=0,
+        help="processes; default: a core each for a small model, else one",
+    )
+    add(
+        "--threads",
+        type=natural,
+        default=0,
+        help="of each process; default: the cores divided by the processes",
+    )
     add("--no-meteor", action="store_true", help="leave METEOR out, also where its program is at hand")
     return parser
 
@@ -83,14 +103,14 @@ def _add_data(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
     add("--template", default=defaults.template, help="of the prompt's text; default: %(default)s")
     add(
         "--heldout-scenes",
-        type=_least(int),
+        type=natural,
         metavar="N",
         help="scenes to make for scoring; 0: the prompts' test split; default: "
         f"{defaults.heldout_scenes}, with --prompts 0",
     )
     add(
         "--heldout-seed",
-        type=_least(int),
+        type=natural,
         metavar="SEED",
         help=f"of the scenes that are made; default: {defaults.heldout_seed}",
     )
@@ -102,29 +122,29 @@ def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
     add("--critic", choices=("truth", "rouge"), help="default: truth where the prompts have scenes, else rouge")
     add("--threshold", type=float, help=f"of the rouge critic, 0 to 1; default: {defaults.threshold}")
     add("--mistakes", type=float, default=defaults.mistakes, help="share of marks turned round; default: %(default)s")
-    add("--rounds", type=_above(int), default=defaults.rounds, help="default: %(default)s")
+    add("--rounds", type=count, default=defaults.rounds, help="default: %(default)s")
     add(
         "--seeds",
-        type=_above(int),
+        type=count,
         default=defaults.seeds,
         help="runs whose results are averaged; default: %(default)s",
     )
     add(
         "--first-seed",
-        type=_least(int),
+        type=natural,
         default=defaults.first_seed,
         help="of these runs, the others count on from it; default: %(default)s",
     )
     add(
         "--prompts-per-round",
-        type=_least(int),
+        type=natural,
         default=0,
         metavar="N",
         help="sets judged a round; default: a quarter of the train prompts over all rounds",
     )
     add(
         "--picks-per-round",
-        type=_least(int),
+        type=natural,
         default=0,
         metavar="N",
         help="instead: end a round's judging at so many prompts with a pick",
@@ -137,32 +157,6 @@ def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
     )
     add("--baselines", default=",".join(BASELINES), help="with commas, or none; default: %(default)s")
     add("--controls", default=",".join(CONTROLS), help="with commas, or none; default: %(default)s")
-
-
-def _least(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A number that is not negative."""
-
-    def number(text: str) -> Any:
-        value = kind(text)
-        if not value >= 0:
-            raise argparse.ArgumentTypeError(f"must not be negative: {text}")
-        return value
-
-    number.__name__ = "number"
-    return number
-
-
-def _above(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A number above 0."""
-
-    def number(text: str) -> Any:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-        return value
-
-    number.__name__ = "number"
-    return number
 
 
 def jobs_of(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from illume.options import STARTER
 from illume.prompting import DEFAULT_TEMPLATE, check_template
 from illume.records import Example, stable_seed
 from illume.scenes.dataset import SPLITS, load_prompts
@@ -17,7 +18,6 @@ from illume.tuning_job import Init, TuningSettings, read_json, write_json
 CriticKind = Literal["truth", "rouge"]
 Activation = Literal["always", "rule"]
 
-STARTER = Path(__file__).resolve().parents[1] / "starter"
 BASELINES = ("supervised-same", "supervised-all")
 CONTROLS = ("random", "hallucinated", "shuffled")
 

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from illume.options import count, number
+from illume.scenes.dataset import SPLITS
 from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
 
 
@@ -18,7 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     make = commands.add_parser("make", help=text, description=text)
     make.add_argument(
         "--n",
-        type=_count,
+        type=count,
         default=500,
         help="how many prompts, three fifths train, the rest val and test; default: %(default)s",
     )
@@ -31,7 +33,10 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, help="folder of the run: tokenizer, checkpoint, loss curve, model"
     )
     train.add_argument(
-        "--share", type=_share, default=1.0, help="train this share of the recipe's steps only; default: %(default)s"
+        "--share",
+        type=number(float, above=0, most=1),
+        default=1.0,
+        help="train this share of the recipe's steps only; default: %(default)s",
     )
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU where there is one")
@@ -41,24 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help=text, description=text)
     score.add_argument("--model", type=Path, required=True, help="a model's folder")
     score.add_argument("--prompts", type=Path, required=True, help="a prompts.jsonl")
-    score.add_argument("--split", choices=("train", "val", "test"), help="only this split")
-    score.add_argument("--limit", type=_count, default=None, metavar="N", help="only the first N of them")
+    score.add_argument("--split", choices=SPLITS, help="only this split")
+    score.add_argument("--limit", type=count, default=None, metavar="N", help="only the first N of them")
     score.add_argument("--out", type=Path, default=None, help="write the scores to this JSON file too")
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return number
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
-    return number
 
 
 def _add_emoji(parser: argparse.ArgumentParser) -> None:

@@ -129,6 +129,21 @@ def test_a_file_that_is_being_written_is_left_alone(vlm: Vlm, examples: list[Exa
             sample_to_file(vlm, examples, SETTINGS, tmp_path / "out", seed=1)
 
 
+def test_a_lock_that_its_holder_removed_holds_nobody(vlm: Vlm, examples: list[Example], tmp_path: Path) -> None:
+    """Who opened it before, and gets it after, would write beside who made it anew."""
+    flock = fcntl.flock
+
+    def late(held: Any, how: int) -> None:
+        flock(held, how)
+        (tmp_path / ".out.part.lock").unlink()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        with pytest.raises(SamplingFileError, match="a moment ago"):
+            sample_to_file(vlm, examples, SETTINGS, tmp_path / "out", seed=1)
+    assert len(sample_to_file(vlm, examples, SETTINGS, tmp_path / "out", seed=1)) == 4
+
+
 class TestCommand:
     @pytest.fixture
     def prompts(self, examples: list[Example], tmp_path: Path) -> Path:
@@ -157,7 +172,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
+            (["--temperatures", "warm:2"], "--temperatures must be such as"),
             (["--temperatures", "warm:2"], "warm"),
+            (["--max-new-tokens", "0"], "max_new_tokens"),
+            (["--split", "test"], "no prompts of the split test"),
+            (["--prompts", "/no/prompts.jsonl"], "/no/prompts.jsonl: No such file"),
             (["--temperatures", "0.5:0"], "temperature"),
             (["--model", "/no"], "no"),
         ],

@@ -642,8 +642,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--rounds", "0"], "--rounds: must be above 0, not 0"),
-            (["--seeds", "-1"], "--seeds: must be above 0, not -1"),
+            (["--rounds", "0"], "--rounds: must be at least 1, not 0"),
+            (["--seeds", "-1"], "--seeds: must be at least 1, not -1"),
             (["--jobs", "-2"], "--jobs: must not be negative: -2"),
             (["--learning-rate", "nan"], "--learning-rate: must be above 0, not nan"),
             (["--epochs", "few"], "--epochs: invalid number value: 'few'"),
