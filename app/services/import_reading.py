@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import DomainError, Invalid
 from app.models import Project, Prompt, PromptImage, Split
-from app.services import imported_records
+from app.services import record_forms
 from app.services.import_files import Fetch, ImportFile, is_web_address
 from app.services.import_layouts import Layout, Plan, Target, to_item
 from app.services.import_tables import Row
@@ -117,7 +117,7 @@ def parsed_pieces(
 
     def parse(row: Row) -> Parsed:
         if plan.layout is Layout.records:
-            return row.number, imported_records.parse(row, file)
+            return row.number, record_forms.parse(row, file)
         return row.number, once(parse_row(file, plan, row), row.number, first)
 
     piece: list[Parsed] = []

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.errors import Conflict, DomainError, Invalid, NotFound
 from app.models import Import, ImportProblem, ImportState, Project, Role, Split
-from app.services import audit, imported_records
+from app.services import audit, record_forms
 from app.services.actors import Actor, require
 from app.services.import_files import ImportFile
 from app.services.import_layouts import Layout, Plan, make_plan, with_columns
@@ -216,7 +216,7 @@ def preview(found: Import, *, limit: int = 8) -> tuple[Plan, list[Looked]]:
     looked = []
     with open_file(found.file_key, found.filename, found.images_key, fetch=_not_now) as file:
         for row in file.table.first(limit):
-            parsed = imported_records.parse(row) if plan.layout is Layout.records else parse_row(file, plan, row)
+            parsed = record_forms.parse(row) if plan.layout is Layout.records else parse_row(file, plan, row)
             looked.append(
                 Looked(
                     row.number,

@@ -24,14 +24,13 @@ from app.models import (
     ReviewState,
     Role,
     Verdict,
-    VerdictKind,
     VerdictState,
 )
 from app.services import accepted, audit, reviews
 from app.services.actors import Actor, require
 from app.services.projects import settings_of
 from app.services.reviews import OPEN_STATES, body_of, check_note, locked
-from app.services.verdict_forms import VerdictIn
+from app.services.verdict_forms import USES_SLOT, VerdictIn
 from app.services.verdict_rows import (
     check_candidates,
     close_if_full,
@@ -210,7 +209,7 @@ def accept(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
     candidate_set, prompt = _rows(session, review)
     if not given.current or given.state is not VerdictState.kept_aside:
         raise Conflict("This verdict was changed meanwhile: look at the newest one.")
-    judges = given.kind in (VerdictKind.picked, VerdictKind.none_fit)
+    judges = given.kind in USES_SLOT
     if judges and not take_slot(session, assignment, candidate_set, AssignmentState.judged):
         _add_slot(session, assignment, candidate_set)
     given.state = VerdictState.counted

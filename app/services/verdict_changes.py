@@ -24,7 +24,7 @@ from app.models import (
 from app.services import accepted, audit, reviews, standings
 from app.services.actors import Actor
 from app.services.projects import settings_of
-from app.services.verdict_forms import VerdictIn
+from app.services.verdict_forms import USES_SLOT, VerdictIn
 from app.services.verdict_reading import body_of
 from app.services.verdict_rows import (
     check_candidates,
@@ -53,7 +53,7 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
         raise Conflict("This verdict was changed already: change the newest one.", verdict=str(given))
     check_candidates(assignment.shown, verdict)
     state = old.state
-    used = old.kind in (VerdictKind.picked, VerdictKind.none_fit)
+    used = old.kind in USES_SLOT
     old.current = False
     session.flush()
     if state is VerdictState.counted:

@@ -16,6 +16,9 @@ Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000)
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), Storable]
 Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), Storable]
 
+USES_SLOT = (VerdictKind.picked, VerdictKind.none_fit)
+"""The kinds that judge the candidates."""
+
 
 class VerdictIn(BaseModel):
     """A verdict as it comes in. Candidates are named by their ids."""
@@ -54,7 +57,7 @@ class VerdictIn(BaseModel):
     @property
     def uses_slot(self) -> bool:
         """Whether it judges the candidates; a skip or a flag leaves the slot to others."""
-        return self.kind in (VerdictKind.picked, VerdictKind.none_fit)
+        return self.kind in USES_SLOT
 
 
 @dataclass(frozen=True, slots=True)

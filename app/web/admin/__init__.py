@@ -13,6 +13,7 @@ from app.web.admin import (
     overview,
     prompts,
     review,
+    round_contents,
     rounds,
     settings,
     users,
@@ -21,7 +22,7 @@ from app.web.admin import (
 )
 
 router = APIRouter()
-LOOP = (overview, settings, rounds, versions, compare, comparisons)
+LOOP = (overview, settings, rounds, round_contents, versions, compare, comparisons)
 PROJECT = (*LOOP, prompts, gold, review, imports, critics, webhooks)
 for module in (*PROJECT, users, audit, erasing):
     router.include_router(module.router, prefix="/admin")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
@@ -14,15 +13,14 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
 from app.deps import SessionDep
-from app.errors import Conflict, DomainError, Forbidden, Invalid, NotFound
+from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.gate import LARGEST_IMPORT
 from app.models import Import, ImportProblem, ImportState, Role, Split
 from app.services import import_templates, imports
 from app.services.actors import parse_id
-from app.services.import_layouts import Layout, Plan, Target
-from app.services.imports import Looked
 from app.web.access import OLD_FORM, Form, Me, Poster, SignedIn, equal, managed_project, sent_token, signed_in, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.import_drafts import DraftView, draft_view
 from app.web.errors import wants_fragment
 from app.web.rendering import live, page
 
@@ -30,26 +28,6 @@ router = APIRouter()
 LIST = "admin/imports.html"
 ONE = "admin/import.html"
 SHOWN_PROBLEMS = 100
-SHOWN_TEXT = 160
-LAYOUTS = {
-    Layout.own: "columns of its own",
-    Layout.vqa_x: "VQA-X",
-    Layout.act_x: "ACT-X",
-    Layout.a_okvqa: "A-OKVQA",
-    Layout.records: "records exported by Illume",
-}
-TARGETS = (
-    (Target.image, "Image"),
-    (Target.question, "Question"),
-    (Target.answer, "Answer"),
-    (Target.reference, "Reference rationale"),
-    (Target.candidate, "Candidate"),
-    (Target.external_id, "External id"),
-    (Target.split_name, "Split"),
-    (Target.priority, "Priority"),
-    (Target.metadata, "Metadata, kept as it is"),
-    (Target.ignore, "Left out"),
-)
 TONES = {ImportState.succeeded: "good", ImportState.failed: "bad", ImportState.draft: "warn"}
 
 
@@ -77,44 +55,6 @@ class ImportsView:
     splits: tuple[str, ...]
     templates: tuple[str, ...]
     rows: tuple[ImportRow, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnRow:
-    """A column, what stands in it, and what it becomes."""
-
-    name: str
-    example: str
-    target: str
-
-
-@dataclass(frozen=True, slots=True)
-class LookedRow:
-    """One of the first rows as it would be taken in."""
-
-    number: int
-    problem: str
-    question: str
-    answer: str
-    split: str
-    images: int
-    references: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DraftView:
-    """What an import would bring."""
-
-    layout: str
-    is_records: bool
-    columns: tuple[ColumnRow, ...]
-    targets: tuple[tuple[str, str], ...]
-    split: str
-    splits: tuple[str, ...]
-    question: str
-    rows: tuple[LookedRow, ...]
-    wrong: int
-    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,60 +259,6 @@ def sentence_of(found: Import) -> str:
         what = "Every line is fine." if not found.rejected else "Lines that were rejected are listed below."
         return f"It is done. {what}"
     return "" if found.state is ImportState.draft else "It failed. What was added before stays."
-
-
-def draft_view(found: Import, problem: str) -> DraftView:
-    """What a draft would bring."""
-    plan = Plan.from_json(found.plan)
-    looked: list[Looked] = []
-    try:
-        _, looked = imports.preview(found)
-    except DomainError as error:
-        problem = problem or error.detail
-    return DraftView(
-        layout=LAYOUTS[plan.layout],
-        is_records=plan.layout is Layout.records,
-        columns=tuple(
-            ColumnRow(column, example_of(column, looked), target.value) for column, target in plan.columns.items()
-        ),
-        targets=tuple((target.value, label) for target, label in TARGETS),
-        split=plan.split.value,
-        splits=tuple(Split),
-        question=plan.question or "",
-        rows=tuple(looked_row(one) for one in looked),
-        wrong=sum(bool(one.problem) for one in looked),
-        problem=problem,
-    )
-
-
-def example_of(column: str, looked: Sequence[Looked]) -> str:
-    """What stands in a column, shortened."""
-    found = next((one.values[column] for one in looked if one.values.get(column) not in (None, "")), "")
-    return shortened(found)
-
-
-def shortened(value: Any) -> str:
-    """A value in few words; bytes are only counted."""
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return f"{value.get('path') or 'an image'}, {len(value['bytes']) >> 10} kB"
-    if isinstance(value, bytes):
-        return f"{len(value) >> 10} kB"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}…"
-
-
-def looked_row(one: Looked) -> LookedRow:
-    """One of the first rows, as the page shows it."""
-    prompt = one.prompt
-    return LookedRow(
-        number=one.number,
-        problem=one.problem,
-        question=prompt.question if prompt else "",
-        answer=(prompt.answer or "") if prompt else "",
-        split=prompt.split.value if prompt else "",
-        images=len(prompt.images) if prompt else 0,
-        references=tuple(prompt.references) if prompt else (),
-    )
 
 
 @router.post("/projects/{slug}/imports/{import_id}/plan")
