@@ -22,7 +22,8 @@ ADD = prepared("add", text("INSERT INTO marks (name, n) VALUES (:name, CAST(:n A
 COUNT = prepared("count", text("SELECT count(*) AS n, pg_backend_pid() AS pid FROM marks WHERE name = :name"))
 NOTHING = prepared("nothing", text("SELECT name FROM marks WHERE false"))
 SLEEP = prepared("sleep", text("SELECT pg_sleep(CAST(:seconds AS double precision))"))
-STATEMENTS = (ADD, COUNT, NOTHING, SLEEP)
+PLAN = prepared("plan", text("EXPLAIN SELECT n FROM marks WHERE name = 'a'"))
+STATEMENTS = (ADD, COUNT, NOTHING, SLEEP, PLAN)
 
 Found = TypeVar("Found")
 
@@ -95,6 +96,18 @@ class TestLine:
                 await line.run((ADD, {"name": "a", "n": 1}), (ADD, {"name": name, "n": 1}))
             assert await line.run((NOTHING, {})) == [None]
             assert stored(url) == 0
+
+        on_a_line(url, work)
+
+    def test_its_plans_read_no_whole_table_however_small(self, url: str) -> None:
+        with psycopg.connect(plain_url(url)) as connection:
+            connection.execute("INSERT INTO marks VALUES ('a', 1), ('b', 2)")
+            connection.execute("ANALYZE marks")
+
+        async def work(line: Line) -> None:
+            (found,) = await line.run((PLAN, {}))
+            assert found is not None
+            assert b"marks_pkey" in (found["QUERY PLAN"] or b"")
 
         on_a_line(url, work)
 

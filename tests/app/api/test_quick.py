@@ -8,20 +8,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.api import direct
+from app.api import direct, quick
 from app.api.quick import Quick
 from app.connect import forget_settings
 from app.db import session_scope
 from app.embedded import Embedded
+from app.lines import Line, told
 from app.main import create_app
 from app.models import Project, Role, Scope, User
 from app.services import claiming, gold, users
-from app.services.actors import SYSTEM
+from app.services.actors import SYSTEM, Actor
 from app.services.gold import GoldIn
 from tests import factories
 from tests.app.services.invariants import broken
@@ -145,7 +148,7 @@ def act(ways: Ways, world: World, dice: Dice, steps: random.Random) -> None:
         # Mostly the newest claim, and mostly by its critic; a key now and then, and an old one again.
         critic, claim = world.claims[-1] if what < 0.8 else steps.choice(world.claims)
         critic = who if steps.random() < 0.1 else critic
-        key = {"Idempotency-Key": f"key {steps.randrange(6)}"} if steps.random() < 0.3 else {}
+        key = {"Idempotency-Key": f"key {steps.randrange(3)}"} if steps.random() < 0.4 else {}
         answer = ways.post(
             world.tokens[critic], f"/api/v1/assignments/{claim['id']}/verdict", verdict_on(claim, steps), **key
         )
@@ -389,3 +392,56 @@ class TestAnswers:
         assert ways.long == 1
         with committed_db.sessions() as session:
             assert session.scalar(text("SELECT count(*) FROM rounds")) == 1
+
+    def test_a_round_that_cannot_be_started_hinders_no_verdict(
+        self, committed_db: CommittedDatabase, ways: Ways, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tried: list[int] = []
+
+        def failing(_session: Session, project_id: int) -> None:
+            tried.append(project_id)
+            raise OperationalError(None, None, psycopg.errors.LockNotAvailable("busy"))
+
+        monkeypatch.setattr(direct, "start_round_if_due", failing)
+        with committed_db.sessions.begin() as session:
+            session.execute(text("UPDATE setting_revisions SET settings = settings || '{\"round_every\": 1}'"))
+        claimed = ways.post(site.token, site.claim).json()
+        said = {"kind": "picked", "picks": [claimed["candidates"][0]["id"]]}
+        assert ways.post(site.token, f"/api/v1/assignments/{claimed['id']}/verdict", said).status_code == 201
+        assert tried == [site.project.id]
+        with committed_db.sessions() as session:
+            assert session.scalar(text("SELECT count(*) FROM verdicts")) == 1
+
+    @pytest.mark.parametrize(
+        ("error", "status", "long"),
+        [
+            (psycopg.errors.DeadlockDetected("met another"), 201, 2),
+            (psycopg.errors.LockNotAvailable("busy"), 503, 1),
+            (psycopg.OperationalError("the server closed the connection"), 503, 1),
+        ],
+    )
+    def test_what_the_database_says_is_told_or_left_to_the_long_way(
+        self,
+        ways: Ways,
+        site: Site,
+        monkeypatch: pytest.MonkeyPatch,
+        error: psycopg.Error,
+        status: int,
+        long: int,
+    ) -> None:
+        async def failing(*_: Any) -> Any:
+            raise told(error)
+
+        monkeypatch.setattr(Line, "run", failing)
+        answer = ways.post(site.token, site.claim)
+        assert (answer.status_code, ways.long) == (status, long)
+        assert status == 201 or int(answer.headers["retry-after"]) >= 1
+
+
+class TestMemory:
+    def test_it_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(quick, "REMEMBERED", 3)
+        way = Quick(None)  # type: ignore[arg-type] - it asks nothing
+        for number in range(20):
+            way.remember(f"token {number}", Actor(user_id=number + 1, email="", role=Role.critic))
+            assert 1 <= len(way._bearers) <= 3
