@@ -110,10 +110,11 @@ class World:
     slug: str
     tokens: list[str]
     claims: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    judged: set[str] = field(default_factory=set)
     told: list[Any] = field(default_factory=list)
 
 
-def make_world(session: Session, *, sets: int = 8, gold_prompts: int = 0, **settings: Any) -> World:
+def make_world(session: Session, *, sets: int = 30, gold_prompts: int = 0, **settings: Any) -> World:
     project = factories.make_project(session, **{"round_every": 1000, "max_open": 4, **settings})
     slots = 1 if settings.get("adaptive_overlap") else settings.get("overlap", 1)
     for number in range(sets):
@@ -145,13 +146,16 @@ def act(ways: Ways, world: World, dice: Dice, steps: random.Random) -> None:
         if answer.status_code in (200, 201):
             world.claims.append((who, answer.json()))
     else:
-        # Mostly the newest claim, and mostly by its critic; a key now and then, and an old one again.
-        critic, claim = world.claims[-1] if what < 0.8 else steps.choice(world.claims)
+        # Mostly a claim that was not judged yet, and mostly by its critic; a key now and then, and an old one again.
+        left = [one for one in world.claims if one[1]["id"] not in world.judged]
+        critic, claim = steps.choice(left if left and what < 0.9 else world.claims)
         critic = who if steps.random() < 0.1 else critic
-        key = {"Idempotency-Key": f"key {steps.randrange(3)}"} if steps.random() < 0.4 else {}
+        key = {"Idempotency-Key": f"key {steps.randrange(2)}"} if steps.random() < 0.4 else {}
         answer = ways.post(
             world.tokens[critic], f"/api/v1/assignments/{claim['id']}/verdict", verdict_on(claim, steps), **key
         )
+        if answer.status_code == 201:
+            world.judged.add(claim["id"])
     world.told.append((answer.status_code, shape(answer.json() if answer.content else None, world)))
 
 
@@ -246,7 +250,7 @@ class TestBothWays:
             for url, short in ((committed_db.url, True), (other, False)):
                 monkeypatch.setenv("ILLUME_DATABASE_URL", url)
                 forget_settings()
-                one = replace(world, claims=[], told=[])
+                one = replace(world, claims=[], judged=set(), told=[])
                 with running(short=short) as ways:
                     for step in range(60):
                         act(ways, one, dice, random.Random(f"{seed} {step}"))
@@ -445,3 +449,15 @@ class TestMemory:
         for number in range(20):
             way.remember(f"token {number}", Actor(user_id=number + 1, email="", role=Role.critic))
             assert 1 <= len(way._bearers) <= 3
+
+
+class TestKeys:
+    def test_one_that_was_used_for_another_request(self, ways: Ways, site: Site) -> None:
+        key = {"Idempotency-Key": "mine"}
+        statuses = []
+        for _ in range(2):
+            claimed = ways.post(site.token, site.claim).json()
+            path = f"/api/v1/assignments/{claimed['id']}/verdict"
+            statuses.append(ways.post(site.token, path, {"kind": "none_fit"}, **key).status_code)
+        assert statuses == [201, 409]
+        assert ways.long == 2
