@@ -171,7 +171,7 @@ def round_row(one: Round, numbers: Mapping[int, int]) -> RoundRow:
         fraction=float(one.progress.get("fraction") or 0.0),
         line=round_words(one),
         made="–" if one.version_id is None else f"version {numbers[one.version_id]}",
-        reason=one.error or str(one.decision.get("reason", "")),
+        reason=one.error or with_minus(str(one.decision.get("reason", ""))),
         trigger=TRIGGER_WORDS[RoundTrigger(one.trigger)],
         seconds=took,
         created_at=one.created_at,

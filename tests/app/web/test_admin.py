@@ -81,6 +81,13 @@ class TestRounds:
         assert session.get_one(Round, made.id).state is RoundState.cancelled
         assert "The round is being cancelled." in browser.get(response.headers["location"]).text
 
+    def test_the_list_says_why_with_real_minus_signs(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        made = factories.make_round(session, project, state=RoundState.succeeded)
+        made.decision = {"activate": False, "reason": "Not clearly better: -0.0130 to +0.0200."}
+        assert "\N{MINUS SIGN}0.0130 to +0.0200" in browser.get("/admin/projects/scenes/rounds").text
+
     def test_an_unknown_one(self, browser: Browser) -> None:
         response = browser.get("/admin/projects/scenes/rounds/7")
         assert response.status_code == 404
