@@ -31,7 +31,8 @@ export function roundSteps(low, high, { about = ABOUT, whole = false } = {}) {
   const unit = 10 ** Math.floor(Math.log10(rough));
   const sizes = [1, 2, 2.5, 5, 10].map((factor) => factor * unit).filter((size) => size >= rough * (1 - 1e-12));
   const step = whole ? Math.max(1, sizes.find(Number.isInteger) ?? 1) : sizes[0];
-  const [first, last] = [Math.floor(low / step + 1e-9), Math.ceil(high / step - 1e-9)];
+  const first = Math.floor(low / step + 1e-9);
+  const last = Math.max(first + 1, Math.ceil(high / step - 1e-9)); // of values all but on one step: that and the next
   return Array.from({ length: last - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
 }
 

@@ -95,6 +95,7 @@ class TestSteps:
     def test_round_numbers(self, page: Page) -> None:
         assert self.steps(page, [(0.31, 0.42), (0, 14)]) == [[0.3, 0.35, 0.4, 0.45], [0, 5, 10, 15]]
         assert self.steps(page, [(0, 1), (0, 3), (5, 5)], whole=True) == [[0, 1], [0, 1, 2, 3], [4, 5, 6]]
+        assert self.steps(page, [(0, 1e-9), (5 - 1e-10, 5 + 2e-9)], whole=True) == [[0, 1], [5, 6]]
 
     def test_one_value_has_room_around_it(self, page: Page) -> None:
         for value, steps in zip((5.0, 0.0, -3.0), self.steps(page, [(5.0, 5.0), (0, 0), (-3, -3)]), strict=True):
