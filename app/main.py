@@ -16,16 +16,21 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app import api, db, problems, queue, web
-from app.api import description, health, quick
-from app.api.direct import Direct
-from app.deps import session_in_thread
-from app.gate import LARGEST_BODY, Gate, Kind, Places
-from app.headers import SafeHeaders
-from app.lines import Lines
-from app.metrics_page import CountRequests
+from app import api, queue, web
+from app.api import health
+from app.api.openapi import description
+from app.db import engine
+from app.fast_path import quick
+from app.fast_path.direct import Direct
+from app.fast_path.pg_pipeline import Lines
+from app.http import problems
+from app.http.dependencies import session_in_thread
+from app.http.gate import LARGEST_BODY, Gate, Kind, Places
+from app.http.headers import SafeHeaders
+from app.http.metrics import CountRequests
+from app.http.unchanged import Unchanged
 from app.settings import ROOT, Settings, get_settings
-from app.web.unchanged import Unchanged
+from app.web import errors
 
 FOREVER = "public, max-age=31536000, immutable"
 JUDGING = 8
@@ -73,7 +78,7 @@ def create_app() -> FastAPI:
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
     app.state.sessions = session_in_thread
     app.state.quick = None
-    problems.install(app)
+    problems.install(app, error_page=errors.render)
     app.openapi = lambda: description.describe(app)  # type: ignore[method-assign]
     return app
 
@@ -82,9 +87,9 @@ def places(settings: Settings) -> dict[Kind, Places]:
     """How many requests of each kind run at once; their sum is the connections of a process, less one for health."""
     return {
         "requests": Places(settings.pool_size, settings.gate_wait),
-        "images": Places(db.IMAGES, 5 * settings.gate_wait),
-        "uploads": Places(db.UPLOADS, 5 * settings.gate_wait),
-        "streams": Places(db.STREAMS, 0.05, status=429),
+        "images": Places(engine.IMAGES, 5 * settings.gate_wait),
+        "uploads": Places(engine.UPLOADS, 5 * settings.gate_wait),
+        "streams": Places(engine.STREAMS, 0.05, status=429),
     }
 
 
@@ -93,14 +98,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Make room for as many threads as there are places, and have somebody look for what is due."""
     settings = get_settings()
     limiter = anyio.to_thread.current_default_thread_limiter()
-    limiter.total_tokens = max(limiter.total_tokens, settings.pool_size + db.BESIDE + 8)
+    limiter.total_tokens = max(limiter.total_tokens, settings.pool_size + engine.BESIDE + 8)
     await anyio.to_thread.run_sync(queue.send_now, queue.SWEEP)
     if threading.current_thread() is threading.main_thread():  # a process of its own: tests have many applications
         # What is here now stays; the collector of garbage need not look through it for each export's rows again.
         gc.collect()
         gc.freeze()
     if app.state.sessions is session_in_thread:  # where others give the sessions, all is done in theirs
-        size = min(settings.pool_size, db.LINES)
+        size = min(settings.pool_size, engine.LINES)
         app.state.quick = quick.Quick(
             Lines(settings.database_url, quick.STATEMENTS, size=size, wait=settings.gate_wait)
         )

@@ -28,9 +28,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app import db, migrate
-from app.embedded import Embedded
+from app.db import migrations
+from app.db.engine import sqlalchemy_url
 from app.models import Verdict
+from app.processes.embedded import Embedded
 from app.settings import ROOT
 from tests.e2e import world
 from tests.e2e.conftest import DESK, FLAGS, chromium, free_port
@@ -138,8 +139,8 @@ def main() -> None:
         services = Embedded(Path(folder))
         services.start()
         try:
-            migrate.upgrade(services.database_url)
-            sessions = sessionmaker(create_engine(db.sqlalchemy_url(services.database_url)), expire_on_commit=False)
+            migrations.upgrade(services.database_url)
+            sessions = sessionmaker(create_engine(sqlalchemy_url(services.database_url)), expire_on_commit=False)
             with sessions.begin() as session:
                 world.build(session, prompts=options.verdicts + 10, round_every=1_000_000)
             with served(services.database_url, services.redis_url, folder) as url:

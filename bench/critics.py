@@ -34,12 +34,13 @@ from sqlalchemy.orm import Session
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app import connect, migrate
-from app.db import session_factory, session_scope
-from app.embedded import Embedded
+from app.db import migrations
+from app.db.sessions import session_factory, session_scope
 from app.models import Role
-from app.services import assignments, claiming
-from app.services.actors import Actor
+from app.processes import connect
+from app.processes.embedded import Embedded
+from app.services.judging import assignments, claim_sql
+from app.services.kernel.actors import Actor
 from bench import filling
 from bench.load import CALLS, Measured, Target, run
 from bench.serving import free_port, serve
@@ -74,8 +75,8 @@ def over_assigned() -> int:
 def plan(critic: int, slug: str) -> str:
     """What PostgreSQL does for a critic's next claim."""
     with session_scope() as session:
-        values = claiming.claim_values(Actor(user_id=critic, email="", role=Role.critic), slug)
-        explain = f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {claiming.CLAIM.text}"
+        values = claim_sql.claim_values(Actor(user_id=critic, email="", role=Role.critic), slug)
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {claim_sql.CLAIM.text}"
         lines = [row[0] for row in session.execute(text(explain), values)]
         session.rollback()
     return "\n".join(lines)
@@ -271,7 +272,7 @@ def main() -> int:
         with Embedded(folder) as services:
             connect.use({"database_url": services.database_url, "redis_url": services.redis_url})
             try:
-                migrate.upgrade(services.database_url)
+                migrations.upgrade(services.database_url)
                 return 0 if bench_here(options, folder) else 1
             finally:
                 connect.forget_settings()

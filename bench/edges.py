@@ -21,10 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from illume.simulation import machine_name, n_cores, simulate
-from illume.simulation_report import TITLES
-from illume.simulation_settings import SimulationSettings
-from illume.simulation_stages import Display
+from illume.simulation.command import machine_name, n_cores, simulate
+from illume.simulation.report import TITLES
+from illume.simulation.settings import SimulationSettings
+from illume.simulation.stages import Display
 
 NO_GUARD = {"guard_per_rationale": 0}
 CASES: dict[str, dict[str, Any]] = {

@@ -8,10 +8,14 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.db import get_engine, session_scope
+from app.db.engine import get_engine
+from app.db.sessions import session_scope
 from app.models import Role, Scope
-from app.services import counts, images, projects, users
-from app.services.actors import SYSTEM
+from app.services.accounts import users
+from app.services.kernel import counters
+from app.services.kernel.actors import SYSTEM
+from app.services.projects import projects
+from app.services.prompts import images
 from tests.factories import image_bytes
 
 IMAGES = 50
@@ -139,7 +143,7 @@ def count_anew() -> None:
     with session_scope() as session:
         for command in PATIENT.split(";"):
             session.execute(text(command))
-        counts.recount(session)
+        counters.recount(session)
 
 
 def settle() -> None:

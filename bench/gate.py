@@ -29,12 +29,15 @@ from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app import connect, migrate
-from app.db import session_scope
-from app.embedded import Embedded
+from app.db import migrations
+from app.db.sessions import session_scope
 from app.models import Role, Scope
-from app.services import images, projects, prompts, users
-from app.services.actors import SYSTEM
+from app.processes import connect
+from app.processes.embedded import Embedded
+from app.services.accounts import users
+from app.services.kernel.actors import SYSTEM
+from app.services.projects import projects
+from app.services.prompts import images, prompts
 from bench.serving import free_port, memory_mb, serve
 from tests.factories import image_bytes
 
@@ -163,7 +166,7 @@ def main() -> None:
         os.environ |= {"ILLUME_DATA_DIR": folder, "ILLUME_SECRET_KEY": "a key for this bench only"}
         with Embedded(Path(folder)) as services:
             connect.use({"database_url": services.database_url, "redis_url": services.redis_url})
-            migrate.upgrade(services.database_url)
+            migrations.upgrade(services.database_url)
             port = free_port()
             server = serve(port, options.processes, Path(folder) / "web.log")
             try:

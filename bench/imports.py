@@ -23,12 +23,16 @@ from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app import connect, migrate
-from app.db import get_engine, session_factory, session_scope
-from app.embedded import Embedded
+from app.db import migrations
+from app.db.engine import get_engine
+from app.db.sessions import session_factory, session_scope
 from app.models import Import
-from app.services import images, imports, projects
-from app.services.actors import SYSTEM
+from app.processes import connect
+from app.processes.embedded import Embedded
+from app.services.imports import imports
+from app.services.kernel.actors import SYSTEM
+from app.services.projects import projects
+from app.services.prompts import images
 from tests.factories import image_bytes
 
 PICTURES = 50
@@ -47,7 +51,7 @@ def main() -> None:
         try:
             os.environ.update(ILLUME_DATA_DIR=folder, ILLUME_DATABASE_URL=services.database_url, ILLUME_REDIS_URL="")
             connect.forget_settings()
-            migrate.upgrade(services.database_url)
+            migrations.upgrade(services.database_url)
             show(measure(options.lines, round(1 / options.bad)))
         finally:
             connect.forget_settings()

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from app.db import session_scope
+from app.db.sessions import session_scope
 from app.models import ModelVersion, Scope, User, Webhook
-from app.services import set_agreements, signing_in, sweep, users
-from app.services.actors import SYSTEM
+from app.services import sweep
+from app.services.accounts import sessions, users
+from app.services.kernel.actors import SYSTEM
+from app.services.quality import set_agreements
 from bench import filling
 from tests.e2e import world
 
@@ -225,5 +227,5 @@ def sign_in() -> Large:
         found = session.execute(text(FIND), {"project": project}).one()._asdict()
         image = session.execute(text("SELECT min(sha256) FROM images")).scalar_one()
         _, token = users.create_token(session, SYSTEM, user_id=admin.id, scope=Scope.admin)
-        cookies = [signing_in.open_web_session(session, one)[0] for one in (admin, critic)]
+        cookies = [sessions.open_web_session(session, one)[0] for one in (admin, critic)]
     return Large({key: str(value) for key, value in found.items()} | {"image": image}, cookies[0], cookies[1], token)

@@ -10,8 +10,8 @@ from itertools import cycle, islice
 
 import psutil
 
-from illume.meteor import Meteor, find_java
-from illume.scenes.dataset import load_prompts
+from illume.evaluation.meteor import Meteor, find_java
+from illume.prompts_file import load_prompts
 
 PROMPTS = "starter/scenes/prompts.jsonl"
 

@@ -24,9 +24,10 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app import connect, migrate
-from app.embedded import Embedded
-from app.services.paging import encode_cursor
+from app.db import migrations
+from app.processes import connect
+from app.processes.embedded import Embedded
+from app.services.kernel.paging import encode_cursor
 from bench import large
 from bench.addresses import ADMIN, CRITIC, REST
 from bench.serving import free_port, serve
@@ -129,7 +130,7 @@ def main() -> int:
         services = stack.enter_context(Embedded(folder))
         connect.use({"database_url": services.database_url, "redis_url": services.redis_url})
         stack.callback(connect.forget_settings)
-        migrate.upgrade(services.database_url)
+        migrations.upgrade(services.database_url)
         if not is_filled:
             began = time.monotonic()
             large.fill(

@@ -26,15 +26,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from illume.critics import guard_rows, rationale_rows, truth_critic
-from illume.evaluation import evaluate
-from illume.metrics import paired_bootstrap
+from illume.evaluation.critics import guard_rows, rationale_rows, truth_critic
+from illume.evaluation.evaluation import evaluate
+from illume.evaluation.metrics import paired_bootstrap
+from illume.model.vlm import Vlm, load_vlm, set_adapter
+from illume.prompts_file import load_prompts
 from illume.records import Example, Rationale, stable_seed
-from illume.sampling import SamplingSettings, sample_rationales
-from illume.scenes.dataset import load_prompts
-from illume.tuning_child import tune
-from illume.tuning_job import EvaluationSettings, TuningJob, TuningSettings, read_json, write_job, write_json
-from illume.vlm import Vlm, load_vlm, set_adapter
+from illume.sampling.sampling import sample_rationales
+from illume.settings import EvaluationSettings, SamplingSettings, TuningSettings
+from illume.tuning.job import TuningJob, read_json, write_job, write_json
+from illume.tuning.launcher import tune
 
 KINDS = ("truthful", "random", "hallucinated")
 PARTS = ("answers", "gold")

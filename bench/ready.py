@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from app.embedded import free_port
+from app.processes.embedded import free_port
 from app.settings import ROOT
 
 LIMITS = {"ready (s)": 25.0, "first candidates after ready (s)": 60.0, "web process (MB resident)": 250.0}

@@ -21,15 +21,20 @@ from sqlalchemy import func, select, text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app import migrate
-from app.connect import services, set_environment
-from app.db import session_scope
+from app.cli import seeding
+from app.db import migrations
+from app.db.sessions import session_scope
 from app.models import Candidate, CandidateSet, ModelVersion, Project, Prompt, Round, RoundState
-from app.services import assignments, pools, projects, rounds, seeding, users, verdicts
-from app.services.actors import SYSTEM, Actor
+from app.processes.connect import services, set_environment
+from app.processes.supervise import Supervised, start_child, stop_all
+from app.services.accounts import users
+from app.services.candidates import pools
+from app.services.judging import assignments, give
+from app.services.kernel.actors import SYSTEM, Actor
+from app.services.projects import projects
+from app.services.rounds import rounds
 from app.settings import get_settings
-from app.supervise import Supervised, start_child, stop_all
-from illume.metrics import faithful
+from illume.evaluation.metrics import faithful
 
 WORKERS = ([*["beat"]], ["--queues", "model"], ["--queues", "default"])
 
@@ -68,7 +73,7 @@ def main() -> int:
 def seed(picks: int) -> tuple[Actor, int]:
     """The demo's project with a round after `picks` prompts, and its critic."""
     settings = get_settings()
-    migrate.upgrade(settings.database_url)
+    migrations.upgrade(settings.database_url)
     with session_scope() as session:
         session.execute(text("SET LOCAL transaction_timeout = 0"))
         accounts = seeding.seed_demo(session, settings)
@@ -146,8 +151,8 @@ def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
             if faithful(words, question=prompt.question, answer=prompt.answer or "", metadata=prompt.extra)
         ]
         picks = picks if truthful else [claim.candidates[0]["id"]]
-        verdict = verdicts.VerdictIn.model_validate({"kind": "picked" if picks else "none_fit", "picks": picks})
-        verdicts.give(session, actor, claim.assignment_id, verdict)
+        verdict = give.VerdictIn.model_validate({"kind": "picked" if picks else "none_fit", "picks": picks})
+        give.give(session, actor, claim.assignment_id, verdict)
         return int(bool(picks))
 
 

@@ -25,11 +25,12 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from illume.prompting import render_rationale_prompt
+from illume.model.prompting import render_rationale_prompt
+from illume.model.vlm import Vlm, bare_model, decode, encode, load_vlm, stop_ids
+from illume.prompts_file import load_prompts
 from illume.records import Example
-from illume.sampling import SamplingSettings, normalise, sample_rationales
-from illume.scenes.dataset import load_prompts
-from illume.vlm import Vlm, bare_model, decode, encode, load_vlm, stop_ids
+from illume.sampling.sampling import normalise, sample_rationales
+from illume.settings import SamplingSettings
 
 Result = list[list[tuple[str, int]]]
 """Distinct texts of each prompt with their numbers of tokens."""

@@ -29,12 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sqlalchemy import select
 
-from app import connect, migrate
-from app.db import session_scope
-from app.deps import SESSION_COOKIE
-from app.embedded import Embedded
+from app.db import migrations
+from app.db.sessions import session_scope
+from app.http.dependencies import SESSION_COOKIE
 from app.models import Role, User
-from app.services import signing_in, workers
+from app.processes import connect
+from app.processes.embedded import Embedded
+from app.services.accounts import sessions
+from app.services.kernel import workers
 from bench.serving import free_port, serve
 from tests.e2e import world
 
@@ -114,7 +116,7 @@ def fill() -> str:
         admin = session.scalars(select(User).where(User.role == Role.admin).order_by(User.id)).first()
         if admin is None:
             raise SystemExit("there is no admin")
-        return signing_in.open_web_session(session, admin)[0]
+        return sessions.open_web_session(session, admin)[0]
 
 
 def main() -> int:
@@ -131,7 +133,7 @@ def main() -> int:
         with Embedded(Path(folder)) as services:
             urls = {"ILLUME_DATABASE_URL": services.database_url, "ILLUME_REDIS_URL": services.redis_url}
             connect.set_environment({**urls, "ILLUME_DATA_DIR": folder, "ILLUME_SECRET_KEY": "a key for benchmarks"})
-            migrate.upgrade(services.database_url)
+            migrations.upgrade(services.database_url)
             cookie, port = fill(), free_port()
             server = serve(port, options.processes, Path(folder) / "web.log")
             try:

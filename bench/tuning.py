@@ -26,9 +26,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from illume.critics import guard_rows, rationale_rows
+from illume.evaluation.critics import guard_rows, rationale_rows
 from illume.records import Example, TrainingRow
-from illume.tuning_job import TuningSettings
+from illume.settings import TuningSettings
 
 
 def read_rows(prompts: Path, n_prompts: int) -> list[TrainingRow]:
@@ -46,9 +46,9 @@ def read_rows(prompts: Path, n_prompts: int) -> list[TrainingRow]:
 
 def load(base: str, rows: list[TrainingRow], settings: TuningSettings) -> tuple[Any, list[Any]]:
     """The model with a new adapter, and the texts of `rows`."""
-    from illume.tuning_adapter import begin_adapter
-    from illume.tuning_batches import training_texts
-    from illume.vlm import load_vlm
+    from illume.model.vlm import load_vlm
+    from illume.tuning.batches import training_texts
+    from illume.tuning.lora import begin_adapter
 
     vlm = load_vlm(base, device=settings.device, dtype=settings.dtype)
     begin_adapter(vlm, init="from_base", parent=None, settings=settings)
@@ -62,8 +62,8 @@ def prepare_base(*_: Any) -> Callable[[], None]:
 
 def prepare_illume(vlm: Any, texts: list[Any], settings: TuningSettings, folder: Path) -> Callable[[], None]:
     """All epochs with illume's tuner, as a function."""
-    from illume.tuning_loop import Training
-    from illume.tuning_ranks import Alone
+    from illume.tuning.distributed import Alone
+    from illume.tuning.trainer import Training
 
     def train() -> None:
         training = Training(
@@ -87,7 +87,7 @@ def prepare_trainer(vlm: Any, texts: list[Any], settings: TuningSettings, folder
     import torch
     from transformers import Trainer, TrainingArguments
 
-    from illume.vlm import append_continuations, encode
+    from illume.model.vlm import append_continuations, encode
 
     for layer in vlm.model.modules():
         layer.__dict__.pop("forward", None)  # illume's quicker pass through a LoRA layer

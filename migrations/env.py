@@ -6,7 +6,7 @@ from alembic import context
 from sqlalchemy import create_engine, pool, text
 from sqlalchemy.dialects.postgresql.base import ischema_names
 
-from app.db import sqlalchemy_url
+from app.db.engine import sqlalchemy_url
 from app.models import Base
 from app.models.judging import Xid8
 from app.settings import get_settings

@@ -16,10 +16,11 @@ import pytest
 from sqlalchemy import Engine, create_engine, pool, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from app import db, migrate
-from app.cluster import ROOT_BASE
-from app.connect import forget_settings
-from app.embedded import Embedded
+from app.db import migrations
+from app.db.engine import make_engine, sqlalchemy_url
+from app.processes.connect import forget_settings
+from app.processes.embedded import Embedded
+from app.processes.postgres_install import ROOT_BASE
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -50,7 +51,7 @@ def embedded(data_dir: Path) -> Iterator[Embedded]:
     services = Embedded(data_dir, durable=False)
     try:
         services.start()
-        migrate.upgrade(services.database_url)
+        migrations.upgrade(services.database_url)
         with maintenance(services.database_url) as connection:
             connection.execute(f"CREATE DATABASE {MIGRATED} TEMPLATE illume IS_TEMPLATE true")
         with pytest.MonkeyPatch.context() as patch:
@@ -79,7 +80,7 @@ def database_url(embedded: Embedded) -> str:
 @pytest.fixture(scope="session")
 def engine(database_url: str) -> Iterator[Engine]:
     """An engine on `database_url`."""
-    engine = db.make_engine(database_url, pool_size=4)
+    engine = make_engine(database_url, pool_size=4)
     yield engine
     engine.dispose()
 
@@ -117,13 +118,13 @@ def template() -> str:
 def committed_db(embedded: Embedded, template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommittedDatabase]:
     """A database of the test's own, where commits count: for concurrency, feeds and whole processes.
 
-    `app.db.session_scope()`, `get_engine()` and `get_settings()` use it too, and so do processes the test starts.
+    `session_scope()`, `get_engine()` and `get_settings()` use it too, and so do processes the test starts.
     """
     name = f"test_{os.getpid()}_{next(numbers)}"
     url = copy_database(embedded, name, template)
     monkeypatch.setenv("ILLUME_DATABASE_URL", url)
     forget_settings()
-    engine = create_engine(db.sqlalchemy_url(url), poolclass=pool.NullPool)
+    engine = create_engine(sqlalchemy_url(url), poolclass=pool.NullPool)
     try:
         yield CommittedDatabase(url, engine, sessionmaker(engine, expire_on_commit=False))
     finally:

@@ -42,9 +42,9 @@ from app.models import (
     Verdict,
     VerdictKind,
 )
-from app.services.actors import Actor
-from app.services.projects import ProjectSettings
-from app.services.store import get_store
+from app.services.kernel.actors import Actor
+from app.services.kernel.store import get_store
+from app.services.projects.projects import ProjectSettings
 
 Row = TypeVar("Row")
 numbers = itertools.count(1)
@@ -282,7 +282,7 @@ def make_verdict(
 ) -> Verdict:
     """A verdict as a row, its assignment judged; `picks` are candidate ids, the first shown one by default.
 
-    What the verdict changes elsewhere (prompt, rounds) is the business of `app.services.verdicts`.
+    What the verdict changes elsewhere (prompt, rounds) is the business of `app.services.judging.give`.
     """
     candidate_set = session.get_one(CandidateSet, assignment.candidate_set_id)
     assignment.state = AssignmentState.judged

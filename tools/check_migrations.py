@@ -9,9 +9,9 @@ from pathlib import Path
 
 from alembic.util import CommandError
 
-from app import migrate
-from app.cluster import ROOT_BASE
-from app.embedded import Embedded
+from app.db import migrations
+from app.processes.embedded import Embedded
+from app.processes.postgres_install import ROOT_BASE
 
 
 def main() -> int:
@@ -20,8 +20,8 @@ def main() -> int:
     services = Embedded(folder, durable=False, with_redis=False)
     try:
         services.start()
-        migrate.upgrade(services.database_url)
-        migrate.check(services.database_url)
+        migrations.upgrade(services.database_url)
+        migrations.check(services.database_url)
     except CommandError as error:
         sys.stderr.write(f"The migrations do not make the tables of the models: {error}\n")
         return 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from app.db import session_scope
-from app.services import base_checks
-from app.services.versions import resolve_base
-from illume.loading import VlmError, load_processor, read_config
+from app.db.sessions import session_scope
+from app.services.rounds import base_checks
+from app.services.rounds.versions import resolve_base
+from illume.model.loading import VlmError, load_processor, read_config
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 
+from app.processes.supervise import start_child
 from app.settings import ROOT, get_settings
-from app.supervise import start_child
-from illume.tuning_job import JobError, read_json, write_json
+from illume.tuning.job import JobError, read_json, write_json
 
 CHILD = "child.json"
 LEFT_OVER_PATIENCE = 10.0

@@ -6,8 +6,8 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from app.db import session_scope
-from app.services import workers
+from app.db.sessions import session_scope
+from app.services.kernel import workers
 from worker.process import WorkerProcess
 
 log = logging.getLogger(__name__)

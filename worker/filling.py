@@ -10,17 +10,19 @@ from dataclasses import dataclass, replace
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db import session_scope
+from app.db.sessions import session_scope
 from app.errors import DomainError, NotFound
 from app.models import ModelVersion, Project
-from app.services import candidates, pools, round_running
-from app.services.candidates import NewCandidate, PromptData, SamplingClaim
-from app.services.projects import ProjectSettings, settings_of
-from app.services.store import get_store
+from app.services.candidates import candidates, pools
+from app.services.candidates.candidates import NewCandidate, PromptData, SamplingClaim
+from app.services.kernel.store import get_store
+from app.services.projects.projects import ProjectSettings, settings_of
+from app.services.rounds import lease
 from app.settings import get_settings
+from illume.model.vlm import Vlm
 from illume.records import Example, Rationale, stable_seed
-from illume.sampling import SamplingSettings, sample_rationales
-from illume.vlm import Vlm
+from illume.sampling.sampling import sample_rationales
+from illume.settings import SamplingSettings
 from worker.device import holding_device
 from worker.model_cache import ModelCache
 from worker.process import WorkerProcess
@@ -96,7 +98,7 @@ def batch_size(process: WorkerProcess) -> int:
 
 def _round_waits() -> bool:
     with session_scope() as session:
-        return round_running.waits(session)
+        return lease.waits(session)
 
 
 def _fill_once(

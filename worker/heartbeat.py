@@ -9,9 +9,11 @@ import psutil
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app.db import make_engine
-from app.services import candidates, round_running, workers
-from app.services.round_running import RoundClaim
+from app.db.engine import make_engine
+from app.services.candidates import candidates
+from app.services.kernel import workers
+from app.services.rounds import lease
+from app.services.rounds.lease import RoundClaim
 from app.settings import get_settings
 
 log = logging.getLogger(__name__)
@@ -85,6 +87,6 @@ class Heartbeat:
                 if self.holds_device:
                     workers.beat_devices(session, self.worker)
                 if claim is not None:
-                    round_running.beat(session, claim)
+                    lease.beat(session, claim)
         except SQLAlchemyError as error:
             log.warning("no heartbeat: %s", error)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from app.services.store import get_store
-from app.services.versions import resolve_base
+from app.services.kernel.store import get_store
+from app.services.rounds.versions import resolve_base
 from app.settings import get_settings
-from illume.vlm import Vlm, load_vlm, set_adapter
+from illume.model.vlm import Vlm, load_vlm, set_adapter
 
 
 def device_name() -> str:

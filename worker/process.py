@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import psutil
 from sqlalchemy.exc import InternalError, OperationalError
 
-from app.services import workers
+from app.services.kernel import workers
 from app.settings import get_settings
 from worker.heartbeat import Heartbeat
 
@@ -63,7 +63,7 @@ def dead_here(names: list[str]) -> list[str]:
 
 def bury_dead(process: WorkerProcess) -> None:
     """Let the leases of this machine's dead workers lapse at once, as nobody else can know yet that they are dead."""
-    from app.db import session_scope
+    from app.db.sessions import session_scope
 
     with session_scope() as session:
         names = workers.all_names(session)

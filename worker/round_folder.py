@@ -15,17 +15,18 @@ from typing import Any
 import orjson
 from sqlalchemy.orm import Session
 
-from app.db import now_of, session_scope
+from app.db.sessions import now_of, session_scope
 from app.models import ModelVersion, Round, RoundState, Snapshot, SnapshotItemRole
-from app.services import snapshots, versions
-from app.services.round_running import RoundClaim, RoundResult
-from app.services.selection import Row
-from app.services.snapshots import RoundPlan
-from app.services.store import get_store
+from app.services.kernel.store import get_store
+from app.services.rounds import snapshots, versions
+from app.services.rounds.lease import RoundClaim, RoundResult
+from app.services.rounds.snapshots import RoundPlan
+from app.services.rounds.training_set import Row
 from app.settings import get_settings
-from illume.metrics import paired_bootstrap
+from illume.evaluation.metrics import paired_bootstrap
 from illume.records import Example, TrainingRow
-from illume.tuning_job import EvaluationSettings, TuningJob, TuningSettings, read_json, write_job, write_json
+from illume.settings import EvaluationSettings, TuningSettings
+from illume.tuning.job import TuningJob, read_json, write_job, write_json
 from worker.filling import example_for
 from worker.model_cache import adapter_folder
 

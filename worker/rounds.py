@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.db import session_scope
+from app.db.sessions import session_scope
 from app.errors import DomainError
 from app.models import RoundState
-from app.services import round_running
-from app.services.round_running import Beat, RoundClaim
-from app.supervise import ending, stop_child
-from illume.tuning_job import EXIT_DONE, EXIT_FAILED
+from app.processes.supervise import ending, stop_child
+from app.services.rounds import lease
+from app.services.rounds.lease import Beat, RoundClaim
+from illume.tuning.job import EXIT_DONE, EXIT_FAILED
 from worker import child_process, round_folder
 from worker.device import holding_device
 from worker.filling import fill_for_round
@@ -78,7 +78,7 @@ class Watch:
     def _beat(self, advanced: bool) -> Beat | None:
         try:
             with session_scope() as session:
-                return round_running.beat(
+                return lease.beat(
                     session, self.claim, state=self.state, progress=self.progress or None, advanced=advanced
                 )
         except DATABASE_AWAY as error:
@@ -102,13 +102,13 @@ class Watch:
 def run_next_round(process: WorkerProcess, models: ModelCache) -> None:
     """Take up the oldest round that waits, and run it until it ends, is cancelled, or this process should end."""
     with session_scope() as session:
-        if not round_running.waits(session):
+        if not lease.waits(session):
             return
     with holding_device(process, purpose="round") as held:
         if not held:
             return
         with session_scope() as session:
-            claim = round_running.claim_round(session, worker=process.name)
+            claim = lease.claim_round(session, worker=process.name)
             round_folder.forget_old(session)
         if claim is None:
             return
@@ -132,15 +132,15 @@ def _run(process: WorkerProcess, models: ModelCache, claim: RoundClaim) -> None:
     except Cancelled:
         log.info("round %s: cancelled", claim.round_id)
         with session_scope() as session:
-            round_running.finish_cancel(session, claim)
+            lease.finish_cancel(session, claim)
     except Stopping:
         with session_scope() as session:
-            round_running.release(session, claim)
+            lease.release(session, claim)
         raise
     except (DomainError, ValueError, RuntimeError, OSError) as error:
         log.warning("round %s failed: %s", claim.round_id, error)
         with session_scope() as session:
-            round_running.fail(session, claim, str(error) or type(error).__name__)
+            lease.fail(session, claim, str(error) or type(error).__name__)
 
 
 def _tune(claim: RoundClaim, watch: Watch) -> None:
@@ -151,7 +151,7 @@ def _tune(claim: RoundClaim, watch: Watch) -> None:
     is_new = round_folder.prepare(order, folder)
     if is_new:
         with session_scope() as session:
-            round_running.forget_events(session, claim)
+            lease.forget_events(session, claim)
     started = time.monotonic()
     if not (folder / "result.json").exists():
         code = _watch_child(folder, claim, watch)
@@ -162,7 +162,7 @@ def _tune(claim: RoundClaim, watch: Watch) -> None:
     seconds = time.monotonic() - started if is_new else None
     result = round_folder.read_result(order, folder, seconds=seconds)
     with session_scope() as session:
-        version = round_running.finish(session, claim, result)
+        version = lease.finish(session, claim, result)
     if version is None:
         raise LeaseLost
     log.info("round %s: made version %s", claim.round_id, version.number)
@@ -193,7 +193,7 @@ def _store_events(claim: RoundClaim, tail: child_process.EventTail) -> bool:
         return False
     try:
         with session_scope() as session:
-            round_running.add_events(session, claim, lines)
+            lease.add_events(session, claim, lines)
     except DATABASE_AWAY as error:
         tail.back(lines)
         log.warning("round %s: events wait for the database: %s", claim.round_id, error)
@@ -205,8 +205,8 @@ def _put_back_or_fail(folder: Path, claim: RoundClaim, code: int) -> None:
     """A process that says why it failed has failed; one that was ended goes on from its last checkpoint."""
     with session_scope() as session:
         if code == EXIT_FAILED:
-            round_running.fail(session, claim, child_process.read_error(folder))
+            lease.fail(session, claim, child_process.read_error(folder))
         else:
             log.warning("round %s: the tuning process ended with %s", claim.round_id, ending(code))
             error = f"the tuning process ended with {ending(code)}"
-            round_running.release(session, claim, error=error, counts=True)
+            lease.release(session, claim, error=error, counts=True)

@@ -10,8 +10,11 @@ from typing import Any
 from celery import Celery
 
 from app import queue
-from app.db import now_of, session_scope
-from app.services import erasing_running, imports, sweep, webhooks
+from app.db.sessions import now_of, session_scope
+from app.services import sweep
+from app.services.erasure import running
+from app.services.imports import imports
+from app.services.integrations import webhooks
 from app.settings import get_settings
 from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
 
@@ -78,7 +81,7 @@ class Tasks:
 
     def erase(self, erasure_id: int) -> None:
         """Erase a person, an image or a project."""
-        erasing_running.run(erasure_id, check=self.process.check)
+        running.run(erasure_id, check=self.process.check)
 
 
 def register(celery: Celery, process: WorkerProcess | None) -> None:

@@ -6,7 +6,7 @@ from app.api import (
     assignments,
     comparisons,
     datasets,
-    erasing,
+    erasures,
     images,
     imports,
     projects,
@@ -22,7 +22,7 @@ router = APIRouter(
     responses={"4XX": {"model": ProblemOut, "description": "What is wrong, as application/problem+json"}}
 )
 WORK = (projects, images, prompts, imports, assignments, quality, rounds, comparisons, datasets)
-for part in (*WORK, users, webhooks, erasing):
+for part in (*WORK, users, webhooks, erasures):
     router.include_router(part.router)
 
 __all__ = ["router"]

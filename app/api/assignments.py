@@ -7,11 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
-from app.api.responses import Json
 from app.api.schemas import Limit, ListOut
-from app.deps import ActorDep, SessionDep
-from app.services import assignments, projects, verdicts
-from app.services.actors import parse_id
+from app.http.dependencies import ActorDep, SessionDep
+from app.http.responses import Json
+from app.services.judging import assignments, give
+from app.services.kernel.actors import parse_id
+from app.services.projects import projects
 
 router = APIRouter(tags=["judging"])
 
@@ -58,24 +59,24 @@ def give_verdict(
     session: SessionDep,
     actor: ActorDep,
     assignment_id: str,
-    body: verdicts.VerdictIn,
+    body: give.VerdictIn,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Json:
     """Judge what was claimed. The same Idempotency-Key twice is one verdict."""
-    out = verdicts.give(session, actor, parse_id(assignment_id), body, idempotency_key=idempotency_key)
+    out = give.give(session, actor, parse_id(assignment_id), body, idempotency_key=idempotency_key)
     return Json(out.body, status_code=out.status)
 
 
 @router.get("/verdicts/{verdict_id}", response_class=Json)
 def get_verdict(session: SessionDep, actor: ActorDep, verdict_id: str) -> Json:
     """A verdict."""
-    return Json(verdicts.get_verdict(session, actor, parse_id(verdict_id)))
+    return Json(give.get_verdict(session, actor, parse_id(verdict_id)))
 
 
 @router.put("/verdicts/{verdict_id}", response_class=Json)
-def change_verdict(session: SessionDep, actor: ActorDep, verdict_id: str, body: verdicts.VerdictIn) -> Json:
+def change_verdict(session: SessionDep, actor: ActorDep, verdict_id: str, body: give.VerdictIn) -> Json:
     """Change one's own verdict: a new one that supersedes it."""
-    return Json(verdicts.change(session, actor, parse_id(verdict_id), body))
+    return Json(give.change(session, actor, parse_id(verdict_id), body))
 
 
 @router.get("/projects/{slug}/verdicts", response_model=ListOut[dict[str, Any]])
@@ -89,5 +90,5 @@ def feed(
 ) -> Json:
     """Verdicts in the order of their commits. `next` may be kept for ever; it is null only for an empty page."""
     project = projects.get_project(session, actor, slug)
-    page = verdicts.feed(session, actor, project, cursor=cursor, limit=limit, critic=critic)
+    page = give.feed(session, actor, project, cursor=cursor, limit=limit, critic=critic)
     return Json({"items": page.items, "next": page.next})

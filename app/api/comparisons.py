@@ -10,13 +10,14 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from app.api.schemas import Id, Limit, ListOut, Out, PromptImageOut, images_out
-from app.deps import ActorDep, SessionDep
 from app.errors import Forbidden
+from app.http.dependencies import ActorDep, SessionDep
 from app.models import Comparison, ComparisonState, Preferred, Project, Role
-from app.services import comparisons, projects, versions
-from app.services.actors import Actor, parse_id, project_role
-from app.services.comparisons import MOST_CRITICS, MOST_PAIRS, Side
-from app.services.paging import slice_page
+from app.services.kernel.actors import Actor, parse_id, project_role
+from app.services.kernel.paging import slice_page
+from app.services.projects import projects
+from app.services.rounds import comparisons, versions
+from app.services.rounds.comparisons import MOST_CRITICS, MOST_PAIRS, Side
 
 router = APIRouter(tags=["comparisons"])
 

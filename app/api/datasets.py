@@ -10,15 +10,18 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from app.deps import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, SessionDep
 from app.models import Role, Split
-from app.services import datasets, export_coding, projects, snapshot_records, snapshots
-from app.services.actors import parse_id
-from app.services.datasets import Plan, Wanted
-from app.services.export_coding import Coding
-from app.services.export_rows import Aggregation, Format, Task, dataset_info
-from app.services.paging import MAX_LIMIT
-from app.services.store import get_store
+from app.services.exports import compression as export_compression
+from app.services.exports import plan as export_plan
+from app.services.exports.compression import Coding
+from app.services.exports.plan import Plan, Wanted
+from app.services.exports.shapes import Aggregation, Format, Task, dataset_info
+from app.services.kernel.actors import parse_id
+from app.services.kernel.paging import MAX_LIMIT
+from app.services.kernel.store import get_store
+from app.services.projects import projects
+from app.services.rounds import snapshot_records, snapshots
 
 router = APIRouter(tags=["datasets"])
 NDJSON = "application/x-ndjson"
@@ -124,7 +127,7 @@ def get_dataset(
     id of the last whole row.
     """
     project = projects.get_project(session, actor, slug)
-    plan = datasets.plan(session, actor, project, rows, cursor=cursor, after=after)
+    plan = export_plan.plan(session, actor, project, rows, cursor=cursor, after=after)
     session.commit()  # the pages have sessions of their own, and this one's connection is not to wait for them
     etag = f'W/"{plan.etag}-{how.tag}{f"-{limit}" if limit else ""}"'
     headers = {
@@ -138,7 +141,7 @@ def get_dataset(
     headers["Content-Disposition"] = f'attachment; filename="{file_name(plan, how)}"'
     lines: Iterable[bytes] = ()
     if limit is not None:
-        page, following = datasets.page_of(plan, limit)
+        page, following = export_plan.page_of(plan, limit)
         lines = [page]
         if following is not None:
             headers["Illume-Next-Cursor"] = following
@@ -146,7 +149,7 @@ def get_dataset(
                 f'<{request.url.include_query_params(cursor=following).remove_query_params("after")}>; rel="next"'
             )
     elif not how.parquet:
-        lines = datasets.line_pages(plan)
+        lines = export_plan.line_pages(plan)
     return parquet_answer(plan, how, headers, lines) if how.parquet else ndjson_answer(how, headers, lines)
 
 
@@ -154,9 +157,9 @@ def ndjson_answer(how: Form, headers: dict[str, str], lines: Iterable[bytes]) ->
     """Lines of JSON, compressed where that was asked for."""
     pieces, media_type = lines, NDJSON
     if how.compression in ("gzip", "zstd"):
-        pieces, media_type = export_coding.compressed(pieces, how.compression), PACKED[how.compression][0]
+        pieces, media_type = export_compression.compressed(pieces, how.compression), PACKED[how.compression][0]
     elif how.coding is not None:
-        pieces = export_coding.compressed(pieces, how.coding)
+        pieces = export_compression.compressed(pieces, how.coding)
         headers["Content-Encoding"] = how.coding
     return StreamingResponse(pieces, media_type=media_type, headers=headers)
 
@@ -165,10 +168,10 @@ def parquet_answer(plan: Plan, how: Form, headers: dict[str, str], lines: Iterab
     """One Parquet file, of the page in `lines` or of all rows."""
     import orjson
 
-    from app.services import export_parquet  # large, and few ask for it
+    from app.services.exports import parquet as export_parquet  # large, and few ask for it
 
     pages = (
-        ([orjson.loads(line) for line in page.splitlines()] for page in lines) if lines else datasets.row_pages(plan)
+        ([orjson.loads(line) for line in page.splitlines()] for page in lines) if lines else export_plan.row_pages(plan)
     )
     pieces = export_parquet.parquet_of(pages, plan.shape, embed=how.embed, codec=how.compression or "zstd")
     return StreamingResponse(pieces, media_type=PARQUET, headers=headers)

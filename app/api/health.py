@@ -10,12 +10,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
-from app.api.responses import Json
-from app.db import get_engine, session_scope
-from app.deps import bearer_token
+from app.db.engine import get_engine
+from app.db.sessions import session_scope
 from app.errors import Forbidden
-from app.metrics_page import exposition
-from app.services import users
+from app.http.dependencies import bearer_token
+from app.http.metrics import exposition
+from app.http.responses import Json
+from app.services.accounts import users
 from app.settings import get_settings
 
 router = APIRouter(include_in_schema=False)

@@ -8,10 +8,10 @@ from fastapi import APIRouter, File, Request, UploadFile
 from starlette.responses import Response
 
 from app.api.schemas import ImageOut, image_url
-from app.deps import ActorDep, SessionDep
 from app.errors import Invalid
+from app.http.dependencies import ActorDep, SessionDep
 from app.models import Image
-from app.services import images
+from app.services.prompts import images
 
 router = APIRouter(tags=["images"])
 KEEP = "private, max-age=31536000, immutable"

@@ -13,13 +13,14 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response, StreamingResponse
 
 from app.api.schemas import ImportOut, Limit, ListOut
-from app.db import session_scope
-from app.deps import ActorDep, SessionDep
+from app.db.sessions import session_scope
 from app.errors import Invalid
-from app.gate import LARGEST_IMPORT
+from app.http.dependencies import ActorDep, SessionDep
+from app.http.gate import LARGEST_IMPORT
 from app.models import Import, ImportProblem, Split
-from app.services import imports, projects
-from app.services.actors import parse_id
+from app.services.imports import imports
+from app.services.kernel.actors import parse_id
+from app.services.projects import projects
 
 router = APIRouter(tags=["imports"])
 PAGE = 2000

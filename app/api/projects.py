@@ -7,13 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from sqlalchemy.orm import Session
 
-from app.api.responses import Problem
 from app.api.schemas import Limit, ListOut, ProjectIn, ProjectOut
-from app.deps import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, SessionDep
+from app.http.responses import Problem
 from app.models import Project, Role
-from app.services import base_checks, projects, stats
-from app.services.actors import Actor, require_admin
-from app.services.paging import slice_page
+from app.services.kernel.actors import Actor, require_admin
+from app.services.kernel.paging import slice_page
+from app.services.projects import projects
+from app.services.read_models import stats
+from app.services.rounds import base_checks
 
 router = APIRouter(tags=["projects"])
 

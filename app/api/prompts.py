@@ -8,7 +8,6 @@ from fastapi import APIRouter, Body, Query
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from app.api.responses import Json, Problem
 from app.api.schemas import (
     CandidateOut,
     CandidateSetOut,
@@ -19,11 +18,13 @@ from app.api.schemas import (
     PromptsAdded,
     prompt_out,
 )
-from app.deps import ActorDep, SessionDep
 from app.errors import DomainError, Invalid
+from app.http.dependencies import ActorDep, SessionDep
+from app.http.responses import Json, Problem
 from app.models import Project, Prompt, PromptState, Role, Split
-from app.services import projects, prompts
-from app.services.actors import parse_id, project_role
+from app.services.kernel.actors import parse_id, project_role
+from app.services.projects import projects
+from app.services.prompts import prompts
 
 router = APIRouter(tags=["prompts"])
 

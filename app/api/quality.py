@@ -8,13 +8,15 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from app.api.responses import Json
 from app.api.schemas import Limit, ListOut
-from app.deps import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, SessionDep
+from app.http.responses import Json
 from app.models import ReviewKind, ReviewState, Role
-from app.services import gold, projects, repeats, review_decisions, reviews, standings
-from app.services.actors import parse_id
-from app.services.verdict_forms import VerdictIn, candidate_id
+from app.services.judging import decide as judging_decide
+from app.services.kernel.actors import parse_id
+from app.services.kernel.verdict_schema import VerdictIn, candidate_id
+from app.services.projects import projects
+from app.services.quality import gold, repeats, reviews, standings
 
 router = APIRouter(tags=["quality"])
 
@@ -173,42 +175,42 @@ def get_review(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
 @router.post("/reviews/{review_id}/decision", response_class=Json)
 def decide(session: SessionDep, actor: ActorDep, review_id: str, body: VerdictIn) -> Json:
     """Say which candidates fit; it counts instead of what the critics said."""
-    return Json(review_decisions.decide(session, actor, parse_id(review_id), body))
+    return Json(judging_decide.decide(session, actor, parse_id(review_id), body))
 
 
 @router.post("/reviews/{review_id}/dismissal", response_class=Json)
 def dismiss(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
     """Leave things as they are; a flagged prompt is offered again."""
-    return Json(review_decisions.dismiss(session, actor, parse_id(review_id), body.note))
+    return Json(judging_decide.dismiss(session, actor, parse_id(review_id), body.note))
 
 
 @router.post("/reviews/{review_id}/retirement", response_class=Json)
 def retire(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
     """Take the prompt out of use."""
-    return Json(review_decisions.retire(session, actor, parse_id(review_id), body.note))
+    return Json(judging_decide.retire(session, actor, parse_id(review_id), body.note))
 
 
 @router.post("/reviews/{review_id}/acceptance", response_class=Json)
 def accept(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
     """Count a verdict that came too late. For admins."""
-    return Json(review_decisions.accept(session, actor, parse_id(review_id)))
+    return Json(judging_decide.accept(session, actor, parse_id(review_id)))
 
 
 @router.post("/reviews/{review_id}/return", response_class=Json)
 def send_back(session: SessionDep, actor: ActorDep, review_id: str, body: ReturnIn) -> Json:
     """Ask a critic to look again at a verdict."""
     verdict = candidate_id(body.verdict, "verdict")
-    return Json(review_decisions.send_back(session, actor, parse_id(review_id), verdict, body.note))
+    return Json(judging_decide.send_back(session, actor, parse_id(review_id), verdict, body.note))
 
 
 @router.get("/projects/{slug}/returned", response_model=ListOut[dict[str, Any]])
 def list_returned(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """One's own verdicts that were sent back; change them (`PUT /verdicts/{id}`), or stand by them."""
     project = projects.get_project(session, actor, slug, Role.critic)
-    return Json({"items": review_decisions.returned_to(session, actor, project), "next": None})
+    return Json({"items": judging_decide.returned_to(session, actor, project), "next": None})
 
 
 @router.post("/returned/{returned_id}/stand", status_code=204)
 def stand_by(session: SessionDep, actor: ActorDep, returned_id: str) -> None:
     """Say that a verdict which was sent back stands as it is."""
-    review_decisions.stand_by(session, actor, parse_id(returned_id))
+    judging_decide.stand_by(session, actor, parse_id(returned_id))

@@ -9,13 +9,14 @@ from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
 from app.api.schemas import Limit, ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
-from app.deps import ActorDep, SessionDep
 from app.errors import NotFound
+from app.http.dependencies import ActorDep, SessionDep
 from app.models import ModelVersion, Project, Role, Round, RoundTrigger, Snapshot, SnapshotKind
-from app.services import projects, rounds, snapshots, versions
-from app.services.actors import parse_id
-from app.services.paging import slice_page
-from app.services.store import get_store
+from app.services.kernel.actors import parse_id
+from app.services.kernel.paging import slice_page
+from app.services.kernel.store import get_store
+from app.services.projects import projects
+from app.services.rounds import rounds, snapshots, versions
 
 router = APIRouter(tags=["rounds"])
 

@@ -10,8 +10,8 @@ from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.models import DeliveryState, Prompt, Role, RoundState, RoundTrigger, Scope, SnapshotKind
-from app.services.paging import MAX_LIMIT
-from app.services.projects import ProjectSettings
+from app.services.kernel.paging import MAX_LIMIT
+from app.services.projects.projects import ProjectSettings
 
 T = TypeVar("T")
 

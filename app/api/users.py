@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
 from app.api.schemas import Limit, ListOut, TokenIn, TokenOut, UserChange, UserIn, UserOut
-from app.deps import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, SessionDep
 from app.models import Token, User
-from app.services import users
-from app.services.actors import parse_id
-from app.services.paging import decode_cursor, encode_cursor
+from app.services.accounts import users
+from app.services.kernel.actors import parse_id
+from app.services.kernel.paging import decode_cursor, encode_cursor
 
 router = APIRouter(tags=["users"])
 

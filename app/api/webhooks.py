@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from app.api.schemas import DeliveryOut, Limit, ListOut, WebhookChange, WebhookIn, WebhookOut
-from app.deps import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, SessionDep
 from app.models import Project, Webhook, WebhookDelivery
-from app.services import projects, webhooks
-from app.services.actors import parse_id
-from app.services.paging import slice_page
+from app.services.integrations import webhooks
+from app.services.kernel.actors import parse_id
+from app.services.kernel.paging import slice_page
+from app.services.projects import projects
 
 router = APIRouter(tags=["webhooks"])
 

@@ -1,6 +1,6 @@
 """The tables. Words and rules are those of the design; invariants stand here as constraints."""
 
-from app.db import Base
+from app.db.base import Base
 from app.models.checks import BaseCheck, CheckState
 from app.models.comparing import Comparison, ComparisonPair, ComparisonState, Preference, Preferred
 from app.models.content import (

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.db import Base
+from app.db.base import Base
 from app.models.states import CandidateSetState, CandidateSource, ImportState, Known, PromptState, Split, one_of
 
 

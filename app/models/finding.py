@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import DDL, BigInteger, ForeignKey, Index, String, Text, event
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base
+from app.db.base import Base
 
 
 class PromptWords(Base):

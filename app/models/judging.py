@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 from sqlalchemy.types import UserDefinedType
 
-from app.db import Base
+from app.db.base import Base
 from app.models.states import AssignmentState, Known, Purpose, VerdictKind, VerdictState, one_of
 
 

@@ -10,24 +10,19 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db import now_of, session_scope
+from app.db.sessions import now_of, session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInTry, WebSession
-from app.services import (
-    assignments,
-    base_checks,
-    counts,
-    erasing_running,
-    pools,
-    redaction,
-    rounds,
-    set_agreements,
-    webhooks,
-    workers,
-)
-from app.services.leases import lapsed
-from app.services.projects import settings_of
-from app.services.round_running import claimable
+from app.services.candidates import pools
+from app.services.erasure import redaction, running
+from app.services.integrations import webhooks
+from app.services.judging import assignments
+from app.services.kernel import counters, workers
+from app.services.kernel.leases import lapsed
+from app.services.projects.projects import settings_of
+from app.services.quality import set_agreements
+from app.services.rounds import base_checks, rounds
+from app.services.rounds.lease import claimable
 from app.settings import get_settings
 
 log = logging.getLogger(__name__)
@@ -48,7 +43,7 @@ def sweep(session: Session) -> list[Due]:
     assignments.lapse_expired(session)
     workers.forget_lapsed(session)
     _delete_old(session)
-    counts.fold(session)
+    counters.fold(session)
     set_agreements.follow(session)
     webhooks.stage_verdicts(session)
     return [
@@ -107,7 +102,7 @@ def _checks(session: Session) -> list[Due]:
 
 
 def _erasures(session: Session) -> list[Due]:
-    return [(queue.ERASE, erasure_id) for erasure_id in erasing_running.waiting(session)]
+    return [(queue.ERASE, erasure_id) for erasure_id in running.waiting(session)]
 
 
 def _imports(session: Session) -> list[Due]:

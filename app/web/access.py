@@ -10,11 +10,12 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from app.deps import SESSION_COOKIE, SessionDep
 from app.errors import Forbidden, Unauthenticated
+from app.http.dependencies import SESSION_COOKIE, SessionDep
 from app.models import Project, Role
-from app.services import projects, signing_in
-from app.services.actors import Actor, project_role
+from app.services.accounts import sessions
+from app.services.kernel.actors import Actor, project_role
+from app.services.projects import projects
 
 COOKIE = SESSION_COOKIE
 OLD_FORM = "This form is from an older session: reload the page and try again. Nothing was changed."
@@ -31,7 +32,7 @@ class SignedIn:
 def signed_in(request: Request, session: SessionDep) -> SignedIn:
     """Who is behind the session cookie. Raises `Unauthenticated`."""
     cookie = request.cookies.get(COOKIE)
-    found = signing_in.actor_for_cookie(session, cookie) if cookie else None
+    found = sessions.actor_for_cookie(session, cookie) if cookie else None
     if found is None:
         raise Unauthenticated("Your session has ended or you are not signed in. Sign in, then try again.")
     return SignedIn(*found)

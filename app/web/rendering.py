@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2_fragments import render_block
 
 from app.models import Role
-from app.services.actors import Actor
+from app.services.kernel.actors import Actor
 from app.settings import ROOT
 
 TEMPLATES = ROOT / "templates"

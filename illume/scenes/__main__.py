@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from illume.options import count, number
-from illume.scenes.dataset import SPLITS
+from illume.prompts_file import SPLITS
 from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
 
 
@@ -88,8 +88,8 @@ def _run(options: argparse.Namespace) -> int:
 
     disable_progress_bar()
     if options.command == "train":
-        from illume.scenes.lessons import Recipe
-        from illume.scenes.training import train
+        from illume.scenes.starter.lessons import Recipe
+        from illume.scenes.starter.training import train
 
         recipe = Recipe(seed=options.seed).scaled(options.share)
         train(
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
             report=_say,
         )
         return 0
-    from illume.scenes.scoring import score_model
+    from illume.scenes.starter.scoring import score_model
 
     score_model(options.model, options.prompts, split=options.split, limit=options.limit, out=options.out, report=_say)
     return 0

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from illume.prompts_file import write_prompts
 from illume.records import stable_seed
-from illume.scenes.dataset import write_prompts
 from illume.scenes.drawing import draw_scene
 from illume.scenes.graph import Scene
 from illume.scenes.questions import FAMILIES, Question, draw_asked, scene_for

@@ -1,6 +1,6 @@
 // The critic's page.
 //
-// The server renders every prompt as a fragment (templates/annotate/_card.html). These modules do what hypertext
+// The server renders every prompt as a fragment (templates/judging/_card.html). These modules do what hypertext
 // cannot: keys, the time a verdict took, showing the next prompt at once, and not losing anything.
 //
 //   stage    the prompts on the page, now and next      draft    picks, words and tags of the current one

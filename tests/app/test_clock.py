@@ -11,9 +11,9 @@ from app.settings import ROOT
 
 OUR_CLOCK = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today"), ("time", "time")}
 MEANT = {
-    "app/backup.py": "when a file was written, for who reads it",
-    "app/rate_limits.py": "how long a window of the `limits` library lasts, which goes by this clock",
-    "app/services/webhooks.py": "the moment a message was sent, which its receiver compares with their own clock",
+    "app/cli/backup.py": "when a file was written, for who reads it",
+    "app/http/rate_limits.py": "how long a window of the `limits` library lasts, which goes by this clock",
+    "app/services/integrations/webhooks.py": "when a message was sent, which its receiver compares with their clock",
     "app/web/rendering.py": "how long ago, in words",
 }
 

@@ -25,12 +25,12 @@ import pytest
 import yaml
 from sqlalchemy.engine import make_url
 
-from app import demo
-from app.cluster import binaries_for
-from app.db import sqlalchemy_url
-from app.embedded import Embedded, free_port, redis_program
+from app.cli import demo
+from app.db.engine import sqlalchemy_url
+from app.processes.embedded import Embedded, free_port, redis_program
+from app.processes.postgres_install import binaries_for
+from app.processes.supervise import start_child, stop_child
 from app.settings import ROOT, get_settings
-from app.supervise import start_child, stop_child
 from tests.conftest import maintenance, numbers
 
 OURS = ("migrate", "web", "worker-default", "worker-model", "beat")

@@ -21,8 +21,8 @@ import pytest
 from sqlalchemy import text
 
 from app.models import Role, Scope
-from app.services import users
-from app.services.actors import SYSTEM
+from app.services.accounts import users
+from app.services.kernel.actors import SYSTEM
 from tests import factories
 from tests.conftest import CommittedDatabase
 

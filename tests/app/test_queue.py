@@ -13,9 +13,9 @@ import redis
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.embedded import free_port, redis_program
+from app.processes.embedded import free_port, redis_program
+from app.processes.supervise import start_child, stop_child
 from app.settings import get_settings
-from app.supervise import start_child, stop_child
 
 
 @pytest.fixture

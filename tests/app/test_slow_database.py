@@ -22,14 +22,17 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app import db, migrate, problems
-from app.embedded import Embedded
+from app.db import engine as db_engine
+from app.db import migrations
+from app.http import problems
 from app.models import Scope
-from app.services import users
-from app.services.actors import SYSTEM
+from app.processes.embedded import Embedded
+from app.services.accounts import users
+from app.services.kernel.actors import SYSTEM
+from app.web import errors
 from bench.serving import free_port, serve
 from tests import factories
-from tests.app.test_embedded import servers_in
+from tests.app.processes.test_embedded import servers_in
 from tests.conftest import remove_base
 
 PLACES, CALLS = 4, 24
@@ -43,8 +46,8 @@ def alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Emb
     folder.chmod(0o711)
     services = Embedded(folder, durable=False, with_redis=False)
     services.start()
-    migrate.upgrade(services.database_url)
-    engine = create_engine(db.sqlalchemy_url(services.database_url), poolclass=NullPool)
+    migrations.upgrade(services.database_url)
+    engine = create_engine(db_engine.sqlalchemy_url(services.database_url), poolclass=NullPool)
     with Session(engine) as session, session.begin():
         project = factories.make_project(session, slug="slow", max_open=1000)
         for _ in range(4 * CALLS):
@@ -127,7 +130,7 @@ class TestSlow:
             (count,) = connection.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'illume'"
             ).fetchone() or (0,)
-        assert count <= PLACES + db.BESIDE
+        assert count <= PLACES + db_engine.BESIDE
 
     def test_gone_it_is_said_and_back_it_is_found(self, alone: tuple[Embedded, httpx.Client]) -> None:
         services, client = alone
@@ -153,7 +156,7 @@ class TestFull:
     def broken(self) -> TestClient:
         """An application whose routes find no room."""
         app = FastAPI()
-        problems.install(app)
+        problems.install(app, error_page=errors.render)
 
         @app.get("/api/store")
         def store() -> None:

@@ -20,9 +20,9 @@ import httpx
 import psutil
 import redis
 
-from app.embedded import SERVICES_FILE, free_port
+from app.processes.embedded import SERVICES_FILE, free_port
+from app.processes.supervise import die_with_parent
 from app.settings import ROOT
-from app.supervise import die_with_parent
 
 SLUG = "storm"
 PICTURES = 24

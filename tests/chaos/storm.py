@@ -17,9 +17,9 @@ import redis
 from sqlalchemy import NullPool, create_engine, select, text
 from sqlalchemy.orm import Session
 
-from app import db
+from app.db.engine import sqlalchemy_url
 from app.models import Project
-from app.services import pools
+from app.services.candidates import pools
 from tests.chaos import checks
 from tests.chaos.critics import Crowd
 from tests.chaos.installation import SLUG, TARGETS, Installation, Size, expect, fill, insist, running, wait_for
@@ -103,7 +103,7 @@ def blow(installation: Installation, action: str) -> str:
 def database(installation: Installation) -> Iterator[Session]:
     """A session on the installation's database."""
     engine = create_engine(
-        db.sqlalchemy_url(installation.urls["database_url"]), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        sqlalchemy_url(installation.urls["database_url"]), poolclass=NullPool, isolation_level="AUTOCOMMIT"
     )
     try:
         with Session(engine) as session:

@@ -20,8 +20,8 @@ import uvicorn
 
 from app.main import create_app
 from app.models import Role, Scope
-from app.services import users
-from app.services.actors import SYSTEM
+from app.services.accounts import users
+from app.services.kernel.actors import SYSTEM
 from app.settings import ROOT
 from tests import factories
 from tests.app.services.judged import make_judged

@@ -18,12 +18,13 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, P
 from sqlalchemy import create_engine, pool, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from app import db
-from app.deps import SESSION_COOKIE
-from app.embedded import Embedded
+from app.db.engine import sqlalchemy_url
+from app.http.dependencies import SESSION_COOKIE
 from app.main import create_app
 from app.models import User
-from app.services import set_agreements, signing_in
+from app.processes.embedded import Embedded
+from app.services.accounts import sessions as account_sessions
+from app.services.quality import set_agreements
 from app.settings import ROOT
 from tests.conftest import MIGRATED, CommittedDatabase, copy_database
 from tests.e2e import world
@@ -121,7 +122,7 @@ def rich_world(embedded: Embedded) -> world.World:
 
 def build_world(embedded: Embedded, name: str, *, rich: bool) -> world.World:
     """Build a world in a database of its own: once, since a history takes seconds and its copy a fraction of one."""
-    engine = create_engine(db.sqlalchemy_url(copy_database(embedded, name, MIGRATED)), poolclass=pool.NullPool)
+    engine = create_engine(sqlalchemy_url(copy_database(embedded, name, MIGRATED)), poolclass=pool.NullPool)
     try:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             made = world.build(session, rich=rich)
@@ -214,7 +215,7 @@ class Visit:
         """Have a session as the form opens one, and stand on `to`, its scripts run."""
         with self.site.sessions.begin() as session:
             user = session.scalars(select(User).where(User.email == email)).one()
-            secret, _ = signing_in.open_web_session(session, user)
+            secret, _ = account_sessions.open_web_session(session, user)
         self.context.add_cookies(
             [{"name": SESSION_COOKIE, "value": secret, "url": self.site.url, "httpOnly": True, "sameSite": "Lax"}]
         )

@@ -31,11 +31,16 @@ from app.models import (
     Webhook,
     WebhookDelivery,
 )
-from app.services import audit, gold, imports, links, projects, reviews, snapshots, users
-from app.services.actors import Actor
-from app.services.gold import GoldCandidate, GoldIn
-from app.services.selection import choose_rows
-from app.services.store import get_store
+from app.services.accounts import one_time_links, users
+from app.services.imports import imports
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor
+from app.services.kernel.store import get_store
+from app.services.projects import projects
+from app.services.quality import gold, reviews
+from app.services.quality.gold import GoldCandidate, GoldIn
+from app.services.rounds import snapshots
+from app.services.rounds.training_set import choose_rows
 from tests import factories
 from tests.app.services.importing import archive
 from tests.e2e.world import World
@@ -186,7 +191,7 @@ def add_people(session: Session, admin: Actor) -> None:
         users.create_token(session, admin, user_id=ada.id, scope=scope, name=name)
     factories.make_user(session, email="finn@example.org", role=Role.critic, disabled=True)
     eve = factories.make_user(session, email="eve@example.org", role=Role.reviewer)
-    links.make_link(session, admin, eve.id, LinkPurpose.invitation)
+    one_time_links.make_link(session, admin, eve.id, LinkPurpose.invitation)
 
 
 def add_deeds(session: Session, admin: Actor, project: Project) -> None:

@@ -21,9 +21,9 @@ from app.models import (
     Verdict,
     VerdictKind,
 )
-from app.services import comparisons
-from app.services.actors import SYSTEM, Actor
-from illume.metrics import rouge_l
+from app.services.kernel.actors import SYSTEM, Actor
+from app.services.rounds import comparisons
+from illume.evaluation.metrics import rouge_l
 from tests import factories
 
 

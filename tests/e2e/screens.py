@@ -14,10 +14,11 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
-from app import db, migrate
-from app.connect import forget_settings
-from app.embedded import Embedded
-from app.services import set_agreements
+from app.db import migrations
+from app.db.engine import sqlalchemy_url
+from app.processes.connect import forget_settings
+from app.processes.embedded import Embedded
+from app.services.quality import set_agreements
 from app.settings import ROOT
 from tests.e2e import fortnight, world
 from tests.e2e.conftest import DESK, FLAGS, PHONE, Site, chromium, free_port
@@ -104,7 +105,7 @@ def main() -> None:
                 services.redis_url,
             )
             forget_settings()
-            migrate.upgrade(services.database_url)
+            migrations.upgrade(services.database_url)
             photograph(services.database_url)
         finally:
             forget_settings()
@@ -113,7 +114,7 @@ def main() -> None:
 
 def photograph(database_url: str) -> None:
     """Fill the database, serve it, and take the pictures."""
-    sessions = sessionmaker(create_engine(db.sqlalchemy_url(database_url)), expire_on_commit=False)
+    sessions = sessionmaker(create_engine(sqlalchemy_url(database_url)), expire_on_commit=False)
     with sessions.begin() as session:
         made = world.build(session, prompts=24, rich=True)
         fortnight.live_through(session, made)

@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 from sqlalchemy import select
 
 from app.models import ModelVersion, Project, Round, RoundState, User
-from app.services.projects import settings_of
+from app.services.projects.projects import settings_of
 from tests.e2e import world
 from tests.e2e.conftest import Site, Visit, Visitor
 

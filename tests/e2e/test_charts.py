@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from playwright.sync_api import Locator, Page, Route, expect
 from sqlalchemy import select
 
-from app.headers import HEADERS
+from app.http.headers import HEADERS
 from app.models import Round, RoundEvent
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.rendering import environment

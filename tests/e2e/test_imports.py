@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from app.models import Import, ImportState, Prompt
-from app.services import imports
+from app.services.imports import imports
 from tests import factories
 from tests.app.services.importing import archive
 from tests.e2e import world

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from app.models import Role, VerdictKind
-from app.services import projects
-from app.services.actors import Actor
+from app.services.kernel.actors import Actor
+from app.services.projects import projects
 from tests import factories
 from tests.e2e import world
 from tests.e2e.conftest import Site, Visit, Visitor, axe_violations

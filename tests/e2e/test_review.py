@@ -7,9 +7,10 @@ from playwright.sync_api import expect
 from sqlalchemy import update
 
 from app.models import CandidateSet, CandidateSetState, Project
-from app.services import assignments, standings, verdicts
-from app.services.actors import SYSTEM
-from app.services.verdicts import parse_verdict
+from app.services.judging import assignments, give
+from app.services.judging.give import parse_verdict
+from app.services.kernel.actors import SYSTEM
+from app.services.quality import standings
 from tests import factories
 from tests.e2e import world
 from tests.e2e.conftest import DESK, PHONE, Site, Visitor
@@ -33,13 +34,13 @@ def disagree(site: Site, scenes: world.World) -> None:
             claimed = assignments.claim(session, critic, project)
             assert claimed is not None
             picks = sorted(one["id"] for one in claimed.candidates)[place : place + 1]
-            verdicts.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "picked", "picks": picks}))
+            give.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "picked", "picks": picks}))
         factories.make_candidate_set(session, project)
         critic = factories.make_critic(session, project)
         claimed = assignments.claim(session, critic, project)
         assert claimed is not None
         flag = parse_verdict({"kind": "flagged", "reason": "The image is broken"})
-        verdicts.give(session, critic, claimed.assignment_id, flag)
+        give.give(session, critic, claimed.assignment_id, flag)
         standings.pause(session, SYSTEM, project, critic.user_id)
 
 

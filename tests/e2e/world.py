@@ -35,8 +35,8 @@ from app.models import (
     VerdictKind,
     Worker,
 )
-from app.services.actors import Actor
-from app.services.store import get_store
+from app.services.kernel.actors import Actor
+from app.services.kernel.store import get_store
 from app.settings import ROOT
 from tests import factories
 from tests.e2e import history

@@ -38,7 +38,7 @@ from transformers import (
     SmolVLMProcessor,
 )
 
-from illume.vlm import image_only
+from illume.model.vlm import image_only
 
 LEXICON = (
     "Q A seeing that what is where how many the a red blue green dog cat boat there one two three yes no on in of "

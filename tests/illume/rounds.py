@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from illume.records import Example, TrainingRow
-from illume.tuning_job import EvaluationSettings, TuningJob, TuningSettings, write_job
+from illume.settings import EvaluationSettings, TuningSettings
+from illume.tuning.job import TuningJob, write_job
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30)}
 

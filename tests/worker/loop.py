@@ -15,10 +15,11 @@ import PIL.Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.db import session_scope
+from app.db.sessions import session_scope
 from app.models import CandidateSet, Image, Project, Prompt, PromptState, Round, Split
-from app.services import accepted, rounds
-from app.services.actors import SYSTEM
+from app.services.acceptance import rules
+from app.services.kernel.actors import SYSTEM
+from app.services.rounds import rounds
 from app.settings import ROOT
 from tests import factories
 
@@ -83,7 +84,7 @@ def judge_prompts(session: Session, project: Project, prompts: Sequence[Prompt])
         factories.make_verdict(session, factories.make_assignment(session, offered, critic))
         prompt.state, offered.state = PromptState.judged, "judged"
     session.flush()
-    accepted.refresh_prompts(session, project.id)
+    rules.refresh_prompts(session, project.id)
 
 
 def project_with_a_round(base: Path, *, waiting: int = 3, **settings: Any) -> tuple[int, int]:

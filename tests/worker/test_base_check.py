@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.services.versions import starter_model
-from illume.loading import VlmError
+from app.services.rounds.versions import starter_model
+from illume.model.loading import VlmError
 from worker.base_check import describe
 
 

@@ -13,8 +13,9 @@ import time_machine
 from celery.beat import ScheduleEntry
 
 from app import queue
-from app.db import now_of, session_scope
-from app.services import sweep, webhooks
+from app.db.sessions import now_of, session_scope
+from app.services import sweep
+from app.services.integrations import webhooks
 from app.settings import ROOT
 from tests.conftest import forget_settings
 from tests.worker import loop

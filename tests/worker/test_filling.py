@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.db import session_scope
+from app.db.sessions import session_scope
 from app.models import Candidate, CandidateSet, Project, Prompt
-from app.services import candidates, pools, versions, workers
-from app.services.actors import SYSTEM
-from app.services.store import get_store
+from app.services.candidates import candidates, pools
+from app.services.kernel import workers
+from app.services.kernel.actors import SYSTEM
+from app.services.kernel.store import get_store
+from app.services.rounds import versions
 from tests import factories
 from tests.worker import loop
 from worker import filling

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from app.db import session_scope
+from app.db.sessions import session_scope
 from app.models import CandidateSet, DeviceClaim, Project, Round, Worker
-from app.services import candidates, pools, round_running, workers
+from app.services.candidates import candidates, pools
+from app.services.kernel import workers
+from app.services.rounds import lease
 from tests.conftest import CommittedDatabase, forget_settings
 from tests.worker import loop
 from worker.process import WorkerProcess, make_process
@@ -23,7 +25,7 @@ class TestBeat:
             project = session.get_one(Project, project_id)
             candidates.claim_sampling_batch(session, project, worker=process.name, limit=1)
             workers.claim_device(session, process.device_key, worker=process.name, purpose="round")
-            claim = round_running.claim_round(session, worker=process.name)
+            claim = lease.claim_round(session, worker=process.name)
         assert claim is not None
         heartbeat = process.heartbeat
         heartbeat.hold_round(claim)
@@ -35,7 +37,7 @@ class TestBeat:
         process.heartbeat.beat()
         with session_scope() as session:
             assert pools.sampling_count(session, session.get_one(Project, project_id)) == 1
-            assert not round_running.waits(session)
+            assert not lease.waits(session)
             assert workers.device_holder(session, process.device_key) is not None
             [alive] = workers.list_workers(session, queue="model")
             assert (alive.name, alive.doing, alive.device) == (process.name, "round 1", "cpu")
@@ -49,7 +51,7 @@ class TestBeat:
         heartbeat.beat()
         with session_scope() as session:
             assert pools.sampling_count(session, session.get_one(Project, project_id)) == 0
-            assert round_running.waits(session)
+            assert lease.waits(session)
             assert workers.device_holder(session, process.device_key) is None
 
     def test_runs_by_itself_and_takes_the_worker_off_the_list(self, process: WorkerProcess) -> None:

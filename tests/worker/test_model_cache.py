@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from app.errors import NotFound
-from app.services.store import get_store
-from illume.tuning_adapter import begin_adapter, store_adapter
-from illume.tuning_job import TuningSettings
-from illume.vlm import VlmError, load_vlm
+from app.services.kernel.store import get_store
+from illume.model.vlm import VlmError, load_vlm
+from illume.settings import TuningSettings
+from illume.tuning.lora import begin_adapter, store_adapter
 from worker.model_cache import ModelCache, adapter_folder, device_name
 from worker.process import WorkerProcess
 

@@ -6,9 +6,9 @@ import os
 import socket
 import subprocess
 
-from app.db import session_scope
+from app.db.sessions import session_scope
 from app.models import Worker
-from app.services import workers
+from app.services.kernel import workers
 from worker.process import WorkerProcess, bury_dead, dead_here
 
 HOST = socket.gethostname()

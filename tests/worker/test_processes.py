@@ -19,9 +19,8 @@ import pytest
 import redis
 from sqlalchemy import func, select, update
 
-from app import alive, queue
-from app.db import session_scope
-from app.embedded import free_port
+from app import queue
+from app.db.sessions import session_scope
 from app.models import (
     Candidate,
     CandidateSet,
@@ -37,8 +36,13 @@ from app.models import (
     Split,
     Verdict,
 )
-from app.services import pools, round_running, rounds, users, versions, workers
-from app.services.actors import SYSTEM
+from app.processes import health_checks
+from app.processes.embedded import free_port
+from app.services.accounts import users
+from app.services.candidates import pools
+from app.services.kernel import workers
+from app.services.kernel.actors import SYSTEM
+from app.services.rounds import lease, rounds, versions
 from app.settings import ROOT
 from tests import factories
 from tests.app.services.invariants import broken
@@ -102,7 +106,7 @@ class TestRoundThroughKills:
             first.kill()
             first.wait()
             loop.wait_until(lambda: not psutil.pid_exists(child))
-        assert loop.round_now(round_id).state in round_running.RUNNING
+        assert loop.round_now(round_id).state in lease.RUNNING
         with running("--queues", "default,model") as second:
             loop.wait_until(lambda: loop.round_now(round_id).fence == 2, seconds=120)
             loop.wait_until(lambda: n_epochs(folder) >= 4, seconds=300)
@@ -176,7 +180,7 @@ def serving() -> Iterator[str]:
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        loop.wait_until(lambda: alive.answers(f"{address}/readyz"), seconds=120)
+        loop.wait_until(lambda: health_checks.answers(f"{address}/readyz"), seconds=120)
         yield address
     finally:
         process.terminate()

@@ -15,11 +15,12 @@ import psutil
 import pytest
 from sqlalchemy import func, select, update
 
-from app.db import session_scope
+from app.db.sessions import session_scope
 from app.models import Evaluation, ModelVersion, Project, Round, RoundState
-from app.services import round_running, rounds, workers
-from app.services.actors import SYSTEM
-from app.services.round_running import RoundClaim
+from app.services.kernel import workers
+from app.services.kernel.actors import SYSTEM
+from app.services.rounds import lease, rounds
+from app.services.rounds.lease import RoundClaim
 from tests.worker import loop
 from worker import round_folder
 from worker.model_cache import ModelCache
@@ -99,7 +100,7 @@ class TestRunNextRound:
         with session_scope() as session:
             first = loop.round_now(round_id)
             assert first.version_id is not None
-            from app.services import versions
+            from app.services.rounds import versions
 
             versions.activate(session, SYSTEM, first.version_id)
         assert fill_pool(process, models, project_id) > 0
@@ -221,7 +222,7 @@ class TestBrokenOff:
         def take_over() -> None:
             with session_scope() as session:
                 session.execute(update(Round).values(beats_at=None))
-                claim = round_running.claim_round(session, worker="another")
+                claim = lease.claim_round(session, worker="another")
                 assert claim is not None
 
         thief = when(lambda: len(epochs_in(folder)) >= 1, take_over)
@@ -240,7 +241,7 @@ class TestForgetOld:
         for state in (RoundState.succeeded, RoundState.failed, RoundState.cancelled):
             _, round_id = loop.project_with_a_round(base)
             with session_scope() as session:
-                claim = round_running.claim_round(session, worker=process.name)
+                claim = lease.claim_round(session, worker=process.name)
                 assert claim is not None
                 order = round_folder.read_order(session, claim)
             folders[state] = round_folder.folder_of(claim)
@@ -262,7 +263,7 @@ class TestPrepare:
     def claimed(self, process: WorkerProcess, base: Path) -> RoundClaim:
         loop.project_with_a_round(base)
         with session_scope() as session:
-            claim = round_running.claim_round(session, worker=process.name)
+            claim = lease.claim_round(session, worker=process.name)
         assert claim is not None
         return claim
 
@@ -294,7 +295,7 @@ class TestPrepare:
         run_next_round(process, models)
         with session_scope() as session:
             rounds.rerun(session, SYSTEM, round_id)
-            claim = round_running.claim_round(session, worker=process.name)
+            claim = lease.claim_round(session, worker=process.name)
         assert claim is not None
         folder = round_folder.folder_of(claim)
         round_folder.prepare(self.order(claim), folder)

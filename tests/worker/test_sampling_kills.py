@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from app.db import session_scope
+from app.db.sessions import session_scope
 from app.models import Candidate, CandidateSet, CandidateSetState, Project, Worker
-from app.services import candidates, workers
-from app.services.candidates import SamplingClaim
-from app.services.projects import settings_of
-from illume.vlm import load_vlm
+from app.services.candidates import candidates
+from app.services.candidates.candidates import SamplingClaim
+from app.services.kernel import workers
+from app.services.projects.projects import settings_of
+from illume.model.vlm import load_vlm
 from tests.worker import loop
 from tests.worker.test_processes import installation as installation
 from tests.worker.test_processes import running

@@ -2,29 +2,20 @@
 
 from fastapi import APIRouter
 
-from app.web.admin import (
-    audit,
-    compare,
-    comparisons,
-    critics,
-    erasing,
-    gold,
-    imports,
-    overview,
-    prompts,
-    review,
-    round_contents,
-    rounds,
-    settings,
-    users,
-    versions,
-    webhooks,
-)
+from app.web.admin import audit
+from app.web.admin.accounts import users
+from app.web.admin.erasure import erasures
+from app.web.admin.imports import imports
+from app.web.admin.integrations import webhooks
+from app.web.admin.projects import overview, settings
+from app.web.admin.prompts import prompts
+from app.web.admin.quality import critics, gold, review
+from app.web.admin.rounds import comparisons, contents, rounds, side_by_side, versions
 
 router = APIRouter()
-LOOP = (overview, settings, rounds, round_contents, versions, compare, comparisons)
+LOOP = (overview, settings, rounds, contents, versions, side_by_side, comparisons)
 PROJECT = (*LOOP, prompts, gold, review, imports, critics, webhooks)
-for module in (*PROJECT, users, audit, erasing):
+for module in (*PROJECT, users, audit, erasures):
     router.include_router(module.router, prefix="/admin")
 
 __all__ = ["router"]

@@ -10,10 +10,11 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.deps import SessionDep
-from app.services import audit, projects
-from app.services.actors import parse_id, require_admin
-from app.services.audit import AuditLine
+from app.http.dependencies import SessionDep
+from app.services.kernel import audit
+from app.services.kernel.actors import parse_id, require_admin
+from app.services.kernel.audit import AuditLine
+from app.services.projects import projects
 from app.web.access import Me
 from app.web.rendering import page, shell_for
 

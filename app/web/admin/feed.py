@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from app.services.overviews import VerdictLine
+from app.services.read_models.overviews import VerdictLine
 from app.web.words import KIND_TONES, KIND_WORDS, image_url
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
 
 from app.models import Project, Role
-from app.services.actors import has_role, project_role
+from app.services.kernel.actors import has_role, project_role
 from app.web.access import SignedIn, managed_project
 from app.web.rendering import Shell, Tab, shell_for
 

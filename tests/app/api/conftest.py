@@ -10,11 +10,11 @@ from fastapi import FastAPI
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.deps import get_session
+from app.http.dependencies import get_session
 from app.main import create_app
 from app.models import Project, Role, Scope, User
-from app.services import users
-from app.services.actors import SYSTEM
+from app.services.accounts import users
+from app.services.kernel.actors import SYSTEM
 from tests import factories
 
 

@@ -49,8 +49,11 @@ from app.models import (
     VerdictKind,
     WebhookDelivery,
 )
-from app.services import comparisons, gold, reviews, rounds, snapshots, users, webhooks
-from app.services.actors import SYSTEM
+from app.services.accounts import users
+from app.services.integrations import webhooks
+from app.services.kernel.actors import SYSTEM
+from app.services.quality import gold, reviews
+from app.services.rounds import comparisons, rounds, snapshots
 from tests import factories
 from tests.app.services.feedback import judge
 

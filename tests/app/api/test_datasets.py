@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from app import db
+from app.db.engine import get_engine
+from app.db.sessions import session_factory
 from app.main import create_app
 from app.models import Project, Role, Scope
-from app.services import datasets, imports, users
-from app.services.actors import SYSTEM
+from app.services.accounts import users
+from app.services.exports import plan
+from app.services.imports import imports
+from app.services.kernel.actors import SYSTEM
 from tests import factories
 from tests.app.services.feedback import judge
 from tests.conftest import CommittedDatabase
@@ -66,12 +69,12 @@ class TestDataset:
     ) -> None:
         streaming, finish = threading.Semaphore(0), threading.Event()
 
-        def slow(_: datasets.Plan) -> Iterator[bytes]:
+        def slow(_: plan.Plan) -> Iterator[bytes]:
             streaming.release()
             finish.wait(60)
             yield b"{}\n"
 
-        monkeypatch.setattr(datasets, "line_pages", slow)
+        monkeypatch.setattr(plan, "line_pages", slow)
         path = f"/api/v1/projects/{project.slug}/dataset"
         threads = [threading.Thread(target=admin.get, args=(path,)) for _ in range(2)]
         for thread in threads:
@@ -109,7 +112,7 @@ class TestDatabaseAway:
         self, committed_db: CommittedDatabase, admin: TestClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert admin.get("/api/v1/projects").status_code == 200
-        here = db.session_factory()
+        here = session_factory()
         away = db.make_engine("postgresql://nobody@127.0.0.1:1/none", pool_size=1)
         here.configure(bind=away)
         answer = admin.get("/api/v1/projects")
@@ -120,7 +123,7 @@ class TestDatabaseAway:
         assert page.status_code == 503
         assert page.headers["content-type"].startswith("text/html")
         assert admin.get("/healthz").status_code == 200
-        here.configure(bind=db.get_engine())
+        here.configure(bind=get_engine())
         away.dispose()
         # A connection that the server ended meanwhile is noticed too.
         with committed_db.engine.connect() as connection:

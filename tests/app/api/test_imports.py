@@ -13,8 +13,9 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.models import CandidateSetState, Project, PromptState, Role, Scope, VerdictKind
-from app.services import imports, users
-from app.services.actors import SYSTEM
+from app.services.accounts import users
+from app.services.imports import imports
+from app.services.kernel.actors import SYSTEM
 from tests import factories
 from tests.app.services.importing import archive, table
 from tests.conftest import CommittedDatabase

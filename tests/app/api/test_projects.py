@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import BaseCheck, Project, Role, Scope
-from app.services import base_checks
-from app.services.projects import ProjectSettings
+from app.services.projects.projects import ProjectSettings
+from app.services.rounds import base_checks
 from tests import factories
 from tests.app.api.conftest import As
 

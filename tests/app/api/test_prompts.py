@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import Project, PromptState, Role
-from app.services import prompts
-from app.services.actors import SYSTEM
+from app.services.kernel.actors import SYSTEM
+from app.services.prompts import prompts
 from tests import factories
 from tests.app.api.conftest import As
 

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import Project
-from app.services.actors import Actor
+from app.services.kernel.actors import Actor
 from tests import factories
 from tests.app.services.feedback import judge
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import Project, Role, Scope
-from app.services import webhooks
+from app.services.integrations import webhooks
 from tests import factories
 from tests.app.api.conftest import As
 

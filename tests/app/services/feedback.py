@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from app.models import Image, Project, Prompt, PromptState
-from app.services import accepted
-from app.services.actors import Actor
+from app.services.acceptance import rules
+from app.services.kernel.actors import Actor
 from tests import factories
 
 
@@ -30,6 +30,6 @@ def judge(
     )
     prompt.state = PromptState.judged
     session.flush()
-    accepted.refresh_prompt(session, prompt.id)
+    rules.refresh_prompt(session, prompt.id)
     session.refresh(prompt)
     return prompt

@@ -8,9 +8,10 @@ import zipfile
 from typing import Any
 
 from app.models import Import, ImportProblem, Project, Prompt
-from app.services import images, imports
-from app.services.actors import SYSTEM
-from app.services.import_files import Fetch
+from app.services.imports import imports
+from app.services.imports.files import Fetch
+from app.services.kernel.actors import SYSTEM
+from app.services.prompts import images
 from tests import factories
 from tests.conftest import CommittedDatabase
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from app.models import Project, VerdictKind
-from app.services.actors import Actor
+from app.services.kernel.actors import Actor
 from tests import factories
 
 NASTY = (

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db import now_of, session_scope
+from app.db.sessions import now_of, session_scope
 from app.models import (
     AssignmentState,
     IdempotencyKey,
@@ -20,7 +20,8 @@ from app.models import (
     RoundState,
     Split,
 )
-from app.services import rounds, sweep
+from app.services import sweep
+from app.services.rounds import rounds
 from tests import factories
 from tests.app.services.feedback import judge
 from tests.conftest import CommittedDatabase

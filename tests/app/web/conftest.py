@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 from sqlalchemy.orm import Session
 
-from app.deps import get_session
+from app.http.dependencies import get_session
 from app.main import create_app
 from app.models import User
 from tests import factories

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.models import Assignment, AuditEvent, Project, Role, User, Verdict, WebSession
 from tests import factories
 from tests.app.web.conftest import Browser, person
-from tests.app.web.test_annotate import FRAGMENT, assignment_in
+from tests.app.web.judging.test_annotate import FRAGMENT, assignment_in
 
 JUMPS = (timedelta(days=-400), timedelta(hours=-2), timedelta(hours=2), timedelta(days=400))
 

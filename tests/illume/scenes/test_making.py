@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from illume.prompts_file import load_prompts
 from illume.scenes.__main__ import main
-from illume.scenes.dataset import load_prompts
 from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
 from illume.scenes.graph import Scene
 from illume.scenes.kinds import KINDS, SETTINGS
@@ -98,7 +98,7 @@ class TestLoadPrompts:
         assert "line 2" in str(caught.value)
 
     def test_brings_no_torch(self) -> None:
-        code = "import sys, illume.scenes.dataset, illume.scenes.truth; sys.exit('torch' in sys.modules)"
+        code = "import sys, illume.prompts_file, illume.scenes.truth; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

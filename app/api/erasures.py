@@ -1,0 +1,98 @@
+"""Erasing people, images and projects, for admins."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+from starlette.responses import Response
+
+from app.api.schemas import Id, Limit, ListOut, Out
+from app.http.dependencies import ActorDep, SessionDep
+from app.http.responses import Json
+from app.models import Erasure, ErasureKind, ErasureState
+from app.services.erasure import erasures
+from app.services.erasure.erasures import Loss
+from app.services.kernel.actors import parse_id
+
+router = APIRouter(tags=["erasing"])
+DryRun = Annotated[bool, Query(description="Only say what would go")]
+WOULD_GO: dict[int | str, dict[str, Any]] = {200: {"description": "With `dry_run`: what would go"}}
+
+
+class LossOut(Out):
+    """What an erasing would take: how many of each, in which projects."""
+
+    name: str
+    verdicts: int
+    prompts: int
+    images: int
+    images_at_least: bool
+    snapshots: int
+    tokens: int
+    projects: list[str]
+
+
+class ErasureOut(Out):
+    """An erasing. `counts` says what went so far, `error` why it waits."""
+
+    id: Id
+    kind: ErasureKind
+    subject: str
+    state: ErasureState
+    counts: dict[str, int] = Field(examples=[{"verdicts": 8, "snapshots": 1, "redacted": 12}])
+    error: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+def loss_out(loss: Loss) -> Response:
+    """What would go."""
+    return Json(LossOut.model_validate(loss).model_dump(mode="json"))
+
+
+def erasure_out(found: Erasure) -> Response:
+    """An erasing that was just asked for."""
+    return Json(ErasureOut.model_validate(found).model_dump(mode="json"), status_code=202)
+
+
+@router.delete("/users/{user_id}", status_code=202, response_model=ErasureOut, responses=WOULD_GO)
+def erase_user(session: SessionDep, actor: ActorDep, user_id: str, dry_run: DryRun = False) -> Response:
+    """Erase a person: their name, keys and all they said. Verdicts leave tombstones, and their slots are free again."""
+    number = parse_id(user_id)
+    if dry_run:
+        return loss_out(erasures.loss_of_person(session, actor, number))
+    return erasure_out(erasures.erase_person(session, actor, number))
+
+
+@router.delete("/images/{sha256}", status_code=202, response_model=ErasureOut, responses=WOULD_GO)
+def erase_image(session: SessionDep, actor: ActorDep, sha256: str, dry_run: DryRun = False) -> Response:
+    """Erase an image, and in all projects the prompts that show it, with what was said of them."""
+    if dry_run:
+        return loss_out(erasures.loss_of_image(session, actor, sha256))
+    return erasure_out(erasures.erase_image(session, actor, sha256))
+
+
+@router.delete("/projects/{slug}", status_code=202, response_model=ErasureOut, responses=WOULD_GO)
+def erase_project(session: SessionDep, actor: ActorDep, slug: str, dry_run: DryRun = False) -> Response:
+    """Erase a project: all its content, its adapters and images. Its snapshots keep their hashes and nothing else."""
+    if dry_run:
+        return loss_out(erasures.loss_of_project(session, actor, slug))
+    return erasure_out(erasures.erase_project(session, actor, slug))
+
+
+@router.get("/erasures")
+def list_erasures(
+    session: SessionDep, actor: ActorDep, limit: Limit = 100, cursor: str | None = None
+) -> ListOut[ErasureOut]:
+    """What was erased, the newest first."""
+    page = erasures.list_erasures(session, actor, limit=limit, cursor=cursor)
+    return ListOut(items=[ErasureOut.model_validate(one) for one in page.items], next=page.next)
+
+
+@router.get("/erasures/{erasure_id}")
+def get_erasure(session: SessionDep, actor: ActorDep, erasure_id: str) -> ErasureOut:
+    """How far an erasing is."""
+    return ErasureOut.model_validate(erasures.get_erasure(session, actor, parse_id(erasure_id)))

@@ -1,0 +1,84 @@
+"""The OpenAPI description: what FastAPI makes of the routes, with errors as they are and an example for each call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from app.api.openapi.examples import OF_CALLS, OF_PARAMETERS, OF_SHAPES
+
+PROBLEM = "application/problem+json"
+JSON = "application/json"
+LIST = "ListOut_"
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The description, made once."""
+    if app.openapi_schema is None:
+        made = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, routes=app.routes, openapi_version="3.1.0"
+        )
+        for name, example in OF_SHAPES.items():
+            if name in made["components"]["schemas"]:
+                made["components"]["schemas"][name]["examples"] = [example]
+        for method, path, call in calls_of(made):
+            tell_errors(call)
+            show(call, made, OF_CALLS.get((method, path), {}))
+        app.openapi_schema = made
+    return app.openapi_schema
+
+
+def calls_of(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every call: its method, its path below /api/v1, and what is said of it."""
+    for path, methods in description["paths"].items():
+        for method, call in methods.items():
+            yield method.upper(), path.removeprefix("/api/v1"), call
+
+
+def tell_errors(call: dict[str, Any]) -> None:
+    """Say that errors are problems (RFC 9457), also those that the server itself can do nothing about."""
+    errors = call["responses"].get("4XX")
+    if errors is not None:
+        errors["content"] = {PROBLEM: errors["content"].get(JSON, {})}
+        call["responses"]["503"] = {
+            "description": "Too busy, or something we stand on is away: come back after Retry-After",
+            "content": errors["content"],
+        }
+
+
+def show(call: dict[str, Any], description: dict[str, Any], own: dict[str, Any]) -> None:
+    """Give a call its examples: its own, else those of the shapes that it takes and answers."""
+    for parameter in call.get("parameters", ()):
+        if parameter["in"] == "path" and parameter["name"] in OF_PARAMETERS:
+            parameter["example"] = OF_PARAMETERS[parameter["name"]]
+    asked = call.get("requestBody", {}).get("content", {}).get(JSON)
+    if asked is not None:
+        set_example(asked, own.get("asked", example_of(asked.get("schema", {}), description)))
+    for status, answer in call["responses"].items():
+        content = answer.get("content", {}).get(JSON)
+        if content is not None and content.get("schema") == {"type": "string"}:
+            content["schema"] = {"type": "object"}  # JSON that PostgreSQL built
+        if content is not None and status.startswith("2"):
+            set_example(content, own.get(status, own.get("answer", example_of(content.get("schema", {}), description))))
+
+
+def set_example(content: dict[str, Any], example: Any) -> None:
+    """Set an example, where there is one."""
+    if example is not None:
+        content["example"] = example
+
+
+def example_of(schema: dict[str, Any], description: dict[str, Any]) -> Any:
+    """The example of a shape, or a list with one in it; None where there is none."""
+    name = schema.get("$ref", "").rpartition("/")[2]
+    if not name:
+        options = [example_of(one, description) for one in schema.get("anyOf", ())]
+        return next((one for one in options if one is not None), None)
+    if name.startswith(LIST):
+        inner = description["components"]["schemas"][name]["properties"]["items"].get("items", {})
+        one = example_of(inner, description)
+        return None if one is None else {"items": [one], "next": "WyIxMiJd"}
+    return OF_SHAPES.get(name)

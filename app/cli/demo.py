@@ -1,0 +1,116 @@
+"""`illume demo`: everything on this machine, in processes that end with this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Callable
+
+from sqlalchemy import text
+
+from app.db import migrations
+from app.processes import health_checks
+from app.processes.connect import Refused, refuse_used_port, services, set_environment, until_stopped, wait_for_database
+from app.processes.embedded import Embedded, free_port, write_private
+from app.processes.supervise import GaveUp, Supervised, start_child, stop_all
+from app.settings import Settings, get_settings
+
+ACCOUNTS_FILE = "demo-accounts.json"
+READY_SECONDS = 120.0
+LOOK_SECONDS = 0.2
+
+Say = Callable[[str], None]
+
+
+def run(*, port: int, browser: bool, say: Say) -> int:
+    """Run the demo until it is told to stop; port 0 takes a free one. Returns the exit code; raises Refused."""
+    port = port or free_port()
+    set_environment({"ILLUME_HOST": "127.0.0.1", "ILLUME_PORT": str(port)})
+    refuse_used_port("127.0.0.1", port)
+    with until_stopped() as stopping, services(share=False) as embedded:
+        children: list[Supervised] = []
+        try:
+            settings = get_settings()
+            prepare(settings, say=say)
+            children = processes(settings)
+            serve(children, embedded, settings, browser=browser, say=say)
+        except GaveUp as error:
+            raise Refused(f"Stopped: {error}. Its log is in {settings.data_dir / 'logs'}.") from error
+        finally:
+            stopping()
+            stop_all(children)
+    return 0
+
+
+def prepare(settings: Settings, *, say: Say) -> None:
+    """Bring the tables up to date, seed what the demo ships, and write the accounts down."""
+    from app.cli import seeding
+    from app.db.sessions import session_scope
+
+    wait_for_database(settings, say=say)
+    migrations.upgrade(settings.database_url)
+    path = settings.data_dir / ACCOUNTS_FILE
+    known = json.loads(path.read_text()) if path.exists() else {}
+    with session_scope() as session:
+        session.execute(text("SET LOCAL transaction_timeout = 0"))  # hundreds of images are decoded on the way
+        accounts = seeding.seed_demo(session, settings, known)
+    write_private(path, json.dumps(accounts, indent=2) + "\n")
+
+
+def commands() -> dict[str, list[str]]:
+    """What runs beside the database and the broker: the same as in docker-compose.yml."""
+    return {
+        "web": [sys.executable, "-m", "app.cli", "serve"],
+        "worker-model": [sys.executable, "-m", "worker", "--queues", "model"],
+        "worker-default": [sys.executable, "-m", "worker", "--queues", "default"],
+        "beat": [sys.executable, "-m", "worker", "beat"],
+    }
+
+
+def processes(settings: Settings) -> list[Supervised]:
+    """The processes of the demo, not started yet."""
+    logs = settings.data_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+    def starter(name: str, command: list[str]) -> Callable[[], subprocess.Popen[bytes]]:
+        return lambda: start_child(command, log=logs / f"{name}.log", env=environment)
+
+    return [Supervised(name=name, start=starter(name, command)) for name, command in commands().items()]
+
+
+def serve(
+    children: list[Supervised], embedded: Embedded | None, settings: Settings, *, browser: bool, say: Say
+) -> None:
+    """Start the children and keep them running; say `ready` once. Ends by `Stopped`, GaveUp or Refused."""
+    address = f"http://127.0.0.1:{settings.port}"
+    give_up_at: float | None = time.monotonic() + READY_SECONDS
+    while True:
+        now = time.monotonic()
+        for sentence in embedded.look(now) if embedded else ():
+            say(sentence)
+        for child in children:
+            ended = child.look(now)
+            if ended:
+                say(f"{ended}; its log is {settings.data_dir / 'logs' / child.name}.log")
+        if give_up_at is not None:
+            if health_checks.web(settings):
+                give_up_at = None
+                announce(settings, address, browser=browser, say=say)
+            elif now > give_up_at:
+                raise Refused(f"Stopped: the server was not ready within {READY_SECONDS:g} s.")
+        time.sleep(LOOK_SECONDS)
+
+
+def announce(settings: Settings, address: str, *, browser: bool, say: Say) -> None:
+    """Say who can sign in, that it is ready, and show the page where there is a screen."""
+    accounts = json.loads((settings.data_dir / ACCOUNTS_FILE).read_text())
+    for name, account in accounts.items():
+        say(f"{name}: {account['email']}  password {account['password']}  token {account['token']}")
+    say(f"ready: {address}")
+    if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        webbrowser.open(address)

@@ -1,0 +1,150 @@
+"""`illume doctor`: looks at everything an installation stands on, and says what to do about what is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psycopg
+import redis
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db import engine, migrations
+from app.processes.connect import reason_of
+from app.settings import ROOT, Settings
+
+HEAVY = ("torch", "transformers", "peft")
+RESERVED = 5  # connections PostgreSQL keeps for its superuser, and some for commands
+OF_WORKERS = 12  # connections of three workers: each works, beats and looks
+FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found. `remedy` says what to do where it is not `ok`."""
+
+    what: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def examine(settings: Settings, *, processes: int = 1, models: bool = True) -> Iterator[Finding]:
+    """Run the checks one after the other; `processes` web processes are planned for. Each check stands alone."""
+    checks: list[Callable[[], Finding]] = [
+        lambda: check_data_dir(settings),
+        lambda: check_database(settings),
+        lambda: check_migrations(settings),
+        lambda: check_connections(settings, processes),
+        lambda: check_broker(settings),
+        check_web_imports,
+    ]
+    if models:
+        checks.append(lambda: check_model(settings))
+    for check in checks:
+        yield check()
+
+
+def check_data_dir(settings: Settings) -> Finding:
+    """Whether the data directory can be written to and has room."""
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.data_dir):
+            free = shutil.disk_usage(settings.data_dir).free
+    except OSError as error:
+        remedy = "Choose another with ILLUME_DATA_DIR, or give this user the right to write there."
+        return Finding("data directory", False, f"{settings.data_dir}: {error.strerror}", remedy)
+    if free < FREE_BYTES:
+        return Finding("data directory", False, f"{free >> 20} MB are free", "Free at least 1 GB there.")
+    return Finding("data directory", True, f"{settings.data_dir}, {free >> 30} GB free")
+
+
+def check_database(settings: Settings) -> Finding:
+    """Whether the database answers and is new enough for `transaction_timeout`."""
+    try:
+        with psycopg.connect(engine.plain_url(settings.database_url), connect_timeout=3) as connection:
+            version = connection.info.server_version
+    except (psycopg.Error, ValueError) as error:
+        reason = reason_of(error) if isinstance(error, psycopg.Error) else str(error)
+        return Finding("database", False, reason, "Start it, or correct ILLUME_DATABASE_URL.")
+    if version < 170000:
+        return Finding("database", False, f"PostgreSQL {version // 10000}", "Illume needs PostgreSQL 17 or newer.")
+    return Finding("database", True, f"PostgreSQL {version // 10000}.{version % 10000}")
+
+
+def check_migrations(settings: Settings) -> Finding:
+    """Whether the tables are those this code needs."""
+    wanted = migrations.wanted_revision()
+    try:
+        found = migrations.current_revision(settings.database_url)
+    except (SQLAlchemyError, ValueError):
+        return Finding("migrations", False, "unknown while the database does not answer", "Mend the database first.")
+    if found != wanted:
+        return Finding("migrations", False, f"at {found or 'nothing'}, wanted {wanted}", "Run `illume db upgrade`.")
+    return Finding("migrations", True, f"at {found}")
+
+
+def check_connections(settings: Settings, processes: int) -> Finding:
+    """Whether all web processes and workers together leave connections free. Each has a pool of its own."""
+    planned = (settings.pool_size + engine.BESIDE) * processes + OF_WORKERS + RESERVED
+    try:
+        with psycopg.connect(engine.plain_url(settings.database_url), connect_timeout=3) as connection:
+            row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
+    except (psycopg.Error, ValueError):
+        return Finding("connections", False, "unknown while the database does not answer", "Mend the database first.")
+    allowed = int(row[0]) if row else 0
+    detail = f"up to {planned} of {allowed} for {processes} web process(es) and three workers"
+    if planned > allowed:
+        remedy = "Raise max_connections of PostgreSQL, or lower ILLUME_POOL_SIZE or the number of web processes."
+        return Finding("connections", False, detail, remedy)
+    return Finding("connections", True, detail)
+
+
+def check_broker(settings: Settings) -> Finding:
+    """Whether Redis answers."""
+    try:
+        with redis.Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
+            version = client.info("server").get("redis_version", "?")
+    except (redis.RedisError, ValueError) as error:
+        return Finding("broker", False, str(error), "Start Redis, or correct ILLUME_REDIS_URL. Work waits until then.")
+    return Finding("broker", True, f"Redis {version}")
+
+
+def check_web_imports() -> Finding:
+    """Whether the web process stays small: it must reach no model library."""
+    code = f"import sys, app.main; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    done = python(code)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        return Finding("web process", False, lines[-1], "Set up anew: `make clean`, then `make demo`.")
+    found = done.stdout.split()
+    if found:
+        return Finding("web process", False, f"imports {', '.join(found)}", "Report it: this is a fault of Illume's.")
+    return Finding("web process", True, "imports no model library")
+
+
+def check_model(settings: Settings) -> Finding:
+    """Whether the starter model loads, in a process of its own."""
+    model = settings.starter_dir / "model"
+    code = (
+        "from transformers import AutoModelForImageTextToText as M, AutoProcessor as P\n"
+        f"M.from_pretrained({str(model)!r}); P.from_pretrained({str(model)!r}, backend='pil')"
+    )
+    done = python(code)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        return Finding("starter model", False, lines[-1], f"Restore {model} from the repository.")
+    return Finding("starter model", True, "loads")
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a Python of its own, offline."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )

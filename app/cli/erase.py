@@ -1,0 +1,75 @@
+"""`illume erase`: erase a person, an image or a project from a terminal, and stay until it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy.orm import Session
+
+from app.db.sessions import session_scope
+from app.models import Erasure, ErasureState
+from app.processes.connect import Refused
+from app.services.accounts import users
+from app.services.erasure import erasures, running
+from app.services.erasure.erasures import Loss
+from app.services.kernel.actors import SYSTEM
+
+KINDS = ("person", "image", "project")
+Say = Callable[[str], None]
+
+
+def erase(kind: str, subject: str, *, ask: Callable[[], bool], say: Say) -> int:
+    """Say what would go, ask whether to go on, and erase it."""
+    with session_scope() as session:
+        key = key_of(session, kind, subject)
+        say(loss_words(loss_of(session, kind, key)))
+    if not ask():
+        say("Nothing was erased.")
+        return 1
+    with session_scope() as session:
+        erasure_id = ask_for(session, kind, key).id
+    running.run(erasure_id)
+    with session_scope() as session:
+        found = session.get_one(Erasure, erasure_id)
+        if found.state is not ErasureState.done:
+            say(f"Asked for, and goes on by itself: {found.error or 'a worker is at it'}")
+            return 0
+        say(
+            "Erased: " + (", ".join(f"{n} {name}" for name, n in found.counts.items() if n) or "nothing else was there")
+        )
+    return 0
+
+
+def key_of(session: Session, kind: str, subject: str) -> str:
+    """A person's id, by their address; an image's sha256 and a project's slug as they are. Raises Refused."""
+    if kind != "person":
+        return subject
+    user = users.find_user(session, subject)
+    if user is None:
+        raise Refused(f"There is nobody with the address {subject}.")
+    return str(user.id)
+
+
+def loss_of(session: Session, kind: str, key: str) -> Loss:
+    """What would go."""
+    if kind == "person":
+        return erasures.loss_of_person(session, SYSTEM, int(key))
+    return (erasures.loss_of_image if kind == "image" else erasures.loss_of_project)(session, SYSTEM, key)
+
+
+def ask_for(session: Session, kind: str, key: str) -> Erasure:
+    """Have it erased."""
+    if kind == "person":
+        return erasures.erase_person(session, SYSTEM, int(key))
+    return (erasures.erase_image if kind == "image" else erasures.erase_project)(session, SYSTEM, key)
+
+
+def loss_words(loss: Loss) -> str:
+    """What would go, for a person to read."""
+    counts = {name: getattr(loss, name) for name in ("verdicts", "prompts", "images", "tokens", "snapshots")}
+    more = {"images"} if loss.images_at_least else set()
+    listed = (
+        ", ".join(f"{'at least ' if name in more else ''}{n} {name}" for name, n in counts.items() if n)
+        or "nothing but the name"
+    )
+    return f"Erasing {loss.name} takes or touches: {listed}. It cannot be undone."

@@ -1,0 +1,102 @@
+"""`illume round`: see what a round would train on, start it, watch it, cancel it, from a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy.orm import Session
+
+from app.db.sessions import session_scope
+from app.models import ModelVersion, Round, RoundState
+from app.processes.connect import Refused
+from app.services.kernel.actors import SYSTEM
+from app.services.projects import projects
+from app.services.rounds import rounds
+from app.services.rounds.rounds import RoundPreview
+from app.web.rendering import duration
+from app.web.words import METRIC_WORDS, TRIGGER_WORDS, round_words
+
+LOOK_SECONDS = 1.0
+Say = Callable[[str], None]
+
+
+def start(slug: str, *, ask: Callable[[], bool], follow: bool, say: Say) -> int:
+    """Say what a round would train on, ask whether to go on, start it, and watch it where `follow` says so."""
+    with session_scope() as session:
+        project = projects.get_project(session, SYSTEM, slug)
+        rounds.refuse_second(session, project)
+        say(preview_words(rounds.preview(session, SYSTEM, project)))
+    if not ask():
+        say("Nothing was started.")
+        return 1
+    with session_scope() as session:
+        made = rounds.start(session, SYSTEM, projects.get_project(session, SYSTEM, slug))
+        round_id, number = made.id, made.number
+    say(f"Round {number} is queued.")
+    return watch(round_id, say=say) if follow else 0
+
+
+def preview_words(seen: RoundPreview) -> str:
+    """What a round would train on, be scored on, and about how long it would take; one line each."""
+    prompts = "1 prompt" if seen.n_prompts == 1 else f"{seen.n_prompts} prompts"
+    heldout = f" and {seen.n_heldout} held-out prompts" if seen.n_heldout else ""
+    about = "" if seen.exact else "about "
+    return (
+        f"Trains on {about}{seen.n_rationales} accepted rationales of {prompts}, "
+        f"and on {about}{seen.n_guard} answers against forgetting.\n"
+        f"Scored by {METRIC_WORDS.get(seen.metric, seen.metric)} on {seen.n_val} val prompts{heldout}.\n"
+        f"Takes about {duration(seen.estimated_seconds)}."
+    )
+
+
+def watch(round_id: int, *, say: Say) -> int:
+    """Say how far a round is whenever that changes, until it has ended. The exit code: 0 where it succeeded."""
+    said = ""
+    while True:
+        with session_scope() as session:
+            found = session.get_one(Round, round_id)
+            state, words = RoundState(found.state), round_words(found)
+            if not state.is_active:
+                say(ending_words(session, found))
+                return 0 if state is RoundState.succeeded else 1
+        if words != said:
+            say(words)
+            said = words
+        time.sleep(LOOK_SECONDS)
+
+
+def ending_words(session: Session, found: Round) -> str:
+    """How a round ended, and what became of its version."""
+    state = RoundState(found.state)
+    if state is not RoundState.succeeded:
+        return f"Round {found.number} {state.value}{f': {found.error}' if found.error else ''}"
+    made = session.get_one(ModelVersion, found.version_id)
+    active = "now active" if found.decision.get("activate") else "not active"
+    return f"Round {found.number} made version {made.number}, {active}: {found.decision.get('reason', '')}"
+
+
+def show(slug: str, *, say: Say) -> int:
+    """One line for each round, the newest first."""
+    with session_scope() as session:
+        project = projects.get_project(session, SYSTEM, slug)
+        found = rounds.list_rounds(session, SYSTEM, project).items
+        for one in found:
+            say(
+                f"round {one.number}  {one.created_at:%Y-%m-%d %H:%M}  {TRIGGER_WORDS[one.trigger]}  {round_words(one)}"
+            )
+        if not found:
+            say(f"No round yet. Start one: `illume round start {slug}`.")
+    return 0
+
+
+def cancel(slug: str, *, say: Say) -> int:
+    """Stop the round that is going on. Raises Refused where there is none."""
+    with session_scope() as session:
+        project = projects.get_project(session, SYSTEM, slug)
+        running = rounds.active_round(session, project)
+        if running is None:
+            raise Refused(f"No round of {slug} is going on.")
+        rounds.cancel(session, SYSTEM, running.id)
+        say(f"Round {running.number} is {'cancelled' if not running.state.is_active else 'being cancelled'}.")
+    return 0

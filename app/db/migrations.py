@@ -1,0 +1,46 @@
+"""The database's schema: brought up to date, and compared with what this code needs."""
+
+from __future__ import annotations
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, pool
+
+from app.db.engine import sqlalchemy_url
+from app.settings import ROOT
+
+
+def config_for(url: str) -> Config:
+    """Alembic's configuration for the database at `url`."""
+    config = Config(toml_file=ROOT / "pyproject.toml")
+    config.attributes["database_url"] = url
+    return config
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the database up to `revision`. Several callers at once wait for each other."""
+    command.upgrade(config_for(url), revision)
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Take the database back to `revision`; `base` removes all tables."""
+    command.downgrade(config_for(url), revision)
+
+
+def check(url: str) -> None:
+    """Raise alembic's CommandError where the tables in the database are not those of `app.models`."""
+    command.check(config_for(url))
+
+
+def wanted_revision() -> str | None:
+    """The revision this code needs."""
+    return ScriptDirectory.from_config(config_for("")).get_current_head()
+
+
+def current_revision(url: str) -> str | None:
+    """The revision the database has; None before the first migration."""
+    engine = create_engine(sqlalchemy_url(url), poolclass=pool.NullPool, connect_args={"connect_timeout": 3})
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()

@@ -1,0 +1,37 @@
+"""Sessions of this process, and what queries everywhere share."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from sqlalchemy import BigInteger, ColumnElement, any_, cast, func
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import InstrumentedAttribute, Session, sessionmaker
+
+from app.db.engine import get_engine
+
+
+@functools.cache
+def session_factory() -> sessionmaker[Session]:
+    """The session factory of this process."""
+    return sessionmaker(get_engine(), expire_on_commit=False)
+
+
+def among(column: InstrumentedAttribute[int], ids: Iterable[int]) -> ColumnElement[bool]:
+    """Whether a column is one of `ids`, however many: they go as one array, where `in_` takes 65,535 at most."""
+    return column == any_(cast(list(ids), ARRAY(BigInteger)))
+
+
+def now_of(session: Session) -> datetime:
+    """The time by the database's clock: all times that are stored or compared come from it, whatever ours says."""
+    return session.execute(func.now().select()).scalar_one()
+
+
+@contextlib.contextmanager
+def session_scope() -> Iterator[Session]:
+    """A session that commits at the end and rolls back on an error; for workers, commands and streams."""
+    with session_factory()() as session, session.begin():
+        yield session

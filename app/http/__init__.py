@@ -1,0 +1,1 @@
+"""What every request passes: the admission gate, headers, limits, errors, ETags."""

@@ -1,0 +1,91 @@
+"""What routes ask for: a session, and who acts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Annotated
+
+from anyio import CancelScope
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Scope as RequestScope
+
+from app.db.sessions import session_factory
+from app.errors import Unauthenticated
+from app.http import rate_limits
+from app.models import Scope
+from app.services.accounts import sessions, users
+from app.services.kernel.actors import Actor, require_scope
+
+SESSION_COOKIE = "illume_session"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+async def get_session() -> AsyncIterator[Session]:
+    """A session for one request, committed when its route returns and before the response leaves.
+
+    Only what asks the database runs in a thread: making a session does not.
+    """
+    session = session_factory()()
+    try:
+        yield session
+        await run_in_threadpool(session.commit)
+    finally:
+        if session.in_transaction():
+            with CancelScope(shield=True):
+                await run_in_threadpool(session.close)
+        else:
+            session.close()
+
+
+@contextlib.contextmanager
+def session_in_thread() -> Iterator[Session]:
+    """The same, for a request that does all its work in one thread."""
+    with session_factory()() as session:
+        yield session
+        session.commit()
+
+
+Sessions = Callable[[], contextlib.AbstractContextManager[Session]]
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+
+
+def bearer_token(request: Request) -> str | None:
+    """The token of the Authorization header."""
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" and token.strip() else None
+
+
+# Says in the OpenAPI description how to sign in; `bearer_token` reads the header.
+bearer_scheme = HTTPBearer(auto_error=False, description="A token: an admin makes them, `illume token add` too.")
+
+
+def bearer_of(scope: RequestScope, session: Session, token: str, *, reads_only: bool) -> Actor:
+    """Who bears a token. Raises `Unauthenticated`, `TooMany`, and `Forbidden` where it may only read."""
+    actor = users.actor_for_token(session, token)
+    rate_limits.count(scope, actor)
+    if not reads_only:
+        require_scope(actor, Scope.write)
+    return actor
+
+
+def get_actor(request: Request, session: SessionDep, _: Annotated[object, Security(bearer_scheme)]) -> Actor:
+    """Who bears the request's token; for what changes nothing, a browser's session will do too.
+
+    Raises `Unauthenticated`, `TooMany`, and `Forbidden` where the token may only read.
+    """
+    reads_only = request.method in SAFE_METHODS
+    token = bearer_token(request)
+    if token is not None:
+        return bearer_of(request.scope, session, token, reads_only=reads_only)
+    cookie = request.cookies.get(SESSION_COOKIE)
+    found = sessions.actor_for_cookie(session, cookie) if cookie and reads_only else None
+    if found is None:
+        raise Unauthenticated("Send a token: Authorization: Bearer TOKEN.")
+    return found[0]
+
+
+ActorDep = Annotated[Actor, Depends(get_actor, scope="function")]

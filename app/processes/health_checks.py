@@ -1,0 +1,55 @@
+"""Whether a process of ours on this machine lives and does its work: what the health checks of containers ask."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+
+import psutil
+import redis
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db.sessions import session_scope
+from app.services.kernel import workers
+from app.settings import Settings
+
+
+def web(settings: Settings) -> bool:
+    """Whether the web server answers and reaches the database and the broker."""
+    return answers(f"http://127.0.0.1:{settings.port}/readyz")
+
+
+def answers(url: str) -> bool:
+    """Whether `url` answers with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own address
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def worker(queues: Sequence[str]) -> bool:
+    """Whether a worker of this machine that serves `queues` has a fresh heartbeat."""
+    here = f"{socket.gethostname()}:"
+    try:
+        with session_scope() as session:
+            alive = [worker for worker in workers.list_workers(session) if worker.name.startswith(here)]
+    except SQLAlchemyError:
+        return False
+    return any(set(queues) <= set(worker.queues.split(",")) for worker in alive)
+
+
+def beat(settings: Settings) -> bool:
+    """Whether a beat runs on this machine and its broker answers. It keeps no row of its own."""
+    running = any(
+        (process.info["cmdline"] or [])[-3:] == ["-m", "worker", "beat"] for process in psutil.process_iter(["cmdline"])
+    )
+    if not running:
+        return False
+    try:
+        with redis.Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False

@@ -1,0 +1,1 @@
+"""Which rationales are accepted, and how many critics a set needs."""

@@ -1,0 +1,88 @@
+"""One-time links: by an invitation a person chooses their first password, by a reset another one."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import timedelta
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from app.db.sessions import now_of
+from app.errors import NotFound
+from app.models import LinkPurpose, OneTimeLink, User
+from app.services.accounts import users
+from app.services.accounts.passwords import secret_hash
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require_admin
+
+LASTS = {LinkPurpose.invitation: timedelta(days=7), LinkPurpose.password: timedelta(days=1)}
+KEPT = timedelta(days=30)
+SPENT = "This link was used already, has expired, or was replaced by another: ask an admin for a new one."
+
+
+def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose) -> tuple[OneTimeLink, str]:
+    """Make a link for a person. Returns its row and its text, which is kept nowhere; older links of theirs end.
+
+    A link for a new password leaves the old one as it is until it is used.
+    """
+    require_admin(actor)
+    user = users.get_user(session, actor, user_id)
+    session.execute(delete(OneTimeLink).where(OneTimeLink.user_id == user.id, OneTimeLink.used_at.is_(None)))
+    session.execute(delete(OneTimeLink).where(OneTimeLink.expires_at < func.now() - KEPT))
+    plain = secrets.token_urlsafe(32)
+    link = OneTimeLink(
+        token_hash=secret_hash(plain),
+        user_id=user.id,
+        purpose=purpose,
+        created_by=actor.stored_id,
+        expires_at=now_of(session) + LASTS[purpose],
+    )
+    session.add(link)
+    session.flush()
+    audit.record(session, actor, f"link.{purpose.value}", f"user:{user.id}")
+    return link, plain
+
+
+def open_link(session: Session, user_id: int) -> OneTimeLink | None:
+    """The link that a person may still use."""
+    return session.scalar(
+        select(OneTimeLink).where(
+            OneTimeLink.user_id == user_id, OneTimeLink.used_at.is_(None), OneTimeLink.expires_at > func.now()
+        )
+    )
+
+
+def find_link(session: Session, plain: str) -> tuple[OneTimeLink, User]:
+    """The link and its person. Raises `NotFound` where it is spent, or its person shut out."""
+    found = session.execute(
+        select(OneTimeLink, User)
+        .join(User, User.id == OneTimeLink.user_id)
+        .where(
+            OneTimeLink.token_hash == secret_hash(plain),
+            OneTimeLink.used_at.is_(None),
+            OneTimeLink.expires_at > func.now(),
+            User.disabled_at.is_(None),
+        )
+    ).one_or_none()
+    if found is None:
+        raise NotFound(SPENT)
+    return found[0], found[1]
+
+
+def use_link(session: Session, plain: str, password: str) -> User:
+    """Give its person this password, and end the link and their browser sessions. Raises `NotFound`, `Invalid`."""
+    link, user = find_link(session, plain)
+    themselves = Actor(user_id=user.id, email=user.email, role=user.role)
+    users.set_password(session, themselves, user.id, password)
+    # Only one of two that use it at once gets through.
+    spent = session.scalar(
+        update(OneTimeLink)
+        .where(OneTimeLink.id == link.id, OneTimeLink.used_at.is_(None))
+        .values(used_at=func.now())
+        .returning(OneTimeLink.id)
+        .execution_options(synchronize_session=False)
+    )
+    if spent is None:
+        raise NotFound(SPENT)
+    return user

@@ -1,0 +1,86 @@
+"""Signing in and out: tries that are counted, and browser sessions."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import timedelta
+
+from sqlalchemy import delete, func, select, text
+from sqlalchemy.orm import Session
+
+from app.db.sessions import now_of
+from app.errors import TooMany, Unauthenticated
+from app.models import Role, SignInTry, User, WebSession
+from app.services.accounts import passwords
+from app.services.accounts.passwords import secret_hash
+from app.services.accounts.users import find_user
+from app.services.kernel.actors import Actor
+from app.settings import get_settings
+
+TRY_SECONDS = 60
+WRONG = "The email address or the password is wrong."
+
+
+def check_password(session: Session, email: str, password: str, *, address: str) -> User:
+    """The person who signs in with this password from this network address.
+
+    Raises `TooMany` after a few failures a minute for the account or the address, known or not, and `Unauthenticated`.
+    The one service that commits: a try must stay counted although the sign-in fails, and its locks must not
+    be held while a password is checked.
+    """
+    keys = sorted((secret_hash(f"account {email.strip().lower()}"), secret_hash(f"address {address}")))
+    tries = _count_try(session, keys)
+    session.commit()
+    user = find_user(session, email)
+    stored = user.password_hash if user is not None and user.disabled_at is None else None
+    fits = passwords.fits(stored or passwords.nobodys_hash(), password) and stored is not None
+    if not fits or user is None:
+        raise Unauthenticated(WRONG)
+    session.execute(delete(SignInTry).where(SignInTry.id.in_(tries)))
+    if passwords.hasher().check_needs_rehash(stored or ""):
+        user.password_hash = passwords.hasher().hash(password)
+    return user
+
+
+def _count_try(session: Session, keys: list[str]) -> list[int]:
+    """Note a try under each of `keys` (sorted, so that two tries cannot wait for each other). Returns its rows' ids."""
+    limit = get_settings().sign_in_tries
+    for key in keys:
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7))"), {"key": key})
+    since_first = func.extract("epoch", func.now() - func.min(SignInTry.at))
+    recent = select(SignInTry.key, func.count(), since_first).where(
+        SignInTry.key.in_(keys), SignInTry.at > func.now() - timedelta(seconds=TRY_SECONDS)
+    )
+    for _, count, seconds in session.execute(recent.group_by(SignInTry.key)):
+        if count >= limit:
+            wait = max(1, TRY_SECONDS - int(seconds))
+            raise TooMany(f"Too many tries to sign in: wait {wait} seconds.", retry_after=wait)
+    rows = [SignInTry(key=key) for key in keys]
+    session.add_all(rows)
+    session.flush()
+    return [row.id for row in rows]
+
+
+def open_web_session(session: Session, user: User) -> tuple[str, str]:
+    """Sign a browser in. Returns the cookie's value and the CSRF token; only the cookie's hash is kept."""
+    cookie, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+    expires = now_of(session) + timedelta(hours=get_settings().session_hours)
+    session.add(WebSession(token_hash=secret_hash(cookie), user_id=user.id, csrf_token=csrf, expires_at=expires))
+    session.flush()
+    return cookie, csrf
+
+
+def actor_for_cookie(session: Session, cookie: str) -> tuple[Actor, str] | None:
+    """Who is behind a browser's cookie, and its CSRF token; None when it is unknown, over, or its person disabled."""
+    row = session.execute(
+        select(User.id, User.email, User.role, WebSession.csrf_token)
+        .join(User, User.id == WebSession.user_id)
+        .where(WebSession.token_hash == secret_hash(cookie), WebSession.expires_at > func.now())
+        .where(User.disabled_at.is_(None))
+    ).one_or_none()
+    return None if row is None else (Actor(user_id=row.id, email=row.email, role=Role(row.role)), row.csrf_token)
+
+
+def close_web_session(session: Session, cookie: str) -> None:
+    """Sign a browser out."""
+    session.execute(delete(WebSession).where(WebSession.token_hash == secret_hash(cookie)))

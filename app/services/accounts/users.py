@@ -1,0 +1,311 @@
+"""People, what they are in projects, and their tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.db.sessions import now_of
+from app.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
+from app.models import Membership, Project, Role, Scope, Token, User, WebSession
+from app.services.accounts.passwords import hash_password, secret_hash
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require_admin, require_scope
+
+EMAIL_FORM = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|[^@\s]+@localhost")
+MAX_REQUESTS = 1_000_000
+
+
+# People
+
+
+def add_user(
+    session: Session,
+    actor: Actor,
+    *,
+    email: str,
+    role: Role,
+    password: str | None = None,
+    project_slugs: Sequence[str] = (),
+) -> User:
+    """Add a person, a member with `role` of the named projects. Without a password they only have tokens.
+
+    Raises `Conflict` for a known address, `Invalid` for a bad one, a weak password or an unknown project.
+    """
+    require_admin(actor)
+    email = email.strip()
+    if not EMAIL_FORM.fullmatch(email) or len(email) > 320:
+        raise Invalid("This is no email address.", field="email")
+    user = User(email=email, role=role, password_hash=None if password is None else hash_password(password))
+    try:
+        with session.begin_nested():
+            session.add(user)
+            session.flush()
+    except IntegrityError as error:
+        raise Conflict(f"There is a person with the address {email} already.", field="email") from error
+    set_memberships(session, actor, user, project_slugs)
+    audit.record(session, actor, "user.add", f"user:{user.id}", role=role.value)
+    return user
+
+
+def get_user(session: Session, actor: Actor, user_id: int) -> User:
+    """The person, for an admin or themselves. Raises `NotFound`, `Forbidden`."""
+    if actor.user_id != user_id:
+        require_admin(actor)
+    user = session.get(User, user_id)
+    if user is None:
+        raise NotFound("There is no such person.")
+    return user
+
+
+def find_user(session: Session, email: str) -> User | None:
+    """The person with this address, however it is capitalised."""
+    return session.scalar(select(User).where(func.lower(User.email) == email.strip().lower()))
+
+
+def list_users(session: Session, actor: Actor, *, limit: int = 1000, after: int = 0) -> list[User]:
+    """People by id, for an admin."""
+    require_admin(actor)
+    return list(
+        session.scalars(select(User).where(User.id > after, User.erased_at.is_(None)).order_by(User.id).limit(limit))
+    )
+
+
+def projects_of(session: Session, user_ids: Sequence[int]) -> dict[int, dict[str, Role]]:
+    """The memberships of people: user id -> project slug -> role."""
+    rows = session.execute(
+        select(Membership.user_id, Project.slug, Membership.role)
+        .join(Project, Project.id == Membership.project_id)
+        .where(Membership.user_id.in_(user_ids))
+        .order_by(Project.slug)
+    )
+    found: dict[int, dict[str, Role]] = {user_id: {} for user_id in user_ids}
+    for user_id, slug, role in rows:
+        found[user_id][slug] = Role(role)
+    return found
+
+
+def set_memberships(session: Session, actor: Actor, user: User, project_slugs: Sequence[str]) -> None:
+    """Make `user` a member, with their own role, of exactly the named projects. Raises `Invalid` for an unknown one."""
+    require_admin(actor)
+    projects = session.scalars(select(Project).where(Project.slug.in_(project_slugs)))
+    known = {project.slug: project.id for project in projects}
+    for slug in project_slugs:
+        if slug not in known:
+            raise Invalid(f"There is no project '{slug}'.", field="projects")
+    session.execute(
+        delete(Membership).where(Membership.user_id == user.id, Membership.project_id.not_in(known.values()))
+    )
+    for project_id in known.values():
+        session.merge(Membership(user_id=user.id, project_id=project_id, role=user.role))
+    session.flush()
+
+
+def set_project_roles(session: Session, actor: Actor, user: User, roles: Mapping[str, Role]) -> None:
+    """Make `user` a member of exactly these projects, by slug, in these roles. Raises `Invalid` for an unknown one."""
+    require_admin(actor)
+    known = {one.slug: one.id for one in session.scalars(select(Project).where(Project.slug.in_(roles)))}
+    if unknown := next((slug for slug in roles if slug not in known), None):
+        raise Invalid(f"There is no project '{unknown}'.", field="projects")
+    session.execute(
+        delete(Membership).where(Membership.user_id == user.id, Membership.project_id.not_in(known.values()))
+    )
+    for slug, role in roles.items():
+        session.merge(Membership(user_id=user.id, project_id=known[slug], role=role))
+    session.flush()
+    shown = {slug: role.value for slug, role in roles.items()}
+    audit.record(session, actor, "user.projects", f"user:{user.id}", projects=shown)
+
+
+def set_role(session: Session, actor: Actor, user_id: int, role: Role, *, in_projects: bool = True) -> User:
+    """Change what a person is, by default in their projects too. Raises `Conflict` for the last admin."""
+    require_admin(actor)
+    user = get_user(session, actor, user_id)
+    if user.role is Role.admin and role is not Role.admin:
+        _keep_an_admin(session, user)
+    user.role = role
+    if in_projects:
+        session.execute(update(Membership).where(Membership.user_id == user.id).values(role=role))
+    audit.record(session, actor, "user.role", f"user:{user.id}", role=role.value)
+    session.flush()
+    return user
+
+
+def set_disabled(session: Session, actor: Actor, user_id: int, disabled: bool) -> User:
+    """Shut a person out at once, or let them in again. Raises `Conflict` for the last admin."""
+    require_admin(actor)
+    user = get_user(session, actor, user_id)
+    if disabled:
+        if user.role is Role.admin and user.disabled_at is None:
+            _keep_an_admin(session, user)
+        user.disabled_at = user.disabled_at or now_of(session)
+        session.execute(delete(WebSession).where(WebSession.user_id == user.id))
+    else:
+        user.disabled_at = None
+    audit.record(session, actor, "user.disable" if disabled else "user.enable", f"user:{user.id}")
+    session.flush()
+    return user
+
+
+def set_password(session: Session, actor: Actor, user_id: int, password: str) -> User:
+    """Set a person's password and end their browser sessions. Raises `Invalid` for a weak one."""
+    user = get_user(session, actor, user_id)
+    require_scope(actor, Scope.admin)
+    user.password_hash = hash_password(password)
+    session.execute(delete(WebSession).where(WebSession.user_id == user.id))
+    audit.record(session, actor, "user.password", f"user:{user.id}")
+    session.flush()
+    return user
+
+
+def _keep_an_admin(session: Session, user: User) -> None:
+    # The rows are locked, so that two admins cannot remove each other at the same time.
+    others = session.scalars(
+        select(User.id).where(User.role == Role.admin, User.disabled_at.is_(None)).order_by(User.id).with_for_update()
+    )
+    if not [other for other in others if other != user.id]:
+        raise Conflict("This is the last admin: make somebody else one first.")
+
+
+# Tokens
+
+
+def create_token(
+    session: Session,
+    actor: Actor,
+    *,
+    user_id: int,
+    scope: Scope,
+    name: str = "",
+    expires_at: datetime | None = None,
+    max_open: int | None = None,
+    requests_per_minute: int | None = None,
+) -> tuple[Token, str]:
+    """Make a token for oneself, or for anybody as an admin. Returns its row and its text, which is kept nowhere."""
+    user = get_user(session, actor, user_id)
+    require_scope(actor, Scope.admin)
+    if len(name) > 200:
+        raise Invalid("A token's name has at most 200 characters.", field="name")
+    if max_open is not None and not 1 <= max_open <= 1000:
+        raise Invalid("max_open must be from 1 to 1000.", field="max_open")
+    if requests_per_minute is not None and not 1 <= requests_per_minute <= MAX_REQUESTS:
+        raise Invalid(f"requests_per_minute must be from 1 to {MAX_REQUESTS}.", field="requests_per_minute")
+    for field, value in (("max_open", max_open), ("requests_per_minute", requests_per_minute)):
+        if value is not None and actor.role is not Role.admin:
+            raise Forbidden(f"Only an admin sets {field}.", field=field)
+    plain = "ill_" + secrets.token_urlsafe(32)
+    token = Token(
+        user_id=user.id,
+        token_hash=secret_hash(plain),
+        scope=scope,
+        name=name,
+        expires_at=expires_at,
+        max_open=max_open,
+        requests_per_minute=requests_per_minute,
+    )
+    session.add(token)
+    session.flush()
+    audit.record(session, actor, "token.add", f"token:{token.id}", user=user.id, scope=scope.value)
+    return token, plain
+
+
+def list_tokens(session: Session, actor: Actor, user_id: int) -> list[Token]:
+    """A person's tokens that are not revoked, for themselves or an admin."""
+    user = get_user(session, actor, user_id)
+    return list(
+        session.scalars(select(Token).where(Token.user_id == user.id, Token.revoked_at.is_(None)).order_by(Token.id))
+    )
+
+
+def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
+    """End a token at once, one's own or, as an admin, anybody's. Raises `NotFound`."""
+    token = session.get(Token, token_id)
+    if token is None or (token.user_id != actor.user_id and actor.role is not Role.admin):
+        raise NotFound("There is no such token.")
+    require_scope(actor, Scope.admin)
+    token.revoked_at = token.revoked_at or now_of(session)
+    audit.record(session, actor, "token.revoke", f"token:{token.id}")
+    session.flush()
+
+
+# As text, because every request asks it, and building it took longer than running it.
+BEARER = text("""
+SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open, t.requests_per_minute,
+    coalesce(t.last_used_at < now() - interval '1 minute', true) AS is_use_news
+FROM tokens t JOIN users u ON u.id = t.user_id
+WHERE t.token_hash = :hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
+  AND u.disabled_at IS NULL
+""")
+# Whether a token still bears whom it bore, with the same rights. Not where its use is news, which is to be noted, nor
+# where it has a limit of its own, which is counted elsewhere.
+STILL_BEARS = f"""
+EXISTS (
+    SELECT FROM ({BEARER.text}) b
+    WHERE b.id = CAST(:critic AS bigint) AND b.role = :role AND b.scope = :scope
+      AND b.max_open IS NOT DISTINCT FROM CAST(:max_open AS int)
+      AND b.requests_per_minute IS NULL AND NOT b.is_use_news
+)
+"""  # noqa: S608 - constants only
+
+
+def actor_for_token(session: Session, plain: str) -> Actor:
+    """Who bears a token. Raises `Unauthenticated`."""
+    actor = find_actor_for_token(session, plain)
+    if actor is None:
+        raise Unauthenticated("The token is not valid: it is unknown, expired or revoked.")
+    return actor
+
+
+def find_actor_for_token(session: Session, plain: str) -> Actor | None:
+    """Who bears a token; None where it is unknown, expired or revoked, or its person disabled."""
+    row = session.execute(BEARER, {"hash": secret_hash(plain)}).one_or_none()
+    if row is None:
+        return None
+    if row.is_use_news:
+        _note_use(session, row.token_id)
+    return Actor(
+        user_id=row.id,
+        email=row.email,
+        role=Role(row.role),
+        scope=Scope(row.scope),
+        token_id=row.token_id,
+        max_open=row.max_open,
+        requests_per_minute=row.requests_per_minute,
+    )
+
+
+def bearer_values(actor: Actor, hashed: str) -> dict[str, str | int | None]:
+    """What `STILL_BEARS` is run with."""
+    return {
+        "hash": hashed,
+        "critic": actor.user_id,
+        "role": actor.role.value,
+        "scope": actor.scope.value,
+        "max_open": actor.max_open,
+    }
+
+
+def _note_use(session: Session, token_id: int) -> None:
+    # Skipping a locked row keeps the many requests of one token from waiting for each other.
+    free = select(Token.id).where(Token.id == token_id).with_for_update(skip_locked=True).scalar_subquery()
+    session.execute(
+        update(Token).where(Token.id == free).values(last_used_at=func.now()),
+        execution_options={"synchronize_session": False},
+    )
+
+
+# Pseudonyms
+
+
+def pseudonym(project_id: int, user_id: int, secret: str) -> str:
+    """What a critic is called in a project's exports: the same there always, and not to be traced elsewhere."""
+    digest = hmac.new(secret.encode(), f"{project_id} {user_id}".encode(), hashlib.sha256).hexdigest()
+    return f"critic-{digest[:12]}"

@@ -1,0 +1,1 @@
+"""Candidate sets and the pool of sets that are ready."""

@@ -1,0 +1,357 @@
+"""Candidate sets: the leases of the workers that sample them, and what is stored."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row as SqlRow
+from sqlalchemy import and_, func, insert, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.db.sessions import among
+from app.models import (
+    Candidate,
+    CandidateSet,
+    CandidateSetState,
+    CandidateSource,
+    Project,
+    Prompt,
+    PromptImage,
+    PromptState,
+    Split,
+)
+from app.services.acceptance.overlap import first_slots
+from app.services.candidates.pools import LIVE, abandoned, open_prompts
+from app.services.projects.projects import settings_of
+from illume.evaluation.metrics import normalise_rationale
+
+MAX_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PromptData:
+    """What a model or a snapshot needs of a prompt. `images` are sha256s, in order."""
+
+    id: int
+    external_id: str | None
+    split: Split
+    images: tuple[str, ...]
+    question: str
+    answer: str | None
+    references: tuple[str, ...]
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingClaim:
+    """A candidate set to be sampled; whoever stores its candidates must show the same `fence`."""
+
+    set_id: int
+    fence: int
+    prompt_id: int
+    version_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewCandidate:
+    """A rationale a model wrote. `mean_logprob` is in nats per token."""
+
+    text: str
+    temperature: float
+    seed: int
+    mean_logprob: float
+    n_tokens: int
+
+
+# Sampling: claim, keep, store
+
+
+def claim_sampling_batch(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
+    """Up to `limit` candidate sets for `worker` to sample with the active version: abandoned ones first."""
+    if project.active_version_id is None or limit <= 0:
+        return []
+    claims = _take_over(session, project, worker=worker, limit=limit)
+    if len(claims) < limit:
+        claims += _begin(session, project, worker=worker, limit=limit - len(claims))
+    return claims
+
+
+def _take_over(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
+    found = session.execute(
+        select(CandidateSet.id, CandidateSet.tries)
+        .where(*abandoned(project))
+        .order_by(CandidateSet.priority.desc(), CandidateSet.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    session.execute(
+        update(CandidateSet)
+        .where(CandidateSet.id.in_([row.id for row in found if row.tries >= MAX_TRIES]))
+        .values(
+            state=CandidateSetState.failed,
+            error=func.coalesce(CandidateSet.error, f"Sampling was broken off {MAX_TRIES} times."),
+        )
+        .execution_options(synchronize_session=False)
+    )
+    rows = session.execute(
+        update(CandidateSet)
+        .where(CandidateSet.id.in_([row.id for row in found if row.tries < MAX_TRIES]))
+        .values(
+            worker=worker,
+            beats_at=func.now(),
+            fence=CandidateSet.fence + 1,
+            tries=CandidateSet.tries + 1,
+            version_id=project.active_version_id,
+        )
+        .returning(CandidateSet.id, CandidateSet.fence, CandidateSet.prompt_id)
+        .execution_options(synchronize_session=False)
+    )
+    return _claims(project, rows)
+
+
+def _begin(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
+    prompts = session.scalars(open_prompts(project).limit(limit).with_for_update(skip_locked=True, key_share=True))
+    prompt_ids = list(prompts)
+    if not prompt_ids:
+        return []
+    settings = settings_of(session, project)
+    slots = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
+    priorities = dict(session.execute(select(Prompt.id, Prompt.priority).where(among(Prompt.id, prompt_ids))).all())
+    rows = [
+        {
+            "project_id": project.id,
+            "prompt_id": prompt_id,
+            "version_id": project.active_version_id,
+            "source": CandidateSource.model,
+            "state": CandidateSetState.sampling,
+            "priority": priorities[prompt_id],
+            "slots": slots,
+            "worker": worker,
+            "beats_at": func.now(),
+            "fence": 1,
+            "tries": 1,
+        }
+        for prompt_id in prompt_ids
+    ]
+    # Another worker may have begun one of them since our snapshot of the tables: the unique index decides.
+    made = session.execute(
+        pg_insert(CandidateSet)
+        .values(rows)
+        .on_conflict_do_nothing()
+        .returning(CandidateSet.id, CandidateSet.fence, CandidateSet.prompt_id)
+    )
+    return _claims(project, made)
+
+
+def _claims(project: Project, rows: Iterable[SqlRow[int, int, int]]) -> list[SamplingClaim]:
+    version_id = project.active_version_id or 0
+    return [SamplingClaim(set_id, fence, prompt_id, version_id) for set_id, fence, prompt_id in sorted(rows)]
+
+
+def beat_sampling(session: Session, worker: str) -> int:
+    """Keep the leases of all sets that `worker` samples. Returns how many there are."""
+    return _update_leases(session, worker, {"beats_at": func.now()})
+
+
+def release_sampling(session: Session, worker: str) -> int:
+    """Give back every set that `worker` samples, so that others may take it at once; it does not count as a try."""
+    values = {"worker": None, "beats_at": None, "tries": func.greatest(CandidateSet.tries - 1, 0)}
+    return _update_leases(session, worker, values)
+
+
+def _update_leases(session: Session, holder: str, values: dict[str, Any]) -> int:
+    rows = session.scalars(
+        update(CandidateSet)
+        .where(CandidateSet.state == CandidateSetState.sampling, CandidateSet.worker == holder)
+        .values(values)
+        .returning(CandidateSet.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(rows.all())
+
+
+def store_candidates(
+    session: Session,
+    set_id: int,
+    fence: int,
+    *,
+    answer: str | None,
+    answer_source: str | None,
+    rationales: Sequence[NewCandidate],
+) -> bool:
+    """Keep what was sampled for a set and offer it to critics; False, and nothing kept, where the lease was lost.
+
+    Equal rationales (after normalisation) are kept once, empty ones not at all; none left is a failed try. Where
+    another version became active meanwhile, the set is kept as `replaced` and its prompt goes on waiting.
+    """
+    project_id = session.scalar(select(CandidateSet.project_id).where(CandidateSet.id == set_id))
+    # The project is locked before the set, as activation does: so an activation and a late set never miss one another.
+    active = session.scalar(
+        select(Project.active_version_id).where(Project.id == project_id).with_for_update(read=True)
+    )
+    found = _locked(session, set_id, fence)
+    if found is None:
+        return False
+    kept = _distinct(rationales)
+    if not kept:
+        return fail_sampling(session, set_id, fence, error="The model wrote no rationale.")
+    rows = [
+        {
+            "candidate_set_id": set_id,
+            "position": position,
+            "text": candidate.text,
+            "temperature": candidate.temperature,
+            "seed": candidate.seed,
+            "mean_logprob": candidate.mean_logprob,
+            "n_tokens": candidate.n_tokens,
+        }
+        for position, candidate in enumerate(kept)
+    ]
+    session.execute(insert(Candidate), rows)
+    found.answer, found.answer_source = answer, answer_source
+    found.spread = spread_of([candidate.mean_logprob for candidate in kept])
+    wants = "SELECT r.settings -> 'uncertain_first' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id"
+    if session.scalar(text(f"{wants} WHERE j.id = :project"), {"project": project_id}):
+        found.lift = found.spread / (1 + found.spread)
+    found.worker, found.beats_at, found.error = None, None, None
+    if found.version_id != active:
+        found.state = CandidateSetState.replaced
+        session.flush()
+        return True
+    found.state = CandidateSetState.ready
+    session.flush()
+    session.execute(
+        update(Prompt)
+        .where(Prompt.id == found.prompt_id, Prompt.state == PromptState.waiting)
+        .values(state=PromptState.ready)
+    )
+    return True
+
+
+def spread_of(logprobs: Sequence[float]) -> float:
+    """How unsure a model is, in nats: the standard deviation of its candidates' mean log-probabilities."""
+    return statistics.pstdev(logprobs) if logprobs else 0.0
+
+
+def fail_sampling(session: Session, set_id: int, fence: int, *, error: str) -> bool:
+    """Note that a set could not be sampled: it is tried again, and fails for good the third time. False: lease lost."""
+    found = _locked(session, set_id, fence)
+    if found is None:
+        return False
+    found.error, found.worker, found.beats_at = error, None, None
+    if found.tries >= MAX_TRIES:
+        found.state = CandidateSetState.failed
+    session.flush()
+    return True
+
+
+def _locked(session: Session, set_id: int, fence: int) -> CandidateSet | None:
+    return session.scalar(
+        select(CandidateSet)
+        .where(CandidateSet.id == set_id, CandidateSet.fence == fence, CandidateSet.state == CandidateSetState.sampling)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+
+
+def _distinct(rationales: Iterable[NewCandidate]) -> list[NewCandidate]:
+    kept: dict[str, NewCandidate] = {}
+    for rationale in rationales:
+        # PostgreSQL cannot hold the null character, and some vocabularies can write it.
+        text = rationale.text.replace("\x00", "").strip()
+        if text:
+            clean = NewCandidate(
+                text, rationale.temperature, rationale.seed, rationale.mean_logprob, rationale.n_tokens
+            )
+            kept.setdefault(normalise_rationale(text), clean)
+    return list(kept.values())
+
+
+# After an activation
+
+
+def replace_unclaimed(session: Session, project: Project) -> int:
+    """Take back the ready sets of other versions that nobody holds or judged, and let prompts wait for the active one.
+
+    Prompts without an accepted rationale wait again once they have no live set; with `rejudge` the others too. Imported
+    sets, and sets judged in part, stay. Returns how many sets were replaced.
+    """
+    replaced = session.scalars(
+        update(CandidateSet)
+        .where(
+            CandidateSet.project_id == project.id,
+            CandidateSet.state == CandidateSetState.ready,
+            CandidateSet.source == CandidateSource.model,
+            CandidateSet.taken == 0,
+            CandidateSet.version_id.is_distinct_from(project.active_version_id),
+        )
+        .values(state=CandidateSetState.replaced)
+        .returning(CandidateSet.id)
+        .execution_options(synchronize_session=False)
+    ).all()
+    again = Prompt.state == PromptState.judged
+    if not settings_of(session, project).rejudge:
+        again = and_(again, ~Prompt.has_accepted)
+    live = select(CandidateSet.id).where(CandidateSet.prompt_id == Prompt.id, CandidateSet.state.in_(LIVE))
+    session.execute(
+        update(Prompt)
+        .where(
+            Prompt.project_id == project.id,
+            Prompt.split == Split.train,
+            or_(again, Prompt.state == PromptState.ready),
+            ~live.exists(),
+        )
+        .values(state=PromptState.waiting)
+        .execution_options(synchronize_session=False)
+    )
+    queue.send(session, queue.FILL_POOL, project.id)
+    return len(replaced)
+
+
+# What a prompt holds
+
+
+def example_of(session: Session, prompt_id: int) -> PromptData:
+    """What a model needs of one prompt."""
+    return examples_of(session, [prompt_id])[prompt_id]
+
+
+def examples_of(session: Session, prompt_ids: Sequence[int]) -> dict[int, PromptData]:
+    """What a model or a snapshot needs of prompts, by id."""
+    images: dict[int, list[str]] = {}
+    rows = session.execute(
+        select(PromptImage.prompt_id, PromptImage.sha256)
+        .where(among(PromptImage.prompt_id, prompt_ids))
+        .order_by(PromptImage.prompt_id, PromptImage.position)
+    )
+    for prompt_id, sha256 in rows:
+        images.setdefault(prompt_id, []).append(sha256)
+    prompts = session.execute(
+        select(
+            Prompt.id,
+            Prompt.external_id,
+            Prompt.split,
+            Prompt.question,
+            Prompt.answer,
+            Prompt.references,
+            Prompt.extra,
+        ).where(among(Prompt.id, prompt_ids))
+    )
+    return {
+        row.id: PromptData(
+            id=row.id,
+            external_id=row.external_id,
+            split=Split(row.split),
+            images=tuple(images.get(row.id, ())),
+            question=row.question,
+            answer=row.answer,
+            references=tuple(row.references),
+            metadata=row.extra,
+        )
+        for row in prompts
+    }

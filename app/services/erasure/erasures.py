@@ -1,0 +1,249 @@
+"""Erasing people, images and projects for good: what would go, and asking for it. The worker does the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Table, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.errors import Conflict, NotFound
+from app.models import (
+    Assignment,
+    AssignmentState,
+    Base,
+    CandidateSet,
+    Erasure,
+    ErasureKind,
+    Image,
+    Import,
+    ImportState,
+    Membership,
+    Project,
+    Prompt,
+    PromptImage,
+    Purpose,
+    ReturnedVerdict,
+    Review,
+    Role,
+    Snapshot,
+    Token,
+    User,
+    Verdict,
+    Webhook,
+)
+from app.services.accounts import users
+from app.services.integrations import webhooks
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require_admin
+from app.services.kernel.counters import prompt_counts
+from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.rounds import rounds
+from app.services.rounds.versions import lock_project
+
+LOOKED_THROUGH = 50_000
+"""In so many prompts of a project its images are counted before it is erased: a page is there at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What an erasing would take: how many of each, and the slugs of the projects it touches.
+
+    `images_at_least`: there are more prompts than images were looked for in.
+    """
+
+    name: str
+    verdicts: int
+    prompts: int
+    images: int
+    snapshots: int
+    tokens: int
+    projects: tuple[str, ...]
+    images_at_least: bool = False
+
+
+def _count(session: Session, query: Any) -> int:
+    return session.scalar(select(func.count()).select_from(query.subquery())) or 0
+
+
+def _loss(
+    session: Session, name: str, verdicts: Any, projects: Any, *, images_at_least: bool = False, **more: int
+) -> Loss:
+    """What goes, of the verdicts that go and the projects (their ids) that are touched."""
+    snapshots = select(Snapshot.id).where(Snapshot.project_id.in_(projects))
+    slugs = session.scalars(select(Project.slug).where(Project.id.in_(projects)).order_by(Project.slug))
+    counts = {"prompts": 0, "images": 0, "tokens": 0, **more}
+    return Loss(
+        name=name,
+        verdicts=_count(session, verdicts.where(~Verdict.deleted)),
+        snapshots=_count(session, snapshots),
+        projects=tuple(slugs),
+        images_at_least=images_at_least,
+        **counts,
+    )
+
+
+# A person
+
+
+def loss_of_person(session: Session, actor: Actor, user_id: int) -> Loss:
+    """What would go with a person. Raises `NotFound`, `Conflict` for who cannot be erased."""
+    user = _person(session, actor, user_id)
+    theirs = select(Verdict.id).where(Verdict.critic_id == user.id)
+    projects = select(Verdict.project_id).where(Verdict.critic_id == user.id)
+    tokens = _count(session, select(Token.id).where(Token.user_id == user.id))
+    return _loss(session, user.email, theirs, projects, tokens=tokens)
+
+
+def _person(session: Session, actor: Actor, user_id: int) -> User:
+    require_admin(actor)
+    user = users.get_user(session, actor, user_id)
+    if user.erased_at is not None:
+        raise NotFound("This person was erased already.")
+    if user.id == actor.user_id:
+        raise Conflict("Nobody erases themselves: ask another admin.")
+    return user
+
+
+def erase_person(session: Session, actor: Actor, user_id: int) -> Erasure:
+    """Erase a person: shut out and nameless at once, what they said soon after. Raises `NotFound`, `Conflict`."""
+    user = _person(session, actor, user_id)
+    session.execute(update(Review).where(Review.decided_by == user.id).values(note=None))
+    session.execute(update(ReturnedVerdict).where(ReturnedVerdict.created_by == user.id).values(note=""))
+    users.set_disabled(session, actor, user.id, True)  # refuses the last admin
+    _give_back_claims(session, user.id)
+    for table in Base.metadata.sorted_tables:
+        _forget_in(session, table, user.id)
+    user.email, user.password_hash = f"erased-{user.id}@erased.invalid", None
+    user.role, user.judging_keys, user.erased_at = Role.viewer, {}, func.now()
+    return _begin(session, actor, ErasureKind.person, str(user.id))
+
+
+def _forget_in(session: Session, table: Table, user_id: int) -> None:
+    """Delete a person's own rows of a table, and their name from others: as the table says of who goes."""
+    for column in table.columns:
+        for key in column.foreign_keys:
+            if key.target_fullname != "users.id":
+                continue
+            if key.ondelete == "CASCADE" or table.name == "preferences":
+                session.execute(delete(table).where(column == user_id))
+            elif key.ondelete == "SET NULL":
+                session.execute(update(table).where(column == user_id).values({column: None}))
+
+
+def _give_back_claims(session: Session, user_id: int) -> None:
+    """Leave the sets that a person holds to others."""
+    held = select(Assignment).where(Assignment.critic_id == user_id, Assignment.state == AssignmentState.open)
+    for assignment in session.scalars(held.order_by(Assignment.id).with_for_update()):
+        assignment.state = AssignmentState.released
+        if assignment.purpose is Purpose.work:
+            session.execute(
+                update(CandidateSet)
+                .where(CandidateSet.id == assignment.candidate_set_id)
+                .values(taken=CandidateSet.taken - 1)
+            )
+    session.flush()
+
+
+# An image
+
+
+def loss_of_image(session: Session, actor: Actor, sha256: str) -> Loss:
+    """What would go with an image: every prompt that shows it, in all projects. Raises `NotFound`."""
+    require_admin(actor)
+    if session.get(Image, sha256) is None:
+        raise NotFound("There is no such image.")
+    prompts = select(PromptImage.prompt_id).where(PromptImage.sha256 == sha256)
+    verdicts = select(Verdict.id).where(Verdict.prompt_id.in_(prompts))
+    projects = select(Prompt.project_id).where(Prompt.id.in_(prompts))
+    return _loss(session, sha256, verdicts, projects, prompts=_count(session, prompts), images=1)
+
+
+def erase_image(session: Session, actor: Actor, sha256: str) -> Erasure:
+    """Erase an image and the prompts that show it. Raises `NotFound`."""
+    loss_of_image(session, actor, sha256)
+    return _begin(session, actor, ErasureKind.image, sha256)
+
+
+# A project
+
+
+def loss_of_project(session: Session, actor: Actor, slug: str) -> Loss:
+    """What would go with a project. Raises `NotFound`."""
+    project = _project(session, actor, slug)
+    prompts = sum(one.n for one in prompt_counts(session, project))
+    first = select(Prompt.id).where(Prompt.project_id == project.id).order_by(Prompt.id).limit(LOOKED_THROUGH)
+    shown = select(PromptImage.sha256).where(PromptImage.prompt_id.in_(first)).distinct()
+    verdicts = select(Verdict.id).where(Verdict.project_id == project.id)
+    return _loss(
+        session,
+        project.slug,
+        verdicts,
+        select(Project.id).where(Project.id == project.id),
+        images_at_least=prompts > LOOKED_THROUGH,
+        prompts=prompts,
+        images=_count(session, shown),
+    )
+
+
+def _project(session: Session, actor: Actor, slug: str) -> Project:
+    require_admin(actor)
+    project = session.scalar(select(Project).where(Project.slug == slug, Project.erased_at.is_(None)))
+    if project is None:
+        raise NotFound("There is no such project.")
+    return project
+
+
+def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
+    """Erase a project: out of reach at once, its content soon after; its snapshots keep their hashes. `NotFound`."""
+    project = _project(session, actor, slug)
+    lock_project(session, project)
+    active = rounds.active_round(session, project)
+    if active is not None:
+        rounds.cancel(session, actor, active.id)
+    session.execute(delete(Membership).where(Membership.project_id == project.id))
+    session.execute(delete(Webhook).where(Webhook.project_id == project.id))
+    webhooks.forget_project(session, project.slug)
+    session.execute(
+        update(Import)
+        .where(Import.project_id == project.id, Import.finished_at.is_(None))
+        .values(
+            state=ImportState.failed, fence=Import.fence + 1, error="The project was erased.", finished_at=func.now()
+        )
+    )
+    project.slug, project.name, project.erased_at = f"erased-{project.id}", "erased", func.now()
+    return _begin(session, actor, ErasureKind.project, str(project.id))
+
+
+# What was asked for
+
+
+def _begin(session: Session, actor: Actor, kind: ErasureKind, subject: str) -> Erasure:
+    made = Erasure(kind=kind, subject=subject, created_by=actor.stored_id)
+    session.add(made)
+    session.flush()
+    session.refresh(made)
+    audit.record(session, actor, f"{kind.value}.erase", f"{kind.value}:{subject}", erasure=made.id)
+    queue.send(session, queue.ERASE, made.id)
+    return made
+
+
+def get_erasure(session: Session, actor: Actor, erasure_id: int) -> Erasure:
+    """How far an erasing is, for an admin. Raises `NotFound`."""
+    require_admin(actor)
+    found = session.get(Erasure, erasure_id)
+    if found is None:
+        raise NotFound("There is no such erasing.")
+    return found
+
+
+def list_erasures(session: Session, actor: Actor, *, limit: int = 100, cursor: str | None = None) -> Page[Erasure]:
+    """What was erased, the newest first, for an admin."""
+    require_admin(actor)
+    query = select(Erasure).order_by(Erasure.id.desc()).limit(check_limit(limit) + 1)
+    if cursor is not None:
+        query = query.where(Erasure.id < decode_cursor(cursor, int)[0])
+    found = list(session.scalars(query))
+    return Page(found[:limit], encode_cursor(found[limit - 1].id) if len(found) > limit else None)

@@ -1,0 +1,155 @@
+"""What is left of verdicts and prompts that were erased: that there were some, and nothing of what they said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from sqlalchemy import delete, select, text, update
+from sqlalchemy.orm import Session
+
+from app.models import (
+    Assignment,
+    AssignmentState,
+    Candidate,
+    CandidateSet,
+    ComparisonPair,
+    Evaluation,
+    GoldPrompt,
+    ModelVersion,
+    Prompt,
+    PromptImage,
+    PromptState,
+    Purpose,
+    Review,
+    Verdict,
+    VerdictKind,
+    VerdictState,
+)
+from app.services.acceptance import rules
+from app.services.judging.change import give_slot_back, let_go_if_unflagged
+from app.services.quality import reviews
+
+ERASED = "(erased)"
+TEXTS = ("rationales", "own", "gold")  # the lists of texts in an evaluation's scores, one entry a prompt
+# They stand in the feed once more, as deleted, behind whatever anybody has read of it.
+BURY = text("""
+WITH gone AS (
+    UPDATE verdicts SET deleted = true, current = false, xid = pg_current_xact_id(), kind = 'skipped', reason = NULL,
+        rationale = NULL, edited_from = NULL, tags = '{}', comment = NULL, seconds = NULL, shown = '{}', weight = 1
+    WHERE id = ANY (CAST(:verdicts AS bigint[]))
+), unpicked AS (
+    DELETE FROM picks WHERE verdict_id = ANY (CAST(:verdicts AS bigint[]))
+), untold AS (
+    DELETE FROM webhook_deliveries
+    WHERE event = 'verdict' AND payload -> 'data' ->> 'id' = ANY (CAST(:verdicts AS text[]))
+)
+DELETE FROM returned_verdicts WHERE verdict_id = ANY (CAST(:verdicts AS bigint[]))
+""")
+LAPSE_SETS = text("""
+WITH over AS (
+    UPDATE candidate_sets SET state = 'replaced', taken = 0, answer = NULL, worker = NULL, fence = fence + 1
+    WHERE prompt_id = ANY (CAST(:prompts AS bigint[])) RETURNING id
+)
+UPDATE assignments a SET shown = '{}', state = CASE a.state WHEN 'judged' THEN 'released' ELSE 'lapsed' END
+FROM over WHERE a.candidate_set_id = over.id AND a.state IN ('open', 'judged')
+""")
+
+
+def bury_verdicts(session: Session, verdict_ids: Sequence[int]) -> None:
+    """Leave nothing of what these verdicts said; each is in the feed once more, as deleted."""
+    session.execute(BURY, {"verdicts": list(verdict_ids)})
+    session.expire_all()
+
+
+def take_back(session: Session, verdict_ids: Sequence[int]) -> None:
+    """Bury verdicts of a critic: their slots are free for others, what stood by them alone stands no longer."""
+    prompts: dict[int, set[int]] = {}
+    for verdict in session.scalars(select(Verdict).where(Verdict.id.in_(verdict_ids)).order_by(Verdict.id)):
+        prompts.setdefault(verdict.project_id, set()).add(verdict.prompt_id)
+        if verdict.current:
+            _unsay(session, verdict)
+    bury_verdicts(session, verdict_ids)
+    for project_id, prompt_ids in prompts.items():
+        rules.refresh_prompts(session, project_id, sorted(prompt_ids))
+
+
+def _unsay(session: Session, verdict: Verdict) -> None:
+    """Free the slot of a verdict that stands, and end what waited because of it."""
+    lock: Mapping[str, Any] = {"with_for_update": {"key_share": True}, "populate_existing": True}
+    assignment = session.get_one(Assignment, verdict.assignment_id, **lock)
+    offered = session.get_one(CandidateSet, verdict.candidate_set_id, **lock)
+    prompt = session.get_one(Prompt, verdict.prompt_id, **lock)
+    kind, verdict.current = verdict.kind, False
+    session.flush()
+    takes_slot = assignment.purpose is Purpose.work and assignment.state is AssignmentState.judged
+    if takes_slot and verdict.state is VerdictState.counted:
+        give_slot_back(session, assignment, offered, prompt)
+    if kind is VerdictKind.flagged:
+        let_go_if_unflagged(session, offered, prompt)
+    reviews.look_again(session, offered.id, verdict.id)
+
+
+def bury_prompts(session: Session, prompt_ids: Sequence[int]) -> int:
+    """Leave nothing of these prompts, their candidates and what was said of them. Returns how many verdicts there were.
+
+    Their rows stay, retired and empty, for the feed to say what is gone.
+    """
+    ids = list(prompt_ids)
+    verdicts = session.scalars(select(Verdict.id).where(Verdict.prompt_id.in_(ids), ~Verdict.deleted)).all()
+    bury_verdicts(session, verdicts)
+    session.execute(LAPSE_SETS, {"prompts": ids})
+    sets = select(CandidateSet.id).where(CandidateSet.prompt_id.in_(ids))
+    for of_sets in (Review, GoldPrompt):
+        session.execute(delete(of_sets).where(of_sets.candidate_set_id.in_(sets)))
+    session.execute(delete(ComparisonPair).where(ComparisonPair.prompt_id.in_(ids)))
+    session.execute(delete(Candidate).where(Candidate.candidate_set_id.in_(sets)))
+    session.execute(delete(PromptImage).where(PromptImage.prompt_id.in_(ids)))
+    forget_scored(session, ids)
+    session.execute(
+        update(Prompt)
+        .where(Prompt.id.in_(ids))
+        .values(
+            question=ERASED,
+            answer=None,
+            references=[],
+            extra={},
+            external_id=None,
+            state=PromptState.retired,
+            has_accepted=False,
+            fresh=False,
+        )
+    )
+    session.expire_all()
+    return len(verdicts)
+
+
+def forget_scored(session: Session, prompt_ids: Sequence[int]) -> None:
+    """Blank what versions wrote for these prompts when they were scored; the numbers stay."""
+    gone = {str(prompt) for prompt in prompt_ids}
+    projects = select(Prompt.project_id).where(Prompt.id.in_(prompt_ids))
+    of_projects = select(ModelVersion.id).where(ModelVersion.project_id.in_(projects))
+    for evaluation in session.scalars(select(Evaluation).where(Evaluation.version_id.in_(of_projects))):
+        prompts = evaluation.scores.get("prompts", ())
+        places = {place for place, prompt in enumerate(prompts) if str(prompt) in gone}
+        if places:
+            evaluation.scores = blanked(evaluation.scores, places)
+    session.flush()
+
+
+def blanked(scores: Mapping[str, Any], places: Set[int]) -> dict[str, Any]:
+    """Scores without the texts at these places of their lists."""
+    found: dict[str, Any] = {}
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            found[name] = blanked(value, places)
+        elif name in TEXTS and isinstance(value, list):
+            found[name] = [empty(one) if place in places else one for place, one in enumerate(value)]
+        else:
+            found[name] = value
+    return found
+
+
+def empty(written: Any) -> Any:
+    """What stands for a text, or a list of texts, that went."""
+    return [] if isinstance(written, list) else None

@@ -1,0 +1,1 @@
+"""Datasets as records, training rows and Parquet."""

@@ -1,0 +1,1 @@
+"""Prompts and verdicts from files."""

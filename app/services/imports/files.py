@@ -1,0 +1,243 @@
+"""An imported file: its table, and the images beside it, in it, or at a web address."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from app.errors import DomainError, Invalid, TooLarge
+from app.models import Split
+from app.services.imports.tables import SUFFIXES, Table, kind_of
+from app.services.integrations import safe_http
+from app.services.kernel.store import KEY_FORM
+from app.services.prompts import images
+
+MAX_MEMBERS = 400_000
+MAX_UNPACKED = 64 * 1024 * 1024 * 1024
+BOMB_FROM = 64 * 1024 * 1024
+BOMB_RATIO = 200
+IMAGE_SECONDS = 20.0
+KNOWN_IMAGES = 20_000
+COCO = ("COCO_val2014_", "COCO_train2014_", "COCO_test2014_", "COCO_test2015_", "")
+MARKUP = {b"<svg": "SVG", b"<!doctype html": "HTML", b"<html": "HTML", b"<?xml": "XML or SVG"}
+
+Fetch = Callable[[str], bytes]
+
+
+class Archive:
+    """A zip, whose files are found by path, or by their bare name where only one has it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `Invalid` for what is no zip, a bomb, or holds names that lead out of it."""
+        try:
+            self.zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+            raise Invalid(f"The zip cannot be read: {error}.", field="file") from error
+        try:
+            check_members(self.zip.infolist())
+        except Invalid:
+            self.zip.close()
+            raise
+        self.names = [name for name in self.zip.namelist() if not is_litter(name)]
+        self._by_name: dict[str, list[str]] = {}
+        for name in self.names:
+            bare = PurePosixPath(name).name
+            for known_as in {bare, PurePosixPath(bare).stem}:
+                self._by_name.setdefault(known_as, []).append(name)
+
+    def tables(self) -> list[str]:
+        """The files that could be the table."""
+        return [name for name in self.names if PurePosixPath(name.lower()).suffix in SUFFIXES]
+
+    def find(self, wanted: str) -> str | None:
+        """The file of this path or bare name. Raises `Invalid` where several have the name."""
+        if wanted in self.zip.NameToInfo:
+            return wanted
+        if "/" in wanted:
+            return None
+        found = self._by_name.get(wanted, [])
+        if len(found) > 1:
+            raise Invalid(f"There are {len(found)} files named {wanted[:100]} in the zip.", field="images")
+        return found[0] if found else None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """A file of the zip. Raises `Invalid` where it is encrypted, broken or packed in an unknown way."""
+        try:
+            with self.zip.open(name) as file:
+                yield io.BufferedReader(file)  # type: ignore[type-var]
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+            raise Invalid(f"{name[:100]} in the zip cannot be read: {error}.", field="file") from error
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file of a zip is a folder, or what a file manager left in it."""
+    return name.endswith("/") or name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith(".")
+
+
+def leads_out(name: str) -> bool:
+    """Whether a path leads out of the folder it is read in."""
+    return ".." in PurePosixPath(name).parts or name.startswith("/") or "\\" in name or name[1:2] == ":"
+
+
+def check_members(members: list[zipfile.ZipInfo]) -> None:
+    """Raise `Invalid` for bombs and for names that lead out; sizes that lie are cut off when read."""
+    if len(members) > MAX_MEMBERS:
+        raise Invalid(f"The zip holds over {MAX_MEMBERS:,} files: import it in parts.", field="file")
+    bad = next((one.filename for one in members if leads_out(one.filename)), None)
+    if bad is not None:
+        raise Invalid(f"The zip holds the name '{bad[:100]}', which leads out of it.", field="file")
+    unpacked, packed = sum(one.file_size for one in members), sum(one.compress_size for one in members)
+    if unpacked > MAX_UNPACKED or (unpacked > BOMB_FROM and unpacked > BOMB_RATIO * max(packed, 1)):
+        raise Invalid(
+            f"The zip has {packed >> 10:,} kB and would unpack to {unpacked >> 20:,} MB: that is no data set.",
+            field="file",
+        )
+
+
+class ImportFile:
+    """A file of prompts, called `name`, and where its images are found."""
+
+    def __init__(self, path: Path, name: str, *, images_path: Path | None = None, fetch: Fetch | None = None) -> None:
+        """Raises `Invalid` where the file as a whole cannot be taken."""
+        self._archive: Archive | None = None
+        self._images: Archive | None = None
+        self._fetch = fetch or fetch_image
+        self._known: OrderedDict[str, str] = OrderedDict()
+        self._new: dict[str, str] = {}
+        self.pending: dict[str, images.Picture] = {}
+        self.splits: dict[str, set[Split]] = {}
+        self.folder = PurePosixPath()
+        try:
+            with path.open("rb") as file:
+                first = file.read(64)
+            if first.startswith(b"PK\x03\x04") or (name.lower().endswith(".zip") and zipfile.is_zipfile(path)):
+                self._archive = Archive(path)
+                self.table = self._table_in(self._archive)
+            else:
+                self.table = Table(kind_of(name, first), lambda: path.open("rb"), path)
+            if images_path is not None:
+                self._images = Archive(images_path)
+        except Invalid:
+            self.close()
+            raise
+
+    def _table_in(self, archive: Archive) -> Table:
+        found = archive.tables()
+        if len(found) != 1:
+            listed = f": {', '.join(found[:5])}" if found else ""
+            raise Invalid(
+                f"The zip must hold one table (.jsonl, .csv or .json); it holds {len(found)}{listed}.", field="file"
+            )
+        self.folder = PurePosixPath(found[0]).parent
+        with archive.open(found[0]) as file:
+            first = file.read(64)
+        return Table(kind_of(found[0], first), lambda: archive.open(found[0]))
+
+    def close(self) -> None:
+        """Let the files go."""
+        for archive in (self._archive, self._images):
+            if archive is not None:
+                archive.zip.close()
+
+    def keep_known(self) -> None:
+        """Note that the `pending` images are stored now, so that they need not be decoded again."""
+        self._known |= self._new
+        self._new.clear()
+        self.pending.clear()
+        while len(self._known) > KNOWN_IMAGES:
+            self._known.popitem(last=False)
+
+    def image_key(self, named: Any) -> object:
+        """The sha256 of an image as a row names it, or what is to be checked as one; new ones are then `pending`.
+
+        Raises `Invalid`, `TooLarge`.
+        """
+        if isinstance(named, dict):
+            data, path = named.get("bytes"), named.get("path")
+            if isinstance(data, bytes | bytearray):
+                return self._decoded(str(path or "the image"), lambda: bytes(data), key=None)
+            named = path if isinstance(path, str) and self._has(path) else named.get("sha256") or path
+        if isinstance(named, bytes | bytearray):
+            content = bytes(named)
+            return self._decoded("the image", lambda: content, key=None)
+        name = str(named) if isinstance(named, int) and not isinstance(named, bool) else named
+        if not isinstance(name, str) or KEY_FORM.fullmatch(name):
+            return name
+        if is_web_address(name):
+            return self._decoded(name, lambda: self._fetch(name), key=name)
+        return self._decoded(name, lambda: self._read(name), key=name)
+
+    def _has(self, path: str) -> bool:
+        places = [one for one in (self._archive, self._images) if one is not None]
+        return any(one.find(path) is not None for one in places) and not leads_out(path)
+
+    def _decoded(self, name: str, read: Callable[[], bytes], *, key: str | None) -> str:
+        """The image called `name`, from what is known of it or else decoded."""
+        known = None if key is None else self._known.get(key) or self._new.get(key)
+        if known is not None:
+            return known
+        data = read()
+        try:
+            check_markup(data)
+            picture = images.encode(data)
+        except DomainError as error:
+            raise type(error)(f"{name[:100]}: {error.detail}", field="images") from error
+        sha256 = picture.sha256
+        self.pending[sha256] = picture
+        if key is not None:
+            self._new[key] = sha256
+        return sha256
+
+    def _read(self, name: str) -> bytes:
+        """The bytes of an image that lies in a zip."""
+        if leads_out(name):
+            raise Invalid(
+                f"The path '{name[:100]}' leads out of the file: name images by paths within it.", field="images"
+            )
+        places = [one for one in (self._archive, self._images) if one is not None]
+        if not places:
+            raise Invalid(
+                f"There is no image '{name[:100]}': bring it in a zip, or name an uploaded one by its sha256.",
+                field="images",
+            )
+        for archive in places:
+            beside = [str(self.folder / name)] if archive is self._archive else []
+            for one in dict.fromkeys([*beside, name, *coco_names(name)]):
+                found = archive.find(one)
+                if found is not None:
+                    with archive.open(found) as file:
+                        return file.read(images.MAX_BYTES + 1)
+        raise Invalid(f"There is no file '{name[:100]}' in the zip or folder.", field="images")
+
+
+def coco_names(name: str) -> list[str]:
+    """The file names COCO gives an image that is named by its number."""
+    return [f"{prefix}{int(name):012d}.jpg" for prefix in COCO] if name.isascii() and name.isdigit() else []
+
+
+def is_web_address(name: str) -> bool:
+    """Whether an image is named by an address; which of them are taken is seen when it is fetched."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name) is not None and name[1:2] != ":"
+
+
+def check_markup(data: bytes) -> None:
+    """Raise `Invalid` that says so for markup dressed as an image."""
+    start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    kind = next((kind for mark, kind in MARKUP.items() if start.startswith(mark)), None)
+    if kind is not None:
+        raise Invalid(f"This is {kind}, not an image: PNG, JPEG, WebP and GIF are taken.", field="images")
+
+
+def fetch_image(url: str) -> bytes:
+    """An image at a web address. Raises `Invalid`, `TooLarge`."""
+    try:
+        return safe_http.fetch(url, reach=safe_http.reach_of_settings(), limit=images.MAX_BYTES, seconds=IMAGE_SECONDS)
+    except (Invalid, TooLarge) as error:
+        raise type(error)(f"{url[:100]}: {error.detail}", field="images") from error

@@ -1,0 +1,240 @@
+"""Imports: files of prompts. Making one, looking at what it would bring, and at what it brought."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.errors import Conflict, DomainError, Invalid, NotFound
+from app.models import Import, ImportProblem, ImportState, Project, Role, Split
+from app.services.imports import record_schema
+from app.services.imports.files import ImportFile
+from app.services.imports.layouts import Layout, Plan, make_plan, with_columns
+from app.services.imports.reading import PIECE, open_file, parse_row
+from app.services.imports.running import SLICE_SECONDS, run
+from app.services.imports.tables import Row
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require
+from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.kernel.store import get_store
+from app.services.prompts.prompts import PromptIn
+
+__all__ = [
+    "PIECE",
+    "SLICE_SECONDS",
+    "Looked",
+    "change_plan",
+    "create_import",
+    "discard",
+    "get_import",
+    "list_imports",
+    "preview",
+    "problems_of",
+    "run",
+    "start",
+]
+
+MAX_FILE = 2 * 1024 * 1024 * 1024
+SAMPLE = 100
+
+
+# Making one
+
+
+def create_import(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    *,
+    filename: str,
+    source: IO[bytes],
+    images_source: IO[bytes] | None = None,
+    split: Split = Split.train,
+    mapping: Mapping[str, str] | None = None,
+    draft: bool = False,
+    limit: int = MAX_FILE,
+) -> Import:
+    """Keep a file of prompts and have a worker take it in; a `draft` waits for `start`. Needs the role reviewer.
+
+    `images_source` is a zip of the images that rows name; `mapping` says what columns become. Data sets exported as
+    records bring verdicts of others, and need the role admin. Raises `Invalid` where the file cannot be taken at all.
+    """
+    require(session, actor, project, Role.reviewer)
+    name = PurePosixPath(filename.replace("\\", "/")).name[-400:] or "file"
+    with tempfile.NamedTemporaryFile() as kept, tempfile.NamedTemporaryFile() as pictures:
+        write_upload(source, kept, limit)
+        if images_source is not None:
+            write_upload(images_source, pictures, limit)
+        images_path = Path(pictures.name) if images_source is not None else None
+        plan = first_plan(Path(kept.name), name, images_path, split=split, mapping=mapping, loose=draft)
+        if plan.layout is Layout.records:
+            require(session, actor, project, Role.admin)
+        key = get_store().put_file(Path(kept.name))
+        images_key = None if images_path is None else get_store().put_file(images_path)
+    made = Import(
+        project_id=project.id,
+        state=ImportState.draft if draft else ImportState.queued,
+        filename=name,
+        file_key=key,
+        images_key=images_key,
+        plan=plan.as_json(),
+        created_by=actor.stored_id,
+    )
+    session.add(made)
+    session.flush()
+    session.refresh(made)
+    audit.record(session, actor, "import.add", f"import:{made.id}", project.id)
+    if not draft:
+        queue.send(session, queue.RUN_IMPORT, made.id)
+    return made
+
+
+def write_upload(source: IO[bytes], target: Any, limit: int) -> None:
+    """Copy an upload. Raises `Invalid` for an empty one and one over `limit` bytes."""
+    size = 0
+    while chunk := source.read(1 << 20):
+        size += len(chunk)
+        if size > limit:
+            raise Invalid(f"The file has over {limit >> 30} GB: import it in parts.", field="file")
+        target.write(chunk)
+    target.flush()
+    if not size:
+        raise Invalid("The file is empty.", field="file")
+
+
+def first_plan(
+    path: Path, name: str, images_path: Path | None, *, split: Split, mapping: Mapping[str, str] | None, loose: bool
+) -> Plan:
+    """What the columns mean, by their names and by `mapping`. Raises `Invalid` where the file cannot be read."""
+    file = ImportFile(path, name, images_path=images_path)
+    try:
+        columns = columns_of(file.table.first(SAMPLE))
+        plan = make_plan(file.table.kind, columns, split=split, loose=loose or mapping is not None)
+    finally:
+        file.close()
+    if mapping is None:
+        return plan
+    unknown = next((column for column in mapping if column not in columns), None)
+    if unknown is not None:
+        raise Invalid(f"mapping: the file has no column '{unknown[:60]}'.", field="mapping")
+    return with_columns(plan, mapping, split=split)
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """The columns of some rows, in the order they come in."""
+    return list(dict.fromkeys(column for row in rows if isinstance(row.values, dict) for column in row.values))
+
+
+def start(session: Session, actor: Actor, import_id: int) -> Import:
+    """Have a draft taken in. Raises `Conflict` where it is no draft any more."""
+    found = get_import(session, actor, import_id)
+    session.refresh(found, with_for_update=True)
+    if found.state is not ImportState.draft:
+        raise Conflict("This import was started already.")
+    found.state = ImportState.queued
+    session.flush()
+    queue.send(session, queue.RUN_IMPORT, found.id)
+    return found
+
+
+def change_plan(
+    session: Session, actor: Actor, import_id: int, *, columns: Mapping[str, str], split: Split, question: str
+) -> Import:
+    """Say what the columns of a draft mean. Raises `Invalid`, `Conflict`."""
+    found = get_import(session, actor, import_id)
+    if found.state is not ImportState.draft:
+        raise Conflict("This import was started already: import the file again with other columns.")
+    plan = Plan.from_json(found.plan)
+    unknown = next((column for column in columns if column not in plan.columns), None)
+    if unknown is not None:
+        raise Invalid(f"The file has no column '{unknown[:60]}'.", field="mapping")
+    found.plan = with_columns(plan, columns, split=split, question=question).as_json()
+    session.flush()
+    return found
+
+
+def discard(session: Session, actor: Actor, import_id: int) -> None:
+    """Drop a draft. Raises `Conflict` where it was started."""
+    found = get_import(session, actor, import_id)
+    if found.state is not ImportState.draft:
+        raise Conflict("This import was started already.")
+    audit.record(session, actor, "import.discard", f"import:{found.id}", found.project_id)
+    session.delete(found)
+    session.flush()
+
+
+# Looking at them
+
+
+def get_import(session: Session, actor: Actor, import_id: int) -> Import:
+    """An import. Raises `NotFound`."""
+    found = session.get(Import, import_id)
+    project = None if found is None else session.get(Project, found.project_id)
+    if found is None or project is None:
+        raise NotFound("There is no such import.")
+    require(session, actor, project, Role.reviewer)
+    return found
+
+
+def list_imports(
+    session: Session, actor: Actor, project: Project, *, limit: int = 100, cursor: str | None = None
+) -> Page[Import]:
+    """The imports of a project, the newest first."""
+    require(session, actor, project, Role.reviewer)
+    query = select(Import).where(Import.project_id == project.id).order_by(Import.id.desc())
+    if cursor is not None:
+        query = query.where(Import.id < decode_cursor(cursor, int)[0])
+    found = list(session.scalars(query.limit(check_limit(limit) + 1)))
+    return Page(found[:limit], encode_cursor(found[limit - 1].id) if len(found) > limit else None)
+
+
+def problems_of(session: Session, found: Import, *, limit: int = 1000, after: int = 0) -> list[ImportProblem]:
+    """The first rejected lines of an import behind line `after`, each with its reason."""
+    query = select(ImportProblem).where(ImportProblem.import_id == found.id, ImportProblem.line > after)
+    return list(session.scalars(query.order_by(ImportProblem.line).limit(limit)))
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A row of a draft as it would be taken in: the prompt, or what is wrong with it."""
+
+    number: int
+    values: dict[str, Any]
+    prompt: PromptIn | None
+    problem: str
+
+
+def preview(found: Import, *, limit: int = 8) -> tuple[Plan, list[Looked]]:
+    """The first rows of an import; images at web addresses are not fetched. Raises `Invalid`."""
+    plan = Plan.from_json(found.plan)
+    looked = []
+    with open_file(found.file_key, found.filename, found.images_key, fetch=_not_now) as file:
+        for row in file.table.first(limit):
+            parsed = record_schema.parse(row) if plan.layout is Layout.records else parse_row(file, plan, row)
+            looked.append(
+                Looked(
+                    row.number,
+                    row.values if isinstance(row.values, dict) else {},
+                    parsed if isinstance(parsed, PromptIn) else None,
+                    parsed.detail if isinstance(parsed, DomainError) else "",
+                )
+            )
+    return plan, looked
+
+
+def _not_now(_: str) -> bytes:
+    """A picture in place of one that is fetched later."""
+    return TINY_PICTURE
+
+
+TINY_PICTURE = (
+    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00"
+    b"\x01\x00\x00\x02\x02D\x01\x00;"
+)

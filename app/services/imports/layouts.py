@@ -1,0 +1,290 @@
+"""What the columns of a table mean: our own, those of known data sets, or as somebody said."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from app.errors import Invalid
+from app.models import Split
+from app.services.imports.tables import KEY, TableKind, is_missing
+from app.services.prompts.prompts import PromptIn
+
+MAX_DEPTH = 32
+ACTION_QUESTION = "What is the person doing?"
+
+
+class Layout(StrEnum):
+    """Whose columns a table has."""
+
+    own = "own"
+    vqa_x = "vqa-x"
+    act_x = "act-x"
+    a_okvqa = "a-okvqa"
+    records = "records"
+
+
+class Target(StrEnum):
+    """What a column may become. Several may be `image`, `reference` or `candidate`; `metadata` keeps it as it is."""
+
+    image = "image"
+    question = "question"
+    answer = "answer"
+    external_id = "external_id"
+    split_name = "split"
+    reference = "reference"
+    candidate = "candidate"
+    priority = "priority"
+    metadata = "metadata"
+    ignore = "ignore"
+
+
+SEVERAL = (Target.image, Target.reference, Target.candidate)
+FIELD_OF = {Target.image: "images", Target.reference: "references", Target.candidate: "candidates"}
+SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+
+# Names of columns that are understood, but for a number behind them (`reference_2`).
+NAMES = {
+    Target.image: ("image", "images", "file_name", "image_path", "image_url", "image_name", "img", "image_id"),
+    Target.question: ("question",),
+    Target.answer: ("answer", "answers", "multiple_choice_answer"),
+    Target.external_id: ("external_id", "question_id", "id", KEY),
+    Target.split_name: ("split",),
+    Target.reference: ("reference", "references", "explanation", "explanations", "rationale", "rationales"),
+    Target.candidate: ("candidate", "candidates"),
+    Target.priority: ("priority",),
+}
+OWN = tuple(PromptIn.model_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How rows become prompts. A row without a split gets `split`, one without a question `question`.
+
+    `strict`: a column without a target is an error, so that a misspelt one is not lost among the metadata.
+    """
+
+    layout: Layout = Layout.own
+    columns: Mapping[str, Target] = field(default_factory=dict)
+    split: Split = Split.train
+    question: str | None = None
+    strict: bool = False
+    flat: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is kept in the import's row."""
+        return {
+            "layout": self.layout.value,
+            "columns": [[column, target.value] for column, target in self.columns.items()],  # JSONB keeps no order
+            "split": self.split.value,
+            "question": self.question,
+            "strict": self.strict,
+            "flat": self.flat,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """As it was kept."""
+        columns = {column: Target(target) for column, target in data["columns"]}
+        return cls(**{**data, "layout": Layout(data["layout"]), "columns": columns, "split": Split(data["split"])})
+
+
+def layout_of(columns: Iterable[str]) -> Layout:
+    """Whose columns these are."""
+    names = set(columns)
+    if {"candidate_set", "candidates", "shown", "kind"} <= names:
+        return Layout.records
+    if {"choices", "rationales"} <= names or {"correct_choice_idx", "direct_answers"} <= names:
+        return Layout.a_okvqa
+    if "explanation" in names and "image_id" in names and {"question", "multiple_choice_answer"} & names:
+        return Layout.vqa_x
+    if "explanation" in names and "answers" in names and "question" not in names:
+        return Layout.act_x
+    return Layout.own
+
+
+def target_of(column: str) -> Target | None:
+    """What a column of this name most likely is."""
+    name = re.sub(r"[_ -]?\d+$", "", column.strip().lower().replace(" ", "_"))
+    return next((target for target, names in NAMES.items() if name in names or column.lower() in names), None)
+
+
+def make_plan(kind: TableKind, columns: Sequence[str], *, split: Split = Split.train, loose: bool = False) -> Plan:
+    """A plan by the names of the columns. `loose`: unknown ones of our own NDJSON become metadata too."""
+    layout = layout_of(columns)
+    own_lines = layout is Layout.own and kind is TableKind.ndjson and not loose
+    targets: dict[str, Target] = {}
+    taken: set[Target] = set()
+    # Of several columns that could be the image, the one named first among the names is it.
+    for column in sorted(columns, key=_rank):
+        target = target_of(column)
+        if own_lines:
+            target = target if column in OWN and column != "metadata" else None
+        once = target is not None and (target not in SEVERAL or (target is Target.image and not _is_numbered(column)))
+        if target is None or (once and target in taken):
+            targets[column] = Target.metadata
+        else:
+            targets[column] = target
+            taken.add(target)
+    return Plan(
+        layout=layout,
+        columns={column: targets[column] for column in columns if not own_lines or column in OWN},
+        split=split,
+        question=ACTION_QUESTION if layout is Layout.act_x else None,
+        strict=own_lines,
+        flat=kind is TableKind.csv,
+    )
+
+
+def _rank(column: str) -> int:
+    names = [name for several in NAMES.values() for name in several]
+    name = column.strip().lower()
+    return names.index(name) if name in names else len(names)
+
+
+def _is_numbered(column: str) -> bool:
+    return re.search(r"\d$", column) is not None
+
+
+def with_columns(plan: Plan, columns: Mapping[str, str], *, split: Split, question: str | None = None) -> Plan:
+    """The plan with the targets somebody chose. Raises `Invalid` that names the column."""
+    chosen: dict[str, Target] = {}
+    for column, text in columns.items():
+        if text not in set(Target):
+            known = ", ".join(Target)
+            raise Invalid(f"The column '{column[:60]}' cannot become '{text[:60]}', only {known}.", field="mapping")
+        chosen[column] = Target(text)
+    targets = list(chosen.values())
+    twice = next(
+        (one for one in Target if one not in (*SEVERAL, "metadata", "ignore") and targets.count(one) > 1), None
+    )
+    if twice is not None:
+        raise Invalid(f"Only one column can become the {twice.value}.", field="mapping")
+    question = (question or "").strip() or plan.question
+    return Plan(plan.layout, {**plan.columns, **chosen}, split, question, strict=False, flat=plan.flat)
+
+
+# A row
+
+
+def to_item(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt as `parse_prompt` takes it, its images still as the row names them. Raises `Invalid`."""
+    if plan.strict:
+        return _own_item(plan, values)
+    item: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+    for column, value in values.items():
+        target = plan.columns.get(column, Target.metadata)
+        if target is Target.ignore or is_missing(value):
+            continue
+        if value == "" and (plan.flat or target in SEVERAL) and target not in (Target.question, Target.answer):
+            continue
+        if target is Target.metadata:
+            metadata |= as_metadata(column, value, flat=plan.flat)
+        elif target in SEVERAL:
+            item.setdefault(FIELD_OF[target], []).extend(as_list(value))
+        else:
+            item[target.value] = as_value(target, value)
+    if plan.layout is Layout.a_okvqa and "answer" not in item:
+        answer = choice_of(values)
+        item |= {} if answer is None else {"answer": answer}
+    if "images" not in item and values.get(KEY) is not None:
+        item["images"] = [values[KEY]]  # rows by the name of their image, as ACT-X has them
+    _fill(plan, item)
+    if metadata:
+        item["metadata"] = metadata
+    return item
+
+
+def _own_item(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = next((column for column in values if column not in OWN), None)
+    if unknown is not None:
+        raise Invalid(f"{unknown[:60]}: there is no such field: put what is yours under metadata.", field=unknown[:200])
+    item = dict(values)
+    if depth_of(item.get("metadata")) > MAX_DEPTH:
+        raise Invalid("metadata: it is nested too deeply.", field="metadata")
+    _fill(plan, item)
+    return item
+
+
+def _fill(plan: Plan, item: dict[str, Any]) -> None:
+    split = item.get("split")
+    item["split"] = plan.split.value if split is None else split
+    if plan.question and not item.get("question"):
+        item["question"] = plan.question
+
+
+def as_list(value: Any) -> list[Any]:
+    """A value as several."""
+    return [one for one in value if not is_missing(one)] if isinstance(value, list | tuple) else [value]
+
+
+def as_value(target: Target, value: Any) -> Any:
+    """A value as a prompt has it: numbers as text, of several answers the one most gave, splits by our names."""
+    if target is Target.answer and isinstance(value, list) and value:
+        given = [one.get("answer") if isinstance(one, dict) else one for one in value]
+        most = Counter(one for one in given if isinstance(one, str)).most_common(1)
+        value = most[0][0] if most else value
+    if target is Target.priority:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if target is Target.split_name and isinstance(value, str):
+        return SPLITS.get(value.strip().lower(), value.strip().lower())
+    return value
+
+
+def choice_of(values: Mapping[str, Any]) -> Any:
+    """The answer of an A-OKVQA row: the right choice, or what most people said."""
+    choices, index = values.get("choices"), values.get("correct_choice_idx")
+    if isinstance(choices, list) and isinstance(index, int) and 0 <= index < len(choices):
+        return choices[index]
+    said = values.get("direct_answers")
+    return as_value(Target.answer, said) if isinstance(said, list) and said else None
+
+
+def as_metadata(column: str, value: Any, *, flat: bool) -> dict[str, Any]:
+    """A value to be kept as it is; an object in a column named `metadata` is taken apart. Raises `Invalid`."""
+    if column == "metadata" and flat and isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise Invalid("metadata: this is no valid JSON object.", field="metadata") from error
+    if depth_of(value) > MAX_DEPTH:
+        raise Invalid(f"{column[:60]}: it is nested too deeply.", field=column[:200])
+    plain = as_plain(value, column)
+    return plain if column == "metadata" and isinstance(plain, dict) else {column: plain}
+
+
+def as_plain(value: Any, column: str) -> Any:
+    """A value of a table as JSON. Raises `Invalid` for bytes."""
+    if isinstance(value, dict):
+        return {str(key): as_plain(part, column) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(part, column) for part in value]
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, bytes | bytearray):
+        raise Invalid(f"{column[:60]}: bytes cannot be kept as metadata: leave the column out.", field=column[:200])
+    return value
+
+
+def depth_of(value: Any) -> int:
+    """How deeply a value is nested; counted without recursion, and no further than it takes."""
+    depth, level = 0, [value]
+    while depth <= MAX_DEPTH and (level := [one for one in level if isinstance(one, dict | list)]):
+        depth += 1
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+    return depth

@@ -1,0 +1,212 @@
+"""The rows of an imported file: which come twice, what each one is, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import DomainError, Invalid
+from app.models import Project, Prompt, PromptImage, Split
+from app.services.imports import record_schema
+from app.services.imports.files import Fetch, ImportFile, is_web_address
+from app.services.imports.layouts import Layout, Plan, Target, to_item
+from app.services.imports.tables import Row
+from app.services.kernel.store import get_store
+from app.services.prompts.prompts import PromptIn, parse_prompt
+from app.settings import get_settings
+
+PIECE = 200
+PIECE_BYTES = 64 * 1024 * 1024
+AT_ONCE = 8
+PLACEHOLDER = "0" * 64
+KNOWN_SPLITS = 50_000
+
+
+@contextmanager
+def open_file(key: str, name: str, images_key: str | None, *, fetch: Fetch | None = None) -> Iterator[ImportFile]:
+    """The imported file, on this machine. Raises `Invalid` where it cannot be read."""
+    cache = get_settings().data_dir / "cache"
+    path = get_store().local_path(key, cache)
+    images_path = None if images_key is None else get_store().local_path(images_key, cache)
+    file = ImportFile(path, name, images_path=images_path, fetch=fetch)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+# What must be known of the whole file
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """How many rows there are, and for each id that comes more than once (by its hash) the row it comes in first."""
+
+    total: int
+    first: Mapping[int, int]
+
+
+def scan(plan: Plan, file: ImportFile, keep: Callable[[], None]) -> Scanned:
+    """Look through the whole file once, calling `keep` now and then. It takes 16 bytes of memory a row."""
+    columns = [name for name, target in plan.columns.items() if target is Target.external_id]
+    hashes, numbers = array("q"), array("q")
+    total = 0
+    wanted = () if plan.layout is Layout.records else columns[:1]
+    with closing(file.table.rows(columns=wanted)) as rows:
+        for row in rows:
+            total += 1
+            external_id = row.values.get(wanted[0]) if wanted and isinstance(row.values, dict) else None
+            if external_id is not None:
+                hashes.append(hash_of(external_id))
+                numbers.append(row.number)
+            if total % 5000 == 0:
+                keep()
+    return Scanned(total, first_of_twice(np.asarray(hashes), np.asarray(numbers)))
+
+
+def hash_of(external_id: object) -> int:
+    """64 bits that stand for an id."""
+    return int.from_bytes(
+        hashlib.blake2b(str(external_id).strip().encode(errors="replace"), digest_size=8).digest()
+    ) - (1 << 63)
+
+
+def first_of_twice(hashes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> dict[int, int]:
+    """For each hash that comes several times, the least of its numbers."""
+    if not len(hashes):
+        return {}
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    several = np.isin(ordered, again)
+    first: dict[int, int] = {}
+    for value, number in zip(ordered[several].tolist(), numbers[order][several].tolist(), strict=True):
+        first.setdefault(value, number)
+    return first
+
+
+# Rows
+
+Parsed = tuple[int, Any]
+"""The number of a row, and the prompt or record it is, or what is wrong with it."""
+
+
+def parsed_pieces(
+    plan: Plan,
+    file: ImportFile,
+    pool: ThreadPoolExecutor,
+    *,
+    after: int,
+    first: Mapping[int, int],
+    keep: Callable[[], None],
+) -> Generator[list[Parsed], None, None]:
+    """The rows behind the first `after`, parsed, in pieces of so many rows or so many bytes of new images.
+
+    `keep` is called before each few rows.
+    """
+
+    def parse(row: Row) -> Parsed:
+        if plan.layout is Layout.records:
+            return row.number, record_schema.parse(row, file)
+        return row.number, once(parse_row(file, plan, row), row.number, first)
+
+    piece: list[Parsed] = []
+    with closing(file.table.rows(after)) as rows:
+        while few := list(islice(rows, AT_ONCE)):
+            keep()
+            piece += pool.map(parse, few) if any(names_web_address(row) for row in few) else map(parse, few)
+            if len(piece) >= PIECE or sum(len(one.data) for one in file.pending.values()) > PIECE_BYTES:
+                yield piece
+                piece = []
+    if piece:
+        yield piece
+
+
+def names_web_address(row: Row) -> bool:
+    """Whether some value of a row looks like a web address, so that reading the row may take its time."""
+    values = row.values.values() if isinstance(row.values, dict) else ()
+    texts = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return any(isinstance(text, str) and is_web_address(text) for text in texts)
+
+
+def once(parsed: PromptIn | DomainError, number: int, first: Mapping[int, int]) -> PromptIn | DomainError:
+    """A prompt, or an error where its id came earlier in the file."""
+    if isinstance(parsed, DomainError) or parsed.external_id is None or not first:
+        return parsed
+    earlier = first.get(hash_of(parsed.external_id))
+    if earlier is None or earlier == number:
+        return parsed
+    return Invalid(f"external_id '{parsed.external_id}' comes twice: it is in line {earlier}.", field="external_id")
+
+
+def parse_row(file: ImportFile, plan: Plan, row: Row) -> PromptIn | DomainError:
+    """The prompt of a row, its images found and decoded, or what is wrong with it."""
+    if isinstance(row.values, DomainError):
+        return row.values
+    try:
+        item = to_item(plan, row.values)
+        named = item.get("images")
+        if not isinstance(named, list) or not named:
+            return parse_prompt(item)
+        parse_prompt({**item, "images": [PLACEHOLDER] * len(named)})  # before an image is read for nothing
+        return parse_prompt({**item, "images": [file.image_key(one) for one in named]})
+    except DomainError as error:
+        return error
+    except RecursionError:
+        return Invalid("The line is nested too deeply.")
+
+
+Splits = dict[str, set[Split]]
+"""The splits that images stand in, as far as they were looked up."""
+
+
+def without_leaks(
+    session: Session, project: Project, items: Sequence[PromptIn | DomainError], splits: Splits
+) -> list[PromptIn | DomainError]:
+    """The items, those in error whose image stands in another split: what is tested must not have been trained on.
+
+    `splits` is kept between pieces: an image of thousands of prompts is looked up once.
+    """
+    if len(splits) > KNOWN_SPLITS:
+        splits.clear()
+    images = {sha256 for item in items if isinstance(item, PromptIn) for sha256 in item.images}
+    wanted = images - splits.keys()
+    query = (
+        select(PromptImage.sha256, Prompt.split)
+        .join(Prompt, Prompt.id == PromptImage.prompt_id)
+        .where(Prompt.project_id == project.id, PromptImage.sha256.in_(wanted))
+        .distinct()
+    )
+    for sha256, split in session.execute(query) if wanted else ():
+        splits.setdefault(sha256, set()).add(Split(split))
+    kept: list[PromptIn | DomainError] = []
+    for item in items:
+        other = leak_of(item, splits) if isinstance(item, PromptIn) else None
+        if other is not None:
+            kept.append(
+                Invalid(f"split: its image is in the split '{other}' already, which would leak.", field="split")
+            )
+            continue
+        kept.append(item)
+        for sha256 in item.images if isinstance(item, PromptIn) else ():
+            splits.setdefault(sha256, set()).add(item.split)  # type: ignore[union-attr]
+    return kept
+
+
+def leak_of(item: PromptIn, splits: Mapping[str, set[Split]]) -> Split | None:
+    """Another split that has one of the item's images, but for images its own split has too."""
+    for sha256 in item.images:
+        there = splits.get(sha256, set())
+        if there and item.split not in there:
+            return min(there)
+    return None

@@ -1,0 +1,124 @@
+"""The shape of exported records, as they come in again."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from app.errors import DomainError, Invalid
+from app.models import (
+    CandidateSource,
+    PromptState,
+    Split,
+    VerdictKind,
+)
+from app.services.imports.files import ImportFile
+from app.services.imports.tables import Row
+from app.services.kernel.text_rules import JsonObject, Storable, reason_of
+from app.services.kernel.verdict_schema import Reason, Tag, Words
+from app.services.prompts.prompts import Body, parse_prompt
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
+
+
+class RecordCandidate(BaseModel):
+    """A candidate, and what the record's critic said of it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: Name
+    text: Body
+    temperature: float | None = Field(None, ge=0, le=100)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    mean_logprob: float | None = Field(None, allow_inf_nan=False)
+    picked: bool = False
+    tags: list[Tag] = Field([], max_length=100)
+
+
+class RecordIn(BaseModel):
+    """A record as `records` exports it; what it holds besides is left out."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: Name
+    prompt: Name
+    external_id: str | None = None
+    split: Split = Split.train
+    images: list[Any] = Field(min_length=1, max_length=16)
+    question: Body
+    answer: Body | None = None
+    answer_source: str | None = Field(None, max_length=8)
+    references: list[Body] = Field([], max_length=100)
+    metadata: JsonObject = {}
+    prompt_state: PromptState | None = None
+    candidate_set: Name
+    source: CandidateSource | None = None
+    slots: int | None = Field(None, ge=1, le=1000)
+    version_number: int | None = None
+    candidates: list[RecordCandidate] = Field(min_length=1, max_length=100)
+    shown: list[Name]
+    critic: Name
+    kind: VerdictKind
+    rationale: Words | None = None
+    edited_from: Name | None = None
+    reason: Reason | None = None
+    comment: Words | None = None
+    seconds: float | None = Field(None, ge=0, le=10_000_000)
+    deleted: bool = False
+    created_at: AwareDatetime
+
+    @property
+    def prompt_key(self) -> str:
+        """What the prompt was where it comes from."""
+        return key_of("prompt", self.prompt, self.external_id, self.question, self.answer, self.split, *self.images)
+
+    @property
+    def set_key(self) -> str:
+        """What the candidate set was where it comes from."""
+        return key_of("set", self.prompt_key, self.candidate_set, *(one.text for one in self.candidates))
+
+    @property
+    def verdict_key(self) -> str:
+        """What the verdict was where it comes from."""
+        return key_of("verdict", self.set_key, self.id, self.critic, self.created_at.isoformat())
+
+    @property
+    def critic_key(self) -> str:
+        """Who the critic was where the record comes from."""
+        return key_of("critic", self.critic)
+
+
+def key_of(*parts: object) -> str:
+    """A hash of what makes a row itself."""
+    return hashlib.sha256(repr(tuple(str(part) for part in parts)).encode(errors="replace")).hexdigest()
+
+
+def parse(row: Row, file: ImportFile | None = None) -> RecordIn | DomainError:
+    """The record of a row, its images found in `file`, or what is wrong with it."""
+    if isinstance(row.values, DomainError):
+        return row.values
+    if isinstance(row.values, dict) and row.values.get("redacted"):
+        return Invalid("The record was erased where it comes from.", field="redacted")
+    try:
+        record = RecordIn.model_validate(row.values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        return Invalid(f"{name}: {reason_of(first)}.", field=name)
+    except RecursionError:
+        return Invalid("The line is nested too deeply.")
+    ids = {one.id for one in record.candidates}
+    if record.deleted:
+        return Invalid("The record was deleted where it comes from.", field="deleted")
+    if len(ids) != len(record.candidates) or not set(record.shown) <= ids or record.edited_from not in {*ids, None}:
+        return Invalid("candidates: 'shown' and 'edited_from' must name them, each once.", field="candidates")
+    if file is None:
+        return record
+    try:
+        keys = [file.image_key(one) for one in record.images]
+        parse_prompt({"images": keys, "question": record.question, "external_id": record.external_id})
+    except DomainError as error:
+        return error
+    return record.model_copy(update={"images": keys})

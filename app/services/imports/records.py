@@ -1,0 +1,294 @@
+"""Exported records on their way back in: prompts, candidate sets, and what critics said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.db.sessions import now_of
+from app.errors import DomainError
+from app.models import (
+    Assignment,
+    AssignmentState,
+    Candidate,
+    CandidateSet,
+    CandidateSetState,
+    CandidateSource,
+    ImportedRow,
+    Membership,
+    ModelVersion,
+    Pick,
+    Project,
+    Prompt,
+    PromptState,
+    Role,
+    User,
+    Verdict,
+    VerdictKind,
+)
+from app.services.acceptance import rules
+from app.services.acceptance.overlap import first_slots
+from app.services.accounts.users import pseudonym
+from app.services.imports.record_schema import RecordIn
+from app.services.kernel.actors import Actor
+from app.services.kernel.verdict_schema import USES_SLOT
+from app.services.projects.projects import settings_of
+from app.services.prompts.prompts import AddResult, PromptIn, add_prompts, parse_prompt
+from app.settings import get_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What records became in this project, by their keys."""
+
+    rows: dict[str, int]
+    new: dict[str, int]
+
+    def get(self, key: str) -> int | None:
+        """The row a key became."""
+        return self.rows.get(key)
+
+    def put(self, key: str, row_id: int) -> None:
+        """Note what a key became."""
+        self.rows[key] = self.new[key] = row_id
+
+
+def add_records(
+    session: Session, actor: Actor, project: Project, items: Sequence[RecordIn | DomainError]
+) -> list[AddResult]:
+    """Add what records hold, each verdict once; what is good is kept. Results are in the order of `items`."""
+    records = [item for item in items if isinstance(item, RecordIn)]
+    keys = {key for one in records for key in (one.prompt_key, one.set_key, one.verdict_key, one.critic_key)}
+    query = select(ImportedRow.key, ImportedRow.row_id).where(
+        ImportedRow.project_id == project.id, ImportedRow.key.in_(keys)
+    )
+    kept = Kept({row.key: row.row_id for row in session.execute(query)}, {})
+    own = own_verdicts(session, project, records)
+    there = {one.verdict_key for one in records if own.get(one.id) == one.created_at} | kept.rows.keys()
+    new = [one for one in records if one.verdict_key not in there]
+    wrong = _prompts(session, actor, project, new, kept)
+    _critics(session, project, new, kept)
+    sets = _Sets(session, project, kept)
+    results: list[AddResult] = []
+    told: dict[int, PromptState | None] = {}
+    for item in items:
+        if isinstance(item, DomainError):
+            results.append(AddResult(None, error=item))
+        elif item.verdict_key in there or kept.get(item.verdict_key) is not None:
+            results.append(AddResult(None))
+        elif item.prompt_key in wrong:
+            results.append(AddResult(None, error=wrong[item.prompt_key]))
+        else:
+            told[sets.add_verdict(item)] = item.prompt_state
+            results.append(AddResult(None, created=True))
+    if kept.new:
+        rows = [{"project_id": project.id, "key": key, "row_id": row_id} for key, row_id in kept.new.items()]
+        session.execute(insert(ImportedRow).on_conflict_do_nothing(), rows)
+    _settle(session, project, told)
+    return results
+
+
+def own_verdicts(session: Session, project: Project, records: Sequence[RecordIn]) -> dict[str, datetime]:
+    """Verdicts of this very project among those that records name: an export is not added to where it comes from."""
+    ids = [int(one.id) for one in records if one.id.isascii() and one.id.isdigit() and len(one.id) < 19]
+    query = select(Verdict.id, Verdict.created_at).where(Verdict.project_id == project.id, Verdict.id.in_(ids))
+    return {str(verdict_id): created_at for verdict_id, created_at in session.execute(query)}
+
+
+def _prompts(
+    session: Session, actor: Actor, project: Project, records: Sequence[RecordIn], kept: Kept
+) -> dict[str, DomainError]:
+    """Add the prompts that are not here yet; what is wrong with those that could not be."""
+    missing = {one.prompt_key: one for one in records if kept.get(one.prompt_key) is None}
+    items: list[PromptIn | DomainError] = []
+    for one in missing.values():
+        item = {
+            "images": one.images,
+            "question": one.question,
+            "answer": None if one.answer_source == "model" else one.answer,
+            "external_id": one.external_id,
+            "split": one.split,
+            "references": one.references,
+            "metadata": one.metadata,
+        }
+        try:
+            items.append(parse_prompt(item))
+        except DomainError as error:
+            items.append(error)
+    wrong = {}
+    for key, result in zip(missing, add_prompts(session, actor, project, items), strict=True):
+        if result.error is not None:
+            wrong[key] = result.error
+        elif result.prompt is not None:
+            kept.put(key, result.prompt.id)
+    return wrong
+
+
+def _critics(session: Session, project: Project, records: Sequence[RecordIn], kept: Kept) -> None:
+    """Find the critics among the members by their pseudonym, or add people who cannot sign in for them."""
+    missing = {one.critic_key: one.critic for one in records if kept.get(one.critic_key) is None}
+    if not missing:
+        return
+    secret = get_settings().secret_key
+    members = session.scalars(select(Membership.user_id).where(Membership.project_id == project.id))
+    known = {pseudonym(project.id, user_id, secret): user_id for user_id in members}
+    for key, name in missing.items():
+        user_id = known.get(name)
+        if user_id is None:
+            email = f"critic-{key[:16]}.{project.id}@imported.invalid"
+            user = User(email=email, role=Role.viewer, disabled_at=now_of(session))
+            session.add(user)
+            session.flush()
+            user_id = user.id
+        kept.put(key, user_id)
+
+
+class _Sets:
+    """Candidate sets as they come in, and the verdicts on them."""
+
+    def __init__(self, session: Session, project: Project, kept: Kept) -> None:
+        self.session, self.project, self.kept = session, project, kept
+        settings = settings_of(session, project)
+        self.overlap = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
+        query = select(ModelVersion.number, ModelVersion.id).where(ModelVersion.project_id == project.id)
+        self.versions = {row.number: row.id for row in session.execute(query)}
+
+    def add_verdict(self, record: RecordIn) -> int:
+        """Add a verdict, and its set where that is not here yet. Returns its prompt."""
+        session, prompt_id = self.session, self.kept.rows[record.prompt_key]
+        candidate_set = self._set_of(record, prompt_id)
+        stored = session.scalars(
+            select(Candidate.id).where(Candidate.candidate_set_id == candidate_set.id).order_by(Candidate.position)
+        )
+        ids = dict(zip((one.id for one in record.candidates), stored, strict=True))
+        critic_id = self.kept.rows[record.critic_key]
+        shown = [ids[one] for one in record.shown]
+        assignment = self._assignment(record, candidate_set, critic_id, shown)
+        verdict = Verdict(
+            project_id=self.project.id,
+            assignment_id=assignment.id,
+            candidate_set_id=candidate_set.id,
+            prompt_id=prompt_id,
+            critic_id=critic_id,
+            kind=record.kind,
+            reason=record.reason,
+            rationale=record.rationale,
+            edited_from=None if record.edited_from is None else ids[record.edited_from],
+            tags={str(ids[one.id]): one.tags for one in record.candidates if one.tags},
+            comment=record.comment,
+            seconds=record.seconds,
+            shown=shown,
+            created_at=record.created_at,
+        )
+        session.add(verdict)
+        session.flush()
+        picks = [ids[one.id] for one in record.candidates if one.picked and record.kind is VerdictKind.picked]
+        session.add_all(Pick(verdict_id=verdict.id, candidate_id=pick) for pick in picks)
+        self.kept.put(record.verdict_key, verdict.id)
+        return prompt_id
+
+    def _set_of(self, record: RecordIn, prompt_id: int) -> CandidateSet:
+        known = self.kept.get(record.set_key)
+        if known is not None:
+            return self.session.get_one(CandidateSet, known, with_for_update={"key_share": True})
+        number = record.version_number
+        version_id = None if number is None else self.versions.get(number)
+        made = CandidateSet(
+            project_id=self.project.id,
+            prompt_id=prompt_id,
+            version_id=version_id,
+            source=record.source or (CandidateSource.imported if version_id is None else CandidateSource.model),
+            state=CandidateSetState.judged,
+            answer=record.answer,
+            answer_source=record.answer_source,
+            slots=record.slots or self.overlap,
+            taken=0,
+        )
+        self.session.add(made)
+        self.session.flush()
+        rows = [
+            {
+                "candidate_set_id": made.id,
+                "position": position,
+                "text": one.text,
+                "temperature": one.temperature,
+                "seed": one.seed,
+                "mean_logprob": one.mean_logprob,
+            }
+            for position, one in enumerate(record.candidates)
+        ]
+        self.session.execute(insert(Candidate), rows)
+        self.kept.put(record.set_key, made.id)
+        return made
+
+    def _assignment(
+        self, record: RecordIn, candidate_set: CandidateSet, critic_id: int, shown: list[int]
+    ) -> Assignment:
+        """The claim a verdict answers; more slots than the project has now where more critics judged it."""
+        uses_slot = record.kind in USES_SLOT
+        again = self.session.scalar(
+            select(func.count()).where(
+                Assignment.candidate_set_id == candidate_set.id, Assignment.critic_id == critic_id
+            )
+        )
+        if uses_slot:
+            candidate_set.slots = max(candidate_set.slots, candidate_set.taken + 1)
+            candidate_set.taken += 1
+        made = Assignment(
+            project_id=self.project.id,
+            candidate_set_id=candidate_set.id,
+            critic_id=critic_id,
+            slot=max(1, candidate_set.taken),
+            state=AssignmentState.judged if uses_slot else AssignmentState.released,
+            repeat=bool(again),
+            shown=shown,
+            claimed_at=record.created_at,
+            expires_at=record.created_at,
+        )
+        self.session.add(made)
+        self.session.flush()
+        return made
+
+
+def _settle(session: Session, project: Project, told: Mapping[int, PromptState | None]) -> None:
+    """Put prompts in the state they had, or where a record does not say in the one that goes with what was said."""
+    if not told:
+        return
+    prompts = session.scalars(select(Prompt).where(Prompt.id.in_(told)).with_for_update(key_share=True))
+    for prompt in prompts.all():
+        wanted = told[prompt.id] or _state_of(session, prompt)
+        if prompt.state is PromptState.retired or prompt.state is PromptState.ready:
+            continue  # it was here before, and is somebody's work
+        if wanted is PromptState.ready and not _offer_again(session, prompt):
+            wanted = PromptState.waiting
+        prompt.state = wanted
+    session.flush()
+    rules.refresh_prompts(session, project.id, list(told))
+
+
+def _state_of(session: Session, prompt: Prompt) -> PromptState:
+    """The state that goes with the verdicts on a prompt."""
+    kinds = set(session.scalars(select(Verdict.kind).where(Verdict.prompt_id == prompt.id, Verdict.current)))
+    if VerdictKind.flagged in kinds:
+        return PromptState.held
+    return PromptState.judged if kinds & set(USES_SLOT) else PromptState.waiting
+
+
+def _offer_again(session: Session, prompt: Prompt) -> bool:
+    """Offer the newest set of a prompt that has slots left; False where none has."""
+    found = session.scalar(
+        select(CandidateSet)
+        .where(CandidateSet.prompt_id == prompt.id, CandidateSet.taken < CandidateSet.slots)
+        .order_by(CandidateSet.id.desc())
+        .limit(1)
+    )
+    if found is None:
+        return False
+    found.state = CandidateSetState.ready
+    session.flush()
+    return True

@@ -1,0 +1,230 @@
+"""Imports as a worker sees them: claim one, take it in piece by piece, end it. Every write must show the fence."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.exc import DataError
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.db.sessions import session_scope
+from app.errors import DomainError, Invalid
+from app.models import Import, ImportProblem, ImportState, Project, Role, User
+from app.services.imports import records
+from app.services.imports.files import Fetch, ImportFile
+from app.services.imports.layouts import Layout, Plan
+from app.services.imports.reading import AT_ONCE, Parsed, open_file, parsed_pieces, scan, without_leaks
+from app.services.integrations import webhooks
+from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.leases import lapsed
+from app.services.prompts import images
+from app.services.prompts.prompts import AddResult, add_prompts
+from app.settings import get_settings
+
+MAX_TRIES = 5
+SLICE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An import that a worker has taken up; `done` rows are finished."""
+
+    import_id: int
+    fence: int
+    project_id: int
+    filename: str
+    file_key: str
+    images_key: str | None
+    plan: Plan
+    created_by: int | None
+    done: int
+
+
+class LostLeaseError(Exception):
+    """Another worker has taken the import over."""
+
+
+@dataclass
+class Lease:
+    """Keeps an import ours while its rows are read, however long that takes."""
+
+    claimed: Claim
+    check: Callable[[], None]
+    beaten: float = field(default_factory=time.monotonic)
+
+    def keep(self) -> None:
+        """Beat where it is time. Raises `LostLeaseError`, and what `check` raises where the worker is to end."""
+        self.check()
+        if time.monotonic() - self.beaten < get_settings().lease_seconds / 4:
+            return
+        with session_scope() as session:
+            found = _held(session, self.claimed)
+            found.beats_at = func.now()
+        self.beaten = time.monotonic()
+
+
+def run(
+    import_id: int, *, worker: str, check: Callable[[], None], fetch: Fetch | None = None, seconds: float | None = None
+) -> None:
+    """Take in a file, a piece a transaction, going on where it was left; `check` raises where the worker is to end.
+
+    After `seconds` it is given back and sent for again, so that other tasks get their turn.
+    """
+    with session_scope() as session:
+        claimed = _claim(session, import_id, worker)
+    if claimed is None:
+        return
+    until = None if seconds is None else time.monotonic() + seconds
+    try:
+        with open_file(claimed.file_key, claimed.filename, claimed.images_key, fetch=fetch) as file:
+            ended = _run(claimed, file, Lease(claimed, check), until)
+    except LostLeaseError:
+        return
+    except DomainError as error:
+        _end(claimed, ImportState.failed, error=error.detail)
+        return
+    if ended:
+        _end(claimed, ImportState.succeeded)
+
+
+def _run(claimed: Claim, file: ImportFile, lease: Lease, until: float | None) -> bool:
+    """Take in the rows that are left; False where the time was over before."""
+    scanned = scan(claimed.plan, file, lease.keep)
+    with session_scope() as session:
+        _held(session, claimed).total = scanned.total
+    done = claimed.done
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        pieces = parsed_pieces(claimed.plan, file, pool, after=done, first=scanned.first, keep=lease.keep)
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                take_in(claimed, file, piece, total=scanned.total, done=done + len(piece))
+                done += len(piece)
+                lease.beaten = time.monotonic()
+                if until is not None and time.monotonic() > until and done < scanned.total:
+                    _give_back(claimed)
+                    return False
+    return True
+
+
+def _claim(session: Session, import_id: int, worker: str) -> Claim | None:
+    row = session.scalar(
+        update(Import)
+        .where(
+            Import.id == import_id,
+            or_(Import.state == ImportState.queued, (Import.state == ImportState.running) & lapsed(Import.beats_at)),
+        )
+        .values(
+            state=ImportState.running,
+            worker=worker,
+            beats_at=func.now(),
+            fence=Import.fence + 1,
+            tries=Import.tries + 1,
+        )
+        .returning(Import)
+    )
+    if row is None:
+        return None
+    claimed = Claim(
+        import_id=row.id,
+        fence=row.fence,
+        project_id=row.project_id,
+        filename=row.filename,
+        file_key=row.file_key,
+        images_key=row.images_key,
+        plan=Plan.from_json(row.plan) if row.plan else Plan(strict=True),
+        created_by=row.created_by,
+        done=row.done,
+    )
+    if row.tries > MAX_TRIES:
+        _close(session, row, ImportState.failed, f"Broken off {MAX_TRIES} times behind row {row.done}: see the log.")
+        return None
+    return claimed
+
+
+def _held(session: Session, claimed: Claim) -> Import:
+    """The import, locked. Raises `LostLeaseError` where this worker does not hold it any more."""
+    found = session.scalar(
+        select(Import)
+        .where(Import.id == claimed.import_id, Import.fence == claimed.fence, Import.state == ImportState.running)
+        .with_for_update()
+    )
+    if found is None:
+        raise LostLeaseError
+    return found
+
+
+def _give_back(claimed: Claim) -> None:
+    with session_scope() as session:
+        found = _held(session, claimed)
+        found.worker = found.beats_at = None
+        queue.send(session, queue.RUN_IMPORT, found.id)
+
+
+def _end(claimed: Claim, state: ImportState, *, error: str | None = None) -> None:
+    with contextlib.suppress(LostLeaseError), session_scope() as session:
+        _close(session, _held(session, claimed), state, error)
+
+
+def _close(session: Session, found: Import, state: ImportState, error: str | None) -> None:
+    found.state, found.error, found.finished_at = state, error, func.now()
+    found.worker = found.beats_at = None
+    session.flush()
+    told = {"state": state.value, "filename": found.filename, "total": found.total, "error": error}
+    counts = {"added": found.added, "unchanged": found.unchanged, "rejected": found.rejected}
+    webhooks.emit(session, found.project_id, webhooks.IMPORT_FINISHED, {"id": str(found.id), **told, **counts})
+
+
+def take_in(claimed: Claim, file: ImportFile, piece: Sequence[Parsed], *, total: int, done: int) -> None:
+    """Add what is good in a piece, and note the rest. Raises `LostLeaseError`."""
+    try:
+        _store(claimed, file, piece, total=total, done=done)
+    except DataError as error:
+        if len(piece) == 1:
+            number = piece[0][0]
+            reason = Invalid(f"The database cannot keep it: {str(error.orig).splitlines()[0][:200]}.")
+            _store(claimed, file, [(number, reason)], total=total, done=done)
+            return
+        for place, one in enumerate(piece, 1):
+            take_in(claimed, file, [one], total=total, done=done - len(piece) + place)
+    file.keep_known()
+
+
+def _store(claimed: Claim, file: ImportFile, piece: Sequence[Parsed], *, total: int, done: int) -> None:
+    with session_scope() as session:
+        found = _held(session, claimed)
+        project = session.get_one(Project, claimed.project_id)
+        actor = _actor(session, claimed.created_by)
+        images.add_images(session, actor, list(file.pending.values()))
+        if claimed.plan.layout is Layout.records:
+            results = records.add_records(session, actor, project, [one for _, one in piece])
+        else:
+            items = without_leaks(session, project, [one for _, one in piece], file.splits)
+            results = add_prompts(session, actor, project, items)
+        note(session, found, piece, results)
+        found.total, found.done, found.tries = total, done, 1
+        found.beats_at = func.now()
+
+
+def note(session: Session, found: Import, piece: Sequence[Parsed], results: Sequence[AddResult]) -> None:
+    """Count what came of a piece, and keep each rejected line with its reason."""
+    for (number, _), result in zip(piece, results, strict=True):
+        if result.error is not None:
+            field_name = None if result.error.field is None else result.error.field[:200]
+            reason = result.error.detail.replace("\x00", "\ufffd").encode(errors="replace").decode()
+            session.add(ImportProblem(import_id=found.id, line=number, field=field_name, reason=reason))
+    found.added += sum(result.created for result in results)
+    found.rejected += sum(result.error is not None for result in results)
+    found.unchanged += sum(result.error is None and not result.created for result in results)
+
+
+def _actor(session: Session, user_id: int | None) -> Actor:
+    user = None if user_id is None else session.get(User, user_id)
+    if user is None:
+        return SYSTEM
+    return Actor(user_id=user.id, email=user.email, role=Role(user.role))

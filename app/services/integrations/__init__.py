@@ -1,0 +1,1 @@
+"""Webhooks, and requests to addresses that people typed."""

@@ -1,0 +1,141 @@
+"""Changes of verdicts: a new one supersedes, and slots and states follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, NotFound
+from app.models import (
+    Assignment,
+    AssignmentState,
+    CandidateSet,
+    CandidateSetState,
+    Project,
+    Prompt,
+    PromptState,
+    ReviewKind,
+    Verdict,
+    VerdictKind,
+    VerdictState,
+)
+from app.services.acceptance import rules
+from app.services.judging.feed import body_of
+from app.services.judging.rows import (
+    check_candidates,
+    close_if_full,
+    locked,
+    new_verdict,
+    start_round_if_due,
+    take_slot,
+)
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor
+from app.services.kernel.verdict_schema import USES_SLOT, VerdictIn
+from app.services.projects.projects import settings_of
+from app.services.quality import reviews, standings
+
+
+def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) -> dict[str, Any]:
+    """Change one's own verdict: a new one that supersedes it. Returns the new one.
+
+    Raises `Forbidden` for another's, `Conflict` for one that was changed already, `Invalid`. What was skipped and is
+    now judged needs a free slot, else the new verdict is kept aside.
+    """
+    old = session.get(Verdict, verdict_id)
+    if old is None:
+        raise NotFound("There is no such verdict.")
+    assignment, candidate_set, prompt = locked(session, actor, old.assignment_id)
+    session.refresh(old)
+    if not old.current:
+        newest = select(Verdict.id).where(Verdict.assignment_id == old.assignment_id, Verdict.current)
+        given = session.scalar(newest)
+        raise Conflict("This verdict was changed already: change the newest one.", verdict=str(given))
+    check_candidates(assignment.shown, verdict)
+    state = old.state
+    used = old.kind in USES_SLOT
+    old.current = False
+    session.flush()
+    if state is VerdictState.counted:
+        if used and not verdict.uses_slot:
+            give_slot_back(session, assignment, candidate_set, prompt)
+        elif (
+            verdict.uses_slot and not used and not take_slot(session, assignment, candidate_set, AssignmentState.judged)
+        ):
+            state = VerdictState.kept_aside
+    new = new_verdict(session, assignment, candidate_set, prompt, verdict, state, supersedes=old.id)
+    if state is VerdictState.counted:
+        adaptive = _is_adaptive(session, prompt.project_id)
+        _tell_prompt(session, candidate_set, prompt, verdict, was_flag=old.kind is VerdictKind.flagged)
+        close_if_full(session, candidate_set.id, adaptive=adaptive)
+        session.refresh(prompt)
+    _tell_reviewers(session, candidate_set, old, new)
+    if state is VerdictState.gold:
+        standings.recount(session, prompt.project_id, actor.user_id)
+    fresh = prompt.fresh
+    rules.refresh_prompts(session, prompt.project_id, [prompt.id])
+    session.refresh(prompt)
+    if prompt.fresh and not fresh:
+        start_round_if_due(session, prompt.project_id)
+    audit.record(session, actor, "verdict.change", f"verdict:{new.id}", prompt.project_id, supersedes=old.id)
+    return body_of(session, new.id)
+
+
+def give_slot_back(session: Session, assignment: Assignment, candidate_set: CandidateSet, prompt: Prompt) -> None:
+    """Leave a judged slot to others; the set is offered again, but for a prompt that has another one by now."""
+    assignment.state = AssignmentState.released
+    candidate_set.taken -= 1
+    live = (CandidateSetState.sampling, CandidateSetState.ready)
+    other = session.scalar(
+        select(CandidateSet.id).where(
+            CandidateSet.prompt_id == prompt.id, CandidateSet.state.in_(live), CandidateSet.id != candidate_set.id
+        )
+    )
+    if candidate_set.state is CandidateSetState.judged and other is None:
+        candidate_set.state = CandidateSetState.ready
+        if prompt.state in (PromptState.judged, PromptState.waiting):
+            prompt.state = PromptState.ready
+    session.flush()
+
+
+def _tell_prompt(
+    session: Session, candidate_set: CandidateSet, prompt: Prompt, verdict: VerdictIn, *, was_flag: bool
+) -> None:
+    """Hold a prompt that is flagged now, and let one go whose only flag was withdrawn."""
+    if verdict.kind is VerdictKind.flagged:
+        if prompt.state is not PromptState.retired:
+            prompt.state = PromptState.held
+    elif was_flag:
+        let_go_if_unflagged(session, candidate_set, prompt)
+    session.flush()
+
+
+def let_go_if_unflagged(session: Session, candidate_set: CandidateSet, prompt: Prompt) -> None:
+    """Offer a held prompt again once no flag stands any more."""
+    if prompt.state is not PromptState.held:
+        return
+    flags = select(Verdict.id).where(
+        Verdict.prompt_id == prompt.id, Verdict.current, Verdict.kind == VerdictKind.flagged
+    )
+    if session.scalar(flags.limit(1)) is None:
+        is_ready = candidate_set.state is CandidateSetState.ready
+        prompt.state = PromptState.ready if is_ready else PromptState.judged
+    session.flush()
+
+
+def _is_adaptive(session: Session, project_id: int) -> bool:
+    return settings_of(session, session.get_one(Project, project_id)).adaptive_overlap
+
+
+def _tell_reviewers(session: Session, candidate_set: CandidateSet, old: Verdict, new: Verdict) -> None:
+    """End what the change settled, and ask about what it raised."""
+    reviews.look_again(session, candidate_set.id, old.id)
+    if new.state is VerdictState.kept_aside:
+        reviews.ask(session, new.id, ReviewKind.late)
+    elif new.kind is VerdictKind.flagged and new.state in (VerdictState.counted, VerdictState.repeat):
+        reviews.ask(session, new.id, ReviewKind.flag)
+    session.refresh(candidate_set, ["state", "slots"])
+    if candidate_set.state is CandidateSetState.judged and candidate_set.slots > 1:
+        reviews.ask_if_differing(session, candidate_set.id)

@@ -1,0 +1,301 @@
+"""What a reviewer does with what is in the queue: decide, dismiss, send back, accept what came too late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Forbidden, Invalid, NotFound
+from app.models import (
+    Assignment,
+    AssignmentState,
+    Candidate,
+    CandidateSet,
+    CandidateSetState,
+    Project,
+    Prompt,
+    PromptState,
+    Purpose,
+    ReturnedVerdict,
+    Review,
+    ReviewKind,
+    ReviewState,
+    Role,
+    Verdict,
+    VerdictState,
+)
+from app.services.acceptance import rules
+from app.services.judging.rows import check_candidates, close_if_full, new_verdict, start_round_if_due, take_slot
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require
+from app.services.kernel.verdict_schema import USES_SLOT, VerdictIn
+from app.services.projects.projects import settings_of
+from app.services.quality import reviews
+from app.services.quality.reviews import OPEN_STATES, body_of, check_note, locked
+
+RETURNED = """
+SELECT jsonb_build_object(
+    'id', b.id::text, 'verdict', b.verdict_id::text, 'assignment', v.assignment_id::text, 'note', b.note,
+    'prompt', v.prompt_id::text, 'question', p.question,
+    'created_at', to_char(b.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+) AS body
+FROM returned_verdicts b JOIN verdicts v ON v.id = b.verdict_id JOIN prompts p ON p.id = v.prompt_id
+WHERE b.critic_id = :critic AND b.project_id = :project AND b.answered_at IS NULL
+ORDER BY b.id LIMIT 100
+"""
+
+
+def _rows(session: Session, review: Review) -> tuple[CandidateSet, Prompt]:
+    """The set and the prompt of a review, locked in this order."""
+    candidate_set = session.get_one(
+        CandidateSet, review.candidate_set_id, with_for_update={"key_share": True}, populate_existing=True
+    )
+    prompt = session.get_one(
+        Prompt, candidate_set.prompt_id, with_for_update={"key_share": True}, populate_existing=True
+    )
+    return candidate_set, prompt
+
+
+def decide(session: Session, actor: Actor, review_id: int, verdict: VerdictIn) -> dict[str, Any]:
+    """Say which candidates of the set fit; it counts instead of what its critics said. Returns the review.
+
+    All that is open about the set is decided by that, and a prompt that was held is in use again.
+    """
+    review, project = locked(session, actor, review_id)
+    if not verdict.uses_slot:
+        raise Invalid("A decision picks candidates, gives a rationale, or says none_fit.", field="kind")
+    candidate_set, prompt = _rows(session, review)
+    assignment = _desk(session, actor, candidate_set)
+    check_candidates(assignment.shown, verdict)
+    old = session.scalar(
+        select(Verdict).where(
+            Verdict.candidate_set_id == candidate_set.id, Verdict.current, Verdict.state == VerdictState.decided
+        )
+    )
+    if old is not None:
+        old.current = False
+        session.flush()
+    row = new_verdict(
+        session,
+        assignment,
+        candidate_set,
+        prompt,
+        verdict,
+        VerdictState.decided,
+        supersedes=None if old is None else old.id,
+    )
+    if candidate_set.state is CandidateSetState.ready:
+        candidate_set.state = CandidateSetState.judged
+    if prompt.state in (PromptState.held, PromptState.ready):
+        prompt.state = PromptState.judged
+    session.flush()
+    session.execute(
+        update(Review)
+        .where(Review.candidate_set_id == candidate_set.id, Review.state.in_(OPEN_STATES))
+        .values(state=ReviewState.decided, decided_by=actor.stored_id, decided_at=func.now())
+        .execution_options(synchronize_session="fetch")
+    )
+    audit.record(session, actor, "review.decide", f"review:{review.id}", project.id, verdict=row.id)
+    _count_anew(session, prompt)
+    return body_of(session, review.id)
+
+
+def _desk(session: Session, actor: Actor, candidate_set: CandidateSet) -> Assignment:
+    """The reviewer's own assignment on a set: it takes no slot."""
+    found = session.scalar(
+        select(Assignment).where(
+            Assignment.candidate_set_id == candidate_set.id,
+            Assignment.critic_id == actor.user_id,
+            Assignment.purpose == Purpose.review,
+        )
+    )
+    if found is not None:
+        return found
+    shown = session.scalars(
+        select(Candidate.id).where(Candidate.candidate_set_id == candidate_set.id).order_by(Candidate.position)
+    )
+    desk = Assignment(
+        project_id=candidate_set.project_id,
+        candidate_set_id=candidate_set.id,
+        critic_id=actor.user_id,
+        slot=1,
+        state=AssignmentState.judged,
+        purpose=Purpose.review,
+        shown=list(shown),
+        expires_at=func.now(),
+    )
+    session.add(desk)
+    session.flush()
+    return desk
+
+
+def _count_anew(session: Session, prompt: Prompt) -> None:
+    fresh = prompt.fresh
+    rules.refresh_prompts(session, prompt.project_id, [prompt.id])
+    session.refresh(prompt)
+    if prompt.fresh and not fresh:
+        start_round_if_due(session, prompt.project_id)
+
+
+def dismiss(session: Session, actor: Actor, review_id: int, note: str | None = None) -> dict[str, Any]:
+    """Leave things as they are. A flag that is dismissed was none: the prompt is offered again."""
+    review, project = locked(session, actor, review_id)
+    review.note = check_note(note) or review.note
+    _end(session, actor, review, ReviewState.dismissed)
+    if review.kind is ReviewKind.flag:
+        candidate_set, prompt = _rows(session, review)
+        others = select(Review.id).join(CandidateSet, CandidateSet.id == Review.candidate_set_id)
+        left = session.scalar(
+            others.where(
+                CandidateSet.prompt_id == prompt.id, Review.kind == ReviewKind.flag, Review.state.in_(OPEN_STATES)
+            ).limit(1)
+        )
+        if prompt.state is PromptState.held and left is None:
+            prompt.state = _state_before(candidate_set, prompt)
+            session.flush()
+            if candidate_set.state is CandidateSetState.ready:
+                settings = settings_of(session, project)
+                close_if_full(session, candidate_set.id, adaptive=settings.adaptive_overlap)
+            _count_anew(session, prompt)
+    audit.record(session, actor, "review.dismiss", f"review:{review.id}", project.id, note=review.note)
+    return body_of(session, review.id)
+
+
+def _state_before(candidate_set: CandidateSet, prompt: Prompt) -> PromptState:
+    if candidate_set.state is CandidateSetState.ready:
+        return PromptState.ready
+    return PromptState.judged if prompt.has_accepted else PromptState.waiting
+
+
+def retire(session: Session, actor: Actor, review_id: int, note: str | None = None) -> dict[str, Any]:
+    """Take the prompt out of use, and end all that is open about its set."""
+    review, project = locked(session, actor, review_id)
+    review.note = check_note(note) or review.note
+    candidate_set, prompt = _rows(session, review)
+    prompt.state = PromptState.retired
+    session.execute(
+        update(Review)
+        .where(Review.candidate_set_id == candidate_set.id, Review.state.in_(OPEN_STATES))
+        .values(state=ReviewState.decided, decided_by=actor.stored_id, decided_at=func.now())
+        .execution_options(synchronize_session="fetch")
+    )
+    session.flush()
+    audit.record(session, actor, "review.retire", f"review:{review.id}", project.id, prompt=prompt.id)
+    return body_of(session, review.id)
+
+
+def _end(session: Session, actor: Actor, review: Review, state: ReviewState) -> None:
+    review.state, review.decided_by = state, actor.stored_id
+    review.decided_at = func.now()
+    session.flush()
+
+
+def accept(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
+    """Count a verdict that came too late, on a slot more if none is free. Needs the role admin.
+
+    Raises `Conflict` where its critic judged the set again meanwhile.
+    """
+    review, project = locked(session, actor, review_id, Role.admin)
+    if review.kind is not ReviewKind.late or review.verdict_id is None:
+        raise Conflict("Only a verdict that came too late can be accepted.")
+    given = session.get_one(Verdict, review.verdict_id, populate_existing=True)
+    assignment = session.get_one(Assignment, given.assignment_id, with_for_update={"key_share": True})
+    candidate_set, prompt = _rows(session, review)
+    if not given.current or given.state is not VerdictState.kept_aside:
+        raise Conflict("This verdict was changed meanwhile: look at the newest one.")
+    judges = given.kind in USES_SLOT
+    if judges and not take_slot(session, assignment, candidate_set, AssignmentState.judged):
+        _add_slot(session, assignment, candidate_set)
+    given.state = VerdictState.counted
+    session.flush()
+    session.execute(  # to whoever follows the feed it is new
+        text("UPDATE verdicts SET xid = pg_current_xact_id() WHERE id = :verdict"), {"verdict": given.id}
+    )
+    _end(session, actor, review, ReviewState.decided)
+    settings = settings_of(session, project)
+    close_if_full(session, candidate_set.id, adaptive=settings.adaptive_overlap)
+    if candidate_set.slots > 1:
+        _ask_of_closed(session, candidate_set)
+    _count_anew(session, prompt)
+    audit.record(session, actor, "review.accept", f"review:{review.id}", project.id, verdict=given.id)
+    return body_of(session, review.id)
+
+
+def _add_slot(session: Session, assignment: Assignment, candidate_set: CandidateSet) -> None:
+    """One slot more, for an assignment that finds none free. Raises `Conflict` where its critic has another one."""
+    of_set = (Assignment.candidate_set_id == candidate_set.id, Assignment.purpose == Purpose.work)
+    other = session.scalar(
+        select(Assignment.id).where(
+            *of_set,
+            Assignment.critic_id == assignment.critic_id,
+            Assignment.id != assignment.id,
+            Assignment.state != AssignmentState.lapsed,
+        )
+    )
+    if other is not None:
+        raise Conflict("Its critic got this set again meanwhile: only one of the two can count.")
+    held = (AssignmentState.open, AssignmentState.judged)
+    last = session.scalar(select(func.max(Assignment.slot)).where(*of_set, Assignment.state.in_(held)))
+    candidate_set.slots += 1
+    candidate_set.taken += 1
+    assignment.slot, assignment.state = (last or 0) + 1, AssignmentState.judged
+    session.flush()
+
+
+def _ask_of_closed(session: Session, candidate_set: CandidateSet) -> None:
+    session.refresh(candidate_set)
+    if candidate_set.state is CandidateSetState.judged:
+        reviews.ask_if_differing(session, candidate_set.id)
+
+
+def send_back(session: Session, actor: Actor, review_id: int, verdict_id: int, note: str) -> dict[str, Any]:
+    """Ask a critic to look again at a verdict of the set; the review waits for them. Raises `Conflict`, `Invalid`."""
+    review, project = locked(session, actor, review_id)
+    checked = check_note(note, needed=True)
+    given = session.get(Verdict, verdict_id, populate_existing=True)
+    if given is None or given.candidate_set_id != review.candidate_set_id:
+        raise Invalid("This verdict is not of the set under review.", field="verdict")
+    if not given.current or given.state is VerdictState.decided:
+        raise Conflict("Only a critic's newest verdict can be sent back.")
+    waiting = select(ReturnedVerdict.id).where(
+        ReturnedVerdict.verdict_id == given.id, ReturnedVerdict.answered_at.is_(None)
+    )
+    if session.scalar(waiting) is not None:
+        raise Conflict("This verdict was sent back already; its critic has not answered yet.")
+    session.add(
+        ReturnedVerdict(
+            project_id=project.id,
+            review_id=review.id,
+            verdict_id=given.id,
+            critic_id=given.critic_id,
+            note=checked or "",
+            created_by=actor.stored_id,
+        )
+    )
+    review.state = ReviewState.sent_back
+    session.flush()
+    audit.record(session, actor, "review.send_back", f"review:{review.id}", project.id, verdict=given.id)
+    return body_of(session, review.id)
+
+
+def returned_to(session: Session, actor: Actor, project: Project) -> list[dict[str, Any]]:
+    """The actor's verdicts that were sent back to them and wait for an answer, with the note."""
+    require(session, actor, project, Role.critic)
+    rows = session.execute(text(RETURNED), {"critic": actor.user_id, "project": project.id})
+    return [row.body for row in rows]
+
+
+def stand_by(session: Session, actor: Actor, returned_id: int) -> None:
+    """Say that a verdict which was sent back stands as it is; its review is open again. Raises `NotFound`."""
+    row = session.get(ReturnedVerdict, returned_id, with_for_update=True, populate_existing=True)
+    if row is None or row.answered_at is not None:
+        raise NotFound("There is no such verdict that waits for an answer.")
+    if row.critic_id != actor.user_id:
+        raise Forbidden("This is another critic's verdict.")
+    row.answered_at = func.now()
+    review = session.get_one(Review, row.review_id, with_for_update=True, populate_existing=True)
+    if review.state is ReviewState.sent_back:
+        review.state = ReviewState.open
+    session.flush()

@@ -1,0 +1,107 @@
+"""Workers: who is alive, what they do, which device they hold."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.models import CandidateSet, CandidateSetState, DeviceClaim, Import, ImportState, Round, Worker
+from app.models.states import ACTIVE_ROUND_STATES
+from app.services.kernel.leases import held, lapsed
+
+FORGET_AFTER = timedelta(days=1)
+
+
+def beat_worker(session: Session, name: str, *, queues: str, device: str, doing: str, memory_mb: int) -> None:
+    """Say that the worker `name` is alive, what it does, and how much memory it has resident."""
+    values = {"queues": queues, "device": device, "doing": doing, "memory_mb": memory_mb, "beats_at": func.now()}
+    session.execute(
+        insert(Worker)
+        .values(name=name, **values)
+        .on_conflict_do_update(index_elements=[Worker.name], set_=values)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def list_workers(session: Session, *, queue: str | None = None) -> list[Worker]:
+    """The workers that are alive, by name; with `queue`, those that serve it."""
+    query = select(Worker).where(held(Worker.beats_at)).order_by(Worker.name)
+    workers = session.scalars(query.execution_options(populate_existing=True)).all()
+    return [worker for worker in workers if queue is None or queue in worker.queues.split(",")]
+
+
+def all_names(session: Session) -> list[str]:
+    """The names of all workers that are known, alive or not."""
+    return list(session.scalars(select(Worker.name)))
+
+
+def remove_worker(session: Session, name: str) -> None:
+    """Forget a worker that has stopped, and free its devices."""
+    session.execute(delete(DeviceClaim).where(DeviceClaim.worker == name))
+    session.execute(delete(Worker).where(Worker.name == name))
+
+
+def bury(session: Session, names: list[str]) -> None:
+    """Let all leases of workers that are known to be dead lapse at once, so that nobody waits for it."""
+    if not names:
+        return
+    for held_table, going_on in (
+        (CandidateSet, CandidateSet.state == CandidateSetState.sampling),
+        (Round, Round.state.in_(ACTIVE_ROUND_STATES)),
+        (Import, Import.state == ImportState.running),
+    ):
+        session.execute(
+            update(held_table)
+            .where(going_on, held_table.worker.in_(names))
+            .values(beats_at=None)
+            .execution_options(synchronize_session=False)
+        )
+    session.execute(delete(DeviceClaim).where(DeviceClaim.worker.in_(names)))
+    session.execute(delete(Worker).where(Worker.name.in_(names)))
+
+
+def forget_lapsed(session: Session) -> None:
+    """Drop device claims that lapsed, and workers not heard of for a day."""
+    session.execute(delete(DeviceClaim).where(lapsed(DeviceClaim.beats_at)))
+    session.execute(delete(Worker).where(Worker.beats_at < func.now() - FORGET_AFTER))
+
+
+# Devices
+
+
+def claim_device(session: Session, device: str, *, worker: str, purpose: str) -> bool:
+    """Take `device` (`host/cuda:0`) for `worker`, or keep it; False while another living worker holds it."""
+    statement = insert(DeviceClaim).values(device=device, worker=worker, purpose=purpose, beats_at=func.now())
+    taken = session.scalar(
+        statement.on_conflict_do_update(
+            index_elements=[DeviceClaim.device],
+            set_={"worker": worker, "purpose": purpose, "beats_at": func.now()},
+            where=or_(DeviceClaim.worker == worker, lapsed(DeviceClaim.beats_at)),
+        )
+        .returning(DeviceClaim.device)
+        .execution_options(synchronize_session=False)
+    )
+    return taken is not None
+
+
+def beat_devices(session: Session, worker: str) -> None:
+    """Keep what `worker` holds."""
+    session.execute(
+        update(DeviceClaim)
+        .where(DeviceClaim.worker == worker)
+        .values(beats_at=func.now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def release_device(session: Session, device: str, *, worker: str) -> None:
+    """Give a device back."""
+    session.execute(delete(DeviceClaim).where(DeviceClaim.device == device, DeviceClaim.worker == worker))
+
+
+def device_holder(session: Session, device: str) -> DeviceClaim | None:
+    """Who holds a device."""
+    return session.scalar(select(DeviceClaim).where(DeviceClaim.device == device, held(DeviceClaim.beats_at)))

@@ -1,0 +1,1 @@
+"""Projects, their settings, instructions and key bindings."""

@@ -1,0 +1,61 @@
+"""What critics are told to do, and when that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from app.models import Project
+from app.services.projects.projects import ProjectSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A rationale that fits or does not, and why."""
+
+    text: str
+    fits: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instructions:
+    """The instructions in force. `version` counts their changes from 1; other settings do not change it."""
+
+    text: str
+    examples: tuple[Example, ...]
+    version: int
+    changed_at: datetime
+
+
+CHANGES = text("""
+WITH told AS (
+    SELECT number, created_at, settings -> 'instructions' AS words, settings -> 'instruction_examples' AS examples
+    FROM setting_revisions WHERE project_id = :project
+), compared AS (
+    SELECT number, created_at, words IS DISTINCT FROM lag(words) OVER w
+        OR (examples IS DISTINCT FROM lag(examples) OVER w AND lag(examples) OVER w IS NOT NULL)
+        OR number = 1 AS changed
+    FROM told WINDOW w AS (ORDER BY number)
+)
+SELECT count(*) AS version, max(created_at) AS changed_at FROM compared WHERE changed
+""")
+
+
+def instructions_of(session: Session, project: Project, settings: ProjectSettings) -> Instructions:
+    """The instructions of a project whose settings are at hand."""
+    row = session.execute(CHANGES, {"project": project.id}).one()
+    return Instructions(settings.instructions, examples_of(settings.instruction_examples), row.version, row.changed_at)
+
+
+def examples_of(lines: Sequence[str]) -> tuple[Example, ...]:
+    """Examples from their lines: `+ text | why` fits, `- text | why` does not."""
+    found = []
+    for line in lines:
+        words, _, why = line[1:].partition("|")
+        found.append(Example(words.strip(), line.startswith("+"), why.strip()))
+    return tuple(found)

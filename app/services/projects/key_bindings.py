@@ -1,0 +1,62 @@
+"""Which key does what on the judging page: as it is at first, and as a person chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from app.errors import Invalid
+from app.models import User
+from app.services.kernel.actors import Actor
+
+LONGEST_NAME = 20
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAction:
+    """What a key does: its name in scripts, the key's name at first as browsers call it, and what it does in words."""
+
+    name: str
+    first: str
+    does: str
+
+
+ACTIONS = (
+    KeyAction("submit", "Enter", "submit; inside a text field Ctrl + Enter"),
+    KeyAction("none", "0", "none fits"),
+    KeyAction("edit", "e", "edit a candidate: the one that is picked, else the number you press next"),
+    KeyAction("write", "w", "write an explanation of your own; Esc leaves the field"),
+    KeyAction("lacks", "t", "tag what a candidate lacks, then its number"),
+    KeyAction("skip", "s", "skip, with a reason"),
+    KeyAction("flag", "f", "flag a prompt that is broken"),
+    KeyAction("back", "u", "go back to the last verdict and change it; again: one further"),
+    KeyAction("zoom", "z", "see the images large; the wheel or a pinch zooms in place"),
+    KeyAction("differences", "d", "mark the words in which candidates differ"),
+    KeyAction("unfold", "l", "show long texts in full"),
+    KeyAction("reveal", "b", "show images that are blurred"),
+    KeyAction("instructions", "i", "the instructions beside the work"),
+    KeyAction("keys", "?", "this sheet"),
+)
+
+
+def keys_of(session: Session, actor: Actor) -> dict[str, str]:
+    """The keys a person chose, by the names of actions; those they left as they were are not among them."""
+    return dict(session.scalar(select(User.judging_keys).where(User.id == actor.user_id)) or {})
+
+
+def choose_keys(session: Session, actor: Actor, chosen: Mapping[str, str]) -> None:
+    """Keep the keys a person chose. Raises `Invalid` for an unknown action, or where two share a key."""
+    first = {action.name: action.first for action in ACTIONS}
+    for name, key in chosen.items():
+        if name not in first:
+            raise Invalid(f"There is no action '{name[:LONGEST_NAME]}' on the judging page.", field="keys")
+        if not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
+            raise Invalid(f"The key for '{name}' has no name.", field="keys")
+    in_force = first | dict(chosen)
+    if len(set(in_force.values())) < len(in_force):
+        raise Invalid("Two actions share a key: give one of them another.", field="keys")
+    kept = {name: key for name, key in chosen.items() if key != first[name]}
+    session.execute(update(User).where(User.id == actor.user_id).values(judging_keys=kept))

@@ -1,0 +1,274 @@
+"""Projects and their settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Invalid, NotFound
+from app.models import (
+    Membership,
+    ModelVersion,
+    Project,
+    Role,
+    SettingRevision,
+)
+from app.services.acceptance import overlap, rules
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require, require_admin
+from app.services.kernel.text_rules import reason_of
+from illume.model.prompting import DEFAULT_TEMPLATE, check_template
+
+SLUG_FORM = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+INSTRUCTIONS = (
+    "Look at the image, the question and the answer. Pick every explanation that is true of the image and says why the "
+    "answer is right. Pick none when none fits."
+)
+EXAMPLES = [
+    "+ a striped umbrella stands over the table | names what can be seen, and is a reason for the answer",
+    "- it is yes because the answer is yes | says the answer again, which is no reason",
+    "- the man holds a racket | there is no racket in the image",
+]
+# Described as two numbers: not all readers of OpenAPI know tuples.
+Share = Annotated[
+    tuple[float, int],
+    Strict(False),
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
+]
+Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
+Labels = Annotated[list[Label], Field(max_length=30)]
+ExampleLine = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=3, max_length=1000, pattern=r"^[+-]\s*[^\s|]")
+]
+
+
+class ProjectSettings(BaseModel):
+    """Every setting of a project, with its default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    # Judging
+    instructions: str = Field(INSTRUCTIONS, max_length=20_000)
+    instruction_examples: list[ExampleLine] = Field(
+        EXAMPLES, max_length=20, description="'+' before one that fits, '-' before one that does not; '|' before why"
+    )
+    blur_images: bool = Field(False, description="Images are blurred until a critic asks to see them")
+    overlap: int = Field(1, ge=1, le=20, description="How many critics judge a candidate set")
+    adaptive_overlap: bool = Field(
+        False, description="Begin with one critic, and ask up to `overlap` only where they are unsure or disagree"
+    )
+    aggregation: Literal["any", "majority", "all"] = "any"
+    weigh_reliability: bool = Field(False, description="In a majority, votes weigh by accuracy on gold prompts")
+    uncertain_first: bool = Field(
+        False, description="Offer first, within a priority, what the model is least sure about"
+    )
+    rejudge: bool = Field(False, description="Offer prompts again that have an accepted rationale")
+    max_open: int = Field(3, ge=1, le=1000, description="How many claims a critic may hold")
+    lease_minutes: float = Field(15, gt=0, le=24 * 60, description="How long a claim lasts")
+    skip_reasons: Labels = ["Not sure", "Too hard to see", "Not my field"]
+    flag_reasons: Labels = ["The image is broken", "The question makes no sense", "The answer is wrong", "Offensive"]
+    shortcoming_tags: Labels = [
+        "contradicts the image",
+        "does not support the answer",
+        "incomplete",
+        "badly written",
+    ]
+
+    # Quality
+    gold_share: float = Field(0.0, ge=0, le=0.5, description="Share of claims that are gold prompts")
+    gold_minimum: int = Field(5, ge=1, le=50, description="Gold prompts before a critic can be paused")
+    gold_accuracy: float = Field(0.0, ge=0, le=1, description="A critic below it is paused; 0: nobody is")
+    practice_prompts: int = Field(0, ge=0, le=50, description="Practice prompts before the work")
+    repeat_share: float = Field(0.0, ge=0, le=0.5, description="Share of claims that come back to the same critic")
+    repeat_after: int = Field(20, ge=0, le=10_000, description="Verdicts before one of them may come back")
+
+    # Candidates
+    pool_target: int = Field(40, ge=0, le=100_000, description="How many candidate sets are kept ready")
+    pool_for_round: int = Field(
+        20, ge=0, le=100_000, description="How many are ready before a round may pause sampling"
+    )
+    base_model: str = Field("starter", min_length=1, max_length=500, description="'starter', a folder or a hub name")
+    template: str = Field(DEFAULT_TEMPLATE, max_length=4000)
+    temperatures: list[Share] = Field(
+        [(0.0, 1), (0.3, 2), (0.7, 2), (1.0, 1)],
+        min_length=1,
+        max_length=20,
+        description="Temperature and how many candidates at it; 0 is greedy",
+    )
+    top_k_share: float = Field(0.1, gt=0, le=1, description="Share of the vocabulary that is sampled from")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(48, ge=1, le=1024)
+    redraws: int = Field(2, ge=0, le=20, description="How often duplicates are drawn anew")
+
+    # Rounds
+    round_every: int = Field(
+        20, ge=1, le=1_000_000, description="Prompts with a new accepted rationale a round waits for"
+    )
+    auto_rounds: bool = True
+    epochs: int = Field(5, ge=1, le=100)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    batch_size: int = Field(32, ge=1, le=1024, description="Sequences an optimiser step")
+    lora_rank: int = Field(16, ge=1, le=512)
+    lora_alpha: int = Field(32, ge=1, le=1024)
+    init: Literal["continue", "from_base"] = "continue"
+    guard_per_rationale: int = Field(10, ge=0, le=1000, description="VQA-only examples for each rationale example")
+    eval_prompts: int = Field(200, ge=1, le=10_000)
+    primary_metric: Literal["auto", "rouge_l", "loglik"] = "auto"
+    max_answer_drop: float = Field(2.0, ge=0, le=100, description="Points of answer accuracy a version may lose")
+    blind_gate: bool = Field(False, description="A better version becomes active only once critics prefer it, blindly")
+
+    @field_validator("temperatures")
+    @classmethod
+    def _check_temperatures(cls, value: list[tuple[float, int]]) -> list[tuple[float, int]]:
+        if any(not 0 <= temperature <= 5 or not 1 <= count <= 50 for temperature, count in value):
+            raise ValueError("each is a temperature from 0 to 5 and a count from 1 to 50")
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _check_template(cls, value: str) -> str:
+        check_template(value)
+        return value
+
+
+def parse_settings(values: Mapping[str, Any]) -> ProjectSettings:
+    """Settings from JSON values; missing ones get their default. Raises `Invalid` that names the setting."""
+    try:
+        return ProjectSettings.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise Invalid(f"There is no setting '{field}'.", field=field) from error
+        raise Invalid(f"{field}: {reason_of(first)}.", field=field) from error
+
+
+def create_project(
+    session: Session, actor: Actor, *, slug: str, name: str, settings: Mapping[str, Any] | None = None
+) -> Project:
+    """Make a project with its first setting revision and version 0, which is active: the base model.
+
+    Raises `Conflict` for a slug that is taken, `Invalid` for a bad one or a bad setting.
+    """
+    require_admin(actor)
+    if not SLUG_FORM.fullmatch(slug):
+        raise Invalid("A slug has lower-case letters, digits and hyphens, at most 63.", field="slug")
+    checked = parse_settings(settings or {})
+    project = Project(slug=slug, name=_check_name(name))
+    try:
+        with session.begin_nested():
+            session.add(project)
+            session.flush()
+    except IntegrityError as error:
+        raise Conflict(f"There is a project '{slug}' already.", field="slug") from error
+    _add_revision(session, actor, project, checked, number=1)
+    version = ModelVersion(project_id=project.id, number=0, base_model=checked.base_model)
+    session.add(version)
+    session.flush()
+    project.active_version_id = version.id
+    session.flush()
+    audit.record(session, actor, "project.add", f"project:{slug}", project.id)
+    return project
+
+
+def get_project(session: Session, actor: Actor, slug: str, need: Role = Role.viewer) -> Project:
+    """The project, where `actor` has the role `need`. Raises `NotFound`, `Forbidden`."""
+    project = session.scalar(select(Project).where(Project.slug == slug))
+    if project is None:
+        raise NotFound("There is no such project, or you are not a member of it.")
+    require(session, actor, project, need)
+    return project
+
+
+def list_projects(session: Session, actor: Actor) -> list[Project]:
+    """The projects `actor` is a member of, by name; all of them for an admin."""
+    query = select(Project).where(Project.erased_at.is_(None)).order_by(func.lower(Project.name), Project.id)
+    if actor.role is not Role.admin:
+        query = query.join(Membership, Membership.project_id == Project.id).where(Membership.user_id == actor.user_id)
+    return list(session.scalars(query))
+
+
+def settings_of(session: Session, project: Project) -> ProjectSettings:
+    """The settings in force."""
+    revision = session.get(SettingRevision, project.revision_id)
+    if revision is None:
+        raise NotFound(f"Project '{project.slug}' has no settings.")
+    return parse_settings(revision.settings)
+
+
+def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[str, Any]) -> Project:
+    """Change a project's name or settings; changed settings are a new revision. Raises `Invalid`, `Conflict`."""
+    project = get_project(session, actor, slug, Role.admin)
+    session.refresh(project, with_for_update={"key_share": True})
+    changes = dict(changes)
+    if "name" in changes:
+        project.name = _check_name(changes.pop("name"))
+    before = settings_of(session, project)
+    after = parse_settings({**before.model_dump(), **changes})
+    if after != before:
+        if after.base_model != before.base_model:
+            _change_base(session, project, after.base_model)
+        number = session.scalar(
+            select(func.max(SettingRevision.number)).where(SettingRevision.project_id == project.id)
+        )
+        _add_revision(session, actor, project, after, number=(number or 0) + 1)
+        _apply(session, project, before, after)
+        changed = sorted(key for key, value in after.model_dump().items() if value != getattr(before, key))
+        audit.record(session, actor, "project.settings", f"project:{slug}", project.id, changed=changed)
+    session.flush()
+    return project
+
+
+def _check_name(name: object) -> str:
+    if not isinstance(name, str) or not 1 <= len(name.strip()) <= 200:
+        raise Invalid("A project's name has 1 to 200 characters.", field="name")
+    return name.strip()
+
+
+def _add_revision(session: Session, actor: Actor, project: Project, settings: ProjectSettings, *, number: int) -> None:
+    revision = SettingRevision(
+        project_id=project.id,
+        number=number,
+        settings=settings.model_dump(mode="json"),
+        created_by=actor.stored_id,
+    )
+    session.add(revision)
+    session.flush()
+    project.revision_id = revision.id
+    session.flush()
+
+
+def _change_base(session: Session, project: Project, base_model: str) -> None:
+    versions = list(session.scalars(select(ModelVersion).where(ModelVersion.project_id == project.id).limit(2)))
+    if len(versions) != 1 or versions[0].number != 0:
+        raise Conflict("The base model cannot change once a round has made a version of it.", field="base_model")
+    versions[0].base_model = base_model
+
+
+def _apply(session: Session, project: Project, before: ProjectSettings, after: ProjectSettings) -> None:
+    """Bring what is on offer, and what is accepted, in line with changed settings."""
+
+    def changed(*names: str) -> bool:
+        return any(getattr(before, name) != getattr(after, name) for name in names)
+
+    if changed("overlap", "adaptive_overlap"):
+        overlap.change(session, project.id, after.overlap, adaptive=after.adaptive_overlap)
+    if changed("uncertain_first"):
+        overlap.change_order(session, project.id, by_spread=after.uncertain_first)
+    if changed("overlap", "adaptive_overlap", "aggregation", "weigh_reliability"):
+        rules.refresh_prompts(session, project.id)

@@ -1,0 +1,150 @@
+"""Images: checked by decoding, re-encoded so that no foreign byte is ever served, and kept in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image as Pictures
+from PIL import ImageFile, ImageOps, UnidentifiedImageError
+from sqlalchemy import exists, or_, select, true
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import ColumnElement
+
+from app.errors import Invalid, NotFound, TooLarge
+from app.models import Image, ImageGrant, Membership, Prompt, PromptImage
+from app.services.kernel.actors import Actor
+from app.services.kernel.store import get_store
+
+MAX_BYTES = 20 * 1024 * 1024
+MAX_PIXELS = 40_000_000
+MAX_SIDE = 20_000
+WRITTEN_AS = {"PNG": "PNG", "GIF": "PNG", "JPEG": "JPEG", "WEBP": "WEBP"}
+KEPT_MODES = {"PNG": ("RGB", "RGBA", "L"), "JPEG": ("RGB", "L"), "WEBP": ("RGB", "RGBA")}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded and re-encoded image, not yet stored."""
+
+    data: bytes
+    media_type: str
+    width: int
+    height: int
+
+    @property
+    def sha256(self) -> str:
+        """Its name in the store."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def encode(data: bytes) -> Picture:
+    """Decode `data` and write it anew, upright and without metadata.
+
+    Raises `TooLarge` over 20 MB or 40 megapixels, and `Invalid` for what is no PNG, JPEG, WebP or GIF or is broken.
+    """
+    if len(data) > MAX_BYTES:
+        raise TooLarge(f"The image has over {MAX_BYTES // 1024 // 1024} MB.", field="image")
+    try:
+        with Pictures.open(io.BytesIO(data), formats=tuple(WRITTEN_AS)) as picture:
+            check_size(picture)
+            return write(picture)
+    except (Pictures.DecompressionBombError, Pictures.DecompressionBombWarning) as error:
+        raise TooLarge(f"The image has over {MAX_PIXELS // 1_000_000} megapixels.", field="image") from error
+    except UnidentifiedImageError as error:
+        raise Invalid("This is no PNG, JPEG, WebP or GIF image.", field="image") from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
+        raise Invalid("The image is broken: it could not be decoded.", field="image") from error
+
+
+def check_size(picture: ImageFile.ImageFile) -> None:
+    """Raise `TooLarge` by the size the header claims, before a pixel is decoded."""
+    if picture.width * picture.height > MAX_PIXELS or max(picture.size) > MAX_SIDE:
+        raise TooLarge(f"The image has over {MAX_PIXELS // 1_000_000} megapixels.", field="image")
+
+
+def write(picture: ImageFile.ImageFile) -> Picture:
+    """The first frame of `picture`, upright, without metadata."""
+    target = WRITTEN_AS[picture.format or "PNG"]
+    upright: Pictures.Image = ImageOps.exif_transpose(picture)
+    if upright.mode not in KEPT_MODES[target]:
+        upright = plain(upright, transparent=target != "JPEG")
+    clean = Pictures.new(upright.mode, upright.size)
+    clean.paste(upright)
+    file = io.BytesIO()
+    options = {"PNG": {"compress_level": 4}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
+    clean.save(file, target, **options[target])
+    return Picture(file.getvalue(), f"image/{target.lower()}", clean.width, clean.height)
+
+
+def plain(picture: Pictures.Image, *, transparent: bool) -> Pictures.Image:
+    """`picture` as RGB, or RGBA where it is transparent and may stay so; 16-bit greys keep their high byte."""
+    if picture.mode.startswith("I"):
+        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if transparent and picture.has_transparency_data:
+        return picture.convert("RGBA")
+    return picture.convert("RGB")
+
+
+def add_image(session: Session, actor: Actor, data: bytes) -> Image:
+    """Check, re-encode and keep an image; the same image twice is kept once. Raises as `encode`."""
+    return add_images(session, actor, [encode(data)])[0]
+
+
+def add_images(session: Session, actor: Actor, pictures: Sequence[Picture]) -> list[Image]:
+    """Keep re-encoded pictures in the store, their rows and who brought them. Returns their images in order."""
+    store = get_store()
+    images = [
+        Image(
+            sha256=store.put_bytes(picture.data),
+            media_type=picture.media_type,
+            width=picture.width,
+            height=picture.height,
+            size=len(picture.data),
+        )
+        for picture in pictures
+    ]
+    rows = {
+        image.sha256: {name: getattr(image, name) for name in ("sha256", "media_type", "width", "height", "size")}
+        for image in images
+    }
+    if not rows:
+        return []
+    # In the order of their names, so that two uploads of the same images cannot wait for each other.
+    ordered = [rows[key] for key in sorted(rows)]
+    session.execute(insert(Image).on_conflict_do_nothing(), ordered)
+    if actor.user_id:
+        grants = [{"sha256": row["sha256"], "user_id": actor.user_id} for row in ordered]
+        session.execute(insert(ImageGrant).on_conflict_do_nothing(), grants)
+    return images
+
+
+def usable_by(actor: Actor) -> ColumnElement[bool]:
+    """A condition on `Image`: the actor brought it, or is a member of a project with a prompt that shows it."""
+    if actor.is_admin:
+        return true()  # an admin sees all there is
+    granted = exists().where(ImageGrant.sha256 == Image.sha256, ImageGrant.user_id == actor.user_id)
+    shown = exists().where(
+        PromptImage.sha256 == Image.sha256,
+        Prompt.id == PromptImage.prompt_id,
+        Membership.project_id == Prompt.project_id,
+        Membership.user_id == actor.user_id,
+    )
+    return or_(granted, shown)
+
+
+def find_image(session: Session, actor: Actor, sha256: str) -> Image:
+    """The image, where `actor` may see it. Raises `NotFound`."""
+    image = session.scalar(select(Image).where(Image.sha256 == sha256, usable_by(actor)))
+    if image is None:
+        raise NotFound("There is no such image, or none that you may see.")
+    return image
+
+
+def read_image(session: Session, actor: Actor, sha256: str) -> tuple[Image, bytes]:
+    """The image and its bytes, where `actor` may see it. Raises `NotFound`."""
+    image = find_image(session, actor, sha256)
+    return image, get_store().open_bytes(image.sha256)

@@ -1,0 +1,391 @@
+"""Prompts: images, a question, usually an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from sqlalchemy import Select, insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm.interfaces import ORMOption
+
+from app import queue
+from app.errors import Conflict, DomainError, Invalid, NotFound
+from app.models import (
+    Candidate,
+    CandidateSet,
+    CandidateSetState,
+    CandidateSource,
+    GoldPrompt,
+    Image,
+    Project,
+    Prompt,
+    PromptImage,
+    PromptState,
+    Role,
+    Split,
+)
+from app.services.acceptance import rules
+from app.services.acceptance.overlap import first_slots
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require
+from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.kernel.text_rules import JsonObject, Storable, Text, reason_of
+from app.services.projects.projects import settings_of
+from app.services.prompts import filters
+from app.services.prompts.filters import Said
+from app.services.prompts.images import usable_by
+
+MAX_ITEMS = 5000
+
+Body = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), Storable]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class PromptIn(BaseModel):
+    """A prompt as it comes in. Images are named by `sha256`; `candidates` are rationales made elsewhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: list[Sha256] = Field(min_length=1, max_length=16)
+    question: Body
+    answer: Body | None = None
+    external_id: Text | None = Field(None, min_length=1, max_length=200)
+    split: Split = Split.train
+    references: list[Body] = Field([], max_length=100)
+    metadata: JsonObject = {}
+    priority: int = Field(0, ge=-1_000_000, le=1_000_000)
+    candidates: list[Body] | None = Field(None, min_length=1, max_length=50)
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _name_images(cls, value: object) -> object:
+        """An image may be given as its sha256, or as an object that holds it, as lists show it."""
+        if not isinstance(value, list):
+            return value
+        return [item.get("sha256") if isinstance(item, dict) else item for item in value]
+
+    @field_validator("references", "candidates", mode="after")
+    @classmethod
+    def _distinct(cls, value: list[str] | None) -> list[str] | None:
+        return value and list(dict.fromkeys(value))
+
+
+@dataclass(frozen=True, slots=True)
+class AddResult:
+    """What became of one item: the prompt (new, or there before), or why it was not taken."""
+
+    prompt: Prompt | None
+    created: bool = False
+    error: DomainError | None = None
+
+
+WITH_IMAGES: tuple[ORMOption, ...] = (selectinload(Prompt.images).joinedload(PromptImage.image),)
+
+
+def parse_prompt(item: Mapping[str, Any]) -> PromptIn:
+    """A prompt from JSON. Raises `Invalid` that names the field."""
+    try:
+        return PromptIn.model_validate(dict(item))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise Invalid(f"{field}: {reason_of(first)}.", field=field) from error
+
+
+def add_prompts(
+    session: Session, actor: Actor, project: Project, items: Sequence[PromptIn | DomainError]
+) -> list[AddResult]:
+    """Add prompts, each on its own: what is good is kept, what is not says why. Results are in the order of `items`.
+
+    An `external_id` that is there already, with the same content, is that prompt again. An item that is an error
+    already (a line that could not be parsed) stays one. Needs the role reviewer.
+    """
+    require(session, actor, project, Role.reviewer)
+    if len(items) > MAX_ITEMS:
+        raise Invalid(f"At most {MAX_ITEMS} prompts at once.", field="items")
+    known = _known_images(session, actor, items)
+    results: dict[int, AddResult] = {}
+    todo: dict[int, PromptIn] = {}
+    for index, item in enumerate(items):
+        if isinstance(item, DomainError):
+            results[index] = AddResult(None, error=item)
+        elif missing := next((sha256 for sha256 in item.images if sha256 not in known), None):
+            error = Invalid(f"There is no image {missing}, or none that you may see: upload it first.", field="images")
+            results[index] = AddResult(None, error=error)
+        else:
+            todo[index] = item
+    settings = settings_of(session, project)
+    slots = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
+    # Somebody may add the same external ids at the same moment; theirs are found in the next turn.
+    for _ in range(3):
+        _settle_known(session, project, todo, results)
+        try:
+            with session.begin_nested():
+                added = _insert(session, project, list(todo.values()), slots)
+        except IntegrityError:
+            continue
+        results |= {index: AddResult(prompt, created=True) for index, prompt in zip(todo, added, strict=True)}
+        if any(prompt.state == PromptState.waiting and prompt.split == Split.train for prompt in added):
+            queue.send(session, queue.FILL_POOL, project.id)
+        return [results[index] for index in range(len(items))]
+    raise Conflict("The same prompts are being added by somebody else: try again.")
+
+
+def _known_images(session: Session, actor: Actor, items: Sequence[PromptIn | DomainError]) -> set[str]:
+    wanted = {sha256 for item in items if isinstance(item, PromptIn) for sha256 in item.images}
+    return set(session.scalars(select(Image.sha256).where(Image.sha256.in_(wanted), usable_by(actor))))
+
+
+def _settle_known(session: Session, project: Project, todo: dict[int, PromptIn], results: dict[int, AddResult]) -> None:
+    """Move what is there already, in the database or earlier among the items, from `todo` to `results`."""
+    wanted = [item.external_id for item in todo.values() if item.external_id is not None]
+    there = {
+        prompt.external_id: prompt
+        for prompt in session.scalars(
+            select(Prompt)
+            .where(Prompt.project_id == project.id, Prompt.external_id.in_(wanted))
+            .options(selectinload(Prompt.images))
+        )
+    }
+    seen: set[str] = set()
+    for index, item in list(todo.items()):
+        if item.external_id is None:
+            continue
+        prompt = there.get(item.external_id)
+        if prompt is not None:
+            results[index] = _compare(prompt, item)
+            del todo[index]
+        elif item.external_id in seen:
+            error = Conflict(f"external_id '{item.external_id}' comes twice.", field="external_id")
+            results[index] = AddResult(None, error=error)
+            del todo[index]
+        seen.add(item.external_id)
+
+
+def _compare(prompt: Prompt, item: PromptIn) -> AddResult:
+    same = (
+        prompt.question == item.question
+        and prompt.answer == item.answer
+        and prompt.split == item.split
+        and [image.sha256 for image in prompt.images] == item.images
+    )
+    if same:
+        return AddResult(prompt)
+    error = Conflict(
+        f"A prompt with external_id '{item.external_id}' is there already, with another question, answer, split or "
+        "images: change that one instead.",
+        field="external_id",
+    )
+    return AddResult(None, error=error)
+
+
+def _insert(session: Session, project: Project, items: Sequence[PromptIn], slots: int) -> list[Prompt]:
+    if not items:
+        return []
+    rows = [
+        {
+            "project_id": project.id,
+            "external_id": item.external_id,
+            "split": item.split,
+            "state": PromptState.ready if item.candidates else PromptState.waiting,
+            "question": item.question,
+            "answer": item.answer,
+            "references": item.references,
+            "extra": item.metadata,
+            "priority": item.priority,
+        }
+        for item in items
+    ]
+    prompts = list(session.scalars(insert(Prompt).returning(Prompt, sort_by_parameter_order=True), rows))
+    images = [
+        {"prompt_id": prompt.id, "position": position, "sha256": sha256}
+        for prompt, item in zip(prompts, items, strict=True)
+        for position, sha256 in enumerate(item.images)
+    ]
+    session.execute(insert(PromptImage), images)
+    brought = [(prompt, item.candidates) for prompt, item in zip(prompts, items, strict=True) if item.candidates]
+    if brought:
+        _insert_candidates(session, brought, slots)
+    return prompts
+
+
+def _insert_candidates(session: Session, brought: Sequence[tuple[Prompt, list[str]]], slots: int) -> None:
+    """Ready candidate sets of rationales that were made elsewhere."""
+    sets = [
+        {
+            "project_id": prompt.project_id,
+            "prompt_id": prompt.id,
+            "source": CandidateSource.imported,
+            "state": CandidateSetState.ready,
+            "answer": prompt.answer,
+            "answer_source": None if prompt.answer is None else "gold",
+            "priority": prompt.priority,
+            "slots": slots,
+        }
+        for prompt, _ in brought
+    ]
+    ids = session.scalars(insert(CandidateSet).returning(CandidateSet.id, sort_by_parameter_order=True), sets)
+    candidates = [
+        {"candidate_set_id": set_id, "position": position, "text": text}
+        for set_id, (_, texts) in zip(ids, brought, strict=True)
+        for position, text in enumerate(texts)
+    ]
+    session.execute(insert(Candidate), candidates)
+
+
+def get_prompt(session: Session, actor: Actor, prompt_id: int, need: Role = Role.viewer) -> Prompt:
+    """The prompt with its images loaded, where `actor` has the role `need` in its project. Raises `NotFound`."""
+    prompt = session.scalar(
+        select(Prompt).where(Prompt.id == prompt_id).options(*WITH_IMAGES).execution_options(populate_existing=True)
+    )
+    project = None if prompt is None else session.get(Project, prompt.project_id)
+    if prompt is None or project is None:
+        raise NotFound("There is no such prompt, or you are not a member of its project.")
+    require(session, actor, project, need)
+    return prompt
+
+
+def load(session: Session, prompt_ids: Sequence[int]) -> list[Prompt]:
+    """Prompts with their images loaded, in the order of `prompt_ids`. Asks nothing about rights."""
+    found = session.scalars(
+        select(Prompt).where(Prompt.id.in_(prompt_ids)).options(*WITH_IMAGES).execution_options(populate_existing=True)
+    )
+    by_id = {prompt.id: prompt for prompt in found}
+    return [by_id[prompt_id] for prompt_id in prompt_ids]
+
+
+def candidate_sets_of(session: Session, prompt: Prompt) -> list[CandidateSet]:
+    """The candidate sets of a prompt, oldest first, with their candidates. Not for critics."""
+    query = select(CandidateSet).where(CandidateSet.prompt_id == prompt.id).order_by(CandidateSet.id)
+    return list(session.scalars(query.options(selectinload(CandidateSet.candidates))))
+
+
+def list_prompts(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    *,
+    limit: int = 100,
+    cursor: str | None = None,
+    split: Split | None = None,
+    state: PromptState | None = None,
+    query: str | None = None,
+    external_id: str | None = None,
+    said: Said | None = None,
+    version: int | None = None,
+) -> Page[Prompt]:
+    """Prompts in the order they came, with their images; `query` is a part of the question, answer or external id.
+
+    `said`: by what critics said of them; `version`: those that the version of this number wrote candidates for.
+    """
+    require(session, actor, project, Role.viewer)
+    check_limit(limit)
+    after = 0 if cursor is None else decode_cursor(cursor, int)[0]
+    wanted = select(Prompt).where(Prompt.project_id == project.id, Prompt.id > after)
+    for column, value in ((Prompt.split, split), (Prompt.state, state), (Prompt.external_id, external_id)):
+        if value is not None:
+            wanted = wanted.where(column == value)
+    if said in (Said.accepted, Said.open):
+        wanted = wanted.where(Prompt.has_accepted.is_(said is Said.accepted))
+    elif said is not None:
+        wanted = _among(wanted, SAID[said](project, after))
+    if version is not None:
+        wanted = _among(wanted, filters.written_by(session, project, version, after))
+    if query:
+        wanted = _among(wanted, filters.mentioning(session, project, query, after))
+    found = list(session.scalars(wanted.order_by(Prompt.id).limit(limit + 1).options(*WITH_IMAGES)))
+    more = len(found) > limit
+    return Page(found[:limit], encode_cursor(found[limit - 1].id) if more else None)
+
+
+SAID: Mapping[Said, Callable[[Project, int], Select[int]]] = {
+    Said.flagged: filters.flagged,
+    Said.apart: filters.apart,
+    Said.alike: filters.alike,
+}
+
+
+def _among(wanted: Select[Prompt], ids: Select[int]) -> Select[Prompt]:
+    """`wanted`, only of the prompts whose ids these are."""
+    fits = ids.subquery()
+    return wanted.join(fits, fits.c.prompt_id == Prompt.id)
+
+
+CHANGEABLE = ("answer", "references", "metadata", "priority", "split", "state", "question")
+
+
+def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mapping[str, Any]) -> Prompt:
+    """Change a prompt; `state` may become `retired`, or come back from `retired` or `held`. Needs the role reviewer.
+
+    Question, answer and split stay as they are once candidates were made. Raises `Invalid`, `Conflict`.
+    """
+    prompt = get_prompt(session, actor, prompt_id, Role.reviewer)
+    live = _live_set(session, prompt)  # locked before the prompt, as everywhere
+    session.refresh(prompt, with_for_update=True, attribute_names=["state", "priority", "has_accepted", "fresh"])
+    for field in changes:
+        if field not in CHANGEABLE:
+            raise Invalid(f"'{field}' of a prompt cannot be changed.", field=field)
+    now: dict[str, Any] = {
+        "images": [image.sha256 for image in prompt.images],
+        "question": prompt.question,
+        "answer": prompt.answer,
+        "split": prompt.split,
+        "references": prompt.references,
+        "metadata": prompt.extra,
+        "priority": prompt.priority,
+    }
+    after = parse_prompt({**now, **{key: value for key, value in changes.items() if key != "state"}})
+    frozen = [key for key in ("question", "answer", "split") if getattr(after, key) != now[key]]
+    if frozen and session.scalar(select(CandidateSet.id).where(CandidateSet.prompt_id == prompt.id).limit(1)):
+        raise Conflict(f"The {frozen[0]} cannot change any more: candidates were made for it.", field=frozen[0])
+    for key in ("question", "answer", "split", "references", "priority"):
+        setattr(prompt, key, getattr(after, key))
+    prompt.extra = after.metadata
+    if live is not None:
+        live.priority = prompt.priority
+    if "state" in changes:
+        _change_state(session, prompt, live, changes["state"])
+    audit.record(session, actor, "prompt.change", f"prompt:{prompt.id}", prompt.project_id, changed=sorted(changes))
+    session.flush()
+    return prompt
+
+
+def _live_set(session: Session, prompt: Prompt) -> CandidateSet | None:
+    """The set that is being sampled or offered for a prompt, locked."""
+    return session.scalar(
+        select(CandidateSet)
+        .where(
+            CandidateSet.prompt_id == prompt.id,
+            CandidateSet.state.in_((CandidateSetState.sampling, CandidateSetState.ready)),
+        )
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    )
+
+
+def _change_state(session: Session, prompt: Prompt, live: CandidateSet | None, wanted: object) -> None:
+    """Retire a prompt, or bring it back to where it was before it was held or retired."""
+    if wanted == prompt.state:
+        return
+    if wanted == PromptState.retired:
+        prompt.state = PromptState.retired
+        return
+    gold = select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active)
+    if session.scalar(gold) is not None:
+        raise Conflict(
+            "It is a gold prompt, which nothing may be trained on: take it out of those first.", field="state"
+        )
+    comes_back = prompt.state in (PromptState.held, PromptState.retired)
+    if not comes_back or wanted not in (PromptState.waiting, PromptState.ready, PromptState.judged):
+        raise Invalid("A state may become 'retired'; one that is held or retired may come back.", field="state")
+    if live is not None and live.state is CandidateSetState.ready:
+        prompt.state = PromptState.ready
+    else:
+        prompt.state = PromptState.judged if prompt.has_accepted else PromptState.waiting
+    session.flush()
+    rules.refresh_prompt(session, prompt.id)
+    session.refresh(prompt, ["has_accepted", "fresh"])

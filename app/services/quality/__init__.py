@@ -1,0 +1,1 @@
+"""How well critics judge: gold prompts, repeats, agreement, review."""

@@ -1,0 +1,229 @@
+"""How far critics agree: Krippendorff's alpha over candidates, each picked or not by who judged its set.
+
+Alpha is 1 for perfect agreement and 0 for what chance brings (Krippendorff 2011, "Computing Krippendorff's
+Alpha-Reliability"). The units are candidates, the values nominal. Candidates of a set are judged together, so the
+bootstrap draws sets, not candidates.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import krippendorff
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from app.models import Project, Role
+from app.services.kernel.actors import Actor, require
+
+MOST_SETS = 500
+"""So many sets that two or more critics judged are looked at, the newest, so that a figure is there at once."""
+UNSEEN = 1000
+"""So many of the newest verdicts may be on sets that the sweep has not looked at yet."""
+RESAMPLES = 1000
+FEW_SETS = 10
+NOBODY_TWICE = (
+    "No candidate set was judged by two critics yet: raise 'Critics for each candidate set' in the settings, so that "
+    "critics judge the same sets."
+)
+NO_VARIETY = (
+    "All judged alike: every candidate was picked by everybody, or none by anybody. Chance would then agree too, so "
+    "that alpha says nothing."
+)
+
+# The newest sets that two or more critics judged, as the sweep keeps them and the newest verdicts say; then what each
+# verdict on them picked. What it did not pick, it passed over.
+VOTES = """
+WITH newest AS (
+    SELECT v.candidate_set_id AS set_id FROM verdicts v
+    WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+    ORDER BY v.xid DESC, v.id DESC LIMIT :unseen
+), known AS (
+    SELECT a.candidate_set_id AS set_id FROM agreements a
+    WHERE a.project_id = :project ORDER BY a.last_verdict_id DESC LIMIT :most
+), judged AS MATERIALIZED (
+    SELECT s.set_id, v.id, v.critic_id, v.created_at
+    FROM (SELECT set_id FROM newest UNION SELECT set_id FROM known) s
+    CROSS JOIN LATERAL (SELECT * FROM verdicts x WHERE x.candidate_set_id = s.set_id OFFSET 0) v
+    WHERE v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+      AND NOT (SELECT a.repeat FROM assignments a WHERE a.id = v.assignment_id)
+), shared AS MATERIALIZED (
+    SELECT set_id FROM judged GROUP BY 1 HAVING count(DISTINCT critic_id) > 1 ORDER BY max(id) DESC LIMIT :most
+)
+SELECT j.set_id, j.critic_id, j.created_at, c.ids AS candidates,
+    ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = j.id) AS picked
+FROM shared s
+CROSS JOIN LATERAL (SELECT ARRAY(SELECT x.id FROM candidates x WHERE x.candidate_set_id = s.set_id) AS ids) c
+JOIN judged j ON j.set_id = s.set_id
+ORDER BY j.set_id, j.id
+"""
+
+
+class Vote(NamedTuple):
+    """What one critic said of one candidate. A tuple, because a page looks at tens of thousands."""
+
+    set_id: int
+    candidate_id: int
+    critic_id: int
+    at: datetime
+    picked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Alpha with its 95 % bootstrap interval, over `candidates` of `sets` that two or more critics judged.
+
+    `share`: how often two critics said the same of a candidate. Where alpha is None, `reason` says why.
+    """
+
+    alpha: float | None
+    low: float | None
+    high: float | None
+    share: float | None
+    candidates: int
+    sets: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CriticPair:
+    """Two critics, by id, and how far they agree on what both judged."""
+
+    first: int
+    second: int
+    agreement: Agreement
+
+
+def votes_of(session: Session, project: Project, *, most: int = MOST_SETS) -> list[Vote]:
+    """The votes on the newest `most` sets that two or more critics judged. Planned repeats are out."""
+    rows = session.execute(text(VOTES), {"project": project.id, "most": most, "unseen": UNSEEN})
+    return [
+        Vote(row.set_id, candidate, row.critic_id, row.created_at, candidate in row.picked)
+        for row in rows
+        for candidate in row.candidates
+    ]
+
+
+def project_agreement(session: Session, actor: Actor, project: Project) -> Agreement:
+    """How far the critics of a project agree."""
+    require(session, actor, project, Role.viewer)
+    return agreement_of(votes_of(session, project))
+
+
+def agreement_of(votes: Iterable[Vote], *, seed: int = 0) -> Agreement:
+    """Alpha of some votes. Sets are drawn anew with replacement for the interval."""
+    units: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+    set_of: dict[int, int] = {}
+    for vote in votes:
+        units[vote.candidate_id][vote.picked] += 1
+        set_of[vote.candidate_id] = vote.set_id
+    counts = {candidate: tally for candidate, tally in units.items() if sum(tally) > 1}
+    sets = sorted({set_of[candidate] for candidate in counts})
+    if not counts:
+        return Agreement(None, None, None, None, 0, 0, NOBODY_TWICE)
+    table = np.array([counts[candidate] for candidate in counts], dtype=np.float64)
+    share = _share(table)
+    if not (table.sum(axis=0) > 0).all():
+        return Agreement(None, None, None, share, len(counts), len(sets), NO_VARIETY)
+    alpha = float(krippendorff.alpha(value_counts=table, level_of_measurement="nominal"))
+    place = {set_id: number for number, set_id in enumerate(sets)}
+    groups = np.array([place[set_of[candidate]] for candidate in counts])
+    low, high = _interval(table, groups, len(sets), seed)
+    return Agreement(alpha, low, high, share, len(counts), len(sets), "")
+
+
+def _share(table: NDArray[np.float64]) -> float:
+    """Of all pairs of votes on a candidate, how many are alike."""
+    total = table.sum(axis=1)
+    alike = (table * (table - 1)).sum()
+    return float(alike / (total * (total - 1)).sum())
+
+
+def _interval(
+    table: NDArray[np.float64], groups: NDArray[Any], n_groups: int, seed: int
+) -> tuple[float | None, float | None]:
+    """The 95 % percentile interval of alpha over sets drawn with replacement; None for a single set.
+
+    Alpha of two nominal values only needs sums over the units: of observed disagreement, of both values, and of all.
+    """
+    if n_groups < 2:
+        return None, None
+    total = table.sum(axis=1)
+    parts = np.stack([2 * table[:, 0] * table[:, 1] / (total - 1), table[:, 0], table[:, 1]], axis=1)
+    by_set = np.zeros((n_groups, parts.shape[1]))
+    np.add.at(by_set, groups, parts)
+    # Sets with the same sums are alike, and there are few different ones: how often each of those is drawn is enough.
+    different, times = np.unique(by_set.round(9), axis=0, return_counts=True)
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(n_groups, times / times.sum(), size=RESAMPLES) @ different
+    apart, first, second = drawn.T
+    possible = first * second > 0
+    if not possible.any():
+        return None, None
+    n = (first + second)[possible]
+    alphas = 1 - (n - 1) * apart[possible] / (2 * first[possible] * second[possible])
+    low, high = np.quantile(alphas, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _by_candidate(votes: Iterable[Vote]) -> Iterable[list[Vote]]:
+    """The votes on each candidate."""
+    found: dict[int, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        found[vote.candidate_id].append(vote)
+    return found.values()
+
+
+def pairs_of(votes: Sequence[Vote], *, most: int | None = None, of: int | None = None) -> list[CriticPair]:
+    """Every two critics who judged a set both, with how far they agree; those with the most shared sets first.
+
+    At most `most` of them; with `of`, those with this critic.
+    """
+    shared: dict[tuple[int, int], list[Vote]] = defaultdict(list)
+    for on_one in _by_candidate(votes):
+        for first, second in combinations(sorted(on_one, key=lambda vote: vote.critic_id), 2):
+            if first.critic_id != second.critic_id and of in (None, first.critic_id, second.critic_id):
+                shared[first.critic_id, second.critic_id] += (first, second)
+    n_sets = {pair: len({vote.set_id for vote in both}) for pair, both in shared.items()}
+    chosen = sorted(shared, key=lambda pair: (-n_sets[pair], pair))[:most]
+    return [CriticPair(first, second, agreement_of(shared[first, second])) for first, second in chosen]
+
+
+def with_others(votes: Sequence[Vote]) -> dict[int, Agreement]:
+    """How far each critic and the others agree, over the candidates that the critic judged."""
+    own: dict[int, list[Vote]] = defaultdict(list)
+    for on_one in _by_candidate(votes):
+        for critic_id in {vote.critic_id for vote in on_one}:
+            own[critic_id] += on_one
+    return {critic_id: agreement_of(found) for critic_id, found in own.items()}
+
+
+def by_period(votes: Sequence[Vote], key: Callable[[datetime], int]) -> dict[int, Agreement]:
+    """Agreement by period: `key` says in which one a moment lies. A set counts in the period of its last vote."""
+    last: dict[int, datetime] = {}
+    for vote in votes:
+        last[vote.set_id] = max(last.get(vote.set_id, vote.at), vote.at)
+    groups: dict[int, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        groups[key(last[vote.set_id])].append(vote)
+    return {period: agreement_of(group) for period, group in sorted(groups.items())}
+
+
+def as_json(found: Agreement) -> dict[str, Any]:
+    """An agreement as the REST interface answers it."""
+    return {
+        "alpha": found.alpha,
+        "low": found.low,
+        "high": found.high,
+        "candidates": found.candidates,
+        "sets": found.sets,
+        "of_newest_sets": MOST_SETS,
+        "undefined_because": found.reason or None,
+    }

@@ -1,0 +1,265 @@
+"""Gold prompts: their right verdict is known. Mixed in unseen to measure critics, or judged first, as practice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Invalid, NotFound
+from app.models import (
+    Candidate,
+    CandidateSet,
+    CandidateSetState,
+    CandidateSource,
+    GoldPrompt,
+    PracticeAnswer,
+    Project,
+    Prompt,
+    PromptState,
+    Role,
+)
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require
+from app.services.kernel.verdict_schema import Words, candidate_id
+from app.services.prompts.prompts import get_prompt
+from app.services.quality import standings
+from app.services.quality.standings import SCORE
+
+# A gold prompt as JSON for reviewers, with how its verdicts fared: one on which nobody is right may itself be wrong.
+ITEM = f"""
+jsonb_build_object(
+    'id', g.id::text, 'prompt', g.prompt_id::text, 'candidate_set', g.candidate_set_id::text,
+    'question', p.question, 'answer', p.answer, 'practice', g.practice, 'active', g.active,
+    'explanation', g.explanation,
+    'candidates', (
+        SELECT jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text, 'fits', CASE
+            WHEN c.id = ANY (g.fits) THEN true WHEN c.id = ANY (g.unfit) THEN false END) ORDER BY c.position)
+        FROM candidates c WHERE c.candidate_set_id = g.candidate_set_id
+    ),
+    'answered', said.n, 'accuracy', said.score
+)
+FROM gold_prompts g JOIN prompts p ON p.id = g.prompt_id
+CROSS JOIN LATERAL (
+    SELECT count(*) AS n, avg(x.score) AS score FROM (
+        SELECT {SCORE} AS score FROM verdicts v
+        WHERE v.candidate_set_id = g.candidate_set_id AND v.current AND v.state = 'gold'
+          AND v.kind IN ('picked', 'none_fit')
+        UNION ALL
+        SELECT a.score FROM practice_answers a WHERE a.gold_id = g.id
+    ) x
+) said
+"""  # noqa: S608 - constants only
+PRACTICE = """
+SELECT g.id, jsonb_build_object(
+    'id', g.id::text, 'question', p.question, 'answer', p.answer,
+    'images', (
+        SELECT jsonb_agg(jsonb_build_object(
+            'sha256', i.sha256, 'url', '/api/v1/images/' || i.sha256, 'width', i.width, 'height', i.height
+        ) ORDER BY x.position)
+        FROM prompt_images x JOIN images i ON i.sha256 = x.sha256 WHERE x.prompt_id = p.id
+    ),
+    'candidates', (
+        SELECT jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text)
+            ORDER BY md5(c.id::text || '-' || :critic))
+        FROM candidates c WHERE c.candidate_set_id = g.candidate_set_id
+    )
+) AS body
+FROM gold_prompts g JOIN prompts p ON p.id = g.prompt_id
+WHERE g.project_id = :project AND g.practice AND g.active
+  AND NOT EXISTS (SELECT FROM practice_answers a WHERE a.gold_id = g.id AND a.critic_id = :critic)
+ORDER BY g.id LIMIT 1
+"""
+
+
+MOST_CANDIDATES = 50
+
+
+class GoldCandidate(BaseModel):
+    """A rationale of a gold prompt. `fits`: it must be picked, or must not be; none: either is right."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: Words = Field(min_length=1)
+    fits: bool | None = None
+
+
+class GoldIn(BaseModel):
+    """A gold prompt as it comes in: a prompt of the project with candidates whose fit is known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str
+    candidates: list[GoldCandidate] = Field(min_length=1, max_length=MOST_CANDIDATES)
+    explanation: str | None = Field(None, max_length=4000)
+    practice: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What a critic is told of a practice prompt. `known` says of each candidate whether it fits, where that is known.
+
+    `left` is how many practice prompts are before them still.
+    """
+
+    score: float
+    known: dict[str, bool]
+    picked: tuple[str, ...]
+    explanation: str | None
+    left: int
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """The candidates that were picked and do not fit, or fit and were not picked."""
+        return tuple(one for one, fits in self.known.items() if fits != (one in self.picked))
+
+
+def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> dict[str, Any]:
+    """Make a prompt a gold one, with candidates of its own. Needs the role reviewer.
+
+    It is taken out of use otherwise: nothing is trained on what measures critics. Raises `Invalid`, `Conflict`.
+    """
+    require(session, actor, project, Role.reviewer)
+    prompt = get_prompt(session, actor, candidate_id(item.prompt, "prompt"), Role.reviewer)
+    if prompt.project_id != project.id:
+        raise Invalid("prompt: it is not of this project.", field="prompt")
+    if len({one.text for one in item.candidates}) < len(item.candidates):
+        raise Invalid("candidates: two of them are the same.", field="candidates")
+    if all(one.fits is None for one in item.candidates):
+        raise Invalid("candidates: say of one at least whether it fits.", field="candidates")
+    if gold_of(session, prompt) is not None:
+        raise Conflict("This prompt is a gold one already.", field="prompt")
+    _take_out_of_use(session, prompt)
+    candidate_set = CandidateSet(
+        project_id=project.id,
+        prompt_id=prompt.id,
+        source=CandidateSource.imported,
+        state=CandidateSetState.replaced,
+        answer=prompt.answer,
+        answer_source="gold" if prompt.answer else None,
+    )
+    session.add(candidate_set)
+    session.flush()
+    candidates = [
+        Candidate(candidate_set_id=candidate_set.id, position=position, text=one.text)
+        for position, one in enumerate(item.candidates)
+    ]
+    session.add_all(candidates)
+    session.flush()
+    pairs = list(zip(candidates, item.candidates, strict=True))
+    gold = GoldPrompt(
+        project_id=project.id,
+        prompt_id=prompt.id,
+        candidate_set_id=candidate_set.id,
+        fits=[row.id for row, one in pairs if one.fits is True],
+        unfit=[row.id for row, one in pairs if one.fits is False],
+        explanation=(item.explanation or "").replace("\0", "").strip() or None,
+        practice=item.practice,
+        created_by=actor.stored_id,
+    )
+    session.add(gold)
+    session.flush()
+    audit.record(session, actor, "gold.add", f"gold:{gold.id}", project.id, prompt=prompt.id, practice=gold.practice)
+    return body_of(session, gold.id)
+
+
+def _take_out_of_use(session: Session, prompt: Prompt) -> None:
+    live = (CandidateSetState.ready, CandidateSetState.sampling)
+    session.execute(
+        update(CandidateSet)
+        .where(CandidateSet.prompt_id == prompt.id, CandidateSet.state.in_(live), CandidateSet.taken == 0)
+        .values(state=CandidateSetState.replaced)
+        .execution_options(synchronize_session=False)
+    )
+    session.refresh(prompt, with_for_update=True, attribute_names=["state"])
+    prompt.state = PromptState.retired
+    session.flush()
+
+
+def body_of(session: Session, gold_id: int) -> dict[str, Any]:
+    """A gold prompt as JSON, with how often it was answered and how right."""
+    statement = f"SELECT {ITEM} WHERE g.id = :gold"
+    body: dict[str, Any] = session.execute(text(statement), {"gold": gold_id}).scalar_one()
+    return body
+
+
+def list_gold(session: Session, actor: Actor, project: Project) -> list[dict[str, Any]]:
+    """The gold prompts of a project in use, the newest first; at most 1,000. Needs the role reviewer."""
+    require(session, actor, project, Role.reviewer)
+    statement = f"SELECT {ITEM} WHERE g.project_id = :project AND g.active ORDER BY g.id DESC LIMIT 1000"
+    return list(session.scalars(text(statement), {"project": project.id}))
+
+
+def texts_of(session: Session, prompt: Prompt) -> list[str]:
+    """The candidates a prompt has had, the newest set first."""
+    query = (
+        select(Candidate.text)
+        .join(CandidateSet, CandidateSet.id == Candidate.candidate_set_id)
+        .where(CandidateSet.prompt_id == prompt.id)
+        .order_by(CandidateSet.id.desc(), Candidate.position)
+        .limit(MOST_CANDIDATES)
+    )
+    return list(session.scalars(query))
+
+
+def gold_of(session: Session, prompt: Prompt) -> int | None:
+    """The id of the gold prompt that a prompt is, if it is one."""
+    return session.scalar(select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active))
+
+
+def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project | None = None) -> None:
+    """Take a gold prompt out of use, of `project` only where it is given; what was answered stays counted.
+
+    Raises `NotFound`.
+    """
+    gold = session.get(GoldPrompt, gold_id)
+    of = None if gold is None else session.get(Project, gold.project_id)
+    if gold is None or of is None or (project is not None and of.id != project.id):
+        raise NotFound("There is no such gold prompt.")
+    require(session, actor, of, Role.reviewer)
+    gold.active = False
+    session.flush()
+    audit.record(session, actor, "gold.remove", f"gold:{gold.id}", of.id)
+
+
+# Practice
+
+
+def next_practice(session: Session, actor: Actor, project: Project) -> dict[str, Any] | None:
+    """The next practice prompt for a critic, with how many are `left`; None where none is."""
+    require(session, actor, project, Role.critic)
+    left = standings.practice_left(session, project, actor.user_id)
+    row = session.execute(text(PRACTICE), {"project": project.id, "critic": actor.user_id}).one_or_none()
+    if left == 0 or row is None:
+        standings.note_practised(session, project.id, actor.user_id)
+        return None
+    return {**row.body, "left": left}
+
+
+def answer_practice(session: Session, actor: Actor, project: Project, gold_id: int, picks: Sequence[str]) -> Feedback:
+    """Judge a practice prompt, and be told what was right. A second answer is told the same, and not kept."""
+    require(session, actor, project, Role.critic)
+    gold = session.get(GoldPrompt, gold_id)
+    if gold is None or gold.project_id != project.id or not gold.practice or not gold.active:
+        raise NotFound("There is no such practice prompt.")
+    of_set = set(session.scalars(select(Candidate.id).where(Candidate.candidate_set_id == gold.candidate_set_id)))
+    picked = {candidate_id(pick, "picks") for pick in picks}
+    if not picked <= of_set:
+        raise Invalid("picks: one of them is not of this prompt.", field="picks")
+    right = len(picked & set(gold.fits)) + len(set(gold.unfit) - picked)
+    score = right / (len(gold.fits) + len(gold.unfit))
+    session.execute(
+        insert(PracticeAnswer)
+        .values(gold_id=gold.id, critic_id=actor.user_id, picks=sorted(picked), score=score)
+        .on_conflict_do_nothing()
+    )
+    left = standings.practice_left(session, project, actor.user_id)
+    if left == 0:
+        standings.note_practised(session, project.id, actor.user_id)
+    known = {str(one): True for one in gold.fits} | {str(one): False for one in gold.unfit}
+    return Feedback(score, known, tuple(str(one) for one in sorted(picked)), gold.explanation, left)

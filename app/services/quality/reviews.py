@@ -1,0 +1,185 @@
+"""The queue of reviewers: disagreements, flags, and verdicts that came too late; what is decided there counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Invalid, NotFound
+from app.models import Project, Review, ReviewKind, ReviewState, Role
+from app.services.kernel.actors import Actor, require
+from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+
+OPEN_STATES = (ReviewState.open, ReviewState.sent_back)
+# Whether those who judged the set `s` picked different candidates of it.
+DIFFERS = """
+(
+    SELECT count(DISTINCT ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY 1)) > 1
+    FROM verdicts v
+    WHERE v.candidate_set_id = s.id AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+)
+"""
+IS_DECIDED = "EXISTS (SELECT FROM verdicts w WHERE w.candidate_set_id = s.id AND w.current AND w.state = 'decided')"
+ASK = """
+INSERT INTO reviews (project_id, candidate_set_id, verdict_id, kind)
+SELECT v.project_id, v.candidate_set_id, v.id, :kind FROM verdicts v WHERE v.id = :verdict
+ON CONFLICT DO NOTHING
+"""
+ASK_IF_DIFFERING = f"""
+INSERT INTO reviews (project_id, candidate_set_id, kind)
+SELECT s.project_id, s.id, 'disagreement' FROM candidate_sets s WHERE s.id = :set AND {DIFFERS} AND NOT {IS_DECIDED}
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - constants only
+# After a verdict was changed: the critics may agree by now, the flag may be gone, and a note is answered.
+LOOK_AGAIN = f"""
+WITH answered AS (
+    UPDATE returned_verdicts b SET answered_at = now() WHERE b.verdict_id = :verdict AND b.answered_at IS NULL
+    RETURNING b.review_id
+), back AS (
+    UPDATE reviews r SET state = 'open' FROM answered WHERE r.id = answered.review_id AND r.state = 'sent_back'
+)
+UPDATE reviews r SET state = 'dismissed', decided_at = now()
+FROM candidate_sets s
+WHERE s.id = :set AND r.candidate_set_id = s.id AND r.state IN ('open', 'sent_back')
+  AND ((r.kind = 'disagreement' AND NOT {DIFFERS}) OR r.verdict_id = :verdict)
+"""  # noqa: S608 - constants only
+ITEM = """
+jsonb_build_object(
+    'id', r.id::text,
+    'kind', r.kind,
+    'state', r.state,
+    'note', r.note,
+    'verdict', r.verdict_id::text,
+    'candidate_set', s.id::text,
+    'created_at', to_char(r.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+    'prompt', jsonb_build_object(
+        'id', p.id::text, 'state', p.state, 'question', p.question, 'answer', coalesce(p.answer, s.answer),
+        'images', (
+            SELECT jsonb_agg(jsonb_build_object(
+                'sha256', i.sha256, 'url', '/api/v1/images/' || i.sha256, 'width', i.width, 'height', i.height
+            ) ORDER BY x.position)
+            FROM prompt_images x JOIN images i ON i.sha256 = x.sha256 WHERE x.prompt_id = p.id
+        )
+    ),
+    'candidates', (
+        SELECT jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text) ORDER BY c.position)
+        FROM candidates c WHERE c.candidate_set_id = s.id
+    ),
+    'verdicts', (
+        SELECT coalesce(jsonb_agg(jsonb_build_object(
+            'id', v.id::text, 'critic', u.email, 'kind', v.kind, 'state', v.state, 'reason', v.reason,
+            'rationale', v.rationale, 'comment', v.comment, 'seconds', v.seconds,
+            'picks', ARRAY(SELECT k.candidate_id::text FROM picks k WHERE k.verdict_id = v.id ORDER BY k.candidate_id),
+            'note', (
+                SELECT b.note FROM returned_verdicts b WHERE b.verdict_id = v.id ORDER BY b.id DESC LIMIT 1
+            )
+        ) ORDER BY v.id), '[]'::jsonb)
+        FROM verdicts v JOIN users u ON u.id = v.critic_id
+        WHERE v.candidate_set_id = s.id AND v.current AND v.state IN ('counted', 'kept_aside', 'decided')
+    )
+)
+"""
+LIST = f"""
+SELECT r.id, {ITEM} AS body
+FROM reviews r JOIN candidate_sets s ON s.id = r.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
+WHERE r.project_id = :project AND r.state = :state AND r.id > :after
+  AND (CAST(:kind AS text) IS NULL OR r.kind = :kind)
+ORDER BY r.id LIMIT :limit
+"""  # noqa: S608 - constants only
+ONE = f"""
+SELECT {ITEM} AS body
+FROM reviews r JOIN candidate_sets s ON s.id = r.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
+WHERE r.id = :review
+"""  # noqa: S608 - constants only
+COUNTS = "SELECT kind, count(*) FROM reviews WHERE project_id = :project AND state = 'open' GROUP BY kind"
+
+
+def ask(session: Session, verdict_id: int, kind: ReviewKind) -> None:
+    """Put a verdict before the reviewers: it was a flag, or came too late."""
+    session.execute(text(ASK), {"verdict": verdict_id, "kind": kind.value})
+
+
+def ask_if_differing(session: Session, set_id: int) -> None:
+    """Put a set before the reviewers where its critics picked different candidates."""
+    session.execute(text(ASK_IF_DIFFERING), {"set": set_id})
+
+
+def look_again(session: Session, set_id: int, verdict_id: int) -> None:
+    """After a verdict was superseded: end what it settled, and have a reviewer look again at what waited for it."""
+    session.execute(text(LOOK_AGAIN), {"set": set_id, "verdict": verdict_id})
+
+
+def list_reviews(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    *,
+    state: ReviewState = ReviewState.open,
+    kind: ReviewKind | None = None,
+    limit: int = 20,
+    cursor: str | None = None,
+) -> Page[dict[str, Any]]:
+    """What is to be reviewed, the oldest first, each with its prompt, candidates and verdicts. Role reviewer."""
+    require(session, actor, project, Role.reviewer)
+    check_limit(limit)
+    rows = session.execute(
+        text(LIST),
+        {
+            "project": project.id,
+            "state": ReviewState(state).value,
+            "kind": None if kind is None else ReviewKind(kind).value,
+            "after": 0 if cursor is None else decode_cursor(cursor, int)[0],
+            "limit": limit + 1,
+        },
+    ).all()
+    more = len(rows) > limit
+    return Page([row.body for row in rows[:limit]], encode_cursor(rows[limit - 1].id) if more else None)
+
+
+def counts(session: Session, actor: Actor, project: Project) -> dict[str, int]:
+    """How many reviews are open, by kind."""
+    require(session, actor, project, Role.reviewer)
+    found = {str(kind): int(count) for kind, count in session.execute(text(COUNTS), {"project": project.id})}
+    return {kind.value: found.get(kind.value, 0) for kind in ReviewKind}
+
+
+def body_of(session: Session, review_id: int) -> dict[str, Any]:
+    """A review as JSON."""
+    body: dict[str, Any] = session.execute(text(ONE), {"review": review_id}).scalar_one()
+    return body
+
+
+def get_review(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
+    """A review with its prompt, candidates and verdicts. Raises `NotFound`, `Forbidden`."""
+    row = session.get(Review, review_id)
+    project = None if row is None else session.get(Project, row.project_id)
+    if row is None or project is None:
+        raise NotFound("There is no such review.")
+    require(session, actor, project, Role.reviewer)
+    return body_of(session, review_id)
+
+
+def locked(session: Session, actor: Actor, review_id: int, need: Role = Role.reviewer) -> tuple[Review, Project]:
+    """A review that is open or sent back, locked, and its project. Raises `NotFound`, `Forbidden`, `Conflict`."""
+    row = session.scalar(
+        select(Review).where(Review.id == review_id).with_for_update().execution_options(populate_existing=True)
+    )
+    project = None if row is None else session.get(Project, row.project_id)
+    if row is None or project is None:
+        raise NotFound("There is no such review.")
+    require(session, actor, project, need)
+    if row.state not in OPEN_STATES:
+        raise Conflict(f"This review is {row.state.value} already.")
+    return row, project
+
+
+def check_note(note: str | None, *, needed: bool = False) -> str | None:
+    """A note without blanks around it. Raises `Invalid` where one is needed, or is too long."""
+    note = (note or "").replace("\0", "").strip()
+    if len(note) > 4000:
+        raise Invalid("A note has at most 4,000 characters.", field="note")
+    if needed and not note:
+        raise Invalid("Say in a note what the critic is to look at again.", field="note")
+    return note or None

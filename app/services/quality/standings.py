@@ -1,0 +1,167 @@
+"""How critics stand: their accuracy on gold prompts, what their verdicts weigh, and whether they may go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from app.errors import Forbidden, NotFound
+from app.models import CriticStanding, GoldPrompt, PracticeAnswer, Project, Role, User
+from app.services.kernel import audit
+from app.services.kernel.actors import SYSTEM, Actor, require
+from app.services.projects.projects import settings_of
+
+RECENT = 50
+"""How many of a critic's newest gold prompts their accuracy is of."""
+
+# How right a verdict `v` on a gold prompt `g` was: the share of the candidates with a known answer it has right.
+SCORE = """
+(
+    (SELECT count(*) FROM unnest(g.fits) f
+        WHERE EXISTS (SELECT FROM picks k WHERE k.verdict_id = v.id AND k.candidate_id = f))
+    + (SELECT count(*) FROM unnest(g.unfit) u
+        WHERE NOT EXISTS (SELECT FROM picks k WHERE k.verdict_id = v.id AND k.candidate_id = u))
+)::double precision / (cardinality(g.fits) + cardinality(g.unfit))
+"""
+# The weight begins at 1 and nears the accuracy as gold prompts are answered.
+RECOUNT = f"""
+INSERT INTO critic_standings AS d (project_id, critic_id, answered, score, weight)
+SELECT :project, :critic, count(*), avg(score), (coalesce(sum(score), 0) + 2) / (count(*) + 2)
+FROM (
+    SELECT {SCORE} AS score
+    FROM verdicts v JOIN gold_prompts g ON g.candidate_set_id = v.candidate_set_id
+    WHERE v.critic_id = :critic AND v.project_id = :project AND v.current AND v.state = 'gold'
+      AND v.kind IN ('picked', 'none_fit') AND v.id > coalesce((
+          SELECT counts_from FROM critic_standings WHERE project_id = :project AND critic_id = :critic
+      ), 0)
+    ORDER BY v.id DESC LIMIT {RECENT}
+) newest
+ON CONFLICT (project_id, critic_id)
+DO UPDATE SET answered = excluded.answered, score = excluded.score, weight = excluded.weight
+RETURNING answered, score, paused_at
+"""  # noqa: S608 - constants only
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A critic's accuracy on `answered` gold prompts, the weight of their verdicts, and since when they are paused."""
+
+    critic_id: int
+    email: str
+    answered: int
+    score: float | None
+    weight: float
+    paused_at: datetime | None
+    practised_at: datetime | None
+
+
+def recount(session: Session, project_id: int, critic_id: int) -> None:
+    """Count a critic's gold prompts anew, and pause them where they fall below what the project asks for."""
+    row = session.execute(text(RECOUNT), {"project": project_id, "critic": critic_id}).one()
+    project = session.get_one(Project, project_id)
+    settings = settings_of(session, project)
+    is_low = row.score is not None and row.answered >= settings.gold_minimum and row.score < settings.gold_accuracy
+    if not is_low or row.paused_at is not None:
+        return
+    standing = session.get_one(CriticStanding, (project_id, critic_id), populate_existing=True)
+    standing.paused_at = func.now()
+    session.flush()
+    audit.record(
+        session, SYSTEM, "critic.pause", f"user:{critic_id}", project_id, score=row.score, answered=row.answered
+    )
+
+
+def weight_of(session: Session, project_id: int, critic_id: int) -> float:
+    """What a verdict of a critic weighs now, from 0 to 1."""
+    standing = session.get(CriticStanding, (project_id, critic_id), populate_existing=True)
+    return 1.0 if standing is None else standing.weight
+
+
+def refuse(session: Session, actor: Actor, project: Project) -> None:
+    """Raise `Forbidden` with why a critic gets nothing to judge: they are paused, or have yet to practise.
+
+    Who has nothing left to practise has practised.
+    """
+    standing = session.get(CriticStanding, (project.id, actor.user_id), populate_existing=True)
+    if standing is not None and standing.paused_at is not None:
+        raise Forbidden(
+            "You are paused in this project: too many of your verdicts differ from ones that are known to be right. "
+            "What you gave is kept. Read the instructions again and ask an admin of the project to let you go on.",
+            reason="paused",
+        )
+    if practice_left(session, project, actor.user_id) > 0:
+        raise Forbidden(
+            "A short practice comes before the work in this project: a few prompts whose answers are known.",
+            reason="practice",
+            practice=f"/api/v1/projects/{project.slug}/practice",
+        )
+    note_practised(session, project.id, actor.user_id)
+
+
+def practice_left(session: Session, project: Project, critic_id: int) -> int:
+    """How many practice prompts are before a critic; none for who has practised already."""
+    standing = session.get(CriticStanding, (project.id, critic_id), populate_existing=True)
+    if standing is not None and standing.practised_at is not None:
+        return 0
+    there = select(GoldPrompt.id).where(GoldPrompt.project_id == project.id, GoldPrompt.practice, GoldPrompt.active)
+    answered = select(PracticeAnswer.gold_id).where(
+        PracticeAnswer.critic_id == critic_id, PracticeAnswer.gold_id.in_(there)
+    )
+    n_there = session.scalar(select(func.count()).select_from(there.subquery())) or 0
+    n_answered = session.scalar(select(func.count()).select_from(answered.subquery())) or 0
+    return max(0, min(settings_of(session, project).practice_prompts, n_there) - n_answered)
+
+
+def note_practised(session: Session, project_id: int, critic_id: int) -> None:
+    """Let a critic begin with the work."""
+    statement = """
+        INSERT INTO critic_standings AS d (project_id, critic_id, practised_at) VALUES (:project, :critic, now())
+        ON CONFLICT (project_id, critic_id) DO UPDATE SET practised_at = coalesce(d.practised_at, now())
+    """
+    session.execute(text(statement), {"project": project_id, "critic": critic_id})
+
+
+def standings_of(session: Session, actor: Actor, project: Project, *, paused: bool = False) -> list[Standing]:
+    """How the critics of a project stand, by email; `paused`: only those who may not go on."""
+    require(session, actor, project, Role.reviewer)
+    query = (
+        select(CriticStanding, User.email)
+        .join(User, User.id == CriticStanding.critic_id)
+        .where(CriticStanding.project_id == project.id)
+        .order_by(func.lower(User.email))
+    )
+    if paused:
+        query = query.where(CriticStanding.paused_at.is_not(None))
+    return [
+        Standing(one.critic_id, email, one.answered, one.score, one.weight, one.paused_at, one.practised_at)
+        for one, email in session.execute(query.execution_options(populate_existing=True))
+    ]
+
+
+def let_go_on(session: Session, actor: Actor, project: Project, critic_id: int) -> None:
+    """Let a paused critic go on; gold prompts count anew from now. Needs the role admin. Raises `NotFound`."""
+    require(session, actor, project, Role.admin)
+    standing = session.get(CriticStanding, (project.id, critic_id), populate_existing=True)
+    if standing is None or standing.paused_at is None:
+        raise NotFound("This critic is not paused in this project.")
+    standing.paused_at = None
+    standing.counts_from = session.scalar(text("SELECT coalesce(max(id), 0) FROM verdicts")) or 0
+    session.flush()
+    recount(session, project.id, critic_id)
+    audit.record(session, actor, "critic.resume", f"user:{critic_id}", project.id)
+
+
+def pause(session: Session, actor: Actor, project: Project, critic_id: int) -> None:
+    """Give a critic nothing more to judge in a project until an admin lets them go on. Needs the role admin."""
+    require(session, actor, project, Role.admin)
+    if session.get(User, critic_id) is None:
+        raise NotFound("There is no such critic.")
+    statement = """
+        INSERT INTO critic_standings AS d (project_id, critic_id, paused_at) VALUES (:project, :critic, now())
+        ON CONFLICT (project_id, critic_id) DO UPDATE SET paused_at = coalesce(d.paused_at, now())
+    """
+    session.execute(text(statement), {"project": project.id, "critic": critic_id})
+    audit.record(session, actor, "critic.pause", f"user:{critic_id}", project.id)

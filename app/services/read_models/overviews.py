@@ -1,0 +1,367 @@
+"""What pages show of verdicts: one's own, the recent ones, all that was said of a prompt, and each critic's sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, func, or_, select, text
+from sqlalchemy.orm import Session, selectinload
+
+from app.models import (
+    Candidate,
+    CandidateSet,
+    ModelVersion,
+    Pick,
+    Project,
+    Prompt,
+    PromptImage,
+    Role,
+    User,
+    Verdict,
+    VerdictKind,
+    VerdictState,
+)
+from app.services.judging.give import VerdictIn
+from app.services.kernel import counters
+from app.services.kernel.actors import Actor, require
+from app.services.kernel.paging import check_limit
+
+MOST_WORDS = 10
+SEARCHED = 5000
+"""Words are looked for in so many verdicts at once, the newest first, so that an answer does not take its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictLine:
+    """A verdict with what it was about. `image` is the sha256 of the prompt's first image, `picks` are texts."""
+
+    id: int
+    assignment_id: int
+    at: datetime
+    kind: VerdictKind
+    state: VerdictState
+    critic: str
+    prompt_id: int
+    question: str
+    answer: str | None
+    image: str | None
+    pick_ids: tuple[int, ...]
+    picks: tuple[str, ...]
+    rationale: str | None
+    reason: str | None
+    seconds: float | None
+    edited_from: int | None
+    tags: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateLine:
+    """A candidate, and how many critics picked it."""
+
+    text: str
+    temperature: float | None
+    mean_logprob: float | None
+    picked: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetLine:
+    """A candidate set with its verdicts. `version` is the number of the version that wrote it, None for an import."""
+
+    state: str
+    version: int | None
+    created_at: datetime
+    error: str | None
+    candidates: tuple[CandidateLine, ...]
+    verdicts: tuple[VerdictLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CriticLine:
+    """The sum of a critic's verdicts that stand, with shares of them.
+
+    `picks_each` and `median_seconds` are of the newest 200, the latter of those with a time.
+    """
+
+    email: str
+    verdicts: int
+    today: int
+    picked: float
+    none_fit: float
+    skipped: float
+    flagged: float
+    picks_each: float
+    median_seconds: float | None
+    last_at: datetime
+
+
+def own_verdicts(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    *,
+    limit: int = 50,
+    before: int | None = None,
+    words: str = "",
+    kind: VerdictKind | None = None,
+) -> list[VerdictLine]:
+    """The actor's own verdicts that stand, newest first; `before` is the id of the one to go on behind.
+
+    `words` are all found, each somewhere in the question, the answer, a pick or what the critic wrote; they are looked
+    for down to `searched_to`.
+    """
+    require(session, actor, project, Role.critic)
+    query = _lines(project).where(Verdict.critic_id == actor.user_id)
+    if before is not None:
+        query = query.where(Verdict.id < before)
+    if kind is not None:
+        query = query.where(Verdict.kind == kind)
+    if words:
+        floor = searched_to(session, actor, project, before=before)
+        query = query.where(Verdict.id >= (floor or 0), *(_mentions(word) for word in words.split()[:MOST_WORDS]))
+    return _read(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+
+
+def searched_to(session: Session, actor: Actor, project: Project, *, before: int | None = None) -> int | None:
+    """Down to which of the actor's verdicts words are looked for at once; None where that is to the first of them."""
+    query = select(Verdict.id).where(Verdict.critic_id == actor.user_id, Verdict.project_id == project.id)
+    if before is not None:
+        query = query.where(Verdict.id < before)
+    return session.scalar(query.order_by(Verdict.id.desc()).offset(SEARCHED - 1).limit(1))
+
+
+def _mentions(word: str) -> ColumnElement[bool]:
+    """Whether a verdict has to do with a word, in whatever case."""
+    picked = (
+        select(Pick.candidate_id)
+        .join(Candidate, Candidate.id == Pick.candidate_id)
+        .where(Pick.verdict_id == Verdict.id, Candidate.text.icontains(word, autoescape=True))
+        .correlate(Verdict)
+    )
+    texts = (Prompt.question, Prompt.answer, CandidateSet.answer, Verdict.rationale, Verdict.reason)
+    return or_(*(one.icontains(word, autoescape=True) for one in texts), picked.exists())
+
+
+def own_verdict(session: Session, actor: Actor, project: Project, verdict_id: int) -> VerdictLine | None:
+    """One of the actor's own verdicts, where it still stands."""
+    require(session, actor, project, Role.critic)
+    query = _lines(project).where(Verdict.critic_id == actor.user_id, Verdict.id == verdict_id)
+    return next(iter(_read(session, query)), None)
+
+
+def recent_verdicts(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    *,
+    limit: int = 8,
+    critic_id: int | None = None,
+    before: int | None = None,
+) -> list[VerdictLine]:
+    """The newest verdicts of all critics, or of one; `before` is the id of the one to go on behind.
+
+    Needs the role viewer; pages keep critics away from it.
+    """
+    require(session, actor, project, Role.viewer)
+    query = _lines(project)
+    if critic_id is not None:
+        query = query.where(Verdict.critic_id == critic_id)
+    if before is not None:
+        query = query.where(Verdict.id < before)
+    return _read(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+
+
+def _lines(project: Project) -> Select[Any]:
+    image = (
+        select(PromptImage.sha256)
+        .where(PromptImage.prompt_id == Verdict.prompt_id)
+        .order_by(PromptImage.position)
+        .limit(1)
+        .correlate(Verdict)
+        .scalar_subquery()
+    )
+    return (
+        select(Verdict, Prompt.question, func.coalesce(Prompt.answer, CandidateSet.answer), User.email, image)
+        .join(Prompt, Prompt.id == Verdict.prompt_id)
+        .join(CandidateSet, CandidateSet.id == Verdict.candidate_set_id)
+        .join(User, User.id == Verdict.critic_id)
+        .where(Verdict.project_id == project.id, Verdict.current)
+        .execution_options(populate_existing=True)
+    )
+
+
+def _read(session: Session, query: Select[Any]) -> list[VerdictLine]:
+    rows = session.execute(query).all()
+    picked: dict[int, list[tuple[int, str]]] = {}
+    wanted = (
+        select(Pick.verdict_id, Candidate.id, Candidate.text)
+        .join(Candidate, Candidate.id == Pick.candidate_id)
+        .where(Pick.verdict_id.in_([verdict.id for verdict, *_ in rows]))
+        .order_by(Candidate.position)
+    )
+    for verdict_id, candidate_id, words in session.execute(wanted):
+        picked.setdefault(verdict_id, []).append((candidate_id, words))
+    return [
+        VerdictLine(
+            id=verdict.id,
+            assignment_id=verdict.assignment_id,
+            at=verdict.created_at,
+            kind=VerdictKind(verdict.kind),
+            state=VerdictState(verdict.state),
+            critic=email,
+            prompt_id=verdict.prompt_id,
+            question=question,
+            answer=answer,
+            image=image,
+            pick_ids=tuple(candidate_id for candidate_id, _ in picked.get(verdict.id, ())),
+            picks=tuple(words for _, words in picked.get(verdict.id, ())),
+            rationale=verdict.rationale,
+            reason=verdict.reason,
+            seconds=verdict.seconds,
+            edited_from=verdict.edited_from,
+            tags=verdict.tags,
+        )
+        for verdict, question, answer, email, image in rows
+    ]
+
+
+def was_changed_to(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
+    """Whether the actor changed this verdict to exactly `wanted` already: a repeat whose answer was lost."""
+    return _says(session, Verdict.supersedes == verdict_id, actor, wanted)
+
+
+def is_said(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
+    """Whether the actor's verdict says exactly what `wanted` does."""
+    return _says(session, Verdict.id == verdict_id, actor, wanted)
+
+
+def _says(session: Session, which: ColumnElement[bool], actor: Actor, wanted: VerdictIn) -> bool:
+    found = session.scalar(
+        select(Verdict).where(which, Verdict.critic_id == actor.user_id).options(selectinload(Verdict.picks))
+    )
+    return found is not None and (
+        found.kind == wanted.kind
+        and found.reason == wanted.reason
+        and found.rationale == wanted.rationale
+        and found.seconds == wanted.seconds
+        and found.tags == wanted.tags
+        and (None if found.edited_from is None else str(found.edited_from)) == wanted.edited_from
+        and {str(pick.candidate_id) for pick in found.picks} == set(wanted.picks)
+    )
+
+
+# A prompt
+
+
+def sets_of(session: Session, actor: Actor, project: Project, prompt: Prompt) -> list[SetLine]:
+    """All candidate sets of a prompt, the newest first, with what was said of them."""
+    require(session, actor, project, Role.viewer)
+    sets = session.execute(
+        select(CandidateSet, ModelVersion.number)
+        .outerjoin(ModelVersion, ModelVersion.id == CandidateSet.version_id)
+        .where(CandidateSet.prompt_id == prompt.id)
+        .order_by(CandidateSet.id.desc())
+        .limit(50)
+        .options(selectinload(CandidateSet.candidates))
+    ).all()
+    said = _read(session, _lines(project).where(Verdict.prompt_id == prompt.id).order_by(Verdict.id))
+    rows = session.execute(
+        select(Verdict.id, Verdict.candidate_set_id).where(Verdict.prompt_id == prompt.id, Verdict.current)
+    )
+    set_of = {verdict_id: set_id for verdict_id, set_id in rows}  # noqa: C416 - rows are no plain tuples
+    return [_set_line(one, number, [line for line in said if set_of.get(line.id) == one.id]) for one, number in sets]
+
+
+def _set_line(one: CandidateSet, number: int | None, said: Sequence[VerdictLine]) -> SetLine:
+    counted = [line for line in said if line.state is VerdictState.counted]
+    return SetLine(
+        state=str(one.state),
+        version=number,
+        created_at=one.created_at,
+        error=one.error,
+        candidates=tuple(
+            CandidateLine(
+                text=candidate.text,
+                temperature=candidate.temperature,
+                mean_logprob=candidate.mean_logprob,
+                picked=sum(candidate.id in line.pick_ids for line in counted),
+            )
+            for candidate in one.candidates
+        ),
+        verdicts=tuple(said),
+    )
+
+
+# Critics
+
+NEWEST = 200
+# Of each critic: what their newest verdicts say of how they judge.
+LATELY = """
+SELECT u.id, u.email, of_them.picks_each, of_them.median_seconds, of_them.last_at
+FROM users u CROSS JOIN LATERAL (
+    SELECT avg(n_picks) FILTER (WHERE kind IN ('picked', 'none_fit'))::float AS picks_each,
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS median_seconds, max(created_at) AS last_at
+    FROM (
+        SELECT v.kind, v.seconds, v.created_at, (SELECT count(*) FROM picks k WHERE k.verdict_id = v.id) AS n_picks
+        FROM verdicts v
+        WHERE v.critic_id = u.id AND v.project_id = :project AND v.current
+        ORDER BY v.critic_id DESC, v.project_id DESC, v.id DESC LIMIT :newest
+    ) newest
+) of_them
+WHERE u.id = ANY (:critics) ORDER BY lower(u.email)
+"""
+
+
+def critics_of(session: Session, actor: Actor, project: Project) -> list[CriticLine]:
+    """Every critic who has judged in a project, by name."""
+    require(session, actor, project, Role.viewer)
+    today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
+    of_critic: dict[int, list[counters.VerdictCount]] = {}
+    for one in counters.verdict_counts(session, project):
+        of_critic.setdefault(one.critic_id, []).append(one)
+    rows = session.execute(text(LATELY), {"project": project.id, "newest": NEWEST, "critics": list(of_critic)})
+    return [_critic_line(row, of_critic[row.id], today) for row in rows]
+
+
+def _critic_line(row: Row[Any], found: list[counters.VerdictCount], today: date) -> CriticLine:
+    kinds, total = counters.by_kind(found), sum(one.n for one in found)
+    return CriticLine(
+        email=row.email,
+        verdicts=total,
+        today=sum(one.n for one in found if one.day == today),
+        picked=kinds["picked"] / total,
+        none_fit=kinds["none_fit"] / total,
+        skipped=kinds["skipped"] / total,
+        flagged=kinds["flagged"] / total,
+        picks_each=row.picks_each or 0.0,
+        median_seconds=row.median_seconds,
+        last_at=row.last_at,
+    )
+
+
+# Pace
+
+PACE = """
+SELECT count(*) FILTER (WHERE created_at >= date_trunc('day', now(), 'UTC')) AS today,
+    count(*) FILTER (WHERE created_at >= now() - interval '1 hour') AS hour
+FROM (
+    SELECT created_at FROM verdicts WHERE project_id = :project AND current ORDER BY xid DESC, id DESC LIMIT 20000
+) newest
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many verdicts a project got since midnight UTC and in the last hour, of the newest 20,000."""
+
+    today: int
+    hour: int
+
+
+def pace_of(session: Session, project: Project) -> Pace:
+    """A project's pace."""
+    row = session.execute(text(PACE), {"project": project.id}).one()
+    return Pace(today=row.today, hour=row.hour)

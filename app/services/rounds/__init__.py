@@ -1,0 +1,1 @@
+"""Tuning rounds, snapshots, versions and comparisons of versions."""

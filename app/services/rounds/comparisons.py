@@ -1,0 +1,386 @@
+"""Blind comparisons: critics say which of two versions' rationales they prefer, not knowing whose are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import Select, exists, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
+
+from app.db.sessions import now_of
+from app.errors import Conflict, Forbidden, Invalid, NotFound
+from app.models import (
+    Comparison,
+    ComparisonPair,
+    ComparisonState,
+    ModelVersion,
+    Preference,
+    Preferred,
+    Project,
+    Prompt,
+    PromptState,
+    Role,
+    Round,
+)
+from app.services.kernel import audit
+from app.services.kernel.actors import SYSTEM, Actor, require
+from app.services.prompts import prompts
+from app.services.rounds import versions
+from app.services.rounds.side_by_side import side_by_side
+from illume.evaluation.metrics import Interval, bootstrap_interval, normalise_rationale
+from illume.records import stable_seed
+
+MOST_PAIRS = 200
+MOST_CRITICS = 20
+VALUES = {Preferred.old: 0.0, Preferred.neither: 0.5, Preferred.new: 1.0}
+Side = Literal["left", "right", "neither"]
+
+
+@dataclass(frozen=True, slots=True)
+class PairShown:
+    """A pair as one critic sees it. `to_judge` pairs of the project wait for them, this one included."""
+
+    id: int
+    prompt: Prompt
+    answer: str | None
+    left: str
+    right: str
+    to_judge: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a comparison stands.
+
+    `rate`: how often the new version was preferred, a tie counting half, over the pairs that were judged and those
+    that are alike, with its 95 % bootstrap interval. `done` of `wanted` judgements are there.
+    """
+
+    new: int
+    old: int
+    neither: int
+    alike: int
+    pairs: int
+    done: int
+    wanted: int
+    rate: Interval | None
+
+    @property
+    def is_won(self) -> bool:
+        """Whether critics clearly prefer the new version."""
+        return self.rate is not None and self.rate.low > 0.5
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether critics clearly prefer the old version."""
+        return self.rate is not None and self.rate.high < 0.5
+
+
+# Starting
+
+
+def start(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    *,
+    old: ModelVersion,
+    new: ModelVersion,
+    pairs: int = 50,
+    each: int = 1,
+    gate: bool = False,
+) -> Comparison:
+    """Offer critics what both versions wrote greedily for at most `pairs` prompts, each pair to `each` critics.
+
+    A `gate` activates the new version where critics clearly prefer it. Raises `Invalid`, and `Conflict` where rounds
+    scored the two on no common prompt, where all their texts are alike, or where they are being compared already.
+    """
+    require(session, actor, project, Role.admin)
+    if old.id == new.id:
+        raise Invalid("Choose two different versions.", field="new")
+    if not 1 <= pairs <= MOST_PAIRS:
+        raise Invalid(f"From 1 to {MOST_PAIRS} pairs.", field="pairs")
+    if not 1 <= each <= MOST_CRITICS:
+        raise Invalid(f"From 1 to {MOST_CRITICS} critics.", field="each")
+    versions.lock_project(session, project)
+    going_on = select(Comparison.number).where(
+        Comparison.project_id == project.id,
+        Comparison.state == ComparisonState.open,
+        Comparison.old_id == old.id,
+        Comparison.new_id == new.id,
+    )
+    if (number := session.scalar(going_on)) is not None:
+        raise Conflict(f"Comparison {number} holds these two against each other already.")
+    found = side_by_side(session, actor, project, old=old, new=new, style="greedy")
+    chosen = sorted(found.pairs, key=lambda one: stable_seed("comparison", one.prompt_id))[:pairs]
+    texts = [(one, one.old.texts[0], one.new.texts[0]) for one in chosen if one.old.texts and one.new.texts]
+    rows = [
+        (one, before, after, normalise_rationale(before) == normalise_rationale(after)) for one, before, after in texts
+    ]
+    if all(alike for *_, alike in rows):
+        raise Conflict(
+            "Rounds scored the two versions on no common prompt, or both wrote the same: there is nothing to compare."
+        )
+    last = session.scalar(select(func.max(Comparison.number)).where(Comparison.project_id == project.id)) or 0
+    made = Comparison(
+        project_id=project.id,
+        number=last + 1,
+        old_id=old.id,
+        new_id=new.id,
+        each=each,
+        gate=gate,
+        created_by=actor.stored_id,
+    )
+    session.add(made)
+    session.flush()
+    session.add_all(
+        ComparisonPair(
+            comparison_id=made.id,
+            position=position,
+            prompt_id=one.prompt_id,
+            answer=one.answer,
+            old_text=before,
+            new_text=after,
+            alike=alike,
+        )
+        for position, (one, before, after, alike) in enumerate(rows)
+    )
+    session.flush()
+    session.refresh(made)
+    audit.record(
+        session, actor, "comparison.start", f"comparison:{made.id}", project.id, number=made.number, pairs=len(rows)
+    )
+    return made
+
+
+# Judging
+
+
+def next_pair(session: Session, actor: Actor, project: Project) -> PairShown | None:
+    """The next pair for this critic, of the oldest comparison first; in an order of their own. None: nothing to do."""
+    require(session, actor, project, Role.critic)
+    order = func.md5(func.concat(ComparisonPair.id, "-", actor.user_id))
+    waiting = _waiting(actor, project).order_by(ComparisonPair.comparison_id, order)
+    found = session.scalars(waiting.limit(1)).first()
+    if found is None:
+        return None
+    left = _left(found.id, actor)
+    texts = {Preferred.old: found.old_text, Preferred.new: found.new_text}
+    return PairShown(
+        id=found.id,
+        prompt=prompts.load(session, [found.prompt_id])[0],
+        answer=found.answer,
+        left=texts[left],
+        right=texts[_other(left)],
+        to_judge=pairs_for(session, actor, project),
+    )
+
+
+def pairs_for(session: Session, actor: Actor, project: Project) -> int:
+    """How many pairs wait for this critic."""
+    return session.scalar(select(func.count()).select_from(_waiting(actor, project).subquery())) or 0
+
+
+def _waiting(actor: Actor, project: Project) -> Select[ComparisonPair]:
+    given = aliased(Preference)
+    taken = select(func.count()).where(given.pair_id == ComparisonPair.id).correlate(ComparisonPair).scalar_subquery()
+    mine = exists().where(Preference.pair_id == ComparisonPair.id, Preference.critic_id == actor.user_id)
+    return (
+        select(ComparisonPair)
+        .join(Comparison, Comparison.id == ComparisonPair.comparison_id)
+        .join(Prompt, Prompt.id == ComparisonPair.prompt_id)
+        .where(
+            Comparison.project_id == project.id,
+            Comparison.state == ComparisonState.open,
+            Prompt.state.not_in((PromptState.held, PromptState.retired)),
+            ~ComparisonPair.alike,
+            taken < Comparison.each,
+            ~mine,
+        )
+    )
+
+
+def _left(pair_id: int, actor: Actor) -> Preferred:
+    """Whose text stands on the left for this critic: drawn by hash, so that a reload shows the same."""
+    return Preferred.old if stable_seed("side", pair_id, actor.user_id) % 2 else Preferred.new
+
+
+def _other(one: Preferred) -> Preferred:
+    return Preferred.new if one is Preferred.old else Preferred.old
+
+
+def prefer(
+    session: Session, actor: Actor, project: Project, pair_id: int, side: Side, *, seconds: float | None = None
+) -> Comparison:
+    """Say which text of a pair is better. Said twice, the first time counts. Raises `NotFound`, `Conflict`."""
+    require(session, actor, project, Role.critic)
+    pair = session.get(ComparisonPair, pair_id)
+    # Locked, so that the last two judgements cannot both miss that the comparison is complete.
+    found = session.scalar(
+        select(Comparison)
+        .where(Comparison.id == (pair.comparison_id if pair else 0), Comparison.project_id == project.id)
+        .with_for_update()
+    )
+    if pair is None or found is None:
+        raise NotFound("There is no such pair in this project.")
+    if pair.alike:
+        raise Forbidden("The two texts of this pair are alike: nobody is asked.")
+    known = session.scalar(
+        select(Preference.id).where(Preference.pair_id == pair.id, Preference.critic_id == actor.user_id)
+    )
+    if known is not None:
+        return found
+    if found.state is ComparisonState.closed:
+        raise Conflict("This comparison is closed: thank you, it needs no more judgements.")
+    left = _left(pair.id, actor)
+    preferred = {"left": left, "right": _other(left), "neither": Preferred.neither}[side]
+    session.add(Preference(pair_id=pair.id, critic_id=actor.user_id, preferred=preferred, left=left, seconds=seconds))
+    session.flush()
+    standing = standing_of(session, found)
+    if standing.done >= standing.wanted:
+        _close(session, SYSTEM, found, standing)
+    return found
+
+
+# The outcome
+
+
+def standing_of(session: Session, found: Comparison) -> Standing:
+    """How a comparison stands."""
+    pairs = list(session.scalars(select(ComparisonPair).where(ComparisonPair.comparison_id == found.id)))
+    given: dict[int, list[Preferred]] = {pair.id: [] for pair in pairs}
+    rows = session.execute(
+        select(Preference.pair_id, Preference.preferred)
+        .join(ComparisonPair, ComparisonPair.id == Preference.pair_id)
+        .where(ComparisonPair.comparison_id == found.id)
+    )
+    for pair_id, preferred in rows:
+        given[pair_id].append(Preferred(preferred))
+    said = [one for row in given.values() for one in row]
+    asked = [pair for pair in pairs if not pair.alike]
+    return Standing(
+        new=said.count(Preferred.new),
+        old=said.count(Preferred.old),
+        neither=said.count(Preferred.neither),
+        alike=len(pairs) - len(asked),
+        pairs=len(pairs),
+        done=sum(min(len(given[pair.id]), found.each) for pair in asked),
+        wanted=len(asked) * found.each,
+        rate=rate_of([given[pair.id] for pair in asked], alike=len(pairs) - len(asked)),
+    )
+
+
+def rate_of(given: Sequence[Sequence[Preferred]], *, alike: int) -> Interval | None:
+    """The win rate over pairs: what critics said of each on average, and a half for each that is alike.
+
+    None while nothing was said.
+    """
+    judged = [sum(VALUES[one] for one in row) / len(row) for row in given if row]
+    return bootstrap_interval([*judged, *([0.5] * alike)], seed=0) if judged else None
+
+
+def close(session: Session, actor: Actor, project: Project, number: int) -> Comparison:
+    """End a comparison before all was judged; what was said counts. Raises `Conflict` where it is closed already."""
+    require(session, actor, project, Role.admin)
+    found = get_comparison(session, actor, project, number)
+    session.refresh(found, with_for_update=True)
+    if found.state is ComparisonState.closed:
+        raise Conflict(f"Comparison {found.number} is closed already.")
+    _close(session, actor, found, standing_of(session, found))
+    return found
+
+
+def _close(session: Session, actor: Actor, found: Comparison, standing: Standing) -> None:
+    found.state, found.closed_at = ComparisonState.closed, now_of(session)
+    found.outcome = outcome_words(standing)
+    session.flush()
+    audit.record(session, actor, "comparison.close", f"comparison:{found.id}", found.project_id, outcome=found.outcome)
+    if found.gate:
+        _pass_gate(session, found, standing)
+
+
+def outcome_words(standing: Standing) -> str:
+    """The outcome in a sentence."""
+    if standing.rate is None:
+        return "Nobody judged it."
+    rate, low, high = (f"{100 * one:.0f}" for one in (standing.rate.mean, standing.rate.low, standing.rate.high))
+    verdict = "prefer the new version" if standing.is_won else "prefer the old version" if standing.is_lost else ""
+    words = f"Critics clearly {verdict}" if verdict else "Critics prefer neither clearly"
+    return f"{words}: the new one won {rate} % (95 % interval {low} to {high} %)."
+
+
+def _pass_gate(session: Session, found: Comparison, standing: Standing) -> None:
+    """Activate the new version where it won and the old one is still active; say in its round what came of it."""
+    project = session.get_one(Project, found.project_id)
+    versions.lock_project(session, project)
+    passes = standing.is_won and project.active_version_id == found.old_id
+    new = session.get_one(ModelVersion, found.new_id)
+    reason = f"Blind comparison {found.number}: {found.outcome}"
+    if standing.is_won and not passes:
+        reason += " Not activated: another version became active meanwhile."
+    made_by = session.get(Round, new.round_id) if new.round_id is not None else None
+    if made_by is not None:
+        before = str(made_by.decision.get("reason", ""))
+        made_by.decision = {**made_by.decision, "activate": passes, "reason": f"{before} {reason}".strip()}
+    if passes:
+        versions.put_in_force(session, SYSTEM, project, new)
+    session.flush()
+
+
+def hold_at_gate(session: Session, project: Project, *, old: ModelVersion, new: ModelVersion) -> str:
+    """Have critics decide whether `new` becomes active. A sentence that says what it waits for."""
+    try:
+        with session.begin_nested():
+            made = start(session, SYSTEM, project, old=old, new=new, gate=True)
+    except (Conflict, IntegrityError) as error:
+        return f"Not activated: no blind comparison could be made. {getattr(error, 'detail', '')}".strip()
+    return f"It waits for blind comparison {made.number}: critics decide."
+
+
+# Looking
+
+
+def list_comparisons(session: Session, actor: Actor, project: Project) -> list[Comparison]:
+    """The comparisons of a project, the newest first."""
+    require(session, actor, project, Role.viewer)
+    query = select(Comparison).where(Comparison.project_id == project.id).order_by(Comparison.number.desc())
+    return list(session.scalars(query.limit(200)))
+
+
+def get_comparison(session: Session, actor: Actor, project: Project, number: int) -> Comparison:
+    """The comparison `number` of a project. Raises `NotFound`."""
+    require(session, actor, project, Role.viewer)
+    found = session.scalar(select(Comparison).where(Comparison.project_id == project.id, Comparison.number == number))
+    if found is None:
+        raise NotFound(f"There is no comparison {number} in this project.")
+    return found
+
+
+def comparison_by_id(session: Session, actor: Actor, comparison_id: int) -> Comparison:
+    """A comparison. Raises `NotFound`."""
+    found = session.get(Comparison, comparison_id)
+    if found is None:
+        raise NotFound("There is no such comparison, or you are not a member of its project.")
+    require(session, actor, session.get_one(Project, found.project_id), Role.viewer)
+    return found
+
+
+def pairs_of(
+    session: Session, actor: Actor, project: Project, found: Comparison
+) -> list[tuple[ComparisonPair, Prompt, list[Preferred]]]:
+    """The pairs of a comparison in order, each with its prompt and what was said of it."""
+    require(session, actor, project, Role.viewer)
+    pairs = list(
+        session.scalars(
+            select(ComparisonPair).where(ComparisonPair.comparison_id == found.id).order_by(ComparisonPair.position)
+        )
+    )
+    said: dict[int, list[Preferred]] = {pair.id: [] for pair in pairs}
+    rows = select(Preference).where(Preference.pair_id.in_(said)).order_by(Preference.id)
+    for one in session.scalars(rows):
+        said[one.pair_id].append(Preferred(one.preferred))
+    shown = prompts.load(session, [pair.prompt_id for pair in pairs])
+    return [(pair, prompt, said[pair.id]) for pair, prompt in zip(pairs, shown, strict=True)]

@@ -1,0 +1,76 @@
+"""How many rows a round would have: counted in a small project, estimated in a large one by what is counted anyway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from app.models import Project, Prompt, Split
+from app.services.kernel import counters as counts
+from app.services.projects.projects import ProjectSettings
+from app.services.rounds import snapshots
+from app.services.rounds.training_set import HELDOUT_SHARE, OUT_OF_USE, Metric, accepted_rows, choose_rows, val_prompts
+
+COUNTED_PROMPTS = 5000
+"""With up to so many train prompts in use all rows are chosen as a round would choose them, and counted."""
+SAMPLE = 300
+PREVIEW_SEED = 0
+# Prompts with an accepted rationale, of the newest verdicts.
+LATELY = """
+SELECT p.id FROM (
+    SELECT prompt_id, max(id) AS last FROM (
+        SELECT v.prompt_id, v.id FROM verdicts v WHERE v.project_id = :project AND v.current
+        ORDER BY v.xid DESC, v.id DESC LIMIT 2000
+    ) newest GROUP BY 1
+) judged CROSS JOIN LATERAL (SELECT * FROM prompts x WHERE x.id = judged.prompt_id LIMIT 1) p
+WHERE p.has_accepted AND p.split = 'train' AND p.state NOT IN ('held', 'retired')
+ORDER BY judged.last DESC LIMIT :sample
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSize:
+    """Rows by role as a snapshot counts them, and the metric. `exact` is False where they are estimates."""
+
+    counts: dict[str, int]
+    metric: Metric
+    exact: bool
+
+
+def size_of(session: Session, project: Project, settings: ProjectSettings) -> RoundSize:
+    """How many rows a round started now would have."""
+    train = [
+        one
+        for one in counts.prompt_counts(session, project)
+        if one.split is Split.train and one.state not in OUT_OF_USE
+    ]
+    n_train, n_accepted = sum(one.n for one in train), sum(one.n for one in train if one.has_accepted)
+    if n_train > COUNTED_PROMPTS:
+        return _estimate(session, project, settings, n_train=n_train, n_accepted=n_accepted)
+    chosen = choose_rows(session, project, settings, seed=PREVIEW_SEED)
+    return RoundSize(snapshots.counts_of(chosen), chosen.metric, exact=True)
+
+
+def _estimate(
+    session: Session, project: Project, settings: ProjectSettings, *, n_train: int, n_accepted: int
+) -> RoundSize:
+    """The prompts are counted, their rationales are as many each as those of the newest have."""
+    ids = list(session.scalars(text(LATELY), {"project": project.id, "sample": SAMPLE})) if n_accepted else []
+    each = len(accepted_rows(session, project, prompt_ids=ids)) / len(ids) if ids else 1.0
+    rationales = round(each * n_accepted)
+    query, metric = val_prompts(session, project, settings)
+    heldout = round(HELDOUT_SHARE * rationales) if metric == "heldout" else 0
+    limited = query.with_only_columns(Prompt.id).order_by(None).limit(settings.eval_prompts).subquery()
+    return RoundSize(
+        counts={
+            "prompts": n_accepted,
+            "rationale": rationales - heldout,
+            "guard": min(settings.guard_per_rationale * (rationales - heldout), n_train),
+            "val": session.scalar(select(func.count()).select_from(limited)) or 0,
+            "heldout": heldout,
+        },
+        metric=metric,
+        exact=False,
+    )

@@ -1,0 +1,297 @@
+"""Tuning rounds as a worker sees them: claim one, keep it, report, end it. Every write must show the claim's fence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.models import ModelVersion, Project, Round, RoundEvent, RoundState, Snapshot
+from app.services.kernel import audit
+from app.services.kernel.actors import SYSTEM
+from app.services.kernel.leases import lapsed
+from app.services.rounds import comparisons, versions
+from app.services.rounds.rounds import tell_finished, workload
+from app.services.rounds.snapshots import plan_of
+
+MAX_TRIES = 5
+"""How often a round is taken up without an epoch finished between, before it counts as failed."""
+
+RUNNING = (RoundState.preparing, RoundState.training, RoundState.evaluating)
+GOES_ON = (RoundState.queued, *RUNNING, RoundState.cancelling)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundClaim:
+    """A round that this worker runs now. `project_id` is its project; `fence` goes with every write."""
+
+    round_id: int
+    fence: int
+    project_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What came out of a round. `adapter` is the key in the store of the best epoch's adapter.
+
+    `metrics` become the version's: `score` (the primary metric), `means` of every score, the parent's under `parent`,
+    and under `change` the paired intervals of new - parent. `seconds`: how long a run took that was never broken off.
+    """
+
+    adapter: str
+    activate: bool
+    reason: str
+    decision: dict[str, Any]
+    metrics: dict[str, Any]
+    prompts_hash: str
+    settings_hash: str
+    scores: dict[str, Any] = field(default_factory=dict)
+    parent_scores: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a beat found: whether the lease is still ours, and whether somebody wants the round cancelled."""
+
+    held: bool
+    cancelling: bool
+
+
+def claim_round(session: Session, *, worker: str) -> RoundClaim | None:
+    """Take up the oldest round that is queued, or whose worker has fallen silent; None where there is none.
+
+    A round that should be cancelled and has no worker left is cancelled; one that was taken up too often without
+    getting any further has failed.
+    """
+    while True:
+        found = session.scalar(
+            select(Round)
+            .where(claimable())
+            .order_by(Round.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+            .execution_options(populate_existing=True)
+        )
+        if found is None:
+            return None
+        if found.state == RoundState.cancelling:
+            _end(session, found, RoundState.cancelled)
+            continue
+        if found.tries >= MAX_TRIES:
+            reason = found.error or "its worker or its process was ended each time"
+            _end(session, found, RoundState.failed, error=f"Broken off {found.tries} times without progress: {reason}.")
+            continue
+        found.worker, found.fence = worker, found.fence + 1
+        found.beats_at = func.now()
+        found.started_at = func.coalesce(Round.started_at, func.now())
+        found.tries += 1
+        found.state = RoundState.preparing
+        session.flush()
+        return RoundClaim(found.id, found.fence, found.project_id)
+
+
+def claimable() -> Any:
+    """Rounds a worker may take up."""
+    return or_(
+        Round.state == RoundState.queued,
+        and_(Round.state.in_((*RUNNING, RoundState.cancelling)), lapsed(Round.beats_at)),
+    )
+
+
+def waits(session: Session) -> bool:
+    """Whether a round waits for a worker."""
+    return session.scalar(select(Round.id).where(claimable()).limit(1)) is not None
+
+
+def beat(
+    session: Session,
+    claim: RoundClaim,
+    *,
+    state: RoundState | None = None,
+    progress: dict[str, Any] | None = None,
+    advanced: bool = False,
+) -> Beat:
+    """Keep the lease, and say how far the round is; `advanced` where an epoch was finished since the last beat."""
+    values: dict[str, Any] = {"beats_at": func.now()}
+    if progress is not None:
+        values["progress"] = progress
+    if advanced:
+        values["tries"] = 1
+    now = session.scalar(
+        update(Round)
+        .where(Round.id == claim.round_id, Round.fence == claim.fence, Round.state.in_(GOES_ON))
+        .values(values)
+        .returning(Round.state)
+        .execution_options(synchronize_session=False)
+    )
+    if now is None:
+        return Beat(held=False, cancelling=False)
+    if now == RoundState.cancelling:
+        return Beat(held=True, cancelling=True)
+    if state is not None and now != state:
+        session.execute(
+            update(Round)
+            .where(Round.id == claim.round_id, Round.fence == claim.fence, Round.state.in_(RUNNING))
+            .values(state=state)
+            .execution_options(synchronize_session=False)
+        )
+    return Beat(held=True, cancelling=False)
+
+
+def _held(session: Session, claim: RoundClaim) -> Round | None:
+    """The claimed round, locked; None where the lease was lost or the round has ended. Its project is locked first."""
+    project = session.get_one(Project, claim.project_id)
+    versions.lock_project(session, project)
+    return session.scalar(
+        select(Round)
+        .where(Round.id == claim.round_id, Round.fence == claim.fence, Round.state.in_(GOES_ON))
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+
+
+def add_events(session: Session, claim: RoundClaim, events: Sequence[tuple[int, dict[str, Any]]]) -> bool:
+    """Keep lines of the round's event file, each with its number from 1; a line that comes again replaces itself."""
+    owned = session.scalar(
+        select(Round.id).where(Round.id == claim.round_id, Round.fence == claim.fence).with_for_update(read=True)
+    )
+    if owned is None:
+        return False
+    rows = [
+        {"round_id": claim.round_id, "position": position, "kind": str(data.get("kind", "log"))[:16], "data": data}
+        for position, data in events
+    ]
+    if rows:
+        statement = insert(RoundEvent).values(rows)
+        session.execute(
+            statement.on_conflict_do_update(
+                index_elements=[RoundEvent.round_id, RoundEvent.position],
+                set_={"kind": statement.excluded.kind, "data": statement.excluded.data},
+            ).execution_options(synchronize_session=False)
+        )
+    return True
+
+
+def forget_events(session: Session, claim: RoundClaim) -> None:
+    """Drop the events of an earlier run, when the round starts from nothing."""
+    owned = select(Round.id).where(Round.id == claim.round_id, Round.fence == claim.fence)
+    session.execute(
+        delete(RoundEvent)
+        .where(RoundEvent.round_id == claim.round_id, owned.exists())
+        .execution_options(synchronize_session=False)
+    )
+
+
+# Ending
+
+
+def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVersion | None:
+    """Register the new version, and activate it where the rule says so and its parent is still active.
+
+    None, and nothing written, where the lease was lost. A round that was to be cancelled but is done is done.
+    """
+    found = _held(session, claim)
+    if found is None:
+        return None
+    project = session.get_one(Project, claim.project_id)
+    snapshot = session.get_one(Snapshot, found.snapshot_id)
+    plan = plan_of(snapshot)
+    version = versions.register(
+        session,
+        project,
+        base_model=plan.base_model,
+        parent_id=plan.parent_id,
+        round_id=found.id,
+        adapter=result.adapter,
+        metrics=result.metrics,
+    )
+    for version_id, scores in ((version.id, result.scores), (plan.parent_id, result.parent_scores)):
+        if scores:
+            versions.keep_scores(
+                session,
+                version_id,
+                prompts_hash=result.prompts_hash,
+                settings_hash=result.settings_hash,
+                scores=scores,
+            )
+    overtaken = project.active_version_id != plan.parent_id
+    activate = result.activate and not overtaken
+    reason = result.reason
+    if result.activate and overtaken:
+        reason = f"{reason} Not activated: another version became active while the round ran."
+    if activate and plan.settings.get("blind_gate"):
+        activate = False
+        parent = session.get_one(ModelVersion, plan.parent_id)
+        reason = f"{reason} {comparisons.hold_at_gate(session, project, old=parent, new=version)}"
+    found.version_id = version.id
+    found.metrics = {**result.metrics, **_pace(result, snapshot)}
+    found.decision = {**result.decision, "activate": activate, "reason": reason}
+    found.progress = {**found.progress, "fraction": 1.0, "eta_seconds": 0}
+    _end(session, found, RoundState.succeeded, version=version.number, activated=activate)
+    if activate:
+        versions.put_in_force(session, SYSTEM, project, version)
+    return version
+
+
+def _pace(result: RoundResult, snapshot: Snapshot) -> dict[str, float]:
+    """How long the round took for its work, from which later ones are estimated."""
+    work = workload(snapshot.counts, epochs=snapshot.settings["project"]["epochs"])
+    if result.seconds is None or work <= 0:
+        return {}
+    return {"seconds": round(result.seconds, 1), "seconds_per_work": result.seconds / work}
+
+
+def fail(session: Session, claim: RoundClaim, error: str) -> bool:
+    """End the round as failed, with a reason a person can act on. False: the lease was lost."""
+    found = _held(session, claim)
+    if found is None:
+        return False
+    if found.state == RoundState.cancelling:
+        _end(session, found, RoundState.cancelled)
+    else:
+        _end(session, found, RoundState.failed, error=error)
+    return True
+
+
+def finish_cancel(session: Session, claim: RoundClaim) -> bool:
+    """End the round as cancelled. False: the lease was lost."""
+    found = _held(session, claim)
+    if found is None:
+        return False
+    _end(session, found, RoundState.cancelled)
+    return True
+
+
+def release(session: Session, claim: RoundClaim, *, error: str | None = None, counts: bool = False) -> bool:
+    """Give the round back, to go on from its last checkpoint elsewhere; `counts` where that was a failed try."""
+    found = _held(session, claim)
+    if found is None:
+        return False
+    if found.state == RoundState.cancelling:
+        _end(session, found, RoundState.cancelled)
+        return True
+    found.state, found.worker, found.beats_at = RoundState.queued, None, None
+    found.error = error
+    if not counts:
+        found.tries = max(0, found.tries - 1)
+    session.flush()
+    queue.send(session, queue.RUN_ROUND, found.id)
+    return True
+
+
+def _end(session: Session, found: Round, state: RoundState, *, error: str | None = None, **noted: Any) -> None:
+    found.state, found.error = state, error
+    found.worker, found.beats_at = None, None
+    found.finished_at = func.now()
+    session.flush()
+    audit.record(
+        session, SYSTEM, f"round.{state.value}", f"round:{found.id}", found.project_id, number=found.number, **noted
+    )
+    tell_finished(session, found)
+    queue.send(session, queue.FILL_POOL, found.project_id)

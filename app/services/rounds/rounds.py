@@ -1,0 +1,312 @@
+"""Tuning rounds as people see them: what one would train on, start, cancel, try again, look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Float, cast, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.errors import Conflict, NotFound
+from app.models import Project, Role, Round, RoundEvent, RoundState, RoundTrigger, Snapshot, SnapshotKind
+from app.models.states import ACTIVE_ROUND_STATES
+from app.services.acceptance.rules import fresh_count
+from app.services.integrations import webhooks
+from app.services.kernel import audit
+from app.services.kernel.actors import SYSTEM, Actor, require
+from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.projects.projects import ProjectSettings, settings_of
+from app.services.rounds import snapshots
+from app.services.rounds.estimate import size_of
+from app.services.rounds.versions import lock_project
+
+SECONDS_PER_ROW = 0.02
+SECONDS_PER_SCORED_PROMPT = 0.35
+SECONDS_AT_START = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPreview:
+    """What a round started now would train on, be scored on, and about how long it would take.
+
+    `exact` is False in a large project, where the numbers are estimates.
+    """
+
+    n_prompts: int
+    n_rationales: int
+    n_guard: int
+    n_val: int
+    n_heldout: int
+    metric: str
+    estimated_seconds: float
+    exact: bool
+
+
+def preview(session: Session, actor: Actor, project: Project) -> RoundPreview:
+    """What a round started now would do."""
+    require(session, actor, project, Role.viewer)
+    settings = settings_of(session, project)
+    size = size_of(session, project, settings)
+    counts = size.counts
+    return RoundPreview(
+        n_prompts=counts["prompts"],
+        n_rationales=counts["rationale"],
+        n_guard=counts["guard"],
+        n_val=counts["val"],
+        n_heldout=counts["heldout"],
+        metric=size.metric,
+        estimated_seconds=estimate_seconds(session, project, counts, epochs=settings.epochs),
+        exact=size.exact,
+    )
+
+
+def estimate_seconds(session: Session, project: Project, counts: dict[str, int], *, epochs: int) -> float:
+    """About how long a round takes: as the project's last rounds did for their work, else a guess for two cores."""
+    work = workload(counts, epochs=epochs)
+    took = cast(Round.metrics["seconds_per_work"].astext, Float)
+    last = (
+        select(took.label("took"))
+        .where(
+            Round.project_id == project.id,
+            Round.state == RoundState.succeeded,
+            Round.metrics["seconds_per_work"].astext.is_not(None),
+        )
+        .order_by(Round.number.desc())
+        .limit(3)
+        .subquery()
+    )
+    per_work = session.scalar(select(func.avg(last.c.took)))
+    return round(SECONDS_AT_START + work * (per_work or 1.0), 1)
+
+
+def workload(counts: dict[str, int], *, epochs: int) -> float:
+    """The work in a round's rows, in seconds on two cores with the starter model."""
+    trained = (counts["rationale"] + counts["guard"]) * epochs * SECONDS_PER_ROW
+    # Each epoch is scored once, the best epoch and the parent at last.
+    scored = (counts["val"] + counts["heldout"]) * (epochs + 2) * SECONDS_PER_SCORED_PROMPT / 3
+    return trained + scored
+
+
+# Starting
+
+
+def start(session: Session, actor: Actor, project: Project, *, trigger: RoundTrigger = RoundTrigger.manual) -> Round:
+    """Fix a snapshot and queue a round of it. Raises `Conflict` where one is going on or nothing was accepted yet."""
+    require(session, actor, project, Role.admin)
+    lock_project(session, project)
+    refuse_second(session, project)
+    if project.active_version_id is None:
+        raise Conflict("The project has no active model version.")
+    with session.begin_nested():  # a refusal leaves no snapshot behind, whatever the caller makes of it
+        snapshot = snapshots.take(session, actor, project, kind=SnapshotKind.round)
+        count = snapshot.counts["rationale"]
+        if count == 0:
+            raise Conflict(f"Nothing accepted yet: {count} accepted rationales to train on.", count=count)
+    return _queue_round(session, actor, project, snapshot, trigger=trigger)
+
+
+def refuse_second(session: Session, project: Project) -> None:
+    """Raise `Conflict` where a round of the project is going on."""
+    active = active_round(session, project)
+    if active is not None:
+        raise Conflict(f"Round {active.number} is going on: wait for it or cancel it.", round=str(active.id))
+
+
+def _queue_round(
+    session: Session, actor: Actor, project: Project, snapshot: Snapshot, *, trigger: RoundTrigger
+) -> Round:
+    last = session.scalar(select(func.max(Round.number)).where(Round.project_id == project.id)) or 0
+    made = Round(
+        project_id=project.id,
+        number=last + 1,
+        state=RoundState.queued,
+        trigger=trigger,
+        snapshot_id=snapshot.id,
+        parent_id=snapshots.plan_of(snapshot).parent_id,
+        progress={},
+        metrics={},
+        decision={},
+        created_by=actor.stored_id,
+    )
+    _flush_one_active(session, made)
+    audit.record(
+        session, actor, "round.start", f"round:{made.id}", project.id, number=made.number, trigger=trigger.value
+    )
+    queue.send(session, queue.RUN_ROUND, made.id)
+    return made
+
+
+def _flush_one_active(session: Session, changed: Round) -> None:
+    """Write `changed`; the database allows one active round a project. Raises `Conflict`."""
+    try:
+        with session.begin_nested():
+            session.add(changed)
+            session.flush()
+    except IntegrityError as error:
+        raise Conflict("A round of this project is going on: wait for it or cancel it.") from error
+
+
+def is_due(session: Session, project: Project, settings: ProjectSettings) -> bool:
+    """Whether a round should start by itself."""
+    return (
+        settings.auto_rounds
+        and project.active_version_id is not None
+        and fresh_count(session, project, limit=settings.round_every) >= settings.round_every
+        and active_round(session, project) is None
+    )
+
+
+def start_if_due(session: Session, project: Project) -> Round | None:
+    """Start a round where enough prompts have newly got an accepted rationale and none is going on.
+
+    Waits for nobody: where the project is being changed at this moment nothing starts, and the sweep looks again.
+    """
+    if not is_due(session, project, settings_of(session, project)):
+        return None
+    free = select(Project.id).where(Project.id == project.id).with_for_update(key_share=True, skip_locked=True)
+    if session.scalar(free) is None:
+        return None
+    session.refresh(project)
+    if not is_due(session, project, settings_of(session, project)):  # somebody else was quicker
+        return None
+    return start(session, SYSTEM, project, trigger=RoundTrigger.auto)
+
+
+def active_round(session: Session, project: Project) -> Round | None:
+    """The round that is going on."""
+    return session.scalar(select(Round).where(Round.project_id == project.id, Round.state.in_(ACTIVE_ROUND_STATES)))
+
+
+# Stopping and trying again
+
+
+def _round_for_admin(session: Session, actor: Actor, round_id: int) -> tuple[Round, Project]:
+    found, project = _find(session, round_id)
+    require(session, actor, project, Role.admin)
+    lock_project(session, project)
+    session.refresh(found, with_for_update=True)
+    return found, project
+
+
+def cancel(session: Session, actor: Actor, round_id: int) -> Round:
+    """Stop a round: at once where nobody runs it yet, else its worker does. Raises `Conflict` where it has ended."""
+    found, project = _round_for_admin(session, actor, round_id)
+    state = RoundState(found.state)
+    if not state.is_active:
+        raise Conflict(f"Round {found.number} has ended already: it {_ended(state)}.")
+    if state is RoundState.queued:
+        found.state = RoundState.cancelled
+        found.finished_at = func.now()
+        tell_finished(session, found)
+        queue.send(session, queue.FILL_POOL, project.id)
+    elif state is not RoundState.cancelling:
+        found.state = RoundState.cancelling
+    session.flush()
+    session.refresh(found)
+    audit.record(session, actor, "round.cancel", f"round:{found.id}", project.id, number=found.number)
+    return found
+
+
+def tell_finished(session: Session, found: Round) -> None:
+    """Tell the webhooks that a round has ended."""
+    told = {
+        "id": str(found.id),
+        "number": found.number,
+        "state": found.state.value,
+        "version": None if found.version_id is None else str(found.version_id),
+        "decision": found.decision,
+        "error": found.error,
+    }
+    webhooks.emit(session, found.project_id, webhooks.ROUND_FINISHED, told)
+
+
+def _ended(state: RoundState) -> str:
+    return {RoundState.cancelled: "was cancelled"}.get(state, state.value)
+
+
+def retry(session: Session, actor: Actor, round_id: int) -> Round:
+    """Let a failed or cancelled round go on from its last checkpoint, with its snapshot. Raises `Conflict`."""
+    found, project = _round_for_admin(session, actor, round_id)
+    state = RoundState(found.state)
+    if state not in (RoundState.failed, RoundState.cancelled):
+        raise Conflict(f"Only a failed or cancelled round can be tried again: round {found.number} is {state.value}.")
+    refuse_second(session, project)
+    refuse_redacted(session, found)
+    found.state = RoundState.queued
+    found.error, found.finished_at, found.worker, found.beats_at = None, None, None, None
+    found.tries = 0
+    _flush_one_active(session, found)
+    audit.record(session, actor, "round.retry", f"round:{found.id}", project.id, number=found.number)
+    queue.send(session, queue.RUN_ROUND, found.id)
+    return found
+
+
+def rerun(session: Session, actor: Actor, round_id: int) -> Round:
+    """A new round of the same snapshot, so with the same rows, settings, parent and seed. Raises `Conflict`."""
+    found, project = _round_for_admin(session, actor, round_id)
+    refuse_second(session, project)
+    snapshot = refuse_redacted(session, found)
+    return _queue_round(session, actor, project, snapshot, trigger=RoundTrigger.rerun)
+
+
+def refuse_redacted(session: Session, found: Round) -> Snapshot:
+    """The round's snapshot. Raises `Conflict` where something of it was erased."""
+    snapshot = session.get_one(Snapshot, found.snapshot_id)
+    if snapshot.redacted:
+        lost = f"{snapshot.redacted} rows of its snapshot were erased"
+        raise Conflict(f"{lost}: it can no longer be rerun exactly. Start a new one.", redacted=snapshot.redacted)
+    return snapshot
+
+
+# Looking
+
+
+def _find(session: Session, round_id: int) -> tuple[Round, Project]:
+    found = session.get(Round, round_id)
+    project = session.get(Project, found.project_id) if found is not None else None
+    if found is None or project is None:
+        raise NotFound("There is no such round.")
+    return found, project
+
+
+def get_round(session: Session, actor: Actor, round_id: int) -> Round:
+    """A round. Raises `NotFound` for who is not of its project."""
+    found, project = _find(session, round_id)
+    require(session, actor, project, Role.viewer)
+    return found
+
+
+def get_round_by_number(session: Session, actor: Actor, project: Project, number: int) -> Round:
+    """The round `number` of a project. Raises `NotFound`."""
+    require(session, actor, project, Role.viewer)
+    found = session.scalar(select(Round).where(Round.project_id == project.id, Round.number == number))
+    if found is None:
+        raise NotFound(f"There is no round {number} in this project.")
+    return found
+
+
+def list_rounds(
+    session: Session, actor: Actor, project: Project, *, limit: int = 100, cursor: str | None = None
+) -> Page[Round]:
+    """The rounds of a project, the newest first."""
+    require(session, actor, project, Role.viewer)
+    check_limit(limit)
+    query = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc())
+    if cursor is not None:
+        query = query.where(Round.number < decode_cursor(cursor, int)[0])
+    found = list(session.scalars(query.limit(limit + 1)))
+    return Page(found[:limit], encode_cursor(found[limit - 1].number) if len(found) > limit else None)
+
+
+def events(session: Session, found: Round, *, after: int = 0, limit: int = 10_000) -> list[RoundEvent]:
+    """The round's curve points and log lines behind position `after`, in order."""
+    query = (
+        select(RoundEvent)
+        .where(RoundEvent.round_id == found.id, RoundEvent.position > after)
+        .order_by(RoundEvent.position)
+        .limit(limit)
+        .execution_options(populate_existing=True)
+    )
+    return list(session.scalars(query))

@@ -1,0 +1,162 @@
+"""Model versions: the lineage of a project, and which of them is active."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound
+from app.models import Evaluation, ModelVersion, Project, Role
+from app.services.candidates.candidates import replace_unclaimed
+from app.services.integrations import webhooks
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require
+from app.settings import get_settings
+
+STARTER = "starter"
+
+
+def resolve_base(base_model: str) -> str:
+    """The folder or hub name behind a version's `base_model`; "starter" is the model shipped with this distribution."""
+    return str(starter_model()) if base_model == STARTER else base_model
+
+
+def starter_model() -> Path:
+    """The folder of the model shipped with this distribution."""
+    return get_settings().starter_dir / "model"
+
+
+def list_versions(session: Session, actor: Actor, project: Project) -> list[ModelVersion]:
+    """All versions of a project, the newest first."""
+    require(session, actor, project, Role.viewer)
+    query = select(ModelVersion).where(ModelVersion.project_id == project.id).order_by(ModelVersion.number.desc())
+    return list(session.scalars(query))
+
+
+def get_version(session: Session, actor: Actor, version_id: int) -> ModelVersion:
+    """A version. Raises `NotFound` for who is not of its project."""
+    return _version_and_project(session, actor, version_id, Role.viewer)[0]
+
+
+def _version_and_project(session: Session, actor: Actor, version_id: int, need: Role) -> tuple[ModelVersion, Project]:
+    version = session.get(ModelVersion, version_id)
+    project = session.get(Project, version.project_id) if version is not None else None
+    if version is None or project is None:
+        raise NotFound("There is no such model version.")
+    require(session, actor, project, need)
+    return version, project
+
+
+def adapter_of(session: Session, actor: Actor, version_id: int) -> tuple[ModelVersion, str]:
+    """A version and the key in the store of its adapter, a tar archive. Raises `NotFound` for a base model."""
+    version, _ = _version_and_project(session, actor, version_id, Role.reviewer)
+    if version.adapter is None:
+        raise NotFound(f"Version {version.number} is the base model itself: it has no adapter.")
+    return version, version.adapter
+
+
+def lineage(session: Session, version: ModelVersion) -> list[ModelVersion]:
+    """`version`, its parent, and so on to the base model."""
+    known = {
+        one.id: one
+        for one in session.scalars(select(ModelVersion).where(ModelVersion.project_id == version.project_id))
+    }
+    line = [version]
+    while (parent := line[-1].parent_id) is not None:
+        line.append(known[parent])
+    return line
+
+
+def activate(session: Session, actor: Actor, version_id: int) -> ModelVersion:
+    """Make a version the one that writes new candidates; an older one is a roll-back. The active one stays as it is."""
+    version, project = _version_and_project(session, actor, version_id, Role.admin)
+    put_in_force(session, actor, project, version)
+    return version
+
+
+def put_in_force(session: Session, actor: Actor, project: Project, version: ModelVersion) -> None:
+    """`activate` without asking who may; unclaimed sets of other versions are replaced."""
+    lock_project(session, project)
+    if project.active_version_id == version.id:
+        return
+    before = project.active_version_id
+    project.active_version_id = version.id
+    session.flush()
+    replaced = replace_unclaimed(session, project)
+    audit.record(
+        session,
+        actor,
+        "version.activate",
+        f"version:{version.id}",
+        project.id,
+        number=version.number,
+        before=before,
+        replaced_sets=replaced,
+    )
+    told = {"id": str(version.id), "number": version.number, "before": None if before is None else str(before)}
+    webhooks.emit(session, project.id, webhooks.VERSION_ACTIVATED, told)
+
+
+def lock_project(session: Session, project: Project) -> None:
+    """Hold the project's row until the transaction ends, and read it as it is now."""
+    session.refresh(project, with_for_update={"key_share": True})
+
+
+def register(
+    session: Session,
+    project: Project,
+    *,
+    base_model: str,
+    parent_id: int | None,
+    round_id: int | None,
+    adapter: str | None,
+    metrics: dict[str, Any],
+) -> ModelVersion:
+    """Add the next version of a project, not active yet. The caller holds the project's row."""
+    last = session.scalar(select(func.max(ModelVersion.number)).where(ModelVersion.project_id == project.id))
+    version = ModelVersion(
+        project_id=project.id,
+        number=0 if last is None else last + 1,
+        parent_id=parent_id,
+        round_id=round_id,
+        base_model=base_model,
+        adapter=adapter,
+        metrics=metrics,
+    )
+    session.add(version)
+    session.flush()
+    return version
+
+
+# Scores, kept so that they need not be made again
+
+
+def known_scores(session: Session, version_id: int, *, prompts_hash: str, settings_hash: str) -> dict[str, Any] | None:
+    """The scores of a version on exact prompts with exact settings, where they were made before."""
+    return session.scalar(
+        select(Evaluation.scores).where(
+            Evaluation.version_id == version_id,
+            Evaluation.prompts_hash == prompts_hash,
+            Evaluation.settings_hash == settings_hash,
+        )
+    )
+
+
+def keep_scores(
+    session: Session, version_id: int, *, prompts_hash: str, settings_hash: str, scores: dict[str, Any]
+) -> None:
+    """Keep the scores of a version; those already there stay."""
+    if known_scores(session, version_id, prompts_hash=prompts_hash, settings_hash=settings_hash) is None:
+        session.add(
+            Evaluation(version_id=version_id, prompts_hash=prompts_hash, settings_hash=settings_hash, scores=scores)
+        )
+        session.flush()
+
+
+def scores_of(session: Session, version: ModelVersion) -> list[Evaluation]:
+    """All scores of a version, the newest first."""
+    query = select(Evaluation).where(Evaluation.version_id == version.id).order_by(Evaluation.id.desc())
+    return list(session.scalars(query))

@@ -1,0 +1,85 @@
+"""The page behind a one-time link: somebody who is not signed in chooses their password."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+
+from app.errors import Invalid
+from app.http.dependencies import SessionDep
+from app.models import LinkPurpose
+from app.services.accounts import one_time_links
+from app.services.accounts.passwords import MIN_PASSWORD
+from app.web.access import OLD_FORM, Form, equal, sent_token, text_of
+from app.web.accounts.sign_in import FORM_COOKIE, set_cookie
+from app.web.forms import Field
+from app.web.rendering import Shell, page
+
+router = APIRouter()
+UNEQUAL = "The two are not the same: write the password twice."
+
+
+@dataclass(frozen=True, slots=True)
+class LinkView:
+    """The form for a password."""
+
+    token: str
+    email: str
+    invited: bool
+    fields: tuple[Field, ...]
+
+
+@router.get("/account/link/{token}")
+def show(request: Request, session: SessionDep, token: str) -> Response:
+    """The form; looking at it does not use the link up, so that a mail scanner cannot either."""
+    return form_page(request, session, token)
+
+
+def form_page(
+    request: Request, session: SessionDep, token: str, *, problem: str = "", again: str = "", status: int = 200
+) -> Response:
+    """The form, with what was wrong with it."""
+    link, user = one_time_links.find_link(session, token)
+    secret = {"autocomplete": "new-password"}
+    view = LinkView(
+        token=token,
+        email=user.email,
+        invited=link.purpose is LinkPurpose.invitation,
+        fields=(
+            Field(
+                "password",
+                "Password",
+                "password",
+                help=f"At least {MIN_PASSWORD} characters; a few words are easier to remember.",
+                problem=problem,
+                required=True,
+                attributes=secret,
+            ),
+            Field("again", "The same again", "password", problem=again, required=True, attributes=secret),
+        ),
+    )
+    form_token = request.cookies.get(FORM_COOKIE) or secrets.token_urlsafe(32)
+    shell = Shell(title="Choose a password", csrf_token=form_token)
+    response = page("accounts/link.html", shell=shell, view=view, status=status)
+    response.headers["Referrer-Policy"] = "no-referrer"
+    set_cookie(response, FORM_COOKIE, form_token, seconds=None)
+    return response
+
+
+@router.post("/account/link/{token}")
+def use(request: Request, session: SessionDep, form: Form, token: str) -> Response:
+    """Set the password, and on to sign in with it."""
+    cookie = request.cookies.get(FORM_COOKIE, "")
+    if not cookie or not equal(sent_token(request, form), cookie):
+        return form_page(request, session, token, problem=OLD_FORM, status=403)
+    password = text_of(form, "password")
+    if password != text_of(form, "again"):
+        return form_page(request, session, token, again=UNEQUAL, status=422)
+    try:
+        one_time_links.use_link(session, token, password)
+    except Invalid as error:
+        return form_page(request, session, token, problem=error.detail, status=422)
+    return RedirectResponse("/sign-in?done=password", status_code=303)

@@ -1,0 +1,116 @@
+"""Signing in and out, and the start page."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from app.errors import Forbidden, NotFound, TooMany, Unauthenticated
+from app.http.dependencies import SessionDep
+from app.models import Role
+from app.services.accounts import sessions
+from app.services.kernel.actors import Actor
+from app.settings import get_settings
+from app.web.access import COOKIE, OLD_FORM, Form, Me, Poster, equal, judged_project, sent_token, text_of
+from app.web.rendering import Message, Shell, page
+
+# The sign-in form is sent before there is a session: its token stands in a cookie of its own, and must come back.
+FORM_COOKIE = "illume_form"
+LAST_PROJECT = "illume_project"
+SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+LOCAL_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\]*")
+
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class SignInView:
+    """The sign-in form as it was filled in."""
+
+    next: str
+    email: str = ""
+    problem: str = ""
+
+
+def local_path(path: str) -> str:
+    """`path` where it leads to a page of ours, else the start page."""
+    return path if LOCAL_PATH.fullmatch(path) and not path.startswith("/sign-") else "/"
+
+
+def set_cookie(response: Response, name: str, value: str, *, seconds: int | None) -> None:
+    """A cookie that scripts cannot read and other sites cannot send along."""
+    secure = get_settings().secure_cookies
+    response.set_cookie(name, value, max_age=seconds, httponly=True, samesite="lax", secure=secure, path="/")
+
+
+@router.get("/")
+def start(request: Request, session: SessionDep, who: Me) -> RedirectResponse:
+    """Where one left off: a critic's last project, if they still judge in it; an admin's overview."""
+    if who.actor.role is not Role.critic:
+        return RedirectResponse("/admin", status_code=303)
+    slug = request.cookies.get(LAST_PROJECT, "")
+    known = SLUG.fullmatch(slug) and judges_in(session, who.actor, slug)
+    return RedirectResponse(f"/annotate/{slug}" if known else "/annotate", status_code=303)
+
+
+def judges_in(session: Session, actor: Actor, slug: str) -> bool:
+    """Whether there is such a project and `actor` judges in it."""
+    try:
+        judged_project(session, actor, slug)
+    except (NotFound, Forbidden):
+        return False
+    return True
+
+
+@router.get("/sign-in")
+def show(request: Request, next: str = "/", done: str = "") -> Response:  # noqa: A002 - the field's name in addresses
+    """The sign-in form."""
+    said = {"signed-out": "You are signed out.", "password": "The password is set: sign in with it."}.get(done)
+    messages = (Message(said),) if said else ()
+    return form_page(request, SignInView(local_path(next)), messages=messages)
+
+
+def form_page(request: Request, view: SignInView, *, status: int = 200, messages: tuple[Message, ...] = ()) -> Response:
+    """The sign-in form, with the cookie its token must match."""
+    token = request.cookies.get(FORM_COOKIE) or secrets.token_urlsafe(32)
+    shell = Shell(title="Sign in", csrf_token=token, messages=messages)
+    response = page("accounts/sign_in.html", shell=shell, view=view, status=status)
+    set_cookie(response, FORM_COOKIE, token, seconds=None)
+    return response
+
+
+@router.post("/sign-in")
+def sign_in(request: Request, session: SessionDep, form: Form) -> Response:
+    """Check the password and open a session."""
+    email = text_of(form, "email")
+    view = SignInView(local_path(text_of(form, "next", "/")), email)
+    cookie = request.cookies.get(FORM_COOKIE, "")
+    if not cookie or not equal(sent_token(request, form), cookie):
+        return form_page(request, SignInView(view.next, email, OLD_FORM), status=403)
+    address = request.client.host if request.client else ""
+    try:
+        user = sessions.check_password(session, email, text_of(form, "password"), address=address)
+    except (Unauthenticated, TooMany) as error:
+        response = form_page(request, SignInView(view.next, email, error.detail), status=error.status)
+        if isinstance(error, TooMany):
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
+    secret, _ = sessions.open_web_session(session, user)
+    response = RedirectResponse(view.next, status_code=303)
+    set_cookie(response, COOKIE, secret, seconds=get_settings().session_hours * 3600)
+    response.delete_cookie(FORM_COOKIE, path="/")
+    return response
+
+
+@router.post("/sign-out")
+def sign_out(request: Request, session: SessionDep, who: Poster) -> RedirectResponse:  # noqa: ARG001 - must be signed in
+    """End the browser's session."""
+    sessions.close_web_session(session, request.cookies.get(COOKIE, ""))
+    response = RedirectResponse("/sign-in?done=signed-out", status_code=303)
+    response.delete_cookie(COOKIE, path="/")
+    return response

@@ -1,0 +1,359 @@
+"""People: who there is, what they may do and where, links to a password, tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
+
+from app.db.sessions import now_of
+from app.errors import Conflict, Invalid, NotFound
+from app.http.dependencies import SessionDep
+from app.models import LinkPurpose, OneTimeLink, Role, Scope, Token, User
+from app.services.accounts import one_time_links, users
+from app.services.kernel.actors import Actor, parse_id, require_admin
+from app.services.projects import projects
+from app.web.access import Form, Me, Poster, SignedIn, text_of, texts_of
+from app.web.admin.frame import back_to
+from app.web.forms import Field
+from app.web.rendering import page, shell_for
+
+router = APIRouter()
+ROLE_OPTIONS = (
+    ("critic", "critic: judges"),
+    ("reviewer", "reviewer: sees all, decides on prompts"),
+    ("viewer", "viewer: sees all"),
+    ("admin", "admin: may do everything"),
+)
+NOT_A_MEMBER = ""
+EXPIRIES = (("30", "in 30 days"), ("90", "in 90 days"), ("365", "in a year"), ("", "never"))
+LINK_TITLES = {
+    LinkPurpose.invitation: "Send this link to {}: they choose their password with it, once, within 7 days.",
+    LinkPurpose.password: "Send this link to {}: they choose a new password with it, once, within a day.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A link or token that is shown once."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """A person in the list."""
+
+    id: str
+    email: str
+    role: str
+    projects: str
+    disabled: bool
+    invited: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class UsersView:
+    """The list, and the form for one more."""
+
+    rows: tuple[UserRow, ...]
+    fields: tuple[Field, ...]
+    projects: tuple[tuple[str, str, bool], ...]
+    problem: str
+    secret: Secret | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A token in the list."""
+
+    id: str
+    name: str
+    scope: str
+    limit: int | None
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRole:
+    """What a person is in a project; an empty role for who is no member."""
+
+    slug: str
+    name: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserView:
+    """One person."""
+
+    id: str
+    email: str
+    role: str
+    roles: tuple[str, ...]
+    disabled: bool
+    is_me: bool
+    has_password: bool
+    link: OneTimeLink | None
+    projects: tuple[ProjectRole, ...]
+    tokens: tuple[TokenRow, ...]
+    scopes: tuple[str, ...]
+    expiries: tuple[tuple[str, str], ...]
+    problem: str
+    secret: Secret | None
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """The form for a person as it was filled in, and what is wrong with it."""
+
+    email: str = ""
+    role: str = Role.critic.value
+    projects: tuple[str, ...] = ()
+    problem: str = ""
+    field: str | None = None
+
+
+def choices(session: Session, actor: Actor, chosen: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
+    """All projects, and whether each is chosen."""
+    return tuple((one.slug, one.name, one.slug in chosen) for one in projects.list_projects(session, actor))
+
+
+def role_of(text: str) -> Role:
+    """The role named `text`. Raises `Invalid`."""
+    if text not in set(Role):
+        raise Invalid("Choose one of the roles.", field="role")
+    return Role(text)
+
+
+# The list
+
+
+def list_page(
+    request: Request, session: Session, who: SignedIn, typed: Typed, *, secret: Secret | None = None, status: int = 200
+) -> Response:
+    """The list of people, with the form as it was filled in."""
+    require_admin(who.actor)
+    people = users.list_users(session, who.actor)
+    memberships = users.projects_of(session, [person.id for person in people])
+
+    def problem(name: str) -> str:
+        return typed.problem if typed.field == name else ""
+
+    email = Field(
+        "email",
+        "E-mail",
+        "email",
+        typed.email,
+        help="A link to choose a password is made, to be sent to them.",
+        problem=problem("email"),
+        required=True,
+        attributes={"autocomplete": "off"},
+    )
+    view = UsersView(
+        rows=tuple(user_row(person, memberships[person.id]) for person in people),
+        fields=(email, Field("role", "Role", "select", typed.role, options=ROLE_OPTIONS, problem=problem("role"))),
+        projects=choices(session, who.actor, typed.projects),
+        problem="" if typed.field in ("email", "role") else typed.problem,
+        secret=secret,
+    )
+    shell = shell_for(request, who.actor, who.csrf_token, title="Users", section="users")
+    return page("admin/accounts/users.html", shell=shell, view=view, status=status)
+
+
+def user_row(person: User, roles: Mapping[str, Role]) -> UserRow:
+    """A person, as the list shows them; a role in a project is named where it is another than theirs."""
+    named = [slug if role is person.role else f"{slug} ({role})" for slug, role in roles.items()]
+    everywhere = "all" if person.role is Role.admin else ", ".join(named)
+    return UserRow(
+        id=str(person.id),
+        email=person.email,
+        role=str(person.role),
+        projects=everywhere,
+        disabled=person.disabled_at is not None,
+        invited=person.password_hash is None,
+        created_at=person.created_at,
+    )
+
+
+@router.get("/users")
+def index(request: Request, session: SessionDep, who: Me) -> Response:
+    """Everybody."""
+    known = projects.list_projects(session, who.actor)
+    only = (known[0].slug,) if len(known) == 1 else ()
+    return list_page(request, session, who, Typed(projects=only))
+
+
+@router.post("/users")
+def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
+    """Add a person; the link to their first password is shown once."""
+    email, role, slugs = text_of(form, "email"), text_of(form, "role"), tuple(texts_of(form, "projects"))
+    try:
+        person = users.add_user(session, who.actor, email=email, role=role_of(role), project_slugs=slugs)
+    except (Invalid, Conflict) as error:
+        session.rollback()
+        typed = Typed(email, role, slugs, error.detail, error.field)
+        return list_page(request, session, who, typed, status=error.status)
+    secret = link_for(request, session, who.actor, person, LinkPurpose.invitation)
+    return list_page(request, session, who, Typed(projects=slugs), secret=secret, status=201)
+
+
+def link_for(request: Request, session: Session, actor: Actor, person: User, purpose: LinkPurpose) -> Secret:
+    """A new one-time link for a person, as the page shows it once."""
+    _, plain = one_time_links.make_link(session, actor, person.id, purpose)
+    return Secret(LINK_TITLES[purpose].format(person.email), f"{request.base_url}account/link/{plain}")
+
+
+# One person
+
+
+def user_page(
+    request: Request,
+    session: Session,
+    who: SignedIn,
+    person: User,
+    *,
+    secret: Secret | None = None,
+    problem: str = "",
+    status: int = 200,
+) -> Response:
+    """One person's page."""
+    require_admin(who.actor)
+    roles = users.projects_of(session, [person.id])[person.id]
+    known = projects.list_projects(session, who.actor)
+    view = UserView(
+        id=str(person.id),
+        email=person.email,
+        role=str(person.role),
+        roles=tuple(Role),
+        disabled=person.disabled_at is not None,
+        is_me=person.id == who.actor.user_id,
+        has_password=person.password_hash is not None,
+        link=one_time_links.open_link(session, person.id),
+        projects=tuple(ProjectRole(one.slug, one.name, str(roles.get(one.slug, NOT_A_MEMBER))) for one in known),
+        tokens=tuple(token_row(token) for token in users.list_tokens(session, who.actor, person.id)),
+        scopes=tuple(Scope),
+        expiries=EXPIRIES,
+        problem=problem,
+        secret=secret,
+    )
+    shell = shell_for(request, who.actor, who.csrf_token, title=person.email, section="users")
+    return page("admin/accounts/user.html", shell=shell, view=view, status=status)
+
+
+def token_row(token: Token) -> TokenRow:
+    """A token, as the page shows it."""
+    return TokenRow(
+        id=str(token.id),
+        name=token.name,
+        scope=str(token.scope),
+        limit=token.requests_per_minute,
+        created_at=token.created_at,
+        expires_at=token.expires_at,
+        last_used_at=token.last_used_at,
+    )
+
+
+def person_of(session: Session, who: SignedIn, user_id: str) -> User:
+    """The person, for an admin."""
+    require_admin(who.actor)
+    return users.get_user(session, who.actor, parse_id(user_id))
+
+
+@router.get("/users/{user_id}")
+def show(request: Request, session: SessionDep, who: Me, user_id: str) -> Response:
+    """One person."""
+    return user_page(request, session, who, person_of(session, who, user_id))
+
+
+@router.post("/users/{user_id}/role")
+def set_role(request: Request, session: SessionDep, who: Poster, form: Form, user_id: str) -> Response:
+    """Change what a person is, and of which projects a member."""
+    person = person_of(session, who, user_id)
+    try:
+        users.set_role(session, who.actor, person.id, role_of(text_of(form, "role")), in_projects=False)
+        users.set_project_roles(session, who.actor, person, project_roles(session, who.actor, form))
+    except (Invalid, Conflict) as error:
+        session.rollback()
+        return user_page(request, session, who, person, problem=error.detail, status=error.status)
+    return back_to(f"/admin/users/{user_id}", "role-set")
+
+
+def project_roles(session: Session, actor: Actor, form: FormData) -> dict[str, Role]:
+    """The chosen role in each project; those without one are left out. Raises `Invalid`."""
+    chosen = {one.slug: text_of(form, f"project-{one.slug}") for one in projects.list_projects(session, actor)}
+    return {slug: role_of(role) for slug, role in chosen.items() if role != NOT_A_MEMBER}
+
+
+@router.post("/users/{user_id}/link")
+def make_link(request: Request, session: SessionDep, who: Poster, user_id: str) -> Response:
+    """Make a link by which a person chooses a password, shown once. The one they have works until then."""
+    person = person_of(session, who, user_id)
+    purpose = LinkPurpose.invitation if person.password_hash is None else LinkPurpose.password
+    secret = link_for(request, session, who.actor, person, purpose)
+    return user_page(request, session, who, person, secret=secret, status=201)
+
+
+@router.post("/users/{user_id}/disable")
+def disable(request: Request, session: SessionDep, who: Poster, user_id: str) -> Response:
+    """Shut a person out."""
+    person = person_of(session, who, user_id)
+    try:
+        users.set_disabled(session, who.actor, person.id, True)
+    except Conflict as error:
+        session.rollback()
+        return user_page(request, session, who, person, problem=error.detail, status=error.status)
+    return back_to(f"/admin/users/{user_id}", "disabled")
+
+
+@router.post("/users/{user_id}/enable")
+def enable(session: SessionDep, who: Poster, user_id: str) -> RedirectResponse:
+    """Let a person in again."""
+    users.set_disabled(session, who.actor, person_of(session, who, user_id).id, False)
+    return back_to(f"/admin/users/{user_id}", "enabled")
+
+
+@router.post("/users/{user_id}/tokens")
+def make_token(request: Request, session: SessionDep, who: Poster, form: Form, user_id: str) -> Response:
+    """Make a token, shown once."""
+    person = person_of(session, who, user_id)
+    scope = text_of(form, "scope")
+    if scope not in set(Scope):
+        raise Invalid("Choose one of the scopes.", field="scope")
+    name = text_of(form, "name").strip()
+    limit = text_of(form, "requests").strip()
+    if limit and not limit.isdecimal():
+        raise Invalid("Requests a minute must be a number.", field="requests")
+    days = text_of(form, "expires")
+    if days not in dict(EXPIRIES):
+        raise Invalid("Choose one of the times.", field="expires")
+    expires_at = now_of(session) + timedelta(days=int(days)) if days else None
+    _, plain = users.create_token(
+        session,
+        who.actor,
+        user_id=person.id,
+        scope=Scope(scope),
+        name=name,
+        expires_at=expires_at,
+        requests_per_minute=int(limit[:10]) if limit else None,
+    )
+    return user_page(request, session, who, person, secret=Secret("The new token:", plain), status=201)
+
+
+@router.post("/users/{user_id}/tokens/{token_id}/revoke")
+def revoke(session: SessionDep, who: Poster, user_id: str, token_id: str) -> RedirectResponse:
+    """End a token."""
+    person = person_of(session, who, user_id)
+    if parse_id(token_id) not in {token.id for token in users.list_tokens(session, who.actor, person.id)}:
+        raise NotFound("There is no such token of this person.")
+    users.revoke_token(session, who.actor, parse_id(token_id))
+    return back_to(f"/admin/users/{user_id}", "revoked")

@@ -1,0 +1,149 @@
+"""Erasing people, images and projects: what would go, the confirmation, and how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict
+from app.http.dependencies import SessionDep
+from app.models import Erasure
+from app.services.erasure import erasures
+from app.services.erasure.erasures import Loss
+from app.services.kernel.actors import Actor, parse_id
+from app.web.access import Form, Me, Poster, SignedIn, text_of
+from app.web.admin.frame import back_to
+from app.web.rendering import page, shell_for
+from app.web.words import image_url
+
+router = APIRouter()
+Kind = Literal["users", "images", "projects"]
+TITLES = {"users": "Erase {}", "images": "Erase this image", "projects": "Erase the project {}"}
+BACK = {"users": "/admin/users/{}", "images": "/admin", "projects": "/admin/projects/{}/settings"}
+WORDS = {
+    "users": "Their address, password, tokens and memberships go at once, and soon after all that they said: picks, "
+    "own words, comments, times, notes. Their slots are free for others, so that prompts may be judged again.",
+    "images": "The image goes, and in every project the prompts that show it, with their questions, candidates and "
+    "verdicts.",
+    "projects": "Prompts, candidates, verdicts, imports, settings, adapters and the images that no other project shows "
+    "go. What is left of its rounds and versions is numbers.",
+}
+STAYS = (
+    "Snapshots keep their hashes, put tombstones where something was, and say how many; rounds that used them can no "
+    "longer be rerun exactly. Models that learned from it stay as they are, as do copies that were taken elsewhere: "
+    "exports, backups, what webhooks told."
+)
+NAMES = ("verdicts", "prompts", "images", "snapshots", "redacted", "tokens", "adapters", "uploads")
+
+
+@dataclass(frozen=True, slots=True)
+class EraseView:
+    """What would go, and what has to be typed to confirm it."""
+
+    title: str
+    words: str
+    stays: str
+    counts: tuple[tuple[str, int], ...]
+    projects: tuple[str, ...]
+    typed: str
+    image: str
+    action: str
+    back: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureRow:
+    """Something that was erased."""
+
+    what: str
+    state: str
+    counts: str
+    error: str
+    asked: datetime
+    done: datetime | None
+
+
+def loss_of(session: Session, actor: Actor, kind: Kind, subject: str) -> Loss:
+    """What would go. Raises `NotFound`, `Forbidden`, `Conflict`."""
+    if kind == "users":
+        return erasures.loss_of_person(session, actor, parse_id(subject))
+    if kind == "images":
+        return erasures.loss_of_image(session, actor, subject)
+    return erasures.loss_of_project(session, actor, subject)
+
+
+def confirm_page(
+    request: Request, session: Session, who: SignedIn, kind: Kind, subject: str, *, problem: str = "", status: int = 200
+) -> Response:
+    """What would go, with the form that confirms it."""
+    loss = loss_of(session, who.actor, kind, subject)
+    counts = tuple((name, getattr(loss, name)) for name in ("verdicts", "prompts", "images", "tokens", "snapshots"))
+    names = {"snapshots": "snapshots touched"} | ({"images": "images, or more"} if loss.images_at_least else {})
+    view = EraseView(
+        title=TITLES[kind].format(loss.name),
+        words=WORDS[kind],
+        stays=STAYS,
+        counts=tuple((names.get(name, name), n) for name, n in counts if n),
+        projects=loss.projects,
+        typed="erase" if kind == "images" else loss.name,
+        image=image_url(subject) if kind == "images" else "",
+        action=f"/admin/erase/{kind}/{subject}",
+        back=BACK[kind].format(subject),
+        problem=problem,
+    )
+    shell = shell_for(request, who.actor, who.csrf_token, title=view.title, section="users")
+    return page("admin/erasure/erase.html", shell=shell, view=view, status=status)
+
+
+@router.get("/erase/{kind}/{subject}")
+def confirm(request: Request, session: SessionDep, who: Me, kind: Kind, subject: str) -> Response:
+    """What would go."""
+    return confirm_page(request, session, who, kind, subject)
+
+
+@router.post("/erase/{kind}/{subject}")
+def erase(request: Request, session: SessionDep, who: Poster, form: Form, kind: Kind, subject: str) -> Response:
+    """Erase it, where its name was typed."""
+    loss = loss_of(session, who.actor, kind, subject)
+    wanted = "erase" if kind == "images" else loss.name
+    if text_of(form, "typed").strip() != wanted:
+        problem = f"Nothing was erased: type {wanted} to confirm."
+        return confirm_page(request, session, who, kind, subject, problem=problem, status=422)
+    try:
+        if kind == "users":
+            erasures.erase_person(session, who.actor, parse_id(subject))
+        elif kind == "images":
+            erasures.erase_image(session, who.actor, subject)
+        else:
+            erasures.erase_project(session, who.actor, subject)
+    except Conflict as error:
+        session.rollback()
+        return confirm_page(request, session, who, kind, subject, problem=error.detail, status=error.status)
+    return back_to("/admin/erasures", "erasing")
+
+
+@router.get("/erasures")
+def index(request: Request, session: SessionDep, who: Me) -> Response:
+    """What was erased, the newest first."""
+    found = erasures.list_erasures(session, who.actor, limit=200).items
+    shell = shell_for(request, who.actor, who.csrf_token, title="Erased", section="users")
+    return page("admin/erasure/erasures.html", shell=shell, view=tuple(row_of(one) for one in found))
+
+
+def row_of(one: Erasure) -> ErasureRow:
+    """Something erased, as the page shows it."""
+    subject = f"{one.subject[:12]}…" if len(one.subject) > 20 else one.subject
+    return ErasureRow(
+        what=f"{one.kind} {subject}",
+        state=str(one.state),
+        counts=", ".join(f"{name} {one.counts[name]}" for name in NAMES if one.counts.get(name)) or "–",
+        error=one.error or "",
+        asked=one.created_at,
+        done=one.finished_at,
+    )

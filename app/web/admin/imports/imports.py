@@ -1,0 +1,293 @@
+"""Importing prompts: bring a file, look at what its columns mean, take it in, see what was rejected."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData, UploadFile
+
+from app.errors import Conflict, Forbidden, Invalid, NotFound
+from app.http.dependencies import SessionDep
+from app.http.gate import LARGEST_IMPORT
+from app.models import Import, ImportProblem, ImportState, Role, Split
+from app.services.imports import imports
+from app.services.imports import templates as import_templates
+from app.services.kernel.actors import parse_id
+from app.web.access import OLD_FORM, Form, Me, Poster, SignedIn, equal, managed_project, sent_token, signed_in, text_of
+from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.imports.drafts import DraftView, draft_view
+from app.web.errors import wants_fragment
+from app.web.rendering import live, page
+
+router = APIRouter()
+LIST = "admin/imports/imports.html"
+ONE = "admin/imports/import.html"
+SHOWN_PROBLEMS = 100
+TONES = {ImportState.succeeded: "good", ImportState.failed: "bad", ImportState.draft: "warn"}
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRow:
+    """An import in the list."""
+
+    id: str
+    filename: str
+    state: str
+    tone: str
+    added: int
+    unchanged: int
+    rejected: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ImportsView:
+    """The form for a file, and the imports so far."""
+
+    slug: str
+    problem: str
+    split: str
+    splits: tuple[str, ...]
+    templates: tuple[str, ...]
+    rows: tuple[ImportRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemRow:
+    """A rejected line."""
+
+    line: int
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImportView:
+    """One import: a draft, or how far it is and what came of it."""
+
+    slug: str
+    id: str
+    filename: str
+    state: str
+    tone: str
+    created_at: datetime
+    draft: DraftView | None
+    active: bool
+    sentence: str
+    total: int
+    done: int
+    added: int
+    unchanged: int
+    rejected: int
+    error: str
+    problems: tuple[ProblemRow, ...]
+    more: int
+
+
+async def read_upload(request: Request) -> AsyncIterator[FormData]:
+    """The fields of a form with files, which are closed again."""
+    form = await request.form(max_files=2, max_fields=50)
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+Upload = Annotated[FormData, Depends(read_upload, scope="function")]
+
+
+def uploading(
+    request: Request, form: Upload, who: Annotated[SignedIn, Depends(signed_in, scope="function")]
+) -> SignedIn:
+    """Who sends a form with files; raises `Forbidden` where its token is not their session's."""
+    if not equal(sent_token(request, form), who.csrf_token):
+        raise Forbidden(OLD_FORM)
+    return who
+
+
+Uploader = Annotated[SignedIn, Depends(uploading, scope="function")]
+
+
+def split_of(form: FormData) -> Split:
+    """The split chosen in a form. Raises `Invalid`."""
+    text = text_of(form, "split", Split.train.value)
+    if text not in set(Split):
+        raise Invalid("Choose one of the splits.", field="split")
+    return Split(text)
+
+
+# The list and the form for a file
+
+
+@router.get("/projects/{slug}/imports")
+def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The form for a file, and the imports so far."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Role.reviewer)
+    return list_page(session, who, frame)
+
+
+def list_page(
+    session: Session, who: SignedIn, frame: Frame, *, problem: str = "", split: str = "train", status: int = 200
+) -> Response:
+    """The page of imports, with what is wrong with the file that was sent."""
+    found = imports.list_imports(session, who.actor, frame.project, limit=50).items
+    view = ImportsView(
+        slug=frame.project.slug,
+        problem=problem,
+        split=split,
+        splits=tuple(Split),
+        templates=tuple(import_templates.TEMPLATES),
+        rows=tuple(import_row(one) for one in found),
+    )
+    return page(LIST, shell=frame.shell, view=view, status=status)
+
+
+def import_row(found: Import) -> ImportRow:
+    """An import, as the list shows it."""
+    return ImportRow(
+        id=str(found.id),
+        filename=found.filename,
+        state=found.state.value,
+        tone=TONES.get(found.state, "accent"),
+        added=found.added,
+        unchanged=found.unchanged,
+        rejected=found.rejected,
+        created_at=found.created_at,
+    )
+
+
+@router.post("/projects/{slug}/imports", max_body_size=LARGEST_IMPORT)
+def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
+    """Keep a file as a draft, to be looked at."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Role.reviewer)
+    file, pictures = form.get("file"), form.get("images")
+    try:
+        if not isinstance(file, UploadFile) or not file.filename:
+            raise Invalid("Choose a file first.", field="file")
+        has_pictures = isinstance(pictures, UploadFile) and bool(pictures.filename)
+        made = imports.create_import(
+            session,
+            who.actor,
+            frame.project,
+            filename=file.filename,
+            source=file.file,
+            images_source=pictures.file if has_pictures and isinstance(pictures, UploadFile) else None,
+            split=split_of(form),
+            draft=True,
+        )
+    except Invalid as error:
+        session.rollback()
+        split = text_of(form, "split", "train")
+        return list_page(session, who, frame, problem=error.detail, split=split, status=422)
+    return RedirectResponse(f"/admin/projects/{slug}/imports/{made.id}", status_code=303)
+
+
+@router.get("/projects/{slug}/imports/template.{kind}")
+def template(session: SessionDep, who: Me, slug: str, kind: str) -> Response:
+    """An example of a file, to begin with."""
+    managed_project(session, who.actor, slug, Role.reviewer)
+    if kind not in import_templates.TEMPLATES:
+        raise NotFound("There is no such template.")
+    found = import_templates.TEMPLATES[kind]
+    headers = {"Content-Disposition": f'attachment; filename="prompts.{kind}"'}
+    return Response(found.make(), media_type=found.media_type, headers=headers)
+
+
+# One import
+
+
+@router.get("/projects/{slug}/imports/{import_id}")
+def show(request: Request, session: SessionDep, who: Me, slug: str, import_id: str) -> Response:
+    """One import: what it would bring, how far it is, or what came of it."""
+    frame, found = find(request, session, who, slug, import_id)
+    view = import_view(session, slug, found)
+    if wants_fragment(request):
+        return live(request, ONE, "live", shell=frame.shell, view=view)
+    return page(ONE, shell=frame.shell, view=view)
+
+
+def find(request: Request, session: Session, who: SignedIn, slug: str, import_id: str) -> tuple[Frame, Import]:
+    """An import of the project, and the frame of its page. Raises `NotFound`."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import", need=Role.reviewer)
+    found = imports.get_import(session, who.actor, parse_id(import_id))
+    if found.project_id != frame.project.id:
+        raise NotFound("There is no such import in this project.")
+    return frame, found
+
+
+def import_view(session: Session, slug: str, found: Import, *, problem: str = "") -> ImportView:
+    """An import, as its page shows it."""
+    problems = imports.problems_of(session, found, limit=SHOWN_PROBLEMS)
+    return ImportView(
+        slug=slug,
+        id=str(found.id),
+        filename=found.filename,
+        state=found.state.value,
+        tone=TONES.get(found.state, "accent"),
+        created_at=found.created_at,
+        draft=draft_view(found, problem) if found.state is ImportState.draft else None,
+        active=found.state in (ImportState.queued, ImportState.running),
+        sentence=sentence_of(found),
+        total=found.total or 0,
+        done=found.done,
+        added=found.added,
+        unchanged=found.unchanged,
+        rejected=found.rejected,
+        error=found.error or "",
+        problems=tuple(problem_row(one) for one in problems),
+        more=max(0, found.rejected - len(problems)),
+    )
+
+
+def problem_row(problem: ImportProblem) -> ProblemRow:
+    """A rejected line, as the page shows it."""
+    return ProblemRow(problem.line, problem.field or "", problem.reason)
+
+
+def sentence_of(found: Import) -> str:
+    """How an import stands, in words."""
+    if found.state is ImportState.queued:
+        return "It waits for a worker."
+    if found.state is ImportState.running:
+        return "The file is being looked through." if found.total is None else "It is being taken in."
+    if found.state is ImportState.succeeded:
+        what = "Every line is fine." if not found.rejected else "Lines that were rejected are listed below."
+        return f"It is done. {what}"
+    return "" if found.state is ImportState.draft else "It failed. What was added before stays."
+
+
+@router.post("/projects/{slug}/imports/{import_id}/plan")
+def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, import_id: str) -> Response:
+    """Say what the columns mean, and look again or have it taken in."""
+    frame, found = find(request, session, who, slug, import_id)
+    here = f"/admin/projects/{slug}/imports/{found.id}"
+    columns = [one for one in form.getlist("column") if isinstance(one, str)]
+    targets = [one for one in form.getlist("target") if isinstance(one, str)]
+    try:
+        chosen = dict(zip(columns, targets, strict=False))
+        question = text_of(form, "question")
+        imports.change_plan(session, who.actor, found.id, columns=chosen, split=split_of(form), question=question)
+        if text_of(form, "act") == "start":
+            imports.start(session, who.actor, found.id)
+    except Invalid as error:
+        session.rollback()
+        view = import_view(session, slug, found, problem=error.detail)
+        return page(ONE, shell=frame.shell, view=view, status=422)
+    except Conflict:
+        session.rollback()  # somebody else was quicker: its page says how far it is
+        return RedirectResponse(here, status_code=303)
+    return RedirectResponse(here, status_code=303)
+
+
+@router.post("/projects/{slug}/imports/{import_id}/discard")
+def discard(request: Request, session: SessionDep, who: Poster, slug: str, import_id: str) -> RedirectResponse:
+    """Drop a draft."""
+    _, found = find(request, session, who, slug, import_id)
+    imports.discard(session, who.actor, found.id)
+    return back_to(f"/admin/projects/{slug}/imports", "discarded")

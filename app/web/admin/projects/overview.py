@@ -1,0 +1,318 @@
+"""All projects, and one project's loop at a glance."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+
+from app.errors import Forbidden
+from app.http.dependencies import SessionDep
+from app.models import ModelVersion, Project, Role, Round, RoundState, Worker
+from app.services.acceptance import rules
+from app.services.candidates import pools
+from app.services.kernel import workers
+from app.services.kernel.actors import Actor, project_role
+from app.services.projects import projects
+from app.services.projects.projects import ProjectSettings
+from app.services.quality import agreement
+from app.services.quality.agreement import Agreement
+from app.services.read_models import overviews
+from app.services.read_models.overviews import Pace
+from app.services.rounds import rounds, versions
+from app.web.access import Me
+from app.web.admin.feed import FeedRow, feed_row
+from app.web.admin.frame import frame_of
+from app.web.admin.rounds.scores import VersionRow, metric_of, score_chart, version_rows
+from app.web.charts import Chart
+from app.web.errors import wants_fragment
+from app.web.rendering import live, number, page, shell_for
+from app.web.words import round_words
+
+router = APIRouter()
+
+# Agreement is costly and this page asked for every two seconds: it may be half a minute old, of the newest sets.
+AGREEMENT_SECONDS = 30.0
+GLANCED_SETS = 300
+_agreements: dict[tuple[int, datetime], tuple[float, Agreement]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRow:
+    """A project in the list, with its figures."""
+
+    slug: str
+    name: str
+    round: str
+    claimable: int
+    today: int
+    version: str
+    fresh: int
+    round_every: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexView:
+    """The list of projects."""
+
+    may_add: bool
+    rows: tuple[ProjectRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """One of the loop's four stations. `lit` marks the one that is waited for."""
+
+    key: str
+    name: str
+    url: str
+    figure: str
+    unit: str
+    lines: tuple[str, ...]
+    lit: bool = False
+    lit_label: str = ""
+    bar: float = 0.0
+    bar_max: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRound:
+    """The round that goes on."""
+
+    number: int
+    state: str
+    fraction: float
+    line: str
+    may_cancel: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoopView:
+    """One project's loop."""
+
+    slug: str
+    name: str
+    may_manage: bool
+    may_review: bool
+    stations: tuple[Station, ...]
+    sentence: str
+    notice: str
+    round: RunningRound | None
+    metric: str
+    chart: Chart | None
+    pace: str
+    verdicts: tuple[FeedRow, ...]
+    versions: tuple[VersionRow, ...]
+    workers: tuple[Worker, ...]
+
+
+@router.get("")
+def index(request: Request, session: SessionDep, who: Me) -> Response:
+    """The projects that one looks after."""
+    known = [
+        project
+        for project in projects.list_projects(session, who.actor)
+        if project_role(session, who.actor, project) is not Role.critic
+    ]
+    if not known and who.actor.role is Role.critic:
+        raise Forbidden("These pages are for viewers, reviewers and admins; you are 'critic'.")
+    rows = tuple(project_row(session, who.actor, project) for project in known)
+    view = IndexView(who.actor.is_admin, rows)
+    shell = shell_for(request, who.actor, who.csrf_token, title="Projects", section="projects")
+    if wants_fragment(request):
+        return live(request, "admin/projects/index.html", "rows", shell=shell, view=view)
+    return page("admin/projects/index.html", shell=shell, view=view)
+
+
+def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
+    """A project's line."""
+    running = rounds.active_round(session, project)
+    return ProjectRow(
+        slug=project.slug,
+        name=project.name,
+        round=f"Round {running.number}: {round_words(running)}" if running else "",
+        claimable=pools.claimable_about(session, project),
+        today=overviews.pace_of(session, project).today,
+        version=version_name(session, actor, project),
+        fresh=rules.fresh_count(session, project),
+        round_every=projects.settings_of(session, project).round_every,
+    )
+
+
+def version_name(session: Session, actor: Actor, project: Project) -> str:
+    """The active version in a word."""
+    if project.active_version_id is None:
+        return "none"
+    return f"v{versions.get_version(session, actor, project.active_version_id).number}"
+
+
+@router.get("/projects/{slug}")
+def loop(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The loop at a glance."""
+    frame = frame_of(request, session, who, slug, tab="Loop", title="Loop")
+    project = frame.project
+    settings = projects.settings_of(session, project)
+    running = rounds.active_round(session, project)
+    known = versions.list_versions(session, who.actor, project)
+    pace = overviews.pace_of(session, project)
+    made_by = {one.id: one for one in rounds.list_rounds(session, who.actor, project, limit=200).items}
+    rows = version_rows(known, made_by, project.active_version_id)
+    stations, sentence = stations_of(session, project, settings, running, known, rows, pace)
+    waiting = next((row for row in rows if row.waits), None)
+    view = LoopView(
+        slug=slug,
+        name=project.name,
+        may_manage=frame.may_manage,
+        may_review=frame.may_review,
+        stations=stations,
+        sentence=sentence,
+        notice=f"{waiting.name} was made but not activated: {waiting.reason}" if waiting else "",
+        round=running_round(running) if running else None,
+        metric=metric_of(known),
+        chart=score_chart(known, project.active_version_id),
+        pace=f"{number(pace.today)} today, {number(pace.hour)} in the last hour",
+        verdicts=tuple(feed_row(line) for line in overviews.recent_verdicts(session, who.actor, project, limit=6)),
+        versions=rows[:5],
+        workers=tuple(workers.list_workers(session)),
+    )
+    if wants_fragment(request):
+        return live(request, "admin/projects/project.html", "live", shell=frame.shell, view=view)
+    return page("admin/projects/project.html", shell=frame.shell, view=view)
+
+
+def running_round(running: Round) -> RunningRound:
+    """The round that goes on, as the page shows it."""
+    return RunningRound(
+        number=running.number,
+        state=str(running.state),
+        fraction=float(running.progress.get("fraction") or 0.0),
+        line=round_words(running),
+        may_cancel=running.state != RoundState.cancelling,
+    )
+
+
+# The stations
+
+
+def stations_of(
+    session: Session,
+    project: Project,
+    settings: ProjectSettings,
+    running: Round | None,
+    known: list[ModelVersion],
+    rows: tuple[VersionRow, ...],
+    pace: Pace,
+) -> tuple[tuple[Station, ...], str]:
+    """The four stations, the one that is waited for lit, and a sentence that says so."""
+    claimable = pools.claimable_about(session, project)
+    waiting = pools.waiting_count(session, project, limit=100_000)
+    sampling = pools.sampling_count(session, project)
+    fresh = rules.fresh_count(session, project)
+    lit, sentence = waited_for(settings, running, claimable=claimable, waiting=waiting + sampling, fresh=fresh)
+    base = f"/admin/projects/{project.slug}"
+    active = next((row for row in rows if row.active), None)
+    stations = (
+        Station(
+            "candidates",
+            "Candidates",
+            f"{base}/prompts?state=ready",
+            number(claimable),
+            "ready to judge",
+            (
+                f"{number(waiting)} prompts wait for theirs",
+                f"{sampling} being written" if sampling else f"the pool is kept at {settings.pool_target}",
+            ),
+            lit=lit == "candidates",
+            lit_label="being filled",
+            bar=min(claimable, settings.pool_target),
+            bar_max=settings.pool_target,
+        ),
+        Station(
+            "verdicts",
+            "Verdicts",
+            f"{base}/critics",
+            number(pace.today),
+            "today",
+            (
+                f"{fresh} of {settings.round_every} prompts to the next round",
+                f"{number(pace.hour)} in the last hour",
+                agreement_line(session, project),
+            ),
+            lit=lit == "verdicts",
+            lit_label="critics' turn",
+            bar=min(fresh, settings.round_every),
+            bar_max=settings.round_every,
+        ),
+        round_station(base, settings, running, known, lit=lit == "round"),
+        Station(
+            "version",
+            "Version",
+            f"{base}/versions",
+            f"v{active.number}" if active else "–",
+            "active",
+            (
+                f"ROUGE-L {active.sampled:.3f} sampled" if active and active.sampled is not None else "not scored yet",
+                f"{len(known)} in the lineage",
+            ),
+        ),
+    )
+    return stations, sentence
+
+
+def agreement_line(session: Session, project: Project) -> str:
+    """How far critics agree, of late."""
+    key = (project.id, project.created_at)
+    known = _agreements.get(key)
+    if known is None or known[0] < time.monotonic() - AGREEMENT_SECONDS:
+        votes = agreement.votes_of(session, project, most=GLANCED_SETS)
+        known = _agreements[key] = (time.monotonic(), agreement.agreement_of(votes))
+    found = known[1]
+    if found.alpha is None:
+        return "agreement: no set was judged twice" if not found.candidates else "agreement: all judge alike"
+    interval = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
+    return f"agreement: alpha {found.alpha:.2f}{interval}".replace("-", "\u2212")
+
+
+def round_station(
+    base: str, settings: ProjectSettings, running: Round | None, known: list[ModelVersion], *, lit: bool
+) -> Station:
+    """The station of the round."""
+    if running is None:
+        how = f"starts by itself at {settings.round_every} prompts" if settings.auto_rounds else "an admin starts it"
+        done = sum(version.round_id is not None for version in known)
+        return Station("round", "Round", f"{base}/rounds", number(done), "done", ("none runs now", how), lit=lit)
+    fraction = float(running.progress.get("fraction") or 0.0)
+    return Station(
+        "round",
+        "Round",
+        f"{base}/rounds/{running.number}",
+        f"{round(100 * fraction)} %",
+        f"of round {running.number}",
+        (round_words(running),),
+        lit=lit,
+        lit_label=str(running.state),
+        bar=fraction,
+        bar_max=1.0,
+    )
+
+
+def waited_for(
+    settings: ProjectSettings, running: Round | None, *, claimable: int, waiting: int, fresh: int
+) -> tuple[str, str]:
+    """Which station the loop waits for, and a sentence that says what for."""
+    if running is not None:
+        return "round", f"Round {running.number} trains on what was picked: {round_words(running)}."
+    if claimable == 0 and waiting == 0:
+        return "", "Every prompt is judged: add prompts, or let prompts with an accepted rationale be judged again."
+    if claimable == 0:
+        return "candidates", "The critics wait for candidates: a worker is writing them."
+    missing = settings.round_every - fresh
+    if missing > 0:
+        return "verdicts", f"{missing} more prompts with an accepted rationale make the next round."
+    if settings.auto_rounds:
+        return "round", "Enough was picked: the next round starts in a moment."
+    return "round", "Enough was picked: an admin may start the next round."

@@ -1,0 +1,363 @@
+"""The settings of a project as form fields: their names, help, and how their text is read and written."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.datastructures import FormData
+
+from app.services.kernel.text_rules import reason_of
+from app.services.projects.projects import ProjectSettings, parse_settings
+from app.web.access import text_of
+from app.web.forms import NO_ATTRIBUTES, Field
+
+
+class Unreadable(ValueError):
+    """A text that is no value of its setting, with a sentence that says what one looks like."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingField:
+    """A setting in the form."""
+
+    name: str
+    label: str
+    help: str
+    kind: str
+    options: tuple[tuple[str, str], ...] = ()
+    rows: int = 3
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SettingGroup:
+    """Settings that belong together."""
+
+    title: str
+    fields: tuple[SettingField, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group as the template shows it: fields over the whole width, then small ones side by side."""
+
+    title: str
+    wide: tuple[Field, ...]
+    small: tuple[Field, ...]
+
+
+def whole(name: str, label: str, text: str) -> SettingField:
+    """A setting that is a whole number."""
+    return SettingField(name, label, text, "whole")
+
+
+def real(name: str, label: str, text: str) -> SettingField:
+    """A setting that is a number."""
+    return SettingField(name, label, text, "real")
+
+
+def check(name: str, label: str, text: str) -> SettingField:
+    """A setting that is on or off."""
+    return SettingField(name, label, text, "check")
+
+
+def choice(name: str, label: str, text: str, *options: tuple[str, str]) -> SettingField:
+    """A setting with a few values."""
+    return SettingField(name, label, text, "select", options)
+
+
+def lines(name: str, label: str, text: str) -> SettingField:
+    """A setting that is a list of short texts."""
+    return SettingField(name, label, text, "lines", rows=4)
+
+
+GROUPS = (
+    SettingGroup(
+        "Judging",
+        (
+            SettingField(
+                "instructions", "Instructions", "What critics read beside their work.", "area", rows=4, wide=True
+            ),
+            SettingField(
+                "instruction_examples",
+                "Examples",
+                "One on each line: + before one that fits, - before one that does not, and why behind |.",
+                "lines",
+                rows=4,
+                wide=True,
+            ),
+            whole("overlap", "Critics for each candidate set", "How many critics judge the same candidates."),
+            check(
+                "adaptive_overlap",
+                "Only as many critics as it takes",
+                "One first; more, up to that number, where they are unsure, flag, or disagree.",
+            ),
+            choice(
+                "aggregation",
+                "Accepted when picked by",
+                "How the picks of several critics become an accepted rationale.",
+                ("any", "any of them"),
+                ("majority", "more than half"),
+                ("all", "all of them"),
+            ),
+            check("weigh_reliability", "Weigh by reliability", "In a majority, by accuracy on gold prompts."),
+            check("uncertain_first", "Unsure ones first", "Within a priority, what the model is least sure about."),
+            real("lease_minutes", "Minutes a claim lasts", "After them a prompt that was not judged goes to others."),
+            whole("max_open", "Open claims of a critic", "The page shows one and keeps two ahead."),
+            check("rejudge", "Judge again", "Offer prompts again that have an accepted rationale."),
+            check("blur_images", "Blur images", "Until a critic asks to see them."),
+            lines("skip_reasons", "Reasons to skip", "One on each line; the first nine have a key."),
+            lines("flag_reasons", "Reasons to flag", "One on each line; a flagged prompt is held back."),
+            lines("shortcoming_tags", "Shortcoming tags", "One on each line; what a candidate may lack."),
+        ),
+    ),
+    SettingGroup(
+        "Quality",
+        (
+            real("gold_share", "Share of gold prompts", "Of what a critic gets; they cannot tell them from others."),
+            real("gold_accuracy", "Accuracy asked for", "Who is below it on gold prompts is paused; 0 pauses nobody."),
+            whole("gold_minimum", "Gold prompts before that", "Nobody is paused before they answered so many."),
+            whole("practice_prompts", "Practice prompts", "So many come before the work, with an answer to each."),
+            real("repeat_share", "Share that comes back", "To the same critic, in another order."),
+            whole("repeat_after", "Verdicts in between", "A prompt comes back after so many others at the earliest."),
+        ),
+    ),
+    SettingGroup(
+        "Candidates",
+        (
+            SettingField(
+                "template",
+                "Template",
+                "What the model is given before it writes: {question} and then {answer}, once each.",
+                "area",
+                rows=2,
+                wide=True,
+            ),
+            SettingField(
+                "base_model",
+                "Base model",
+                "'starter', a folder, or a name on the hub; it cannot change once a round has made a version of it.",
+                "text",
+                wide=True,
+            ),
+            SettingField(
+                "temperatures",
+                "Temperatures",
+                "Each with how many candidates at it, such as 0 x 1, 0.3 x 2. Zero is greedy.",
+                "temperatures",
+                wide=True,
+            ),
+            real("top_k_share", "Share of the vocabulary", "Sampling considers only the most likely tokens."),
+            real("top_p", "Top p", "The most likely tokens that together have this probability; 1 for all."),
+            whole("max_new_tokens", "Longest candidate", "In tokens."),
+            whole("redraws", "Redraws", "How often a candidate that was there already is drawn anew."),
+            whole("pool_target", "Pool", "How many candidate sets are kept ready for critics."),
+            whole("pool_for_round", "Pool before a round", "How many are made before a round may pause sampling."),
+        ),
+    ),
+    SettingGroup(
+        "Rounds",
+        (
+            whole("round_every", "Prompts a round waits for", "Counted are those with a new accepted rationale."),
+            check("auto_rounds", "Start by itself", "Start a round as soon as that many are there."),
+            choice(
+                "init",
+                "Start from",
+                "Whether a round goes on from the active version or begins anew.",
+                ("continue", "the active version"),
+                ("from_base", "the base model"),
+            ),
+            whole("epochs", "Epochs", "The best one on val is kept."),
+            real("learning_rate", "Learning rate", "Of AdamW."),
+            whole("batch_size", "Batch size", "Examples in an optimiser step."),
+            whole("lora_rank", "LoRA rank", "How much the adapter can hold."),
+            whole("lora_alpha", "LoRA alpha", "How strongly the adapter works."),
+            whole(
+                "guard_per_rationale",
+                "Examples without a rationale",
+                "For each with one, so that answers are not forgotten.",
+            ),
+            whole("eval_prompts", "Val prompts", "At most so many are used to compare versions."),
+            choice(
+                "primary_metric",
+                "Versions are compared by",
+                "Automatic: ROUGE-L where val has references, else the log-likelihood of held-out rationales.",
+                ("auto", "chosen automatically"),
+                ("rouge_l", "ROUGE-L"),
+                ("loglik", "log-likelihood"),
+            ),
+            real(
+                "max_answer_drop",
+                "Answer accuracy it may lose",
+                "In points; a version that loses more waits for an admin.",
+            ),
+            check(
+                "blind_gate",
+                "Let critics decide",
+                "A version that measures better becomes active only once critics prefer it in a blind comparison.",
+            ),
+        ),
+    ),
+)
+ALL_FIELDS = tuple(one for group in GROUPS for one in group.fields)
+
+
+@functools.cache
+def defaults() -> ProjectSettings:
+    """Every setting's default."""
+    return parse_settings({})
+
+
+# Text to value and back
+
+
+def _read_whole(text: str) -> int:
+    try:
+        return int(text.replace(" ", ""))
+    except ValueError as error:
+        raise Unreadable("Write a whole number.") from error
+
+
+def _read_real(text: str) -> float:
+    try:
+        return float(text.replace(" ", "").replace(",", "."))
+    except ValueError as error:
+        raise Unreadable("Write a number.") from error
+
+
+def _read_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _read_temperatures(text: str) -> list[tuple[float, int]]:
+    pairs = []
+    for part in text.replace("×", "x").replace(";", ",").split(","):
+        if not part.strip():
+            continue
+        temperature, _, count = part.partition("x")
+        try:
+            pairs.append((float(temperature), int(count or "1")))
+        except ValueError as error:
+            raise Unreadable(f"'{part.strip()}' is no temperature with a count: write 0.7 x 2.") from error
+    return pairs
+
+
+READERS: Mapping[str, Callable[[str], Any]] = {
+    "whole": _read_whole,
+    "real": _read_real,
+    "lines": _read_lines,
+    "temperatures": _read_temperatures,
+    "text": str.strip,
+    "area": lambda text: text.replace("\r\n", "\n").strip(),
+    "select": str,
+    "check": lambda text: text == "yes",
+}
+
+
+def write_value(one: SettingField, value: Any) -> str | bool:
+    """A setting's value as the form shows it."""
+    if one.kind == "check":
+        return bool(value)
+    if one.kind == "lines":
+        return "\n".join(value)
+    if one.kind == "temperatures":
+        return ", ".join(f"{temperature:g} x {count}" for temperature, count in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def typed_values(form: FormData) -> dict[str, str]:
+    """What was typed, by setting."""
+    return {one.name: text_of(form, one.name) for one in ALL_FIELDS}
+
+
+def read_settings(typed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of what was typed, and what is wrong, by setting."""
+    values: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+    for one in ALL_FIELDS:
+        try:
+            values[one.name] = READERS[one.kind](typed.get(one.name, ""))
+        except Unreadable as error:
+            problems[one.name] = str(error)
+    try:
+        ProjectSettings.model_validate(values)
+    except ValidationError as error:
+        for found in error.errors():
+            name = str(found["loc"][0])
+            problems.setdefault(name, _sentence(reason_of(found)))
+    return values, problems
+
+
+def _sentence(message: str) -> str:
+    return f"{message[:1].upper()}{message[1:]}."
+
+
+# Fields for the template
+
+
+def groups_of(shown: Mapping[str, str | bool], problems: Mapping[str, str], *, preview_url: str) -> tuple[Group, ...]:
+    """The groups with what is to be shown in each field."""
+    return tuple(
+        Group(
+            group.title,
+            wide=tuple(_field(one, shown, problems, preview_url) for one in group.fields if one.wide),
+            small=tuple(_field(one, shown, problems, preview_url) for one in group.fields if not one.wide),
+        )
+        for group in GROUPS
+    )
+
+
+def _field(one: SettingField, shown: Mapping[str, str | bool], problems: Mapping[str, str], preview_url: str) -> Field:
+    default = getattr(defaults(), one.name)
+    kinds = {"whole": "number", "real": "number", "lines": "area", "temperatures": "text"}
+    attributes = NO_ATTRIBUTES
+    if one.name == "template":
+        attributes = {
+            "hx-get": preview_url,
+            "hx-trigger": "input delay:250ms",
+            "hx-target": "#template-preview",
+            "hx-swap": "innerHTML",
+            "hx-sync": "this:replace",
+        }
+    return Field(
+        name=one.name,
+        label=one.label,
+        kind=kinds.get(one.kind, one.kind),
+        value=shown[one.name],
+        help=one.help,
+        default=_default_text(one, default),
+        problem=problems.get(one.name, ""),
+        options=one.options,
+        rows=one.rows,
+        attributes=attributes,
+    )
+
+
+def _default_text(one: SettingField, default: Any) -> str | None:
+    if one.kind in ("area", "lines") and one.name != "template":
+        return None
+    if one.kind == "check":
+        return "on" if default else "off"
+    if one.kind == "select":
+        return dict(one.options)[default]
+    return str(write_value(one, default))
+
+
+def shown_values(settings: ProjectSettings) -> dict[str, str | bool]:
+    """Settings as the form shows them."""
+    return {one.name: write_value(one, getattr(settings, one.name)) for one in ALL_FIELDS}
+
+
+def shown_again(typed: Mapping[str, str]) -> dict[str, str | bool]:
+    """What was typed, as the form shows it again."""
+    return {one.name: typed[one.name] == "yes" if one.kind == "check" else typed[one.name] for one in ALL_FIELDS}
+
+
+def join_problems(problems: Sequence[str]) -> str:
+    """A sentence above a form with faults."""
+    count = len(problems)
+    return f"{count} {'field needs' if count == 1 else 'fields need'} another look; nothing was saved." if count else ""

@@ -1,0 +1,276 @@
+"""A project's settings, and making a project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, DomainError, Invalid
+from app.http.dependencies import SessionDep
+from app.models import BaseCheck, CheckState, Project, Role
+from app.services.kernel import workers
+from app.services.kernel.actors import Actor, parse_id, require_admin
+from app.services.projects import projects
+from app.services.prompts import prompts
+from app.services.rounds import base_checks
+from app.web.access import Form, Me, Poster, managed_project, text_of
+from app.web.admin.frame import back_to, frame_of
+from app.web.admin.projects.setting_fields import (
+    Group,
+    defaults,
+    groups_of,
+    join_problems,
+    read_settings,
+    shown_again,
+    shown_values,
+    typed_values,
+)
+from app.web.forms import Field
+from app.web.rendering import Shell, fragment, page, shell_for
+from illume.model.prompting import check_template, render_rationale_prompt
+
+router = APIRouter()
+TEMPLATE = "admin/projects/settings.html"
+EXAMPLE = ("What is the dog standing on?", "sand")
+IN_NAME = ("name", "slug")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckView:
+    """A worker's look at a base model."""
+
+    url: str
+    base_model: str
+    waits: bool
+    good: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsView:
+    """The form of a project's settings."""
+
+    title: str
+    explanation: str
+    action: str
+    button: str
+    problem: str
+    groups: tuple[Group, ...]
+    preview: str
+    check: CheckView | None
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewView:
+    """What the model would be given, or what is known of a base model."""
+
+    preview: str
+    check: CheckView | None = None
+
+
+def preview_of(template: str, question: str, answer: str) -> str:
+    """The text before a rationale, or why there is none."""
+    try:
+        check_template(template)
+    except ValueError as error:
+        return f"{error}."
+    return render_rationale_prompt(question, answer, template=template)
+
+
+def example_of(session: Session, actor: Actor, project: Project) -> tuple[str, str]:
+    """A question and answer of the project, to show the template with."""
+    for prompt in prompts.list_prompts(session, actor, project, limit=1).items:
+        return prompt.question, prompt.answer or EXAMPLE[1]
+    return EXAMPLE
+
+
+def name_group(name: str, slug: str | None, problems: Mapping[str, str]) -> Group:
+    """The group with the project's name and, for a new one, its place in addresses."""
+    fields = [
+        Field("name", "Name", value=name, help="What people see.", problem=problems.get("name", ""), required=True)
+    ]
+    if slug is not None:
+        text = "Lower-case letters, digits and hyphens; it stays as it is."
+        problem = problems.get("slug", "")
+        fields.append(Field("slug", "Name in addresses", value=slug, help=text, problem=problem, required=True))
+    return Group("Name", wide=(), small=tuple(fields))
+
+
+# An existing project
+
+
+@router.get("/projects/{slug}/settings")
+def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The settings in force."""
+    frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Role.admin)
+    settings = projects.settings_of(session, frame.project)
+    example = example_of(session, who.actor, frame.project)
+    view = settings_view(slug, frame.project.name, shown_values(settings), {}, example)
+    return page(TEMPLATE, shell=frame.shell, view=view)
+
+
+def settings_view(
+    slug: str,
+    name: str,
+    shown: Mapping[str, str | bool],
+    problems: Mapping[str, str],
+    example: tuple[str, str],
+    problem: str = "",
+    check: CheckView | None = None,
+) -> SettingsView:
+    """The form for an existing project."""
+    base = f"/admin/projects/{slug}/settings"
+    return SettingsView(
+        title="Settings",
+        explanation="They count from the moment they are saved. Each round keeps those it was started with.",
+        action=base,
+        button="Save the settings",
+        problem=problem or join_problems(list(problems.values())),
+        groups=(name_group(name, None, problems), *groups_of(shown, problems, preview_url=f"{base}/preview")),
+        preview=preview_of(str(shown["template"]), *example),
+        check=check,
+    )
+
+
+@router.post("/projects/{slug}/settings")
+def save(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """Save the settings; what was typed stays where something is wrong with it."""
+    frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Role.admin)
+    typed, name = typed_values(form), text_of(form, "name")
+    values, problems = read_settings(typed)
+    problem = ""
+    known = projects.settings_of(session, frame.project).base_model
+    check = look_at_base(session, who.actor, values.get("base_model"), known, problems)
+    if not problems:
+        try:
+            projects.update_project(session, who.actor, slug, {"name": name, **values})
+            return back_to(f"/admin/projects/{slug}/settings", "saved")
+        except (Invalid, Conflict) as error:
+            session.rollback()
+            problems, problem = place(error)
+    example = example_of(session, who.actor, frame.project)
+    view = settings_view(slug, name, shown_again(typed), problems, example, problem, check)
+    return page(TEMPLATE, shell=frame.shell, view=view, status=422)
+
+
+def look_at_base(
+    session: Session, actor: Actor, wanted: str | None, known: str | None, problems: dict[str, str]
+) -> CheckView | None:
+    """Have a worker look at a base model that is new here; adds to `problems` until it is known to be good."""
+    if not wanted or wanted == known or "base_model" in problems or base_checks.is_good(session, wanted):
+        return None
+    try:
+        base_checks.check_folder(wanted)
+    except Invalid as error:
+        problems["base_model"] = error.detail
+        return None
+    found = base_checks.newest(session, wanted)
+    if found is None or found.state is CheckState.failed:
+        found = base_checks.ask(session, actor, wanted)
+    problems["base_model"] = "It is looked at before it is taken: save again once it can be used."
+    return check_view(session, found)
+
+
+def check_view(session: Session, found: BaseCheck) -> CheckView:
+    """A look at a base model, as the page shows it."""
+    text = found.detail
+    waits = found.state is CheckState.queued
+    if waits:
+        workers_there = workers.list_workers(session, queue="model")
+        text = (
+            "A worker looks at it as soon as it is free."
+            if workers_there
+            else "No model worker is alive to look at it: start one with 'illume worker'."
+        )
+    good = found.state is CheckState.passed
+    return CheckView(f"/admin/base-checks/{found.id}", found.base_model, waits, good, text)
+
+
+@router.get("/base-checks/{check_id}")
+def show_check(session: SessionDep, who: Me, check_id: str) -> Response:
+    """How far a look at a base model is."""
+    view = PreviewView("", check_view(session, base_checks.get_check(session, who.actor, parse_id(check_id))))
+    return fragment(TEMPLATE, "check", shell=Shell(title=""), view=view)
+
+
+def place(error: DomainError) -> tuple[dict[str, str], str]:
+    """An error beside its field, or above the form where it has none."""
+    return ({error.field: error.detail}, "") if error.field else ({}, error.detail)
+
+
+@router.get("/projects/{slug}/settings/preview")
+def show_preview(session: SessionDep, who: Me, slug: str, template: str = "") -> Response:
+    """What the model would be given by another template."""
+    project = managed_project(session, who.actor, slug)
+    view = PreviewView(preview_of(template, *example_of(session, who.actor, project)))
+    return fragment(TEMPLATE, "preview", shell=Shell(title=""), view=view)
+
+
+# A new project
+
+
+@router.get("/new-project")
+def show_new(request: Request, who: Me) -> Response:
+    """The form for a new project."""
+    require_admin(who.actor)
+    view = new_view("", "", shown_values(defaults()), {})
+    return page(TEMPLATE, shell=new_shell(request, who.actor, who.csrf_token), view=view)
+
+
+def new_shell(request: Request, actor: Actor, csrf_token: str) -> Shell:
+    """The shell of the form for a new project."""
+    return replace(shell_for(request, actor, csrf_token, title="New project", section="projects"), tabs=())
+
+
+def new_view(
+    name: str,
+    slug: str,
+    shown: Mapping[str, str | bool],
+    problems: Mapping[str, str],
+    problem: str = "",
+    check: CheckView | None = None,
+) -> SettingsView:
+    """The form for a new project, as filled in."""
+    return SettingsView(
+        title="New project",
+        explanation="A name is enough to begin; everything else has a sensible default and can change later.",
+        action="/admin/new-project",
+        button="Make the project",
+        problem=problem or join_problems(list(problems.values())),
+        groups=(
+            name_group(name, slug, problems),
+            *groups_of(shown, problems, preview_url="/admin/new-project/preview"),
+        ),
+        preview=preview_of(str(shown["template"]), *EXAMPLE),
+        check=check,
+    )
+
+
+@router.get("/new-project/preview")
+def show_new_preview(who: Me, template: str = "") -> Response:
+    """What the model would be given by another template."""
+    require_admin(who.actor)
+    return fragment(TEMPLATE, "preview", shell=Shell(title=""), view=PreviewView(preview_of(template, *EXAMPLE)))
+
+
+@router.post("/new-project")
+def make(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
+    """Make a project."""
+    typed = typed_values(form)
+    name, slug = text_of(form, "name"), text_of(form, "slug")
+    values, problems = read_settings(typed)
+    problem = ""
+    check = look_at_base(session, who.actor, values.get("base_model"), None, problems)
+    if not problems:
+        try:
+            projects.create_project(session, who.actor, slug=slug, name=name, settings=values)
+            return RedirectResponse(f"/admin/projects/{slug}", status_code=303)
+        except (Invalid, Conflict) as error:
+            session.rollback()
+            problems, problem = place(error)
+    view = new_view(name, slug, shown_again(typed), problems, problem, check)
+    return page(TEMPLATE, shell=new_shell(request, who.actor, who.csrf_token), view=view, status=422)

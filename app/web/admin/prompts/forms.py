@@ -1,0 +1,232 @@
+"""Adding one prompt by a form, and changing one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData, UploadFile
+
+from app.errors import Conflict, DomainError, Forbidden, Invalid, NotFound, TooLarge
+from app.http.dependencies import SessionDep
+from app.models import Prompt, Role, Split
+from app.services.kernel.actors import parse_id
+from app.services.prompts import images, prompts
+from app.services.prompts.prompts import parse_prompt
+from app.web.access import OLD_FORM, Form, Me, Poster, SignedIn, equal, sent_token, signed_in, text_of
+from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.forms import Field
+from app.web.rendering import page
+
+router = APIRouter()
+TEMPLATE = "admin/prompts/prompt_form.html"
+MOST_IMAGES = 16
+NAMES = ("question", "answer", "split", "external_id", "references", "priority", "metadata")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormView:
+    """The form as it was filled in."""
+
+    slug: str
+    title: str
+    action: str
+    back: str
+    button: str
+    upload: bool
+    image_problem: str
+    problem: str
+    fields: tuple[Field, ...]
+
+
+async def read_upload(request: Request) -> AsyncIterator[FormData]:
+    """The fields of a form that may bring images; their files are closed when the request is done."""
+    async with request.form(max_files=MOST_IMAGES, max_fields=50) as form:
+        yield form
+
+
+Upload = Annotated[FormData, Depends(read_upload)]
+
+
+def uploading(
+    request: Request, form: Upload, who: Annotated[SignedIn, Depends(signed_in, scope="function")]
+) -> SignedIn:
+    """Who posts images; raises `Forbidden` where the form's token is not their session's."""
+    if not equal(sent_token(request, form), who.csrf_token):
+        raise Forbidden(OLD_FORM)
+    return who
+
+
+Uploader = Annotated[SignedIn, Depends(uploading, scope="function")]
+
+
+def fields_of(typed: Mapping[str, str], error: DomainError | None, *, is_new: bool) -> tuple[Field, ...]:
+    """The form's fields with what was typed."""
+    wrong = (error.field or "").partition(".")[0] if error is not None else ""
+
+    def field(name: str, label: str, kind: str, text: str, rows: int = 2) -> Field:
+        problem = error.detail if error is not None and wrong == name else ""
+        options = tuple((split.value, split.value) for split in Split) if kind == "select" else ()
+        return Field(name, label, kind, typed.get(name, ""), help=text, problem=problem, options=options, rows=rows)
+
+    found = [
+        field("question", "Question", "area", "What is asked of the image."),
+        field("answer", "Answer", "text", "The gold answer; empty: the model's own is used."),
+        field("references", "Reference rationales", "area", "One on each line; critics never see them.", 4),
+        field("split", "Split", "select", "train is judged, val and test only score versions."),
+        field("priority", "Priority", "number", "Higher ones are offered first."),
+        field("metadata", "Metadata", "area", "A JSON object, kept with the prompt.", 3),
+    ]
+    if is_new:
+        found.insert(4, field("external_id", "External id", "text", "Your own name for it; may stay empty."))
+    return tuple(found)
+
+
+def values_of(typed: Mapping[str, str]) -> dict[str, Any]:
+    """What was typed, as a prompt has it. Raises `Invalid`."""
+    values: dict[str, Any] = {
+        "question": typed["question"],
+        "answer": typed["answer"].strip() or None,
+        "split": typed["split"],
+        "references": [line.strip() for line in typed["references"].splitlines() if line.strip()],
+    }
+    try:
+        values["priority"] = int(typed["priority"].strip() or "0")
+    except ValueError as error:
+        raise Invalid("Write a whole number.", field="priority") from error
+    try:
+        values["metadata"] = json.loads(typed["metadata"].strip() or "{}")
+    except ValueError as error:
+        raise Invalid(f"This is no JSON: {error}.", field="metadata") from error
+    return values
+
+
+def typed_in(form: FormData) -> dict[str, str]:
+    """What was typed, by field."""
+    return {name: text_of(form, name).replace("\r\n", "\n") for name in NAMES}
+
+
+# A new one
+
+
+def new_page(frame: Frame, typed: Mapping[str, str], error: DomainError | None = None) -> Response:
+    """The form for a new prompt."""
+    base = f"/admin/projects/{frame.project.slug}/prompts"
+    at_image = error is not None and (error.field or "").startswith(("image", "file"))
+    fields = fields_of(typed, error, is_new=True)
+    placed = at_image or any(field.problem for field in fields)
+    view = PromptFormView(
+        slug=frame.project.slug,
+        title="Add a prompt",
+        action=f"{base}/new",
+        back=base,
+        button="Add the prompt",
+        upload=True,
+        image_problem=error.detail if error is not None and at_image else "",
+        problem="" if error is None or placed else error.detail,
+        fields=fields,
+    )
+    return page(TEMPLATE, shell=frame.shell, view=view, status=200 if error is None else error.status)
+
+
+@router.get("/projects/{slug}/prompts/new")
+def show_new(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The form for a new prompt."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Role.reviewer)
+    return new_page(frame, {"split": Split.train.value, "priority": "0"})
+
+
+@router.post("/projects/{slug}/prompts/new")
+def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
+    """Add a prompt with its images; what was typed stays where something is wrong with it."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Role.reviewer)
+    typed = typed_in(form)
+    try:
+        item = values_of(typed) | {"images": add_images(session, who, form)}
+        if typed["external_id"].strip():
+            item["external_id"] = typed["external_id"].strip()
+        (added,) = prompts.add_prompts(session, who.actor, frame.project, [parse_prompt(item)])
+        if added.prompt is None:
+            raise added.error or Invalid("The prompt was not taken.")
+    except (Invalid, Conflict, TooLarge) as error:
+        session.rollback()
+        return new_page(frame, typed, error)
+    return back_to(f"/admin/projects/{slug}/prompts/{added.prompt.id}", "prompt-saved")
+
+
+def add_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
+    """Keep the images that came with a form; their sha256s in order. Raises `Invalid`, `TooLarge`."""
+    files = [one for one in form.getlist("images") if isinstance(one, UploadFile) and one.size]
+    if not files:
+        raise Invalid("Choose an image.", field="images")
+    found = []
+    for one in files:
+        try:
+            found.append(images.add_image(session, who.actor, one.file.read(images.MAX_BYTES + 1)).sha256)
+        except (Invalid, TooLarge) as error:
+            raise Invalid(f"{one.filename}: {error.detail}", field="images") from error
+    return found
+
+
+# One that is there
+
+
+def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Prompt:
+    """The prompt. Raises `NotFound`."""
+    prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id), Role.reviewer)
+    if prompt.project_id != frame.project.id:
+        raise NotFound("There is no such prompt in this project.")
+    return prompt
+
+
+def edit_page(frame: Frame, prompt_id: int, typed: Mapping[str, str], error: DomainError | None = None) -> Response:
+    """The form for a prompt that is there."""
+    here = f"/admin/projects/{frame.project.slug}/prompts/{prompt_id}"
+    fields = fields_of(typed, error, is_new=False)
+    view = PromptFormView(
+        slug=frame.project.slug,
+        title="Change the prompt",
+        action=f"{here}/edit",
+        back=here,
+        button="Save the prompt",
+        upload=False,
+        image_problem="",
+        problem="" if error is None or any(field.problem for field in fields) else error.detail,
+        fields=fields,
+    )
+    return page(TEMPLATE, shell=frame.shell, view=view, status=200 if error is None else error.status)
+
+
+@router.get("/projects/{slug}/prompts/{prompt_id}/edit")
+def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
+    """The form for a prompt that is there."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Role.reviewer)
+    prompt = find(session, who, frame, prompt_id)
+    typed = {
+        "question": prompt.question,
+        "answer": prompt.answer or "",
+        "split": prompt.split.value,
+        "references": "\n".join(prompt.references),
+        "priority": str(prompt.priority),
+        "metadata": json.dumps(prompt.extra, ensure_ascii=False, indent=2) if prompt.extra else "",
+    }
+    return edit_page(frame, prompt.id, typed)
+
+
+@router.post("/projects/{slug}/prompts/{prompt_id}/edit")
+def change(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> Response:
+    """Change a prompt; question, answer and split only while nothing was made for it."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Role.reviewer)
+    prompt = find(session, who, frame, prompt_id)
+    number, typed = prompt.id, typed_in(form)
+    try:
+        prompts.update_prompt(session, who.actor, number, values_of(typed))
+    except (Invalid, Conflict) as error:
+        session.rollback()
+        return edit_page(frame, number, typed, error)
+    return back_to(f"/admin/projects/{slug}/prompts/{number}", "prompt-saved")

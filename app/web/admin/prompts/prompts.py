@@ -1,0 +1,269 @@
+"""A project's prompts, and all that was said of one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeVar
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+
+from app.errors import NotFound
+from app.http.dependencies import SessionDep
+from app.models import Prompt, PromptState, Role, Split
+from app.services.kernel.actors import parse_id
+from app.services.prompts import prompts
+from app.services.prompts.filters import Said
+from app.services.quality import gold
+from app.services.read_models import overviews
+from app.services.read_models.overviews import CandidateLine, SetLine, VerdictLine
+from app.services.rounds import versions
+from app.web.access import Form, Me, Poster, managed_project, text_of
+from app.web.admin.frame import back_to, frame_of
+from app.web.admin.prompts import forms
+from app.web.judging.views import Picture
+from app.web.rendering import page
+from app.web.words import KIND_TONES, KIND_WORDS, STATE_TONES, image_url
+
+router = APIRouter()
+router.include_router(forms.router)  # first: its paths would be taken for ids
+PAGE_SIZE = 50
+SAYINGS = (
+    ("accepted", "with an accepted rationale"),
+    ("open", "without one"),
+    ("flagged", "flagged by somebody"),
+    ("apart", "critics differ"),
+    ("alike", "critics agree"),
+)
+States = TypeVar("States", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt in the list."""
+
+    id: str
+    image: str
+    question: str
+    answer: str | None
+    split: str
+    state: str
+    tone: str
+    accepted: bool
+    external_id: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PromptsView:
+    """A page of prompts, and by what they are filtered."""
+
+    slug: str
+    counts: str
+    query: str
+    split: str
+    state: str
+    said: str
+    version: str
+    sayings: tuple[tuple[str, str], ...]
+    versions: tuple[int, ...]
+    may_review: bool
+    splits: tuple[str, ...]
+    states: tuple[str, ...]
+    filtered: bool
+    rows: tuple[PromptRow, ...]
+    next: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaidRow:
+    """What a critic said of a candidate set."""
+
+    kind: str
+    tone: str
+    critic: str
+    reason: str
+    rationale: str
+    seconds: float | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SetView:
+    """A candidate set with what was said of it."""
+
+    source: str
+    state: str
+    created_at: datetime
+    error: str | None
+    candidates: tuple[CandidateLine, ...]
+    verdicts: tuple[SaidRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptView:
+    """One prompt with everything that was made for it and said of it."""
+
+    slug: str
+    id: str
+    question: str
+    answer: str | None
+    split: str
+    state: str
+    tone: str
+    accepted: bool
+    external_id: str | None
+    created_at: datetime
+    images: tuple[Picture, ...]
+    references: tuple[str, ...]
+    metadata: str
+    sets: tuple[SetView, ...]
+    actions: tuple[tuple[str, str, str], ...]
+    gold: str
+
+
+def one_of(kind: type[States], text: str) -> States | None:
+    """The state named `text`, None for any."""
+    return kind(text) if text in set(kind) else None
+
+
+@router.get("/projects/{slug}/prompts")
+def index(
+    request: Request,
+    session: SessionDep,
+    who: Me,
+    slug: str,
+    q: str = "",
+    split: str = "",
+    state: str = "",
+    said: str = "",
+    version: str = "",
+    cursor: str = "",
+) -> Response:
+    """The prompts, filtered."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts")
+    found = prompts.list_prompts(
+        session,
+        who.actor,
+        frame.project,
+        limit=PAGE_SIZE,
+        cursor=cursor or None,
+        split=one_of(Split, split),
+        state=one_of(PromptState, state),
+        query=q.strip() or None,
+        said=one_of(Said, said),
+        version=int(version) if version.isascii() and version.isdigit() and len(version) < 10 else None,
+    )
+    known = versions.list_versions(session, who.actor, frame.project)
+    fields = {"q": q, "split": split, "state": state, "said": said, "version": version}
+    view = PromptsView(
+        slug=slug,
+        counts="What is judged: images, a question, usually an answer.",
+        query=q,
+        split=split,
+        state=state,
+        splits=tuple(Split),
+        states=tuple(PromptState),
+        said=said,
+        version=version,
+        sayings=SAYINGS,
+        versions=tuple(sorted(one.number for one in known)),
+        may_review=frame.may_review,
+        filtered=bool(q or split or state or said or version),
+        rows=tuple(prompt_row(prompt) for prompt in found.items),
+        next="?" + urlencode({**fields, "cursor": found.next}) if found.next else "",
+    )
+    return page("admin/prompts/prompts.html", shell=frame.shell, view=view)
+
+
+def prompt_row(prompt: Prompt) -> PromptRow:
+    """A prompt, as the list shows it."""
+    state = PromptState(prompt.state)
+    return PromptRow(
+        id=str(prompt.id),
+        image=image_url(prompt.images[0].sha256 if prompt.images else None),
+        question=prompt.question,
+        answer=prompt.answer,
+        split=str(prompt.split),
+        state=str(state.value),
+        tone=STATE_TONES.get(state, ""),
+        accepted=prompt.has_accepted,
+        external_id=prompt.external_id,
+        created_at=prompt.created_at,
+    )
+
+
+@router.get("/projects/{slug}/prompts/{prompt_id}")
+def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
+    """One prompt with all that was said of it."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompt")
+    prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id))
+    if prompt.project_id != frame.project.id:
+        raise NotFound("There is no such prompt in this project.")
+    state = PromptState(prompt.state)
+    is_gold = gold.gold_of(session, prompt) is not None
+    view = PromptView(
+        slug=slug,
+        id=str(prompt.id),
+        question=prompt.question,
+        answer=prompt.answer,
+        split=str(prompt.split),
+        state=str(state.value),
+        tone=STATE_TONES.get(state, ""),
+        accepted=prompt.has_accepted,
+        external_id=prompt.external_id,
+        created_at=prompt.created_at,
+        images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images),
+        references=tuple(prompt.references),
+        metadata=json.dumps(prompt.extra, ensure_ascii=False, indent=2) if prompt.extra else "",
+        sets=tuple(set_view(one) for one in overviews.sets_of(session, who.actor, frame.project, prompt)),
+        actions=actions_of(state) if frame.may_review and not is_gold else (),
+        gold="" if not frame.may_review else "is" if is_gold else "may",
+    )
+    return page("admin/prompts/prompt.html", shell=frame.shell, view=view)
+
+
+def actions_of(state: PromptState) -> tuple[tuple[str, str, str], ...]:
+    """What may be done with a prompt in this state: the new state, the button's text and its kind."""
+    if state is PromptState.held:
+        return (("ready", "Let it go on", "main"), ("retired", "Retire", "danger"))
+    if state is PromptState.retired:
+        return (("ready", "Bring it back", "main"),)
+    return (("retired", "Retire", "danger"),)
+
+
+def set_view(one: SetLine) -> SetView:
+    """A candidate set, as the page shows it."""
+    return SetView(
+        source="an import" if one.version is None else f"version {one.version}",
+        state=one.state,
+        created_at=one.created_at,
+        error=one.error,
+        candidates=one.candidates,
+        verdicts=tuple(said_row(line) for line in one.verdicts),
+    )
+
+
+def said_row(line: VerdictLine) -> SaidRow:
+    """A verdict, as the page shows it."""
+    return SaidRow(
+        kind=KIND_WORDS[line.kind],
+        tone=KIND_TONES[line.kind],
+        critic=line.critic,
+        reason=line.reason or "",
+        rationale=line.rationale or "",
+        seconds=line.seconds,
+        at=line.at,
+    )
+
+
+@router.post("/projects/{slug}/prompts/{prompt_id}/state")
+def change_state(session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> RedirectResponse:
+    """Retire a prompt, or bring it back."""
+    managed_project(session, who.actor, slug, Role.reviewer)
+    prompts.update_prompt(session, who.actor, parse_id(prompt_id), {"state": text_of(form, "state")})
+    return back_to(f"/admin/projects/{slug}/prompts/{prompt_id}", "prompt-saved")

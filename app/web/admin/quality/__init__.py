@@ -1,0 +1,1 @@
+"""Pages about critics, gold prompts and review."""

@@ -1,0 +1,291 @@
+"""Who judges in a project, how, and how far they agree."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound
+from app.http.dependencies import SessionDep
+from app.models import Project, Role
+from app.services.kernel.actors import Actor, has_role, parse_id, project_role
+from app.services.quality import agreement, critic_figures, repeats, standings
+from app.services.quality.agreement import Agreement, Vote
+from app.services.quality.critic_figures import Day, PlaceFigures
+from app.services.quality.repeats import Consistency
+from app.services.quality.standings import Standing
+from app.services.read_models import overviews
+from app.services.read_models.overviews import CriticLine
+from app.services.rounds import rounds
+from app.web.access import Me
+from app.web.admin.feed import FeedRow, feed_row
+from app.web.admin.frame import frame_of
+from app.web.charts import Chart, Line, Sample, line_chart
+from app.web.rendering import page, signed
+
+router = APIRouter()
+VERDICTS = 100
+MOST_PAIRS = 40
+DAYS_SHOWN = 14
+EVEN = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementView:
+    """An agreement in words."""
+
+    alpha: str
+    interval: str
+    share: float | None
+    candidates: int
+    sets: int
+    reason: str
+    few: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BiasView:
+    """How much more often a critic picked what stood first."""
+
+    points: str
+    interval: str
+    leans: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CriticRow:
+    """A critic in the table."""
+
+    id: str
+    line: CriticLine
+    agreement: AgreementView
+    bias: BiasView | None
+    consistency: Consistency | None
+    standing: Standing | None
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Two critics and how far they agree."""
+
+    first: str
+    second: str
+    agreement: AgreementView
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodRow:
+    """The agreement of what was judged for one round."""
+
+    name: str
+    url: str
+    agreement: AgreementView
+
+
+@dataclass(frozen=True, slots=True)
+class CriticsView:
+    """The critics of a project."""
+
+    slug: str
+    may_manage: bool
+    may_review: bool
+    all: AgreementView
+    most_sets: int
+    rows: tuple[CriticRow, ...]
+    pairs: tuple[PairRow, ...]
+    periods: tuple[PeriodRow, ...]
+    days: Chart | None
+    places: Chart | None
+
+
+@dataclass(frozen=True, slots=True)
+class CriticView:
+    """One critic."""
+
+    slug: str
+    row: CriticRow
+    pairs: tuple[PairRow, ...]
+    days: Chart | None
+    places: Chart | None
+    verdicts: tuple[FeedRow, ...]
+    before: str
+
+
+def agreement_view(found: Agreement) -> AgreementView:
+    """An agreement, as pages show it."""
+    return AgreementView(
+        alpha="–" if found.alpha is None else f"{found.alpha:.2f}".replace("-", "\u2212"),
+        interval=""
+        if found.low is None or found.high is None
+        else f"{found.low:.2f} to {found.high:.2f}".replace("-", "\u2212"),
+        share=found.share,
+        candidates=found.candidates,
+        sets=found.sets,
+        reason=found.reason,
+        few=0 < found.sets < agreement.FEW_SETS,
+    )
+
+
+def bias_view(found: PlaceFigures | None) -> BiasView | None:
+    """A critic's lean to the first place, as pages show it."""
+    if found is None or found.first is None:
+        return None
+    first = found.first
+    low, high = signed(100 * first.low), signed(100 * first.high)
+    return BiasView(signed(100 * first.mean), f"{low} to {high}", leans=first.low > EVEN or first.high < EVEN)
+
+
+@router.get("/projects/{slug}/critics")
+def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The critics of a project."""
+    frame = frame_of(request, session, who, slug, tab="Critics", title="Critics")
+    actor, project = who.actor, frame.project
+    votes = agreement.votes_of(session, project)
+    places = critic_figures.places_of(session, actor, project)
+    names = critic_figures.names_of(session, actor, project)
+    view = CriticsView(
+        slug=slug,
+        may_manage=frame.may_manage,
+        may_review=frame.may_review,
+        all=agreement_view(agreement.agreement_of(votes)),
+        most_sets=agreement.MOST_SETS,
+        rows=critic_rows(session, actor, project, names, votes, places),
+        pairs=pair_rows(votes, names),
+        periods=period_rows(session, actor, project, votes),
+        days=days_chart(critic_figures.days_of(session, actor, project), names),
+        places=places_chart({"all": places[None]}),
+    )
+    return page("admin/quality/critics.html", shell=frame.shell, view=view)
+
+
+def critic_rows(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    names: Mapping[int, str],
+    votes: Sequence[Vote],
+    places: Mapping[int | None, PlaceFigures],
+) -> tuple[CriticRow, ...]:
+    """Every critic, by name: no figure ranks them."""
+    may_see = has_role(project_role(session, actor, project), Role.reviewer)
+    again = {one.critic_id: one for one in repeats.consistency_of(session, actor, project)} if may_see else {}
+    stand = {one.critic_id: one for one in standings.standings_of(session, actor, project)} if may_see else {}
+    ids = {email: user_id for user_id, email in names.items()}
+    others = agreement.with_others(votes)
+    return tuple(
+        CriticRow(
+            id=str(ids[line.email]),
+            line=line,
+            agreement=agreement_view(others.get(ids[line.email]) or agreement.agreement_of(())),
+            bias=bias_view(places.get(ids[line.email])),
+            consistency=again.get(ids[line.email]),
+            standing=stand.get(ids[line.email]),
+        )
+        for line in overviews.critics_of(session, actor, project)
+    )
+
+
+def pair_rows(votes: Sequence[Vote], names: Mapping[int, str], *, of: int | None = None) -> tuple[PairRow, ...]:
+    """Critics two by two; with `of`, those with this one."""
+    return tuple(
+        PairRow(names[pair.first], names[pair.second], agreement_view(pair.agreement))
+        for pair in agreement.pairs_of(votes, most=MOST_PAIRS if of is None else None, of=of)
+    )
+
+
+def period_rows(session: Session, actor: Actor, project: Project, votes: Sequence[Vote]) -> tuple[PeriodRow, ...]:
+    """Agreement on what was judged up to each round since the one before, and since the last."""
+    known = sorted(rounds.list_rounds(session, actor, project, limit=200).items, key=lambda one: one.number)
+    starts = [one.created_at for one in known]
+    found = agreement.by_period(votes, lambda at: bisect_left(starts, at))
+    base = f"/admin/projects/{project.slug}/rounds"
+    return tuple(
+        PeriodRow(
+            name=f"before round {known[period].number}" if period < len(known) else "since the last round",
+            url=f"{base}/{known[period].number}" if period < len(known) else base,
+            agreement=agreement_view(one),
+        )
+        for period, one in reversed(found.items())
+    )
+
+
+def days_chart(days: Sequence[Day], names: Mapping[int, str], *, of: int | None = None) -> Chart | None:
+    """Verdicts by day. The critics with the most have lines of their own, on a page of all."""
+    if not days:
+        return None
+    last = days[-1].day.toordinal()
+    first = min(days[0].day.toordinal(), last - DAYS_SHOWN + 1)
+    by_day = {day.day.toordinal(): day.verdicts for day in days}
+
+    def line(name: str, critics: set[int]) -> Line:
+        return Line(
+            name,
+            tuple(
+                Sample(day, sum(n for critic, n in by_day.get(day, {}).items() if critic in critics))
+                for day in range(first, last + 1)
+            ),
+        )
+
+    chosen = [line("verdicts", set(names) if of is None else {of})]
+    return line_chart(
+        "Verdicts by day",
+        chosen,
+        x_name="day",
+        x_format=lambda x: f"{date.fromordinal(round(x)):%-d %b}",
+        y_format=lambda y: f"{y:.0f}",
+        y_from=0,
+        whole=True,
+    )
+
+
+def places_chart(figures: Mapping[str, PlaceFigures]) -> Chart | None:
+    """How often each place on the page was picked."""
+    lines = [
+        Line(name, tuple(Sample(place, 100 * rate) for place, rate in enumerate(found.rates, start=1)))
+        for name, found in figures.items()
+    ]
+    return line_chart(
+        "Picked by place on the page",
+        lines,
+        x_name="place",
+        x_format=lambda x: f"{x:.0f}",
+        y_format=lambda y: f"{y:.0f} %",
+        y_from=0,
+        unit=" %",
+    )
+
+
+# One critic
+
+
+@router.get("/projects/{slug}/critics/{user_id}")
+def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str, before: str = "") -> Response:
+    """One critic: their figures, and their verdicts behind them."""
+    frame = frame_of(request, session, who, slug, tab="Critics", title="Critic")
+    actor, project, critic = who.actor, frame.project, parse_id(user_id)
+    votes = agreement.votes_of(session, project)
+    places = critic_figures.places_of(session, actor, project)
+    names = critic_figures.names_of(session, actor, project)
+    rows = {row.id: row for row in critic_rows(session, actor, project, names, votes, places)}
+    if str(critic) not in rows:
+        raise NotFound("Nobody of that id has judged in this project.")
+    said = overviews.recent_verdicts(
+        session, actor, project, limit=VERDICTS, critic_id=critic, before=parse_id(before) if before else None
+    )
+    lines = {"all": places[None]} | ({"this critic": places[critic]} if critic in places else {})
+    view = CriticView(
+        slug=slug,
+        row=rows[str(critic)],
+        pairs=pair_rows(votes, names, of=critic),
+        days=days_chart(critic_figures.days_of(session, actor, project), names, of=critic),
+        places=places_chart(dict(reversed(lines.items()))),
+        verdicts=tuple(feed_row(line) for line in said),
+        before=str(said[-1].id) if len(said) == VERDICTS else "",
+    )
+    return page("admin/quality/critic.html", shell=frame.shell, view=view)

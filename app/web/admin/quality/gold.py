@@ -1,0 +1,244 @@
+"""Gold prompts on pages: which there are and how critics fare on them, making a prompt one, taking one out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
+
+from app.errors import Conflict, DomainError, Invalid, NotFound
+from app.http.dependencies import SessionDep
+from app.models import Project, Prompt, Role
+from app.services.kernel.actors import parse_id
+from app.services.kernel.text_rules import reason_of
+from app.services.projects.projects import settings_of
+from app.services.prompts import prompts
+from app.services.quality import gold, standings
+from app.services.quality.gold import GoldIn
+from app.services.quality.standings import Standing
+from app.web.access import Form, Me, Poster, SignedIn, managed_project, text_of, texts_of
+from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.rendering import page
+from app.web.words import image_url
+
+router = APIRouter()
+ROWS = 6
+"""How many candidates the form has at least."""
+
+FITS: dict[str, bool | None] = {"yes": True, "no": False, "either": None}
+CHOICES = (("", "Choose"), ("yes", "fits"), ("no", "does not fit"), ("either", "either is right"))
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLine:
+    """A candidate of a gold prompt, and what is right to say of it."""
+
+    text: str
+    word: str
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
+class GoldCard:
+    """A gold prompt. `is_doubtful`: most who answered it got it wrong, so it may be wrong itself."""
+
+    id: str
+    prompt_id: str
+    question: str
+    answer: str | None
+    practice: bool
+    explanation: str
+    known: tuple[KnownLine, ...]
+    answered: int
+    accuracy: float | None
+    is_doubtful: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GoldView:
+    """The gold prompts of a project, and how its critics stand by them."""
+
+    slug: str
+    rules: tuple[str, ...]
+    may_manage: bool
+    cards: tuple[GoldCard, ...]
+    standings: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowField:
+    """One candidate in the form."""
+
+    number: int
+    text: str
+    fits: str
+
+
+@dataclass(frozen=True, slots=True)
+class GoldFormView:
+    """The form that makes a prompt a gold one."""
+
+    slug: str
+    prompt_id: str
+    question: str
+    answer: str | None
+    images: tuple[str, ...]
+    rows: tuple[RowField, ...]
+    choices: tuple[tuple[str, str], ...]
+    explanation: str
+    practice: bool
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """The form as it was filled in: a text and `yes`, `no`, `either` or nothing for each candidate."""
+
+    rows: tuple[tuple[str, str], ...]
+    explanation: str = ""
+    practice: bool = False
+
+
+@router.get("/projects/{slug}/gold")
+def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The gold prompts in use."""
+    frame = frame_of(request, session, who, slug, tab="Critics", title="Gold prompts", need=Role.reviewer)
+    view = GoldView(
+        slug=slug,
+        rules=rules_of(session, frame.project),
+        may_manage=frame.may_manage,
+        cards=tuple(card_of(one) for one in gold.list_gold(session, who.actor, frame.project)),
+        standings=tuple(one for one in standings.standings_of(session, who.actor, frame.project) if one.answered),
+    )
+    return page("admin/quality/gold.html", shell=frame.shell, view=view)
+
+
+def rules_of(session: Session, project: Project) -> tuple[str, ...]:
+    """How gold prompts are used in the project, in sentences."""
+    settings = settings_of(session, project)
+    if settings.gold_share:
+        mixed = f"{100 * settings.gold_share:.0f} % of what a critic gets is gold, unseen."
+    else:
+        mixed = "None is mixed in: the share of gold prompts is 0."
+    if settings.gold_accuracy:
+        asked = f"Who is below {100 * settings.gold_accuracy:.0f} % after {settings.gold_minimum} of them is paused."
+    else:
+        asked = "Nobody is paused for their accuracy."
+    count = settings.practice_prompts
+    practice = f"{count} of those for practice come before the work." if count else "No practice comes before the work."
+    return (mixed, asked, practice)
+
+
+def card_of(item: dict[str, Any]) -> GoldCard:
+    """A gold prompt, as the page shows it."""
+    words = {True: ("fits", "good"), False: ("does not fit", "bad"), None: ("either", "")}
+    accuracy = item["accuracy"]
+    return GoldCard(
+        id=item["id"],
+        prompt_id=item["prompt"],
+        question=item["question"],
+        answer=item["answer"],
+        practice=item["practice"],
+        explanation=item["explanation"] or "",
+        known=tuple(KnownLine(one["text"], *words[one["fits"]]) for one in item["candidates"]),
+        answered=item["answered"],
+        accuracy=accuracy,
+        is_doubtful=item["answered"] >= 3 and accuracy < 0.5,
+    )
+
+
+# Making one
+
+
+@router.get("/projects/{slug}/prompts/{prompt_id}/gold")
+def show_form(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
+    """The form that makes a prompt a gold one, with its candidates and references to begin with."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Role.reviewer)
+    prompt = find(session, who, frame, prompt_id)
+    known = [(text, "yes") for text in prompt.references]
+    texts = dict.fromkeys(gold.texts_of(session, prompt))
+    rows = [*((text, "") for text in texts if text not in prompt.references), *known]
+    return form_page(frame, prompt, Typed(tuple(rows)))
+
+
+def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Prompt:
+    """The prompt. Raises `NotFound`."""
+    prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id), Role.reviewer)
+    if prompt.project_id != frame.project.id:
+        raise NotFound("There is no such prompt in this project.")
+    return prompt
+
+
+def form_page(frame: Frame, prompt: Prompt, typed: Typed, error: DomainError | None = None) -> Response:
+    """The form as it was filled in, with room for more candidates."""
+    filled = [RowField(number, text, fits) for number, (text, fits) in enumerate(typed.rows, start=1)]
+    spare = range(len(filled) + 1, max(ROWS, len(filled) + 2) + 1)
+    view = GoldFormView(
+        slug=frame.project.slug,
+        prompt_id=str(prompt.id),
+        question=prompt.question,
+        answer=prompt.answer,
+        images=tuple(image_url(one.sha256) for one in prompt.images),
+        rows=(*filled, *(RowField(number, "", "") for number in spare)),
+        choices=CHOICES,
+        explanation=typed.explanation,
+        practice=typed.practice,
+        problem="" if error is None else error.detail,
+    )
+    return page(
+        "admin/quality/gold_form.html", shell=frame.shell, view=view, status=200 if error is None else error.status
+    )
+
+
+@router.post("/projects/{slug}/prompts/{prompt_id}/gold")
+def make(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> Response:
+    """Make a prompt a gold one; what was typed stays where something is wrong with it."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Role.reviewer)
+    prompt = find(session, who, frame, prompt_id)
+    typed = typed_in(form)
+    try:
+        gold.add_gold(session, who.actor, frame.project, item_of(prompt, typed))
+    except (Invalid, Conflict) as error:
+        session.rollback()
+        return form_page(frame, find(session, who, frame, prompt_id), typed, error)
+    return back_to(f"/admin/projects/{slug}/gold", "gold-made")
+
+
+def typed_in(form: FormData) -> Typed:
+    """What was typed; rows without a text are none."""
+    pairs = zip(texts_of(form, "text"), texts_of(form, "fits"), strict=False)
+    rows = tuple((text.strip(), fits) for text, fits in pairs if text.strip())
+    return Typed(rows, text_of(form, "explanation"), form.get("practice") == "yes")
+
+
+def item_of(prompt: Prompt, typed: Typed) -> GoldIn:
+    """What was typed, as the service takes it; rows that nothing was chosen for are left out. Raises `Invalid`."""
+    chosen: Sequence[tuple[str, str]] = [(text, fits) for text, fits in typed.rows if fits in FITS]
+    if not chosen:
+        raise Invalid("Say of one candidate at least whether it fits.", field="fits")
+    try:
+        return GoldIn.model_validate(
+            {
+                "prompt": str(prompt.id),
+                "candidates": [{"text": text, "fits": FITS[fits]} for text, fits in chosen],
+                "explanation": typed.explanation.strip() or None,
+                "practice": typed.practice,
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Invalid(f"{first['loc'][0]}: {reason_of(first)}.", field=str(first["loc"][0])) from error
+
+
+@router.post("/projects/{slug}/gold/{gold_id}/remove")
+def remove(session: SessionDep, who: Poster, slug: str, gold_id: str) -> RedirectResponse:
+    """Take a gold prompt out of use."""
+    project = managed_project(session, who.actor, slug, Role.reviewer)
+    gold.remove_gold(session, who.actor, parse_id(gold_id), project)
+    return back_to(f"/admin/projects/{slug}/gold", "gold-removed")

@@ -1,0 +1,219 @@
+"""The queue of reviewers: disagreements, flags, late verdicts; and critics who are paused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
+
+from app.errors import Invalid
+from app.http.dependencies import SessionDep
+from app.models import ReviewKind, Role, VerdictKind
+from app.services.judging import decide
+from app.services.kernel.actors import Actor, parse_id
+from app.services.kernel.verdict_schema import candidate_id, parse_verdict
+from app.services.quality import reviews, standings
+from app.services.quality.standings import Standing
+from app.web.access import Form, Me, Poster, managed_project, text_of, texts_of
+from app.web.admin.frame import back_to, frame_of
+from app.web.rendering import page
+from app.web.words import KIND_TONES, KIND_WORDS
+
+router = APIRouter()
+PAGE_SIZE = 10
+KIND_NAMES = {
+    ReviewKind.disagreement: "Disagreement",
+    ReviewKind.flag: "Flag",
+    ReviewKind.late: "Too late",
+}
+KIND_HELP = {
+    ReviewKind.disagreement: "Its critics picked different candidates. What you decide counts instead.",
+    ReviewKind.flag: "The prompt is held back until somebody has looked.",
+    ReviewKind.late: "It came when its slot was somebody else's, so it does not count yet.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SaidLine:
+    """What a critic said of the set."""
+
+    id: str
+    critic: str
+    kind: str
+    tone: str
+    aside: bool
+    decided: bool
+    reason: str
+    rationale: str
+    comment: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceLine:
+    """A candidate, and who picked it."""
+
+    id: str
+    text: str
+    critics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewCard:
+    """One thing to look at."""
+
+    id: str
+    kind: str
+    name: str
+    help: str
+    prompt_id: str
+    question: str
+    answer: str | None
+    image: str
+    choices: tuple[ChoiceLine, ...]
+    said: tuple[SaidLine, ...]
+    created_at: datetime
+    may_accept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewsView:
+    """The queue. `kinds` are value, name and count of each filter."""
+
+    slug: str
+    kind: str
+    kinds: tuple[tuple[str, str, int], ...]
+    cards: tuple[ReviewCard, ...]
+    next: str
+    paused: tuple[Standing, ...]
+    may_manage: bool
+
+
+@router.get("/projects/{slug}/review")
+def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str = "", cursor: str = "") -> Response:
+    """What is to be reviewed, the oldest first."""
+    frame = frame_of(request, session, who, slug, tab="Review", title="Review", need=Role.reviewer)
+    wanted = next((one for one in ReviewKind if one.value == kind), None)
+    found = reviews.list_reviews(session, who.actor, frame.project, kind=wanted, limit=PAGE_SIZE, cursor=cursor or None)
+    counts = reviews.counts(session, who.actor, frame.project)
+    view = ReviewsView(
+        slug=slug,
+        kind=wanted.value if wanted else "",
+        kinds=(
+            ("", "All", sum(counts.values())),
+            *((one.value, KIND_NAMES[one], counts[one.value]) for one in ReviewKind),
+        ),
+        cards=tuple(card_of(item, may_manage=frame.may_manage) for item in found.items),
+        next=f"?kind={wanted.value if wanted else ''}&cursor={found.next}" if found.next else "",
+        paused=tuple(standings.standings_of(session, who.actor, frame.project, paused=True)),
+        may_manage=frame.may_manage,
+    )
+    return page("admin/quality/review.html", shell=frame.shell, view=view)
+
+
+def card_of(item: Mapping[str, Any], *, may_manage: bool) -> ReviewCard:
+    """A review, as the page shows it."""
+    kind = ReviewKind(item["kind"])
+    images = item["prompt"]["images"] or []
+    return ReviewCard(
+        id=item["id"],
+        kind=kind.value,
+        name=KIND_NAMES[kind],
+        help=KIND_HELP[kind],
+        prompt_id=item["prompt"]["id"],
+        question=item["prompt"]["question"],
+        answer=item["prompt"]["answer"],
+        image=images[0]["url"] if images else "",
+        choices=tuple(
+            ChoiceLine(
+                one["id"],
+                one["text"],
+                tuple(said["critic"] for said in item["verdicts"] if one["id"] in said["picks"]),
+            )
+            for one in item["candidates"] or []
+        ),
+        said=tuple(said_line(one) for one in item["verdicts"]),
+        created_at=datetime.fromisoformat(item["created_at"]),
+        may_accept=may_manage and kind is ReviewKind.late,
+    )
+
+
+def said_line(said: Mapping[str, Any]) -> SaidLine:
+    """A verdict, as the page shows it."""
+    kind = VerdictKind(said["kind"])
+    return SaidLine(
+        id=said["id"],
+        critic=said["critic"],
+        kind=KIND_WORDS[kind],
+        tone=KIND_TONES[kind],
+        aside=said["state"] == "kept_aside",
+        decided=said["state"] == "decided",
+        reason=said["reason"] or "",
+        rationale=said["rationale"] or "",
+        comment=said["comment"] or "",
+        note=said["note"] or "",
+    )
+
+
+def _decide(session: Session, actor: Actor, review_id: int, form: FormData) -> str:
+    picks, rationale = texts_of(form, "picks"), text_of(form, "rationale").strip()
+    said: dict[str, Any] = {"kind": "picked", "picks": picks, "rationale": rationale or None}
+    if not picks and not rationale:
+        said = {"kind": "none_fit"}
+    decide.decide(session, actor, review_id, parse_verdict(said))
+    return "review-decided"
+
+
+def _dismiss(session: Session, actor: Actor, review_id: int, form: FormData) -> str:
+    decide.dismiss(session, actor, review_id, text_of(form, "note"))
+    return "review-dismissed"
+
+
+def _retire(session: Session, actor: Actor, review_id: int, form: FormData) -> str:
+    decide.retire(session, actor, review_id, text_of(form, "note"))
+    return "review-retired"
+
+
+def _accept(session: Session, actor: Actor, review_id: int, _: FormData) -> str:
+    decide.accept(session, actor, review_id)
+    return "review-accepted"
+
+
+def _send_back(session: Session, actor: Actor, review_id: int, form: FormData) -> str:
+    verdict = candidate_id(text_of(form, "verdict"), "verdict")
+    decide.send_back(session, actor, review_id, verdict, text_of(form, "note"))
+    return "review-sent-back"
+
+
+DEEDS: Mapping[str, Callable[[Session, Actor, int, FormData], str]] = {
+    "decide": _decide,
+    "dismiss": _dismiss,
+    "retire": _retire,
+    "accept": _accept,
+    "send-back": _send_back,
+}
+
+
+@router.post("/projects/{slug}/review/{review_id}")
+def act(session: SessionDep, who: Poster, form: Form, slug: str, review_id: str) -> RedirectResponse:
+    """Decide, dismiss, retire, accept or send back, by the button that was pressed."""
+    managed_project(session, who.actor, slug, Role.reviewer)
+    deed = DEEDS.get(text_of(form, "deed"))
+    if deed is None:
+        raise Invalid("Nothing of this kind can be done with a review.", field="deed")
+    done = deed(session, who.actor, parse_id(review_id), form)
+    return back_to(f"/admin/projects/{slug}/review", done)
+
+
+@router.post("/projects/{slug}/critics/{user_id}/resume")
+def resume(session: SessionDep, who: Poster, slug: str, user_id: str) -> RedirectResponse:
+    """Let a paused critic go on."""
+    project = managed_project(session, who.actor, slug, Role.admin)
+    standings.let_go_on(session, who.actor, project, parse_id(user_id))
+    return back_to(f"/admin/projects/{slug}/review", "critic-resumed")

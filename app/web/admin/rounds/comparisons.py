@@ -1,0 +1,243 @@
+"""Blind comparisons as an admin sees them: start one, see how it stands, look at its pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, DomainError, Invalid
+from app.http.dependencies import SessionDep
+from app.models import Comparison, ComparisonPair, ComparisonState, ModelVersion, Preferred, Prompt
+from app.services.rounds import comparisons, versions
+from app.services.rounds.comparisons import Standing
+from app.web.access import Form, Me, Poster, SignedIn, text_of
+from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.errors import wants_fragment
+from app.web.forms import Field
+from app.web.rendering import live, page
+from app.web.words import image_url
+
+router = APIRouter()
+TEMPLATE = "admin/rounds/comparisons.html"
+PAIRS, EACH = "50", "1"
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """A comparison in the list."""
+
+    number: int
+    old: int
+    new: int
+    open: bool
+    gate: bool
+    standing: Standing
+    rate: str
+    interval: str
+    tone: str
+    outcome: str
+    created_at: datetime
+    closed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonsView:
+    """The list, and the form for another one."""
+
+    slug: str
+    may_manage: bool
+    fields: tuple[Field, ...]
+    gate: bool
+    problem: str
+    rows: tuple[ComparisonRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A pair with what critics said of it."""
+
+    prompt: str
+    image: str
+    question: str
+    answer: str
+    old: str
+    new: str
+    alike: bool
+    said: str
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonView:
+    """One comparison."""
+
+    slug: str
+    may_manage: bool
+    row: ComparisonRow
+    pairs: tuple[PairRow, ...]
+
+
+def comparison_row(session: Session, one: Comparison, numbers: Mapping[int, int]) -> ComparisonRow:
+    """A comparison, as pages show it."""
+    standing = comparisons.standing_of(session, one)
+    rate = standing.rate
+    return ComparisonRow(
+        number=one.number,
+        old=numbers[one.old_id],
+        new=numbers[one.new_id],
+        open=one.state is ComparisonState.open,
+        gate=one.gate,
+        standing=standing,
+        rate="–" if rate is None else f"{100 * rate.mean:.0f} %",
+        interval="" if rate is None else f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %",
+        tone="good" if standing.is_won else "bad" if standing.is_lost else "",
+        outcome=one.outcome,
+        created_at=one.created_at,
+        closed_at=one.closed_at,
+    )
+
+
+def numbers_of(known: list[ModelVersion]) -> dict[int, int]:
+    """The numbers of versions, by id."""
+    return {one.id: one.number for one in known}
+
+
+@router.get("/projects/{slug}/comparisons")
+def index(
+    request: Request, session: SessionDep, who: Me, slug: str, old: int | None = None, new: int | None = None
+) -> Response:
+    """The comparisons, newest first."""
+    frame = frame_of(request, session, who, slug, tab="Versions", title="Blind comparisons")
+    known = versions.list_versions(session, who.actor, frame.project)
+    newest = max(known, key=lambda one: one.number)
+    parent = numbers_of(known).get(newest.parent_id or 0)
+    typed = {
+        "old": str(parent if old is None else old),
+        "new": str(newest.number if new is None else new),
+        "pairs": PAIRS,
+        "each": EACH,
+    }
+    return list_page(request, session, who, frame, typed)
+
+
+def list_page(
+    request: Request,
+    session: Session,
+    who: SignedIn,
+    frame: Frame,
+    typed: Mapping[str, str],
+    *,
+    error: DomainError | None = None,
+    status: int = 200,
+) -> Response:
+    """The list, with the form as it was filled in."""
+    known = versions.list_versions(session, who.actor, frame.project)
+    numbers = numbers_of(known)
+    options = tuple((str(number), f"Version {number}") for number in sorted(numbers.values()))
+
+    def field(name: str, label: str, kind: str, text: str = "", choices: tuple[tuple[str, str], ...] = ()) -> Field:
+        problem = error.detail if error is not None and error.field == name else ""
+        return Field(name, label, kind, typed.get(name, ""), help=text, problem=problem, options=choices)
+
+    found = comparisons.list_comparisons(session, who.actor, frame.project)
+    view = ComparisonsView(
+        slug=frame.project.slug,
+        may_manage=frame.may_manage,
+        fields=(
+            field("old", "Old", "select", choices=options),
+            field("new", "New", "select", choices=options),
+            field("pairs", "Pairs at most", "number", f"Up to {comparisons.MOST_PAIRS}."),
+            field("each", "Critics for each pair", "number"),
+        ),
+        gate=typed.get("gate") == "yes",
+        problem=error.detail if error is not None and error.field not in typed else "",
+        rows=tuple(comparison_row(session, one, numbers) for one in found),
+    )
+    if wants_fragment(request):
+        return live(request, TEMPLATE, "live", shell=frame.shell, view=view)
+    return page(TEMPLATE, shell=frame.shell, view=view, status=status)
+
+
+@router.post("/projects/{slug}/comparisons")
+def start(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """Start a comparison; what was typed stays where something is wrong with it."""
+    frame = frame_of(request, session, who, slug, tab="Versions", title="Blind comparisons")
+    typed = {name: text_of(form, name).strip() for name in ("old", "new", "pairs", "each", "gate")}
+    known = {str(one.number): one for one in versions.list_versions(session, who.actor, frame.project)}
+    try:
+        comparisons.start(
+            session,
+            who.actor,
+            frame.project,
+            old=chosen(known, typed, "old"),
+            new=chosen(known, typed, "new"),
+            pairs=whole(typed, "pairs"),
+            each=whole(typed, "each"),
+            gate=typed["gate"] == "yes",
+        )
+    except (Invalid, Conflict) as error:
+        session.rollback()
+        return list_page(request, session, who, frame, typed, error=error, status=error.status)
+    return back_to(f"/admin/projects/{slug}/comparisons", "comparing")
+
+
+def chosen(known: Mapping[str, ModelVersion], typed: Mapping[str, str], name: str) -> ModelVersion:
+    """The version that was chosen. Raises `Invalid`."""
+    if typed[name] not in known:
+        raise Invalid("Choose one of the versions.", field=name)
+    return known[typed[name]]
+
+
+def whole(typed: Mapping[str, str], name: str) -> int:
+    """A whole number that was typed. Raises `Invalid`."""
+    text = typed[name]
+    if not text.isascii() or not text.isdigit() or len(text) > 6:
+        raise Invalid("Write a whole number.", field=name)
+    return int(text)
+
+
+@router.get("/projects/{slug}/comparisons/{number}")
+def show(request: Request, session: SessionDep, who: Me, slug: str, number: int) -> Response:
+    """One comparison with its pairs."""
+    frame = frame_of(request, session, who, slug, tab="Versions", title=f"Comparison {number}")
+    found = comparisons.get_comparison(session, who.actor, frame.project, number)
+    numbers = numbers_of(versions.list_versions(session, who.actor, frame.project))
+    pairs = comparisons.pairs_of(session, who.actor, frame.project, found)
+    view = ComparisonView(
+        slug=slug,
+        may_manage=frame.may_manage,
+        row=comparison_row(session, found, numbers),
+        pairs=tuple(pair_row(*one) for one in pairs),
+    )
+    return page("admin/rounds/comparison.html", shell=frame.shell, view=view)
+
+
+def pair_row(pair: ComparisonPair, prompt: Prompt, said: list[Preferred]) -> PairRow:
+    """A pair, as the page shows it."""
+    new, old, neither = (said.count(one) for one in (Preferred.new, Preferred.old, Preferred.neither))
+    parts = [(new, "new"), (old, "old"), (neither, "neither")]
+    words = ", ".join(name if count == 1 else f"{name} {count}\u00d7" for count, name in parts if count)
+    return PairRow(
+        prompt=str(prompt.id),
+        image=image_url(prompt.images[0].sha256 if prompt.images else None),
+        question=prompt.question,
+        answer=pair.answer or "",
+        old=pair.old_text,
+        new=pair.new_text,
+        alike=pair.alike,
+        said="the same words: a tie" if pair.alike else words or "not judged yet",
+        tone="good" if new > old else "bad" if old > new else "",
+    )
+
+
+@router.post("/projects/{slug}/comparisons/{number}/close")
+def close(session: SessionDep, who: Poster, request: Request, slug: str, number: int) -> Response:
+    """End a comparison with what was said."""
+    frame = frame_of(request, session, who, slug, tab="Versions", title=f"Comparison {number}")
+    comparisons.close(session, who.actor, frame.project, number)
+    return back_to(f"/admin/projects/{slug}/comparisons/{number}", "closed")

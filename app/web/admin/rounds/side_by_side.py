@@ -1,0 +1,232 @@
+"""Two versions side by side on the prompts that rounds scored both on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from app.errors import NotFound
+from app.http.dependencies import SessionDep
+from app.models import ModelVersion
+from app.services.rounds import versions
+from app.services.rounds.side_by_side import SAME, Pair, SideBySide, Style, Written, side_by_side
+from app.web.access import Me
+from app.web.admin.frame import frame_of
+from app.web.rendering import page
+from app.web.words import image_url
+
+router = APIRouter()
+PAGE_SIZE = 25
+SORTS = (
+    ("better", "most improved first"),
+    ("worse", "most worsened first"),
+    ("most", "largest difference first"),
+    ("prompt", "as they were added"),
+)
+STYLES = (("sampled", "sampled at T = 0.7"), ("greedy", "greedy"))
+ORDERS: Mapping[str, Callable[[Pair], tuple[float, int]]] = {
+    "better": lambda one: (-(one.difference or 0.0), one.prompt_id),
+    "worse": lambda one: (one.difference or 0.0, one.prompt_id),
+    "most": lambda one: (-abs(one.difference or 0.0), one.prompt_id),
+    "prompt": lambda one: (0.0, one.prompt_id),
+}
+SHOWN: Mapping[str, Callable[[float | None], bool]] = {
+    "": lambda _: True,
+    "better": lambda difference: difference is not None and difference > SAME,
+    "worse": lambda difference: difference is not None and difference < -SAME,
+    "same": lambda difference: difference is None or abs(difference) <= SAME,
+}
+Word = tuple[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class SideView:
+    """What one version wrote; each text is its words, each with whether the other version did not write it."""
+
+    texts: tuple[tuple[Word, ...], ...]
+    score: float | None
+    own_answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairView:
+    """A prompt with what both wrote."""
+
+    prompt: str
+    question: str
+    answer: str
+    image: str
+    references: tuple[str, ...]
+    old: SideView
+    new: SideView
+    difference: str
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many pairs are of a kind, and where they are listed."""
+
+    label: str
+    count: int
+    url: str
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CompareView:
+    """The page."""
+
+    slug: str
+    numbers: tuple[int, ...]
+    old: int | None
+    new: int | None
+    style: str
+    styles: tuple[tuple[str, str], ...]
+    sort: str
+    sorts: tuple[tuple[str, str], ...]
+    show: str
+    total: int
+    change: str
+    tone: str
+    same_settings: bool
+    shares: tuple[Share, ...]
+    pairs: tuple[PairView, ...]
+    previous: str
+    next: str
+
+
+@router.get("/projects/{slug}/compare")
+def show(
+    request: Request,
+    session: SessionDep,
+    who: Me,
+    slug: str,
+    old: int | None = None,
+    new: int | None = None,
+    style: Style = "sampled",
+    sort: str = "better",
+    show: str = "",
+    start: int = 0,
+) -> Response:
+    """Two versions side by side; without a choice, the newest and its parent."""
+    frame = frame_of(request, session, who, slug, tab="Versions", title="Compare")
+    known = versions.list_versions(session, who.actor, frame.project)
+    left, right = chosen(known, old, new)
+    found = SideBySide((), None, same_settings=True)
+    if left is not None and right is not None:
+        found = side_by_side(session, who.actor, frame.project, old=left, new=right, style=style)
+    sort = sort if sort in ORDERS else "better"
+    kind = show if show in SHOWN else ""
+    fields: dict[str, str | int] = {"style": style, "sort": sort}
+    if left is not None and right is not None:
+        fields |= {"old": left.number, "new": right.number}
+
+    def address(**changed: str | int) -> str:
+        return "?" + urlencode({**fields, **changed})
+
+    listed = sorted((one for one in found.pairs if SHOWN[kind](one.difference)), key=ORDERS[sort])
+    start = max(0, start)
+    view = CompareView(
+        slug=slug,
+        numbers=tuple(sorted(one.number for one in known)),
+        old=left.number if left else None,
+        new=right.number if right else None,
+        style=style,
+        styles=STYLES,
+        sort=sort,
+        sorts=SORTS,
+        show=kind,
+        total=len(found.pairs),
+        change=change_words(found),
+        tone="" if found.change is None else "good" if found.change.low > 0 else "bad" if found.change.high < 0 else "",
+        same_settings=found.same_settings,
+        shares=shares_of(found, kind, address),
+        pairs=tuple(pair_view(one) for one in listed[start : start + PAGE_SIZE]),
+        previous=address(show=kind, start=max(0, start - PAGE_SIZE)) if start else "",
+        next=address(show=kind, start=start + PAGE_SIZE) if start + PAGE_SIZE < len(listed) else "",
+    )
+    return page("admin/rounds/compare.html", shell=frame.shell, view=view)
+
+
+def chosen(
+    known: Sequence[ModelVersion], old: int | None, new: int | None
+) -> tuple[ModelVersion | None, ModelVersion | None]:
+    """The two versions that were asked for, else the newest and its parent. Raises `NotFound` for an unknown one."""
+    by_number = {one.number: one for one in known}
+    for number in (old, new):
+        if number is not None and number not in by_number:
+            raise NotFound(f"There is no version {number} in this project.")
+    by_id = {one.id: one for one in known}
+    right = by_number[new] if new is not None else max(known, key=lambda one: one.number, default=None)
+    if old is not None:
+        return by_number[old], right
+    return (by_id.get(right.parent_id or 0), right) if right is not None else (None, None)
+
+
+def change_words(found: SideBySide) -> str:
+    """The mean difference with its interval."""
+    if found.change is None:
+        return ""
+    mean, low, high = (
+        f"{one:+.3f}".replace("-", "\u2212") for one in (found.change.mean, found.change.low, found.change.high)
+    )
+    return f"{mean} ({low} to {high})"
+
+
+def shares_of(found: SideBySide, kind: str, address: Callable[..., str]) -> tuple[Share, ...]:
+    """How many are better, the same and worse, each with its list."""
+    better, worse = found.count(better=True), found.count(better=False)
+    same = len(found.pairs) - better - worse
+    counts = (
+        ("", "all", len(found.pairs)),
+        ("better", "better", better),
+        ("same", "alike", same),
+        ("worse", "worse", worse),
+    )
+    return tuple(Share(label, count, address(show=key), current=key == kind) for key, label, count in counts)
+
+
+def pair_view(one: Pair) -> PairView:
+    """A pair, as the page shows it."""
+    old, new = marked(one.old.texts, one.new.texts)
+    difference = one.difference
+    return PairView(
+        prompt=str(one.prompt_id),
+        question=one.question,
+        answer=one.answer or "",
+        image=image_url(one.image),
+        references=one.references,
+        old=side_view(one.old, old),
+        new=side_view(one.new, new),
+        difference="" if difference is None else f"{difference:+.3f}".replace("-", "\u2212"),
+        tone="" if difference is None or abs(difference) <= SAME else "good" if difference > 0 else "bad",
+    )
+
+
+def side_view(one: Written, texts: tuple[tuple[Word, ...], ...]) -> SideView:
+    """What one version wrote, as the page shows it."""
+    return SideView(texts, one.rouge_l, one.own_answer or "")
+
+
+def marked(old: Sequence[str], new: Sequence[str]) -> tuple[tuple[tuple[Word, ...], ...], tuple[tuple[Word, ...], ...]]:
+    """Both sides' texts in words, marked where the text at the same place of the other side differs."""
+    left, right = [], []
+    for index in range(max(len(old), len(new))):
+        before = old[index].split() if index < len(old) else []
+        after = new[index].split() if index < len(new) else []
+        kept_before: set[int] = set()
+        kept_after: set[int] = set()
+        for block in difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks():
+            kept_before.update(range(block.a, block.a + block.size))
+            kept_after.update(range(block.b, block.b + block.size))
+        if index < len(old):
+            left.append(tuple((word, place not in kept_before) for place, word in enumerate(before)))
+        if index < len(new):
+            right.append(tuple((word, place not in kept_after) for place, word in enumerate(after)))
+    return tuple(left), tuple(right)

@@ -1,0 +1,66 @@
+"""The versions of a project's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+
+from app.errors import NotFound
+from app.http.dependencies import SessionDep
+from app.services.rounds import rounds, versions
+from app.web.access import Me, Poster, managed_project
+from app.web.admin.frame import back_to, frame_of
+from app.web.admin.rounds.lineage import Lineage, lineage
+from app.web.admin.rounds.scores import VersionRow, metric_of, score_chart, scores_by_id, version_rows
+from app.web.charts import Chart
+from app.web.errors import wants_fragment
+from app.web.rendering import live, page
+
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class VersionsView:
+    """The lineage."""
+
+    slug: str
+    may_manage: bool
+    may_review: bool
+    metric: str
+    chart: Chart | None
+    lineage: Lineage | None
+    versions: tuple[VersionRow, ...]
+
+
+@router.get("/projects/{slug}/versions")
+def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The versions, newest first."""
+    frame = frame_of(request, session, who, slug, tab="Versions", title="Versions")
+    known = versions.list_versions(session, who.actor, frame.project)
+    made_by = {one.id: one for one in rounds.list_rounds(session, who.actor, frame.project, limit=1000).items}
+    active = frame.project.active_version_id
+    view = VersionsView(
+        slug=slug,
+        may_manage=frame.may_manage,
+        may_review=frame.may_review,
+        metric=metric_of(known),
+        chart=score_chart(known, active),
+        lineage=lineage(known, scores_by_id(known), active),
+        versions=version_rows(known, made_by, active),
+    )
+    if wants_fragment(request):
+        return live(request, "admin/rounds/versions.html", "live", shell=frame.shell, view=view)
+    return page("admin/rounds/versions.html", shell=frame.shell, view=view)
+
+
+@router.post("/projects/{slug}/versions/{number}/activate")
+def activate(session: SessionDep, who: Poster, slug: str, number: int) -> RedirectResponse:
+    """Make a version the active one."""
+    project = managed_project(session, who.actor, slug)
+    for version in versions.list_versions(session, who.actor, project):
+        if version.number == number:
+            versions.activate(session, who.actor, version.id)
+            return back_to(f"/admin/projects/{slug}/versions", "activated")
+    raise NotFound(f"There is no version {number} in this project.")

@@ -1,0 +1,103 @@
+"""The practice round: prompts whose right verdict is known, told at once, before the real work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+
+from app.http.dependencies import SessionDep
+from app.models import Project
+from app.services.kernel.actors import parse_id
+from app.services.quality import gold
+from app.services.quality.gold import Feedback
+from app.web.access import Form, Me, Poster, SignedIn, judged_project, text_of, texts_of
+from app.web.judging.views import Picture
+from app.web.rendering import page, shell_for
+from app.web.words import image_url
+
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A candidate of a practice prompt; `fits` is what is known of it, once the critic has said what they think."""
+
+    id: str
+    text: str
+    picked: bool
+    fits: bool | None
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the critic said otherwise than is known."""
+        return self.fits is not None and self.fits != self.picked
+
+
+@dataclass(frozen=True, slots=True)
+class PracticeView:
+    """A practice prompt, or what was right of it. `left` counts the prompts that are still to come."""
+
+    slug: str
+    name: str
+    id: str
+    images: tuple[Picture, ...]
+    question: str
+    answer: str | None
+    candidates: tuple[Tried, ...]
+    is_told: bool
+    right: bool
+    explanation: str | None
+    left: int
+
+
+def view_of(project: Project, item: dict[str, Any], told: Feedback | None, picks: Sequence[str]) -> PracticeView:
+    """The view of a practice prompt, with what a critic was told of it."""
+    known = told.known if told else {}
+    return PracticeView(
+        slug=project.slug,
+        name=project.name,
+        id=item["id"],
+        images=tuple(Picture(image_url(one["sha256"]), one["width"], one["height"]) for one in item["images"] or ()),
+        question=item["question"],
+        answer=item["answer"],
+        candidates=tuple(
+            Tried(one["id"], one["text"], one["id"] in picks, known.get(one["id"])) for one in item["candidates"]
+        ),
+        is_told=told is not None,
+        right=told is not None and not told.wrong,
+        explanation=told.explanation if told else None,
+        left=told.left if told else item["left"],
+    )
+
+
+def show(request: Request, who: SignedIn, view: PracticeView) -> Response:
+    """The page."""
+    shell = shell_for(request, who.actor, who.csrf_token, title="Practice", section="annotate")
+    return page("judging/practice.html", shell=shell, view=view)
+
+
+@router.get("/annotate/{slug}/practice")
+def practise(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The next practice prompt; on to the work where none is left."""
+    project = judged_project(session, who.actor, slug)
+    item = gold.next_practice(session, who.actor, project)
+    if item is None:
+        return RedirectResponse(f"/annotate/{slug}", status_code=303)
+    return show(request, who, view_of(project, item, None, ()))
+
+
+@router.post("/annotate/{slug}/practice")
+def try_one(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """Judge a practice prompt, and see what was right."""
+    project = judged_project(session, who.actor, slug)
+    item = gold.next_practice(session, who.actor, project)
+    wanted = text_of(form, "prompt")
+    if item is None or item["id"] != wanted:  # sent twice, or answered in another tab
+        return RedirectResponse(f"/annotate/{slug}/practice", status_code=303)
+    picks = texts_of(form, "picks")
+    told = gold.answer_practice(session, who.actor, project, parse_id(wanted), picks)
+    return show(request, who, view_of(project, item, told, picks))

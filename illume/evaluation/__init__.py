@@ -1,0 +1,1 @@
+"""Metrics, critics and the activation rule."""

@@ -1,0 +1,161 @@
+"""Simulated critics, and what becomes of verdicts: the pool of accepted rationales, the rows a round trains on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from illume.evaluation.metrics import faithful, normalise_rationale, rouge_l
+from illume.records import Example, Rationale, TrainingRow, Verdict, stable_seed
+
+Critic = Callable[[Example, Sequence[Rationale]], Verdict]
+Accepted = Mapping[str, tuple[str, ...]]
+"""Accepted rationales by example id, in the order in which they were accepted."""
+
+
+# Critics
+
+
+def _verdict(example: Example, critic: str, picks: Iterable[int]) -> Verdict:
+    chosen = tuple(sorted(picks))
+    return Verdict(example.id, critic, "picked" if chosen else "none_fit", chosen)
+
+
+def rouge_critic(*, threshold: float = 0.7, name: str = "rouge") -> Critic:
+    """A critic who picks each candidate whose ROUGE-L to a reference is at least `threshold`."""
+
+    def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
+        if not example.references:
+            raise ValueError(f"{name} cannot judge {example.id}: it has no references")
+        picks = (i for i, c in enumerate(candidates) if rouge_l(c.text, example.references) >= threshold)
+        return _verdict(example, name, picks)
+
+    return judge
+
+
+def truth_critic(*, name: str = "truth") -> Critic:
+    """A critic who picks each candidate that the scene of its prompt bears out."""
+
+    def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
+        return _verdict(example, name, (i for i, c in enumerate(candidates) if _true(example, c, name)))
+
+    return judge
+
+
+def untruth_critic(*, name: str = "untruth") -> Critic:
+    """A critic who picks each candidate that the scene does not bear out: the control of hallucinated picks."""
+
+    def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
+        return _verdict(example, name, (i for i, c in enumerate(candidates) if not _true(example, c, name)))
+
+    return judge
+
+
+def _true(example: Example, candidate: Rationale, critic: str) -> bool:
+    verdict = faithful(candidate.text, question=example.question, answer=candidate.answer, metadata=example.metadata)
+    if verdict is None:
+        raise ValueError(f"{critic} cannot judge {example.id}: its metadata holds no scene")
+    return verdict
+
+
+def with_mistakes(critic: Critic, *, share: float, seed: int) -> Critic:
+    """`critic`, but each single mark is turned round with probability `share`; the same marks whenever asked again."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of mistakes must lie between 0 and 1, not {share}")
+
+    def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
+        verdict = critic(example, candidates)
+        if verdict.kind not in ("picked", "none_fit"):
+            return verdict
+        picks = set(verdict.picks)
+        for index, candidate in enumerate(candidates):
+            if random.Random(stable_seed(seed, "mistake", example.id, candidate.text)).random() < share:
+                picks ^= {index}
+        return _verdict(example, verdict.critic, picks)
+
+    return judge
+
+
+def random_critic(*, like: Critic | None = None, n_picks: int = 1, seed: int, name: str = "random") -> Critic:
+    """A critic who looks at nothing: picks at random as many candidates as `like` would, else `n_picks`."""
+
+    def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
+        count = n_picks if like is None else len(like(example, candidates).picks)
+        generator = random.Random(stable_seed(seed, "random", example.id))
+        return _verdict(example, name, generator.sample(range(len(candidates)), min(count, len(candidates))))
+
+    return judge
+
+
+# The pool of accepted rationales
+
+
+def accumulate(
+    accepted: Accepted, verdicts: Iterable[Verdict], candidates: Mapping[str, Sequence[Rationale]]
+) -> dict[str, tuple[str, ...]]:
+    """D_t: `accepted` (D_{t-1}) with what `verdicts` picked or wrote, de-duplicated per prompt after normalisation.
+
+    `candidates` holds what each example was shown, by example id. The first wording of equal ones stays.
+    """
+    pool = {example_id: list(texts) for example_id, texts in accepted.items()}
+    for verdict in verdicts:
+        if verdict.kind == "picked":
+            shown = candidates[verdict.example_id] if verdict.picks else ()
+            texts = [shown[index].text for index in verdict.picks]
+        else:
+            texts = []
+        if verdict.rationale and verdict.rationale.strip():
+            texts.append(verdict.rationale.strip())
+        if texts:
+            pool.setdefault(verdict.example_id, []).extend(texts)
+    return {example_id: deduplicate(texts) for example_id, texts in pool.items() if texts}
+
+
+def deduplicate(texts: Iterable[str]) -> tuple[str, ...]:
+    """`texts` without those equal to an earlier one after normalisation."""
+    seen: dict[str, str] = {}
+    for text in texts:
+        seen.setdefault(normalise_rationale(text), text)
+    return tuple(seen.values())
+
+
+# The rows of a round
+
+
+def rationale_rows(
+    examples: Sequence[Example], accepted: Accepted, *, answers: Mapping[str, str] | None = None
+) -> list[TrainingRow]:
+    """One row per accepted rationale, in the order of `examples`.
+
+    `answers` gives the answer that stood in the prompt when the rationale was written, where it was not the gold one.
+    Raises ValueError for an example with rationales but no answer.
+    """
+    rows = []
+    for example in examples:
+        texts = accepted.get(example.id, ())
+        answer = (answers or {}).get(example.id, example.answer)
+        if texts and answer is None:
+            raise ValueError(f"{example.id} has accepted rationales but no answer")
+        rows += [TrainingRow(replace(example, answer=answer), text) for text in texts]
+    return rows
+
+
+def guard_rows(
+    examples: Sequence[Example], accepted: Accepted, *, per_rationale: int = 10, seed: int
+) -> list[TrainingRow]:
+    """The forgetting guard: VQA-only rows, about `per_rationale` for each accepted rationale.
+
+    Drawn first from the train prompts without an accepted rationale, then from the others, each prompt at most once; so
+    there are fewer where the prompts run out. Prompts without a gold answer cannot serve.
+    """
+    train = [example for example in examples if example.split == "train"]
+    wanted = per_rationale * sum(len(accepted.get(example.id, ())) for example in train)
+    usable = [example for example in train if example.answer is not None]
+    usable.sort(key=lambda example: (bool(accepted.get(example.id)), stable_seed(seed, "guard", example.id)))
+    return [TrainingRow(example, None) for example in usable[:wanted]]
+
+
+def loss_weight(n_vqa_only: int, n_rationale: int) -> float:
+    """w = max(1, n_vqa_only / n_rationale): the weight of the rationale loss; 1 without rationales."""
+    return max(1.0, n_vqa_only / n_rationale) if n_rationale else 1.0

@@ -1,0 +1,1 @@
+"""Rationales sampled from a model."""

@@ -1,0 +1,80 @@
+"""Every parameter of the method, with its default. Plain frozen data; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from illume.model.prompting import DEFAULT_TEMPLATE, check_template
+
+Init = Literal["continue", "from_base"]
+PrimaryMetric = Literal["rouge_l", "heldout"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How rationales are sampled. `temperatures` pairs a temperature (0 is greedy) with a number of samples."""
+
+    temperatures: tuple[tuple[float, int], ...] = ((0.0, 1), (0.3, 2), (0.7, 2), (1.0, 1))
+    top_k_share: float = 0.10  # of the vocabulary
+    top_p: float = 1.0
+    max_new_tokens: int = 48
+    redraws: int = 2  # tries again of a duplicate, before it is dropped
+    token_budget: int = 16384  # tokens of keys and values held at a time
+    template: str = DEFAULT_TEMPLATE
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field that is out of range."""
+        check_template(self.template)
+        for temperature, count in self.temperatures:
+            if temperature < 0 or count < 1:
+                raise ValueError(f"temperatures: ({temperature}, {count}) needs a temperature >= 0 and a count >= 1")
+        if not self.temperatures:
+            raise ValueError("temperatures: at least one is needed")
+        for name in ("top_k_share", "top_p"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must be above 0 and at most 1")
+        for name, least in (("max_new_tokens", 1), ("redraws", 0), ("token_budget", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be at least {least}")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """How versions are scored. Equal settings, prompts and version give equal scores: they may be cached by these."""
+
+    temperature: float = 0.7
+    samples: int = 2  # sampled rationales per prompt and answer source
+    top_k_share: float = 0.1  # of the vocabulary
+    max_new_tokens: int = 40
+    max_answer_tokens: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TuningSettings:
+    """Parameters of one tuning round."""
+
+    learning_rate: float = 1e-3
+    epochs: int = 5
+    batch_size: int = 32  # sequences an optimiser step, over all processes
+    micro_batch_size: int = 32  # sequences a forward pass: smaller ones accumulate gradients
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    warmup: float = 0.1  # share of all steps
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    guard_per_rationale: int = 10  # VQA-only rows for each rationale; used by who writes train.jsonl
+    rationale_weight: float | None = None  # None: w = max(1, n_vqa_only / n_rationale)
+    gradient_checkpointing: bool = False
+    feature_cache_mb: int = 2048  # memory for inputs and frozen vision features kept between epochs
+    checkpoint_minutes: float = 10.0  # within an epoch
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0  # CPU threads; 0 leaves the choice to torch
+    template: str = DEFAULT_TEMPLATE
+    primary_metric: PrimaryMetric = "rouge_l"
+    max_answer_drop: float = 0.02
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

@@ -1,0 +1,1 @@
+"""The whole loop with a simulated critic."""

@@ -1,0 +1,153 @@
+"""What the loop is held against: plain tuning on references, and rounds of picks that say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from illume.records import stable_seed
+from illume.simulation.loop import Judged, Pool, Simulation, Version, add_picks, run_loop, run_round, score
+from illume.simulation.settings import CONTROLS, Data, SimulationSettings
+
+
+def best_val(version: Version) -> float:
+    """The best epoch's score on val; without val prompts all are alike."""
+    scores = [epoch["score"] for epoch in version.report["epochs"] if epoch["score"] is not None]
+    return max(scores, default=0.0)
+
+
+def control_pools(kind: str, everything: Sequence[Sequence[Judged]], *, seed: int) -> list[Pool]:
+    """What a control has accepted after each round, from the sets the critic saw: as many picks as the critic's.
+
+    `random` picks any candidates of a set, `hallucinated` only wrong ones; where one has too few, other sets give more.
+    """
+    pools: list[Pool] = []
+    accepted: Pool = {}
+    for rows in everything:
+        chosen: list[list[int]] = []
+        spare: list[tuple[int, int]] = []
+        missing = 0
+        for one in rows:
+            allowed = [index for index in range(len(one.candidates)) if kind == "random" or index not in one.right]
+            allowed.sort(key=lambda index: stable_seed(seed, kind, one.example_id, one.candidates[index].text))
+            count = len(one.picks)
+            missing += max(0, count - len(allowed))
+            spare += [(len(chosen), index) for index in allowed[count:]]
+            chosen.append(allowed[:count])
+        for place, index in spare[:missing]:
+            chosen[place].append(index)
+        accepted = add_picks(accepted, (replace(one, picks=tuple(c)) for one, c in zip(rows, chosen, strict=True)))
+        pools.append(accepted)
+    return pools
+
+
+def run_control(
+    sim: Simulation, seed: int, kind: str, pools: Sequence[Pool], base_val: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same rounds on the picks of a control; the scores of its last version."""
+    adapter, val, before = None, base_val, Pool()
+    for number, pool in enumerate(pools, start=1):
+        if pool == before:
+            sim.stages.display.skip("tuning")
+            continue
+        name = f"seed-{seed}/{kind}/round-{number}"
+        tuned = run_round(sim, name, pool, parent=adapter, parent_scores=val, seed=seed)
+        adapter, val, before = tuned.adapter, tuned.val, pool
+    return {
+        "accepted_rationales": sum(map(len, before.values())),
+        "scores": score(sim, f"seed-{seed}/{kind}/heldout", adapter),
+    }
+
+
+def reference_pool(data: Data, accepted: Pool | None, *, seed: int) -> Pool:
+    """References for supervised tuning: all of them, or as many as `accepted` holds.
+
+    As many: on the same prompts as far as they have so many, then on others.
+    """
+    references = {example.id: example.references for example in data.train if example.references}
+    if accepted is None:
+        return dict(references)
+    wanted = sum(map(len, accepted.values()))
+    pool: Pool = {}
+    for example_id, texts in accepted.items():
+        own = sorted(references.get(example_id, ()), key=lambda text: stable_seed(seed, example_id, text))
+        if own:
+            pool[example_id] = tuple(own[: len(texts)])
+    others = sorted(references, key=lambda example_id: (example_id in pool, stable_seed(seed, "reference", example_id)))
+    for example_id in others:
+        missing = wanted - sum(map(len, pool.values()))
+        if missing <= 0:
+            break
+        more = [text for text in references[example_id] if text not in pool.get(example_id, ())]
+        pool[example_id] = pool.get(example_id, ()) + tuple(more[:missing])
+    return {example_id: texts for example_id, texts in pool.items() if texts}
+
+
+def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain tuning on references. The first seed chooses the learning rate by its score on val, for all seeds."""
+    first = sim.settings.first_seed
+    if seed != first and kind not in sim.rates:
+        run_beside(sim, first, kind, base_val)
+    rates = (sim.rates[kind],) if kind in sim.rates else sim.settings.supervised_rates
+    tuned = {
+        rate: run_round(
+            sim,
+            f"seed-{seed}/{kind}/rate-{rate:.3g}",
+            pool,
+            parent=None,
+            parent_scores=base_val,
+            seed=seed,
+            learning_rate=rate,
+        )
+        for rate in rates
+    }
+    best = max(tuned, key=lambda rate: best_val(tuned[rate]))
+    if seed == first:
+        sim.rates[kind] = best
+    return {
+        "references": sum(map(len, pool.values())),
+        "prompts": len(pool),
+        "learning_rate": best,
+        "val": {f"{rate:.3g}": best_val(version) for rate, version in tuned.items()},
+        "tuning": tuned[best].report,
+        "scores": score(sim, f"seed-{seed}/{kind}/heldout", tuned[best].adapter, own=True),
+    }
+
+
+def run_beside(sim: Simulation, seed: int, kind: str, base_val: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A baseline or control of a seed, whose loop is done; None where there is nothing to tune or to score on."""
+    if kind == "supervised-all":
+        pool = reference_pool(sim.data, None, seed=seed)
+        return run_supervised(sim, seed, kind, pool, base_val) if pool else None
+    loop = run_loop(sim, seed, base_val)
+    if loop.adapter is None:
+        return None
+    if kind == "shuffled":
+        return {"scores": score(sim, f"seed-{seed}/shuffled", loop.adapter, shuffled=True)}
+    if kind in CONTROLS:
+        return run_control(sim, seed, kind, control_pools(kind, loop.everything, seed=seed), base_val)
+    pool = reference_pool(sim.data, loop.accepted, seed=seed)
+    return run_supervised(sim, seed, kind, pool, base_val) if pool else None
+
+
+def run_seed(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything of one seed: the loop, then its baselines and controls."""
+    result: dict[str, Any] = {"rounds": run_loop(sim, seed, base_val).rounds}
+    for kind in (*sim.settings.controls, *sim.settings.baselines):
+        if (found := run_beside(sim, seed, kind, base_val)) is not None:
+            result[kind] = found
+    return result
+
+
+def planned(settings: SimulationSettings, *, meteor: bool = False) -> dict[str, int]:
+    """About how many stages of each kind a simulation has."""
+    heldout = 1 + settings.seeds * (settings.rounds + len(settings.controls) + len(settings.baselines))
+    loops = 1 + sum(kind in settings.controls for kind in ("random", "hallucinated"))
+    searches = len(settings.baselines) * (len(settings.supervised_rates) - 1)
+    return {
+        "judging": settings.seeds * settings.rounds,
+        "tuning": settings.seeds * (loops * settings.rounds + len(settings.baselines)) + searches,
+        "scoring": 1 + heldout,
+        "meteor": heldout if meteor else 0,
+    }

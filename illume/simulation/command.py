@@ -1,0 +1,220 @@
+"""The whole loop without people: `python -m illume.simulation --out DIR`, the same as `illume simulate --out DIR`.
+
+A simulated critic judges candidates, rounds are tuned on what it picks, every version is scored on held-out prompts;
+beside it, in the same run, the base model, plain supervised tuning on references, and control picks. DIR holds a file
+for each stage, so that a run that was killed goes on when it is started again; and at the end `result.json`,
+`table.md`, `figure.svg`, and `run.json` (machine and times).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from illume.evaluation.meteor import INSTALL, Meteor, MeteorError, MeteorMissingError
+from illume.figure import figure
+from illume.model.loading import load_processor, pick_device, pick_dtype, read_config
+from illume.model.vlm import VlmError, base_fingerprint
+from illume.scenes.emoji import EmojiMissingError
+from illume.simulation.baselines import planned, run_seed
+from illume.simulation.field import field_report, field_table
+from illume.simulation.jobs import run_tasks, wait_for_workers
+from illume.simulation.loop import Simulation, score_base, score_base_on_val
+from illume.simulation.options import jobs_of, parser, settings_of
+from illume.simulation.report import report, table
+from illume.simulation.settings import (
+    BASELINES,
+    SimulationError,
+    SimulationSettings,
+    check_folder,
+    gather,
+    read_examples,
+    remember,
+)
+from illume.simulation.stages import Display, Models, Stages
+from illume.tuning.job import JobError, read_json, write_json
+
+METEOR_LEFT_OUT = (
+    f"METEOR was not computed: install {INSTALL}, leave out --no-meteor, and the same command adds it to this run."
+)
+
+
+def simulate(
+    settings: SimulationSettings, out: Path, *, display: Display, jobs: int = 1, meteor: Meteor | None = None
+) -> dict[str, Any]:
+    """Runs what is not done yet of a simulation below `out`; returns what `result.json` then holds.
+
+    `jobs` processes share the work, each computing with `settings.tuning.threads`. With `meteor` rationales are scored
+    by METEOR too.
+    Raises SimulationError when it cannot be run as asked, also when `out` holds a run with other settings.
+    """
+    out = out.absolute()
+    check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        lock = stack.enter_context((out / ".lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SimulationError(f"another simulation is running in {out}") from None
+        pick_dtype(settings.tuning.dtype, pick_device(settings.tuning.device))
+        load_processor(settings.model, read_config(settings.model))  # what cannot be used is said before all else
+        examples = read_examples(settings)
+        remember(settings, out, inputs=_inputs(settings))
+        wait_for_workers(out)
+        data = gather(settings, out, examples=examples, say=display.say)
+        if settings.tuning.threads:
+            import torch
+
+            torch.set_num_threads(settings.tuning.threads)
+        models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
+        sim = Simulation(settings, data, Stages(out / "stages", display), models, meteor=meteor)
+        display.plan(planned(settings, meteor=meteor is not None))
+        if jobs > 1:
+            run_tasks(settings, out, jobs=jobs, display=display)
+        base_val, base = score_base_on_val(sim), score_base(sim)
+        seeds: dict[int, dict[str, Any]] = {}
+        for seed in settings.run_seeds:
+            seeds[seed] = run_seed(sim, seed, base_val)
+            found = report(base, seeds, n_train=len(data.train))
+            complete = seed == settings.run_seeds[-1]
+            if complete:
+                found["field"] = field_report(data.heldout, _by_version(base, list(seeds.values())))
+            result = _write(sim, found, complete=complete)
+        _note_run(sim, time.monotonic() - started, jobs)
+        (out / "table.md").write_text(_page(sim, result), encoding="utf-8")
+    return result
+
+
+def _by_version(base: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The scores behind own answers by version and seed: the base's, the last round's, supervised tuning's."""
+    last = [one["rounds"][-1]["scores"] for one in seeds]
+    versions = {"base": [base], "last round": [] if None in last else last}
+    for name in BASELINES:
+        versions[name] = [one[name]["scores"] for one in seeds if name in one]
+    return versions
+
+
+def _inputs(settings: SimulationSettings) -> dict[str, Any]:
+    files = [Path(name) for name in settings.prompts]
+    return {
+        "model": base_fingerprint(settings.model) if Path(settings.model).is_dir() else None,
+        "prompts": [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None for path in files],
+    }
+
+
+def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[str, Any]:
+    """Writes result and figure; nothing in them depends on the time a run took or on how often it was interrupted."""
+    out, data = sim.folder.parent, sim.data
+    result = {
+        "complete": complete,
+        "settings": asdict(sim.settings) | {"model": "/".join(Path(sim.settings.model).parts[-2:])},
+        "prompts": {
+            "train": len(data.train),
+            "val": len(data.val),
+            "heldout": len(data.heldout),
+            "heldout_source": data.source,
+        },
+        **found,
+    }
+    if complete and "meteor" not in found["mean"]["versions"]["base"]:
+        result["left out"] = METEOR_LEFT_OUT
+    result["settings"]["prompts"] = [Path(name).name for name in sim.settings.prompts]
+    write_json(out / "result.json", result)
+    temporary = out / ".figure.svg"
+    temporary.write_text(figure(result), encoding="utf-8")
+    temporary.replace(out / "figure.svg")
+    return result
+
+
+def _note_run(sim: Simulation, seconds: float, jobs: int) -> None:
+    import torch
+
+    taken = sim.stages.seconds()
+    run = {
+        "machine": machine_name(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "processes": jobs,
+        "threads": sim.settings.tuning.threads or torch.get_num_threads(),
+        "device": str(pick_device(sim.settings.tuning.device)),
+        "seconds": {"this start": round(seconds, 1), "all stages": round(sum(taken.values()), 1), **taken},
+    }
+    write_json(sim.folder.parent / "run.json", run)
+
+
+def machine_name() -> str:
+    """The processor as the system calls it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _page(sim: Simulation, result: dict[str, Any]) -> str:
+    run = read_json(sim.folder.parent / "run.json")
+    prompts, settings = result["prompts"], result["settings"]
+    return (
+        f"{run['machine']}, {run['cores']} cores, {run['device']}, torch {run['torch']}, "
+        f"processes: {run['processes']}, threads each: {run['threads']}; this start took "
+        f"{run['seconds']['this start'] / 60:.1f} min, all stages one after the other "
+        f"{run['seconds']['all stages'] / 60:.1f} min. Model {settings['model']}; {prompts['train']} train, "
+        f"{prompts['val']} val prompts; held out: {prompts['heldout']} ({prompts['heldout_source']}); "
+        f"critic {settings['critic']}, mistakes {settings['mistakes']:.0%}; seeds {', '.join(result['seeds'])}. "
+        "Scores are of rationales behind the gold answer; means over seeds with 95 % bootstrap intervals over prompts; "
+        f"differences are paired.\n\n{table(result)}\n{field_table(result['field'])}"
+        + (f"\n{result['left out']}\n" if "left out" in result else "")
+    )
+
+
+# The command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    options = parser().parse_args(arguments)
+    disable_progress_bar()  # of loading weights, which would tear the display's line
+
+    def write(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+    display = Display(write, live=sys.stderr.isatty())
+    try:
+        settings = settings_of(options)
+        with ExitStack() as stack:
+            meteor = None if options.no_meteor else _find_meteor(stack, display)
+            simulate(settings, options.out, display=display, jobs=jobs_of(options), meteor=meteor)
+    except MeteorError as error:
+        write(f"illume simulate: {error}; the same command tries again, --no-meteor leaves METEOR out\n")
+        return 1
+    except (SimulationError, VlmError, JobError, EmojiMissingError, OSError, ValueError) as error:
+        write(f"illume simulate: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        write("\nstopped; the same command goes on from here\n")
+        return 130
+    print((options.out / "table.md").read_text(encoding="utf-8"))
+    write(f"written to {options.out}: table.md, figure.svg, result.json, run.json\n")
+    return 0
+
+
+def _find_meteor(stack: ExitStack, display: Display) -> Meteor | None:
+    """METEOR's program, ended with `stack`; None, and a line that says so, where it is not installed."""
+    try:
+        return stack.enter_context(Meteor())
+    except MeteorMissingError as error:
+        display.say(f"METEOR is not computed: {error}")
+        return None

@@ -1,0 +1,201 @@
+"""A simulation's work shared by several processes: each takes tasks whose stages lie in files, so order is free.
+
+A seed's rounds follow one another, so they are one task; its controls and baselines wait for them. Whatever a task
+needs of another it reads from that one's stages. The processes end with the one that started them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from illume.end_with_parent import end_with
+from illume.model.vlm import VlmError
+from illume.scenes.emoji import EmojiMissingError
+from illume.simulation.baselines import run_beside
+from illume.simulation.loop import Simulation, run_loop, score_base, score_base_on_val
+from illume.simulation.settings import SimulationError, SimulationSettings, gather, read_examples
+from illume.simulation.stages import Display, Models, Stages
+from illume.tuning.job import JobError
+
+_LOOK_SECONDS = 0.5
+_TICK_SECONDS = 0.5
+_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_EXPECTED = (SimulationError, VlmError, JobError, EmojiMissingError)
+"""What stands for itself: its message is enough for whoever started the simulation."""
+
+
+class Task(NamedTuple):
+    """What one process does in one go: `base`, `val`, `loop`, or a baseline or control of a seed."""
+
+    kind: str
+    seed: int = 0
+
+
+def needs(settings: SimulationSettings) -> dict[Task, tuple[Task, ...]]:
+    """Every task, the most urgent first, with those that must be done before it."""
+    val = Task("val")
+    seeds = settings.run_seeds
+    tasks: dict[Task, tuple[Task, ...]] = {val: ()}
+    tasks |= {Task("loop", seed): (val,) for seed in seeds}
+    for kind in (*reversed(settings.baselines), *settings.controls):
+        for seed in seeds:
+            before = [val] if kind == "supervised-all" else [Task("loop", seed)]
+            if kind in settings.baselines and seed != seeds[0]:
+                before.append(Task(kind, seeds[0]))  # which chose the learning rate
+            tasks[Task(kind, seed)] = tuple(before)
+    tasks[Task("base")] = ()
+    return tasks
+
+
+def run_task(sim: Simulation, task: Task) -> None:
+    """Computes the stages of `task` that are not there yet."""
+    if task.kind == "base":
+        score_base(sim)
+        return
+    base_val = score_base_on_val(sim)
+    if task.kind == "loop":
+        run_loop(sim, task.seed, base_val)
+    elif task.kind != "val":
+        run_beside(sim, task.seed, task.kind, base_val)
+
+
+# The process that shares the work out
+
+
+def run_tasks(settings: SimulationSettings, out: Path, *, jobs: int, display: Display) -> None:
+    """Runs all tasks in `jobs` processes; returns when every stage is there.
+
+    Raises SimulationError when one of them fails or ends without a word.
+    """
+    context = multiprocessing.get_context("spawn")
+    todo, messages = context.Queue(), context.Queue()
+    arguments = (settings, out, todo, messages, os.getpid())
+    workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
+    _count_done(out / "stages", display)
+    try:
+        for worker in workers:
+            worker.start()
+        _share_out(needs(settings), workers, todo, messages, display)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+
+
+def _share_out(
+    tasks: Mapping[Task, tuple[Task, ...]], workers: Sequence[BaseProcess], todo: Any, messages: Any, display: Display
+) -> None:
+    waiting, done = list(tasks), set[Task]()
+    idle = len(workers)
+    while len(done) < len(tasks):
+        for task in [task for task in waiting if done.issuperset(tasks[task])][:idle]:
+            waiting.remove(task)
+            todo.put(task)
+            idle -= 1
+        try:
+            kind, *words = messages.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            if not all(worker.is_alive() for worker in workers):
+                raise SimulationError("a process ended without a word: perhaps memory ran out") from None
+            continue
+        if kind == "done":
+            done.add(words[0])
+            idle += 1
+        elif kind == "failed":
+            raise SimulationError(words[0])
+        else:
+            getattr(display, kind)(*words)
+
+
+def _count_done(stages: Path, display: Display) -> None:
+    """Tells the display of the stages an earlier start left."""
+    for name, seconds in Stages(stages, display).seconds().items():
+        last = name.rpartition("/")[2]
+        display.end(name, last if last in ("tuning", "judging", "meteor") else "scoring", seconds, fresh=False)
+
+
+def wait_for_workers(out: Path) -> None:
+    """Returns once no process of a run that was killed is left: they notice its end within a second."""
+    with (out / ".workers").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+# A process that works
+
+
+class _Reported(Display):
+    """Stands for the display in a process that works: passes on what is new."""
+
+    def __init__(self, messages: Any) -> None:
+        super().__init__(lambda _: None, live=False)
+        self._messages = messages
+        self._ticked = 0.0
+
+    def say(self, line: str) -> None:
+        self._messages.put(("say", line))
+
+    def begin(self, stage: str, kind: str) -> None:
+        self._messages.put(("begin", stage, kind))
+
+    def tick(self, share: float) -> None:
+        if time.monotonic() - self._ticked > _TICK_SECONDS:
+            self._ticked = time.monotonic()
+            self._messages.put(("tick", share))
+
+    def end(self, stage: str, kind: str, seconds: float, *, fresh: bool, note: str = "") -> None:
+        if fresh:
+            self._messages.put(("end_fresh", stage, kind, seconds, note))
+
+    def skip(self, kind: str) -> None:
+        """Nothing: several tasks meet the same stage that is not needed."""
+
+
+def _work(settings: SimulationSettings, out: Path, todo: Any, messages: Any, parent: int) -> None:
+    """Takes tasks until it is ended."""
+    end_with(parent)
+    with (out / ".workers").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            sim = _simulation(settings, out, _Reported(messages))
+            while True:
+                task = todo.get()
+                run_task(sim, task)
+                messages.put(("done", task))
+        except _FAILURES as error:
+            name = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
+            messages.put(("failed", f"{name}{error}"))
+            todo.get()  # nothing more comes: waits for its end, so that the message is sent
+
+
+def _simulation(settings: SimulationSettings, out: Path, display: Display) -> Simulation:
+    import torch
+    from tqdm import tqdm
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    tqdm.set_lock(threading.RLock())  # by default one between processes, which leaks when this one is ended
+    if settings.tuning.threads:
+        torch.set_num_threads(settings.tuning.threads)
+    data = gather(settings, out, examples=read_examples(settings), say=display.say)
+    models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
+    return Simulation(settings, data, Stages(out / "stages", display), models)

@@ -1,0 +1,368 @@
+"""The loop without people: what one seed of a simulation does, stage by stage."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from illume.evaluation.critics import (
+    Critic,
+    accumulate,
+    guard_rows,
+    rationale_rows,
+    rouge_critic,
+    truth_critic,
+    with_mistakes,
+)
+from illume.evaluation.evaluation import Part, evaluate, n_texts
+from illume.evaluation.meteor import Meteor
+from illume.model.vision_cache import EncodedPrompts
+from illume.records import Example, Rationale, Verdict, stable_seed
+from illume.sampling.sampling import sample_rationales
+from illume.settings import EvaluationSettings, SamplingSettings, TuningSettings
+from illume.simulation.meteor import with_meteor
+from illume.simulation.settings import Data, SimulationSettings
+from illume.simulation.stages import Models, Stages, Tick
+from illume.tuning.job import TuningJob, read_json, write_job
+from illume.tuning.round import run_round as run_tuning
+
+Pool = dict[str, tuple[str, ...]]
+HELDOUT_PARTS: tuple[Part, ...] = ("answers", "gold", "own")
+_LOOK_SECONDS = 0.5
+VAL_PARTS: tuple[Part, ...] = ("answers", "gold", "own", "heldout")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One candidate set and what became of it: its `picks`, and those a critic without mistakes would make."""
+
+    example_id: str
+    candidates: tuple[Rationale, ...]
+    picks: tuple[int, ...]
+    right: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a stage's file holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Judged:
+        """From a stage's file."""
+        candidates = tuple(Rationale(**one) for one in row["candidates"])
+        return cls(row["example_id"], candidates, tuple(row["picks"]), tuple(row["right"]))
+
+
+@dataclass
+class Simulation:
+    """What all seeds share."""
+
+    settings: SimulationSettings
+    data: Data
+    stages: Stages
+    models: Models
+    rates: dict[str, float] = field(default_factory=dict)  # of supervised tuning, by baseline, once chosen
+    encoded: EncodedPrompts = field(default_factory=EncodedPrompts)  # the held-out prompts, for every version
+    meteor: Meteor | None = None  # in one process only: the program is large
+
+    @property
+    def folder(self) -> Path:
+        """Where everything lies."""
+        return self.stages.folder
+
+
+# Scoring
+
+
+def score(
+    sim: Simulation, name: str, adapter: Path | None, *, shuffled: bool = False, own: bool = False
+) -> dict[str, Any]:
+    """The scores of a version on the held-out prompts; with `shuffled`, each is shown another's images.
+
+    With `own` also behind the model's own answers, as the field reports them.
+    """
+    settings = sim.settings
+    examples: Sequence[Example] = sim.data.heldout
+    parts: tuple[Part, ...] = HELDOUT_PARTS if own else HELDOUT_PARTS[:2]
+    if shuffled:
+        examples = shuffle_images(examples)
+
+    def compute(tick: Tick) -> dict[str, Any]:
+        evaluation = replace(settings.tuning.evaluation, samples=settings.heldout_samples)
+        memory = EncodedPrompts(budget_mb=0) if shuffled else sim.encoded
+        return _evaluate(sim, adapter, examples, evaluation, parts, tick, memory=memory)
+
+    return with_meteor(sim.stages, sim.meteor, name, sim.stages.once(name, "scoring", compute), examples)
+
+
+def _evaluate(
+    sim: Simulation,
+    adapter: Path | None,
+    examples: Sequence[Example],
+    evaluation: EvaluationSettings,
+    parts: Sequence[Part],
+    tick: Tick,
+    memory: EncodedPrompts | None = None,
+) -> dict[str, Any]:
+    total, done = max(1, n_texts(examples, evaluation, parts=parts)), 0
+
+    def progress(texts: int) -> None:
+        nonlocal done
+        done += texts
+        tick(min(1.0, done / total))
+
+    vlm = sim.models.version(adapter)
+    return evaluate(
+        vlm, examples, evaluation, template=sim.settings.template, parts=parts, progress=progress, memory=memory
+    )
+
+
+def shuffle_images(examples: Sequence[Example]) -> list[Example]:
+    """The same prompts, each with the images of another one."""
+    order = list(range(len(examples)))
+    random.Random(stable_seed("shuffle", len(examples))).shuffle(order)
+    images = {order[place]: examples[order[place - 1]].images for place in range(len(order))}
+    return [replace(example, images=images[index]) for index, example in enumerate(examples)]
+
+
+def score_base(sim: Simulation) -> dict[str, Any]:
+    """The base model's scores on the held-out prompts."""
+    return score(sim, "base/heldout", None, own=True)
+
+
+def score_base_on_val(sim: Simulation) -> dict[str, Any]:
+    """The base model's scores on val, as a round needs its parent's."""
+
+    def compute(tick: Tick) -> dict[str, Any]:
+        return _evaluate(sim, None, sim.data.val, sim.settings.tuning.evaluation, VAL_PARTS, tick)
+
+    scores: dict[str, Any] = sim.stages.once("base/val", "scoring", compute)
+    return scores
+
+
+# Judging
+
+
+def make_critic(settings: SimulationSettings) -> Critic:
+    """The critic without mistakes."""
+    return truth_critic() if settings.critic == "truth" else rouge_critic(threshold=settings.threshold)
+
+
+def prompts_per_round(settings: SimulationSettings, n_train: int) -> int:
+    """How many candidate sets are judged in a round at most."""
+    if settings.picks_per_round:
+        return n_train
+    return settings.prompts_per_round or max(1, n_train // (4 * settings.rounds))
+
+
+def offered(sim: Simulation, seed: int, accepted: Pool, judged: Counter[str]) -> list[Example]:
+    """The prompts that still need an accepted rationale: first the never judged ones, in the seed's order."""
+    waiting = [example for example in sim.data.train if example.id not in accepted]
+    return sorted(waiting, key=lambda example: (judged[example.id], stable_seed(seed, "order", example.id)))
+
+
+def judge(
+    sim: Simulation, name: str, adapter: Path | None, examples: Sequence[Example], *, seed: int, number: int
+) -> list[Judged]:
+    """Samples candidates for `examples` with the version and asks the critic, within the round's budget."""
+    settings = sim.settings
+    limit = prompts_per_round(settings, len(sim.data.train))
+
+    def compute(tick: Tick) -> list[dict[str, Any]]:
+        perfect = make_critic(settings)
+        critic = with_mistakes(perfect, share=settings.mistakes, seed=seed) if settings.mistakes else perfect
+        sampling = SamplingSettings(**asdict(settings.candidates), template=settings.template)
+        vlm, found = sim.models.version(adapter), 0
+        rows: list[Judged] = []
+        chunk = settings.picks_per_round or limit
+        for start in range(0, min(limit, len(examples)), chunk):
+            batch = examples[start : start + chunk]
+            sets = sample_rationales(
+                vlm, batch, sampling, seed=stable_seed(seed, number), progress=lambda done, total: tick(done / total)
+            )
+            for example, candidates in zip(batch, sets, strict=True):
+                picks, right = critic(example, candidates).picks, perfect(example, candidates).picks
+                rows.append(Judged(example.id, tuple(candidates), picks, right))
+                found += bool(picks)
+                if settings.picks_per_round and found == settings.picks_per_round:
+                    return [one.to_json() for one in rows]
+        return [one.to_json() for one in rows[:limit]]
+
+    def note(rows: list[dict[str, Any]]) -> str:
+        return f"{sum(bool(row['picks']) for row in rows)} of {len(rows)} prompts got a fitting rationale"
+
+    return [Judged.from_json(row) for row in sim.stages.once(name, "judging", compute, note=note)]
+
+
+def add_picks(accepted: Pool, judged: Iterable[Judged]) -> Pool:
+    """`accepted` with what was picked."""
+    rows = list(judged)
+    verdicts = [Verdict(one.example_id, "simulated", "picked" if one.picks else "none_fit", one.picks) for one in rows]
+    return accumulate(accepted, verdicts, {one.example_id: one.candidates for one in rows})
+
+
+def own_answers(data: Data, judged: Iterable[Judged]) -> dict[str, str]:
+    """The answer that stood in the prompt, where there is no gold one."""
+    without = {example.id for example in data.train if example.answer is None}
+    return {one.example_id: one.candidates[0].answer for one in judged if one.candidates and one.example_id in without}
+
+
+# Tuning
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A tuned version: its adapter, its scores on val, what its round says of itself."""
+
+    adapter: Path
+    val: dict[str, Any]
+    report: dict[str, Any]
+
+
+class Watch:
+    """Stands where a round asks, between its steps, whether it is to stop: it never is, but its progress is shown."""
+
+    immediate = False
+
+    def __init__(self, folder: Path, tick: Tick) -> None:
+        self.asked, self._folder, self._tick, self._looked = self, folder, tick, 0.0
+
+    def is_set(self) -> bool:
+        """Not to stop; from time to time passes on how far the round is."""
+        moment = time.monotonic()
+        if moment - self._looked > _LOOK_SECONDS:
+            self._looked = moment
+            self._tick(read_json(self._folder / "progress.json")["fraction"])
+        return False
+
+
+def run_round(
+    sim: Simulation,
+    name: str,
+    accepted: Pool,
+    *,
+    parent: Path | None,
+    parent_scores: Mapping[str, Any],
+    seed: int,
+    answers: Mapping[str, str] | None = None,
+    learning_rate: float | None = None,
+) -> Version:
+    """One tuning round on `accepted` and its forgetting guard, in the folder `name`; it goes on where it was killed.
+
+    It runs in this process: a child would spend as long loading libraries as a small round takes.
+    """
+    folder = sim.folder / name
+
+    def compute(tick: Tick) -> dict[str, Any]:
+        settings = round_settings(sim.settings, seed, learning_rate)
+        if not (folder / "job.json").exists():
+            rows = rationale_rows(sim.data.train, accepted, answers=answers)
+            per_rationale = settings.guard_per_rationale
+            rows += guard_rows(sim.data.train, accepted, per_rationale=per_rationale, seed=seed)
+            base = str(Path(sim.settings.model).absolute()) if Path(sim.settings.model).is_dir() else sim.settings.model
+            job = TuningJob(
+                base=base,
+                parent=None if parent is None else str(parent),
+                init=sim.settings.init,
+                parent_scores=dict(parent_scores),
+                settings=settings,
+            )
+            write_job(folder, job, train=rows, val=sim.data.val)
+        sim.models.make_room()
+        result = run_tuning(folder, TuningJob.from_json(read_json(folder / "job.json")), request=Watch(folder, tick))
+        for leftover in ("checkpoints", "evaluation"):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+        kept = ("best_epoch", "n_rationale", "n_vqa_only", "w", "epochs", "decision")
+        return {key: result[key] for key in kept}
+
+    report = sim.stages.once(f"{name}/tuning", "tuning", compute, note=_describe)
+    return Version(folder / "adapter", read_json(folder / "result.json")["evaluation"]["new"], report)
+
+
+def _describe(report: Mapping[str, Any]) -> str:
+    return (
+        f"{report['n_rationale']} rationales, {report['n_vqa_only']} VQA-only rows, best epoch {report['best_epoch']}"
+    )
+
+
+def round_settings(settings: SimulationSettings, seed: int, learning_rate: float | None) -> TuningSettings:
+    """The tuning settings of one round."""
+    rate = settings.tuning.learning_rate if learning_rate is None else learning_rate
+    return replace(
+        settings.tuning, seed=stable_seed(seed, "tuning") % 2**31, learning_rate=rate, template=settings.template
+    )
+
+
+# One seed
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What a seed's rounds came to: a report for each with held-out scores, all judged sets, the last version."""
+
+    rounds: list[dict[str, Any]]
+    everything: list[list[Judged]]
+    accepted: Pool
+    adapter: Path | None
+
+
+def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
+    """All rounds of one seed."""
+    accepted: Pool = {}
+    judged: Counter[str] = Counter()
+    everything: list[list[Judged]] = []
+    adapter: Path | None = None
+    val: Mapping[str, Any] = base_val
+    scores: dict[str, Any] | None = None
+    rounds: list[dict[str, Any]] = []
+    for number in range(1, sim.settings.rounds + 1):
+        name = f"seed-{seed}/round-{number}"
+        rows = judge(sim, f"{name}/judging", adapter, offered(sim, seed, accepted, judged), seed=seed, number=number)
+        everything.append(rows)
+        judged.update(one.example_id for one in rows)
+        before, accepted = accepted, add_picks(accepted, rows)
+        tuned = None
+        if accepted == before:
+            sim.stages.display.skip("tuning")
+        else:
+            answers = own_answers(sim.data, [one for past in everything for one in past])
+            tuned = run_round(sim, name, accepted, parent=adapter, parent_scores=val, seed=seed, answers=answers)
+            if sim.settings.activation == "always" or tuned.report["decision"]["activate"]:
+                adapter, val, scores = tuned.adapter, tuned.val, None
+        if scores is None and adapter is not None:
+            scores = score(sim, f"{name}/heldout", adapter, own=number == sim.settings.rounds)
+        else:
+            sim.stages.display.skip("scoring")
+            sim.stages.display.skip("meteor")
+        rounds.append(_round_row(number, rows, accepted, judged, tuned, scores))
+    return Loop(rounds, everything, accepted, adapter)
+
+
+def _round_row(
+    number: int,
+    rows: Sequence[Judged],
+    accepted: Pool,
+    judged: Counter[str],
+    tuned: Version | None,
+    scores: dict[str, Any] | None,
+) -> dict[str, Any]:
+    offered_count = sum(len(one.candidates) for one in rows)
+    return {
+        "round": number,
+        "judged": len(rows),
+        "judged_in_all": judged.total(),
+        "prompts_judged": len(judged),
+        "with_fitting": sum(bool(one.picks) for one in rows) / len(rows) if rows else None,
+        "fitting_candidates": sum(len(one.right) for one in rows) / offered_count if offered_count else None,
+        "picks": sum(len(one.picks) for one in rows),
+        "wrong_picks": sum(len(set(one.picks) - set(one.right)) for one in rows),
+        "accepted_prompts": len(accepted),
+        "accepted_rationales": sum(map(len, accepted.values())),
+        "tuning": None if tuned is None else tuned.report,
+        "scores": scores,
+    }

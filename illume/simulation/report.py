@@ -1,0 +1,241 @@
+"""What a simulation found, out of its scores: measures with intervals, paired differences, claims, a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+from illume.evaluation.metrics import bootstrap_interval, paired_bootstrap
+
+Values = list[float | None]
+Scores = Mapping[str, Any]
+
+MEASURES: dict[str, Callable[[Scores], Values]] = {
+    "rouge_l": lambda scores: scores["gold"]["sampled"]["rouge_l"],
+    "truth": lambda scores: scores["gold"]["sampled"]["faithful"],
+    "meteor": lambda scores: scores["gold"]["sampled"].get("meteor", []),
+    "rouge_l_greedy": lambda scores: scores["gold"]["greedy"]["rouge_l"],
+    "truth_greedy": lambda scores: scores["gold"]["greedy"]["faithful"],
+    "meteor_greedy": lambda scores: scores["gold"]["greedy"].get("meteor", []),
+    "accuracy": lambda scores: [None if one is None else float(one) for one in scores["answers"]["correct"]],
+}
+"""One value a prompt: of rationales sampled (T = 0.7) and greedy behind the gold answer, and of the own answer."""
+
+TITLES = {
+    "rouge_l": "ROUGE-L, T = 0.7",
+    "truth": "truth, T = 0.7",
+    "meteor": "METEOR, T = 0.7",
+    "rouge_l_greedy": "ROUGE-L, greedy",
+    "truth_greedy": "truth, greedy",
+    "meteor_greedy": "METEOR, greedy",
+    "accuracy": "answer accuracy",
+}
+
+ENOUGH = 0.95
+"""The share of the score of tuning on all references that the loop is to reach."""
+
+MOST_JUDGED = 0.25
+"""The share of the train prompts that may be judged, repeats counted."""
+
+MAX_DROP = 0.02
+"""The answer accuracy that may be lost."""
+
+
+def values_of(scores: Scores) -> dict[str, list[float]]:
+    """Each measure's values by prompt, where every prompt has one."""
+    found = {name: get(scores) for name, get in MEASURES.items()}
+    return {
+        name: [float(value) for value in values if value is not None]
+        for name, values in found.items()
+        if values and None not in values
+    }
+
+
+def averaged(versions: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """The mean over versions (seeds), prompt by prompt."""
+    return {
+        name: [sum(column) / len(column) for column in zip(*(one[name] for one in versions), strict=True)]
+        for name in versions[0]
+        if all(name in one for one in versions)
+    }
+
+
+def intervals(values: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Mean and 95 % bootstrap interval of each measure."""
+    return {name: asdict(bootstrap_interval(one, seed=0)) for name, one in values.items()}
+
+
+def differences(new: Mapping[str, list[float]], old: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Paired 95 % interval of new - old for each measure."""
+    return {name: asdict(paired_bootstrap(new[name], old[name], seed=0)) for name in new if name in old}
+
+
+def corpus(scores: Scores) -> dict[str, Any]:
+    """The corpus scores: behind the gold answer, and behind the model's own as the field reports them."""
+    found = {"gold, T = 0.7": scores["gold"]["sampled"]["means"], "gold, greedy": scores["gold"]["greedy"]["means"]}
+    if "own" in scores:
+        for mode, words in (("sampled", "T = 0.7"), ("greedy", "greedy")):
+            found[f"own, {words}, unfiltered"] = scores["own"][mode]["means"]
+            found[f"own, {words}, filtered"] = scores["own"][mode]["filtered"]
+    return found
+
+
+def report(base: Scores, seeds: Mapping[int, Mapping[str, Any]], *, n_train: int = 0) -> dict[str, Any]:
+    """The results of all seeds as plain data: by seed, averaged over seeds, and what they show.
+
+    `n_train` is the number of train prompts, of which the loop is to need no more than a share.
+    """
+    base_values = values_of(base)
+    versions: dict[str, list[dict[str, list[float]]]] = {}
+    by_seed: dict[str, Any] = {}
+    for seed, one in seeds.items():
+        by_seed[str(seed)], named = _seed_report(one, base_values)
+        for name, values in named.items():
+            versions.setdefault(name, []).append(values)
+    whole = {name: averaged(each) for name, each in versions.items() if len(each) == len(seeds)}
+    last = max((name for name in whole if name.startswith("round ")), default=None, key=lambda name: int(name[6:]))
+    mean: dict[str, Any] = {
+        "versions": {"base": intervals(base_values)} | {name: intervals(values) for name, values in whole.items()},
+        "against base": {name: differences(values, base_values) for name, values in whole.items()},
+    }
+    rounds = sorted((name for name in whole if name.startswith("round ")), key=lambda name: int(name[6:]))
+    mean["against the round before"] = {
+        later: differences(whole[later], whole[earlier]) for earlier, later in pairwise(rounds)
+    }
+    if last is not None:
+        others = {name: values for name, values in whole.items() if not name.startswith("round ")}
+        mean["last round against"] = {name: differences(whole[last], values) for name, values in others.items()}
+    return {
+        "base": {"corpus": corpus(base)},
+        "seeds": by_seed,
+        "mean": mean,
+        "shown": shown(by_seed, mean, last, n_train),
+    }
+
+
+def _seed_report(
+    one: Mapping[str, Any], base: Mapping[str, list[float]]
+) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
+    """A seed's results without texts and values, and the values of its versions by name."""
+    found: dict[str, Any] = {"rounds": []}
+    named: dict[str, dict[str, list[float]]] = {}
+    before: Mapping[str, list[float]] = base
+    for row in one["rounds"]:
+        kept = {key: value for key, value in row.items() if key != "scores"}
+        values = dict(base) if row["scores"] is None else values_of(row["scores"])
+        named[f"round {row['round']}"] = values
+        kept["measures"] = intervals(values)
+        kept["against base"] = differences(values, base)
+        kept["against the round before"] = differences(values, before)
+        kept["corpus"] = None if row["scores"] is None else corpus(row["scores"])
+        before = values
+        found["rounds"].append(kept)
+    for name in ("shuffled", "random", "hallucinated", "supervised-same", "supervised-all"):
+        if name not in one:
+            continue
+        values = values_of(one[name]["scores"])
+        named[name] = values
+        found[name] = {key: value for key, value in one[name].items() if key != "scores"}
+        found[name] |= {
+            "measures": intervals(values),
+            "against base": differences(values, base),
+            "last round against it": differences(before, values),
+            "corpus": corpus(one[name]["scores"]),
+        }
+    return found, named
+
+
+def shown(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str | None, n_train: int) -> dict[str, Any]:
+    """What the run shows, each as true or false with the numbers behind it; None where it was not looked at."""
+    if last is None:
+        return {}
+    versions = mean["versions"]
+    first_gains = [one["rounds"][-1]["against base"]["rouge_l"]["low"] for one in by_seed.values()]
+    found: dict[str, Any] = {
+        "last round better than base in each seed": {"holds": min(first_gains) > 0, "lower ends": first_gains}
+    }
+    rounds = sorted((name for name in versions if name.startswith("round ")), key=lambda name: int(name[6:]))
+    line = [versions[name]["rouge_l"]["mean"] for name in ("base", *rounds)]
+    steps = [mean["against base"][name] for name in rounds[:1]] + list(mean["against the round before"].values())
+    lows = [step["rouge_l"]["low"] for step in steps]
+    found["rounds rise"] = {"holds": min(lows) > 0, "ROUGE-L": line, "lower ends of the steps": lows}
+    if n_train:
+        judged = max(row["judged_in_all"] for one in by_seed.values() for row in one["rounds"]) / n_train
+        found[f"at most {MOST_JUDGED:.0%} of the train prompts judged"] = {
+            "holds": judged <= MOST_JUDGED,
+            "share": judged,
+        }
+    if "supervised-all" in versions:
+        reached, whole = (versions[name]["rouge_l"]["mean"] for name in (last, "supervised-all"))
+        claim = f"at least {ENOUGH:.0%} of tuning on all references"
+        found[claim] = {"holds": reached >= ENOUGH * whole} | ({"share": reached / whole} if whole else {})
+    if "truth" in versions["base"]:
+        base, new = versions["base"]["truth"]["mean"], versions[last]["truth"]["mean"]
+        found["sampled truth at least doubles"] = {"holds": new >= 2 * base > 0, "base": base, "last round": new}
+    if "accuracy" in versions["base"]:
+        change = versions[last]["accuracy"]["mean"] - versions["base"]["accuracy"]["mean"]
+        found["answer accuracy falls by at most 2 points"] = {"holds": change >= -MAX_DROP, "change": change}
+    for name in ("random", "hallucinated", "shuffled"):
+        if name in versions:
+            lows = [one[name]["last round against it"]["rouge_l"]["low"] for one in by_seed.values()]
+            found[f"better than {name} in each seed"] = {"holds": min(lows) > 0, "lower ends": lows}
+    return found
+
+
+# A table
+
+
+def cell(one: Mapping[str, float] | None, *, signed: bool = False) -> str:
+    """An interval as text."""
+    if one is None:
+        return ""
+    form = "+.3f" if signed else ".3f"
+    return f"{one['mean']:{form}} [{one['low']:{form}}, {one['high']:{form}}]"
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    mean = result["mean"]
+    names = [name for name in TITLES if all(name in one for one in mean["versions"].values())]
+    lines = ["| version | " + " | ".join(TITLES[name] for name in names) + " | labels used |"]
+    lines.append("|---" * (len(names) + 2) + "|")
+    for version, measures in mean["versions"].items():
+        cells = " | ".join(cell(measures[name]) for name in names)
+        lines.append(f"| {version} | {cells} | {labels_used(result, version)} |")
+    lines += ["", "| difference | " + " | ".join(TITLES[name] for name in names) + " |"]
+    lines.append("|---" * (len(names) + 1) + "|")
+    pairs = [(f"{name} - base", one) for name, one in mean["against base"].items()]
+    pairs += [(f"{name} - the one before", one) for name, one in mean["against the round before"].items()]
+    pairs += [(f"last round - {name}", one) for name, one in mean.get("last round against", {}).items()]
+    lines += [
+        f"| {name} | " + " | ".join(cell(one.get(measure), signed=True) for measure in names) + " |"
+        for name, one in pairs
+    ]
+    lines.append("")
+    for claim, one in result["shown"].items():
+        rest = ", ".join(f"{key} {_numbers(value)}" for key, value in one.items() if key != "holds")
+        lines.append(f"* {claim}: {'yes' if one['holds'] else 'NO'}{f' ({rest})' if rest else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(value: Any) -> str:
+    return ", ".join(f"{one:.3f}" for one in value) if isinstance(value, list) else f"{value:.3f}"
+
+
+def labels_used(result: Mapping[str, Any], version: str) -> str:
+    """What people would have had to do for a version, averaged over seeds."""
+    seeds = list(result["seeds"].values())
+    if version.startswith("round "):
+        rows = [one["rounds"][int(version[6:]) - 1] for one in seeds]
+        return f"{_mean(rows, 'judged_in_all')} sets judged, {_mean(rows, 'accepted_rationales')} picks kept"
+    if version in ("random", "hallucinated"):
+        return f"{_mean([one[version] for one in seeds], 'accepted_rationales')} picks"
+    if version.startswith("supervised"):
+        return f"{_mean([one[version] for one in seeds], 'references')} sentences written"
+    return "" if version == "base" else "as the last round"
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    return f"{sum(row[key] for row in rows) / len(rows):.0f}"

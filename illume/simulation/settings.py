@@ -1,0 +1,288 @@
+"""What a simulation is asked to do, and the prompts it runs on. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from illume.model.prompting import DEFAULT_TEMPLATE, check_template
+from illume.options import STARTER
+from illume.prompts_file import SPLITS, load_prompts
+from illume.records import Example, stable_seed
+from illume.settings import Init, TuningSettings
+from illume.tuning.job import read_json, write_json
+
+CriticKind = Literal["truth", "rouge"]
+Activation = Literal["always", "rule"]
+
+BASELINES = ("supervised-same", "supervised-all")
+CONTROLS = ("random", "hallucinated", "shuffled")
+
+
+class SimulationError(ValueError):
+    """A simulation that cannot be run as asked; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateSettings:
+    """How candidates are sampled for the critic: `SamplingSettings`, less what is no choice here."""
+
+    temperatures: tuple[tuple[float, int], ...] = ((0.0, 1), (0.3, 2), (0.7, 2), (1.0, 1))
+    top_k_share: float = 0.10
+    top_p: float = 1.0
+    max_new_tokens: int = 48
+    redraws: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationSettings:
+    """Parameters of a simulation: a critic's, the loop's, and what it is compared with."""
+
+    model: str = str(STARTER / "model")
+    prompts: tuple[str, ...] = (str(STARTER / "scenes" / "prompts.jsonl"),)
+    images: str | None = None  # where the images of a VQA-X file lie
+    heldout_scenes: int = 2000  # scenes made at run time; 0: the prompts' own test split
+    heldout_seed: int = 90_001
+    heldout_samples: int = 1  # sampled rationales of each held-out prompt
+    max_val: int = 100
+    critic: CriticKind = "truth"
+    threshold: float = 0.7  # of the ROUGE-L critic
+    mistakes: float = 0.0
+    rounds: int = 3
+    seeds: int = 3
+    first_seed: int = 1  # runs with other seeds draw other prompts, candidates and batches
+    prompts_per_round: int = 0  # judged in a round; 0: a quarter of the train prompts over all rounds
+    picks_per_round: int = 0  # prompts newly given an accepted rationale in a round; 0: no such budget
+    activation: Activation = "always"  # `rule`: a version that is not clearly better is not used
+    init: Init = "continue"
+    baselines: tuple[str, ...] = BASELINES
+    controls: tuple[str, ...] = CONTROLS
+    learning_rates: tuple[float, ...] = ()  # of supervised tuning; empty: a third, once and three times the set one
+    template: str = DEFAULT_TEMPLATE
+    candidates: CandidateSettings = field(default_factory=CandidateSettings)
+    tuning: TuningSettings = field(default_factory=lambda: TuningSettings(epochs=3))
+
+    def __post_init__(self) -> None:
+        """Raises SimulationError naming the setting that is out of range."""
+        least_of = {"rounds": 1, "seeds": 1, "first_seed": 0, "heldout_samples": 1, "max_val": 0, "heldout_scenes": 0}
+        for name, least in least_of.items():
+            if getattr(self, name) < least:
+                raise SimulationError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("mistakes", "threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SimulationError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.prompts_per_round < 0 or self.picks_per_round < 0:
+            raise SimulationError("a budget of prompts or picks must not be negative")
+        if self.prompts_per_round and self.picks_per_round:
+            raise SimulationError("a round's budget is either prompts or picks, not both")
+        try:
+            check_template(self.template)
+        except ValueError as error:
+            raise SimulationError(f"template: {error}") from error
+        for name, known in (("baselines", BASELINES), ("controls", CONTROLS)):
+            if unknown := sorted(set(getattr(self, name)) - set(known)):
+                raise SimulationError(f"{name}: {unknown[0]} is none of {', '.join(known)}")
+
+    @property
+    def run_seeds(self) -> tuple[int, ...]:
+        """The seeds of the runs; the first one chooses supervised tuning's learning rates."""
+        return tuple(range(self.first_seed, self.first_seed + self.seeds))
+
+    @property
+    def supervised_rates(self) -> tuple[float, ...]:
+        """The learning rates that supervised tuning chooses from."""
+        middle = self.tuning.learning_rate
+        return self.learning_rates or (middle / 3, middle, middle * 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The prompts of a simulation; `source` says in words where the held-out ones come from."""
+
+    train: tuple[Example, ...]
+    val: tuple[Example, ...]
+    heldout: tuple[Example, ...]
+    source: str
+
+
+# The folder of a run
+
+
+def check_folder(out: Path) -> None:
+    """Raises SimulationError where `out` is no folder, or one of other things than a run."""
+    if out.exists() and not out.is_dir():
+        raise SimulationError(f"{out} is a file: name a folder for the run")
+    if not out.is_dir() or (out / "settings.json").exists():
+        return
+    if others := sorted(path.name for path in out.iterdir() if path.name not in (".lock", ".workers")):
+        raise SimulationError(f"{out} holds other things ({others[0]}): name a new folder for the run")
+
+
+def stored_settings(out: Path) -> dict[str, Any] | None:
+    """The settings of the run in `out` as plain data, defaults for those that came later; None without a run."""
+    path = out / "settings.json"
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    defaults = json.loads(json.dumps(asdict(SimulationSettings())))
+    return {**_filled(stored, defaults), "inputs": stored.get("inputs")}
+
+
+def _filled(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    found = defaults | stored
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(found[name], dict):
+            found[name] = _filled(found[name], default)
+    return found
+
+
+def remember(settings: SimulationSettings, out: Path, *, inputs: Mapping[str, Any]) -> None:
+    """Keeps the settings and what the files they name hold; refuses a folder of another run."""
+    asked = json.loads(json.dumps(asdict(settings) | {"inputs": inputs}))
+    stored = stored_settings(out)
+    if stored is not None and (different := _differences(stored, asked)):
+        raise SimulationError(f"{out} holds a run with other settings: {'; '.join(different)}. Choose another folder")
+    write_json(out / "settings.json", asked)
+
+
+def _differences(stored: Any, asked: Any, name: str = "") -> list[str]:
+    """What differs, setting by setting, in words."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        return [
+            line
+            for key in sorted({*stored, *asked})
+            for line in _differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
+        ]
+    if stored == asked:
+        return []
+    if name.startswith("inputs."):
+        return [f"the files of {name.removeprefix('inputs.')} have changed since"]
+    return [f"{name} was {_shown(stored)}, now {_shown(asked)}"]
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text or "none"
+
+
+# Prompts
+
+
+def read_prompts(files: Sequence[str], *, images: str | None = None) -> list[Example]:
+    """The examples of prompts files: Illume's own (`.jsonl`) and VQA-X's (`.json`), whose splits come from their names.
+
+    Raises SimulationError naming what is wrong.
+    """
+    examples: list[Example] = []
+    for name in files:
+        path = Path(name)
+        if not path.is_file():
+            raise SimulationError(f"there is no prompts file {name}")
+        if path.suffix not in (".json", ".jsonl"):
+            raise SimulationError(f"{name} is neither a prompts file (.jsonl) nor one of VQA-X (.json)")
+        if path.suffix == ".json":
+            examples += read_vqax(path, images=Path(images) if images else path.parent)
+        else:
+            examples += load_prompts(path)
+    for example in examples:
+        for image in example.images:
+            if not Path(image).is_file():
+                raise SimulationError(f"the prompt {example.id} names an image that is not there: {image}")
+    counts = Counter(example.id for example in examples)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise SimulationError(f"the prompt {twice[0]} comes twice")
+    return examples
+
+
+def read_vqax(path: Path, *, images: Path) -> list[Example]:
+    """The examples of a VQA-X file: `{question id: {question, answers, explanation, image_name}}`.
+
+    The answer is the one most people gave. Images lie in `images`, or below it in COCO's folders. Raises
+    SimulationError for a file of another shape or a missing image.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SimulationError(f"{path.name} is no JSON: {error}") from error
+    if not isinstance(rows, dict):
+        raise SimulationError(f"{path.name} is no VQA-X file: it must hold an object by question id")
+    split = next((split for split in SPLITS if split in path.stem.lower()), "train")
+    return [_vqax_example(path, str(name), row, split, images) for name, row in rows.items()]
+
+
+def _vqax_example(path: Path, name: str, row: Any, split: str, images: Path) -> Example:
+    try:
+        question, image = str(row["question"]), str(row["image_name"])
+        references = tuple(str(text) for text in row["explanation"])
+        answers = Counter(str(one["answer"]) for one in row["answers"])
+    except (KeyError, TypeError) as error:
+        lacks = f"the field {error} is missing" if isinstance(error, KeyError) else "its fields have another shape"
+        raise SimulationError(f"{path.name}, question {name}: no VQA-X prompt, {lacks}") from error
+    return Example(
+        id=name,
+        images=(str(_find_image(images, image, where=f"{path.name}, question {name}")),),
+        question=question,
+        answer=answers.most_common(1)[0][0] if answers else None,
+        references=references,
+        split=split,
+    )
+
+
+def _find_image(folder: Path, name: str, *, where: str) -> Path:
+    """COCO keeps `COCO_train2014_...` in a folder `train2014`."""
+    parts = name.split("_")
+    for path in (folder / name, folder / (parts[1] if len(parts) > 1 else "") / name):
+        if path.is_file():
+            return path
+    raise SimulationError(f"{where}: there is no image {name} in {folder}; --images names the folder")
+
+
+def read_examples(settings: SimulationSettings) -> list[Example]:
+    """The prompts that `settings` name, all splits. Raises SimulationError for what a simulation cannot use."""
+    examples = read_prompts(settings.prompts, images=settings.images)
+    train = [example for example in examples if example.split == "train"]
+    if not train:
+        raise SimulationError("there are no train prompts")
+    for example in train:
+        if settings.critic == "truth" and "scene" not in example.metadata:
+            raise SimulationError(f"the truth critic cannot judge {example.id}: its metadata holds no scene")
+        if settings.critic == "rouge" and not example.references:
+            raise SimulationError(f"the ROUGE-L critic cannot judge {example.id}: it has no references")
+    if not settings.heldout_scenes and not any(example.split == "test" for example in examples):
+        raise SimulationError("there are no held-out prompts: neither a test split nor scenes to be made")
+    return examples
+
+
+def gather(settings: SimulationSettings, out: Path, *, examples: Sequence[Example], say: Callable[[str], None]) -> Data:
+    """The prompts of `settings`, whose `read_examples` are given; held-out scenes are made below `out`, once."""
+    by_split = {split: tuple(example for example in examples if example.split == split) for split in SPLITS}
+    heldout, source = by_split["test"], "the test split"
+    if settings.heldout_scenes:
+        heldout, source = _made_scenes(settings, out, examples, say)
+    val = sorted(by_split["val"], key=lambda example: stable_seed("val", example.id))[: settings.max_val]
+    return Data(by_split["train"], tuple(val), heldout, source)
+
+
+def _made_scenes(
+    settings: SimulationSettings, out: Path, examples: Sequence[Example], say: Callable[[str], None]
+) -> tuple[tuple[Example, ...], str]:
+    from illume.scenes.emoji import find_emoji, load_sprites
+    from illume.scenes.making import make_scenes
+
+    folder = out / "heldout"
+    if not (folder / "prompts.jsonl").exists():
+        say(f"making {settings.heldout_scenes} held-out scenes")
+        sprites = load_sprites(find_emoji())
+        make_scenes(folder, n=settings.heldout_scenes, seed=settings.heldout_seed, sprites=sprites, report=say)
+    known = [_scene(example.metadata) for example in examples]
+    made = [example for example in load_prompts(folder / "prompts.jsonl") if _scene(example.metadata) not in known]
+    source = f"{len(made)} scenes made with seed {settings.heldout_seed}"
+    return tuple(replace(example, split="test") for example in made), source
+
+
+def _scene(metadata: Mapping[str, Any]) -> Any:
+    return metadata.get("scene")

@@ -1,0 +1,1 @@
+"""A tuning job: its folder, its trainer, its launcher."""

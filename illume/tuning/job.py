@@ -1,0 +1,303 @@
+"""A round's folder: what it is asked to do, what it reports, all as files. No torch.
+
+The folder is the whole interface between a round (`python -m illume.tuning DIR`) and whoever started it.
+
+Written by the caller:
+
+* `job.json`: a `TuningJob`.
+* `train.jsonl`: one row a line, `{"id", "images", "question", "answer", "rationale"}`; a VQA-only row has null there.
+* `val.jsonl`: one example a line, `{"id", "images", "question", "answer", "references", "metadata"}`; may be empty.
+* `heldout.jsonl` (optional): accepted rationales that are never trained on, in the shape of `train.jsonl`.
+
+Image paths are absolute or relative to the folder. Written by the round:
+
+* `progress.json`, replaced as a whole: `{"stage", "epoch", "step", "steps_total", "fraction", "eta_seconds",
+  "updated"}`; `stage` is `preparing`, `training` or `evaluating`.
+* `events.jsonl`, only ever appended to: `{"kind": "step", "epoch", "step", "loss", "answer_loss", "rationale_loss"}`,
+  `{"kind": "epoch", "epoch", "loss", "answer_loss", "rationale_loss", "score", "metric"}`,
+  `{"kind": "log", "message"}`, each with `at`. A round that was killed and resumed writes some steps twice: the later
+  line of a step or an epoch stands.
+* `checkpoints/`, `evaluation/`: what a killed round goes on from.
+* `adapter/`: the adapter of the best epoch. `result.json`: what came out; its presence means the round is done.
+* `error.json`: `{"message"}`, with exit code 1. Exit code 75: stopped by SIGTERM or by its parent's end; can go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from illume.model.prompting import check_template
+from illume.records import Example, TrainingRow
+from illume.settings import EvaluationSettings, Init, PrimaryMetric, TuningSettings
+
+Stage = Literal["preparing", "training", "evaluating"]
+
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 75
+
+
+class JobError(ValueError):
+    """A folder that cannot be tuned from, with a reason a person can act on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TuningJob:
+    """What a round is asked to do. `base` and `parent` are a model and an adapter folder; `base` may be a hub name."""
+
+    base: str
+    parent: str | None = None
+    init: Init = "continue"
+    parent_scores: dict[str, Any] | None = None  # of `illume.evaluation.evaluation.evaluate`, where they are known
+    processes: int = 1  # over 1: as many processes through accelerate's launcher
+    meteor: bool = False  # score the best epoch and the parent by METEOR too, where its program is at hand
+    settings: TuningSettings = field(default_factory=TuningSettings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as plain data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TuningJob:
+        """The job from plain data; raises JobError for an unknown field or a value that cannot be meant."""
+        job = _build(cls, data, "job")
+        _check_job(job)
+        return job
+
+
+Record = TypeVar("Record")
+
+
+def _build(kind: type[Record], data: Any, where: str) -> Record:
+    if not isinstance(data, Mapping):
+        raise JobError(f"{where} must be an object")
+    fields = {one.name: one for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise JobError(f"{where} has an unknown field: {unknown[0]}")
+    values = dict(data)
+    for name, nested in (("settings", TuningSettings), ("evaluation", EvaluationSettings)):
+        if name in values and name in fields:
+            values[name] = _build(nested, values[name], f"{where}.{name}")
+    for name, value in values.items():
+        declared = str(fields[name].type)
+        if declared in _PLAIN and not _PLAIN[declared](value):
+            raise JobError(f"{where}.{name} must be {declared}, not {value!r}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise JobError(f"{where} is incomplete: {error}") from error
+
+
+_PLAIN = {
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "str | None": lambda value: value is None or isinstance(value, str),
+    "float | None": lambda value: value is None or (isinstance(value, int | float) and not isinstance(value, bool)),
+    "Init": lambda value: value in get_args(Init),
+    "PrimaryMetric": lambda value: value in get_args(PrimaryMetric),
+}
+
+
+def _check_job(job: TuningJob) -> None:
+    settings = job.settings
+    positive = ("learning_rate", "epochs", "batch_size", "micro_batch_size", "lora_r", "lora_alpha", "max_grad_norm")
+    for name in positive:
+        if getattr(settings, name) <= 0:
+            raise JobError(f"job.settings.{name} must be above 0, not {getattr(settings, name)}")
+    if not 0 <= settings.warmup < 1 or not 0 <= settings.lora_dropout < 1:
+        raise JobError("job.settings.warmup and lora_dropout must lie in [0, 1)")
+    if settings.evaluation.samples < 1 or settings.evaluation.temperature <= 0:
+        raise JobError("job.settings.evaluation needs at least one sample and a temperature above 0")
+    if job.processes < 1:
+        raise JobError(f"job.processes must be at least 1, not {job.processes}")
+    try:
+        check_template(settings.template)
+    except ValueError as error:
+        raise JobError(f"job.settings.template: {error}") from error
+
+
+# Reading and writing the folder
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replaces `path` as a whole: a reader sees the old file or the new one, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, ensure_ascii=False, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises JobError naming the file when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise JobError(f"{path.name} is missing") from error
+    except ValueError as error:
+        raise JobError(f"{path.name} is not valid JSON: {error}") from error
+
+
+def _jsonl(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """One object a line."""
+    return (f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends one line; a line cut off by a crash before it is closed first."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                text = "\n" + text
+        file.write(text.encode())
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise JobError(f"{path.name} is missing") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path.name} line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise JobError(f"{where} is not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise JobError(f"{where} is not an object")
+        yield where, row
+
+
+def _example(folder: Path, where: str, row: Mapping[str, Any], split: str) -> Example:
+    images, references = row.get("images"), row.get("references") or []
+    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
+        raise JobError(f"{where}: images must be a list of at least one path")
+    if not isinstance(row.get("question"), str) or not row["question"].strip():
+        raise JobError(f"{where}: question must be a text")
+    if not isinstance(row.get("answer"), str | None):
+        raise JobError(f"{where}: answer must be a text or null")
+    paths = tuple(str(folder / image) for image in images)
+    for path in paths:
+        if not Path(path).is_file():
+            raise JobError(f"{where}: there is no image {path}")
+    answer = row.get("answer")
+    return Example(
+        id=str(row.get("id") or where),
+        images=paths,
+        question=row["question"],
+        answer=answer if answer and answer.strip() else None,
+        references=tuple(str(reference) for reference in references),
+        split=split,
+        metadata=row.get("metadata") or {},
+    )
+
+
+def read_rows(folder: Path, name: str) -> list[TrainingRow]:
+    """The rows of `train.jsonl` or `heldout.jsonl`; raises JobError naming the line of a bad one."""
+    rows = []
+    for where, row in _read_lines(folder / name):
+        example, rationale = _example(folder, where, row, "train"), row.get("rationale")
+        if example.answer is None:
+            raise JobError(f"{where}: a row needs an answer")
+        if not isinstance(rationale, str | None) or (isinstance(rationale, str) and not rationale.strip()):
+            raise JobError(f"{where}: rationale must be a text or null")
+        rows.append(TrainingRow(example, rationale))
+    return rows
+
+
+def read_examples(folder: Path, name: str) -> list[Example]:
+    """The examples of `val.jsonl`; raises JobError naming the line of a bad one, or of one that comes twice."""
+    examples: list[Example] = []
+    seen: set[str] = set()
+    for where, row in _read_lines(folder / name):
+        example = _example(folder, where, row, "val")
+        if example.id in seen:
+            raise JobError(f"{where}: the id {example.id} comes twice")
+        seen.add(example.id)
+        examples.append(example)
+    return examples
+
+
+def row_json(row: TrainingRow) -> dict[str, Any]:
+    """A row as `train.jsonl` holds it."""
+    example = row.example
+    return {
+        "id": example.id,
+        "images": list(example.images),
+        "question": example.question,
+        "answer": example.answer,
+        "rationale": row.rationale,
+    }
+
+
+def example_json(example: Example) -> dict[str, Any]:
+    """An example as `val.jsonl` holds it."""
+    return {
+        "id": example.id,
+        "images": list(example.images),
+        "question": example.question,
+        "answer": example.answer,
+        "references": list(example.references),
+        "metadata": dict(example.metadata),
+    }
+
+
+def write_job(
+    folder: Path,
+    job: TuningJob,
+    *,
+    train: Sequence[TrainingRow],
+    val: Sequence[Example],
+    heldout: Sequence[TrainingRow] = (),
+) -> None:
+    """Writes everything a round needs into `folder`; `job.json` comes last, so that its presence means all is there.
+
+    The same round again is left as it is, to go on with. Raises JobError where the folder holds another one, whose
+    result or checkpoints would be taken for this one's.
+    """
+    lines = {
+        "train.jsonl": _jsonl(map(row_json, train)),
+        "val.jsonl": _jsonl(map(example_json, val)),
+        "heldout.jsonl": _jsonl(map(row_json, heldout)),
+    }
+    if (folder / "job.json").exists():
+        same = read_json(folder / "job.json") == json.loads(json.dumps(job.to_json()))
+        if not same or not all(_holds(folder / name, rows) for name, rows in lines.items()):
+            raise JobError(f"{folder} holds another round: name a new folder, or remove it")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in lines.items():
+        with (folder / name).open("w", encoding="utf-8") as file:
+            file.writelines(rows)
+    if not heldout:
+        (folder / "heldout.jsonl").unlink()
+    write_json(folder / "job.json", job.to_json())
+
+
+def _holds(path: Path, lines: Iterator[str]) -> bool:
+    """Whether the file is made of just these lines; one that is not there has none."""
+    if not path.exists():
+        return next(lines, None) is None
+    with path.open(encoding="utf-8") as file:
+        return all(stored == line for stored, line in zip_longest(file, lines))
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,158 @@
+"""The adapter a round trains: where LoRA goes, how it begins, how it is stored."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from illume.model.merged_weights import is_plain
+from illume.model.vlm import (
+    ADAPTER_RECORD,
+    Vlm,
+    VlmError,
+    bare_model,
+    check_adapter,
+    save_adapter,
+    without_peft_warning,
+)
+from illume.records import stable_seed
+from illume.settings import Init, TuningSettings
+from illume.tuning.job import write_json
+
+
+def language_model(model: nn.Module) -> tuple[str, nn.Module]:
+    """Name and module of the part of `model` that holds the text embeddings: the language model, in any family."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    for name, module in model.named_modules():
+        if any(child is embeddings for child in module.children()):
+            return name, module
+    raise VlmError("no part of the model holds its text embeddings: LoRA has no place to go")
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Full names of all linear layers of the language model: none of vision tower, projector or output layer.
+
+    Where the vision tower lies inside the language model, its layers are left out.
+    """
+    prefix, module = language_model(model)
+    left_out = {id(model.get_output_embeddings())}  # type: ignore[operator]
+    find_encoder = getattr(model, "get_encoder", None)
+    tower = find_encoder(modality="image") if find_encoder is not None else None
+    if isinstance(tower, nn.Module) and tower is not model and tower is not module:
+        left_out |= {id(part) for part in tower.modules()}
+    names = [
+        f"{prefix}.{name}" if prefix else name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear | Conv1D) and id(part) not in left_out
+    ]
+    if not names:
+        raise VlmError("the language model has no linear layers for LoRA")
+    return names
+
+
+def begin_adapter(vlm: Vlm, *, init: Init, parent: str | None, settings: TuningSettings) -> None:
+    """Puts a trainable adapter on the plain base: the parent's where the round continues it, else a new one.
+
+    A new adapter begins as no change at all, its first matrices drawn from the seed. Adapter weights are float32
+    whatever the base's dtype.
+    """
+    if isinstance(vlm.model, PeftModel):
+        raise VlmError("the model has an adapter already: adapters are never stacked")
+    if init == "continue" and parent is not None:
+        check_adapter(vlm.base, parent, config=vlm.model.config)
+        with without_peft_warning():
+            vlm.model = PeftModel.from_pretrained(vlm.model, parent, is_trainable=True, autocast_adapter_dtype=True)
+        vlm.adapter = parent
+    else:
+        torch.manual_seed(stable_seed(settings.seed, "lora"))
+        config = LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=lora_targets(vlm.model),
+        )
+        with without_peft_warning():
+            vlm.model = get_peft_model(vlm.model, config, autocast_adapter_dtype=True)
+        vlm.adapter = None
+    _quicken(vlm)
+    if settings.gradient_checkpointing:
+        bare = bare_model(vlm)
+        bare.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _quicken(vlm: Vlm) -> None:
+    """Lets plain LoRA layers in single precision add their update to the base's output in one pass over it.
+
+    The sums are the same; peft's own way writes the update out, scales it and adds it, each a pass over activations.
+    """
+    if vlm.dtype != torch.float32:
+        return
+    for layer in vlm.model.modules():
+        if isinstance(layer, Linear) and is_plain(layer) and isinstance(_only(layer.lora_dropout), nn.Identity):
+            layer.forward = partial(_forward, layer)
+
+
+def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    base: torch.Tensor = layer.base_layer(x)
+    if layer.disable_adapters:
+        return base
+    low = nn.functional.linear(x, _only(layer.lora_A).weight) * next(iter(layer.scaling.values()))
+    up = _only(layer.lora_B).weight.t()
+    return torch.addmm(base.flatten(0, -2), low.flatten(0, -2), up).view(base.shape)
+
+
+def _only(modules: nn.ModuleDict) -> Any:
+    [module] = modules.values()
+    return module
+
+
+def trainable(vlm: Vlm) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in vlm.model.named_parameters() if parameter.requires_grad}
+
+
+def store_adapter(vlm: Vlm, folder: Path) -> None:
+    """Writes the adapter into `folder`, through a temporary one: it is there as a whole or not at all.
+
+    What is stored names the base by its last part only: no path of this machine, and the same bytes on another.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_adapter(vlm, str(temporary))
+    _make_portable(temporary, vlm.base)
+    replace_folder(temporary, folder)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Renames `new` to `folder`, whose old content goes."""
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old)
+    else:
+        new.rename(folder)
+
+
+def _make_portable(folder: Path, base: str) -> None:
+    name = Path(base).name if Path(base).is_dir() else base
+    config_file, record_file = folder / "adapter_config.json", folder / ADAPTER_RECORD
+    config: dict[str, Any] = json.loads(config_file.read_text())
+    config["base_model_name_or_path"] = name
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+    write_json(config_file, config)
+    if record_file.exists():
+        write_json(record_file, json.loads(record_file.read_text()) | {"base": name})
+    (folder / "README.md").unlink(missing_ok=True)  # peft's card, which names paths and nothing else of use

@@ -1,0 +1,260 @@
+"""The training loop of a round: ILLUME's loss, one optimiser step after the other, checkpoints it can go on from."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from illume.model.vision_cache import remembered_features
+from illume.model.vlm import IGNORED, Vlm, bare_model
+from illume.records import stable_seed
+from illume.settings import TuningSettings
+from illume.tuning.batches import KINDS, Batch, BatchInputs, Kind, Prepared, TrainingText, epoch_order, plan_batches
+from illume.tuning.distributed import Ranks
+from illume.tuning.job import append_jsonl, now, read_json, write_json
+from illume.tuning.lora import replace_folder, store_adapter, trainable
+
+
+class Stopped(Exception):
+    """The round was asked to stop; what was done is kept."""
+
+
+def continuation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross-entropies of the learnt tokens: a scalar.
+
+    `labels` are (batch, n), `logits` (batch, n + 1, vocabulary) from one position before the first label: position i
+    says what stands at i + 1. Positions labelled IGNORED count nothing.
+    """
+    flat = logits[:, :-1].float().flatten(0, 1)
+    return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def batch_loss(sums: dict[Kind, torch.Tensor], tokens: dict[Kind, int], weight: float) -> torch.Tensor | None:
+    """ILLUME's loss CE(answer) + w CE(rationale), each a mean over the tokens of its kind; without tokens it adds 0.
+
+    `sums` are sums of cross-entropies, of a whole batch or of a part of it; `tokens` are those of the whole batch, so
+    that the losses of its parts add up to that of the whole. None where nothing is learnt.
+    """
+    parts = [
+        sums[kind] / tokens[kind] * (weight if kind == "rationale" else 1.0)
+        for kind in KINDS
+        if kind in sums and tokens.get(kind)
+    ]
+    return torch.stack(parts).sum() if parts else None
+
+
+def learning_rate(step: int, *, steps: int, settings: TuningSettings) -> float:
+    """The rate of step `step` (from 1) of `steps`: linear warm-up to the set rate, then linear decay towards 0."""
+    warm = round(steps * settings.warmup)
+    if step <= warm:
+        return settings.learning_rate * step / warm
+    return settings.learning_rate * (steps - step + 1) / (steps - warm)
+
+
+@dataclass
+class Position:
+    """How far a round is: the epoch under way (from 1), steps done in it and in all, and its losses so far."""
+
+    epoch: int
+    step_in_epoch: int
+    step: int
+    losses: list[dict[str, float | None]]
+
+
+class Training:
+    """A round's training: state that moves step by step and can be stored between any two of them.
+
+    Every source of chance is derived from the seed and the step (nothing is drawn from a running generator), so the
+    step counter is the whole random state, and a resumed round equals one that was never stopped.
+    """
+
+    def __init__(
+        self,
+        vlm: Vlm,
+        texts: list[TrainingText],
+        *,
+        settings: TuningSettings,
+        weight: float,
+        folder: Path,
+        ranks: Ranks,
+        asked: Callable[[], bool],
+        on_step: Callable[[Position], None],
+    ) -> None:
+        self.vlm, self.settings, self.weight, self.folder, self.ranks = vlm, settings, weight, folder, ranks
+        self.asked, self.on_step = asked, on_step
+        self.batches = plan_batches(
+            texts, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
+        )
+        self.inputs = BatchInputs(vlm, texts, cache_mb=settings.feature_cache_mb)
+        self.parameters = trainable(vlm)
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.steps_total = len(self.batches) * settings.epochs
+        self.position = Position(epoch=1, step_in_epoch=0, step=0, losses=[])
+        self._keeps_logits = "logits_to_keep" in _forward_parameters(bare_model(vlm))
+        self._stored_at = time.monotonic()
+
+    # One step
+
+    def _forward(self, prepared: Prepared) -> torch.Tensor:
+        inputs = prepared.inputs | {"use_cache": False}
+        if self._keeps_logits:
+            inputs["logits_to_keep"] = prepared.kept + 1
+        with self._autocast(), remembered_features(self.vlm, prepared):
+            logits = self.vlm.model(**inputs).logits
+        return continuation_loss(logits[:, -prepared.kept - 1 :], prepared.labels)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.vlm.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.vlm.device.type, dtype=self.vlm.dtype)
+
+    def _gradients(self, batch: Batch) -> dict[Kind, float]:
+        """Accumulates the gradient of the loss of `batch`; returns its cross-entropies summed by kind, of all ranks."""
+        sums: dict[Kind, torch.Tensor] = {}
+        for micro_batch in batch.micro_batches[self.ranks.process_index :: self.ranks.num_processes]:
+            if self.ranks.num_processes == 1 and self.asked():
+                raise Stopped
+            prepared = self.inputs.prepare(micro_batch)
+            kind = micro_batch.kind
+            total = self._forward(prepared)
+            self.inputs.keep(micro_batch, prepared)
+            loss = batch_loss({kind: total}, batch.tokens, self.weight)
+            if loss is not None:
+                torch.autograd.backward(loss)
+            sums[kind] = sums.get(kind, torch.zeros((), device=total.device)) + total.detach()
+        zero = torch.zeros((), device=self.vlm.device)
+        reduced = {kind: self.ranks.reduce(sums.get(kind, zero), "sum") for kind in KINDS}
+        if self.ranks.num_processes > 1:
+            for parameter in self.parameters.values():
+                mine = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+                parameter.grad = self.ranks.reduce(mine, "sum")
+        return {kind: float(value) for kind, value in reduced.items()}
+
+    def _any_asked(self) -> bool:
+        """Whether any process was asked to stop: they must stop at the same step, or some would wait for ever."""
+        return bool(self.ranks.reduce(torch.tensor(float(self.asked()), device=self.vlm.device), "sum") > 0)
+
+    def step(self, batch: Batch) -> dict[str, float | None]:
+        """One optimiser step; returns the losses of its batch before it, None for a kind it does not hold."""
+        number = self.position.step + 1
+        torch.manual_seed(stable_seed(self.settings.seed, "step", number, self.ranks.process_index))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(number, steps=self.steps_total, settings=self.settings)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ranks.num_processes > 1 and self._any_asked():
+            raise Stopped
+        sums = self._gradients(batch)
+        if not math.isfinite(sum(sums.values())):
+            raise RuntimeError(f"the loss of step {number} is not a number: try a lower learning rate")
+        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.max_grad_norm)
+        self.optimizer.step()
+        means = {kind: sums[kind] / batch.tokens[kind] if batch.tokens[kind] else None for kind in KINDS}
+        answer, rationale = means["answer"], means["rationale"]
+        loss = (answer or 0.0) + self.weight * (rationale or 0.0)
+        return {"loss": loss, "answer_loss": answer, "rationale_loss": rationale}
+
+    # Epochs
+
+    def run_epoch(self) -> dict[str, float | None]:
+        """Runs what is left of the epoch under way, stores its checkpoint, and returns its mean losses.
+
+        Raises Stopped, after storing the last whole step, when it is asked to stop.
+        """
+        place = self.position
+        self.vlm.model.train()
+        order = epoch_order(len(self.batches), epoch=place.epoch, seed=self.settings.seed)
+        for index in order[place.step_in_epoch :]:
+            try:
+                losses = self.step(self.batches[index])
+            except Stopped:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.store("step")
+                raise
+            place.step += 1
+            place.step_in_epoch += 1
+            place.losses.append(losses)
+            self._report(losses)
+            if time.monotonic() - self._stored_at > self.settings.checkpoint_minutes * 60:
+                self.store("step")
+        self.vlm.model.eval()
+        means = _mean_losses(place.losses)
+        finished = place.epoch
+        self.position = Position(epoch=finished + 1, step_in_epoch=0, step=place.step, losses=[])
+        self.store(f"epoch-{finished}", losses=means)
+        return means
+
+    def _report(self, losses: dict[str, float | None]) -> None:
+        place = self.position
+        if self.ranks.is_main_process:
+            line = {"kind": "step", "epoch": place.epoch, "step": place.step, **losses, "at": now()}
+            append_jsonl(self.folder / "events.jsonl", line)
+        self.on_step(place)
+
+    # Checkpoints
+
+    def store(self, name: str, *, losses: dict[str, float | None] | None = None) -> None:
+        """Stores adapter, optimiser and position as checkpoint `name`, whole or not at all; replaces a "step" one."""
+        self._stored_at = time.monotonic()
+        if not self.ranks.is_main_process:
+            return
+        checkpoints = self.folder / "checkpoints"
+        checkpoints.mkdir(exist_ok=True)
+        temporary = checkpoints / f".{name}.{os.getpid()}.whole"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        store_adapter(self.vlm, temporary / "adapter")
+        state = {
+            "parameters": {key: value.detach().cpu() for key, value in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, temporary / "state.pt")
+        place = self.position
+        write_json(
+            temporary / "position.json",
+            {"epoch": place.epoch, "step_in_epoch": place.step_in_epoch, "step": place.step, "losses": place.losses},
+        )
+        if losses is not None:
+            write_json(temporary / "losses.json", losses)
+        replace_folder(temporary, checkpoints / name)
+        if name != "step":
+            shutil.rmtree(checkpoints / "step", ignore_errors=True)
+
+    def resume(self) -> bool:
+        """Goes back to the checkpoint that got farthest; False where there is none."""
+        checkpoints = [path.parent for path in (self.folder / "checkpoints").glob("[!.]*/position.json")]
+        if not checkpoints:
+            return False
+        positions = {path: Position(**read_json(path / "position.json")) for path in checkpoints}
+        farthest = max(checkpoints, key=lambda path: (positions[path].step, path.name != "step"))
+        state = torch.load(farthest / "state.pt", map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.position = positions[farthest]
+        return True
+
+
+def _mean_losses(losses: list[dict[str, float | None]]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for name in ("loss", "answer_loss", "rationale_loss"):
+        values = [value for one in losses if (value := one[name]) is not None]
+        means[name] = sum(values) / len(values) if values else None
+    return means
+
+
+def _forward_parameters(model: Any) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)

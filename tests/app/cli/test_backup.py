@@ -1,0 +1,292 @@
+"""A backup brings everything back, and a restore never loses what it was not told to lose."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, text
+
+from app.cli import backup, transfer
+from app.db import migrations
+from app.models import Candidate, Image, Project, Snapshot, SnapshotKind, User, Verdict
+from app.processes.connect import Refused, forget_settings
+from app.services.exports import plan as export_plan
+from app.services.judging import feed
+from app.services.kernel.actors import SYSTEM
+from app.services.kernel.store import get_store
+from app.services.rounds import snapshots
+from app.settings import ROOT, Settings, get_settings
+from tests import factories as make
+from tests.app.services.exports.test_exports import SHAPES
+from tests.app.services.judged import make_judged
+from tests.conftest import CommittedDatabase
+
+Elsewhere = Callable[[str], Settings]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+    """Points the settings to a store of another name; the settings."""
+
+    def point(name: str) -> Settings:
+        monkeypatch.setenv("ILLUME_STORE_URL", f"file://{tmp_path / name}")
+        forget_settings()
+        return get_settings()
+
+    yield point
+    forget_settings()
+
+
+@pytest.fixture
+def kept(committed_db: CommittedDatabase, elsewhere: Elsewhere) -> Settings:
+    """An installation with a project, an image and candidates."""
+    settings = elsewhere("store")
+    with committed_db.sessions.begin() as session:
+        project = make.make_project(session, slug="cats")
+        make.make_candidate_set(session, project, texts=["it purrs – «so»", "it's a \\cat\n"])
+    return settings
+
+
+def empty(database: CommittedDatabase) -> None:
+    """Remove all tables."""
+    with database.engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+
+
+def illume(environment: dict[str, str], *words: str) -> str:
+    """Run a command as another machine would, to its end; what it printed."""
+    command = [sys.executable, "-m", "app.cli", *words]
+    done = subprocess.run(command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def everything_of(database: CommittedDatabase, slug: str, folder: Path) -> dict[str, bytes]:
+    """Every export of a project as files hold it, its snapshot's, and the feed of verdicts."""
+    folder.mkdir()
+    found: dict[str, bytes] = {}
+    for form, task in SHAPES:
+        for parquet in (False, True):
+            path = folder / f"{form}-{task}{'.parquet' if parquet else '.jsonl'}"
+            wanted = export_plan.Wanted(format=form, task=task)
+            transfer.export_file(slug, path, transfer.Export(wanted, parquet=parquet), say=lambda _: None)
+            found[path.name] = path.read_bytes()
+    with database.sessions.begin() as session:
+        project = session.scalars(select(Project).where(Project.slug == slug)).one()
+        (snapshot,) = session.scalars(select(Snapshot))
+        wanted = export_plan.Wanted(snapshot=str(snapshot.id))
+        plan = export_plan.plan(session, SYSTEM, project, wanted)
+        found["feed"] = repr(feed.feed(session, SYSTEM, project, limit=1000)).encode()
+        found["snapshot file"] = get_store().open_bytes(snapshot.sha256)
+    found["snapshot"] = b"".join(export_plan.line_pages(plan))
+    return found
+
+
+class TestRestore:
+    def test_everything_is_back(
+        self, kept: Settings, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "all.tar"
+        made = backup.backup(kept, file)
+        assert (made.objects, made.store, made.revision) == (1, True, migrations.wanted_revision())
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        empty(committed_db)
+        assert backup.restore(elsewhere("another"), file, replace=False) == made
+        with committed_db.sessions.begin() as session:
+            assert session.scalars(select(Project.slug)).all() == ["cats"]
+            assert session.scalars(select(Candidate.text).order_by(Candidate.position)).all() == [
+                "it purrs – «so»",
+                "it's a \\cat\n",
+            ]
+            sha256 = session.scalars(select(Image.sha256)).one()
+            assert len(get_store().open_bytes(sha256)) > 0
+            make.make_project(session, slug="dogs")  # ids go on where they were
+
+    def test_what_is_there_is_only_lost_on_request(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "all.tar"
+        backup.backup(kept, file)
+        with committed_db.sessions.begin() as session:
+            make.make_user(session, email="new@example.org")
+        with pytest.raises(Refused, match="not empty"):
+            backup.restore(kept, file, replace=False)
+        with committed_db.sessions() as session:
+            assert session.scalar(select(func.count()).select_from(User)) == 1
+        backup.restore(kept, file, replace=True)
+        with committed_db.sessions() as session:
+            assert session.scalar(select(func.count()).select_from(User)) == 0
+
+    def test_exports_and_the_feed_are_the_same_byte_for_byte(
+        self, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path
+    ) -> None:
+        first = elsewhere("store")
+        with committed_db.sessions.begin() as session:
+            project, _ = make_judged(session, prompts=8)
+            slug = project.slug
+        with committed_db.sessions.begin() as session:  # the order of commits is not that of ids
+            session.execute(text("UPDATE verdicts SET xid = pg_current_xact_id() WHERE id % 3 = 0"))
+            snapshots.take(session, SYSTEM, session.get_one(Project, project.id), kind=SnapshotKind.frozen)
+        before = everything_of(committed_db, slug, tmp_path / "before")
+        assert len(before) == 2 * len(SHAPES) + 3
+        assert all(before.values())
+        backup.backup(first, tmp_path / "all.tar")
+        empty(committed_db)
+        backup.restore(elsewhere("another"), tmp_path / "all.tar", replace=False)
+        assert everything_of(committed_db, slug, tmp_path / "after") == before
+
+    def test_on_a_server_that_counted_less_far_what_is_new_comes_behind_what_was_kept(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            critic = make.make_critic(session, project)
+            make.make_verdict(session, make.make_assignment(session, make.make_candidate_set(session, project), critic))
+        further = backup.next_xid(kept) + 600_000
+        with committed_db.sessions.begin() as session:
+            session.execute(text("UPDATE verdicts SET xid = CAST(CAST(:xid AS text) AS xid8)"), {"xid": further})
+        with monkeypatch.context() as patch:
+            patch.setattr(backup, "next_xid", lambda _: further + 10)
+            backup.backup(kept, tmp_path / "all.tar")
+        said: list[str] = []
+        monkeypatch.setattr(backup, "TELL_SECONDS", 0.05)
+        backup.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        assert any("transactions to go" in line for line in said)
+        assert backup.next_xid(kept) >= further + 10
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            page = feed.feed(session, SYSTEM, project)
+            assert len(page.items) == 1
+            make.make_verdict(session, make.make_assignment(session, make.make_candidate_set(session, project), critic))
+        with committed_db.sessions.begin() as session:
+            behind = feed.feed(session, SYSTEM, project, cursor=page.next)
+            assert len(behind.items) == 1
+            plan = export_plan.plan(session, SYSTEM, project, export_plan.Wanted())
+        assert b"".join(export_plan.line_pages(plan)).count(b"\n") == 2
+
+    def test_a_server_that_can_never_be_reached_is_numbered_anew(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
+    ) -> None:
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            claim = make.make_assignment(
+                session, make.make_candidate_set(session, project), make.make_critic(session, project)
+            )
+            make.make_verdict(session, claim)
+            session.execute(text("UPDATE verdicts SET xid = CAST('1099511627776' AS xid8)"))
+        backup.backup(kept, tmp_path / "all.tar")
+        said: list[str] = []
+        backup.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        assert said == ["The other server was too far ahead: clients of the feed begin anew."]
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            verdict_id = session.scalars(select(Verdict.id)).one()
+            assert [one["id"] for one in feed.feed(session, SYSTEM, project).items] == [str(verdict_id)]
+
+    def test_on_an_empty_machine_by_command(
+        self, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path
+    ) -> None:
+        settings = elsewhere("store")
+        with committed_db.sessions.begin() as session:
+            project, _ = make_judged(session, prompts=8)
+            slug = project.slug
+        there = {"ILLUME_DATABASE_URL": committed_db.url, "ILLUME_REDIS_URL": "", "ILLUME_STORE_URL": settings.store}
+        # Nothing but the file: PostgreSQL and Redis are made there by the command, in a folder of their own.
+        here = {"ILLUME_DATABASE_URL": "", "ILLUME_REDIS_URL": "", "ILLUME_STORE_URL": ""}
+        (tmp_path / "new").mkdir(mode=0o755)
+        new = ["--data-dir", str(tmp_path / "new" / "data")]
+        illume(there, "backup", "--out", str(tmp_path / "all.tar"))
+        assert "Restored what was backed up" in illume(here, "restore", str(tmp_path / "all.tar"), *new)
+        for name in ("records.jsonl", "sft.parquet"):
+            words = ["export", slug, "--format", name.partition(".")[0], "--out"]
+            illume(there, *words, str(tmp_path / f"old-{name}"))
+            illume(here, *words, str(tmp_path / f"new-{name}"), *new)
+            assert (tmp_path / f"new-{name}").read_bytes() == (tmp_path / f"old-{name}").read_bytes() != b""
+
+    def test_a_damaged_object_changes_nothing(
+        self, kept: Settings, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path
+    ) -> None:
+        (path,) = backup.objects_in(tmp_path / "store")
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+        backup.backup(kept, tmp_path / "all.tar")
+        with committed_db.sessions.begin() as session:
+            make.make_user(session, email="new@example.org")
+        with pytest.raises(Refused, match="damaged"):
+            backup.restore(elsewhere("another"), tmp_path / "all.tar", replace=True)
+        assert [one for one in (tmp_path / "another").rglob("*") if one.is_file()] == []
+        with committed_db.sessions() as session:
+            assert session.scalars(select(User.email)).all() == ["new@example.org"]
+
+    def test_a_name_that_leads_out_of_the_store_is_passed_over(self, kept: Settings, tmp_path: Path) -> None:
+        backup.backup(kept, tmp_path / "all.tar")
+        with tarfile.open(tmp_path / "all.tar", "a") as tar:
+            backup.add_bytes(tar, "store/../../evil", b"x")
+            backup.add_bytes(tar, f"store/aa/../../{'a' * 64}", b"x")
+        backup.restore(kept, tmp_path / "all.tar", replace=True)
+        assert {path.name for path in tmp_path.iterdir()} <= {"all.tar", "store"}
+
+    def test_a_dump_that_fails_midway_changes_nothing(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
+    ) -> None:
+        dump = tmp_path / "broken.dump"
+        dump.write_bytes(b"PGDMP and then nothing")
+        with pytest.raises(Refused, match="pg_restore failed"):
+            backup.load(kept, dump)
+        with committed_db.sessions() as session:
+            assert session.scalars(select(Project.slug)).all() == ["cats"]
+
+    @pytest.mark.parametrize("content", [b"", b"no tar at all", None])
+    def test_a_file_that_is_no_backup(self, kept: Settings, tmp_path: Path, content: bytes | None) -> None:
+        file = tmp_path / "other.tar"
+        if content is None:
+            with tarfile.open(file, "w") as tar:
+                backup.add_bytes(tar, "something", b"else")
+        else:
+            file.write_bytes(content)
+        with pytest.raises(Refused, match=r"no backup of Illume|could not be read"):
+            backup.restore(kept, file, replace=True)
+
+    def test_a_file_that_is_not_there(self, kept: Settings, tmp_path: Path) -> None:
+        with pytest.raises(Refused, match="could not be read"):
+            backup.restore(kept, tmp_path / "none.tar", replace=True)
+
+
+class TestBackup:
+    def test_a_place_that_cannot_be_written(self, kept: Settings, tmp_path: Path) -> None:
+        with pytest.raises(Refused, match="could not be written"):
+            backup.backup(kept, tmp_path / "none" / "all.tar")
+
+    def test_a_database_that_is_away(self, kept: Settings, tmp_path: Path) -> None:
+        away = kept.model_copy(update={"database_url": "postgresql://illume@127.0.0.1:1/none"})
+        with pytest.raises(Refused, match="pg_dump failed"):
+            backup.backup(away, tmp_path / "all.tar")
+        assert list(tmp_path.glob("all.tar*")) == []
+
+    def test_what_is_erased_meanwhile_is_no_hindrance(
+        self, kept: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = backup.objects_in(tmp_path / "store")
+        gone = tmp_path / "store" / "aa" / ("a" * 64)
+        monkeypatch.setattr(backup, "objects_in", lambda _: [gone, *found])
+        backup.backup(kept, tmp_path / "all.tar")
+        with tarfile.open(tmp_path / "all.tar") as tar:
+            assert sum(name.startswith("store/") for name in tar.getnames()) == len(found) == 1
+
+    def test_it_says_how_far_it_is(self, kept: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        said: list[str] = []
+        monkeypatch.setattr(backup, "TELL_SECONDS", 0.0)
+        backup.backup(kept, tmp_path / "all.tar", say=said.append)
+        assert any(line.startswith("The database: ") for line in said)
+        assert "The store: 0 of 1 objects." in said
+        said.clear()
+        backup.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        assert any(line.startswith("The database: loading ") for line in said)
+        assert "The store: 1 of 1 objects." in said

@@ -1,0 +1,473 @@
+"""The `illume` command as a person uses it: its words, its refusals, and the demo it runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import func, select
+
+from app.cli import main, rounds
+from app.models import Project, Round, RoundState, Split
+from app.processes.connect import forget_settings
+from app.processes.embedded import SERVICES_FILE, free_port
+from app.processes.supervise import die_with_parent
+from app.settings import ROOT
+from tests import factories as make
+from tests.app.services.feedback import judge
+from tests.conftest import CommittedDatabase
+
+NO_URLS = {"ILLUME_DATABASE_URL": "", "ILLUME_REDIS_URL": ""}
+ILLUME = [sys.executable, "-m", "app.cli"]
+PROMPT = {"question": "What is on the beach?", "answer": "an umbrella", "split": "train", "images": ["a.png"]}
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs one command to its end, in this process."""
+
+    def run_command(*words: str | Path, stdin: str = "", **environment: str) -> Done:
+        capsys.readouterr()
+        before = dict(os.environ)  # a command sets some for the processes it starts
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "stdin", io.StringIO(stdin))
+            forget_settings()
+            try:
+                code = main.main([str(word) for word in words])
+            except SystemExit as error:  # argparse
+                code = int(error.code or 0)
+        os.environ.clear()
+        os.environ.update(before)
+        forget_settings()
+        return Done(code, *capsys.readouterr())
+
+    yield run_command
+    forget_settings()
+
+
+def parsers(
+    parser: argparse.ArgumentParser, words: tuple[str, ...] = ("illume",)
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """Every parser that asks for words or options, with the words that lead to it."""
+    choices = [one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    if not choices:
+        yield words, parser
+    for name, one in (pair for found in choices for pair in found.items()):
+        yield from parsers(one, (*words, name))
+
+
+def refused(done: Done, code: int) -> str:
+    """The one sentence of a command that was refused with `code`."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("illume: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def starter(data_dir: Path) -> Path:
+    """A starter of two scenes and no model."""
+    folder = Path(tempfile.mkdtemp(dir=data_dir)) / "scenes"
+    folder.mkdir()
+    lines = []
+    for name in ("a", "b"):
+        (folder / f"{name}.png").write_bytes(make.image_bytes())
+        lines.append(json.dumps({**PROMPT, "external_id": name, "images": [f"{name}.png"]}))
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    return folder.parent
+
+
+@dataclass
+class Demo:
+    """A demo that runs; `said` are the lines it printed before it was ready."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    port: int
+    said: list[str] = field(default_factory=list)
+
+    def family(self) -> list[psutil.Process]:
+        """Every process it started, and those they started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self, how: signal.Signals) -> tuple[int, str]:
+        """Tell it to stop. The exit code, and the last things it said."""
+        self.process.send_signal(how)
+        output, _ = self.process.communicate(timeout=120)
+        return self.process.returncode, output
+
+
+def start_demo(folder: Path, starter: Path, *, words: Sequence[str] = ()) -> Demo:
+    """Start a demo and wait until it is ready."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.endswith(("_DATABASE_URL", "_REDIS_URL"))
+    }
+    environment |= {"ILLUME_STARTER_DIR": str(starter)}
+    port = free_port()
+    command = [*ILLUME, "demo", "--port", str(port), "--data-dir", str(folder), "--no-browser", *words]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=die_with_parent(signal.SIGTERM),
+    )
+    demo = Demo(process, folder, port)
+    assert process.stdout is not None
+    for line in process.stdout:
+        demo.said.append(line.rstrip("\n"))
+        if line.startswith("ready: "):
+            return demo
+    pytest.fail(f"The demo ended: {demo.said}")
+
+
+@pytest.fixture(scope="module")
+def place(data_dir: Path) -> Iterator[Path]:
+    """A folder for the data of demos."""
+    folder = Path(tempfile.mkdtemp(dir=data_dir))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def demo(place: Path, starter: Path) -> Iterator[Demo]:
+    """A demo for tests that leave it running."""
+    started = start_demo(place / "shared", starter)
+    yield started
+    if started.process.poll() is None:
+        started.stop(signal.SIGTERM)
+
+
+def answer(demo: Demo, path: str) -> int:
+    """The status of a page."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{demo.port}{path}") as response:
+        return int(response.status)
+
+
+class TestDemo:
+    def test_it_says_who_may_sign_in_and_once_that_it_is_ready(self, demo: Demo) -> None:
+        assert demo.said[-1] == f"ready: http://127.0.0.1:{demo.port}"
+        assert sum(line.startswith("ready") for line in demo.said) == 1
+        path = demo.folder / "demo-accounts.json"
+        accounts = json.loads(path.read_text())
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert {name: account["email"] for name, account in accounts.items()} == {
+            "admin": "admin@example.org",
+            "critic": "critic@example.org",
+        }
+        for account in accounts.values():
+            assert any(account["password"] in line and account["token"] in line for line in demo.said)
+        assert answer(demo, "/readyz") == 200
+
+    def test_its_token_opens_the_project(self, demo: Demo) -> None:
+        token = json.loads((demo.folder / "demo-accounts.json").read_text())["admin"]["token"]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{demo.port}/api/v1/projects/scenes", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request) as response:  # noqa: S310 - our own server
+            assert json.load(response)["slug"] == "scenes"
+
+    def test_a_second_one_is_refused(self, run: Run, demo: Demo) -> None:
+        done = run("demo", "--port", "0", "--data-dir", demo.folder, "--no-browser", **NO_URLS)
+        assert f"already in use by process {demo.process.pid}" in refused(done, 2)
+        assert answer(demo, "/readyz") == 200
+
+    def test_a_port_in_use_is_refused(self, run: Run, demo: Demo) -> None:
+        done = run("demo", "--port", str(demo.port), "--data-dir", demo.folder / "other", "--no-browser")
+        assert f"Port {demo.port} of 127.0.0.1 cannot be used" in refused(done, 2)
+        assert not (demo.folder / "other").exists()
+
+    def test_other_commands_use_its_database(self, run: Run, demo: Demo) -> None:
+        done = run("user", "add", "ann@example.org", "--role", "critic", "--data-dir", demo.folder, **NO_URLS)
+        assert done.stdout.startswith("Added ann@example.org as critic.\npassword: ")
+        again = run("user", "add", "ann@example.org", "--role", "critic", "--data-dir", demo.folder, **NO_URLS)
+        assert "already" in refused(again, 1)
+
+    def test_a_child_that_was_killed_is_started_again(self, demo: Demo) -> None:
+        web = next(child for child in demo.family() if "serve" in child.cmdline())
+        web.kill()
+        web.wait()
+        assert demo.process.stdout is not None
+        assert "web ended with SIGKILL; starting it again in 0.5 s" in demo.process.stdout.readline()
+        while not is_up(demo):
+            assert demo.process.poll() is None
+        assert answer(demo, "/readyz") == 200
+
+    def test_told_to_stop_it_stops_everything(self, demo: Demo) -> None:
+        family = demo.family()
+        assert len(family) >= 6
+        assert_stopped(demo, signal.SIGTERM)
+        assert not any(process.is_running() for process in family)
+
+
+class TestDemoEnds:
+    def test_killed_it_leaves_nothing_and_starts_again_with_its_accounts(self, place: Path, starter: Path) -> None:
+        demo = start_demo(place / "killed", starter)
+        family, before = demo.family(), (demo.folder / "demo-accounts.json").read_text()
+        demo.stop(signal.SIGKILL)
+        again = start_demo(place / "killed", starter)
+        try:
+            _, alive = psutil.wait_procs(family, timeout=60)
+            assert not alive
+            assert (again.folder / "demo-accounts.json").read_text() == before
+        finally:
+            assert_stopped(again, signal.SIGINT)
+
+    def test_its_database_and_broker_come_back(self, place: Path, starter: Path) -> None:
+        demo = start_demo(place / "lost", starter)
+        try:
+            for name in ("postgres", "redis-server"):
+                next(child for child in demo.family() if child.name().startswith(name)).kill()
+            output = demo.process.stdout
+            assert output is not None
+            said = {output.readline().split(";")[0] for _ in range(2)}
+            assert said == {"PostgreSQL ended with SIGKILL", "Redis ended with SIGKILL"}
+            await_ready(demo)
+        finally:
+            family = demo.family()
+            demo.stop(signal.SIGTERM)
+        assert demo.process.returncode == 0
+        assert not any(process.is_running() for process in family)
+
+
+class TestServe:
+    @pytest.mark.slow
+    def test_with_services_of_its_own_they_come_back(self, place: Path) -> None:
+        folder = place / "serving"
+        environment = {**os.environ, **NO_URLS, "ILLUME_DATA_DIR": str(folder)}
+        subprocess.run([*ILLUME, "db", "upgrade"], cwd=ROOT, env=environment, check=True, capture_output=True)
+        port = free_port()
+        process = subprocess.Popen(
+            [*ILLUME, "serve", "--port", str(port)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )
+        server = Demo(process, folder, port)
+        try:
+            await_ready(server)
+            next(child for child in server.family() if child.name().startswith("postgres")).kill()
+            output = process.stdout
+            assert output is not None
+            assert any("PostgreSQL ended with SIGKILL" in line for line in output)
+            await_ready(server)
+        finally:
+            family = server.family()
+            server.stop(signal.SIGTERM)
+        assert process.returncode == 0
+        assert not any(one.is_running() for one in family)
+
+
+def assert_stopped(demo: Demo, how: signal.Signals) -> None:
+    """Tell a demo to stop, which it does well and quietly."""
+    code, said = demo.stop(how)
+    assert (code, said) == (0, "")
+    assert not (demo.folder / SERVICES_FILE).exists()
+
+
+def await_ready(demo: Demo) -> None:
+    """Wait until the server answers that it, its database and its broker are well."""
+    end = time.monotonic() + 90
+    while True:
+        with contextlib.suppress(OSError):
+            if answer(demo, "/readyz") == 200:
+                return
+        assert demo.process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_up(demo: Demo) -> bool:
+    """Whether somebody listens on the demo's port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", demo.port)) == 0
+
+
+class TestRefusals:
+    def test_a_data_directory_that_cannot_be_written(self, run: Run, place: Path) -> None:
+        (place / "a file").write_text("")
+        done = run("demo", "--port", "0", "--data-dir", place / "a file", "--no-browser", **NO_URLS)
+        assert "cannot be written to" in refused(done, 2)
+
+    def test_a_database_that_stays_away(self, run: Run) -> None:
+        away = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
+        done = run("db", "upgrade", ILLUME_DATABASE_URL=away, ILLUME_REDIS_URL="redis://x", ILLUME_DATABASE_WAIT="0.5")
+        assert done.returncode == 1
+        assert "waiting up to" in done.stdout
+        assert "did not answer within 0.5 s" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_why_the_database_does_not_answer_is_said(self, run: Run) -> None:
+        away = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
+        done = run("db", "upgrade", ILLUME_DATABASE_URL=away, ILLUME_REDIS_URL="redis://x", ILLUME_DATABASE_WAIT="0")
+        assert "Connection refused" in refused(done, 1)
+        assert "Is the server running" not in done.stderr
+
+    def test_settings_that_cannot_be_read_are_named(self, run: Run) -> None:
+        done = run("db", "upgrade", ILLUME_POOL_SIZE="many")
+        assert "ILLUME_POOL_SIZE is 'many': Input should be a valid integer" in refused(done, 2)
+
+    def test_a_database_of_another_kind(self, run: Run) -> None:
+        done = run("db", "upgrade", ILLUME_DATABASE_URL="mysql://x/y", ILLUME_REDIS_URL="redis://x")
+        assert "must start with postgresql://" in refused(done, 2)
+
+    def test_tables_that_are_not_there(self, run: Run, embedded: object, redis_url: str, database_url: str) -> None:
+        none = database_url.replace("/illume?", "/postgres?")
+        done = run("serve", "--port", str(free_port()), ILLUME_DATABASE_URL=none, ILLUME_REDIS_URL=redis_url)
+        assert "illume db upgrade" in refused(done, 1)
+
+    def test_words_nobody_knows(self, run: Run) -> None:
+        assert run("dance").returncode == 2
+        assert run("user", "add", "x@example.org", "--role", "king").returncode == 2
+
+    def test_a_queue_nobody_knows(self, run: Run, database_url: str) -> None:
+        assert "--queues takes" in refused(run("worker", "--queues", "model,dance"), 2)
+
+    def test_numbers_that_cannot_be_meant(self, run: Run) -> None:
+        for words in (("serve", "--workers", "0"), ("doctor", "--workers", "-3")):
+            assert "--workers must be at least 1." in refused(run(*words), 2)
+
+    def test_every_option_has_its_help(self) -> None:
+        for words, parser in parsers(main.parser()):
+            for action in parser._actions:
+                assert action.help, f"{' '.join(words)}: {action.dest}"
+
+
+class TestPeople:
+    def test_a_password_can_be_brought(self, run: Run, committed_db: CommittedDatabase) -> None:
+        done = run(
+            "user", "add", "bo@example.org", "--role", "admin", "--password-stdin", stdin="a good long password\n"
+        )
+        assert done.stdout == "Added bo@example.org as admin.\n"
+        from app.services.accounts import sessions
+
+        with committed_db.sessions() as session:
+            user = sessions.check_password(session, "bo@example.org", "a good long password", address="127.0.0.1")
+            assert user.role == "admin"
+
+    def test_a_token_is_printed_and_works(self, run: Run, committed_db: CommittedDatabase) -> None:
+        from app.services.accounts import users
+
+        with committed_db.sessions.begin() as session:
+            make.make_user(session, email="cy@example.org")
+        done = run("token", "add", "cy@example.org", "--scope", "write")
+        with committed_db.sessions() as session:
+            assert users.actor_for_token(session, done.stdout.strip()).email == "cy@example.org"
+        assert "nobody with the address" in refused(run("token", "add", "dee@example.org", "--scope", "read"), 1)
+
+
+class TestProjects:
+    def test_in_and_out(self, run: Run, committed_db: CommittedDatabase, tmp_path: Path) -> None:
+        assert run("project", "add", "cats", "--name", "Cats").stdout == "Added the project cats.\n"
+        assert "already" in refused(run("project", "add", "cats"), 1)
+        (tmp_path / "a.png").write_bytes(make.image_bytes())
+        table = tmp_path / "prompts.jsonl"
+        table.write_text(json.dumps({**PROMPT, "external_id": "1"}) + "\n" + "not JSON\n")
+        done = run("import", "cats", table)
+        assert done.returncode == 1
+        assert "1 added, 0 unchanged, 1 rejected." in done.stdout
+        assert done.stderr.startswith("line 2: ")
+        table.write_text(json.dumps({**PROMPT, "external_id": "1"}) + "\n")
+        again = run("import", "cats", table)
+        assert (again.returncode, again.stdout.splitlines()[-1]) == (0, "0 added, 1 unchanged, 0 rejected.")
+        assert "could not be read" in refused(run("import", "cats", tmp_path / "none.jsonl"), 2)
+        nowhere = tmp_path / "nowhere"
+        assert "There is no folder or zip" in refused(run("import", "cats", table, "--images", nowhere), 2)
+        picture = run("import", "cats", tmp_path / "a.png")
+        assert "neither a table (.jsonl, .csv, .json, .parquet) nor a zip" in refused(picture, 1)
+        done = run("restore", nowhere)
+        assert refused(done, 2).strip() == f"illume: {nowhere} could not be read: No such file or directory."
+        assert run("export", "cats", "--out", tmp_path / "out.jsonl").returncode == 0
+        assert (tmp_path / "out.jsonl").read_text() == ""
+        assert "no such project" in refused(run("export", "dogs", "--out", tmp_path / "out.jsonl"), 1)
+
+
+class TestRounds:
+    def test_from_what_it_would_do_to_its_end(self, run: Run, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions.begin() as session:
+            project = make.make_project(session, slug="cats", auto_rounds=False)
+            make.make_prompt(session, project, split=Split.val, references=["because it is"])
+        assert "No round yet" in run("round", "list", "cats").stdout
+        assert "Nothing accepted yet" in refused(run("round", "start", "cats", "--yes"), 1)
+        with committed_db.sessions.begin() as session:
+            project = session.scalars(select(Project)).one()
+            judge(session, project, make.make_critic(session, project), picks=2)
+        asked = run("round", "start", "cats")
+        assert "Trains on 2 accepted rationales of 1 prompt," in asked.stdout
+        assert "--yes" in refused(asked, 2)
+        assert run("round", "start", "cats", "--yes").stdout.splitlines()[-1] == "Round 1 is queued."
+        assert "going on" in refused(run("round", "start", "cats", "--yes"), 1)
+        assert "waits for a worker" in run("round", "list", "cats").stdout
+        assert run("round", "cancel", "cats").stdout == "Round 1 is cancelled.\n"
+        assert "No round of cats" in refused(run("round", "cancel", "cats"), 1)
+
+    def test_it_is_followed_to_its_end(self, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions.begin() as session:
+            found = make.make_round(session, make.make_project(session, slug="cats"), state=RoundState.training)
+            found.progress = {"fraction": 0.5, "eta_seconds": 30}
+            round_id = found.id
+        said: list[str] = []
+
+        def say(words: str) -> None:
+            said.append(words)
+            with committed_db.sessions.begin() as session:
+                ended = session.get_one(Round, round_id)
+                ended.state, ended.error, ended.finished_at = RoundState.failed, "It is broken.", func.now()
+
+        assert rounds.watch(round_id, say=say) == 1
+        assert said == ["training, 50 %, about 30 s left", "Round 1 failed: It is broken."]
+
+
+class TestDoctor:
+    def test_all_is_well(self, run: Run, committed_db: CommittedDatabase) -> None:
+        done = run("doctor", "--skip-model")
+        assert done.returncode == 0, done.stdout
+        checked = [line[9:].split(":")[0] for line in done.stdout.splitlines()]
+        assert checked == ["data directory", "database", "migrations", "connections", "broker", "web process"]
+
+    def test_what_is_wrong_is_named_with_what_to_do(self, run: Run, database_url: str) -> None:
+        none = database_url.replace("/illume?", "/postgres?")
+        away = f"redis://127.0.0.1:{free_port()}/0"
+        done = run("doctor", "--skip-model", "--workers", "9", ILLUME_DATABASE_URL=none, ILLUME_REDIS_URL=away)
+        assert done.returncode == 1
+        problems = [line for line in done.stdout.splitlines() if line.startswith("PROBLEM")]
+        assert [line[9:].split(":")[0] for line in problems] == ["migrations", "connections", "broker"]
+        assert "Run `illume db upgrade`." in done.stdout

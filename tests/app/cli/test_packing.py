@@ -1,0 +1,80 @@
+"""Files and folders of this machine on their way into an import."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from app.cli import packing, transfer
+from app.models import Project, Split
+from app.processes.connect import Refused
+from tests import factories
+from tests.app.services.importing import prompts_of
+from tests.conftest import CommittedDatabase
+
+
+@pytest.fixture
+def project(committed_db: CommittedDatabase) -> Project:
+    with committed_db.sessions.begin() as session:
+        return factories.make_project(session, slug="scenes")
+
+
+def take_in(path: Path, **options: object) -> tuple[int, list[str], list[str]]:
+    """Import; the exit code, what was said, and what was warned of."""
+    said: list[str] = []
+    warned: list[str] = []
+    code = transfer.import_file("scenes", path, say=said.append, warn=warned.append, **options)  # type: ignore[arg-type]
+    return code, said, warned
+
+
+class TestImportFile:
+    def test_a_folder(self, committed_db: CommittedDatabase, project: Project, tmp_path: Path) -> None:
+        (tmp_path / "set" / "images").mkdir(parents=True)
+        (tmp_path / "secret.png").write_bytes(factories.image_bytes())
+        (tmp_path / "set" / "images" / "1.png").write_bytes(factories.image_bytes())
+        rows = "image,question,answer\nimages/1.png,q,a\n../secret.png,q,a\nnone.png,q,a\n"
+        (tmp_path / "set" / "prompts.csv").write_text(rows)
+        code, said, warned = take_in(tmp_path / "set")
+        assert (code, said[-1]) == (1, "1 added, 0 unchanged, 2 rejected.")
+        assert [line.split(":")[0] for line in warned] == ["line 3", "line 4"]
+        assert "leads out" in warned[0]
+
+    def test_vqa_x_with_a_folder_of_images(
+        self, committed_db: CommittedDatabase, project: Project, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "coco" / "val2014"
+        folder.mkdir(parents=True)
+        (folder / "COCO_val2014_000000456558.jpg").write_bytes(factories.image_bytes(kind="JPEG"))
+        (folder / "COCO_val2014_000000000001.jpg").write_bytes(b"not named by any row, so never read")
+        columns = {
+            "image_id": [456558],
+            "question_id": [1],
+            "question": ["q"],
+            "multiple_choice_answer": ["a"],
+            "explanation": ["e"],
+        }
+        (tmp_path / "val_exp.json").write_text(json.dumps(columns))
+        code, said, _ = take_in(tmp_path / "val_exp.json", images=tmp_path / "coco", split=Split.val)
+        assert (code, said[-1]) == (0, "1 added, 0 unchanged, 0 rejected.")
+        assert prompts_of(committed_db, project)[0].split is Split.val
+
+    def test_a_zip_of_images_and_a_mapping(
+        self, committed_db: CommittedDatabase, project: Project, tmp_path: Path
+    ) -> None:
+        with zipfile.ZipFile(tmp_path / "i.zip", "w") as archive:
+            archive.writestr("deep/1.png", factories.image_bytes())
+        (tmp_path / "t.jsonl").write_text(json.dumps({"pic": "1.png", "frage": "q"}))
+        mapping = {"pic": "image", "frage": "question"}
+        assert take_in(tmp_path / "t.jsonl", images=tmp_path / "i.zip", mapping=mapping)[0] == 0
+
+
+class TestOpened:
+    def test_what_cannot_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").touch()
+        (tmp_path / "b.csv").touch()
+        for path, word in ((tmp_path, r"holds: a\.csv, b\.csv"), (tmp_path / "none.csv", "could not be read")):
+            with pytest.raises(Refused, match=word), packing.opened(path):
+                pass

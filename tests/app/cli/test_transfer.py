@@ -1,0 +1,63 @@
+"""`illume export`: each name says what is written, and LLaMA-Factory finds all that it wants beside the file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from app.cli import main
+from app.errors import Invalid
+from app.services.exports.plan import parse_wanted
+from tests.app.services.judged import make_judged
+from tests.conftest import CommittedDatabase
+
+
+def test_every_kind_of_file(
+    committed_db: CommittedDatabase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with committed_db.sessions() as session:
+        project, _ = make_judged(session)
+        session.commit()
+        slug = project.slug
+
+    def export(name: str, *words: str) -> Path:
+        assert main.main(["export", slug, "--out", str(tmp_path / name), *words]) == 0, capsys.readouterr().err
+        return tmp_path / name
+
+    records = export("records.jsonl").read_text().splitlines()
+    assert "Wrote 4 records to" in capsys.readouterr().out
+    assert gzip.decompress(export("records.jsonl.gz").read_bytes()).decode().splitlines() == records
+    assert export("records.jsonl.zst").read_bytes()[:4] == b"\x28\xb5\x2f\xfd"
+    since = json.loads(records[-1])["created_at"]
+    assert export("none.jsonl", "--since", since, "--split", "val").read_bytes() == b""
+
+    by_path = pq.read_table(export("pairs.parquet", "--format", "preference", "--image-paths"))
+    assert by_path.num_rows == 3 + 4 + 5
+    assert by_path["images"].to_pylist()[0][0]["bytes"] is None
+
+    words = ("--format", "sharegpt", "--task", "preference", "--with-images", "--aggregation", "all")
+    rows = [json.loads(line) for line in export("ducks.jsonl", *words).read_text().splitlines()]
+    info: dict[str, Any] = json.loads((tmp_path / "dataset_info.json").read_text())[slug]
+    assert info["file_name"] == "ducks.jsonl"
+    assert set(info["columns"].values()) <= rows[0].keys()
+    assert {path for row in rows for path in row["images"]} == {
+        path.relative_to(tmp_path).as_posix() for path in (tmp_path / "images").iterdir()
+    }
+    assert not list(tmp_path.glob("*.part"))
+
+    assert main.main(["export", slug, "--out", str(tmp_path / "x.jsonl"), "--since", "yesterday"]) == 1
+    assert "since: 'yesterday' cannot be read." in capsys.readouterr().err
+    assert main.main(["export", slug, "--out", str(tmp_path / "nowhere" / "x.jsonl")]) == 2
+    assert "could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", ["format", "aggregation", "task", "since", "split"])
+def test_words_that_say_nothing(field: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_wanted({field: "nonsense"})
+    assert caught.value.field == field

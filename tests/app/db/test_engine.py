@@ -1,0 +1,52 @@
+"""The pool's connections: lost ones are noticed before anybody meets them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from app.db import engine as engine_module
+from tests.conftest import CommittedDatabase
+
+ALIVE = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'illume' AND datname = :name"
+KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'illume' AND datname = :name"
+
+
+@pytest.mark.parametrize("idle_seconds", [0.0, 3600.0])
+def test_a_connection_lost_between_two_uses_is_made_anew(
+    committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
+) -> None:
+    engine = engine_module.make_engine(committed_db.url, pool_size=2)
+    try:
+        with engine.connect() as connection:
+            first = connection.scalar(text("SELECT pg_backend_pid()"))
+            name = connection.scalar(text("SELECT current_database()"))
+        with committed_db.engine.connect() as other:
+            other.execute(text(KILL), {"name": name})
+            other.rollback()
+            while other.scalar(text(ALIVE), {"name": name}):
+                time.sleep(0.01)
+        monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT pg_backend_pid()")) != first
+    finally:
+        engine.dispose()
+
+
+def test_one_lost_while_busy_fails_once_and_the_next_is_whole(committed_db: CommittedDatabase) -> None:
+    engine = engine_module.make_engine(committed_db.url, pool_size=2)
+    try:
+        with engine.connect() as connection:
+            name = connection.scalar(text("SELECT current_database()"))
+            with committed_db.engine.connect() as other:
+                other.execute(text(KILL), {"name": name})
+            with pytest.raises(DBAPIError) as lost:
+                connection.execute(text("SELECT 1"))
+            assert lost.value.connection_invalidated
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+    finally:
+        engine.dispose()

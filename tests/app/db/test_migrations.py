@@ -1,0 +1,99 @@
+"""The migrations make exactly the tables of the models, and take them away again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
+
+from app.db import migrations
+from app.db.engine import sqlalchemy_url
+from app.models import Base
+from app.processes.embedded import Embedded
+from app.settings import ROOT
+from tests.conftest import maintenance, numbers
+
+CATALOGUE = {
+    "columns": """
+        SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
+               pg_get_expr(d.adbin, d.adrelid)
+        FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0""",
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace""",
+    "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+}
+
+
+@pytest.fixture
+def empty(embedded: Embedded) -> Iterator[str]:
+    """The URL of a database without any table."""
+    name = f"empty_{next(numbers)}"
+    with maintenance(embedded.database_url) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield embedded.database_url.replace("/illume?", f"/{name}?")
+    with maintenance(embedded.database_url) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def engine_of_empty(empty: str) -> Iterator[Engine]:
+    """An engine on the database without any table."""
+    engine = create_engine(sqlalchemy_url(empty))
+    yield engine
+    engine.dispose()
+
+
+def catalogue(connection: Connection) -> dict[str, set[tuple[object, ...]]]:
+    """Everything PostgreSQL knows of our tables, but for alembic's own."""
+    found = {}
+    for name, statement in CATALOGUE.items():
+        rows = {tuple(row) for row in connection.execute(text(statement))}
+        found[name] = {row for row in rows if row[0] != "alembic_version"}
+    return found
+
+
+class TestUpgrade:
+    def test_it_makes_exactly_what_the_models_say(self, engine: Engine, engine_of_empty: Engine) -> None:
+        with engine.connect() as migrated, engine_of_empty.begin() as made:
+            Base.metadata.create_all(made)
+            by_migrations, by_models = catalogue(migrated), catalogue(made)
+        for name in CATALOGUE:
+            assert by_migrations[name] == by_models[name], name
+        assert len(by_models["columns"]) > 100
+
+    def test_alembic_agrees(self, database_url: str) -> None:
+        migrations.check(database_url)
+
+    def test_several_at_once_wait_for_each_other(self, empty: str) -> None:
+        command = [sys.executable, "-m", "alembic", "upgrade", "head"]
+        environment = {**os.environ, "ILLUME_DATABASE_URL": empty}
+        several = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(3)]
+        assert [process.wait() for process in several] == [0, 0, 0]
+        assert migrations.current_revision(empty) == migrations.wanted_revision()
+
+    def test_it_does_not_wait_long_for_a_lock(self, empty: str, engine_of_empty: Engine) -> None:
+        migrations.upgrade(empty)
+        with engine_of_empty.connect() as connection:
+            connection.execute(text("LOCK TABLE picks IN ACCESS EXCLUSIVE MODE"))
+            with pytest.raises(OperationalError, match="lock timeout"):
+                migrations.downgrade(empty, "base")
+        assert migrations.current_revision(empty) == "0001"  # which makes the locked table, and was not undone
+
+
+class TestDowngrade:
+    def test_down_leaves_nothing_and_up_works_again(self, empty: str, engine_of_empty: Engine) -> None:
+        migrations.upgrade(empty)
+        migrations.downgrade(empty, "base")
+        assert migrations.current_revision(empty) is None
+        assert inspect(engine_of_empty).get_table_names() == ["alembic_version"]
+        migrations.upgrade(empty)
+        migrations.check(empty)

@@ -1,0 +1,198 @@
+"""People: signing in and its limit, sessions, tokens, the last admin, pseudonyms."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unauthenticated
+from app.models import AuditEvent, Membership, Role, Scope, SignInTry, Token, User, WebSession
+from app.services.accounts import passwords, sessions, users
+from app.services.kernel.actors import SYSTEM, Actor
+from app.settings import get_settings
+from tests import factories
+
+PASSWORD = "a long enough password"
+
+
+@pytest.fixture
+def user(session: Session) -> User:
+    return factories.make_user(session, password=PASSWORD)
+
+
+class TestAddUser:
+    def test_with_password_and_projects(self, session: Session) -> None:
+        project = factories.make_project(session)
+        user = users.add_user(
+            session,
+            SYSTEM,
+            email=" new@example.org ",
+            role=Role.critic,
+            password=PASSWORD,
+            project_slugs=[project.slug],
+        )
+        assert user.email == "new@example.org"
+        assert user.password_hash is not None
+        assert user.password_hash.startswith("$argon2id$")
+        assert session.get_one(Membership, (user.id, project.id)).role is Role.critic
+        event = session.scalar(select(AuditEvent).where(AuditEvent.subject == f"user:{user.id}"))
+        assert event is not None
+        assert PASSWORD not in str(event.data)
+
+    def test_a_known_address_leaves_the_session_usable(self, session: Session, user: User) -> None:
+        with pytest.raises(Conflict):
+            users.add_user(session, SYSTEM, email=user.email.upper(), role=Role.critic)
+        assert users.find_user(session, user.email.upper()) is user
+
+    @pytest.mark.parametrize("password", ["", "short", "x" * 1001])
+    def test_a_bad_password(self, session: Session, password: str) -> None:
+        with pytest.raises(Invalid) as caught:
+            users.add_user(session, SYSTEM, email="a@example.org", role=Role.critic, password=password)
+        assert caught.value.field == "password"
+
+    def test_by_somebody_who_may_not(self, session: Session, user: User) -> None:
+        with pytest.raises(Forbidden):
+            users.add_user(session, factories.actor_of(user), email="a@example.org", role=Role.admin)
+
+
+class TestLastAdmin:
+    def test_stays_one(self, session: Session) -> None:
+        session.execute(update(User).where(User.role == Role.admin).values(role=Role.viewer))
+        admin = factories.make_admin(session)
+        with pytest.raises(Conflict, match="last admin"):
+            users.set_role(session, admin, admin.user_id, Role.critic)
+        with pytest.raises(Conflict, match="last admin"):
+            users.set_disabled(session, admin, admin.user_id, True)
+        factories.make_admin(session)
+        assert users.set_role(session, admin, admin.user_id, Role.critic).role is Role.critic
+
+
+class TestCheckPassword:
+    def check(self, session: Session, email: str, password: str, address: str = "192.0.2.1") -> User:
+        return sessions.check_password(session, email, password, address=address)
+
+    def test_right(self, session: Session, user: User) -> None:
+        assert self.check(session, user.email.upper(), PASSWORD) is user
+        assert session.scalar(select(func.count()).select_from(SignInTry)) == 0
+
+    def test_an_old_hash_is_made_anew(self, session: Session, user: User) -> None:
+        before = user.password_hash
+        self.check(session, user.email, PASSWORD)
+        assert user.password_hash != before
+        assert passwords.password_fits(user, PASSWORD)
+
+    def test_wrong_unknown_disabled_and_without_password_are_told_alike(self, session: Session, user: User) -> None:
+        disabled = factories.make_user(session, password=PASSWORD, disabled=True)
+        robot = factories.make_user(session)
+        told = set()
+        for email, password in (
+            (user.email, "wrong"),
+            ("nobody@example.org", PASSWORD),
+            (disabled.email, PASSWORD),
+            (robot.email, PASSWORD),
+        ):
+            with pytest.raises(Unauthenticated) as caught:
+                self.check(session, email, password)
+            told.add(caught.value.detail)
+        assert len(told) == 1
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_five_failures_of_an_account(self, session: Session, user: User, known: bool) -> None:
+        email = user.email if known else "nobody@example.org"
+        for number in range(get_settings().sign_in_tries):
+            with pytest.raises(Unauthenticated):
+                self.check(session, email, "wrong", f"192.0.2.{number}")
+        with pytest.raises(TooMany) as caught:
+            self.check(session, email, PASSWORD, "192.0.2.99")
+        assert 0 < caught.value.retry_after <= 60
+        other = factories.make_user(session, password=PASSWORD)
+        assert self.check(session, other.email, PASSWORD, "192.0.2.99") is other
+
+    def test_five_failures_of_an_address(self, session: Session, user: User) -> None:
+        for number in range(get_settings().sign_in_tries):
+            with pytest.raises(Unauthenticated):
+                self.check(session, f"nobody{number}@example.org", "wrong")
+        with pytest.raises(TooMany):
+            self.check(session, user.email, PASSWORD)
+        assert self.check(session, user.email, PASSWORD, "192.0.2.2") is user
+
+    def test_after_a_minute_again(self, session: Session, user: User) -> None:
+        for _ in range(get_settings().sign_in_tries):
+            with pytest.raises(Unauthenticated):
+                self.check(session, user.email, "wrong")
+        session.execute(update(SignInTry).values(at=func.now() - timedelta(seconds=61)))
+        assert self.check(session, user.email, PASSWORD) is user
+
+    def test_a_failure_stays_counted_when_the_request_rolls_back(self, session: Session, user: User) -> None:
+        session.commit()
+        with pytest.raises(Unauthenticated):
+            self.check(session, user.email, "wrong")
+        session.rollback()
+        assert session.scalar(select(func.count()).select_from(SignInTry)) == 2
+
+
+class TestWebSessions:
+    def test_opened_and_closed(self, session: Session, user: User) -> None:
+        cookie, csrf = sessions.open_web_session(session, user)
+        found = sessions.actor_for_cookie(session, cookie)
+        assert found is not None
+        assert (found[0].user_id, found[1]) == (user.id, csrf)
+        stored = session.scalars(select(WebSession.token_hash)).all()
+        assert cookie not in stored
+        sessions.close_web_session(session, cookie)
+        assert sessions.actor_for_cookie(session, cookie) is None
+
+    def test_over(self, session: Session, user: User) -> None:
+        cookie, _ = sessions.open_web_session(session, user)
+        session.execute(update(WebSession).values(expires_at=func.now()))
+        assert sessions.actor_for_cookie(session, cookie) is None
+
+    @pytest.mark.parametrize("how", ["disabled", "password"])
+    def test_ended_by(self, session: Session, user: User, how: str) -> None:
+        cookie, _ = sessions.open_web_session(session, user)
+        if how == "disabled":
+            users.set_disabled(session, SYSTEM, user.id, True)
+        else:
+            users.set_password(session, factories.actor_of(user), user.id, "another long password")
+        assert sessions.actor_for_cookie(session, cookie) is None
+
+
+class TestTokens:
+    def test_stored_hashed_and_noted(self, session: Session, user: User) -> None:
+        token, plain = users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.write, name="n", max_open=9)
+        assert plain not in (token.token_hash, token.name)
+        actor = users.actor_for_token(session, plain)
+        assert actor == Actor(user.id, user.email, Role(user.role), Scope.write, token.id, 9)
+        session.expire_all()
+        assert session.get_one(Token, token.id).last_used_at is not None
+
+    def test_not_valid(self, session: Session, user: User) -> None:
+        late = datetime.now(UTC) - timedelta(seconds=1)
+        _, expired = users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.read, expires_at=late)
+        revoked, plain = users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.read)
+        users.revoke_token(session, factories.actor_of(user), revoked.id)
+        for bad in (expired, plain, "", "nonsense"):
+            with pytest.raises(Unauthenticated):
+                users.actor_for_token(session, bad)
+
+    def test_anothers_cannot_be_revoked(self, session: Session, user: User) -> None:
+        token, _ = users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.read)
+        with pytest.raises(NotFound):
+            users.revoke_token(session, factories.actor_of(factories.make_user(session)), token.id)
+
+    def test_max_open_is_an_admins(self, session: Session, user: User) -> None:
+        with pytest.raises(Forbidden):
+            users.create_token(session, factories.actor_of(user), user_id=user.id, scope=Scope.read, max_open=50)
+
+
+class TestPseudonym:
+    def test_differs_by_person_project_and_secret(self) -> None:
+        made = {
+            users.pseudonym(project, user, secret) for project in (1, 2) for user in (1, 2) for secret in ("a", "b")
+        }
+        assert len(made) == 8
+        assert users.pseudonym(1, 2, "a") == users.pseudonym(1, 2, "a")
+        assert all(name.startswith("critic-") for name in made)

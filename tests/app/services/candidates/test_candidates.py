@@ -1,0 +1,274 @@
+"""The pool of candidate sets: how full it is, who samples, what is stored, what an activation replaces."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from app.models import (
+    AssignmentState,
+    Candidate,
+    CandidateSet,
+    CandidateSetState,
+    CandidateSource,
+    Project,
+    Prompt,
+    PromptState,
+    Split,
+)
+from app.services.candidates import candidates, pools
+from app.services.candidates.candidates import NewCandidate, SamplingClaim
+from tests import factories
+from tests.conftest import CommittedDatabase
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    return factories.make_project(session, pool_target=3, overlap=2)
+
+
+def new(text: str, seed: int = 1) -> NewCandidate:
+    return NewCandidate(text, temperature=0.7, seed=seed, mean_logprob=-0.3, n_tokens=4)
+
+
+def claim(session: Session, project: Project, *, worker: str = "a", limit: int = 10) -> list[SamplingClaim]:
+    return candidates.claim_sampling_batch(session, project, worker=worker, limit=limit)
+
+
+def store(session: Session, claimed: SamplingClaim, *texts: str, fence: int | None = None) -> bool:
+    return candidates.store_candidates(
+        session,
+        claimed.set_id,
+        claimed.fence if fence is None else fence,
+        answer="a red umbrella",
+        answer_source="gold",
+        rationales=[new(text, seed) for seed, text in enumerate(texts)],
+    )
+
+
+def lapse(session: Session, set_id: int) -> None:
+    session.execute(update(CandidateSet).where(CandidateSet.id == set_id).values(beats_at=None))
+
+
+def found(session: Session, set_id: int) -> CandidateSet:
+    return session.get_one(CandidateSet, set_id, populate_existing=True)
+
+
+def state_of(session: Session, prompt: Prompt) -> str:
+    session.refresh(prompt)
+    return prompt.state
+
+
+class TestPoolNeeds:
+    def test_as_many_as_are_missing_but_no_more_than_wait(self, session: Session, project: Project) -> None:
+        assert pools.pool_needs(session, project) == 0
+        for _ in range(2):
+            factories.make_prompt(session, project)
+        assert pools.pool_needs(session, project) == 2
+        for _ in range(5):
+            factories.make_prompt(session, project)
+        assert pools.pool_needs(session, project) == 3
+        assert pools.pool_needs(session, project, target=6) == 6
+
+    def test_counts_ready_sets_of_the_active_version_and_those_being_sampled(
+        self, session: Session, project: Project
+    ) -> None:
+        old = factories.make_version(session, project, number=9)
+        for _ in range(9):
+            factories.make_prompt(session, project)
+        factories.make_candidate_set(session, project)
+        factories.make_candidate_set(session, project, version=old)
+        factories.make_candidate_set(session, project, source=CandidateSource.imported)
+        claim(session, project, limit=1)
+        assert pools.pool_needs(session, project) == 1
+
+    def test_only_train_prompts_in_use_wait(self, session: Session, project: Project) -> None:
+        factories.make_prompt(session, project, split=Split.val)
+        for state in (PromptState.held, PromptState.retired, PromptState.judged):
+            factories.make_prompt(session, project, state=state)
+        assert pools.pool_needs(session, project) == 0
+        assert pools.waiting_count(session, project) == 0
+
+    def test_makes_up_for_what_critics_passed_over(self, session: Session, project: Project) -> None:
+        for _ in range(3):
+            offered = factories.make_candidate_set(session, project)
+        for _ in range(2):
+            factories.make_prompt(session, project)
+        assert pools.pool_needs(session, project) == 0
+        critic = factories.make_critic(session, project)
+        factories.make_assignment(session, offered, critic, state=AssignmentState.released)
+        assert pools.pool_needs(session, project) == 1
+
+
+class TestClaimSamplingBatch:
+    def test_by_priority_and_then_age(self, session: Session, project: Project) -> None:
+        first = factories.make_prompt(session, project)
+        urgent = factories.make_prompt(session, project, priority=5)
+        factories.make_prompt(session, project)
+        made = claim(session, project, limit=2)
+        assert [one.prompt_id for one in made] == [urgent.id, first.id]
+        stored = found(session, made[0].set_id)
+        assert (stored.state, stored.slots, stored.priority, stored.worker) == ("sampling", 2, 5, "a")
+        assert stored.version_id == project.active_version_id
+
+    def test_nobody_gets_what_another_samples(self, session: Session, project: Project) -> None:
+        factories.make_prompt(session, project)
+        assert len(claim(session, project)) == 1
+        assert claim(session, project, worker="b") == []
+
+    def test_a_lapsed_lease_is_taken_over_by_the_active_version(self, session: Session, project: Project) -> None:
+        factories.make_prompt(session, project)
+        [mine] = claim(session, project)
+        lapse(session, mine.set_id)
+        project.active_version_id = factories.make_version(session, project, number=1).id
+        session.flush()
+        [theirs] = claim(session, project, worker="b")
+        assert (theirs.set_id, theirs.fence) == (mine.set_id, mine.fence + 1)
+        assert theirs.version_id == project.active_version_id
+        assert found(session, mine.set_id).version_id == project.active_version_id
+
+    def test_two_workers_at_once_share_the_prompts(self, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions() as one, committed_db.sessions() as two:
+            project = factories.make_project(one)
+            for _ in range(6):
+                factories.make_prompt(one, project)
+            one.commit()
+            first = claim(one, project, limit=4)
+            second = claim(two, two.get_one(Project, project.id), worker="b", limit=4)
+            one.commit()
+            two.commit()
+            assert len(first) == 4
+            assert len(second) == 2
+            assert not {each.prompt_id for each in first} & {each.prompt_id for each in second}
+
+
+class TestStoreCandidates:
+    def test_makes_the_set_and_its_prompt_ready(self, session: Session, project: Project) -> None:
+        prompt = factories.make_prompt(session, project)
+        [mine] = claim(session, project)
+        assert store(session, mine, "it is red", "there is sand")
+        kept = session.scalars(select(Candidate).where(Candidate.candidate_set_id == mine.set_id)).all()
+        assert [(one.text, one.position, one.seed) for one in kept] == [("it is red", 0, 0), ("there is sand", 1, 1)]
+        assert found(session, mine.set_id).state == CandidateSetState.ready
+        assert state_of(session, prompt) == PromptState.ready
+
+    def test_drops_duplicates_empty_texts_and_null_characters(self, session: Session, project: Project) -> None:
+        factories.make_prompt(session, project)
+        [mine] = claim(session, project)
+        assert store(session, mine, "It is red.", " ", "it is  red", "sand\x00y")
+        kept = session.scalars(select(Candidate.text).where(Candidate.candidate_set_id == mine.set_id)).all()
+        assert sorted(kept) == ["It is red.", "sandy"]
+
+    def test_another_fence_writes_nothing(self, session: Session, project: Project) -> None:
+        prompt = factories.make_prompt(session, project)
+        [mine] = claim(session, project)
+        lapse(session, mine.set_id)
+        [theirs] = claim(session, project, worker="b")
+        assert not store(session, mine, "too late")
+        assert state_of(session, prompt) == PromptState.waiting
+        assert store(session, theirs, "in time")
+        assert not store(session, theirs, "twice")
+        texts = session.scalars(select(Candidate.text).where(Candidate.candidate_set_id == mine.set_id)).all()
+        assert list(texts) == ["in time"]
+
+    def test_a_set_of_a_version_no_longer_active_is_replaced(self, session: Session, project: Project) -> None:
+        prompt = factories.make_prompt(session, project)
+        [mine] = claim(session, project)
+        project.active_version_id = factories.make_version(session, project, number=1).id
+        session.flush()
+        assert store(session, mine, "of yesterday")
+        assert found(session, mine.set_id).state == CandidateSetState.replaced
+        assert state_of(session, prompt) == PromptState.waiting
+        assert [one.prompt_id for one in claim(session, project)] == [prompt.id]
+
+    def test_no_candidates_three_times_is_a_failed_set(self, session: Session, project: Project) -> None:
+        prompt = factories.make_prompt(session, project)
+        for _ in range(candidates.MAX_TRIES):
+            [mine] = claim(session, project)
+            assert store(session, mine)
+        failed = found(session, mine.set_id)
+        assert failed.state == CandidateSetState.failed
+        assert failed.error == "The model wrote no rationale."
+        assert claim(session, project) == []
+        assert pools.pool_needs(session, project) == 0
+        project.active_version_id = factories.make_version(session, project, number=1).id
+        session.flush()
+        assert [one.prompt_id for one in claim(session, project)] == [prompt.id]
+
+
+class TestLeases:
+    def test_broken_off_three_times_is_failed(self, session: Session, project: Project) -> None:
+        factories.make_prompt(session, project)
+        for _ in range(candidates.MAX_TRIES):
+            [mine] = claim(session, project)
+            lapse(session, mine.set_id)
+        assert claim(session, project) == []
+        assert found(session, mine.set_id).error == "Sampling was broken off 3 times."
+
+    def test_given_back_it_is_free_at_once_and_no_try(self, session: Session, project: Project) -> None:
+        factories.make_prompt(session, project)
+        for _ in range(5):
+            assert len(claim(session, project)) == 1
+            assert candidates.release_sampling(session, "a") == 1
+        assert pools.sampling_count(session, project) == 0
+
+    def test_beats_are_for_ones_own(self, session: Session, project: Project) -> None:
+        factories.make_prompt(session, project)
+        [mine] = claim(session, project)
+        lapse(session, mine.set_id)
+        assert candidates.beat_sampling(session, "b") == 0
+        assert pools.sampling_count(session, project) == 0
+        assert candidates.beat_sampling(session, "a") == 1
+        assert pools.sampling_count(session, project) == 1
+
+
+class TestReplaceUnclaimed:
+    def activate(self, session: Session, project: Project) -> None:
+        project.active_version_id = factories.make_version(session, project, number=1).id
+        session.flush()
+
+    def test_only_sets_of_other_versions_that_nobody_holds(self, session: Session, project: Project) -> None:
+        untouched = factories.make_candidate_set(session, project, slots=2)
+        held = factories.make_candidate_set(session, project, slots=2)
+        factories.make_assignment(session, held, factories.make_critic(session, project))
+        imported = factories.make_candidate_set(session, project, source=CandidateSource.imported)
+        self.activate(session, project)
+        newer = factories.make_candidate_set(session, project)
+        assert candidates.replace_unclaimed(session, project) == 1
+        states = [found(session, one.id).state for one in (untouched, held, imported, newer)]
+        assert states == ["replaced", "ready", "ready", "ready"]
+        assert session.get_one(Prompt, untouched.prompt_id, populate_existing=True).state == PromptState.waiting
+        assert session.get_one(Prompt, held.prompt_id, populate_existing=True).state == PromptState.ready
+
+    def test_judged_prompts_without_an_accepted_rationale_wait_again(self, session: Session, project: Project) -> None:
+        none_fit = factories.make_prompt(session, project, state=PromptState.judged)
+        accepted = factories.make_prompt(session, project, state=PromptState.judged)
+        accepted.has_accepted = True
+        held = factories.make_prompt(session, project, state=PromptState.held)
+        self.activate(session, project)
+        candidates.replace_unclaimed(session, project)
+        assert [state_of(session, one) for one in (none_fit, accepted, held)] == ["waiting", "judged", "held"]
+
+    def test_with_rejudge_accepted_prompts_wait_too(self, session: Session) -> None:
+        project = factories.make_project(session, rejudge=True)
+        accepted = factories.make_prompt(session, project, state=PromptState.judged)
+        accepted.has_accepted = True
+        self.activate(session, project)
+        candidates.replace_unclaimed(session, project)
+        assert state_of(session, accepted) == PromptState.waiting
+
+
+class TestExamplesOf:
+    def test_images_in_order(self, session: Session, project: Project) -> None:
+        images = [factories.make_image(session) for _ in range(3)]
+        prompt = factories.make_prompt(session, project, images=images, references=["because"], extra={"a": 1})
+        data = candidates.example_of(session, prompt.id)
+        assert data.images == tuple(image.sha256 for image in images)
+        assert (data.references, data.metadata, data.answer) == (("because",), {"a": 1}, "a red umbrella")
+
+    def test_more_than_a_statement_takes_parameters(self, session: Session, project: Project) -> None:
+        """A round of 7,000 rationales has 70,000 prompts beside them."""
+        prompt = factories.make_prompt(session, project)
+        found = candidates.examples_of(session, [prompt.id, *range(10**12, 10**12 + 70_000)])
+        assert list(found) == [prompt.id]

@@ -1,0 +1,247 @@
+"""Exports as their readers see them: pandas, polars and `datasets` read the Parquet; cut streams; snapshots' files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sqlalchemy.orm import Session
+
+from app.errors import Invalid
+from app.models import Prompt, SnapshotKind
+from app.services.exports import compression
+from app.services.exports import plan as export_plan
+from app.services.exports.parquet import GROUP_ROWS, parquet_of
+from app.services.exports.plan import Plan, Wanted
+from app.services.exports.shapes import Format, Task, rows_of
+from app.services.kernel.actors import SYSTEM
+from app.services.kernel.paging import encode_cursor
+from app.services.kernel.store import get_store
+from app.services.rounds import snapshot_records, snapshots
+from tests.app.services.judged import NASTY, make_judged
+from tests.conftest import CommittedDatabase
+
+SHAPES = [(form, Task.sft) for form in Format] + [(Format.sharegpt, Task.preference), (Format.sharegpt, Task.kto)]
+
+
+@pytest.fixture
+def judged(committed_db: CommittedDatabase) -> Iterator[tuple[Session, Any]]:
+    with committed_db.sessions() as session:
+        project, _ = make_judged(session, prompts=8)
+        session.commit()
+        yield session, project
+
+
+def planned(judged: tuple[Session, Any], wanted: Wanted, **position: str) -> Plan:
+    session, project = judged
+    found = export_plan.plan(session, SYSTEM, project, wanted, **position)
+    session.commit()
+    return found
+
+
+def content(plan: Plan) -> bytes:
+    return b"".join(export_plan.line_pages(plan))
+
+
+def rows(plan: Plan) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in content(plan).splitlines()]
+
+
+def parquet(plan: Plan, folder: Path, *, embed: bool = True) -> Path:
+    path = folder / "rows.parquet"
+    path.write_bytes(b"".join(parquet_of(export_plan.row_pages(plan), plan.shape, embed=embed)))
+    return path
+
+
+class TestParquet:
+    def test_read_by_datasets_as_the_lines_are(self, judged: tuple[Session, Any], tmp_path: Path) -> None:
+        for form, task in SHAPES:
+            folder = tmp_path / f"{form}-{task}"
+            folder.mkdir()
+            self.read_by_datasets(planned(judged, Wanted(format=form, task=task)), folder)
+
+    def read_by_datasets(self, plan: Plan, tmp_path: Path) -> None:
+        import datasets as hub
+
+        found = hub.load_dataset(
+            "parquet", data_files=str(parquet(plan, tmp_path)), split="train", cache_dir=str(tmp_path / "cache")
+        )
+        expected = rows(plan)
+        assert len(found) == len(expected) > 0
+        for got, line in zip(found, expected, strict=True):
+            for image, named in zip(got["images"], line["images"], strict=True):
+                assert isinstance(image, PIL.Image.Image)
+                path = named if isinstance(named, str) else named["path"]
+                data = get_store().open_bytes(Path(path).stem)
+                assert PIL.Image.open(io.BytesIO(data)).convert("RGB").tobytes() == image.convert("RGB").tobytes()
+            for name, value in got.items():
+                if name == "metadata":
+                    assert json.loads(value) == line[name]
+                elif name not in ("images", "image_sizes"):
+                    assert value == line[name], name
+
+    def test_read_by_pandas_and_polars(self, judged: tuple[Session, Any], tmp_path: Path) -> None:
+        import pandas as pd
+        import polars as pl
+
+        plan = planned(judged, Wanted(format=Format.preference))
+        path, expected = parquet(plan, tmp_path), rows(plan)
+        assert list(pd.read_parquet(path)["weight"]) == [row["weight"] for row in expected]
+        frame = pl.read_parquet(path)
+        assert frame["chosen"].to_list() == [row["chosen"] for row in expected]
+        assert [image[0]["bytes"][:4] for image in frame["images"].to_list()] == [b"\x89PNG"] * len(expected)
+
+    def test_images_by_path(self, judged: tuple[Session, Any], tmp_path: Path) -> None:
+        plan = planned(judged, Wanted(format=Format.sft))
+        images = pq.read_table(parquet(plan, tmp_path, embed=False))["images"].to_pylist()
+        assert [[one["path"] for one in row] for row in images] == [
+            [one["path"] for one in row["images"]] for row in rows(plan)
+        ]
+        assert {one["bytes"] for row in images for one in row} == {None}
+
+    def test_without_rows(self, judged: tuple[Session, Any], tmp_path: Path) -> None:
+        plan = planned(judged, Wanted(format=Format.kto, critic="me"))
+        assert pq.read_table(parquet(plan, tmp_path)).num_rows == 0
+
+    def test_row_groups_are_bounded(self, judged: tuple[Session, Any]) -> None:
+        plan = planned(judged, Wanted(format=Format.sft))
+        [page] = export_plan.row_pages(plan)
+        many = iter([page * (GROUP_ROWS // len(page) + 1)])
+        pieces = list(parquet_of(many, plan.shape, embed=True))
+        found = pq.ParquetFile(io.BytesIO(b"".join(pieces)))
+        assert found.metadata.num_row_groups == 2
+        assert len(pieces) == 3
+
+
+class TestTexts:
+    def test_hard_ones_come_out_as_they_went_in(self, judged: tuple[Session, Any]) -> None:
+        found = rows(planned(judged, Wanted()))
+        assert [row["question"] for row in found] == [NASTY[number % len(NASTY)] for number in range(8)]
+        assert {tuple(one["text"] for one in row["candidates"]) for row in found} == {NASTY[:4]}
+        assert found[3]["rationale"] == "better: " + NASTY[5]
+
+    def test_a_row_is_a_line_to_every_reader(self, judged: tuple[Session, Any]) -> None:
+        for form in (Format.records, Format.sft):
+            text = content(planned(judged, Wanted(format=form))).decode()
+            assert text.splitlines() == text.split("\n")[:-1]
+
+    def test_records_become_the_rows(self, judged: tuple[Session, Any]) -> None:
+        """What the pages give is what the pure functions make of all records."""
+        plan = planned(judged, Wanted(format=Format.preference))
+        records = rows(planned(judged, Wanted()))
+        expected = [row for record in records for row in rows_of([record], plan.shape)]
+        assert [(row["id"], row["chosen"]) for row in rows(plan)] == [(row["id"], row["chosen"]) for row in expected]
+
+
+class TestTakenUpAgain:
+    def test_where_it_broke(self, judged: tuple[Session, Any]) -> None:
+        for form in (Format.records, Format.kto):
+            whole = planned(judged, Wanted(format=form))
+            expected = content(whole).splitlines(keepends=True)
+            for cut in (1, 3, len(expected) - 1):
+                last = json.loads(expected[cut - 1])["id"]
+                rest = planned(judged, Wanted(format=form), cursor=whole.cursor(""), after=last)
+                assert content(rest) == b"".join(expected[cut:])
+
+    def test_page_by_page(self, judged: tuple[Session, Any]) -> None:
+        for form in Format:
+            whole = planned(judged, Wanted(format=form))
+            found, page = export_plan.page_of(whole, 3)
+            pages = 1
+            while page is not None:
+                lines, page = export_plan.page_of(planned(judged, Wanted(format=form), cursor=page), 3)
+                found, pages = found + lines, pages + 1
+            assert found == content(whole)
+            assert pages == -(-len(found.splitlines()) // 3)
+
+    def test_a_cursor_is_for_its_own_dataset(self, judged: tuple[Session, Any]) -> None:
+        cursor = planned(judged, Wanted()).cursor("")
+        for wanted in (Wanted(format=Format.sft), Wanted(critic="me")):
+            with pytest.raises(Invalid) as caught:
+                planned(judged, wanted, cursor=cursor)
+            assert caught.value.field == "cursor"
+
+    def test_a_cursor_that_was_tampered_with(self, judged: tuple[Session, Any]) -> None:
+        digest = planned(judged, Wanted()).digest
+        for seen in ("", "nonsense", "9:1:", "1:2:3,,"):
+            with pytest.raises(Invalid) as caught:
+                planned(judged, Wanted(), cursor=encode_cursor(seen, digest, ""))
+            assert caught.value.field == "cursor"
+
+    def test_after_names_a_row(self, judged: tuple[Session, Any]) -> None:
+        for after in ("x", "1-x", "-1", "1" * 30, "1-2-3"):
+            with pytest.raises(Invalid) as caught:
+                planned(judged, Wanted(), after=after)
+            assert caught.value.field == "after"
+
+
+class TestSnapshots:
+    def test_are_the_same_bytes_whatever_comes_after(self, judged: tuple[Session, Any]) -> None:
+        session, project = judged
+        live = [rows(planned(judged, Wanted(format=form, task=task))) for form, task in SHAPES]
+        frozen = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen, name="one")
+        wanted = [Wanted(format=form, task=task, snapshot=str(frozen.id)) for form, task in SHAPES]
+        before = [content(planned(judged, one)) for one in wanted]
+        for lines, expected in zip(before, live, strict=True):
+            found = [json.loads(line) for line in lines.splitlines()]
+            for row in found:
+                assert row.pop("snapshots", [str(frozen.id)]) == [str(frozen.id)]
+            for row in expected:
+                row.pop("snapshots", None)
+            assert found == expected
+        session.query(Prompt).update({"question": "changed"})
+        later = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
+        assert [content(planned(judged, one)) for one in wanted] == before
+        assert later.records_key != frozen.records_key
+
+    def test_filters_choose_of_its_records(self, judged: tuple[Session, Any]) -> None:
+        session, project = judged
+        frozen = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
+        all_of_it = rows(planned(judged, Wanted(snapshot=str(frozen.id))))
+        critic, since = all_of_it[0]["critic"], all_of_it[0]["created_at"]
+        for chosen in ({"critic": critic}, {"version": str(project.active_version_id)}, {"since": since}):
+            wanted = export_plan.parse_wanted({"snapshot": str(frozen.id), **chosen})
+            assert rows(planned(judged, wanted)) == all_of_it
+        assert rows(planned(judged, export_plan.parse_wanted({"snapshot": str(frozen.id), "split": "val"}))) == []
+
+    def test_have_a_card(self, judged: tuple[Session, Any]) -> None:
+        session, project = judged
+        frozen = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen, name="two\n# lines")
+        counts = frozen.card["counts"]
+        assert (counts["verdicts"], counts["prompts"], counts["critics"]) == (8, 8, 1)
+        assert counts["kinds"] == {"none_fit": 2, "picked": 6}
+        assert frozen.card["versions"] == [
+            {"id": str(project.active_version_id), "number": 0, "base_model": "starter", "verdicts": 8}
+        ]
+        assert frozen.card["agreement"] is None
+        text = snapshot_records.card_text(frozen)
+        assert "two # lines" in text.splitlines()[0]
+        assert frozen.sha256 in text
+        assert str(frozen.records_key) in text
+
+    def test_of_critics_who_agree(self, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions() as session:
+            project, _ = make_judged(session, prompts=2, critics=2)
+            assert snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen).card["agreement"] == 1
+
+
+class TestCompression:
+    pieces = (b"one " * 1000, os.urandom(1000), b"")
+
+    @pytest.mark.parametrize("coding", ["gzip", "zstd"])
+    def test_each_piece_can_be_read_at_once(self, coding: compression.Coding) -> None:
+        whole = b"".join(self.pieces)
+        packed = list(compression.compressed(self.pieces, coding))
+        opened = pa.CompressedInputStream(io.BytesIO(b"".join(packed)), coding)
+        assert opened.read() == whole
+        first = pa.CompressedInputStream(io.BytesIO(packed[0]), coding)
+        assert first.read(len(self.pieces[0])) == self.pieces[0]
+        assert list(compression.compressed(self.pieces, coding)) == packed

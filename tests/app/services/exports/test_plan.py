@@ -1,0 +1,129 @@
+"""Records: what is in them, their filters, and that their end is fixed when they begin."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.errors import Forbidden, Invalid
+from app.models import Project, Role, Split
+from app.services.exports import plan as export_plan
+from app.services.exports import reader
+from app.services.exports.plan import Wanted
+from app.services.judging import assignments, give
+from app.services.judging.give import parse_verdict
+from app.services.kernel.actors import SYSTEM, Actor
+from app.services.rounds import snapshots
+from tests import factories
+from tests.conftest import CommittedDatabase
+
+
+def judge(session: Session, project: Project, critic: Actor, **values: Any) -> dict[str, Any]:
+    factories.make_candidate_set(session, project)
+    claimed = assignments.claim(session, critic, project)
+    assert claimed is not None
+    if values.get("kind", "picked") == "picked":
+        values = {"kind": "picked", "picks": [claimed.candidates[0]["id"]], **values}
+    return give.give(session, critic, claimed.assignment_id, parse_verdict(values)).body
+
+
+def lines(plan: export_plan.Plan) -> list[dict[str, Any]]:
+    return [json.loads(line) for page in export_plan.line_pages(plan) for line in page.splitlines()]
+
+
+def records(session: Session, project: Project, actor: Actor = SYSTEM, **filters: Any) -> list[dict[str, Any]]:
+    session.commit()
+    plan = export_plan.plan(session, actor, project, Wanted(**filters))
+    session.commit()
+    return lines(plan)
+
+
+class TestRecords:
+    def test_one_for_each_verdict_that_stands(
+        self, committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reader, "FIRST_PAGE", 2)
+        with committed_db.sessions() as session:
+            project = factories.make_project(session, round_every=1000)
+            one, two = (factories.make_critic(session, project) for _ in range(2))
+            first = judge(session, project, one)
+            second = judge(session, project, two, kind="none_fit")
+            third = judge(session, project, one, kind="skipped", reason="Not sure")
+            changed = give.change(session, two, int(second["id"]), parse_verdict({"kind": "skipped"}))
+            last = judge(session, project, two, rationale='my "own" \n line')
+            found = records(session, project)
+            assert [one["id"] for one in found] == [first["id"], third["id"], changed["id"], last["id"]]
+            record = found[0]
+            assert record["schema_version"] == 1
+            assert [one["id"] for one in record["candidates"] if one["picked"]] == first["picks"]
+            assert record["version_number"] == 0
+            assert record["images"][0]["path"] == f"images/{record['images'][0]['sha256']}.png"
+            assert found[3]["rationale"] == 'my "own" \n line'
+            names = {one["critic"] for one in found}
+            assert len(names) == 2
+            assert "@" not in str(names)
+            assert found[2]["supersedes"] == second["id"]
+
+            assert [one["id"] for one in records(session, project, critic=found[0]["critic"])] == [
+                first["id"],
+                third["id"],
+            ]
+            assert len(records(session, project, two, critic="me")) == 2
+            assert records(session, project, split=Split.val) == []
+            assert len(records(session, project, version=str(project.active_version_id))) == 4
+            now = datetime.now(UTC)
+            assert records(session, project, since=now + timedelta(hours=1)) == []
+            assert len(records(session, project, since=now - timedelta(hours=1))) == 4
+            frozen = snapshots.take(session, SYSTEM, project, kind=snapshots.SnapshotKind.frozen)
+            in_snapshot = records(session, project, snapshot=str(frozen.id))
+            assert {one["id"] for one in in_snapshot} == {one["id"] for one in found}
+            assert all(one["snapshots"] == [str(frozen.id)] for one in in_snapshot)
+
+    def test_the_moment_is_fixed_when_they_begin(self, committed_db: CommittedDatabase) -> None:
+        """What is judged, or judged anew, while the records are read is not among them; nor what commits late."""
+        with committed_db.sessions() as session, committed_db.sessions() as slow:
+            project = factories.make_project(session, round_every=1000)
+            one, two = (factories.make_critic(session, project) for _ in range(2))
+            first = judge(session, project, one)
+            session.commit()
+            late = judge(slow, project, two)  # begun before, committed after
+            plan = export_plan.plan(session, SYSTEM, project, Wanted())
+            session.commit()
+            slow.commit()
+            changed = give.change(session, one, int(first["id"]), parse_verdict({"kind": "none_fit"}))
+            session.commit()
+            assert [(one["id"], one["kind"]) for one in lines(plan)] == [(first["id"], "picked")]
+            now = export_plan.plan(session, SYSTEM, project, Wanted())
+            session.commit()
+            assert {one["id"] for one in lines(now)} == {late["id"], changed["id"]}
+            assert now.etag != plan.etag
+            again = export_plan.plan(session, SYSTEM, project, Wanted(), cursor=plan.cursor(""))
+            assert lines(again) == lines(plan)
+
+    @pytest.mark.parametrize(
+        ("filters", "field"),
+        [
+            ({"version": "x"}, "version"),
+            ({"version": "999999"}, "version"),
+            ({"round": "999999"}, "round"),
+            ({"snapshot": "999999"}, "snapshot"),
+            ({"critic": "nobody"}, "critic"),
+            ({"since": datetime(2026, 1, 1)}, "since"),  # noqa: DTZ001 - the point of the test
+        ],
+    )
+    def test_bad_filters(self, session: Session, filters: dict[str, Any], field: str) -> None:
+        with pytest.raises(Invalid) as caught:
+            export_plan.plan(session, SYSTEM, factories.make_project(session), Wanted(**filters))
+        assert caught.value.field == field
+
+    def test_critics_get_their_own(self, session: Session) -> None:
+        project = factories.make_project(session)
+        critic = factories.make_critic(session, project)
+        with pytest.raises(Forbidden):
+            export_plan.plan(session, critic, project, Wanted())
+        viewer = factories.actor_of(factories.make_member(session, project, Role.viewer))
+        assert export_plan.plan(session, viewer, project, Wanted()).kept is None

@@ -1,0 +1,586 @@
+"""Imports: files of prompts, good and bad lines, broken off and gone on with."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, DomainError, Forbidden, Invalid
+from app.models import Import, ImportState, Project, Prompt, PromptImage, Role, Split
+from app.services.imports import imports
+from app.services.imports.layouts import Target
+from app.services.kernel.actors import SYSTEM
+from app.settings import ROOT
+from tests import factories
+from tests.app.services.importing import archive, make, problems, prompts_of, run, stored_image, table
+from tests.conftest import CommittedDatabase
+
+
+@pytest.fixture
+def project(committed_db: CommittedDatabase) -> Project:
+    with committed_db.sessions() as session:
+        project = factories.make_project(session)
+        session.commit()
+    return project
+
+
+def reasons(db: CommittedDatabase, found: Import) -> list[tuple[int, str | None, str]]:
+    return [(one.line, one.field, one.reason) for one in problems(db, found)]
+
+
+class TestRun:
+    def test_a_zip_with_images(self, committed_db: CommittedDatabase, project: Project) -> None:
+        good = {"external_id": "a", "images": ["images/1.png"], "question": "q"}
+        lines = table(
+            good,
+            b"{broken",
+            {"images": ["images/none.png"], "question": "q"},
+            {"images": ["images/bad.png"], "question": "q"},
+            {"images": ["../../secret"], "question": "q"},
+            [1],
+            {"images": ["images/1.png"], "question": "q", "candidates": ["made elsewhere"]},
+        )
+        data = archive(
+            {"set/prompts.jsonl": lines, "set/images/1.png": factories.image_bytes(), "set/images/bad.png": b"no image"}
+        )
+        found = run(committed_db, project, data, "my/set.zip")
+        assert found.state is ImportState.succeeded
+        assert (found.filename, found.total, found.done) == ("set.zip", 7, 7)
+        assert (found.added, found.rejected, found.unchanged) == (2, 5, 0)
+        told = reasons(committed_db, found)
+        assert [(line, field) for line, field, _ in told] == [
+            (2, None),
+            (3, "images"),
+            (4, "images"),
+            (5, "images"),
+            (6, None),
+        ]
+        assert "no valid JSON" in told[0][2]
+        assert "images/none.png" in told[1][2]
+        assert "leads out" in told[3][2]
+        again = run(committed_db, project, data)
+        assert (again.added, again.unchanged) == (1, 1)  # the one with an external id is known
+        with committed_db.sessions() as session:
+            assert session.scalar(select(func.count(PromptImage.sha256.distinct()))) == 1
+
+    def test_a_table_naming_uploaded_images(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256 = stored_image(committed_db)
+        items = [{"external_id": str(number), "images": [sha256], "question": "q"} for number in range(420)]
+        data = table(*items, {"images": ["x.png"], "question": "q"})
+        found = run(committed_db, project, data)
+        assert (found.state, found.added, found.rejected) == (ImportState.succeeded, 420, 1)
+        assert reasons(committed_db, found)[0][:2] == (421, "images")
+        again = run(committed_db, project, data)
+        assert (again.added, again.unchanged, again.rejected) == (0, 420, 1)
+
+    def test_goes_on_where_it_was_broken_off(self, committed_db: CommittedDatabase, project: Project) -> None:
+        class Stopping(Exception):
+            pass
+
+        sha256 = stored_image(committed_db)
+        items = [{"images": [sha256], "question": str(number)} for number in range(3 * imports.PIECE)]
+        made = make(committed_db, project, table(*items), "x.jsonl")
+
+        def stop_in_the_second_piece() -> None:
+            with committed_db.sessions() as session:
+                if session.get_one(Import, made).done:
+                    raise Stopping
+
+        with pytest.raises(Stopping):
+            imports.run(made, worker="one", check=stop_in_the_second_piece)
+        imports.run(made, worker="two", check=lambda: None)  # still leased by `one`
+        with committed_db.sessions() as session:
+            broken = session.get_one(Import, made)
+            assert (broken.state, broken.done) == (ImportState.running, imports.PIECE)
+            broken.beats_at = None
+            session.commit()
+        imports.run(made, worker="two", check=lambda: None)
+        imports.run(made, worker="three", check=lambda: None)  # a doubled message does no harm
+        with committed_db.sessions() as session:
+            assert session.get_one(Import, made).state is ImportState.succeeded
+            assert session.scalar(select(func.count()).select_from(Prompt)) == len(items)
+
+    def test_gives_others_their_turn(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256 = stored_image(committed_db)
+        items = [{"images": [sha256], "question": str(number)} for number in range(2 * imports.PIECE)]
+        made = make(committed_db, project, table(*items), "x.jsonl")
+        states = []
+        for _ in range(2):
+            imports.run(made, worker="one", check=lambda: None, seconds=0.0)
+            with committed_db.sessions() as session:
+                found = session.get_one(Import, made)
+                states.append((found.state, found.done, found.added))
+        assert states == [
+            (ImportState.running, imports.PIECE, imports.PIECE),
+            (ImportState.succeeded, 2 * imports.PIECE, 2 * imports.PIECE),
+        ]
+
+    def test_one_that_never_gets_further_fails(self, committed_db: CommittedDatabase, project: Project) -> None:
+        made = make(committed_db, project, table({"question": "q"}), "x.jsonl")
+        with committed_db.sessions() as session:
+            session.get_one(Import, made).tries = 5
+            session.commit()
+        imports.run(made, worker="w", check=lambda: None)
+        with committed_db.sessions() as session:
+            found = session.get_one(Import, made)
+            assert found.state is ImportState.failed
+            assert "Broken off 5 times" in str(found.error)
+
+    def test_a_worker_that_lost_its_lease_writes_nothing(
+        self, committed_db: CommittedDatabase, project: Project
+    ) -> None:
+        sha256 = stored_image(committed_db)
+        made = make(committed_db, project, table({"images": [sha256], "question": "q"}), "x.jsonl")
+
+        def overtake() -> None:
+            with committed_db.sessions() as session:
+                session.get_one(Import, made).fence += 1
+                session.commit()
+
+        imports.run(made, worker="w", check=overtake)
+        with committed_db.sessions() as session:
+            assert session.get_one(Import, made).state is ImportState.running
+        assert prompts_of(committed_db, project) == []
+
+    def test_killed_in_the_middle(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256 = stored_image(committed_db)
+        items: list[Any] = [{"images": [sha256], "question": f"question {number}"} for number in range(2000)]
+        for bad in range(50, 2000, 100):
+            items[bad] = {"images": [sha256], "question": ""}
+        made = make(committed_db, project, table(*items), "x.jsonl")
+        program = [sys.executable, "-c", DIE_IN_THE_MIDDLE, str(made)]
+        assert subprocess.run(program, cwd=ROOT, check=False).returncode == -9
+        with committed_db.sessions() as session:
+            broken = session.get_one(Import, made)
+            assert 0 < broken.done < len(items)
+            broken.beats_at = None
+            session.commit()
+        imports.run(made, worker="two", check=lambda: None)
+        with committed_db.sessions() as session:
+            found = session.get_one(Import, made)
+        assert (found.state, found.added, found.rejected) == (ImportState.succeeded, 1980, 20)
+        questions = [prompt.question for prompt in prompts_of(committed_db, project)]
+        assert questions == [item["question"] for item in items if item["question"]]  # none twice, none missing
+        assert [line for line, _, _ in reasons(committed_db, found)] == list(range(51, 2001, 100))
+
+
+DIE_IN_THE_MIDDLE = """
+import os, sys
+from app.services.imports import imports, reading
+
+calls = 0
+
+def die():
+    global calls
+    calls += 1
+    if calls > 4 * reading.PIECE // reading.AT_ONCE:
+        os.kill(os.getpid(), 9)
+
+imports.run(int(sys.argv[1]), worker="doomed", check=die)
+"""
+
+
+BAD_LINES: list[tuple[Any, str | None, str]] = [
+    (b"x" * (5 << 20), None, "over 4 MB"),
+    (b'{"question": "caf\xe9"}', None, "not UTF-8"),
+    ({"question": "", "images": ["SHA"]}, "question", "at least 1 character"),
+    ({"question": "   ", "images": ["SHA"]}, "question", "at least 1 character"),
+    ({"question": "q" * 4001, "images": ["SHA"]}, "question", "at most 4000"),
+    ({"question": "q", "answer": "", "images": ["SHA"]}, "answer", "at least 1 character"),
+    ({"question": "q", "answer": "a" * 4001, "images": ["SHA"]}, "answer", "at most 4000"),
+    ({"question": "a\x00b", "images": ["SHA"]}, "question", "NUL"),
+    ({"question": "q", "images": ["SHA"], "metadata": {"a\x00": 1}}, "metadata", "NUL"),
+    ({"question": "q", "images": ["SHA"], "anwser": "a"}, "anwser", "no such field"),
+    ({"question": "q", "images": []}, "images", "at least 1 item"),
+    ({"question": "q", "images": [17]}, "images", "17"),
+    ({"question": "q", "images": ["svg.png"]}, "images", "This is SVG"),
+    ({"question": "q", "images": ["html.png"]}, "images", "This is HTML"),
+    ({"question": "q", "images": ["bomb.png"]}, "images", "megapixels"),
+    ({"question": "q", "images": ["/etc/passwd"]}, "images", "leads out"),
+    ({"question": "q", "images": ["a/../../b.png"]}, "images", "leads out"),
+    ({"question": "q", "images": ["c:\\b.png"]}, "images", "leads out"),
+    ({"question": "q", "images": ["file:///etc/passwd"]}, "images", "must begin with https"),
+    ({"question": "q", "images": ["SHA"], "split": "dev"}, "split", "train"),
+    (b'{"question": "q", "metadata": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "metadata", "too deeply"),
+]
+
+
+class TestRefusals:
+    """Each with a clear word; what was good is kept."""
+
+    def test_lines(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256 = stored_image(committed_db)
+        lines = [
+            line if isinstance(line, bytes) else json.dumps(line).replace('"SHA"', f'"{sha256}"').encode()
+            for line, _, _ in BAD_LINES
+        ]
+        files = {
+            "svg.png": b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>',
+            "html.png": b"\n<!DOCTYPE html><script>alert(1)</script>",
+            "bomb.png": bomb(),
+        }
+        good = {"question": "good", "images": [sha256]}
+        found = run(committed_db, project, archive({"t.jsonl": table(*lines, good), **files}), "t.zip")
+        assert (found.state, found.added, found.rejected) == (ImportState.succeeded, 1, len(BAD_LINES))
+        told = reasons(committed_db, found)
+        assert [(number, field) for number, field, _ in told] == [
+            (number, field) for number, (_, field, _) in enumerate(BAD_LINES, 1)
+        ]
+        for (_, _, reason), (_, _, word) in zip(told, BAD_LINES, strict=True):
+            assert word in reason
+            assert "Value error" not in reason
+
+    @pytest.mark.parametrize(
+        ("data", "name", "word"),
+        [
+            (b"", "x.jsonl", "empty"),
+            ('{"question": "q"}'.encode("utf-16"), "x.jsonl", "UTF-16"),
+            ("question\nq".encode("utf-16"), "x.csv", "UTF-16"),
+            (b"", "x.zip", "empty"),
+            (archive({"a.jsonl": b"{}", "b.jsonl": b"{}"}), "x.zip", "holds 2: a.jsonl, b.jsonl"),
+            (archive({"readme": b"x"}), "x.zip", "holds 0"),
+            (archive({"../a.jsonl": b"{}"}), "x.zip", "leads out"),
+            (archive({"a.jsonl": b"{}", "/etc/x.png": b"{}"}), "x.zip", "leads out"),
+            (archive({"a.jsonl": b"0" * (80 << 20)}, method=8), "x.zip", "no data set"),
+            (archive({"a.jsonl": b"{}" * 99})[:60] + b"PK", "x.zip", "cannot be read"),
+            (b"PAR1 and nothing", "x.parquet", "Parquet file cannot be read"),
+            (b'{"question": [1, 2], "answer": [1]}', "x.json", "different lengths"),
+            (b'{"question": [1, 2', "x.json", "no valid JSON"),
+            (b'{"question": "caf\xe9"}', "x.json", "not UTF-8"),
+            (b'"text"', "x.json", "no list of rows"),
+            (b"question,question\na,b\n", "x.csv", "twice"),
+            (b"\n", "x.csv", "no header"),
+        ],
+    )
+    def test_a_whole_file(self, session: Session, data: bytes, name: str, word: str) -> None:
+        with pytest.raises(Invalid) as caught:
+            imports.create_import(
+                session, SYSTEM, factories.make_project(session), filename=name, source=io.BytesIO(data)
+            )
+        assert word in caught.value.detail
+        assert caught.value.field == "file"
+
+    def test_the_same_id_twice_in_a_file(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256 = stored_image(committed_db)
+        lines = [{"external_id": str(number), "images": [sha256], "question": "q"} for number in range(600)]
+        lines[450] = lines[3]
+        lines[599] = {**lines[3], "question": "another"}
+        found = run(committed_db, project, table(*lines))
+        assert (found.added, found.rejected) == (598, 2)
+        assert [(line, field) for line, field, _ in reasons(committed_db, found)] == [
+            (451, "external_id"),
+            (600, "external_id"),
+        ]
+        assert "comes twice: it is in line 4" in reasons(committed_db, found)[0][2]
+
+    def test_an_image_in_two_splits(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256, other = stored_image(committed_db), stored_image(committed_db)
+        data = table(
+            {"images": [sha256], "question": "one", "split": "train"},
+            {"images": [sha256], "question": "two", "split": "train"},
+            {"images": [sha256], "question": "three", "split": "val"},
+            {"images": [other, sha256], "question": "four", "split": "test"},
+            {"images": [other], "question": "five", "split": "val"},
+        )
+        found = run(committed_db, project, data)
+        assert (found.added, found.rejected) == (3, 2)
+        assert [(line, field) for line, field, _ in reasons(committed_db, found)] == [(3, "split"), (4, "split")]
+        assert "in the split 'train' already" in reasons(committed_db, found)[0][2]
+        later = run(committed_db, project, table({"images": [sha256], "question": "six", "split": "val"}))
+        assert (later.added, later.rejected) == (0, 1)
+
+    def test_what_only_the_database_refuses(
+        self, committed_db: CommittedDatabase, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sha256 = stored_image(committed_db)
+        monkeypatch.setattr("app.services.kernel.text_rules.storable", lambda value: value)
+        items = [{"images": [sha256], "question": f"q{number}"} for number in range(4)]
+        with committed_db.engine.begin() as connection:
+            connection.execute(
+                text(
+                    "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.question = 'q2' THEN "
+                    "RAISE EXCEPTION 'not this' USING ERRCODE = '22000'; END IF; RETURN NEW; END $$"
+                )
+            )
+            connection.execute(text("CREATE TRIGGER no BEFORE INSERT ON prompts FOR EACH ROW EXECUTE FUNCTION no()"))
+        found = run(committed_db, project, table(*items))
+        assert (found.state, found.added, found.rejected, found.done) == (ImportState.succeeded, 3, 1, 4)
+        assert reasons(committed_db, found)[0][0] == 3
+
+
+def bomb() -> bytes:
+    """A small file that says it is an image of 400 megapixels."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 19_999, 19_999, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+class TestFormats:
+    def test_csv(self, committed_db: CommittedDatabase, project: Project) -> None:
+        rows = (
+            "external_id,image,image_2,question,answer,reference,reference_2,split,source\r\n"
+            'a,1.png,2.png,"Is it ""red"", or\nblue?",red,it glows; warm,,val,web\r\n'
+            "b,1.png,,q,,,,val,\r\n"
+            "c,1.png,,q,a\r\n"
+            'd,1.png,,"unclosed,a,,,val,\r\n'
+        )
+        data = archive(
+            {
+                "t.csv": b"\xef\xbb\xbf" + rows.encode(),
+                "1.png": factories.image_bytes(),
+                "2.png": factories.image_bytes(),
+            }
+        )
+        found = run(committed_db, project, data, "t.zip")
+        assert (found.added, found.rejected) == (1, 3)
+        told = reasons(committed_db, found)
+        assert [(line, field) for line, field, _ in told] == [(4, "answer"), (5, None), (6, None)]
+        assert "has 5 fields, the header has 9" in told[1][2]
+        assert "no valid CSV" in told[2][2]
+        [prompt] = prompts_of(committed_db, project)
+        assert prompt.question == 'Is it "red", or\nblue?'
+        assert (prompt.references, prompt.extra, prompt.split) == (["it glows; warm"], {"source": "web"}, Split.val)
+
+    def test_csv_of_another_encoding_and_delimiter(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256 = stored_image(committed_db)
+        rows = f"image;question;answer\n{sha256};caf\u00e9;b\n{sha256};ol\u00e9;c\n"
+        latin = run(committed_db, project, rows.encode("latin-1"), "t.csv")
+        assert (latin.added, latin.rejected) == (0, 2)
+        assert all("not UTF-8" in reason for _, _, reason in reasons(committed_db, latin))
+        assert run(committed_db, project, rows.encode(), "t.csv").added == 2
+
+    def test_parquet_with_images_inside(
+        self, committed_db: CommittedDatabase, project: Project, tmp_path: Path
+    ) -> None:
+        rows = [
+            {"id": str(number), "image": {"bytes": factories.image_bytes(), "path": f"{number}.png"}, "question": "q"}
+            for number in range(40)
+        ]
+        rows[7]["image"] = {"bytes": b"<html>", "path": "7.png"}
+        rows[9]["question"] = ""
+        path = tmp_path / "t.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=16)
+        found = run(committed_db, project, path.read_bytes(), "t.parquet", split=Split.val)
+        assert (found.added, found.rejected) == (38, 2)
+        assert [(line, field) for line, field, _ in reasons(committed_db, found)] == [(8, "images"), (10, "question")]
+        assert {prompt.external_id for prompt in prompts_of(committed_db, project)} == {
+            str(number) for number in range(40) if number not in (7, 9)
+        }
+
+    def test_parquet_is_gone_on_with_in_the_middle(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256 = stored_image(committed_db)
+        rows = [{"images": [sha256], "question": f"q{number}"} for number in range(450)]
+        file = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=100)
+        made = make(committed_db, project, file.getvalue(), "t.parquet")
+        for _ in range(3):
+            imports.run(made, worker="one", check=lambda: None, seconds=0.0)
+        assert [prompt.question for prompt in prompts_of(committed_db, project)] == [row["question"] for row in rows]
+
+    def test_vqa_x_as_it_is_published(self, committed_db: CommittedDatabase, project: Project) -> None:
+        columns = {
+            "image_id": [456558, 17, 456558],
+            "question_id": [456558002, 17001, 456558003],
+            "question": ["Is this a beach?", "What colour?", "Is it warm?"],
+            "multiple_choice_answer": ["yes", "red", "yes"],
+            "explanation": ["there is sand", "it is painted red", "people wear swimsuits"],
+            "explanation_2": ["the sea is near", None, "the sun shines"],
+            "explanation_3": ["people swim", None, None],
+            "answer_type": ["yes/no", "other", "yes/no"],
+        }
+        pictures = archive(
+            {
+                "val2014/COCO_val2014_000000456558.jpg": factories.image_bytes(kind="JPEG"),
+                "val2014/COCO_val2014_000000000001.jpg": factories.image_bytes(kind="JPEG"),
+            }
+        )
+        data = json.dumps(columns).encode()
+        found = run(committed_db, project, data, "val_exp.json", pictures=pictures, split=Split.val)
+        assert (found.plan["layout"], found.added, found.rejected) == ("vqa-x", 2, 1)
+        assert reasons(committed_db, found)[0][:2] == (2, "images")
+        first, second = prompts_of(committed_db, project)
+        assert (first.external_id, first.question, first.answer) == ("456558002", "Is this a beach?", "yes")
+        assert first.references == ["there is sand", "the sea is near", "people swim"]
+        assert second.references == ["people wear swimsuits", "the sun shines"]
+        assert first.extra == {"answer_type": "yes/no"}
+        assert first.split is Split.val
+        by_row = {key: {str(n): value for n, value in enumerate(values)} for key, values in columns.items()}
+        again = run(
+            committed_db, project, json.dumps(by_row).encode(), "v.json", pictures=pictures, split=Split.val
+        )  # as pandas writes it
+        assert (again.added, again.unchanged, again.rejected) == (0, 2, 1)
+
+    def test_act_x(self, committed_db: CommittedDatabase, project: Project) -> None:
+        rows = {
+            "000123": {"answers": "yoga", "explanation": ["he sits on a mat", "he bends"], "image_name": "000123.jpg"},
+            "000124": {"answers": "rowing", "explanation": ["she holds oars"]},
+        }
+        pictures = archive({f"images/{key}.jpg": factories.image_bytes(kind="JPEG") for key in rows})
+        found = run(committed_db, project, json.dumps(rows).encode(), "actX_train.json", pictures=pictures)
+        assert (found.plan["layout"], found.added, found.rejected) == ("act-x", 2, 0)
+        first, second = prompts_of(committed_db, project)
+        assert (first.external_id, first.question, first.answer) == ("000123", "What is the person doing?", "yoga")
+        assert first.references == ["he sits on a mat", "he bends"]
+        assert second.external_id == "000124"
+
+    def test_a_okvqa(self, committed_db: CommittedDatabase, project: Project) -> None:
+        row = {
+            "split": "train",
+            "image_id": 299207,
+            "question_id": "22MexNkBPpdZGX6sxbxVBH",
+            "question": "What is the man by the bags awaiting?",
+            "choices": ["skateboarder", "train", "delivery", "cab"],
+            "correct_choice_idx": 3,
+            "direct_answers": ["ride", "ride", "bus"],
+            "difficult_direct_answer": False,
+            "rationales": ["A train would not be on the street.", "He holds luggage."],
+        }
+        pictures = archive({"train2017/000000299207.jpg": factories.image_bytes(kind="JPEG")})
+        found = run(committed_db, project, json.dumps([row]).encode(), "aokvqa_v1p0_train.json", pictures=pictures)
+        assert (found.plan["layout"], found.added) == ("a-okvqa", 1)
+        [prompt] = prompts_of(committed_db, project)
+        assert (prompt.external_id, prompt.answer, prompt.references) == (
+            row["question_id"],
+            "cab",
+            row["rationales"],
+        )
+        assert prompt.extra["choices"] == row["choices"]
+
+    def test_images_at_web_addresses(self, committed_db: CommittedDatabase, project: Project) -> None:
+        asked: list[str] = []
+        data = factories.image_bytes()
+
+        def fetch(url: str) -> bytes:
+            asked.append(url)
+            if "bad" in url:
+                raise Invalid("images.example.org answered 404.", field="images")
+            return data
+
+        urls = [f"https://images.example.org/{name}.png" for name in ("a", "a", "bad", "b")]
+        lines = [{"images": [url], "question": f"q{number}"} for number, url in enumerate(urls)]
+        found = run(committed_db, project, table(*lines), fetch=fetch)
+        assert (found.added, found.rejected) == (3, 1)
+        assert reasons(committed_db, found) == [(3, "images", "images.example.org answered 404.")]
+        assert set(asked) == set(urls)
+
+    def test_a_mapping_of_columns(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256 = stored_image(committed_db)
+        data = table({"picture": sha256, "frage": "q", "antwort": 7, "egal": "x", "rest": [1]})
+        mapping = {"picture": "image", "frage": "question", "antwort": "answer", "egal": "ignore"}
+        assert run(committed_db, project, data, mapping=mapping).added == 1
+        [prompt] = prompts_of(committed_db, project)
+        assert (prompt.question, prompt.answer, prompt.extra) == ("q", "7", {"rest": [1]})
+        for wrong in ({"none": "question"}, {"frage": "secret"}, {"frage": "question", "antwort": "question"}):
+            with pytest.raises(Invalid) as caught:
+                make(committed_db, project, data, "x.jsonl", mapping=wrong)
+            assert caught.value.field == "mapping"
+
+
+class TestTexts:
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(words=st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=6))
+    @example(words=["😀👩‍👩‍👧", "שלום \u202eabc", "a\nb\r\nc\u2028", "'\"`\\", "x" * 4000, "<script>alert(1)</script>"])
+    @example(words=["{{ 7 * 7 }}", "%s %d %(x)s {0}", "a\x00b", "\x1b[31m", "\ufeff", "\u0000"])
+    @pytest.mark.parametrize("kind", ["jsonl", "csv"])
+    def test_texts_come_in_as_they_are_or_are_refused(
+        self, committed_db: CommittedDatabase, project: Project, kind: str, words: list[str]
+    ) -> None:
+        import csv
+
+        sha256 = known_image(committed_db)
+        rows = [{"images": [sha256], "question": word, "answer": word, "metadata": {"w": word}} for word in words]
+        if kind == "csv":
+            file = io.StringIO()
+            writer = csv.writer(file)
+            writer.writerow(["image", "question", "answer", "metadata"])
+            writer.writerows([sha256, word, word, json.dumps({"w": word})] for word in words)
+            data = file.getvalue().encode()
+        else:
+            data = table(*rows)
+        before = len(prompts_of(committed_db, project))
+        found = run(committed_db, project, data, f"t.{kind}")
+        assert found.state is ImportState.succeeded
+        fine = [word for word in words if stripped(word) and "\x00" not in word]
+        kept = prompts_of(committed_db, project)[before:]
+        assert [prompt.question for prompt in kept] == [stripped(word) for word in fine]
+        assert [prompt.answer for prompt in kept] == [stripped(word) for word in fine]
+        assert [prompt.extra for prompt in kept] == [{"w": word} for word in fine]
+        assert found.rejected == len(words) - len(fine)
+
+
+def stripped(word: str) -> str:
+    """A text without the white space around it, as Unicode has it: Python also takes four separators for such."""
+    return word.strip("".join(chr(code) for code in range(0x3001) if chr(code).isspace() and not 28 <= code <= 31))
+
+
+def known_image(db: CommittedDatabase) -> str:
+    """The sha256 of an image that is made once for a database."""
+    with db.sessions() as session:
+        known = session.scalar(text("SELECT sha256 FROM images LIMIT 1"))
+    return str(known) if known else stored_image(db)
+
+
+class TestDraft:
+    def test_is_looked_at_then_taken_in(self, committed_db: CommittedDatabase, project: Project) -> None:
+        sha256 = stored_image(committed_db)
+        data = table({"file_name": sha256, "caption": "q", "answer": "a", "license": 1}, b"{broken")
+        made = make(committed_db, project, data, "x.jsonl", draft=True)
+        imports.run(made, worker="w", check=lambda: None)  # nobody has said yes yet
+        with committed_db.sessions.begin() as session:
+            found = imports.get_import(session, SYSTEM, made)
+            assert found.state is ImportState.draft
+            plan, looked = imports.preview(found)
+            assert plan.columns == {
+                "file_name": Target.image,
+                "caption": Target.metadata,
+                "answer": Target.answer,
+                "license": Target.metadata,
+            }
+            assert [bool(one.problem) for one in looked] == [True, True]
+            assert "question" in looked[0].problem
+            columns = {"caption": "question", "license": "ignore"}
+            with pytest.raises(Invalid):
+                imports.change_plan(session, SYSTEM, made, columns={"none": "question"}, split=Split.val, question="")
+            imports.change_plan(session, SYSTEM, made, columns=columns, split=Split.val, question="")
+            _, looked = imports.preview(found)
+            assert looked[0].prompt is not None
+            assert looked[0].prompt.question == "q"
+            imports.start(session, SYSTEM, made)
+            for act in (imports.start, imports.discard):
+                with pytest.raises(Conflict):
+                    act(session, SYSTEM, made)
+        imports.run(made, worker="w", check=lambda: None)
+        [prompt] = prompts_of(committed_db, project)
+        assert (prompt.question, prompt.split, prompt.extra) == ("q", Split.val, {})
+
+    def test_is_discarded(self, session: Session) -> None:
+        project = factories.make_project(session)
+        made = imports.create_import(
+            session, SYSTEM, project, filename="x.csv", source=io.BytesIO(b"question\nq\n"), draft=True
+        )
+        imports.discard(session, SYSTEM, made.id)
+        with pytest.raises(DomainError):
+            imports.get_import(session, SYSTEM, made.id)
+
+    def test_needs_a_reviewer(self, session: Session) -> None:
+        project = factories.make_project(session)
+        critic = factories.actor_of(factories.make_member(session, project, Role.critic))
+        with pytest.raises(Forbidden):
+            imports.create_import(session, critic, project, filename="x.csv", source=io.BytesIO(b"question\nq\n"))

@@ -1,0 +1,193 @@
+"""Requests to addresses that somebody named."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from app.errors import Invalid, TooLarge
+from app.services.integrations import safe_http
+from app.services.integrations.safe_http import Reach, Unreachable
+
+PRIVATE = (
+    "127.0.0.1",
+    "10.1.2.3",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",  # noqa: S104 - an address to be refused
+    "224.0.0.1",
+    "::1",
+    "::",
+    "fe80::1%eth0",
+    "fc00::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::",
+    "no address",
+)
+
+
+def at(*addresses: str) -> Reach:
+    """A reach whose name server always answers `addresses`; with http, as tests have no certificates."""
+    return Reach(("http", "https"), resolve=lambda *_: list(addresses))
+
+
+class TestIsPublic:
+    @pytest.mark.parametrize("address", PRIVATE)
+    def test_private(self, address: str) -> None:
+        assert not safe_http.is_public(address)
+
+    @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+    def test_public(self, address: str) -> None:
+        assert safe_http.is_public(address)
+
+
+class TestFindPlace:
+    @pytest.mark.parametrize("address", PRIVATE)
+    def test_a_name_that_leads_to_a_private_address(self, address: str) -> None:
+        with pytest.raises(Invalid, match="private address"):
+            safe_http.find_place("https://example.org/", at("8.8.8.8", address))
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://example.org/",
+            "ftp://example.org/",
+            "file:///etc/passwd",
+            "https://",
+            "https://user:secret@example.org/",
+            "https://example.org/\r\nHost: inner",
+            "https://example.org/ä",
+            "https://example.org:99999/",
+            "https://[::1",
+            "https://example.org/" + "x" * 2000,
+            "example.org",
+        ],
+    )
+    def test_what_is_no_address_of_ours(self, url: str) -> None:
+        with pytest.raises(Invalid):
+            safe_http.find_place(url, Reach(resolve=lambda *_: ["8.8.8.8"]))
+
+    def test_an_address_that_stands_as_a_number(self) -> None:
+        for url in ("https://127.0.0.1/", "https://[::1]/", "https://2130706433/", "https://0x7f.1/"):
+            with pytest.raises(Invalid):
+                safe_http.find_place(url, Reach())
+
+    def test_an_unknown_name(self) -> None:
+        with pytest.raises(Unreachable, match="not known"):
+            safe_http.find_place("https://nowhere.invalid/", Reach(resolve=lambda *_: []))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers by the path."""
+
+    hosts: list[str]
+
+    def do_GET(self) -> None:
+        self.hosts.append(self.headers["Host"])
+        if self.path == "/inner":
+            self.redirect("http://inner.example.org/secret")
+        elif self.path == "/loop":
+            self.redirect("/loop")
+        elif self.path == "/once":
+            self.redirect("/fine")
+        elif self.path == "/drip":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(100):
+                try:
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+                except OSError:
+                    return
+        elif self.path == "/short":
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"x")
+        elif self.path == "/fine":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"x" * 1000)
+        else:
+            self.send_error(404)
+
+    def redirect(self, target: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", target)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def served() -> Iterator[tuple[int, list[str]]]:
+    """A web server of this machine: its port, and the hosts it was asked for."""
+    hosts: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hosts": hosts}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1], hosts
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[int, list[str]]]:
+    """One web server for all tests of a module."""
+    with served() as found:
+        yield found
+
+
+@pytest.fixture
+def reach(monkeypatch: pytest.MonkeyPatch) -> Reach:
+    """A reach that takes this machine for a public one, and `inner.example.org` for a private one."""
+    monkeypatch.setattr(safe_http, "is_public", lambda address: address == "127.0.0.1")
+    return Reach(("http",), resolve=lambda host, _: ["10.0.0.1" if host.startswith("inner") else "127.0.0.1"])
+
+
+class TestFetch:
+    def fetch(self, server: tuple[int, list[str]], reach: Reach, path: str, **options: float) -> bytes:
+        url = f"http://images.example.org:{server[0]}{path}"
+        return safe_http.fetch(
+            url, reach=reach, limit=int(options.get("limit", 5000)), seconds=options.get("seconds", 5)
+        )
+
+    def test_fine(self, server: tuple[int, list[str]], reach: Reach) -> None:
+        assert self.fetch(server, reach, "/once") == b"x" * 1000
+        assert server[1][-1] == f"images.example.org:{server[0]}"
+
+    def test_a_redirect_to_a_private_address(self, server: tuple[int, list[str]], reach: Reach) -> None:
+        with pytest.raises(Invalid, match=r"inner\.example\.org is a private address"):
+            self.fetch(server, reach, "/inner")
+
+    def test_too_large(self, server: tuple[int, list[str]], reach: Reach) -> None:
+        with pytest.raises(TooLarge):
+            self.fetch(server, reach, "/fine", limit=999)
+
+    @pytest.mark.parametrize(
+        ("path", "word"), [("/loop", "redirects"), ("/none", "404"), ("/short", "broke off|could not be reached")]
+    )
+    def test_what_goes_wrong(self, server: tuple[int, list[str]], reach: Reach, path: str, word: str) -> None:
+        with pytest.raises(Unreachable, match=word):
+            self.fetch(server, reach, path)
+
+    def test_one_that_drips(self, server: tuple[int, list[str]], reach: Reach) -> None:
+        with pytest.raises(Unreachable, match=r"did not answer within 0\.3 s"):
+            self.fetch(server, reach, "/drip", seconds=0.3)
+
+    def test_nobody_there(self, reach: Reach) -> None:
+        with pytest.raises(Unreachable, match="could not be reached"):
+            safe_http.fetch("http://images.example.org:1/", reach=reach, limit=10, seconds=2)

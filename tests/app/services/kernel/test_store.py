@@ -1,0 +1,123 @@
+"""The store: bytes by their hash, folders as archives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound
+from app.processes.connect import forget_settings
+from app.services.kernel.store import Store, get_store
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri() if request.param == "file" else f"memory://{tmp_path.name}")
+
+
+class TestBytes:
+    def test_by_their_hash(self, store: Store) -> None:
+        key = store.put_bytes(b"content")
+        assert key == hashlib.sha256(b"content").hexdigest()
+        assert store.put_bytes(b"content") == key
+        assert store.has(key)
+        assert store.open_bytes(key) == b"content"
+
+    @pytest.mark.parametrize("key", ["0" * 64, "../../etc/passwd", "", "A" * 64])
+    def test_what_is_not_there(self, store: Store, key: str) -> None:
+        with pytest.raises(NotFound):
+            store.open_bytes(key)
+
+    def test_a_local_path(self, store: Store, tmp_path: Path) -> None:
+        key = store.put_bytes(b"content")
+        for _ in range(2):
+            assert store.local_path(key, tmp_path / "cache").read_bytes() == b"content"
+        with pytest.raises(NotFound):
+            store.local_path("0" * 64, tmp_path / "cache")
+
+    def test_a_large_file(self, store: Store, tmp_path: Path) -> None:
+        source = tmp_path / "source"
+        source.write_bytes(b"x" * 3_000_000)
+        assert store.open_bytes(store.put_file(source)) == source.read_bytes()
+
+    def test_written_by_many_at_once(self, tmp_path: Path) -> None:
+        store = Store((tmp_path / "store").as_uri())
+        threads = [threading.Thread(target=store.put_bytes, args=(b"same" * 100_000,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        names = [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()]
+        assert names == [hashlib.sha256(b"same" * 100_000).hexdigest()]
+
+
+class TestSync:
+    @pytest.fixture
+    def done(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What was brought to the disk, in order: names of files and folders, or all."""
+        found: list[str] = []
+        monkeypatch.setattr(os, "fsync", lambda file: found.append(Path(f"/proc/self/fd/{file}").readlink().name))
+        monkeypatch.setattr(os, "sync", lambda: found.append("all"))
+        return found
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for the names")
+    def test_a_commit_comes_after_it(
+        self, session: Session, tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ILLUME_STORE_URL", (tmp_path / "store").as_uri())
+        forget_settings()
+        key = get_store().put_bytes(b"content")
+        assert done == []
+        session.execute(text("SELECT 1"))
+        session.commit()
+        assert done == [key, key[:2], "store"]
+        session.execute(text("SELECT 1"))
+        session.commit()
+        assert len(done) == 3
+        forget_settings()
+
+    def test_many_go_at_once(self, tmp_path: Path, done: list[str]) -> None:
+        store = Store((tmp_path / "store").as_uri())
+        for number in range(100):
+            store.put_bytes(b"%d" % number)
+        store.sync()
+        assert done == ["all"]
+
+    def test_what_was_removed_meanwhile_is_no_hindrance(self, tmp_path: Path) -> None:
+        store = Store((tmp_path / "store").as_uri())
+        store.remove(store.put_bytes(b"content"))
+        store.sync()
+
+
+class TestFolders:
+    def folder(self, path: Path) -> Path:
+        (path / "deep").mkdir(parents=True)
+        (path / "b.txt").write_text("b")
+        (path / "deep" / "a.bin").write_bytes(b"\x00\x01")
+        return path
+
+    def test_come_back_as_they_were(self, store: Store, tmp_path: Path) -> None:
+        key = store.put_folder(self.folder(tmp_path / "one"))
+        target = store.fetch_folder(key, tmp_path / "made" / "two")
+        found = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+        assert found == {"b.txt": b"b", "deep/a.bin": b"\x00\x01"}
+        assert store.fetch_folder(key, target) == target
+
+    def test_the_key_depends_on_names_and_bytes_alone(self, store: Store, tmp_path: Path) -> None:
+        one, two = self.folder(tmp_path / "one"), self.folder(tmp_path / "two")
+        (two / "b.txt").chmod(0o600)
+        assert store.put_folder(one) == store.put_folder(two)
+        (two / "b.txt").write_text("c")
+        assert store.put_folder(one) != store.put_folder(two)
+
+    def test_one_that_is_not_there_leaves_nothing(self, store: Store, tmp_path: Path) -> None:
+        with pytest.raises(NotFound):
+            store.fetch_folder("0" * 64, tmp_path / "target")
+        assert not (tmp_path / "target").exists()

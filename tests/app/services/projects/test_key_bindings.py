@@ -1,0 +1,40 @@
+"""Keys of one's own: kept with the person, refused where they clash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.errors import Invalid
+from app.models import Role
+from app.services.kernel.actors import Actor
+from app.services.projects.key_bindings import choose_keys, keys_of
+from tests import factories
+
+
+@pytest.fixture
+def critic(session: Session) -> Actor:
+    user = factories.make_user(session, role=Role.critic)
+    return Actor(user.id, user.email, user.role)
+
+
+def test_are_kept_with_the_person(session: Session, critic: Actor) -> None:
+    other = factories.make_user(session, role=Role.critic)
+    choose_keys(session, critic, {"none": "x", "submit": "Enter"})
+    assert keys_of(session, critic) == {"none": "x"}
+    assert keys_of(session, Actor(other.id, other.email, other.role)) == {}
+    choose_keys(session, critic, {"skip": "f", "flag": "s"})  # two change places
+    assert keys_of(session, critic) == {"skip": "f", "flag": "s"}
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{"fly": "x"}, {"none": ""}, {"none": "s"}, {"none": "x", "skip": "x"}, {"none": "\n"}, {"none": "x" * 21}],
+)
+def test_a_clash_is_refused(session: Session, critic: Actor, chosen: Mapping[str, str]) -> None:
+    choose_keys(session, critic, {"none": "n"})
+    with pytest.raises(Invalid):
+        choose_keys(session, critic, chosen)
+    assert keys_of(session, critic) == {"none": "n"}

@@ -1,0 +1,104 @@
+"""Projects: revisions of settings, and what a change of settings does to what is going on."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Invalid
+from app.models import CandidateSet, CandidateSetState, ModelVersion, Prompt, PromptState, SettingRevision
+from app.services.acceptance import rules
+from app.services.judging import assignments, give
+from app.services.kernel.actors import SYSTEM
+from app.services.projects import projects
+from tests import factories
+from tests.conftest import CommittedDatabase
+
+
+class TestCreateProject:
+    def test_with_revision_and_version(self, session: Session) -> None:
+        project = projects.create_project(session, SYSTEM, slug="s", name=" Name ", settings={"base_model": "m"})
+        assert project.name == "Name"
+        assert projects.settings_of(session, project).base_model == "m"
+        assert session.get_one(SettingRevision, project.revision_id).number == 1
+        version = session.get_one(ModelVersion, project.active_version_id)
+        assert (version.number, version.base_model, version.parent_id) == (0, "m", None)
+
+
+class TestUpdateProject:
+    def test_is_a_new_revision_only_where_something_changed(self, session: Session) -> None:
+        project = factories.make_project(session, round_every=5)
+        before = project.revision_id
+        projects.update_project(session, SYSTEM, project.slug, {"round_every": 5, "name": "Other"})
+        assert project.revision_id == before
+        projects.update_project(session, SYSTEM, project.slug, {"round_every": 6})
+        assert project.revision_id != before
+        old = session.get_one(SettingRevision, before)
+        assert old.settings["round_every"] == 5
+        assert session.get_one(SettingRevision, project.revision_id).number == 2
+
+    def test_the_base_model_until_there_is_another_version(self, session: Session) -> None:
+        project = factories.make_project(session)
+        projects.update_project(session, SYSTEM, project.slug, {"base_model": "other"})
+        base = session.get_one(ModelVersion, project.active_version_id)
+        assert base.base_model == "other"
+        factories.make_version(session, project, number=1, parent=base)
+        with pytest.raises(Conflict) as caught:
+            projects.update_project(session, SYSTEM, project.slug, {"base_model": "third"})
+        assert caught.value.field == "base_model"
+
+    def test_more_overlap_opens_sets_on_offer_and_less_closes_them(self, session: Session) -> None:
+        project = factories.make_project(session)
+        offered = factories.make_candidate_set(session, project)
+        critic = factories.make_critic(session, project)
+        projects.update_project(session, SYSTEM, project.slug, {"overlap": 3})
+        session.refresh(offered)
+        assert offered.slots == 3
+        claimed = assignments.claim(session, critic, project)
+        assert claimed is not None
+        give.give(session, critic, claimed.assignment_id, give.parse_verdict({"kind": "none_fit"}))
+        projects.update_project(session, SYSTEM, project.slug, {"overlap": 1})
+        session.expire_all()
+        assert session.get_one(CandidateSet, offered.id).state is CandidateSetState.judged
+        assert session.get_one(Prompt, offered.prompt_id).state is PromptState.judged
+
+    def test_another_aggregation_counts_anew(self, session: Session) -> None:
+        project = factories.make_project(session, overlap=2)
+        offered = factories.make_candidate_set(session, project, slots=2)
+        for number in range(2):
+            critic = factories.make_critic(session, project)
+            claimed = assignments.claim(session, critic, project)
+            assert claimed is not None
+            body = {"kind": "picked", "picks": [claimed.candidates[0]["id"]]} if number else {"kind": "none_fit"}
+            give.give(session, critic, claimed.assignment_id, give.parse_verdict(body))
+        assert rules.fresh_count(session, project) == 1
+        projects.update_project(session, SYSTEM, project.slug, {"aggregation": "all"})
+        session.expire_all()
+        assert not session.get_one(Prompt, offered.prompt_id).has_accepted
+        assert rules.accepted_rationales(session, project) == []
+        projects.update_project(session, SYSTEM, project.slug, {"aggregation": "any"})
+        assert rules.fresh_count(session, project) == 1
+
+    def test_waits_for_no_critic_who_is_at_work(self, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions() as session:
+            project = factories.make_project(session)
+            critic = factories.make_critic(session, project)
+            factories.make_candidate_set(session, project)
+            session.commit()
+        with committed_db.sessions() as judging, committed_db.sessions() as changing:
+            assert assignments.claim(judging, critic, project) is not None  # its row refers to the project's
+            changing.execute(text("SET LOCAL lock_timeout = 100"))
+            projects.update_project(changing, SYSTEM, project.slug, {"max_open": 5})
+            changing.commit()
+            judging.commit()
+
+    def test_a_bad_one_changes_nothing(self, session: Session) -> None:
+        project = factories.make_project(session)
+        with pytest.raises(Invalid) as caught:
+            projects.update_project(session, SYSTEM, project.slug, {"overlap": 2, "epochs": -1})
+        assert caught.value.field == "epochs"
+        session.expire_all()
+        assert projects.settings_of(session, project).overlap == 1
+        numbers = session.scalars(select(SettingRevision.number).where(SettingRevision.project_id == project.id))
+        assert numbers.all() == [1]

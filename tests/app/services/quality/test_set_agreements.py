@@ -1,0 +1,108 @@
+"""Where critics differ: kept by following the feed of verdicts; nothing left out, nothing that does not stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import CandidateSet, Project, SetAgreement, Verdict, VerdictKind
+from app.services.erasure import tombstones
+from app.services.judging import give
+from app.services.judging.give import VerdictIn
+from app.services.kernel.actors import Actor
+from app.services.quality import set_agreements
+from tests import factories
+from tests.conftest import CommittedDatabase
+
+
+@pytest.fixture
+def project(committed_db: CommittedDatabase) -> Project:
+    with committed_db.sessions.begin() as session:
+        return factories.make_project(session, overlap=2)
+
+
+def offer(session: Session, project: Project, *, slots: int = 2) -> CandidateSet:
+    return factories.make_candidate_set(session, session.get_one(Project, project.id), slots=slots)
+
+
+def say(session: Session, made: CandidateSet, *picks: Sequence[int]) -> list[tuple[Actor, Verdict]]:
+    """Let one critic after the other have picked the candidates at these positions."""
+    said = []
+    for slot, positions in enumerate(picks, start=1):
+        critic = factories.make_critic(session, session.get_one(Project, made.project_id))
+        claim = factories.make_assignment(session, session.get_one(CandidateSet, made.id), critic, slot=slot)
+        kind = VerdictKind.picked if positions else VerdictKind.none_fit
+        chosen = [claim.shown[position] for position in positions]
+        said.append((critic, factories.make_verdict(session, claim, kind=kind, picks=chosen)))
+    return said
+
+
+def kept(db: CommittedDatabase) -> dict[int, bool]:
+    """What is kept, once all verdicts were looked at: whether critics differ, by set."""
+    with db.sessions.begin() as session:
+        while set_agreements.follow(session):
+            pass
+        return {one.candidate_set_id: one.apart for one in session.scalars(select(SetAgreement))}
+
+
+def test_sets_of_two_or_more_critics_are_kept(committed_db: CommittedDatabase, project: Project) -> None:
+    with committed_db.sessions.begin() as session:
+        same, none, differ, partly, alone = (offer(session, project) for _ in range(5))
+        say(session, same, [0, 2], [2, 0])
+        say(session, none, [], [])
+        say(session, differ, [0], [])
+        say(session, partly, [0], [0, 1])
+        say(session, alone, [0])
+    assert kept(committed_db) == {same.id: False, none.id: False, differ.id: True, partly.id: True}
+
+
+def test_what_changes_is_looked_at_again(committed_db: CommittedDatabase, project: Project) -> None:
+    with committed_db.sessions.begin() as session:
+        made = offer(session, project)
+        (_, first), (critic, second) = say(session, made, [0], [1])
+    assert kept(committed_db) == {made.id: True}
+    with committed_db.sessions.begin() as session:
+        picks = [str(session.get_one(Verdict, second.id).shown[0])]
+        give.change(session, critic, second.id, VerdictIn.model_validate({"kind": "picked", "picks": picks}))
+    assert kept(committed_db) == {made.id: False}
+    with committed_db.sessions.begin() as session:
+        tombstones.bury_verdicts(session, [first.id])
+    assert kept(committed_db) == {}
+
+
+def test_what_does_not_count_is_left_out(committed_db: CommittedDatabase, project: Project) -> None:
+    with committed_db.sessions.begin() as session:
+        gold, again, skipped = (offer(session, project) for _ in range(3))
+        say(session, gold, [0], [1])[1][1].state = "gold"
+        repeated = say(session, again, [0], [1])[1][1]
+        session.get_one(factories.Assignment, repeated.assignment_id).repeat = True
+        say(session, skipped, [0], [1])[1][1].kind = VerdictKind.skipped
+    assert kept(committed_db) == {}
+
+
+def test_the_past_is_gone_through_a_piece_at_a_time(
+    committed_db: CommittedDatabase, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(set_agreements, "AT_ONCE", 3)
+    with committed_db.sessions.begin() as session:
+        sets = [offer(session, project) for _ in range(4)]
+        for made in sets:
+            say(session, made, [0], [1])
+    for seen in (3, 3, 2, 0):
+        with committed_db.sessions.begin() as session:
+            assert set_agreements.follow(session) == seen
+    assert kept(committed_db) == {made.id: True for made in sets}
+
+
+def test_a_verdict_committed_late_is_not_passed_over(committed_db: CommittedDatabase, project: Project) -> None:
+    with committed_db.sessions.begin() as session:
+        first, second = offer(session, project), offer(session, project)
+    with committed_db.sessions.begin() as slow:
+        say(slow, first, [0], [1])
+        with committed_db.sessions.begin() as quick:
+            say(quick, second, [0], [1])
+        assert kept(committed_db) == {}
+    assert kept(committed_db) == {first.id: True, second.id: True}

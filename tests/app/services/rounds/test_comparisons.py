@@ -1,0 +1,187 @@
+"""Blind comparisons by critics."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Forbidden, NotFound
+from app.models import (
+    Comparison,
+    ComparisonPair,
+    ComparisonState,
+    Evaluation,
+    ModelVersion,
+    Preferred,
+    Project,
+    Prompt,
+    Split,
+)
+from app.services.kernel.actors import Actor
+from app.services.rounds import comparisons
+from tests import factories
+
+Two = tuple[ModelVersion, ModelVersion]
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    """A project."""
+    return factories.make_project(session)
+
+
+@pytest.fixture
+def admin(session: Session) -> Actor:
+    """An admin."""
+    return factories.make_admin(session)
+
+
+@pytest.fixture
+def two(session: Session, project: Project) -> Two:
+    """The active version and its child, scored on eight prompts; for the last one both wrote the same."""
+    old = session.get_one(ModelVersion, project.active_version_id)
+    new = factories.make_version(session, project, number=1, parent=old)
+    prompts = [factories.make_prompt(session, project, split=Split.val) for _ in range(8)]
+    for version, word in ((old, "old"), (new, "new")):
+        texts = [[f"{word} {number}"] for number in range(7)] + [["The  same"] if word == "old" else ["the same"]]
+        part = {"rationales": texts, "rouge_l": [0.5] * 8}
+        kept = {"prompts": [str(prompt.id) for prompt in prompts], "gold": {"greedy": part, "sampled": part}}
+        factories.add(session, Evaluation(version_id=version.id, prompts_hash="p", settings_hash="s", scores=kept))
+    return old, new
+
+
+def judge_all(session: Session, project: Project, critic: Actor, wanted: str) -> int:
+    """Let a critic prefer, wherever it stands, the text that begins with `wanted`; how many pairs there were."""
+    count = 0
+    while (pair := comparisons.next_pair(session, critic, project)) is not None:
+        side: comparisons.Side = "left" if pair.left.startswith(wanted) else "right"
+        comparisons.prefer(session, critic, project, pair.id, side, seconds=2.0)
+        count += 1
+    return count
+
+
+class TestJudging:
+    def test_a_critic_sees_each_pair_once_and_the_new_one_wins(
+        self, session: Session, project: Project, admin: Actor, two: Two
+    ) -> None:
+        made = comparisons.start(session, admin, project, old=two[0], new=two[1])
+        critic = factories.make_critic(session, project)
+        assert comparisons.pairs_for(session, critic, project) == 7
+        assert judge_all(session, project, critic, "new") == 7
+        session.refresh(made)
+        standing = comparisons.standing_of(session, made)
+        assert (standing.new, standing.alike, standing.done, standing.wanted) == (7, 1, 7, 7)
+        assert standing.rate is not None
+        assert standing.rate.mean == pytest.approx(7.5 / 8)
+        assert made.state is ComparisonState.closed
+        assert "clearly prefer the new version" in made.outcome
+        assert project.active_version_id == two[0].id
+
+    def test_sides_differ_among_critics_and_stay_for_one(
+        self, session: Session, project: Project, admin: Actor, two: Two
+    ) -> None:
+        comparisons.start(session, admin, project, old=two[0], new=two[1], each=20)
+        lefts = []
+        for _ in range(12):
+            critic = factories.make_critic(session, project)
+            pair = comparisons.next_pair(session, critic, project)
+            again = comparisons.next_pair(session, critic, project)
+            assert pair is not None
+            assert again is not None
+            assert (pair.id, pair.left) == (again.id, again.left)
+            lefts.append(pair.left.split()[0])
+        assert set(Counter(lefts)) == {"old", "new"}
+
+    def test_no_more_critics_than_wanted(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
+        comparisons.start(session, admin, project, old=two[0], new=two[1], each=2)
+        critics = [factories.make_critic(session, project) for _ in range(3)]
+        assert [judge_all(session, project, critic, "old") for critic in critics] == [7, 7, 0]
+
+    def test_said_twice_counts_once(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
+        made = comparisons.start(session, admin, project, old=two[0], new=two[1], each=2)
+        critic = factories.make_critic(session, project)
+        pair = comparisons.next_pair(session, critic, project)
+        assert pair is not None
+        for side in ("left", "neither"):
+            comparisons.prefer(session, critic, project, pair.id, side)
+        standing = comparisons.standing_of(session, made)
+        assert (standing.done, standing.neither) == (1, 0)
+
+    def test_who_may_not(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
+        made = comparisons.start(session, admin, project, old=two[0], new=two[1])
+        pair = session.scalars(select(ComparisonPair).where(ComparisonPair.comparison_id == made.id)).first()
+        assert pair is not None
+        elsewhere = factories.make_project(session)
+        with pytest.raises(NotFound):
+            comparisons.prefer(session, factories.make_critic(session, elsewhere), elsewhere, pair.id, "left")
+        with pytest.raises(Forbidden):
+            comparisons.start(session, factories.make_critic(session, project), project, old=two[0], new=two[1])
+
+    def test_a_retired_prompt_is_not_asked(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
+        comparisons.start(session, admin, project, old=two[0], new=two[1])
+        critic = factories.make_critic(session, project)
+        pair = comparisons.next_pair(session, critic, project)
+        assert pair is not None
+        session.get_one(Prompt, pair.prompt.id).state = "retired"  # type: ignore[assignment]
+        session.flush()
+        assert comparisons.pairs_for(session, critic, project) == 6
+
+
+class TestStarting:
+    def test_nothing_to_compare(self, session: Session, project: Project, admin: Actor) -> None:
+        old = session.get_one(ModelVersion, project.active_version_id)
+        new = factories.make_version(session, project, number=1, parent=old)
+        with pytest.raises(Conflict, match="nothing to compare"):
+            comparisons.start(session, admin, project, old=old, new=new)
+
+    def test_not_twice_at_once(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
+        comparisons.start(session, admin, project, old=two[0], new=two[1])
+        with pytest.raises(Conflict, match="Comparison 1"):
+            comparisons.start(session, admin, project, old=two[0], new=two[1])
+        comparisons.close(session, admin, project, 1)
+        assert comparisons.start(session, admin, project, old=two[0], new=two[1]).number == 2
+
+    def test_closed_without_a_word(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
+        comparisons.start(session, admin, project, old=two[0], new=two[1])
+        assert comparisons.close(session, admin, project, 1).outcome == "Nobody judged it."
+        with pytest.raises(Conflict, match="closed already"):
+            comparisons.close(session, admin, project, 1)
+
+
+class TestGate:
+    @pytest.mark.parametrize(("wanted", "active"), [("new", 1), ("old", 0)])
+    def test_the_winner_is_active(
+        self, session: Session, project: Project, admin: Actor, two: Two, wanted: str, active: int
+    ) -> None:
+        comparisons.start(session, admin, project, old=two[0], new=two[1], gate=True)
+        judge_all(session, project, factories.make_critic(session, project), wanted)
+        session.refresh(project)
+        assert project.active_version_id == two[active].id
+
+    def test_an_overtaken_one_is_not(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
+        comparisons.start(session, admin, project, old=two[0], new=two[1], gate=True)
+        other = factories.make_version(session, project, number=2, parent=two[0])
+        project.active_version_id = other.id
+        session.flush()
+        judge_all(session, project, factories.make_critic(session, project), "new")
+        session.refresh(project)
+        assert project.active_version_id == other.id
+
+    def test_what_cannot_be_compared_waits_for_an_admin(self, session: Session, project: Project) -> None:
+        old = session.get_one(ModelVersion, project.active_version_id)
+        new = factories.make_version(session, project, number=1, parent=old)
+        assert "no blind comparison could be made" in comparisons.hold_at_gate(session, project, old=old, new=new)
+        assert session.scalars(select(Comparison)).all() == []
+
+
+class TestRate:
+    def test_ties_and_alike_pairs_count_half(self) -> None:
+        rate = comparisons.rate_of([[Preferred.new], [Preferred.neither], [Preferred.old, Preferred.new], []], alike=1)
+        assert rate is not None
+        assert (rate.mean, rate.n) == (pytest.approx(2.5 / 4), 4)
+
+    def test_nothing_said(self) -> None:
+        assert comparisons.rate_of([[], []], alike=3) is None

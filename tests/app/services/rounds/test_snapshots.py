@@ -1,0 +1,189 @@
+"""Snapshots: which rows are chosen, how they are kept, what they change."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import Forbidden, NotFound
+from app.models import Project, Prompt, PromptState, Snapshot, SnapshotItem, SnapshotKind, Split
+from app.services.acceptance import rules
+from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.store import get_store
+from app.services.rounds import snapshots, training_set
+from app.services.rounds.training_set import Row, Selection, choose_rows
+from tests import factories
+from tests.app.services.feedback import judge
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    return factories.make_project(session, guard_per_rationale=2, eval_prompts=3)
+
+
+@pytest.fixture
+def critic(session: Session, project: Project) -> Actor:
+    return factories.make_critic(session, project)
+
+
+def add_val(session: Session, project: Project, *, count: int, references: bool = True) -> list[Prompt]:
+    words = ["because it is"] if references else []
+    return [factories.make_prompt(session, project, split=Split.val, references=words) for _ in range(count)]
+
+
+def choose(session: Session, project: Project, *, seed: int = 1) -> Selection:
+    from app.services.projects.projects import settings_of
+
+    return choose_rows(session, project, settings_of(session, project), seed=seed)
+
+
+def prompts_of(rows: tuple[Row, ...]) -> set[int]:
+    return {row.prompt.id for row in rows}
+
+
+class TestChooseRows:
+    def test_rationales_guard_and_val(self, session: Session, project: Project, critic: Actor) -> None:
+        judged = [judge(session, project, critic, picks=2) for _ in range(2)]
+        others = [factories.make_prompt(session, project) for _ in range(5)]
+        factories.make_prompt(session, project, state=PromptState.held)
+        factories.make_prompt(session, project, answer=None)
+        add_val(session, project, count=5)
+        chosen = choose(session, project)
+        assert chosen.metric == "rouge_l"
+        assert prompts_of(chosen.rationales) == {one.id for one in judged}
+        assert len(chosen.rationales) == 4
+        # Twice as many as rationales were asked for; prompts without an accepted rationale come first.
+        assert len(chosen.guard) == 7
+        assert {row.prompt.id for row in chosen.guard[:5]} == {one.id for one in others}
+        assert all(row.rationale is None and row.answer == "a red umbrella" for row in chosen.guard)
+        assert len(chosen.val) == 3
+        assert chosen.heldout == ()
+        assert choose(session, project) == chosen
+
+    def test_val_prompts_need_an_answer_and_references(self, session: Session, project: Project) -> None:
+        [good] = add_val(session, project, count=1)
+        add_val(session, project, count=2, references=False)
+        factories.make_prompt(session, project, split=Split.val, answer=None, references=["x"])
+        factories.make_prompt(session, project, split=Split.test, references=["x"])
+        assert prompts_of(choose(session, project).val) == {good.id}
+
+    def test_without_references_rationales_are_held_out_by_image(
+        self, session: Session, project: Project, critic: Actor
+    ) -> None:
+        shared = [factories.make_image(session)]
+        judged = [judge(session, project, critic, images=shared) for _ in range(2)]
+        judged += [judge(session, project, critic) for _ in range(30)]
+        chosen = choose(session, project)
+        assert chosen.metric == "heldout"
+        assert 1 <= len(chosen.heldout) <= 12
+        trained = {image for row in chosen.rationales + chosen.guard for image in row.prompt.images}
+        assert not trained & {image for row in chosen.heldout for image in row.prompt.images}
+        assert prompts_of(chosen.rationales) | prompts_of(chosen.heldout) == {one.id for one in judged}
+
+    def test_what_one_round_holds_out_the_next_holds_out_too(
+        self, session: Session, project: Project, critic: Actor
+    ) -> None:
+        """From two prompts on, of which one is taken for want of a better, while better ones come."""
+        judge(session, project, critic)
+        held: set[int] = set()
+        for _ in range(12):
+            judge(session, project, critic)
+            chosen = choose(session, project)
+            assert held <= prompts_of(chosen.heldout)
+            assert not held & prompts_of(chosen.rationales)
+            held = prompts_of(chosen.heldout)
+            snapshots.take(session, SYSTEM, project, kind=SnapshotKind.round)
+
+    def test_at_least_one_rationale_is_held_out(self, session: Session, project: Project, critic: Actor) -> None:
+        for _ in range(2):
+            judge(session, project, critic)
+        chosen = choose(session, project)
+        assert len(chosen.heldout) == len(chosen.rationales) == 1
+
+    def test_never_all_are_held_out(
+        self, session: Session, project: Project, critic: Actor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Though by their hash all of a few images may be among the tenth."""
+        monkeypatch.setattr(training_set, "HELDOUT_SHARE", 1.0)
+        judged = [judge(session, project, critic) for _ in range(3)]
+        chosen = choose(session, project)
+        assert (len(chosen.heldout), len(chosen.rationales)) == (1, 2)
+        assert prompts_of(chosen.rationales) | prompts_of(chosen.heldout) == {one.id for one in judged}
+
+    def test_a_project_may_name_its_metric(self, session: Session, critic: Actor) -> None:
+        for name, metric in (("loglik", "heldout"), ("rouge_l", "rouge_l")):
+            project = factories.make_project(session, primary_metric=name)
+            add_val(session, project, count=1, references=name == "loglik")
+            assert choose(session, project).metric == metric
+
+    def test_the_models_own_answer_stands_where_there_is_no_gold_one(
+        self, session: Session, project: Project, critic: Actor
+    ) -> None:
+        judge(session, project, critic, answer=None)
+        [row] = choose(session, project).rationales
+        assert row.answer == "an own answer"
+
+
+class TestTake:
+    def test_fixes_rows_settings_and_seed(self, session: Session, project: Project, critic: Actor) -> None:
+        judged = judge(session, project, critic)
+        add_val(session, project, count=1)
+        taken = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.round)
+        assert taken.counts == {"prompts": 1, "rationale": 1, "guard": 1, "val": 1, "heldout": 0}
+        rows = snapshots.read(taken)
+        assert [row.role for row in rows] == ["rationale", "guard", "val"]
+        assert rows[0].prompt.id == judged.id
+        assert rows[0].rationale == "it stands in the sand"
+        plan = snapshots.plan_of(taken)
+        assert (plan.parent_id, plan.base_model, plan.metric) == (project.active_version_id, "starter", "rouge_l")
+        assert plan.settings["guard_per_rationale"] == 2
+        items = session.scalars(select(SnapshotItem).where(SnapshotItem.snapshot_id == taken.id)).all()
+        assert sorted((one.position, one.role) for one in items) == [(0, "rationale"), (1, "guard"), (2, "val")]
+        assert items[0].verdict_id == rows[0].verdict_id
+
+    def test_the_file_is_named_by_its_hash_and_the_same_again(
+        self, session: Session, project: Project, critic: Actor
+    ) -> None:
+        judge(session, project, critic)
+        first = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
+        lines = get_store().open_bytes(first.sha256).splitlines()
+        assert json.loads(lines[0])["settings"] == first.settings
+        assert lines == [json.dumps(json.loads(line), sort_keys=True, separators=(",", ":")).encode() for line in lines]
+
+    def test_of_a_round_it_ends_freshness(self, session: Session, project: Project, critic: Actor) -> None:
+        judge(session, project, critic)
+        snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
+        assert rules.fresh_count(session, project) == 1
+        taken = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.round)
+        assert rules.fresh_count(session, project) == 0
+        assert taken.number == 2
+        judge(session, project, critic)
+        assert rules.fresh_count(session, project) == 1
+
+    def test_rows_stay_when_the_prompt_changes(self, session: Session, project: Project, critic: Actor) -> None:
+        judged = judge(session, project, critic)
+        taken = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.round)
+        judged.question = "Another question?"
+        session.flush()
+        assert snapshots.read(taken)[0].prompt.question == "What is on the beach?"
+
+    def test_needs_an_admin(self, session: Session, project: Project, critic: Actor) -> None:
+        with pytest.raises(Forbidden):
+            snapshots.take(session, critic, project, kind=SnapshotKind.frozen)
+
+
+class TestListSnapshots:
+    def test_pages_newest_first(self, session: Session, project: Project, critic: Actor) -> None:
+        taken: list[Snapshot] = [
+            snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen, name=f"n{number}") for number in range(3)
+        ]
+        page = snapshots.list_snapshots(session, SYSTEM, project, limit=2)
+        assert [one.name for one in page.items] == ["n2", "n1"]
+        rest = snapshots.list_snapshots(session, SYSTEM, project, limit=2, cursor=page.next)
+        assert ([one.name for one in rest.items], rest.next) == (["n0"], None)
+        assert snapshots.get_snapshot(session, SYSTEM, taken[0].id) is taken[0]
+        with pytest.raises(NotFound):
+            snapshots.get_snapshot(session, factories.actor_of(factories.make_user(session)), taken[0].id)

@@ -1,0 +1,127 @@
+"""Signing in and out: the form, its token, where it leads, and who is turned away."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.models import Role
+from app.web.accounts.sign_in import local_path
+from tests import factories
+from tests.app.web.conftest import PASSWORD, Browser, person
+
+
+class TestLocalPath:
+    @pytest.mark.parametrize("path", ["/", "/annotate/scenes?verdict=3", "/admin/projects/a-b/rounds/2"])
+    def test_our_pages(self, path: str) -> None:
+        assert local_path(path) == path
+
+    @pytest.mark.parametrize(
+        "path",
+        ["", "//evil.example", "/\\evil.example", "https://evil.example", "javascript:alert(1)", "/a\nb", "/sign-out"],
+    )
+    def test_nothing_else(self, path: str) -> None:
+        assert local_path(path) == "/"
+
+
+class TestSignIn:
+    def test_leads_where_one_wanted_to_go(self, browser: Browser, session: Session) -> None:
+        user = person(session, role=Role.critic)
+        browser.get("/sign-in?next=/annotate/scenes")
+        fields = {"email": user.email, "password": PASSWORD, "next": "/annotate/scenes"}
+        response = browser.post("/sign-in", fields)
+        assert (response.status_code, response.headers["location"]) == (303, "/annotate/scenes")
+        cookie = response.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=lax" in cookie
+
+    @pytest.mark.parametrize(
+        ("referer", "back"),
+        [
+            ("http://127.0.0.1:8000/admin/users?x=1", "%2Fadmin%2Fusers%3Fx%3D1"),
+            ("https://elsewhere.example.org/admin", "%2F"),
+        ],
+    )
+    def test_a_form_of_an_ended_session_leads_back_to_its_page(self, browser: Browser, referer: str, back: str) -> None:
+        answer = browser.post("/admin/users", {"email": "eve@example.org"}, headers={"Referer": referer})
+        assert answer.status_code == 401
+        assert f'href="/sign-in?next={back}"' in answer.text
+
+    def test_a_wrong_password_keeps_the_address(self, browser: Browser, session: Session) -> None:
+        user = person(session)
+        browser.get("/sign-in?next=/admin")
+        response = browser.post("/sign-in", {"email": user.email, "password": "wrong", "next": "/admin"})
+        assert response.status_code == 401
+        assert f'value="{user.email}"' in response.text
+        assert "is wrong" in response.text
+        assert 'name="next" value="/admin"' in response.text
+
+    def test_the_sixth_try_in_a_minute_is_refused(self, browser: Browser, session: Session) -> None:
+        user = person(session)
+        browser.get("/sign-in")
+        for _ in range(5):
+            assert browser.post("/sign-in", {"email": user.email, "password": "wrong"}).status_code == 401
+        response = browser.post("/sign-in", {"email": user.email, "password": PASSWORD})
+        assert response.status_code == 429
+        assert int(response.headers["retry-after"]) > 0
+
+    def test_a_form_of_another_site_is_refused(self, browser: Browser, session: Session) -> None:
+        user = person(session)
+        browser.get("/sign-in")
+        browser.token = "made up"
+        response = browser.post("/sign-in", {"email": user.email, "password": PASSWORD})
+        assert response.status_code == 403
+        assert "illume_session" not in response.headers.get("set-cookie", "")
+
+    def test_no_form_cookie_is_no_pass(self, browser: Browser, session: Session) -> None:
+        user = person(session)
+        browser.token = ""
+        assert browser.post("/sign-in", {"email": user.email, "password": PASSWORD}).status_code == 403
+
+
+class TestSignOut:
+    def test_ends_the_session(self, browser: Browser, session: Session) -> None:
+        browser.sign_in(person(session, role=Role.admin))
+        assert browser.get("/admin").status_code == 200
+        response = browser.post("/sign-out")
+        assert response.headers["location"] == "/sign-in?done=signed-out"
+        response = browser.get("/admin")
+        assert (response.status_code, response.headers["location"]) == (303, "/sign-in?next=%2Fadmin")
+
+    def test_needs_the_form_token(self, browser: Browser, session: Session) -> None:
+        browser.sign_in(person(session, role=Role.admin))
+        browser.token = "made up"
+        assert browser.post("/sign-out").status_code == 403
+        assert browser.get("/admin").status_code == 200
+
+
+class TestStart:
+    def test_a_critic_goes_on_where_they_left_off(self, browser: Browser, session: Session) -> None:
+        project = factories.make_project(session, slug="scenes")
+        critic = person(session, role=Role.critic)
+        factories.make_member(session, project, Role.critic, user=critic)
+        browser.sign_in(critic)
+        assert browser.get("/").headers["location"] == "/annotate"
+        browser.client.cookies.set("illume_project", "scenes")
+        assert browser.get("/").headers["location"] == "/annotate/scenes"
+
+    @pytest.mark.parametrize("role", [None, Role.viewer])
+    def test_a_project_they_judge_in_no_more_is_not_gone_to(
+        self, browser: Browser, session: Session, role: Role | None
+    ) -> None:
+        project = factories.make_project(session, slug="scenes")
+        critic = person(session, role=Role.critic)
+        if role is not None:
+            factories.make_member(session, project, role, user=critic)
+        browser.sign_in(critic)
+        browser.client.cookies.set("illume_project", "scenes")
+        assert browser.get("/").headers["location"] == "/annotate"
+
+    def test_a_cookie_leads_nowhere_else(self, browser: Browser, session: Session) -> None:
+        browser.sign_in(person(session, role=Role.critic))
+        browser.client.cookies.set("illume_project", "..%2F..%2Fevil")
+        assert browser.get("/").headers["location"] == "/annotate"
+
+    def test_others_see_the_overview(self, browser: Browser, session: Session) -> None:
+        browser.sign_in(person(session, role=Role.viewer))
+        assert browser.get("/").headers["location"] == "/admin"

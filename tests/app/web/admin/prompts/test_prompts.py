@@ -1,0 +1,148 @@
+"""A project's prompts on pages: looking for them, adding one, changing one; and what a round was made of."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import CandidateSet, Project, Prompt, Role, RoundTrigger, User, VerdictKind
+from app.services.kernel.actors import SYSTEM
+from app.services.quality import set_agreements
+from app.services.rounds import rounds
+from tests import factories
+from tests.app.services.feedback import judge
+from tests.app.web.conftest import Browser, person
+
+BASE = "/admin/projects/scenes/prompts"
+FIELDS: dict[str, object] = {"question": "What floats?", "answer": "a boat", "split": "train", "priority": "2"}
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    """A project."""
+    return factories.make_project(session, slug="scenes", name="Scenes")
+
+
+@pytest.fixture
+def admin(session: Session, project: Project, browser: Browser) -> User:
+    """An admin who is signed in."""
+    user = person(session, role=Role.admin)
+    browser.sign_in(user)
+    return user
+
+
+def judged(session: Session, project: Project, question: str, *counts: int) -> None:
+    """A prompt whose set was judged by as many critics as there are `counts`, each picking so many candidates."""
+    made = factories.make_candidate_set(
+        session, project, prompt=factories.make_prompt(session, project, question=question), slots=max(1, len(counts))
+    )
+    for slot, count in enumerate(counts, start=1):
+        assignment = factories.make_assignment(session, made, factories.make_critic(session, project), slot=slot)
+        kind = VerdictKind.picked if count else VerdictKind.none_fit
+        factories.make_verdict(session, assignment, kind=kind, picks=assignment.shown[:count])
+
+
+@pytest.mark.usefixtures("admin")
+class TestLookingFor:
+    def test_by_what_critics_said(self, browser: Browser, session: Session, project: Project) -> None:
+        judged(session, project, "both the same?", 1, 1)
+        judged(session, project, "not the same?", 1, 2)
+        judged(session, project, "one alone?", 1)
+        made = factories.make_candidate_set(
+            session, project, prompt=factories.make_prompt(session, project, question="odd?")
+        )
+        assignment = factories.make_assignment(session, made, factories.make_critic(session, project))
+        factories.make_verdict(session, assignment, kind=VerdictKind.flagged)
+        set_agreements.look(session, project.id, session.scalars(select(CandidateSet.id)).all())
+
+        def found(said: str) -> set[str]:
+            page = browser.get(f"{BASE}?said={said}").text
+            return {one for one in ("both the same?", "not the same?", "one alone?", "odd?") if f">{one}<" in page}
+
+        assert found("apart") == {"not the same?"}
+        assert found("alike") == {"both the same?"}
+        assert found("flagged") == {"odd?"}
+        assert found("accepted") == set()
+        assert len(found("")) == 4
+
+    def test_by_the_version_that_wrote(self, browser: Browser, session: Session, project: Project) -> None:
+        version = factories.make_version(session, project, number=1)
+        for number, one in ((0, None), (1, version)):
+            prompt = factories.make_prompt(session, project, question=f"by {number}?")
+            factories.make_candidate_set(session, project, prompt=prompt, version=one)
+        page = browser.get(f"{BASE}?version=1").text
+        assert ">by 1?<" in page
+        assert ">by 0?<" not in page
+
+
+@pytest.mark.usefixtures("admin")
+class TestForms:
+    def test_one_is_added_with_its_image(self, browser: Browser, session: Session, project: Project) -> None:
+        browser.get(f"{BASE}/new")
+        data = {**FIELDS, "references": "it is on water\n\nit has a sail", "metadata": '{"scene": 1}'}
+        image = {"images": ("boat.png", factories.image_bytes(), "image/png")}
+        response = browser.post(f"{BASE}/new", data, files=image)
+        prompt = session.scalars(select(Prompt).where(Prompt.question == "What floats?")).one()
+        assert response.headers["location"] == f"{BASE}/{prompt.id}?done=prompt-saved"
+        assert (prompt.references, prompt.extra, prompt.priority) == (
+            ["it is on water", "it has a sail"],
+            {"scene": 1},
+            2,
+        )
+        assert browser.get(response.headers["location"]).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("wrong", "said"),
+        [
+            ({}, "Choose an image."),
+            ({"priority": "high"}, "Write a whole number."),
+            ({"metadata": "{"}, "This is no JSON"),
+        ],
+    )
+    def test_faults_stay_beside_their_field(
+        self, browser: Browser, session: Session, wrong: dict[str, object], said: str
+    ) -> None:
+        browser.get(f"{BASE}/new")
+        response = browser.post(f"{BASE}/new", {**FIELDS, **wrong})
+        assert response.status_code == 422
+        assert said in response.text
+        assert "What floats?" in response.text
+        assert session.scalars(select(Prompt)).all() == []
+
+    def test_what_is_no_image_is_named(self, browser: Browser) -> None:
+        browser.get(f"{BASE}/new")
+        response = browser.post(f"{BASE}/new", FIELDS, files={"images": ("boat.txt", b"no image", "text/plain")})
+        assert response.status_code == 422
+        assert "boat.txt" in response.text
+
+    def test_changed_until_candidates_are_made(self, browser: Browser, session: Session, project: Project) -> None:
+        prompt = factories.make_prompt(session, project)
+        assert "What is on the beach?" in browser.get(f"{BASE}/{prompt.id}/edit").text
+        assert browser.post(f"{BASE}/{prompt.id}/edit", FIELDS).status_code == 303
+        session.expire_all()
+        assert (prompt.question, prompt.priority) == ("What floats?", 2)
+        factories.make_candidate_set(session, project, prompt=prompt)
+        refused = browser.post(f"{BASE}/{prompt.id}/edit", {**FIELDS, "question": "What sinks?"})
+        assert refused.status_code == 409
+        assert "candidates were made for it" in refused.text
+        assert "What sinks?" in refused.text
+
+    def test_a_viewer_changes_nothing(self, browser: Browser, session: Session, project: Project) -> None:
+        prompt = factories.make_prompt(session, project)
+        viewer = person(session, role=Role.viewer)
+        browser.sign_in(factories.make_member(session, project, Role.viewer, user=viewer))
+        assert "Add a prompt" not in browser.get(BASE).text
+        for path in ("new", f"{prompt.id}/edit"):
+            assert browser.get(f"{BASE}/{path}").status_code == 403
+
+
+@pytest.mark.usefixtures("admin")
+class TestSnapshot:
+    def test_row_by_row(self, browser: Browser, session: Session, project: Project) -> None:
+        judge(session, project, factories.make_critic(session, project))
+        rounds.start(session, SYSTEM, project, trigger=RoundTrigger.manual)
+        page = browser.get("/admin/projects/scenes/rounds/1/snapshot").text
+        assert "Rationales trained on <strong" in page
+        assert "What is on the beach?" in page
+        assert "No row of this kind" in browser.get("/admin/projects/scenes/rounds/1/snapshot?role=val").text

@@ -1,0 +1,460 @@
+"""Sampling: what a request gives, alone and in company, and that it is what the model would say."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from illume.model.prompting import rationale_text, render_answer_prompt, render_rationale_prompt
+from illume.model.vlm import Vlm, append_continuations, bare_model, continuation_ids, decode, encode, load_vlm
+from illume.records import Example, Rationale
+from illume.sampling.decoding import DecodePrompt, Draw, Written, decode_prompts
+from illume.sampling.sampler import draw_tokens, filter_logits
+from illume.sampling.sampling import generate_answers, mean_logprobs, normalise, sample_rationales
+from illume.sampling.shared_prefix import _READ, CannotShare, SharedCache, attend_shared
+from illume.settings import SamplingSettings
+from tests.illume.families import FAMILIES, make_images, make_llava, make_paligemma2
+
+torch.set_num_threads(1)
+
+SETTINGS = SamplingSettings(max_new_tokens=8, token_budget=1500)
+QUESTIONS = ("what is it", "is the dog red", "how many", "where is the boat on the water", "what", "can it be seen")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return make_images(tmp_path_factory.mktemp("images"), 6)
+
+
+@pytest.fixture(scope="module")
+def examples(images: list[str]) -> list[Example]:
+    """Prompts of unlike lengths; every third shows two images."""
+    return [
+        Example(str(n), (image,) if n % 3 else (image, images[0]), QUESTIONS[n], "yes")
+        for n, image in enumerate(images)
+    ]
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
+    return load_vlm(str(make_llava(tmp_path_factory.mktemp("models") / "llava")), device="cpu")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Vlm:
+    return load_vlm(str(FAMILIES[request.param](tmp_path_factory.mktemp("models") / request.param)), device="cpu")
+
+
+def assert_same(left: list[list[Rationale]], right: list[list[Rationale]]) -> None:
+    assert [[r.text for r in group] for group in left] == [[r.text for r in group] for group in right]
+    for one, other in zip(chain(*left), chain(*right), strict=True):
+        assert one.seed == other.seed
+        assert one.mean_logprob == pytest.approx(other.mean_logprob, abs=1e-5)
+
+
+class TestFamilies:
+    def test_a_set_does_not_depend_on_its_company(self, vlm: Vlm, examples: list[Example]) -> None:
+        together = sample_rationales(vlm, examples, SETTINGS, seed=3)
+        alone = [sample_rationales(vlm, [example], SETTINGS, seed=3)[0] for example in examples]
+        assert sum(map(len, together)) > 3 * len(examples)
+        assert_same(together, alone)
+
+    def test_a_small_budget_changes_nothing(self, vlm: Vlm, examples: list[Example]) -> None:
+        tight = SamplingSettings(max_new_tokens=8, token_budget=1)
+        assert_same(
+            sample_rationales(vlm, examples, SETTINGS, seed=3),
+            sample_rationales(vlm, examples[::-1], tight, seed=3)[::-1],
+        )
+
+    def test_a_prompt_is_encoded_once_and_a_row_leaves_when_it_ends(
+        self, vlm: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever the number of draws, also redrawn ones; and not one token is computed behind an end token."""
+        seen: list[tuple[int, int]] = []
+        forward = type(bare_model(vlm)).forward
+
+        def watched(self: Any, **inputs: Any) -> Any:
+            seen.append(tuple(inputs["input_ids"].shape))
+            return forward(self, **inputs)
+
+        monkeypatch.setattr(type(bare_model(vlm)), "forward", watched)
+        # An untrained model hardly ever ends a text by itself.
+        monkeypatch.setattr("illume.sampling.pool.stop_ids", lambda _: tuple(range(0, 300, 10)))
+        first = tuple(Draw(1.0, seed=n) for n in range(5))
+        written: list[Written] = []
+
+        def again(_: int, got: list[Written]) -> tuple[Draw, ...]:
+            written.extend(got)
+            return (Draw(1.0, seed=99),) if len(got) == len(first) else ()
+
+        prompts = [DecodePrompt(render_answer_prompt(e.question), e.images, first) for e in examples]
+        decode_prompts(vlm, prompts, max_new_tokens=40, token_budget=900, next_draws=again)
+        assert len(written) == 6 * len(examples)
+        assert len({len(one.ids) for one in written}) > 1
+        assert sum(rows for rows, width in seen if width > 1) == len(examples)
+        assert sum(rows for rows, width in seen if width == 1) == sum(len(one.ids) - 1 for one in written)
+
+    def test_prompts_are_held_once_and_copies_give_the_same(
+        self, vlm: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shared = sample_rationales(vlm, examples, SETTINGS, seed=3)
+        assert vlm._shares_prompts
+        monkeypatch.setattr(vlm, "_shares_prompts", False)
+        assert_same(sample_rationales(vlm, examples, SETTINGS, seed=3), shared)
+        tight = SamplingSettings(max_new_tokens=8, token_budget=1)
+        assert_same(sample_rationales(vlm, examples[:2], tight, seed=3), shared[:2])
+
+    def test_greedy_is_what_generate_writes(self, vlm: Vlm, examples: list[Example]) -> None:
+        got = greedy_ids(vlm, examples)
+        for example, ids in zip(examples, got, strict=True):
+            inputs = encode(vlm, [render_answer_prompt(example.question)], [example.images])
+            written = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=8)
+            assert ids == tuple(written[0, inputs["input_ids"].shape[1] :].tolist())
+
+    def test_logprobs_are_those_of_a_forward_pass(self, vlm: Vlm, examples: list[Example]) -> None:
+        prompts = [
+            DecodePrompt(render_answer_prompt(example.question), example.images, (Draw(0.9, seed=n), Draw()))
+            for n, example in enumerate(examples)
+        ]
+        got: dict[int, list[Written]] = {}
+        decode_prompts(
+            vlm, prompts, max_new_tokens=8, token_budget=900, next_draws=lambda n, w: got.update({n: w}) or ()
+        )
+        for n, example in enumerate(examples):
+            for written in got[n]:
+                inputs = encode(vlm, [prompts[n].text], [example.images])
+                assert written.logprob == pytest.approx(forward_logprob(vlm, inputs, written.ids), abs=1e-4)
+
+
+def greedy_ids(vlm: Vlm, examples: list[Example]) -> list[tuple[int, ...]]:
+    got: dict[int, tuple[int, ...]] = {}
+
+    def keep(index: int, written: list[Written]) -> tuple[Draw, ...]:
+        got[index] = written[0].ids
+        return ()
+
+    prompts = [DecodePrompt(render_answer_prompt(e.question), e.images, (Draw(),)) for e in examples]
+    decode_prompts(vlm, prompts, max_new_tokens=8, token_budget=900, next_draws=keep)
+    return [got[index] for index in range(len(examples))]
+
+
+def forward_logprob(vlm: Vlm, inputs: dict[str, Any], ids: tuple[int, ...]) -> float:
+    ready, _ = append_continuations(vlm, inputs, [ids])
+    with torch.inference_mode():
+        logits = bare_model(vlm)(**ready).logits[0, -len(ids) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum())
+
+
+class TestSampleRationales:
+    def test_same_seed_same_sets(self, llava: Vlm, examples: list[Example]) -> None:
+        first = sample_rationales(llava, examples, SETTINGS, seed=1)
+        assert first == sample_rationales(llava, examples, SETTINGS, seed=1)
+        other = sample_rationales(llava, examples, SETTINGS, seed=2)
+        assert [group[0].text for group in first] == [group[0].text for group in other], "greedy takes no seed"
+        assert [r.text for r in first[0][1:]] != [r.text for r in other[0][1:]]
+
+    def test_one_set_holds_what_was_asked_in_order(self, llava: Vlm, examples: list[Example]) -> None:
+        for example, group in zip(examples, sample_rationales(llava, examples, SETTINGS, seed=1), strict=True):
+            assert [r.temperature for r in group] == [0.0, 0.3, 0.3, 0.7, 0.7, 1.0]
+            assert len({r.seed for r in group}) == 6
+            assert {r.example_id for r in group} == {example.id}
+            assert {(r.answer, r.answer_source) for r in group} == {("yes", "gold")}
+            assert all(r.text == r.text.strip() and 0 < r.n_tokens <= 8 and r.mean_logprob < 0 for r in group)
+
+    def test_temperatures_given_as_whole_numbers_are_the_same(self, llava: Vlm, examples: list[Example]) -> None:
+        whole = SamplingSettings(temperatures=((0, 1), (1, 1)), max_new_tokens=8)
+        point = SamplingSettings(temperatures=((0.0, 1), (1.0, 1)), max_new_tokens=8)
+        assert_same(
+            sample_rationales(llava, examples[:2], whole, seed=1), sample_rationales(llava, examples[:2], point, seed=1)
+        )
+
+    def test_own_answers(self, llava: Vlm, examples: list[Example]) -> None:
+        asked = [Example("x", examples[0].images, "what is it"), examples[1]]
+        own = generate_answers(llava, asked, SETTINGS)
+        mixed = sample_rationales(llava, asked, SETTINGS, seed=1)
+        assert {(r.answer, r.answer_source) for r in mixed[0]} == {(own[0], "own")}
+        assert {(r.answer, r.answer_source) for r in mixed[1]} == {("yes", "gold")}
+        forced = sample_rationales(llava, asked, SETTINGS, seed=1, answers="own")
+        assert {(r.answer, r.answer_source) for r in forced[1]} == {(own[1], "own")}
+        with pytest.raises(ValueError, match="example x"):
+            sample_rationales(llava, asked, SETTINGS, seed=1, answers="gold")
+
+    def test_duplicates_are_redrawn_then_dropped(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each seed is made to write one of few texts: a set ends with distinct ones, earlier samples first."""
+        drawn: list[int] = []
+
+        def uniforms(draw: Draw, count: int) -> list[float]:
+            drawn.append(draw.seed)
+            return [0.0] * count
+
+        monkeypatch.setattr("illume.sampling.pool.uniforms", uniforms)
+        settings = SamplingSettings(temperatures=((0.5, 3),), max_new_tokens=4, redraws=2)
+        [group] = sample_rationales(llava, examples[:1], settings, seed=1)
+        assert len(group) == 1
+        assert len(drawn) == 3 + 2 + 2
+        assert len(set(drawn)) == 7, "a redraw has a seed of its own"
+        assert group[0].seed == drawn[0]
+
+    def test_a_duplicate_of_greedy_is_dropped_without_a_redraw(self, llava: Vlm, examples: list[Example]) -> None:
+        settings = SamplingSettings(temperatures=((0.0, 3),), max_new_tokens=4)
+        assert len(sample_rationales(llava, examples[:1], settings, seed=1)[0]) == 1
+
+    def test_progress_counts_prompts(self, llava: Vlm, examples: list[Example]) -> None:
+        seen: list[tuple[int, int]] = []
+        sample_rationales(llava, examples, SETTINGS, seed=1, progress=lambda done, total: seen.append((done, total)))
+        assert seen == [(n, len(examples)) for n in range(1, len(examples) + 1)]
+
+    def test_nothing_asked(self, llava: Vlm) -> None:
+        assert sample_rationales(llava, [], SETTINGS, seed=1) == []
+
+    def test_the_model_is_left_as_it_was(self, llava: Vlm, examples: list[Example]) -> None:
+        bare_model(llava).train()
+        sample_rationales(llava, examples[:1], SETTINGS, seed=1)
+        assert bare_model(llava).training
+        bare_model(llava).eval()
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("top_p", 0.0), ("top_k_share", 1.5), ("max_new_tokens", 0), ("redraws", -1), ("token_budget", 0)],
+    )
+    def test_bad_settings_are_named(self, field: str, value: float) -> None:
+        with pytest.raises(ValueError, match=field):
+            SamplingSettings(**{field: value})
+
+    def test_bad_temperatures(self) -> None:
+        with pytest.raises(ValueError, match="temperature"):
+            SamplingSettings(temperatures=((-0.1, 1),))
+        with pytest.raises(ValueError, match="temperatures"):
+            SamplingSettings(temperatures=())
+
+
+class TestMemory:
+    def test_out_of_memory_halves_the_batch(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = sample_rationales(llava, examples, SETTINGS, seed=1)
+        model, widths = bare_model(llava), []
+        forward = type(model).forward
+
+        def limited(self: Any, **inputs: Any) -> Any:
+            widths.append(inputs["input_ids"].shape[0])
+            if widths[-1] > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return forward(self, **inputs)
+
+        monkeypatch.setattr(type(model), "forward", limited)
+        assert_same(sample_rationales(llava, examples, SETTINGS, seed=1), expected)
+        assert max(widths) > 4
+
+    def test_out_of_memory_with_one_row_is_an_error(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def never(self: Any, **_: Any) -> Any:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr(type(bare_model(llava)), "forward", never)
+        with pytest.raises(RuntimeError, match="allocate"):
+            sample_rationales(llava, examples, SETTINGS, seed=1)
+        with pytest.raises(RuntimeError, match="allocate"):
+            mean_logprobs(llava, [(example, "yes", "a dog") for example in examples], SETTINGS)
+
+    def test_other_errors_are_not_swallowed(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(self: Any, **_: Any) -> Any:
+            raise RuntimeError("shapes do not fit")
+
+        monkeypatch.setattr(type(bare_model(llava)), "forward", broken)
+        with pytest.raises(RuntimeError, match="shapes"):
+            sample_rationales(llava, examples, SETTINGS, seed=1)
+
+    @pytest.mark.parametrize("share", [True, False])
+    @pytest.mark.parametrize("budget", [200, 400, 3000])
+    def test_cached_tokens_stay_within_the_budget(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch, budget: int, share: bool
+    ) -> None:
+        used: list[int] = []
+        forward = type(bare_model(llava)).forward
+
+        def watched(self: Any, **inputs: Any) -> Any:
+            if inputs["input_ids"].shape[1] == 1:
+                used.append(tokens_held(inputs["past_key_values"].layers[0]))
+            return forward(self, **inputs)
+
+        monkeypatch.setattr(type(bare_model(llava)), "forward", watched)
+        monkeypatch.setattr(llava, "_shares_prompts", share)
+        settings = SamplingSettings(max_new_tokens=8, token_budget=budget)
+        sample_rationales(llava, examples * 4, settings, seed=1)
+        assert max(used) <= budget
+        assert max(used) > budget / 4
+
+    def test_shared_prompts_hold_more_rows(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        most = {True: 0, False: 0}
+        forward = type(bare_model(llava)).forward
+
+        def watched(self: Any, **inputs: Any) -> Any:
+            if inputs["input_ids"].shape[1] == 1:
+                most[share] = max(most[share], inputs["input_ids"].shape[0])
+            return forward(self, **inputs)
+
+        monkeypatch.setattr(type(bare_model(llava)), "forward", watched)
+        settings = SamplingSettings(max_new_tokens=8, token_budget=800)
+        for share in most:
+            monkeypatch.setattr(llava, "_shares_prompts", share)
+            sample_rationales(llava, examples * 4, settings, seed=1)
+        assert most[True] > 2 * most[False]
+
+    def test_attention_of_an_unknown_kind_gets_copies(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = sample_rationales(llava, examples, SETTINGS, seed=1)
+        calls: list[int] = []
+
+        def fails_once(query: Any, *_: Any) -> Any:
+            calls.append(query.shape[0])
+            raise CannotShare("attention with a bias")
+
+        monkeypatch.setattr("illume.sampling.shared_prefix._attend", fails_once)
+        monkeypatch.setattr(llava, "_shares_prompts", None)
+        assert_same(sample_rationales(llava, examples, SETTINGS, seed=1), expected)
+        assert len(calls) == 1
+        assert llava._shares_prompts is False
+        assert bare_model(llava).config.get_text_config()._attn_implementation == "sdpa"
+
+    def test_scores_held_down_and_a_sliding_window(
+        self, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vlm = load_vlm(str(make_paligemma2(tmp_path / "model")), device="cpu")
+        longer = SamplingSettings(max_new_tokens=20)  # than the window
+        shared = sample_rationales(vlm, examples, longer, seed=1)
+        assert vlm._shares_prompts
+        monkeypatch.setattr(vlm, "_shares_prompts", False)
+        assert_same(sample_rationales(vlm, examples, longer, seed=1), shared)
+
+    def test_attention_that_reads_by_itself_gets_copies(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A model that says it calls the attention interface and does not would never see its prompts."""
+        expected = sample_rationales(llava, examples, SETTINGS, seed=1)
+        monkeypatch.setattr("illume.sampling.shared_prefix._NAME", "sdpa")
+        monkeypatch.setattr(llava, "_shares_prompts", None)
+        assert_same(sample_rationales(llava, examples, SETTINGS, seed=1), expected)
+        assert llava._shares_prompts is False
+
+    def test_unknown_tensors_are_not_ignored(self, llava: Vlm, examples: list[Example]) -> None:
+        """A model that hands its attention more than is known, such as sinks, must not be answered without it."""
+        cache = SharedCache(bare_model(llava), llava.device, max_new_tokens=4, token_budget=100)
+        key = torch.zeros(1, 1, 1, 4)
+        cache.updated = (None, key)  # type: ignore[assignment]
+        token = _READ.set(cache)
+        try:
+            with pytest.raises(CannotShare, match="s_aux"):
+                attend_shared(torch.nn.Identity(), key, key, key, None, s_aux=torch.zeros(1))
+            with pytest.raises(CannotShare):
+                attend_shared(torch.nn.Identity(), key, torch.zeros_like(key), key, None)
+        finally:
+            _READ.reset(token)
+
+
+def tokens_held(layer: Any) -> int:
+    """Tokens whose keys a layer of either cache holds."""
+    names = ("prompt_keys", "keys") if hasattr(layer, "prompt_keys") else ("keys",)
+    return sum(getattr(layer, name).shape[0] * getattr(layer, name).shape[2] for name in names)
+
+
+class TestMeanLogprobs:
+    def test_equals_what_sampling_reported(self, vlm: Vlm, examples: list[Example]) -> None:
+        rows = [(example, "yes", "the dog is red") for example in examples]
+        scores = mean_logprobs(vlm, rows, SETTINGS)
+        for (example, answer, rationale), score in zip(rows, scores, strict=True):
+            inputs = encode(vlm, [render_rationale_prompt(example.question, answer)], [example.images])
+            ids = tuple(continuation_ids(vlm, rationale_text(rationale)))
+            assert score == pytest.approx(forward_logprob(vlm, inputs, ids) / len(ids), abs=1e-5)
+
+    def test_order_and_batch_do_not_matter(self, llava: Vlm, examples: list[Example]) -> None:
+        rows = [(e, "yes", text) for e in examples for text in ("a dog", "because it can be seen on the sand, there")]
+        together = mean_logprobs(llava, rows, SETTINGS)
+        alone = [mean_logprobs(llava, [row], SamplingSettings(token_budget=1))[0] for row in rows]
+        assert together == pytest.approx(alone, abs=1e-5)
+        assert mean_logprobs(llava, [], SETTINGS) == []
+
+    def test_out_of_memory_halves_the_batch(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = [(example, "yes", "a dog") for example in examples]
+        expected = mean_logprobs(llava, rows, SETTINGS)
+        forward = type(bare_model(llava)).forward
+
+        def limited(self: Any, **inputs: Any) -> Any:
+            if inputs["input_ids"].shape[0] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return forward(self, **inputs)
+
+        monkeypatch.setattr(type(bare_model(llava)), "forward", limited)
+        assert mean_logprobs(llava, rows, SETTINGS) == pytest.approx(expected, abs=1e-5)
+
+
+class TestDrawTokens:
+    def test_greedy_takes_the_best(self) -> None:
+        tokens, logprobs = draw_tokens(torch.tensor([[0.0, 2.0, 1.0]]), [Draw()], [0.99])
+        assert tokens.tolist() == [1]
+        assert logprobs[0] == pytest.approx(2 - math.log(1 + math.e**2 + math.e))
+
+    def test_draws_follow_the_tempered_distribution(self) -> None:
+        logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+        generator = torch.Generator().manual_seed(0)
+        n = 20_000
+        uniforms = torch.rand(n, generator=generator).tolist()
+        tokens, logprobs = draw_tokens(logits.expand(n, -1), [Draw(0.7)] * n, uniforms)
+        expected = (logits[0] / 0.7).softmax(-1)
+        counts = Counter(tokens.tolist())
+        for token in range(4):
+            assert counts[token] / n == pytest.approx(float(expected[token]), abs=0.012)
+        assert logprobs[tokens == 2][0] == pytest.approx(float(logits[0].log_softmax(-1)[2])), "unfiltered, at 1"
+
+    @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
+    def test_top_k_is_kept_at_every_uniform(self, uniform: float) -> None:
+        logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1))
+        for k in (1, 5):
+            tokens, _ = draw_tokens(logits, [Draw(5.0, top_k=k)] * 64, [uniform] * 64)
+            best = logits.topk(k).indices
+            assert (best == tokens[:, None]).any(dim=1).all()
+
+    def test_rows_have_their_own_filters(self) -> None:
+        logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4, -1)
+        draws = [Draw(1.0, top_k=2), Draw(1.0, top_p=0.7), Draw(1.0), Draw(1.0, top_k=3, top_p=0.1)]
+        kept = filter_logits(logits, draws).isfinite().tolist()
+        assert kept == [[True, True, False, False], [True, True, False, False], [True] * 4, [True, False, False, False]]
+
+    def test_filters_are_those_of_transformers(self) -> None:
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        logits = torch.randn(8, 200, generator=torch.Generator().manual_seed(2))
+        theirs = logits
+        for warper in (TemperatureLogitsWarper(0.7), TopKLogitsWarper(40), TopPLogitsWarper(0.8)):
+            theirs = warper(None, theirs)
+        ours = filter_logits(logits, [Draw(0.7, top_k=40, top_p=0.8)] * 8)
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+        assert torch.allclose(ours.softmax(-1), theirs.softmax(-1))
+
+
+class TestNormalise:
+    def test_what_counts_as_the_same(self) -> None:
+        assert normalise(" The sea  is\nblue. ") == normalise("the sea is blue") == normalise("The sea is blue !")
+        assert normalise("the sea, is blue") != normalise("the sea is blue")
+        assert normalise(" . ") == ""
+
+
+def test_decode_strips(llava: Vlm) -> None:
+    ids = llava.tokenizer(" the dog", add_special_tokens=False)["input_ids"]
+    assert decode(llava, [*ids, llava.tokenizer.eos_token_id]) == "the dog"
