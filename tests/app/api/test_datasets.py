@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from app.db.engine import get_engine
+from app.db.engine import get_engine, make_engine
 from app.db.sessions import session_factory
 from app.main import create_app
 from app.models import Project, Role, Scope
@@ -113,7 +113,7 @@ class TestDatabaseAway:
     ) -> None:
         assert admin.get("/api/v1/projects").status_code == 200
         here = session_factory()
-        away = db.make_engine("postgresql://nobody@127.0.0.1:1/none", pool_size=1)
+        away = make_engine("postgresql://nobody@127.0.0.1:1/none", pool_size=1)
         here.configure(bind=away)
         answer = admin.get("/api/v1/projects")
         assert answer.status_code == 503
