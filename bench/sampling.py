@@ -29,8 +29,9 @@ from illume.model.prompting import render_rationale_prompt
 from illume.model.vlm import Vlm, bare_model, decode, encode, load_vlm, stop_ids
 from illume.prompts_file import load_prompts
 from illume.records import Example
-from illume.sampling.sampling import normalise, sample_rationales
+from illume.sampling.sampling import sample_rationales
 from illume.settings import SamplingSettings
+from illume.texts import normalise_rationale
 
 Result = list[list[tuple[str, int]]]
 """Distinct texts of each prompt with their numbers of tokens."""
@@ -62,8 +63,8 @@ def plain(vlm: Vlm, examples: Sequence[Example], settings: SamplingSettings) -> 
             for row in written[:, inputs["input_ids"].shape[1] :].tolist():
                 end = next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
                 text = decode(vlm, row[:end])
-                if normalise(text):
-                    distinct.setdefault(normalise(text), (text, end))
+                if normalise_rationale(text):
+                    distinct.setdefault(normalise_rationale(text), (text, end))
         result.append(list(distinct.values()))
     return result
 

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from illume.evaluation.metrics import faithful, normalise_rationale, rouge_l
+from illume.evaluation.metrics import faithful, rouge_l
 from illume.records import Example, Rationale, TrainingRow, Verdict, stable_seed
+from illume.texts import normalise_rationale
 
 Critic = Callable[[Example, Sequence[Rationale]], Verdict]
 Accepted = Mapping[str, tuple[str, ...]]

@@ -56,11 +56,6 @@ def _caption_words(text: str) -> tuple[str, ...]:
     return tuple(token for token in _CAPTION_TOKEN.findall(text) if _KEPT.search(token))
 
 
-def normalise_rationale(text: str) -> str:
-    """The form in which two rationales count as the same: words only, Unicode-normalised, one space between them."""
-    return " ".join(words(unicodedata.normalize("NFKC", text)))
-
-
 def normalise_answer(text: str) -> str:
     """The form in which two answers count as the same, after the VQA evaluation (Antol et al., ICCV 2015).
 

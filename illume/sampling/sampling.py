@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +17,7 @@ from illume.model.vlm import IGNORED, Vlm, append_continuations, bare_model, con
 from illume.records import AnswerSource, Example, Rationale, stable_seed
 from illume.sampling.decoding import DecodePrompt, Draw, Written, decode_prompts, is_out_of_memory
 from illume.settings import SamplingSettings
+from illume.texts import normalise_rationale
 
 Progress = Callable[[int, int], None]
 """Called with how many prompts are done, and how many there are."""
@@ -46,11 +46,6 @@ class _Set:
 
     def ordered(self) -> list[Rationale]:
         return [rationale for _, rationale in sorted(self.kept, key=lambda pair: pair[0])]
-
-
-def normalise(text: str) -> str:
-    """What two rationales are compared by: lower case, single spaces, no punctuation at the end."""
-    return re.sub(r"\s+", " ", text).strip().lower().rstrip(" .!?,;:")
 
 
 def sample_rationales(
@@ -86,7 +81,7 @@ def sample_rationales(
         again: list[_Sample] = []
         for sample, text in zip(group.open, written, strict=True):
             rationale = _rationale(vlm, example, sample, text, said[index], sources[index])
-            if (key := normalise(rationale.text)) and key not in group.seen:
+            if (key := normalise_rationale(rationale.text)) and key not in group.seen:
                 group.seen.add(key)
                 group.kept.append((sample.number, rationale))
             elif sample.temperature > 0 and sample.redraw < settings.redraws:

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.models import Project, Prompt, PromptState
-from illume.evaluation.metrics import normalise_rationale
+from illume.texts import normalise_rationale
 
 # A vote is a pick of a candidate, or a text of a critic's own; equal texts of several critics are one text with several
 # votes. `any` takes one vote, `majority` more than half of the set's slots, `all` every slot: so that what was

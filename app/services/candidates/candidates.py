@@ -28,7 +28,7 @@ from app.models import (
 from app.services.acceptance.overlap import first_slots
 from app.services.candidates.pools import LIVE, abandoned, open_prompts
 from app.services.projects.projects import settings_of
-from illume.evaluation.metrics import normalise_rationale
+from illume.texts import normalise_rationale
 
 MAX_TRIES = 3
 

@@ -30,8 +30,9 @@ from app.services.kernel.actors import SYSTEM, Actor, require
 from app.services.prompts import prompts
 from app.services.rounds import versions
 from app.services.rounds.side_by_side import side_by_side
-from illume.evaluation.metrics import Interval, bootstrap_interval, normalise_rationale
+from illume.evaluation.metrics import Interval, bootstrap_interval
 from illume.records import stable_seed
+from illume.texts import normalise_rationale
 
 MOST_PAIRS = 200
 MOST_CRITICS = 20

@@ -25,7 +25,6 @@ from illume.evaluation.metrics import (
     distinct_n,
     faithful,
     normalise_answer,
-    normalise_rationale,
     paired_bootstrap,
     rouge_l,
 )
@@ -175,9 +174,6 @@ class TestTokenisation:
                 patch.setenv("PATH", str(JAVA_HOME / "bin"), prepend=":")
             theirs = PTBTokenizer().tokenize({i: [{"caption": s}] for i, s in enumerate(sentences)})
         assert [" ".join(caption_words(s)) for s in sentences] == [theirs[i][0] for i in range(len(sentences))]
-
-    def test_rationales_are_the_same_whatever_case_and_punctuation(self) -> None:
-        assert normalise_rationale("  There's a Dog! ") == normalise_rationale("there s a dog")
 
 
 class TestAnswers:

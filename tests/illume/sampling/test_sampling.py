@@ -16,7 +16,7 @@ from illume.model.vlm import Vlm, append_continuations, bare_model, continuation
 from illume.records import Example, Rationale
 from illume.sampling.decoding import DecodePrompt, Draw, Written, decode_prompts
 from illume.sampling.sampler import draw_tokens, filter_logits
-from illume.sampling.sampling import generate_answers, mean_logprobs, normalise, sample_rationales
+from illume.sampling.sampling import generate_answers, mean_logprobs, sample_rationales
 from illume.sampling.shared_prefix import _READ, CannotShare, SharedCache, attend_shared
 from illume.settings import SamplingSettings
 from tests.illume.families import FAMILIES, make_images, make_llava, make_paligemma2
@@ -446,13 +446,6 @@ class TestDrawTokens:
         ours = filter_logits(logits, [Draw(0.7, top_k=40, top_p=0.8)] * 8)
         assert torch.equal(ours.isfinite(), theirs.isfinite())
         assert torch.allclose(ours.softmax(-1), theirs.softmax(-1))
-
-
-class TestNormalise:
-    def test_what_counts_as_the_same(self) -> None:
-        assert normalise(" The sea  is\nblue. ") == normalise("the sea is blue") == normalise("The sea is blue !")
-        assert normalise("the sea, is blue") != normalise("the sea is blue")
-        assert normalise(" . ") == ""
 
 
 def test_decode_strips(llava: Vlm) -> None:
