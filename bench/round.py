@@ -21,7 +21,7 @@ from sqlalchemy import func, select, text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app.cli import seeding
+from app.cli.server import seeding
 from app.db import migrations
 from app.db.sessions import session_scope
 from app.models import Candidate, CandidateSet, ModelVersion, Project, Prompt, Round, RoundState

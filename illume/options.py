@@ -1,4 +1,8 @@
-"""What the command lines of this library share. No torch."""
+"""What the command lines of this library share. No torch.
+
+They use argparse, not click as the server's do: `--prompts FILE FILE ...` takes several values after one option, which
+click's options cannot, and the library alone then needs no package for its commands.
+"""
 
 from __future__ import annotations
 

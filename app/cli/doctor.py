@@ -1,4 +1,4 @@
-"""`illume doctor`: looks at everything an installation stands on, and says what to do about what is wrong."""
+"""`illume doctor`: check everything an installation depends on, and say how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -10,18 +10,46 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import click
 import psycopg
 import redis
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.cli.terminal import at_least_one, data_dir_option, say
 from app.db import engine, migrations
-from app.processes.connect import reason_of
-from app.settings import ROOT, Settings
+from app.processes.connect import reason_of, services
+from app.settings import ROOT, Settings, get_settings
 
 HEAVY = ("torch", "transformers", "peft")
 RESERVED = 5  # connections PostgreSQL keeps for its superuser, and some for commands
 OF_WORKERS = 12  # connections of three workers: each works, beats and looks
 FREE_BYTES = 1 << 30
+
+
+@click.command()
+@click.option(
+    "--workers",
+    type=int,
+    default=1,
+    show_default=True,
+    callback=at_least_one,
+    help="How many web processes `illume serve` will run.",
+)
+@click.option("--skip-model", is_flag=True, help="Do not load the starter model.")
+@data_dir_option
+def doctor(workers: int, *, skip_model: bool) -> int:
+    """Check this installation and say how to fix what is wrong.
+
+    Exits with 1 if it found a problem.
+    """
+    problems = 0
+    with services():
+        for finding in examine(get_settings(), processes=workers, models=not skip_model):
+            say(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}: {finding.detail}")
+            if not finding.ok:
+                say(f"         {finding.remedy}")
+                problems += 1
+    return 1 if problems else 0
 
 
 @dataclass(frozen=True)

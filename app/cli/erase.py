@@ -1,11 +1,13 @@
-"""`illume erase`: erase a person, an image or a project from a terminal, and stay until it is done."""
+"""`illume erase`: permanently erase a person, an image or a project, and stay until it is done."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import click
 from sqlalchemy.orm import Session
 
+from app.cli.terminal import Say, confirmer, data_dir_option, prepared, say
 from app.db.sessions import session_scope
 from app.models import Erasure, ErasureState
 from app.processes.connect import Refused
@@ -15,7 +17,20 @@ from app.services.erasure.erasures import Loss
 from app.services.kernel.actors import SYSTEM
 
 KINDS = ("person", "image", "project")
-Say = Callable[[str], None]
+
+
+@click.command("erase")
+@click.argument("kind", type=click.Choice(KINDS), help="What to erase.")
+@click.argument("subject", help="A person's address, an image's sha256, or a project's slug.")
+@click.option("--yes", is_flag=True, help="Erase it without asking.")
+@data_dir_option
+def erase_command(kind: str, subject: str, *, yes: bool) -> int:
+    """Permanently erase a person, an image or a project.
+
+    Shows first what would be lost, and asks.
+    """
+    with prepared():
+        return erase(kind, subject, ask=confirmer("Erase it for good?", yes=yes), say=say)
 
 
 def erase(kind: str, subject: str, *, ask: Callable[[], bool], say: Say) -> int:

@@ -1,41 +1,74 @@
-"""What commands share: how they speak, ask, and find the database they work on."""
+"""What the commands share: printing, asking, the option `--data-dir`, the database they work on, reporting failures."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
-from app.processes.connect import Refused, services, wait_for_database
+import click
+from pydantic import ValidationError
+
+from app.errors import DomainError
+from app.processes.connect import Refused, services, set_environment, wait_for_database
 from app.settings import Settings, get_settings
+
+Say = Callable[[str], None]
+FilePath = click.Path(path_type=Path)
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal, at once."""
-    print(text, flush=True)
+    """Print a line to standard output, at once."""
+    click.echo(text)
 
 
 def warn(text: str) -> None:
-    """Tell the person something that does not belong to the output."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line that is no part of the output to standard error."""
+    click.echo(text, err=True)
 
 
-def asker(question: str, *, yes: bool) -> Callable[[], bool]:
-    """Asks a question of who sits there, unless `yes` was said before. Raises Refused where nobody does."""
+def confirmer(question: str, *, yes: bool) -> Callable[[], bool]:
+    """A function that asks for confirmation, unless `yes`. It raises Refused where there is no terminal to ask at."""
 
-    def ask() -> bool:
+    def confirm() -> bool:
         if yes:
             return True
         if not sys.stdin.isatty():
-            raise Refused("Nobody is there to say yes: add --yes.", code=2)
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+            raise Refused("There is no terminal to ask at: add --yes to confirm.", code=2)
+        return click.confirm(question)
 
-    return ask
+    return confirm
+
+
+def set_data_dir(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    """Use another data directory, in this process and those it starts."""
+    if value is not None:
+        set_environment({"ILLUME_DATA_DIR": str(value.absolute())})
+
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=FilePath,
+    metavar="DIR",
+    expose_value=False,
+    callback=set_data_dir,
+    help="Folder for stored files and embedded services.  [default: ILLUME_DATA_DIR, else `data` beside the code]",
+)
+"""The option of every command that uses the installation."""
+
+
+def at_least_one(_context: click.Context, parameter: click.Parameter, value: int) -> int:
+    """Refuse a number below 1. click's own `IntRange` would say "0 is not in the range x>=1"."""
+    if value < 1:
+        raise click.UsageError(f"{parameter.opts[0]} must be at least 1.")
+    return value
 
 
 @contextlib.contextmanager
 def prepared() -> Iterator[Settings]:
-    """The settings, with a database behind them that answers and has the tables this version needs."""
+    """The settings, with a database that answers and has the tables this version needs."""
     with services():
         settings = get_settings()
         refuse_other_tables(settings)
@@ -43,9 +76,27 @@ def prepared() -> Iterator[Settings]:
 
 
 def refuse_other_tables(settings: Settings) -> None:
-    """Wait for the database; raise Refused where it has not the tables this version needs."""
+    """Wait for the database; raise Refused where its tables are not those this version needs."""
     from app.db import migrations
 
     wait_for_database(settings, say=warn)
     if migrations.current_revision(settings.database_url) != migrations.wanted_revision():
         raise Refused("The tables are not those this version needs. Run `illume db upgrade` first.")
+
+
+def report_failures(command: Callable[[], Any]) -> int:
+    """Run a command; its exit code. What the caller can correct is printed as one sentence."""
+    try:
+        return int(command() or 0)
+    except Refused as refused:
+        warn(f"illume: {refused}")
+        return refused.code
+    except DomainError as error:
+        warn(f"illume: {error.detail}")
+        return 1
+    except ValidationError as error:
+        if error.title != Settings.__name__:
+            raise
+        for one in error.errors(include_url=False):
+            warn(f"illume: ILLUME_{str(one['loc'][0]).upper()} is {one['input']!r}: {one['msg']}.")
+        return 2

@@ -11,7 +11,7 @@ from app.settings import ROOT
 
 OUR_CLOCK = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today"), ("time", "time")}
 MEANT = {
-    "app/cli/backup.py": "when a file was written, for who reads it",
+    "app/cli/files/backup.py": "when a file was written, for who reads it",
     "app/http/rate_limits.py": "how long a window of the `limits` library lasts, which goes by this clock",
     "app/services/integrations/webhooks.py": "when a message was sent, which its receiver compares with their clock",
     "app/web/rendering.py": "how long ago, in words",

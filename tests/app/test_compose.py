@@ -25,7 +25,7 @@ import pytest
 import yaml
 from sqlalchemy.engine import make_url
 
-from app.cli import demo
+from app.cli.server import demo
 from app.db.engine import sqlalchemy_url
 from app.processes.embedded import Embedded, free_port, redis_program
 from app.processes.postgres_install import binaries_for

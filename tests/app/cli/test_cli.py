@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -20,11 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
 import psutil
 import pytest
 from sqlalchemy import func, select
 
-from app.cli import main, rounds
+from app.cli import main
+from app.cli import round as tuning_round
 from app.models import Project, Round, RoundState, Split
 from app.processes.connect import forget_settings
 from app.processes.embedded import SERVICES_FILE, free_port
@@ -63,10 +64,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
                 patch.setenv(name, value)
             patch.setattr(sys, "stdin", io.StringIO(stdin))
             forget_settings()
-            try:
-                code = main.main([str(word) for word in words])
-            except SystemExit as error:  # argparse
-                code = int(error.code or 0)
+            code = main.main([str(word) for word in words])
         os.environ.clear()
         os.environ.update(before)
         forget_settings()
@@ -76,15 +74,16 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     forget_settings()
 
 
-def parsers(
-    parser: argparse.ArgumentParser, words: tuple[str, ...] = ("illume",)
-) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
-    """Every parser that asks for words or options, with the words that lead to it."""
-    choices = [one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
-    if not choices:
-        yield words, parser
-    for name, one in (pair for found in choices for pair in found.items()):
-        yield from parsers(one, (*words, name))
+def commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that is no group, with the words that lead to it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        _, command, _ = group.resolve_command(context, [name])
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*words, name))
+        else:
+            yield (*words, name), command
 
 
 def refused(done: Done, code: int) -> str:
@@ -365,10 +364,61 @@ class TestRefusals:
         for words in (("serve", "--workers", "0"), ("doctor", "--workers", "-3")):
             assert "--workers must be at least 1." in refused(run(*words), 2)
 
-    def test_every_option_has_its_help(self) -> None:
-        for words, parser in parsers(main.parser()):
-            for action in parser._actions:
-                assert action.help, f"{' '.join(words)}: {action.dest}"
+    def test_a_misused_command_line_is_one_sentence(self, run: Run) -> None:
+        assert "Did you mean 'doctor'?" in refused(run("docter"), 2)
+        assert "'--role'" in refused(run("user", "add", "x@example.org"), 2)
+        assert "See `illume export --help`." in refused(run("export", "cats", "--out", "x", "--format", "xml"), 2)
+        assert "--map takes COLUMN=FIELD" in refused(run("import", "cats", "x.csv", "--map", "caption"), 2)
+
+
+class TestHelp:
+    def test_every_option_and_argument_has_its_help(self) -> None:
+        for words, command in commands(main.illume):
+            for parameter in command.params:
+                assert parameter.help, f"{' '.join(words)}: {parameter.name}"
+
+    def test_the_list_of_commands_agrees_with_them(self) -> None:
+        for name, (_, summary) in main.COMMANDS.items():
+            command = main.load_command(name)
+            assert command.name == name
+            assert (command.help or "").splitlines()[0].startswith(f"{summary}.")
+
+    def test_no_words_show_the_commands(self, run: Run) -> None:
+        done = run()
+        assert done.returncode == 2
+        assert done.stderr.startswith("Usage: illume")
+        for words in (("--help",), ("-h",), ("round", "--help"), ("round", "start", "--help")):
+            assert run(*words).returncode == 0
+
+    def test_words_for_the_library_go_there_unread(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        became: list[list[str]] = []
+        monkeypatch.setattr("os.execv", lambda _program, words: became.append(words[1:]))
+        assert run("simulate", "--help").returncode == 0
+        run("scenes", "make", "--", "--n", "3")
+        assert became == [
+            ["-m", "illume.simulation", "--help"],
+            ["-m", "illume.scenes", "make", "--", "--n", "3"],
+        ]
+
+    def test_a_shell_completes_commands_and_choices(self) -> None:
+        def complete(*words: str) -> list[str]:
+            environment = {
+                **os.environ,
+                "_ILLUME_COMPLETE": "bash_complete",
+                "COMP_WORDS": " ".join(["illume", *words]),
+                "COMP_CWORD": str(len(words)),
+            }
+            done = subprocess.run(ILLUME, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+            return [line.split(",")[1] for line in done.stdout.splitlines()]
+
+        assert complete("se") == ["serve"]
+        assert complete("round", "c") == ["cancel"]
+        assert complete("user", "add", "x@example.org", "--role", "v") == ["viewer"]
+
+    def test_help_and_completion_load_no_database(self) -> None:
+        code = "import sys; from app.cli.main import main; main(['--help']); print('sqlalchemy' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "False"
 
 
 class TestPeople:
@@ -452,7 +502,7 @@ class TestRounds:
                 ended = session.get_one(Round, round_id)
                 ended.state, ended.error, ended.finished_at = RoundState.failed, "It is broken.", func.now()
 
-        assert rounds.watch(round_id, say=say) == 1
+        assert tuning_round.watch(round_id, say=say) == 1
         assert said == ["training, 50 %, about 30 s left", "Round 1 failed: It is broken."]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.cli import seeding
+from app.cli.server import seeding
 from app.models import Project, Prompt, Role, Scope, Split
 from app.services.accounts import sessions, users
 from app.services.projects import projects

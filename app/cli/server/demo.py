@@ -1,4 +1,4 @@
-"""`illume demo`: everything on this machine, in processes that end with this one."""
+"""`illume demo`: run everything on this machine, in processes that end with this one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import time
 import webbrowser
 from collections.abc import Callable
 
+import click
 from sqlalchemy import text
 
+from app.cli.terminal import Say, data_dir_option, say
 from app.db import migrations
 from app.processes import health_checks
 from app.processes.connect import Refused, refuse_used_port, services, set_environment, until_stopped, wait_for_database
@@ -23,7 +25,17 @@ ACCOUNTS_FILE = "demo-accounts.json"
 READY_SECONDS = 120.0
 LOOK_SECONDS = 0.2
 
-Say = Callable[[str], None]
+
+@click.command()
+@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@data_dir_option
+def demo(port: int, *, no_browser: bool) -> int:
+    """Set up and run everything on this machine, with an example project.
+
+    Prints the accounts to sign in with, then `ready:` and the address. Ctrl-C stops everything; the data stays.
+    """
+    return run(port=port, browser=not no_browser, say=say)
 
 
 def run(*, port: int, browser: bool, say: Say) -> int:
@@ -48,7 +60,7 @@ def run(*, port: int, browser: bool, say: Say) -> int:
 
 def prepare(settings: Settings, *, say: Say) -> None:
     """Bring the tables up to date, seed what the demo ships, and write the accounts down."""
-    from app.cli import seeding
+    from app.cli.server import seeding
     from app.db.sessions import session_scope
 
     wait_for_database(settings, say=say)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import packing, transfer
+from app.cli.files import import_file, packing
 from app.models import Project, Split
 from app.processes.connect import Refused
 from tests import factories
@@ -26,7 +26,7 @@ def take_in(path: Path, **options: object) -> tuple[int, list[str], list[str]]:
     """Import; the exit code, what was said, and what was warned of."""
     said: list[str] = []
     warned: list[str] = []
-    code = transfer.import_file("scenes", path, say=said.append, warn=warned.append, **options)  # type: ignore[arg-type]
+    code = import_file.import_file("scenes", path, say=said.append, warn=warned.append, **options)  # type: ignore[arg-type]
     return code, said, warned
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, text
 
-from app.cli import backup, transfer
+from app.cli.files import backup, export_file, restore
 from app.db import migrations
 from app.models import Candidate, Image, Project, Snapshot, SnapshotKind, User, Verdict
 from app.processes.connect import Refused, forget_settings
@@ -77,7 +77,7 @@ def everything_of(database: CommittedDatabase, slug: str, folder: Path) -> dict[
         for parquet in (False, True):
             path = folder / f"{form}-{task}{'.parquet' if parquet else '.jsonl'}"
             wanted = export_plan.Wanted(format=form, task=task)
-            transfer.export_file(slug, path, transfer.Export(wanted, parquet=parquet), say=lambda _: None)
+            export_file.export_file(slug, path, export_file.Export(wanted, parquet=parquet), say=lambda _: None)
             found[path.name] = path.read_bytes()
     with database.sessions.begin() as session:
         project = session.scalars(select(Project).where(Project.slug == slug)).one()
@@ -99,7 +99,7 @@ class TestRestore:
         assert (made.objects, made.store, made.revision) == (1, True, migrations.wanted_revision())
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         empty(committed_db)
-        assert backup.restore(elsewhere("another"), file, replace=False) == made
+        assert restore.restore(elsewhere("another"), file, replace=False) == made
         with committed_db.sessions.begin() as session:
             assert session.scalars(select(Project.slug)).all() == ["cats"]
             assert session.scalars(select(Candidate.text).order_by(Candidate.position)).all() == [
@@ -118,10 +118,10 @@ class TestRestore:
         with committed_db.sessions.begin() as session:
             make.make_user(session, email="new@example.org")
         with pytest.raises(Refused, match="not empty"):
-            backup.restore(kept, file, replace=False)
+            restore.restore(kept, file, replace=False)
         with committed_db.sessions() as session:
             assert session.scalar(select(func.count()).select_from(User)) == 1
-        backup.restore(kept, file, replace=True)
+        restore.restore(kept, file, replace=True)
         with committed_db.sessions() as session:
             assert session.scalar(select(func.count()).select_from(User)) == 0
 
@@ -140,7 +140,7 @@ class TestRestore:
         assert all(before.values())
         backup.backup(first, tmp_path / "all.tar")
         empty(committed_db)
-        backup.restore(elsewhere("another"), tmp_path / "all.tar", replace=False)
+        restore.restore(elsewhere("another"), tmp_path / "all.tar", replace=False)
         assert everything_of(committed_db, slug, tmp_path / "after") == before
 
     def test_on_a_server_that_counted_less_far_what_is_new_comes_behind_what_was_kept(
@@ -157,8 +157,9 @@ class TestRestore:
             patch.setattr(backup, "next_xid", lambda _: further + 10)
             backup.backup(kept, tmp_path / "all.tar")
         said: list[str] = []
-        monkeypatch.setattr(backup, "TELL_SECONDS", 0.05)
-        backup.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        monkeypatch.setattr(restore, "PROGRESS_SECONDS", 0.05)
+        monkeypatch.setattr(backup, "PROGRESS_SECONDS", 0.05)
+        restore.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
         assert any("transactions to go" in line for line in said)
         assert backup.next_xid(kept) >= further + 10
         with committed_db.sessions.begin() as session:
@@ -184,7 +185,7 @@ class TestRestore:
             session.execute(text("UPDATE verdicts SET xid = CAST('1099511627776' AS xid8)"))
         backup.backup(kept, tmp_path / "all.tar")
         said: list[str] = []
-        backup.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        restore.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
         assert said == ["The other server was too far ahead: clients of the feed begin anew."]
         with committed_db.sessions.begin() as session:
             project = session.scalars(select(Project)).one()
@@ -220,7 +221,7 @@ class TestRestore:
         with committed_db.sessions.begin() as session:
             make.make_user(session, email="new@example.org")
         with pytest.raises(Refused, match="damaged"):
-            backup.restore(elsewhere("another"), tmp_path / "all.tar", replace=True)
+            restore.restore(elsewhere("another"), tmp_path / "all.tar", replace=True)
         assert [one for one in (tmp_path / "another").rglob("*") if one.is_file()] == []
         with committed_db.sessions() as session:
             assert session.scalars(select(User.email)).all() == ["new@example.org"]
@@ -230,7 +231,7 @@ class TestRestore:
         with tarfile.open(tmp_path / "all.tar", "a") as tar:
             backup.add_bytes(tar, "store/../../evil", b"x")
             backup.add_bytes(tar, f"store/aa/../../{'a' * 64}", b"x")
-        backup.restore(kept, tmp_path / "all.tar", replace=True)
+        restore.restore(kept, tmp_path / "all.tar", replace=True)
         assert {path.name for path in tmp_path.iterdir()} <= {"all.tar", "store"}
 
     def test_a_dump_that_fails_midway_changes_nothing(
@@ -239,7 +240,7 @@ class TestRestore:
         dump = tmp_path / "broken.dump"
         dump.write_bytes(b"PGDMP and then nothing")
         with pytest.raises(Refused, match="pg_restore failed"):
-            backup.load(kept, dump)
+            restore.load(kept, dump)
         with committed_db.sessions() as session:
             assert session.scalars(select(Project.slug)).all() == ["cats"]
 
@@ -252,11 +253,11 @@ class TestRestore:
         else:
             file.write_bytes(content)
         with pytest.raises(Refused, match=r"no backup of Illume|could not be read"):
-            backup.restore(kept, file, replace=True)
+            restore.restore(kept, file, replace=True)
 
     def test_a_file_that_is_not_there(self, kept: Settings, tmp_path: Path) -> None:
         with pytest.raises(Refused, match="could not be read"):
-            backup.restore(kept, tmp_path / "none.tar", replace=True)
+            restore.restore(kept, tmp_path / "none.tar", replace=True)
 
 
 class TestBackup:
@@ -282,11 +283,12 @@ class TestBackup:
 
     def test_it_says_how_far_it_is(self, kept: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         said: list[str] = []
-        monkeypatch.setattr(backup, "TELL_SECONDS", 0.0)
+        monkeypatch.setattr(backup, "PROGRESS_SECONDS", 0.0)
+        monkeypatch.setattr(restore, "PROGRESS_SECONDS", 0.0)
         backup.backup(kept, tmp_path / "all.tar", say=said.append)
         assert any(line.startswith("The database: ") for line in said)
         assert "The store: 0 of 1 objects." in said
         said.clear()
-        backup.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        restore.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
         assert any(line.startswith("The database: loading ") for line in said)
         assert "The store: 1 of 1 objects." in said

@@ -1,12 +1,14 @@
-"""`illume round`: see what a round would train on, start it, watch it, cancel it, from a terminal."""
+"""`illume round`: start, list and cancel tuning rounds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
+import click
 from sqlalchemy.orm import Session
 
+from app.cli.terminal import Say, confirmer, data_dir_option, prepared, say
 from app.db.sessions import session_scope
 from app.models import ModelVersion, Round, RoundState
 from app.processes.connect import Refused
@@ -18,7 +20,42 @@ from app.web.rendering import duration
 from app.web.words import METRIC_WORDS, TRIGGER_WORDS, round_words
 
 LOOK_SECONDS = 1.0
-Say = Callable[[str], None]
+
+slug_argument = click.argument("slug", help="The project's slug.")
+
+
+@click.group("round")
+def tuning_round() -> None:
+    """Start, list and cancel tuning rounds."""
+
+
+@tuning_round.command("start")
+@slug_argument
+@click.option("--yes", is_flag=True, help="Start it without asking.")
+@click.option("--follow", is_flag=True, help="Stay and show the round's progress until it ends.")
+@data_dir_option
+def start_command(slug: str, *, yes: bool, follow: bool) -> int:
+    """Show what a round would train on, then start it."""
+    with prepared():
+        return start(slug, ask=confirmer("Start it?", yes=yes), follow=follow, say=say)
+
+
+@tuning_round.command("list")
+@slug_argument
+@data_dir_option
+def list_command(slug: str) -> int:
+    """List a project's rounds, the newest first."""
+    with prepared():
+        return show(slug, say=say)
+
+
+@tuning_round.command("cancel")
+@slug_argument
+@data_dir_option
+def cancel_command(slug: str) -> int:
+    """Cancel the project's running round."""
+    with prepared():
+        return cancel(slug, say=say)
 
 
 def start(slug: str, *, ask: Callable[[], bool], follow: bool, say: Say) -> int:

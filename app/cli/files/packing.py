@@ -1,4 +1,4 @@
-"""Files of this machine as an import takes them: a table, and the images it names, packed into one zip."""
+"""Packing files of this machine for an import: a table, and a zip of the images it names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from app.services.kernel.store import KEY_FORM
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What is imported, and maybe a zip of its images."""
+    """The table that is imported, and a zip of its images if there is one."""
 
     name: str
     source: IO[bytes]

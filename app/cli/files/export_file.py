@@ -1,0 +1,145 @@
+"""`illume export`: write a project's dataset to a file of this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import orjson
+
+from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say
+from app.db.sessions import session_scope
+from app.processes.connect import Refused
+from app.services.exports import plan as export_plan
+from app.services.exports.compression import Coding, compressed
+from app.services.exports.plan import Wanted, parse_wanted
+from app.services.exports.shapes import Aggregation, Format, Row, Task, dataset_info, paths_of, sha256_of
+from app.services.kernel.actors import SYSTEM
+from app.services.kernel.store import get_store
+from app.services.projects.projects import get_project
+
+COMPRESSIONS: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
+
+
+@click.command("export")
+@click.argument("slug", help="The project's slug.")
+@click.option("--format", type=click.Choice(Format), default=Format.records, show_default=True, help="What a row is.")
+@click.option(
+    "--out",
+    type=FilePath,
+    required=True,
+    metavar="FILE",
+    help="The file to write: Parquet if its name ends in .parquet, else JSON Lines, compressed for .gz and .zst.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(Task),
+    default=Task.sft,
+    show_default=True,
+    help="What --format sharegpt is for.",
+)
+@click.option("--aggregation", type=click.Choice(Aggregation), help="How critics' votes are combined.")
+@click.option("--image-paths", is_flag=True, help="In Parquet, name images by path instead of embedding them.")
+@click.option("--with-images", is_flag=True, help="Also write the images, beside the file.")
+@click.option("--round", help="The dataset as it stood when this round's snapshot was taken.")
+@click.option("--version", help="Only candidates of this model version.")
+@click.option("--critic", help="Only verdicts of this critic.")
+@click.option("--since", metavar="TIME", help="Only verdicts from this time on, in ISO 8601 with a time zone.")
+@click.option("--split", help="Only prompts of this split.")
+@click.option("--snapshot", help="The dataset as it stood when this snapshot was taken.")
+@data_dir_option
+def export_command(slug: str, out: Path, *, image_paths: bool, with_images: bool, **choices: str | None) -> int:
+    """Export a project's dataset to a file."""
+    wanted = parse_wanted({name: value for name, value in choices.items() if value is not None})
+    export = Export(
+        wanted,
+        parquet=out.suffix == ".parquet",
+        embed=not image_paths,
+        compression=COMPRESSIONS.get(out.suffix),
+        images=with_images,
+    )
+    with prepared():
+        return export_file(slug, out, export, say=say)
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What `illume export` writes, and how. With `images` the image files are written beside it."""
+
+    wanted: Wanted
+    parquet: bool = False
+    embed: bool = True
+    compression: Coding | None = None
+    images: bool = False
+
+
+def export_file(slug: str, target: Path, export: Export, *, say: Say) -> int:
+    """Write a project's dataset to `target`, whole or not at all; for LLaMA-Factory with its `dataset_info.json`."""
+    with session_scope() as session:
+        project = get_project(session, SYSTEM, slug)
+        plan = export_plan.plan(session, SYSTEM, project, export.wanted)
+    part = target.with_name(f"{target.name}.part")
+    counted = CountedExport(export)
+    try:
+        with part.open("wb") as file:
+            file.writelines(counted.pieces(plan))
+        part.replace(target)
+        if export.images:
+            write_images(target.parent, counted.paths)
+        if export.wanted.format is Format.sharegpt:
+            info = dataset_info(slug, target.name, export.wanted.task)
+            (target.parent / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+    except OSError as error:
+        raise Refused(f"{target} could not be written: {error.strerror or error}.", code=2) from error
+    finally:
+        part.unlink(missing_ok=True)
+    say(f"Wrote {counted.rows} {'records' if export.wanted.format is Format.records else 'rows'} to {target}.")
+    return 0
+
+
+class CountedExport:
+    """An export that counts its rows, and collects the paths of their images, while it is written."""
+
+    def __init__(self, export: Export) -> None:
+        self.export = export
+        self.rows = 0
+        self.paths: set[str] = set()
+
+    def pieces(self, plan: export_plan.Plan) -> Iterator[bytes]:
+        """The bytes of the file."""
+        export = self.export
+        if export.parquet:
+            from app.services.exports.parquet import parquet_of
+
+            codec = export.compression or "zstd"
+            return parquet_of(self._rows(export_plan.row_pages(plan)), plan.shape, embed=export.embed, codec=codec)
+        pieces = self._lines(export_plan.line_pages(plan))
+        return pieces if export.compression is None else compressed(pieces, export.compression)
+
+    def _rows(self, pages: Iterator[list[Row]]) -> Iterator[list[Row]]:
+        for page in pages:
+            self.rows += len(page)
+            if self.export.images:
+                self.paths.update(path for row in page for path in paths_of(row))
+            yield page
+
+    def _lines(self, pages: Iterator[bytes]) -> Iterator[bytes]:
+        for page in pages:
+            self.rows += page.count(b"\n")
+            if self.export.images:
+                self.paths.update(path for line in page.splitlines() for path in paths_of(orjson.loads(line)))
+            yield page
+
+
+def write_images(folder: Path, paths: Iterable[str]) -> None:
+    """Copy images from the store to their paths below `folder`, except those that are there."""
+    for path in sorted(paths):
+        target = folder / path
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with get_store().open(sha256_of(path)) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file)

@@ -1,0 +1,131 @@
+"""`illume import`: import prompts from a file or folder of this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+
+from app.cli.files import packing
+from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say, warn
+from app.db.sessions import session_scope
+from app.models import Import, ImportState, Role, Split
+from app.processes.connect import Refused
+from app.services.imports import imports
+from app.services.kernel.actors import SYSTEM
+from app.services.projects.projects import get_project
+from app.settings import get_settings
+
+SHOWN_PROBLEMS = 20
+LOCAL_LIMIT = 1 << 40
+
+
+def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
+    """The fields that columns become, from pairs `COLUMN=FIELD`."""
+    pairs = [pair.partition("=") for pair in value]
+    if not all(column and field for column, _, field in pairs):
+        raise click.UsageError("--map takes COLUMN=FIELD, such as --map caption=question.")
+    return {column: field for column, _, field in pairs}
+
+
+@click.command("import")
+@click.argument("slug", help="The project's slug.")
+@click.argument("file", type=FilePath, help="JSON Lines, CSV, JSON or Parquet, or a zip or folder with one of them.")
+@click.option("--images", type=FilePath, metavar="PATH", help="A folder or zip with the images that rows name.")
+@click.option(
+    "--split",
+    type=click.Choice(Split),
+    default=Split.train,
+    show_default=True,
+    help="The split of rows that name none.",
+)
+@click.option(
+    "--map",
+    "mapping",
+    multiple=True,
+    metavar="COLUMN=FIELD",
+    callback=parse_mapping,
+    help="Read this column as this field; may be repeated.",
+)
+@data_dir_option
+def import_command(slug: str, file: Path, images: Path | None, split: Split, mapping: dict[str, str]) -> int:
+    """Import prompts from a file into a project.
+
+    Exits with 1 if a line was rejected; the others are imported.
+    """
+    with prepared():
+        return import_file(slug, file, say=say, warn=warn, images=images, split=split, mapping=mapping or None)
+
+
+def import_file(
+    slug: str,
+    path: Path,
+    *,
+    say: Say,
+    warn: Say,
+    images: Path | None = None,
+    split: Split = Split.train,
+    mapping: Mapping[str, str] | None = None,
+) -> int:
+    """Import a file of prompts, or a folder with one, reporting progress and rejected lines.
+
+    Here, unlike over REST, images may lie in folders: beside the file, or in `images`. Returns the exit code: 1 where
+    a line was rejected.
+    """
+    with packing.opened(path, images) as packed, session_scope() as session:
+        project = get_project(session, SYSTEM, slug, Role.reviewer)
+        import_id = imports.create_import(
+            session,
+            SYSTEM,
+            project,
+            filename=packed.name,
+            source=packed.source,
+            images_source=packed.images,
+            split=split,
+            mapping=mapping,
+            limit=LOCAL_LIMIT,
+        ).id
+
+    def report_progress() -> None:
+        with session_scope() as session:
+            found = session.get_one(Import, import_id)
+            if found.total:
+                say(f"{found.done} of {found.total} lines")
+
+    imports.run(import_id, worker=get_settings().worker_name, check=every(2.0, report_progress))
+    while not is_finished(import_id):  # a worker may have taken it first
+        report_progress()
+        time.sleep(1)
+    with session_scope() as session:
+        found = session.get_one(Import, import_id)
+        problems = imports.problems_of(session, found, limit=SHOWN_PROBLEMS)
+        for problem in problems:
+            warn(f"line {problem.line}: {problem.reason}")
+        if found.rejected > len(problems):
+            warn(f"... and {found.rejected - len(problems)} more: see the import's page for all of them")
+        if found.state == ImportState.failed:
+            raise Refused(f"The import failed: {found.error}")
+        say(f"{found.added} added, {found.unchanged} unchanged, {found.rejected} rejected.")
+        return 1 if found.rejected else 0
+
+
+def every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:
+    """A function that calls `act`, but at most once in `seconds`."""
+    last = float("-inf")
+
+    def sometimes() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            act()
+
+    return sometimes
+
+
+def is_finished(import_id: int) -> bool:
+    """Whether the import has ended, well or not."""
+    with session_scope() as session:
+        state = session.get_one(Import, import_id).state
+        return state in (ImportState.succeeded, ImportState.failed)

@@ -1,0 +1,182 @@
+"""`illume restore`: read a backup into the database and the store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import psycopg
+
+from app.cli.files.backup import (
+    ABOUT,
+    DUMP,
+    PROGRESS_SECONDS,
+    SECRET,
+    STORE,
+    Summary,
+    local_store,
+    next_xid,
+    run,
+    silent,
+    size_of,
+)
+from app.cli.terminal import FilePath, Say, data_dir_option, say, warn
+from app.db import migrations
+from app.db.engine import plain_url
+from app.processes.connect import Refused, services, wait_for_database
+from app.services.kernel.store import KEY_FORM
+from app.settings import Settings, get_settings
+
+XIDS_AT_A_TIME = 250_000
+"""Transactions used up in one statement, which takes about a second."""
+MOST_XIDS = 500_000_000
+"""Where more are missing, numbering the verdicts anew is quicker."""
+
+
+@click.command("restore")
+@click.argument("file", type=FilePath, help="A file made by `illume backup`.")
+@click.option("--replace", is_flag=True, help="Replace what the database holds now, which is lost.")
+@data_dir_option
+def restore_command(file: Path, *, replace: bool) -> None:
+    """Restore an installation from a backup.
+
+    The database must be empty, unless --replace is given.
+    """
+    with services():
+        settings = get_settings()
+        wait_for_database(settings, say=warn)
+        found = restore(settings, file.absolute(), replace=replace, say=say)
+    say(f"Restored what was backed up at {found.made_at}: the database and {found.objects} objects of the store.")
+
+
+def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silent) -> Summary:
+    """Read `source` into the database and the store. What the database holds is replaced only with `replace`.
+
+    The store comes first: objects added there do no harm, and the database is then loaded in one transaction. Where
+    it raises Refused the database is unchanged.
+    """
+    store = local_store(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(source, "r:") as tar, tempfile.TemporaryDirectory(dir=settings.data_dir) as folder:
+            names = set(tar.getnames())
+            if not {ABOUT, DUMP, SECRET} <= names:
+                raise Refused(f"{source} is no backup of Illume.", code=2)
+            summary = Summary(**json.loads(read_bytes(tar, ABOUT)))
+            clear_tables(settings, replace=replace)
+            if store is not None:
+                add_objects(tar, store, summary, say)
+            tar.extract(DUMP, folder, filter="data")
+            load(settings, Path(folder) / DUMP, say)
+            keep_secret(tar, settings)
+    except (OSError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(f"{source} could not be read: {reason}.", code=2) from error
+    migrations.upgrade(settings.database_url)
+    settle_feed(settings, summary, say)
+    return summary
+
+
+def add_objects(tar: tarfile.TarFile, store: Path, summary: Summary, say: Say) -> None:
+    """Add a backup's objects to the store, each whole or not at all. Raises Refused for one that is damaged."""
+    last, done = time.monotonic(), 0
+    for member in tar:
+        key = member.name.rpartition("/")[2]
+        if not member.isfile() or not KEY_FORM.fullmatch(key) or member.name != f"{STORE}/{key[:2]}/{key}":
+            continue
+        done += 1
+        if time.monotonic() - last > PROGRESS_SECONDS:
+            last = time.monotonic()
+            say(f"The store: {done:,} of {summary.objects:,} objects.")
+        path = store / key[:2] / key
+        content = tar.extractfile(member)
+        if content is None or (path.exists() and path.stat().st_size == member.size):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{key}.{os.getpid()}.part")
+        try:
+            with part.open("w+b") as file:
+                shutil.copyfileobj(content, file, 1 << 20)
+                file.seek(0)
+                if hashlib.file_digest(file, "sha256").hexdigest() != key:
+                    raise Refused(f"The backup is damaged: object {key} is not what its name says.", code=2)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    os.sync()  # before the database says that they are there
+
+
+def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:
+    """Advance this server's transaction numbers to those of the server that was backed up.
+
+    They order feeds and exports. With lower ones new verdicts would sort before the positions that clients and
+    webhooks have stored, and be skipped. Where advancing would take very long, all verdicts get new numbers instead
+    and the stored positions are reset.
+    """
+    with psycopg.connect(plain_url(settings.database_url), autocommit=True) as connection:
+        connection.execute("SET synchronous_commit = off")
+        newest = int(connection.execute("SELECT coalesce(max(xid::text::numeric), 0) FROM verdicts").fetchall()[0][0])
+        wanted = max(summary.next_xid, newest + 1)
+        if wanted - next_xid(settings) > MOST_XIDS:
+            say("The other server was too far ahead: clients of the feed begin anew.")
+            connection.execute("UPDATE verdicts SET xid = pg_current_xact_id()")
+            connection.execute("UPDATE webhooks SET feed_xid = '0', feed_id = 0")
+            connection.execute("DELETE FROM agreement_places")
+            return
+        last = time.monotonic()
+        while (missing := wanted - next_xid(settings)) > 0:
+            if time.monotonic() - last > PROGRESS_SECONDS:
+                last = time.monotonic()
+                say(f"The feed's order: {missing:,} transactions to go.")
+            connection.execute(
+                f"DO $$ BEGIN FOR i IN 1..{min(missing, XIDS_AT_A_TIME)} LOOP "
+                "PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
+            )
+
+
+def clear_tables(settings: Settings, *, replace: bool) -> None:
+    """Raise Refused where the database has accounts already, unless `replace`."""
+    with psycopg.connect(plain_url(settings.database_url)) as connection:
+        there = connection.execute("SELECT to_regclass('public.users') IS NOT NULL").fetchone()
+        if there and there[0]:
+            people = connection.execute("SELECT count(*) FROM users").fetchone()
+            if people and people[0] and not replace:
+                raise Refused(
+                    "The database is not empty. Restore into a new one, or say --replace to lose what this one holds.",
+                    code=2,
+                )
+
+
+def load(settings: Settings, dump: Path, say: Say = silent) -> None:
+    """Replace everything in the database with the dump, in one transaction."""
+    script = dump.with_suffix(".sql")
+    unpack = ["pg_restore", "--no-owner", "--no-privileges", f"--file={script}", str(dump)]
+    run(unpack, progress=lambda: say(f"The database: {size_of(script)} unpacked."))
+    words = ["psql", "--quiet", "--no-psqlrc", "--single-transaction", "--set=ON_ERROR_STOP=1"]
+    words += ["--command=DROP SCHEMA IF EXISTS public CASCADE", "--command=CREATE SCHEMA public", f"--file={script}"]
+    since = time.monotonic()
+    loading = f"The database: loading {size_of(script)}"
+    run(
+        [*words, plain_url(settings.database_url)],
+        progress=lambda: say(f"{loading}, {time.monotonic() - since:.0f} s."),
+    )
+
+
+def keep_secret(tar: tarfile.TarFile, settings: Settings) -> None:
+    """Where the secret key lives in a file, use the backup's from now on, so that pseudonyms stay the same."""
+    path = settings.data_dir / SECRET
+    if path.exists() and path.read_text().strip() == settings.secret_key:
+        path.write_bytes(read_bytes(tar, SECRET))
+
+
+def read_bytes(tar: tarfile.TarFile, name: str) -> bytes:
+    """A small file of `tar`."""
+    file = tar.extractfile(name)
+    return b"" if file is None else file.read()

@@ -1,0 +1,29 @@
+"""`illume simulate`, `sample` and `scenes`: the command lines of the library, which need torch and no server."""
+
+from __future__ import annotations
+
+import click
+
+from app.cli.server.programs import become
+
+
+class LibraryCommand(click.Command):
+    """A command that hands all its words on, `--help` too, to a module of the library."""
+
+    def __init__(self, name: str, module: str, summary: str) -> None:
+        super().__init__(name, help=summary, add_help_option=False)
+        self.module = module
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take all words as they are."""
+        ctx.args = list(args)
+        return ctx.args
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Go on as the library's command, in this process's place."""
+        become(["-m", self.module, *ctx.args])
+
+
+simulate = LibraryCommand("simulate", "illume.simulation", "Run the whole loop with a simulated critic.")
+sample = LibraryCommand("sample", "illume.sampling", "Sample rationales for a file of prompts.")
+scenes = LibraryCommand("scenes", "illume.scenes", "Make scenes, train the starter model, score a model.")

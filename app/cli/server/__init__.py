@@ -1,0 +1,1 @@
+"""Commands that keep running: the demo, the web server, workers, and beat."""

@@ -1,0 +1,43 @@
+"""`illume user`: manage accounts."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+
+import click
+
+from app.cli.terminal import data_dir_option, prepared, say
+from app.db.sessions import session_scope
+from app.models import Role
+from app.services.accounts import users
+from app.services.kernel.actors import SYSTEM
+
+
+@click.group()
+def user() -> None:
+    """Manage accounts."""
+
+
+@user.command()
+@click.argument("email", help="The address they sign in with.")
+@click.option("--role", type=click.Choice(Role), required=True, help="What they may do.")
+@click.option("--project", "slugs", multiple=True, metavar="SLUG", help="Add them to this project; may be repeated.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of making one.")
+@data_dir_option
+def add(email: str, role: Role, slugs: tuple[str, ...], *, password_stdin: bool) -> None:
+    """Create an account and print its password. It cannot be shown again."""
+    password = read_password() if password_stdin else secrets.token_urlsafe(12)
+    with prepared(), session_scope() as session:
+        users.add_user(session, SYSTEM, email=email, role=role, password=password, project_slugs=slugs)
+    say(f"Added {email} as {role}.")
+    if not password_stdin:
+        say(f"password: {password}")
+
+
+def read_password() -> str:
+    """The password that is typed, unseen, or the first line of standard input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\n")
+    typed: str = click.prompt("Password", hide_input=True, err=True)
+    return typed
