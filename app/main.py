@@ -26,9 +26,9 @@ from app.fast_path.pg_pipeline import Lines
 from app.http import problems
 from app.http.dependencies import session_in_thread
 from app.http.gate import LARGEST_BODY, Gate, Kind, Places
-from app.http.headers import SafeHeaders
-from app.http.metrics import CountRequests
-from app.http.unchanged import Unchanged
+from app.http.headers import SecurityHeaders
+from app.http.live_pages import LivePageCache
+from app.http.metrics import RequestMetrics
 from app.settings import ROOT, Settings, get_settings
 from app.web import errors
 
@@ -64,10 +64,10 @@ def create_app() -> FastAPI:
         lifespan=lifespan,
         max_body_size=LARGEST_BODY,
         middleware=[
-            Middleware(SafeHeaders),
-            Middleware(CountRequests),
-            Middleware(Gate, places=places(settings), refuse=problems.refuse),
-            Middleware(Unchanged),
+            Middleware(SecurityHeaders),
+            Middleware(RequestMetrics),
+            Middleware(Gate, places=places(settings), refuse=problems.refusal_response),
+            Middleware(LivePageCache),
             Middleware(Direct, threads=min(settings.pool_size, JUDGING), wait=settings.gate_wait),
         ],
     )
@@ -87,9 +87,9 @@ def places(settings: Settings) -> dict[Kind, Places]:
     """How many requests of each kind run at once; their sum is the connections of a process, less one for health."""
     return {
         "requests": Places(settings.pool_size, settings.gate_wait),
-        "images": Places(engine.IMAGES, 5 * settings.gate_wait),
-        "uploads": Places(engine.UPLOADS, 5 * settings.gate_wait),
-        "streams": Places(engine.STREAMS, 0.05, status=429),
+        "images": Places(engine.IMAGE_CONNECTIONS, 5 * settings.gate_wait),
+        "uploads": Places(engine.UPLOAD_CONNECTIONS, 5 * settings.gate_wait),
+        "streams": Places(engine.STREAM_SLOTS, 0.05, status=429),
     }
 
 
@@ -98,14 +98,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Make room for as many threads as there are places, and have somebody look for what is due."""
     settings = get_settings()
     limiter = anyio.to_thread.current_default_thread_limiter()
-    limiter.total_tokens = max(limiter.total_tokens, settings.pool_size + engine.BESIDE + 8)
+    limiter.total_tokens = max(limiter.total_tokens, settings.pool_size + engine.EXTRA_CONNECTIONS + 8)
     await anyio.to_thread.run_sync(queue.send_now, queue.SWEEP)
     if threading.current_thread() is threading.main_thread():  # a process of its own: tests have many applications
         # What is here now stays; the collector of garbage need not look through it for each export's rows again.
         gc.collect()
         gc.freeze()
     if app.state.sessions is session_in_thread:  # where others give the sessions, all is done in theirs
-        size = min(settings.pool_size, engine.LINES)
+        size = min(settings.pool_size, engine.JUDGING_CONNECTIONS)
         app.state.quick = quick.Quick(
             Lines(settings.database_url, quick.STATEMENTS, size=size, wait=settings.gate_wait)
         )

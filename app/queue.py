@@ -30,7 +30,7 @@ ERASE = "illume.erase"  # (erasure id)
 
 DEFAULT_QUEUE = "default"
 MODEL_QUEUE = "model"
-QUEUE_OF = {
+TASK_QUEUES = {
     FILL_POOL: MODEL_QUEUE,
     RUN_ROUND: MODEL_QUEUE,
     SWEEP: DEFAULT_QUEUE,
@@ -40,8 +40,8 @@ QUEUE_OF = {
     ERASE: DEFAULT_QUEUE,
 }
 
-REACH_SECONDS = 0.1  # to connect, and again to answer: together below the 0.3 s a request may lose
-PAUSE_SECONDS = 1.0  # how long a broker that failed is left alone, so that not every request pays for it
+BROKER_TIMEOUT = 0.1  # to connect, and again to answer: together below the 0.3 s a request may lose
+RETRY_AFTER = 1.0  # how long a broker that failed is left alone, so that not every request pays for it
 
 Message = tuple[str, tuple[int, ...]]
 
@@ -52,11 +52,11 @@ class Sender:
     def __init__(self, url: str) -> None:
         self.celery = Celery("illume", broker=url, set_as_current=False)
         self.celery.conf.update(
-            broker_connection_timeout=REACH_SECONDS,
+            broker_connection_timeout=BROKER_TIMEOUT,
             broker_pool_limit=64,
             broker_transport_options={
-                "socket_connect_timeout": REACH_SECONDS,
-                "socket_timeout": REACH_SECONDS,
+                "socket_connect_timeout": BROKER_TIMEOUT,
+                "socket_timeout": BROKER_TIMEOUT,
                 "max_retries": 0,
             },
         )
@@ -69,17 +69,17 @@ class Sender:
         try:
             words = {} if until is None else {"until": until}
             self.celery.send_task(
-                name, args=list(ids), kwargs=words, queue=QUEUE_OF[name], retry=False, ignore_result=True
+                name, args=list(ids), kwargs=words, queue=TASK_QUEUES[name], retry=False, ignore_result=True
             )
         except (KombuError, RedisError, OSError) as error:
-            self.paused_until = time.monotonic() + PAUSE_SECONDS
+            self.paused_until = time.monotonic() + RETRY_AFTER
             log.warning("%s was not sent, the sweep will see to it: %s", name, error)
             return False
         return True
 
 
 @functools.lru_cache(maxsize=4)
-def sender_to(url: str) -> Sender:
+def get_sender(url: str) -> Sender:
     """The sender to the broker at `url`."""
     return Sender(url)
 
@@ -90,15 +90,15 @@ def send_now(name: str, *ids: int, until: float | None = None) -> bool:
     A worker drops the message when the database's clock is past `until`, in seconds since 1970. Celery's own expiry
     compares the clock of the sender's machine with that of the worker's: apart, or put forward, no work would be done.
     """
-    if name not in QUEUE_OF:
+    if name not in TASK_QUEUES:
         raise ValueError(f"There is no task {name!r}.")
     url = get_settings().redis_url
-    return bool(url) and sender_to(url).send(name, ids, until=until)
+    return bool(url) and get_sender(url).send(name, ids, until=until)
 
 
 def send(session: Session, name: str, *ids: int) -> None:
     """Send a task once `session` has committed; never if it rolls back. The same task twice is sent once."""
-    if name not in QUEUE_OF:
+    if name not in TASK_QUEUES:
         raise ValueError(f"There is no task {name!r}.")
     if not session.in_transaction():
         session.begin()  # so that a rollback before the first statement is one

@@ -143,7 +143,7 @@ def count_anew() -> None:
     with session_scope() as session:
         for command in PATIENT.split(";"):
             session.execute(text(command))
-        counters.recount(session)
+        counters.rebuild(session)
 
 
 def settle() -> None:

@@ -30,6 +30,7 @@ from app.models import Import
 from app.processes import connect
 from app.processes.embedded import Embedded
 from app.services.imports import imports
+from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import projects
 from app.services.prompts import images
@@ -132,7 +133,7 @@ def work(import_id: int, pipe: Any) -> None:
     """Take the import in, and tell how much memory that took."""
     session_factory()
     before = peak()
-    imports.run(import_id, worker=f"bench:{os.getpid()}", check=lambda: None)
+    run_import(import_id, worker=f"bench:{os.getpid()}", check=lambda: None)
     pipe.send({"before": before, "peak": peak()})
 
 

@@ -193,7 +193,7 @@ def catch_up() -> None:
     found = 1
     while found:
         with session_scope() as session:
-            found = set_agreements.follow(session)
+            found = set_agreements.follow_feed(session)
     filling.settle()
     sweep.run()
 

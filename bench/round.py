@@ -159,7 +159,7 @@ def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
 def ready_sets(project_id: int) -> int:
     """How many sets critics could claim."""
     with session_scope() as session:
-        return pools.claimable_count(session, session.get_one(Project, project_id))
+        return pools.count_claimable(session, session.get_one(Project, project_id))
 
 
 def new_sets(project_id: int) -> int:

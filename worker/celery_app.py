@@ -42,7 +42,7 @@ def make_celery(process: WorkerProcess | None = None) -> Celery:
             "sweep": {
                 "task": queue.SWEEP,
                 "schedule": schedule(timedelta(seconds=settings.sweep_seconds), nowfun=steady_now),
-                "options": {"queue": queue.QUEUE_OF[queue.SWEEP]},
+                "options": {"queue": queue.TASK_QUEUES[queue.SWEEP]},
             }
         },
     )

@@ -55,7 +55,7 @@ def fill_pool(process: WorkerProcess, models: ModelCache, project_id: int) -> in
     """Sample until the project's pool is full, a round waits, or the turn is over. How many sets were stored."""
     with session_scope() as session:
         project = session.get(Project, project_id)
-        if project is None or pools.pool_needs(session, project) == 0:
+        if project is None or pools.count_missing_sets(session, project) == 0:
             return 0
     with holding_device(process, purpose="sampling") as held:
         return _fill_for_a_turn(process, models, project_id) if held else 0
@@ -84,7 +84,7 @@ def fill_for_round(
     made: int | None = 0
     while made is not None:
         with session_scope() as session:
-            missing = pools.pool_needs(session, session.get_one(Project, project_id), target=target)
+            missing = pools.count_missing_sets(session, session.get_one(Project, project_id), target=target)
         report(target - missing, target)
         if missing == 0:
             return
@@ -135,9 +135,9 @@ def _claim(
         project = session.get_one(Project, project_id)
         if project.active_version_id != version.id:
             return None
-        wanted = min(limit, pools.pool_needs(session, project, target=target))
+        wanted = min(limit, pools.count_missing_sets(session, project, target=target))
         claims = candidates.claim_sampling_batch(session, project, worker=process.name, limit=wanted)
-        prompts = candidates.examples_of(session, [claim.prompt_id for claim in claims])
+        prompts = candidates.load_prompts_data(session, [claim.prompt_id for claim in claims])
         return Batch(claims, prompts, settings_of(session, project)) if claims else None
 
 

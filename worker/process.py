@@ -66,5 +66,5 @@ def bury_dead(process: WorkerProcess) -> None:
     from app.db.sessions import session_scope
 
     with session_scope() as session:
-        names = workers.all_names(session)
-        workers.bury(session, [name for name in dead_here(names) if name != process.name])
+        names = workers.list_worker_names(session)
+        workers.expire_leases(session, [name for name in dead_here(names) if name != process.name])

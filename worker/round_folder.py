@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from sqlalchemy.orm import Session
 
-from app.db.sessions import now_of, session_scope
+from app.db.sessions import database_now, session_scope
 from app.models import ModelVersion, Round, RoundState, Snapshot, SnapshotItemRole
 from app.services.kernel.store import get_store
 from app.services.rounds import snapshots, versions
@@ -242,7 +242,7 @@ def forget_old(session: Session) -> int:
     Those of rounds that another machine finished, or that succeeded just before we were killed; and those of rounds
     that ended otherwise a week ago, which a retry would have to begin anew. Folders of rounds unknown here stay.
     """
-    gone, now = 0, now_of(session)
+    gone, now = 0, database_now(session)
     for path in rounds_dir().glob("*/" + IDENTITY):
         identity = json.loads(path.read_text())
         found = session.get(Round, identity["round"])

@@ -10,10 +10,10 @@ from typing import Any
 from celery import Celery
 
 from app import queue
-from app.db.sessions import now_of, session_scope
+from app.db.sessions import database_now, session_scope
 from app.services import sweep
 from app.services.erasure import running
-from app.services.imports import imports
+from app.services.imports.running import SLICE_SECONDS, run_import
 from app.services.integrations import webhooks
 from app.settings import get_settings
 from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
@@ -67,7 +67,7 @@ class Tasks:
 
     def run_import(self, import_id: int) -> None:
         """Take in a file of prompts."""
-        imports.run(import_id, worker=self.process.name, check=self.process.check, seconds=imports.SLICE_SECONDS)
+        run_import(import_id, worker=self.process.name, check=self.process.check, seconds=SLICE_SECONDS)
 
     def deliver(self, webhook_id: int) -> None:
         """Send what is due for a webhook."""
@@ -81,7 +81,7 @@ class Tasks:
 
     def erase(self, erasure_id: int) -> None:
         """Erase a person, an image or a project."""
-        running.run(erasure_id, check=self.process.check)
+        running.run_erasure(erasure_id, check=self.process.check)
 
 
 def register(celery: Celery, process: WorkerProcess | None) -> None:
@@ -102,7 +102,7 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
 def _time() -> float:
     """The time by the database's clock, in seconds since 1970."""
     with session_scope() as session:
-        return now_of(session).timestamp()
+        return database_now(session).timestamp()
 
 
 def _stoppable(function: Callable[..., None]) -> Callable[..., None]:

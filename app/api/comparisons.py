@@ -121,7 +121,7 @@ def comparison_out(session: Session, found: Comparison) -> ComparisonOut:
     )
 
 
-def found_by_id(session: Session, actor: Actor, comparison_id: str) -> tuple[Project, Comparison]:
+def get_by_id(session: Session, actor: Actor, comparison_id: str) -> tuple[Project, Comparison]:
     """A comparison and its project. Raises `NotFound`."""
     found = comparisons.comparison_by_id(session, actor, parse_id(comparison_id))
     return session.get_one(Project, found.project_id), found
@@ -152,7 +152,7 @@ def start_comparison(session: SessionDep, actor: ActorDep, slug: str, body: Comp
 @router.get("/comparisons/{comparison_id}")
 def get_comparison(session: SessionDep, actor: ActorDep, comparison_id: str) -> ComparisonOut:
     """A comparison."""
-    return comparison_out(session, found_by_id(session, actor, comparison_id)[1])
+    return comparison_out(session, get_by_id(session, actor, comparison_id)[1])
 
 
 @router.get("/comparisons/{comparison_id}/pairs")
@@ -160,7 +160,7 @@ def list_pairs(
     session: SessionDep, actor: ActorDep, comparison_id: str, limit: Limit = 100, cursor: str | None = None
 ) -> ListOut[PairOut]:
     """The pairs of a comparison in order, each with what was said of it. Critics do not see them."""
-    project, found = found_by_id(session, actor, comparison_id)
+    project, found = get_by_id(session, actor, comparison_id)
     if project_role(session, actor, project) is Role.critic:
         raise Forbidden("The pairs are for viewers, reviewers and admins of the project; you are 'critic'.")
     rows = comparisons.pairs_of(session, actor, project, found)
@@ -185,7 +185,7 @@ def list_pairs(
 @router.post("/comparisons/{comparison_id}/close")
 def close_comparison(session: SessionDep, actor: ActorDep, comparison_id: str) -> ComparisonOut:
     """End a comparison before all was judged; what was said counts."""
-    project, found = found_by_id(session, actor, comparison_id)
+    project, found = get_by_id(session, actor, comparison_id)
     return comparison_out(session, comparisons.close(session, actor, project, found.number))
 
 

@@ -26,9 +26,9 @@ from app.services.rounds import snapshot_records, snapshots
 router = APIRouter(tags=["datasets"])
 NDJSON = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
-PACKED = {"gzip": ("application/gzip", ".gz"), "zstd": ("application/zstd", ".zst")}
+PACKED_TYPES = {"gzip": ("application/gzip", ".gz"), "zstd": ("application/zstd", ".zst")}
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "What If-None-Match names has not changed."}}
-ANSWERS: dict[int | str, dict[str, Any]] = {
+RESPONSES: dict[int | str, dict[str, Any]] = {
     **UNCHANGED,
     200: {
         "description": "The rows, one a line, or as one Parquet file.",
@@ -48,7 +48,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def wanted(
+def dataset_filters(
     format: Annotated[Format, Query()] = Format.records,  # noqa: A002 - the parameter's name in the contract
     aggregation: Annotated[Aggregation | None, Query(description="Over critics; without it the project's own")] = None,
     task: Annotated[Task, Query(description="What the rows of `sharegpt` are for")] = Task.sft,
@@ -64,7 +64,7 @@ def wanted(
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class DatasetEncoding:
     """How the rows travel. `compression` packs the file itself (of Parquet: its pages); `coding` only its way."""
 
     parquet: bool
@@ -78,7 +78,7 @@ class Form:
         return f"{'parquet' if self.parquet else 'ndjson'}-{self.embed:d}-{self.compression}-{self.coding}"
 
 
-def form(
+def dataset_encoding(
     request: Request,
     as_: Annotated[Literal["ndjson", "parquet"] | None, Query(alias="as", description="Over the Accept header")] = None,
     images: Annotated[
@@ -88,16 +88,16 @@ def form(
         Literal["gzip", "zstd", "none"] | None,
         Query(description="Packs the file itself, whatever Accept-Encoding says"),
     ] = None,
-) -> Form:
+) -> DatasetEncoding:
     """How the rows travel."""
     parquet = as_ == "parquet" or (as_ is None and PARQUET in request.headers.get("accept", ""))
     coding = None
     if not parquet and compression is None:
-        coding = coding_of(request.headers.get("accept-encoding", ""))
-    return Form(parquet, images == "embedded", compression, coding)
+        coding = choose_coding(request.headers.get("accept-encoding", ""))
+    return DatasetEncoding(parquet, images == "embedded", compression, coding)
 
 
-def coding_of(accepted: str) -> Coding | None:
+def choose_coding(accepted: str) -> Coding | None:
     """The content coding to use for an Accept-Encoding header: the one that is liked most, zstd before gzip."""
     liked: dict[str, float] = {}
     for part in accepted.lower().split(","):
@@ -108,14 +108,14 @@ def coding_of(accepted: str) -> Coding | None:
     return best if liked.get(best, 0) > 0 else None
 
 
-@router.get("/projects/{slug}/dataset", response_class=StreamingResponse, responses=ANSWERS)
+@router.get("/projects/{slug}/dataset", response_class=StreamingResponse, responses=RESPONSES)
 def get_dataset(
     request: Request,
     session: SessionDep,
     actor: ActorDep,
     slug: str,
-    rows: Annotated[Wanted, Depends(wanted)],
-    how: Annotated[Form, Depends(form)],
+    rows: Annotated[Wanted, Depends(dataset_filters)],
+    how: Annotated[DatasetEncoding, Depends(dataset_encoding)],
     limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="A page of so many rows, not all")] = None,
     cursor: Annotated[str | None, Query(description="A moment's view, or the next page of it")] = None,
     after: Annotated[str | None, Query(description="The id of the last row that is there already")] = None,
@@ -136,7 +136,7 @@ def get_dataset(
         "Cache-Control": "private, no-cache",
         "Illume-Cursor": plan.cursor(""),
     }
-    if matches(if_none_match, etag):
+    if etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     headers["Content-Disposition"] = f'attachment; filename="{file_name(plan, how)}"'
     lines: Iterable[bytes] = ()
@@ -153,18 +153,20 @@ def get_dataset(
     return parquet_answer(plan, how, headers, lines) if how.parquet else ndjson_answer(how, headers, lines)
 
 
-def ndjson_answer(how: Form, headers: dict[str, str], lines: Iterable[bytes]) -> StreamingResponse:
+def ndjson_answer(how: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]) -> StreamingResponse:
     """Lines of JSON, compressed where that was asked for."""
     pieces, media_type = lines, NDJSON
     if how.compression in ("gzip", "zstd"):
-        pieces, media_type = export_compression.compressed(pieces, how.compression), PACKED[how.compression][0]
+        pieces, media_type = export_compression.compressed(pieces, how.compression), PACKED_TYPES[how.compression][0]
     elif how.coding is not None:
         pieces = export_compression.compressed(pieces, how.coding)
         headers["Content-Encoding"] = how.coding
     return StreamingResponse(pieces, media_type=media_type, headers=headers)
 
 
-def parquet_answer(plan: Plan, how: Form, headers: dict[str, str], lines: Iterable[bytes]) -> StreamingResponse:
+def parquet_answer(
+    plan: Plan, how: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]
+) -> StreamingResponse:
     """One Parquet file, of the page in `lines` or of all rows."""
     import orjson
 
@@ -177,14 +179,15 @@ def parquet_answer(plan: Plan, how: Form, headers: dict[str, str], lines: Iterab
     return StreamingResponse(pieces, media_type=PARQUET, headers=headers)
 
 
-def file_name(plan: Plan, how: Form) -> str:
+def file_name(plan: Plan, how: DatasetEncoding) -> str:
     """What the file is called where it is kept."""
     if how.parquet:
         return f"{plan.slug}-{plan.shape.format}.parquet"
-    return f"{plan.slug}-{plan.shape.format}.jsonl{PACKED[how.compression][1] if how.compression in PACKED else ''}"
+    suffix = PACKED_TYPES[how.compression][1] if how.compression in PACKED_TYPES else ""
+    return f"{plan.slug}-{plan.shape.format}.jsonl{suffix}"
 
 
-def matches(if_none_match: str | None, etag: str) -> bool:
+def etag_matches(if_none_match: str | None, etag: str) -> bool:
     """Whether an If-None-Match header names `etag`; whether a tag is weak does not matter."""
     named = {one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")}
     return "*" in named or etag.removeprefix("W/") in named
@@ -205,10 +208,10 @@ def download_snapshot(
     found = snapshots.get_snapshot(session, actor, parse_id(snapshot_id))
     key = found.file_key or found.sha256
     headers = {"ETag": f'"{key}"', "Cache-Control": "private, no-cache"}
-    if matches(if_none_match, headers["ETag"]):
+    if etag_matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     headers["Content-Disposition"] = f'attachment; filename="snapshot-{found.number}.jsonl"'
-    return StreamingResponse(get_store().pieces(key), media_type=NDJSON, headers=headers)
+    return StreamingResponse(get_store().read_chunks(key), media_type=NDJSON, headers=headers)
 
 
 @router.get(

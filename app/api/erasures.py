@@ -14,7 +14,7 @@ from app.http.dependencies import ActorDep, SessionDep
 from app.http.responses import Json
 from app.models import Erasure, ErasureKind, ErasureState
 from app.services.erasure import erasures
-from app.services.erasure.erasures import Loss
+from app.services.erasure.erasures import ErasureImpact
 from app.services.kernel.actors import parse_id
 
 router = APIRouter(tags=["erasing"])
@@ -48,7 +48,7 @@ class ErasureOut(Out):
     finished_at: datetime | None
 
 
-def loss_out(loss: Loss) -> Response:
+def loss_out(loss: ErasureImpact) -> Response:
     """What would go."""
     return Json(LossOut.model_validate(loss).model_dump(mode="json"))
 
@@ -63,7 +63,7 @@ def erase_user(session: SessionDep, actor: ActorDep, user_id: str, dry_run: DryR
     """Erase a person: their name, keys and all they said. Verdicts leave tombstones, and their slots are free again."""
     number = parse_id(user_id)
     if dry_run:
-        return loss_out(erasures.loss_of_person(session, actor, number))
+        return loss_out(erasures.person_impact(session, actor, number))
     return erasure_out(erasures.erase_person(session, actor, number))
 
 
@@ -71,7 +71,7 @@ def erase_user(session: SessionDep, actor: ActorDep, user_id: str, dry_run: DryR
 def erase_image(session: SessionDep, actor: ActorDep, sha256: str, dry_run: DryRun = False) -> Response:
     """Erase an image, and in all projects the prompts that show it, with what was said of them."""
     if dry_run:
-        return loss_out(erasures.loss_of_image(session, actor, sha256))
+        return loss_out(erasures.image_impact(session, actor, sha256))
     return erasure_out(erasures.erase_image(session, actor, sha256))
 
 
@@ -79,7 +79,7 @@ def erase_image(session: SessionDep, actor: ActorDep, sha256: str, dry_run: DryR
 def erase_project(session: SessionDep, actor: ActorDep, slug: str, dry_run: DryRun = False) -> Response:
     """Erase a project: all its content, its adapters and images. Its snapshots keep their hashes and nothing else."""
     if dry_run:
-        return loss_out(erasures.loss_of_project(session, actor, slug))
+        return loss_out(erasures.project_impact(session, actor, slug))
     return erasure_out(erasures.erase_project(session, actor, slug))
 
 

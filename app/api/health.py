@@ -14,7 +14,7 @@ from app.db.engine import get_engine
 from app.db.sessions import session_scope
 from app.errors import Forbidden
 from app.http.dependencies import bearer_token
-from app.http.metrics import exposition
+from app.http.metrics import render_metrics
 from app.http.responses import Json
 from app.services.accounts import users
 from app.settings import get_settings
@@ -68,7 +68,7 @@ def metrics(request: Request) -> Response:
             users.actor_for_token(session, token)
     elif not is_loopback(request):
         raise Forbidden("The numbers are for this machine only: bring a token.")
-    content, media_type = exposition()
+    content, media_type = render_metrics()
     return Response(content, media_type=media_type)
 
 

@@ -23,8 +23,8 @@ from app.services.kernel.actors import parse_id
 from app.services.projects import projects
 
 router = APIRouter(tags=["imports"])
-PAGE = 2000
-SHOWN = 1000
+PAGE_SIZE = 2000
+MAX_PROBLEMS = 1000
 
 
 def import_out(found: Import, problems: list[ImportProblem]) -> ImportOut:
@@ -52,9 +52,9 @@ def problem_out(problem: ImportProblem) -> dict[str, Any]:
     return {"line": problem.line, "field": problem.field, "reason": problem.reason}
 
 
-def whole_import(session: Session, found: Import) -> ImportOut:
+def import_with_problems(session: Session, found: Import) -> ImportOut:
     """An import with its first problems."""
-    return import_out(found, imports.problems_of(session, found, limit=SHOWN))
+    return import_out(found, imports.list_problems(session, found, limit=MAX_PROBLEMS))
 
 
 @router.get("/projects/{slug}/imports")
@@ -94,7 +94,7 @@ def add_import(
         split=split,
         mapping=None if mapping is None else parse_mapping(mapping),
     )
-    return whole_import(session, made)
+    return import_with_problems(session, made)
 
 
 def parse_mapping(text: str) -> dict[str, str]:
@@ -111,7 +111,7 @@ def parse_mapping(text: str) -> dict[str, str]:
 @router.get("/imports/{import_id}")
 def get_import(session: SessionDep, actor: ActorDep, import_id: str) -> ImportOut:
     """How far an import is, and the first 1,000 rejected lines with their reasons."""
-    return whole_import(session, imports.get_import(session, actor, parse_id(import_id)))
+    return import_with_problems(session, imports.get_import(session, actor, parse_id(import_id)))
 
 
 @router.get(
@@ -140,12 +140,12 @@ def stream_problems(found: Import, kind: str) -> Iterator[bytes]:
     after = 0
     while True:
         with session_scope() as session:
-            problems = imports.problems_of(session, found, limit=PAGE, after=after)
+            problems = imports.list_problems(session, found, limit=PAGE_SIZE, after=after)
         if kind == "csv":
             yield b"".join(csv_line(one.line, one.field, one.reason) for one in problems)
         else:
             yield b"".join(orjson.dumps(problem_out(one)) + b"\n" for one in problems)
-        if len(problems) < PAGE:
+        if len(problems) < PAGE_SIZE:
             return
         after = problems[-1].line
 

@@ -42,7 +42,7 @@ def list_projects(
     return ListOut(items=[project_out(session, project) for project in page.items], next=page.next)
 
 
-def base_problem(session: Session, actor: Actor, wanted: object, known: str = "") -> Problem | None:
+def check_base_model(session: Session, actor: Actor, wanted: object, known: str = "") -> Problem | None:
     """Why a base model is not taken yet: a worker looks at it first. None where it is known to be good.
 
     It is answered, not raised, so that what the worker is asked stays asked.
@@ -62,7 +62,7 @@ def base_problem(session: Session, actor: Actor, wanted: object, known: str = ""
 def add_project(session: SessionDep, actor: ActorDep, body: ProjectIn) -> ProjectOut | Problem:
     """Make a project with version 0, the base model; 409 while a worker looks at one that is new here."""
     require_admin(actor)
-    if problem := base_problem(session, actor, body.base_model):
+    if problem := check_base_model(session, actor, body.base_model):
         return problem
     given = body.model_dump(exclude={"slug", "name"}, exclude_unset=True)
     name = body.slug if body.name is None else body.name
@@ -82,7 +82,7 @@ def change_project(
     """Change the name or settings; only what is given changes. 409 while a worker looks at a base model new here."""
     project = projects.get_project(session, actor, slug, Role.admin)
     known = projects.settings_of(session, project).base_model
-    if problem := base_problem(session, actor, body.get("base_model"), known):
+    if problem := check_base_model(session, actor, body.get("base_model"), known):
         return problem
     return project_out(session, projects.update_project(session, actor, slug, body))
 
@@ -91,4 +91,4 @@ def change_project(
 def get_stats(session: SessionDep, actor: ActorDep, slug: str) -> dict[str, Any]:
     """Counts, pace, agreement, the pool, and how far the next round is."""
     project = projects.get_project(session, actor, slug)
-    return stats.as_json(stats.project_stats(session, actor, project))
+    return stats.as_json(stats.load_project_stats(session, actor, project))

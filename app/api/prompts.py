@@ -92,7 +92,7 @@ def add_several(session: Session, actor: ActorDep, project: Project, body: dict[
     items = body["items"]
     if not isinstance(items, list) or not items or len(body) > 1:
         raise Invalid('Send {"items": [prompt, ...]} with at least one prompt, and nothing beside.', field="items")
-    results = prompts.add_prompts(session, actor, project, [parsed(item) for item in items])
+    results = prompts.add_prompts(session, actor, project, [parse_item(item) for item in items])
     errors = [
         ItemError(index=index, field=result.error.field, detail=result.error.detail)
         for index, result in enumerate(results)
@@ -101,7 +101,7 @@ def add_several(session: Session, actor: ActorDep, project: Project, body: dict[
     if len(errors) == len(results):
         found = [error.model_dump() for error in errors]
         return Problem(422, Invalid.title, f"None of the {len(items)} prompts was taken.", extra={"errors": found})
-    good = prompts.load(session, [result.prompt.id for result in results if result.prompt is not None])
+    good = prompts.load_prompts(session, [result.prompt.id for result in results if result.prompt is not None])
     created = sum(result.created for result in results)
     return Json(
         {
@@ -114,7 +114,7 @@ def add_several(session: Session, actor: ActorDep, project: Project, body: dict[
     )
 
 
-def parsed(item: object) -> prompts.PromptIn | DomainError:
+def parse_item(item: object) -> prompts.PromptIn | DomainError:
     """A prompt, or what is wrong with it."""
     if not isinstance(item, dict):
         return Invalid("A prompt is an object.")
@@ -129,10 +129,10 @@ def get_prompt(session: SessionDep, actor: ActorDep, prompt_id: str) -> Response
     """A prompt; with its candidate sets for who is no critic."""
     prompt = prompts.get_prompt(session, actor, parse_id(prompt_id))
     role = project_role(session, actor, session.get_one(Project, prompt.project_id))
-    return Json(prompt_json(prompt, role, None if role is Role.critic else sets_of(session, prompt)))
+    return Json(prompt_json(prompt, role, None if role is Role.critic else candidate_sets_out(session, prompt)))
 
 
-def sets_of(session: Session, prompt: Prompt) -> list[CandidateSetOut]:
+def candidate_sets_out(session: Session, prompt: Prompt) -> list[CandidateSetOut]:
     """The candidate sets of a prompt, with all that is known of their candidates."""
     return [
         CandidateSetOut(
@@ -152,7 +152,7 @@ def sets_of(session: Session, prompt: Prompt) -> list[CandidateSetOut]:
                 for candidate in one.candidates
             ],
         )
-        for one in prompts.candidate_sets_of(session, prompt)
+        for one in prompts.list_candidate_sets(session, prompt)
     ]
 
 

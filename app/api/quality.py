@@ -111,8 +111,8 @@ def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: st
 def list_standings(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[StandingOut]:
     """How critics stand: gold prompts, repeats, pauses. For reviewers."""
     project = projects.get_project(session, actor, slug, Role.reviewer)
-    twice = {one.critic_id: one for one in repeats.consistency_of(session, actor, project)}
-    found = {one.critic_id: one for one in standings.standings_of(session, actor, project)}
+    twice = {one.critic_id: one for one in repeats.measure_consistency(session, actor, project)}
+    found = {one.critic_id: one for one in standings.list_standings(session, actor, project)}
     items = []
     for critic_id in sorted({*twice, *found}):
         stands, again = found.get(critic_id), twice.get(critic_id)
@@ -144,7 +144,7 @@ def pause(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> No
 def resume(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
     """Let a paused critic go on; their gold prompts count anew. For admins."""
     project = projects.get_project(session, actor, slug, Role.admin)
-    standings.let_go_on(session, actor, project, parse_id(critic_id))
+    standings.resume(session, actor, project, parse_id(critic_id))
 
 
 # Reviews

@@ -155,7 +155,7 @@ def get_adapter(session: SessionDep, actor: ActorDep, version_id: str) -> Stream
     project = session.get_one(Project, version.project_id)
     name = f'attachment; filename="{project.slug}-v{version.number}.tar"'
     return StreamingResponse(
-        get_store().pieces(key), media_type="application/x-tar", headers={"Content-Disposition": name}
+        get_store().read_chunks(key), media_type="application/x-tar", headers={"Content-Disposition": name}
     )
 
 

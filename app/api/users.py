@@ -19,7 +19,7 @@ router = APIRouter(tags=["users"])
 
 def users_out(session: Session, found: Sequence[User]) -> list[UserOut]:
     """People with their projects."""
-    projects = users.projects_of(session, [user.id for user in found])
+    projects = users.list_project_roles(session, [user.id for user in found])
     return [
         UserOut(
             id=str(user.id),

@@ -95,7 +95,7 @@ def check_data_dir(settings: Settings) -> Finding:
 def check_database(settings: Settings) -> Finding:
     """Whether the database answers and is new enough for `transaction_timeout`."""
     try:
-        with psycopg.connect(engine.plain_url(settings.database_url), connect_timeout=3) as connection:
+        with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
             version = connection.info.server_version
     except (psycopg.Error, ValueError) as error:
         reason = reason_of(error) if isinstance(error, psycopg.Error) else str(error)
@@ -107,7 +107,7 @@ def check_database(settings: Settings) -> Finding:
 
 def check_migrations(settings: Settings) -> Finding:
     """Whether the tables are those this code needs."""
-    wanted = migrations.wanted_revision()
+    wanted = migrations.required_revision()
     try:
         found = migrations.current_revision(settings.database_url)
     except (SQLAlchemyError, ValueError):
@@ -119,9 +119,9 @@ def check_migrations(settings: Settings) -> Finding:
 
 def check_connections(settings: Settings, processes: int) -> Finding:
     """Whether all web processes and workers together leave connections free. Each has a pool of its own."""
-    planned = (settings.pool_size + engine.BESIDE) * processes + OF_WORKERS + RESERVED
+    planned = (settings.pool_size + engine.EXTRA_CONNECTIONS) * processes + OF_WORKERS + RESERVED
     try:
-        with psycopg.connect(engine.plain_url(settings.database_url), connect_timeout=3) as connection:
+        with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
             row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
     except (psycopg.Error, ValueError):
         return Finding("connections", False, "unknown while the database does not answer", "Mend the database first.")

@@ -13,7 +13,7 @@ from app.models import Erasure, ErasureState
 from app.processes.connect import Refused
 from app.services.accounts import users
 from app.services.erasure import erasures, running
-from app.services.erasure.erasures import Loss
+from app.services.erasure.erasures import ErasureImpact
 from app.services.kernel.actors import SYSTEM
 
 KINDS = ("person", "image", "project")
@@ -43,7 +43,7 @@ def erase(kind: str, subject: str, *, ask: Callable[[], bool], say: Say) -> int:
         return 1
     with session_scope() as session:
         erasure_id = ask_for(session, kind, key).id
-    running.run(erasure_id)
+    running.run_erasure(erasure_id)
     with session_scope() as session:
         found = session.get_one(Erasure, erasure_id)
         if found.state is not ErasureState.done:
@@ -65,11 +65,11 @@ def key_of(session: Session, kind: str, subject: str) -> str:
     return str(user.id)
 
 
-def loss_of(session: Session, kind: str, key: str) -> Loss:
+def loss_of(session: Session, kind: str, key: str) -> ErasureImpact:
     """What would go."""
     if kind == "person":
-        return erasures.loss_of_person(session, SYSTEM, int(key))
-    return (erasures.loss_of_image if kind == "image" else erasures.loss_of_project)(session, SYSTEM, key)
+        return erasures.person_impact(session, SYSTEM, int(key))
+    return (erasures.image_impact if kind == "image" else erasures.project_impact)(session, SYSTEM, key)
 
 
 def ask_for(session: Session, kind: str, key: str) -> Erasure:
@@ -79,7 +79,7 @@ def ask_for(session: Session, kind: str, key: str) -> Erasure:
     return (erasures.erase_image if kind == "image" else erasures.erase_project)(session, SYSTEM, key)
 
 
-def loss_words(loss: Loss) -> str:
+def loss_words(loss: ErasureImpact) -> str:
     """What would go, for a person to read."""
     counts = {name: getattr(loss, name) for name in ("verdicts", "prompts", "images", "tokens", "snapshots")}
     more = {"images"} if loss.images_at_least else set()

@@ -80,7 +80,7 @@ def refuse_other_tables(settings: Settings) -> None:
     from app.db import migrations
 
     wait_for_database(settings, say=warn)
-    if migrations.current_revision(settings.database_url) != migrations.wanted_revision():
+    if migrations.current_revision(settings.database_url) != migrations.required_revision():
         raise Refused("The tables are not those this version needs. Run `illume db upgrade` first.")
 
 

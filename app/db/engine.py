@@ -18,15 +18,15 @@ from app.settings import get_settings
 # Connections of a process beside the `pool_size` of its requests: for kinds with places of their own, and for health.
 # A stream has one at its place and some that fetch its next pages.
 # Some are the event loop's own (`app/fast_path/pg_pipeline.py`), for claims and verdicts.
-IMAGES, UPLOADS, STREAMS, FETCHERS, LINES = 2, 2, 2, 2, 8
-POOLED = IMAGES + UPLOADS + STREAMS * (1 + FETCHERS) + 1
-BESIDE = POOLED + LINES
+IMAGE_CONNECTIONS, UPLOAD_CONNECTIONS, STREAM_SLOTS, FETCHERS_PER_STREAM, JUDGING_CONNECTIONS = 2, 2, 2, 2, 8
+RESERVED_CONNECTIONS = IMAGE_CONNECTIONS + UPLOAD_CONNECTIONS + STREAM_SLOTS * (1 + FETCHERS_PER_STREAM) + 1
+EXTRA_CONNECTIONS = RESERVED_CONNECTIONS + JUDGING_CONNECTIONS
 IDLE_SECONDS = 0.05
 """A connection that was idle for so long is asked whether it still stands before it is used."""
 
 
 # A server that is cut off says nothing: after 20 s without a sign of it a connection is given up. TCP only.
-CUT_OFF = {
+KEEPALIVES = {
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -43,16 +43,16 @@ def sqlalchemy_url(url: str) -> str:
     raise ValueError("ILLUME_DATABASE_URL must start with postgresql://")
 
 
-def plain_url(url: str) -> str:
+def libpq_url(url: str) -> str:
     """`url` as the driver and PostgreSQL's own programs take it."""
     return sqlalchemy_url(url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 
-def connect_arguments(more: str = "") -> dict[str, Any]:
+def connect_args(more: str = "") -> dict[str, Any]:
     """How we connect: so that locks, statements that run away and servers that are cut off are given up."""
     options = "-c lock_timeout=2000 -c statement_timeout=10000 -c transaction_timeout=10000 -c timezone=UTC -c jit=off"
     named = {"application_name": "illume", "client_encoding": "utf8"}
-    return {"connect_timeout": 3, "options": f"{options} {more}".strip(), **named, **CUT_OFF}
+    return {"connect_timeout": 3, "options": f"{options} {more}".strip(), **named, **KEEPALIVES}
 
 
 def make_engine(url: str, *, pool_size: int) -> Engine:
@@ -63,13 +63,13 @@ def make_engine(url: str, *, pool_size: int) -> Engine:
         max_overflow=0,
         pool_timeout=5,
         pool_use_lifo=True,  # few connections that have their plans, rather than many that plan
-        connect_args=connect_arguments(),
+        connect_args=connect_args(),
     )
     ping_after_idling(engine)
     return engine
 
 
-def has_word(connection: DBAPIConnection) -> bool:
+def has_unread_data(connection: DBAPIConnection) -> bool:
     """Whether there is something to read on a connection that nobody uses: mostly that it is over."""
     waiting = poll()
     waiting.register(connection.fileno(), POLLIN)
@@ -88,7 +88,7 @@ def ping_after_idling(engine: Engine) -> None:
 
     def look(connection: DBAPIConnection, record: ConnectionPoolEntry, _fairy: PoolProxiedConnection) -> None:
         idle = time.monotonic() - record.info.get("idle_since", time.monotonic())
-        if idle < IDLE_SECONDS and not has_word(connection):
+        if idle < IDLE_SECONDS and not has_unread_data(connection):
             return
         try:
             engine.dialect.do_ping(connection)
@@ -103,4 +103,4 @@ def ping_after_idling(engine: Engine) -> None:
 def get_engine() -> Engine:
     """The engine of this process."""
     settings = get_settings()
-    return make_engine(settings.database_url, pool_size=settings.pool_size + POOLED)
+    return make_engine(settings.database_url, pool_size=settings.pool_size + RESERVED_CONNECTIONS)

@@ -12,7 +12,7 @@ from app.db.engine import sqlalchemy_url
 from app.settings import ROOT
 
 
-def config_for(url: str) -> Config:
+def alembic_config(url: str) -> Config:
     """Alembic's configuration for the database at `url`."""
     config = Config(toml_file=ROOT / "pyproject.toml")
     config.attributes["database_url"] = url
@@ -21,22 +21,22 @@ def config_for(url: str) -> Config:
 
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the database up to `revision`. Several callers at once wait for each other."""
-    command.upgrade(config_for(url), revision)
+    command.upgrade(alembic_config(url), revision)
 
 
 def downgrade(url: str, revision: str) -> None:
     """Take the database back to `revision`; `base` removes all tables."""
-    command.downgrade(config_for(url), revision)
+    command.downgrade(alembic_config(url), revision)
 
 
 def check(url: str) -> None:
     """Raise alembic's CommandError where the tables in the database are not those of `app.models`."""
-    command.check(config_for(url))
+    command.check(alembic_config(url))
 
 
-def wanted_revision() -> str | None:
+def required_revision() -> str | None:
     """The revision this code needs."""
-    return ScriptDirectory.from_config(config_for("")).get_current_head()
+    return ScriptDirectory.from_config(alembic_config("")).get_current_head()
 
 
 def current_revision(url: str) -> str | None:

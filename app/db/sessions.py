@@ -20,12 +20,12 @@ def session_factory() -> sessionmaker[Session]:
     return sessionmaker(get_engine(), expire_on_commit=False)
 
 
-def among(column: InstrumentedAttribute[int], ids: Iterable[int]) -> ColumnElement[bool]:
+def id_in(column: InstrumentedAttribute[int], ids: Iterable[int]) -> ColumnElement[bool]:
     """Whether a column is one of `ids`, however many: they go as one array, where `in_` takes 65,535 at most."""
     return column == any_(cast(list(ids), ARRAY(BigInteger)))
 
 
-def now_of(session: Session) -> datetime:
+def database_now(session: Session) -> datetime:
     """The time by the database's clock: all times that are stored or compared come from it, whatever ours says."""
     return session.execute(func.now().select()).scalar_one()
 

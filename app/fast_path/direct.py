@@ -31,7 +31,7 @@ from app.api import assignments
 from app.errors import DomainError
 from app.fast_path.quick import Quick
 from app.http import problems
-from app.http.dependencies import Sessions, bearer_of, bearer_token
+from app.http.dependencies import OpenSession, authenticate_bearer, bearer_token
 from app.http.gate import NoPlaceError, is_upload, replay, small_body, take
 from app.services.judging.give import VerdictIn
 from app.services.judging.rows import start_round_if_due
@@ -74,7 +74,7 @@ class Direct:
                 body, receive = await verdict_of(request, receive)
                 answer = None if body is None else await self._give(request, token, found[1], body)
         except (DomainError, DBAPIError, PoolTimeout) as error:
-            answer = problems.answer_to(request, error)
+            answer = problems.response_for(request, error)
         await (answer or self.app)(scope, receive, send)
 
     async def _claim(self, scope: Scope, token: str, slug: str) -> Response:
@@ -126,9 +126,9 @@ def quick_of(scope: Scope) -> Quick | None:
 
 def do(scope: Scope, token: str, deed: Deed) -> Response:
     """Do all of it on the long way, and commit before anybody is told."""
-    sessions: Sessions = scope["app"].state.sessions
+    sessions: OpenSession = scope["app"].state.sessions
     with sessions() as session:
-        actor = bearer_of(scope, session, token, reads_only=False)
+        actor = authenticate_bearer(scope, session, token, reads_only=False)
         answer = deed(session, actor)
     if quick := quick_of(scope):
         quick.remember(token, actor)
@@ -137,7 +137,7 @@ def do(scope: Scope, token: str, deed: Deed) -> Response:
 
 def start_round(scope: Scope, project_id: int) -> None:
     """Start a project's round if one is due. The verdict by which it is stands, whatever comes of this."""
-    sessions: Sessions = scope["app"].state.sessions
+    sessions: OpenSession = scope["app"].state.sessions
     try:
         with sessions() as session:
             start_round_if_due(session, project_id)

@@ -21,7 +21,7 @@ from sqlalchemy import TextClause
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-from app.db.engine import connect_arguments, plain_url
+from app.db.engine import connect_args, libpq_url
 from app.http.gate import take
 
 NUMBERED = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
@@ -75,9 +75,9 @@ class Line:
     @classmethod
     async def connect(cls, url: str, statements: Sequence[Statement]) -> Line:
         """A line to the database at `url`. Raises `DBAPIError`."""
-        arguments = connect_arguments(" ".join(f"-c {name}={value}" for name, value in PLANS.items()))
+        arguments = connect_args(" ".join(f"-c {name}={value}" for name, value in PLANS.items()))
         try:
-            line = cls(await psycopg.AsyncConnection.connect(plain_url(url), autocommit=True, **arguments))
+            line = cls(await psycopg.AsyncConnection.connect(libpq_url(url), autocommit=True, **arguments))
         except psycopg.Error as error:
             raise told(error) from error
 

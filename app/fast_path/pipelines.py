@@ -12,16 +12,16 @@ from sqlalchemy import text
 
 from app.services.acceptance.overlap import ADAPT_SET
 from app.services.acceptance.rules import REFRESH
-from app.services.accounts.users import STILL_BEARS
+from app.services.accounts.users import TOKEN_STILL_VALID
 from app.services.judging.give_sql import RULE, giving
 from app.services.judging.rows import CLOSE_IF_FULL
 
 # The usual verdicts: of a set with one slot, whose verdict closes it; and of one with several, after which some more
 # statements look at what others said. The project's rule is asked for again, in case it changed.
-ALONE = f"a.purpose = 'work' AND s.slots = 1 AND NOT rule.adaptive AND {STILL_BEARS}"
+ALONE = f"a.purpose = 'work' AND s.slots = 1 AND NOT rule.adaptive AND {TOKEN_STILL_VALID}"
 SHARED = f"""
 a.purpose = 'work' AND (s.slots > 1 OR rule.adaptive) AND rule.adaptive = :adaptive
-AND (r.settings ->> 'aggregation' <> 'any') = :counts_votes AND {STILL_BEARS}
+AND (r.settings ->> 'aggregation' <> 'any') = :counts_votes AND {TOKEN_STILL_VALID}
 """
 GIVE_ALONE, GIVE_ALONE_UNDER_KEY = giving(ALONE), giving(ALONE, keeps_key=True)
 GIVE_SHARED, GIVE_SHARED_UNDER_KEY = giving(SHARED), giving(SHARED, keeps_key=True)

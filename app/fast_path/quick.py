@@ -22,8 +22,8 @@ from app.fast_path.pipelines import Manner
 from app.http import rate_limits
 from app.http.responses import Json
 from app.models import VerdictKind
-from app.services.accounts.passwords import secret_hash
-from app.services.accounts.users import bearer_values
+from app.services.accounts.passwords import hash_secret
+from app.services.accounts.users import token_parameters
 from app.services.judging import assignments, claim_sql, open_claims
 from app.services.judging import give as judging_give
 from app.services.judging.give import VerdictIn
@@ -75,16 +75,16 @@ class Quick:
         if len(self._bearers) >= REMEMBERED:
             self._bearers.clear()
         if actor.requests_per_minute is None:
-            self._bearers[secret_hash(token)] = actor
+            self._bearers[hash_secret(token)] = actor
         else:
-            self._bearers.pop(secret_hash(token), None)
+            self._bearers.pop(hash_secret(token), None)
 
     async def claim(self, scope: Scope, token: str, slug: str) -> Response | None:
         """Claim the next set. Raises `TooMany`, `NoPlaceError`, `DBAPIError`."""
         actor, hashed = self._bearer(scope, token)
         if actor is None:
             return None
-        values = {**claim_sql.claim_values(actor, slug), **bearer_values(actor, hashed)}
+        values = {**claim_sql.claim_values(actor, slug), **token_parameters(actor, hashed)}
         for _ in range(assignments.RETRIES):
             async with self._lines.one() as line:
                 rows = await run(line, (LOCK, values), (CLAIM, values))
@@ -107,7 +107,7 @@ class Quick:
             return None
         try:
             assignment_id = parse_id(assignment)
-            values = {**give_values(actor, assignment_id, verdict), **bearer_values(actor, hashed)}
+            values = {**give_values(actor, assignment_id, verdict), **token_parameters(actor, hashed)}
         except (Invalid, NotFound):
             return None
         if key is not None:
@@ -123,10 +123,10 @@ class Quick:
 
     def _bearer(self, scope: Scope, token: str) -> tuple[Actor | None, str]:
         """Who bore the token the last time, and its hash. Counts its use."""
-        hashed = secret_hash(token)
+        hashed = hash_secret(token)
         actor = self._bearers.get(hashed)
         if actor is not None:
-            rate_limits.count(scope, actor)
+            rate_limits.count_use(scope, actor)
         return actor, hashed
 
     async def _given(self, line: Line, critic: int, values: Values) -> list[Row | None] | None:

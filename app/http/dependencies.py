@@ -49,7 +49,7 @@ def session_in_thread() -> Iterator[Session]:
         session.commit()
 
 
-Sessions = Callable[[], contextlib.AbstractContextManager[Session]]
+OpenSession = Callable[[], contextlib.AbstractContextManager[Session]]
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
@@ -63,10 +63,10 @@ def bearer_token(request: Request) -> str | None:
 bearer_scheme = HTTPBearer(auto_error=False, description="A token: an admin makes them, `illume token add` too.")
 
 
-def bearer_of(scope: RequestScope, session: Session, token: str, *, reads_only: bool) -> Actor:
+def authenticate_bearer(scope: RequestScope, session: Session, token: str, *, reads_only: bool) -> Actor:
     """Who bears a token. Raises `Unauthenticated`, `TooMany`, and `Forbidden` where it may only read."""
     actor = users.actor_for_token(session, token)
-    rate_limits.count(scope, actor)
+    rate_limits.count_use(scope, actor)
     if not reads_only:
         require_scope(actor, Scope.write)
     return actor
@@ -80,7 +80,7 @@ def get_actor(request: Request, session: SessionDep, _: Annotated[object, Securi
     reads_only = request.method in SAFE_METHODS
     token = bearer_token(request)
     if token is not None:
-        return bearer_of(request.scope, session, token, reads_only=reads_only)
+        return authenticate_bearer(request.scope, session, token, reads_only=reads_only)
     cookie = request.cookies.get(SESSION_COOKIE)
     found = sessions.actor_for_cookie(session, cookie) if cookie and reads_only else None
     if found is None:

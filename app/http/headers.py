@@ -21,7 +21,7 @@ HEADERS = {
 RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
 
-class SafeHeaders:
+class SecurityHeaders:
     """ASGI middleware that adds `HEADERS` where the answer does not say otherwise, and what is left of a limit."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -35,7 +35,7 @@ class SafeHeaders:
                 headers = message.setdefault("headers", [])
                 there = {name for name, _ in headers}
                 safe = (header for header in RAW_HEADERS if header[0] not in there)
-                message["headers"] = [*headers, *safe, *scope.get(rate_limits.KEY, ())]
+                message["headers"] = [*headers, *safe, *scope.get(rate_limits.SCOPE_KEY, ())]
             await send(message)
 
         await self.app(scope, receive, adding if scope["type"] == "http" else send)

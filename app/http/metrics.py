@@ -11,7 +11,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUESTS = Counter("illume_requests_total", "Requests answered", ["method", "route", "status"])
-SECONDS = Histogram(
+REQUEST_SECONDS = Histogram(
     "illume_request_seconds",
     "Seconds until the answer began, waiting at the gate included",
     ["route"],
@@ -19,7 +19,7 @@ SECONDS = Histogram(
 )
 
 
-class CountRequests:
+class RequestMetrics:
     """ASGI middleware that counts and times requests by route; paths nobody knows are one."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -36,29 +36,29 @@ class CountRequests:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "other")
                 method = scope["method"] if scope["method"] in METHODS else "other"
-                requests_of(method, route, str(message["status"])).inc()
-                seconds_of(route).observe(time.perf_counter() - began)
+                request_counter(method, route, str(message["status"])).inc()
+                duration_histogram(route).observe(time.perf_counter() - began)
             await send(message)
 
         await self.app(scope, receive, counting)
 
 
 @functools.lru_cache(maxsize=1000)
-def requests_of(method: str, route: str, status: str) -> Counter:
+def request_counter(method: str, route: str, status: str) -> Counter:
     """The counter of these labels; finding it took longer than counting."""
     return REQUESTS.labels(method, route, status)
 
 
 @functools.lru_cache(maxsize=1000)
-def seconds_of(route: str) -> Histogram:
+def duration_histogram(route: str) -> Histogram:
     """The histogram of a route."""
-    return SECONDS.labels(route)
+    return REQUEST_SECONDS.labels(route)
 
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-def exposition() -> tuple[bytes, str]:
+def render_metrics() -> tuple[bytes, str]:
     """The numbers of all web processes as Prometheus reads them, and their media type."""
     registry = REGISTRY
     # The client library itself is told by this variable that several processes share a folder of numbers.

@@ -19,18 +19,18 @@ from starlette.responses import Response
 from app.errors import DomainError, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
 from app.http.headers import HEADERS
 from app.http.responses import Problem
-from app.services.kernel.text_rules import reason_of
+from app.services.kernel.text_rules import validation_message
 
 log = logging.getLogger(__name__)
 ErrorPage = Callable[[Request, int, str, str, Mapping[str, str]], Response]
 """Renders an error for a person: request, status, title, detail, headers."""
-FOR_PROGRAMS = ("/api/", "/metrics", "/healthz", "/readyz")
-AWAY = Unavailable("The database cannot be reached at this moment: try again in a few seconds.")
-FULL = Unavailable(
+MACHINE_PATHS = ("/api/", "/metrics", "/healthz", "/readyz")
+DATABASE_UNREACHABLE = Unavailable("The database cannot be reached at this moment: try again in a few seconds.")
+DISK_FULL = Unavailable(
     "The server has no room left on its disk: nothing was changed. Tell who looks after it; then try again.",
     retry_after=30,
 )
-CROWDED = Unavailable("Many people change the same thing at this moment: try again.", retry_after=1)
+CONTENTION = Unavailable("Many people change the same thing at this moment: try again.", retry_after=1)
 
 
 def render(request: Request, error: DomainError) -> Response:
@@ -41,10 +41,10 @@ def render(request: Request, error: DomainError) -> Response:
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     extra = dict(error.extra) if error.field is None else {"field": error.field, **error.extra}
-    return answer(request, error.status, error.title, error.detail, extra=extra, headers=headers)
+    return error_response(request, error.status, error.title, error.detail, extra=extra, headers=headers)
 
 
-def answer(
+def error_response(
     request: Request,
     status: int,
     title: str,
@@ -54,22 +54,22 @@ def answer(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error as problem+json for a program, as a page or a toast for a person."""
-    if request.url.path.startswith(FOR_PROGRAMS):
+    if request.url.path.startswith(MACHINE_PATHS):
         return Problem(status, title, detail, extra=extra, headers=headers)
     kept = {name: value for name, value in (headers or {}).items() if name != "WWW-Authenticate"}
     error_page: ErrorPage = request.app.state.error_page
     return error_page(request, status, title, detail, kept)
 
 
-def refuse(request: Request, status: int, detail: str) -> Response:
+def refusal_response(request: Request, status: int, detail: str) -> Response:
     """The answer to a request that the gate did not let in."""
-    return answer(request, status, http.HTTPStatus(status).phrase, detail)
+    return error_response(request, status, http.HTTPStatus(status).phrase, detail)
 
 
-def domain_error_of(error: Exception) -> DomainError | None:
+def to_domain_error(error: Exception) -> DomainError | None:
     """What an error of the database means to who asked; None where it is a fault of ours."""
     if isinstance(error, PoolTimeout):
-        return CROWDED
+        return CONTENTION
     if not isinstance(error, DBAPIError):
         return None
     cause = error.orig
@@ -80,23 +80,23 @@ def domain_error_of(error: Exception) -> DomainError | None:
         psycopg.errors.TransactionTimeout,
     )
     if isinstance(cause, crowded):
-        return CROWDED
+        return CONTENTION
     if isinstance(cause, psycopg.errors.DiskFull):
-        return FULL
+        return DISK_FULL
     if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
-        return AWAY
+        return DATABASE_UNREACHABLE
     if isinstance(error, DataError):
         return Invalid("Something in the request cannot be stored: a character or a number outside what is possible.")
     if isinstance(error, IntegrityError) and isinstance(cause, psycopg.errors.UniqueViolation):
-        return CROWDED
+        return CONTENTION
     return None
 
 
-def answer_to(request: Request, error: DomainError | DBAPIError | PoolTimeout) -> Response:
+def response_for(request: Request, error: DomainError | DBAPIError | PoolTimeout) -> Response:
     """The answer to a request that met an error of ours or of the database; raises it again where it is a fault."""
     if isinstance(error, DomainError):
         return render(request, error)
-    known = domain_error_of(error)
+    known = to_domain_error(error)
     if known is None:
         raise error
     log.warning("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
@@ -111,43 +111,43 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
     @app.exception_handler(DBAPIError)
     @app.exception_handler(PoolTimeout)
     def on_known_error(request: Request, error: DomainError | DBAPIError | PoolTimeout) -> Response:
-        return answer_to(request, error)
+        return response_for(request, error)
 
     @app.exception_handler(OSError)
     def on_system_error(request: Request, error: OSError) -> Response:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
         log.error("%s %s: no room left on the disk: %s", request.method, request.url.path, error)
-        return render(request, FULL)
+        return render(request, DISK_FULL)
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return render(request, invalid_of(error))
+        return render(request, to_invalid(error))
 
     @app.exception_handler(HTTPException)
     def on_http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
             return render(request, NotFound("There is no such page." if error.detail == "Not Found" else error.detail))
         title = http.HTTPStatus(error.status_code).phrase
-        return answer(request, error.status_code, title, str(error.detail), headers=error.headers)
+        return error_response(request, error.status_code, title, str(error.detail), headers=error.headers)
 
     @app.exception_handler(Exception)
     def on_fault(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         detail = "This is a fault of the server, which has been logged. Nothing was changed."
-        response = answer(request, 500, "Internal error", detail)
+        response = error_response(request, 500, "Internal error", detail)
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
         return response
 
 
-def invalid_of(error: RequestValidationError) -> Invalid:
+def to_invalid(error: RequestValidationError) -> Invalid:
     """The first thing wrong with a request, naming its field, and the others as `errors`."""
     found = []
     for one in error.errors():
         where = [str(part) for part in one["loc"] if part not in ("body", "query", "path", "header")]
         field = ".".join(where) or str(one["loc"][0])
-        reason = "is no valid JSON" if one["type"] == "json_invalid" else reason_of(one)
+        reason = "is no valid JSON" if one["type"] == "json_invalid" else validation_message(one)
         found.append({"field": "body" if one["type"] == "json_invalid" else field, "detail": reason})
     first = found[0]
     return Invalid(f"{first['field']}: {first['detail']}.", field=first["field"], errors=found)

@@ -20,22 +20,22 @@ from app.errors import TooMany
 from app.services.kernel.actors import Actor
 from app.settings import get_settings
 
-KEY = "illume.rate_limit"
-SECONDS = 60
-REACH_SECONDS = 0.1
-PAUSE_SECONDS = 10.0  # how long a Redis that failed is left alone
+SCOPE_KEY = "illume.rate_limit"
+WINDOW_SECONDS = 60
+REDIS_TIMEOUT = 0.1
+RETRY_AFTER = 10.0  # how long a Redis that failed is left alone
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
-class Counter:
+class UsageCounter:
     """Counts uses, in Redis where there is one and it answers, else in this process."""
 
     def __init__(self, redis_url: str) -> None:
         self._own = FixedWindowRateLimiter(MemoryStorage())
         self._shared = None
         if redis_url:
-            options = {"socket_timeout": REACH_SECONDS, "socket_connect_timeout": REACH_SECONDS}
+            options = {"socket_timeout": REDIS_TIMEOUT, "socket_connect_timeout": REDIS_TIMEOUT}
             storage = RedisStorage(redis_url, wrap_exceptions=True, **options)  # type: ignore[arg-type]
             self._shared = FixedWindowRateLimiter(storage)
         self._paused_until = 0.0
@@ -44,13 +44,13 @@ class Counter:
         """Count one use: whether it is within the limit, how many are left, and in how many seconds all are again."""
         if shared and self._shared is not None and time.monotonic() >= self._paused_until:
             try:
-                return counted(self._shared, item, key)
+                return hit(self._shared, item, key)
             except StorageError:
-                self._paused_until = time.monotonic() + PAUSE_SECONDS
-        return counted(self._own, item, key)
+                self._paused_until = time.monotonic() + RETRY_AFTER
+        return hit(self._own, item, key)
 
 
-def counted(limiter: FixedWindowRateLimiter, item: RateLimitItem, key: str) -> tuple[bool, int, int]:
+def hit(limiter: FixedWindowRateLimiter, item: RateLimitItem, key: str) -> tuple[bool, int, int]:
     """One use more, and where that leaves the key. A window that seems to last longer than one can is begun anew: this
     machine's clock was put back."""
     if limiter.get_window_stats(item, key).reset_time - time.time() > item.get_expiry() + 1:
@@ -61,23 +61,23 @@ def counted(limiter: FixedWindowRateLimiter, item: RateLimitItem, key: str) -> t
 
 
 @functools.lru_cache(maxsize=4)
-def counter_at(redis_url: str) -> Counter:
+def get_counter(redis_url: str) -> UsageCounter:
     """The counter of this process for the Redis at an address."""
-    return Counter(redis_url)
+    return UsageCounter(redis_url)
 
 
 @functools.lru_cache(maxsize=256)
-def item_of(quota: int) -> RateLimitItem:
+def per_minute(quota: int) -> RateLimitItem:
     """So many a minute."""
     return RateLimitItemPerMinute(quota)
 
 
-def count(scope: Scope, actor: Actor) -> None:
+def count_use(scope: Scope, actor: Actor) -> None:
     """Count a use of the actor's token, once for a request, and note in its scope what its answer is to say.
 
     Raises `TooMany`.
     """
-    if KEY in scope:
+    if SCOPE_KEY in scope:
         return
     settings = get_settings()
     quota = actor.requests_per_minute or settings.token_requests_per_minute
@@ -85,14 +85,14 @@ def count(scope: Scope, actor: Actor) -> None:
         return
     own = actor.requests_per_minute is not None
     key = f"illume-token-{actor.token_id}"
-    allowed, left, seconds = counter_at(settings.redis_url).count(item_of(quota), key, shared=own)
-    scope[KEY] = headers_of(quota, left, seconds)
+    allowed, left, seconds = get_counter(settings.redis_url).count(per_minute(quota), key, shared=own)
+    scope[SCOPE_KEY] = rate_limit_headers(quota, left, seconds)
     if not allowed:
         detail = f"This token may be used {quota} times a minute: wait {seconds} seconds."
         raise TooMany(detail, retry_after=seconds)
 
 
-def headers_of(quota: int, left: int, seconds: int) -> Headers:
+def rate_limit_headers(quota: int, left: int, seconds: int) -> Headers:
     """What the answer says: the limit, and what is left of it until when."""
-    policy, rest = f'"token";q={quota};w={SECONDS}', f'"token";r={left};t={seconds}'
+    policy, rest = f'"token";q={quota};w={WINDOW_SECONDS}', f'"token";r={left};t={seconds}'
     return ((b"ratelimit-policy", policy.encode()), (b"ratelimit", rest.encode()))

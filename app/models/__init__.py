@@ -1,8 +1,8 @@
 """The tables. Words and rules are those of the design; invariants stand here as constraints."""
 
 from app.db.base import Base
-from app.models.checks import BaseCheck, CheckState
-from app.models.comparing import Comparison, ComparisonPair, ComparisonState, Preference, Preferred
+from app.models.base_checks import BaseCheck, CheckState
+from app.models.comparisons import Comparison, ComparisonPair, ComparisonState, Preference, Preferred
 from app.models.content import (
     Candidate,
     CandidateSet,
@@ -16,14 +16,12 @@ from app.models.content import (
     PromptImage,
     SettingRevision,
 )
-from app.models.erasing import Erasure, ErasureKind, ErasureState, StoreRemoval
-from app.models.finding import AgreementPlace, PromptWords, SetAgreement
+from app.models.erasures import Erasure, ErasureKind, ErasureState, StoreRemoval
 from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
-from app.models.learning import Evaluation, ModelVersion, Round, RoundEvent, Snapshot, SnapshotItem
-from app.models.links import LinkPurpose, OneTimeLink
+from app.models.one_time_links import LinkPurpose, OneTimeLink
 from app.models.operations import AuditEvent, Count, CountDelta, DeviceClaim, Webhook, WebhookDelivery, Worker
-from app.models.people import Membership, SignInTry, Token, User, WebSession
-from app.models.quality import ClaimPlace, CriticStanding, GoldPrompt, PracticeAnswer, ReturnedVerdict, Review
+from app.models.quality import ClaimPosition, CriticStanding, GoldPrompt, PracticeAnswer, ReturnedVerdict, Review
+from app.models.search import AgreementPosition, PromptWords, SetAgreement
 from app.models.states import (
     AssignmentState,
     CandidateSetState,
@@ -44,9 +42,11 @@ from app.models.states import (
     VerdictKind,
     VerdictState,
 )
+from app.models.training import Evaluation, ModelVersion, Round, RoundEvent, Snapshot, SnapshotItem
+from app.models.users import Membership, SignInAttempt, Token, User, WebSession
 
 __all__ = [
-    "AgreementPlace",
+    "AgreementPosition",
     "Assignment",
     "AssignmentState",
     "AuditEvent",
@@ -57,7 +57,7 @@ __all__ = [
     "CandidateSetState",
     "CandidateSource",
     "CheckState",
-    "ClaimPlace",
+    "ClaimPosition",
     "Comparison",
     "ComparisonPair",
     "ComparisonState",
@@ -104,7 +104,7 @@ __all__ = [
     "Scope",
     "SetAgreement",
     "SettingRevision",
-    "SignInTry",
+    "SignInAttempt",
     "Snapshot",
     "SnapshotItem",
     "SnapshotItemRole",

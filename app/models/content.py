@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.base import Base
-from app.models.states import CandidateSetState, CandidateSource, ImportState, Known, PromptState, Split, one_of
+from app.models.states import CandidateSetState, CandidateSource, EnumText, ImportState, PromptState, Split, enum_check
 
 
 class Project(Base):
@@ -93,8 +93,8 @@ class Prompt(Base):
 
     __tablename__ = "prompts"
     __table_args__ = (
-        one_of("split", Split),
-        one_of("state", PromptState),
+        enum_check("split", Split),
+        enum_check("state", PromptState),
         CheckConstraint("length(question) BETWEEN 1 AND 4000", name="question_length"),
         CheckConstraint("answer IS NULL OR length(answer) BETWEEN 1 AND 4000", name="answer_length"),
         UniqueConstraint("project_id", "external_id"),
@@ -114,8 +114,8 @@ class Prompt(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     external_id: Mapped[str | None] = mapped_column(String(200))
-    split: Mapped[Split] = mapped_column(Known(Split, 8))
-    state: Mapped[PromptState] = mapped_column(Known(PromptState), server_default=PromptState.waiting.value)
+    split: Mapped[Split] = mapped_column(EnumText(Split, 8))
+    state: Mapped[PromptState] = mapped_column(EnumText(PromptState), server_default=PromptState.waiting.value)
     question: Mapped[str] = mapped_column(Text)
     answer: Mapped[str | None] = mapped_column(Text)
     references: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
@@ -152,8 +152,8 @@ class CandidateSet(Base):
 
     __tablename__ = "candidate_sets"
     __table_args__ = (
-        one_of("state", CandidateSetState),
-        one_of("source", CandidateSource),
+        enum_check("state", CandidateSetState),
+        enum_check("source", CandidateSource),
         CheckConstraint("taken BETWEEN 0 AND slots", name="taken_within_slots"),
         Index(
             "ix_candidate_sets_claimable",
@@ -175,8 +175,8 @@ class CandidateSet(Base):
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
     version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))
-    source: Mapped[CandidateSource] = mapped_column(Known(CandidateSource))
-    state: Mapped[CandidateSetState] = mapped_column(Known(CandidateSetState))
+    source: Mapped[CandidateSource] = mapped_column(EnumText(CandidateSource))
+    state: Mapped[CandidateSetState] = mapped_column(EnumText(CandidateSetState))
     answer: Mapped[str | None] = mapped_column(Text)
     answer_source: Mapped[str | None] = mapped_column(String(8))
     priority: Mapped[int] = mapped_column(server_default="0")
@@ -219,11 +219,11 @@ class Import(Base):
     """
 
     __tablename__ = "imports"
-    __table_args__ = (one_of("state", ImportState),)
+    __table_args__ = (enum_check("state", ImportState),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
-    state: Mapped[ImportState] = mapped_column(Known(ImportState), server_default=ImportState.queued.value)
+    state: Mapped[ImportState] = mapped_column(EnumText(ImportState), server_default=ImportState.queued.value)
     filename: Mapped[str] = mapped_column(String(400))
     file_key: Mapped[str] = mapped_column(String(200))
     images_key: Mapped[str | None] = mapped_column(String(200))

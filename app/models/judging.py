@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from sqlalchemy.types import UserDefinedType
 
 from app.db.base import Base
-from app.models.states import AssignmentState, Known, Purpose, VerdictKind, VerdictState, one_of
+from app.models.states import AssignmentState, EnumText, Purpose, VerdictKind, VerdictState, enum_check
 
 
 class Xid8(UserDefinedType[int]):
@@ -34,8 +34,8 @@ class Assignment(Base):
 
     __tablename__ = "assignments"
     __table_args__ = (
-        one_of("state", AssignmentState),
-        one_of("purpose", Purpose),
+        enum_check("state", AssignmentState),
+        enum_check("purpose", Purpose),
         CheckConstraint("slot >= 1", name="slot_positive"),
         Index(
             "uq_assignments_slot",
@@ -62,8 +62,8 @@ class Assignment(Base):
     candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
     critic_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     slot: Mapped[int]
-    state: Mapped[AssignmentState] = mapped_column(Known(AssignmentState))
-    purpose: Mapped[Purpose] = mapped_column(Known(Purpose), server_default=Purpose.work.value)
+    state: Mapped[AssignmentState] = mapped_column(EnumText(AssignmentState))
+    purpose: Mapped[Purpose] = mapped_column(EnumText(Purpose), server_default=Purpose.work.value)
     repeat: Mapped[bool] = mapped_column(server_default=text("false"))
     shown: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     claimed_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -81,8 +81,8 @@ class Verdict(Base):
 
     __tablename__ = "verdicts"
     __table_args__ = (
-        one_of("kind", VerdictKind),
-        one_of("state", VerdictState),
+        enum_check("kind", VerdictKind),
+        enum_check("state", VerdictState),
         CheckConstraint("seconds IS NULL OR seconds >= 0", name="seconds_positive"),
         Index("uq_verdicts_supersedes", "supersedes", unique=True),
         Index("uq_verdicts_assignment_current", "assignment_id", unique=True, postgresql_where=text("current")),
@@ -102,8 +102,8 @@ class Verdict(Base):
     candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
     critic_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
-    kind: Mapped[VerdictKind] = mapped_column(Known(VerdictKind))
-    state: Mapped[VerdictState] = mapped_column(Known(VerdictState), server_default=VerdictState.counted.value)
+    kind: Mapped[VerdictKind] = mapped_column(EnumText(VerdictKind))
+    state: Mapped[VerdictState] = mapped_column(EnumText(VerdictState), server_default=VerdictState.counted.value)
     current: Mapped[bool] = mapped_column(server_default=text("true"))
     deleted: Mapped[bool] = mapped_column(server_default=text("false"))
     supersedes: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id"))

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, fu
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
-from app.models.states import DeliveryState, Known, one_of
+from app.models.states import DeliveryState, EnumText, enum_check
 
 
 class Worker(Base):
@@ -99,7 +99,7 @@ class WebhookDelivery(Base):
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
-        one_of("state", DeliveryState),
+        enum_check("state", DeliveryState),
         Index("ix_webhook_deliveries_webhook_id_id", "webhook_id", "id"),
         Index("ix_webhook_deliveries_due", "next_at", postgresql_where=text("state = 'pending'")),
     )
@@ -108,7 +108,7 @@ class WebhookDelivery(Base):
     webhook_id: Mapped[int] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
     event: Mapped[str] = mapped_column(String(40))
     payload: Mapped[dict[str, Any]]
-    state: Mapped[DeliveryState] = mapped_column(Known(DeliveryState), server_default=DeliveryState.pending.value)
+    state: Mapped[DeliveryState] = mapped_column(EnumText(DeliveryState), server_default=DeliveryState.pending.value)
     tries: Mapped[int] = mapped_column(server_default="0")
     next_at: Mapped[datetime] = mapped_column(server_default=func.now())
     status: Mapped[int | None]

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
-from app.models.states import Known, ReviewKind, ReviewState, one_of
+from app.models.states import EnumText, ReviewKind, ReviewState, enum_check
 
 
 class GoldPrompt(Base):
@@ -74,8 +74,8 @@ class Review(Base):
 
     __tablename__ = "reviews"
     __table_args__ = (
-        one_of("kind", ReviewKind),
-        one_of("state", ReviewState),
+        enum_check("kind", ReviewKind),
+        enum_check("state", ReviewState),
         Index(
             "uq_reviews_one_open",
             "candidate_set_id",
@@ -91,8 +91,8 @@ class Review(Base):
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     candidate_set_id: Mapped[int] = mapped_column(ForeignKey("candidate_sets.id", ondelete="CASCADE"))
     verdict_id: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id", ondelete="CASCADE"), index=True)
-    kind: Mapped[ReviewKind] = mapped_column(Known(ReviewKind))
-    state: Mapped[ReviewState] = mapped_column(Known(ReviewState), server_default=ReviewState.open.value)
+    kind: Mapped[ReviewKind] = mapped_column(EnumText(ReviewKind))
+    state: Mapped[ReviewState] = mapped_column(EnumText(ReviewState), server_default=ReviewState.open.value)
     note: Mapped[str | None] = mapped_column(Text)
     decided_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     decided_at: Mapped[datetime | None]
@@ -119,7 +119,7 @@ class ReturnedVerdict(Base):
     answered_at: Mapped[datetime | None]
 
 
-class ClaimPlace(Base):
+class ClaimPosition(Base):
     """Up to where in the order of sets on offer there is nothing left for a critic who has judged very many.
 
     Only kept once their search had to go past the first sets; it begins anew when it has come to the end.

@@ -8,16 +8,16 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import CheckConstraint, Dialect, String
 from sqlalchemy.types import TypeDecorator
 
-State = TypeVar("State", bound=StrEnum)
+EnumType = TypeVar("EnumType", bound=StrEnum)
 
 
-class Known(TypeDecorator[State], Generic[State]):
-    """A text column whose values are read as members of an enumeration. The database checks them: see `one_of`."""
+class EnumText(TypeDecorator[EnumType], Generic[EnumType]):
+    """A text column whose values are read as members of an enumeration. The database checks them: see `enum_check`."""
 
     impl = String
     cache_ok = True
 
-    def __init__(self, states: type[State], length: int = 16) -> None:
+    def __init__(self, states: type[EnumType], length: int = 16) -> None:
         super().__init__(length)
         self.states = states
 
@@ -25,7 +25,7 @@ class Known(TypeDecorator[State], Generic[State]):
         """The text of a member, or a text itself."""
         return None if value is None else str(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> State | None:  # noqa: ARG002 - as the base has it
+    def process_result_value(self, value: Any, dialect: Dialect) -> EnumType | None:  # noqa: ARG002 - as the base has it
         """The member that a text means."""
         return None if value is None else self.states(value)
 
@@ -191,7 +191,7 @@ class DeliveryState(StrEnum):
     failed = "failed"
 
 
-def one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+def enum_check(column: str, states: type[StrEnum]) -> CheckConstraint:
     """A check that `column` holds one of `states`."""
     values = ", ".join(f"'{state.value}'" for state in states)
     return CheckConstraint(f"{column} IN ({values})", name=f"{column}_known")

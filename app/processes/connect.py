@@ -170,7 +170,7 @@ def reason_of(error: psycopg.Error) -> str:
 def wait_for_database(settings: Settings, *, say: Callable[[str], None]) -> None:
     """Wait until the database answers, saying so; raises Refused after `settings.database_wait` seconds."""
     try:
-        url = engine.plain_url(settings.database_url)
+        url = engine.libpq_url(settings.database_url)
     except ValueError as error:
         raise Refused(f"{error}.", code=2) from error
     end = time.monotonic() + settings.database_wait

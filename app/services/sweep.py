@@ -10,9 +10,9 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db.sessions import now_of, session_scope
+from app.db.sessions import database_now, session_scope
 from app.errors import DomainError
-from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInTry, WebSession
+from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInAttempt, WebSession
 from app.services.candidates import pools
 from app.services.erasure import redaction, running
 from app.services.integrations import webhooks
@@ -41,10 +41,10 @@ def sweep(session: Session) -> list[Due]:
     if not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
         return []
     assignments.lapse_expired(session)
-    workers.forget_lapsed(session)
+    workers.delete_stale(session)
     _delete_old(session)
-    counters.fold(session)
-    set_agreements.follow(session)
+    counters.fold_deltas(session)
+    set_agreements.follow_feed(session)
     webhooks.stage_verdicts(session)
     return [
         *_rounds(session),
@@ -70,7 +70,7 @@ def run() -> None:
     with session_scope() as session:
         due = sweep(session)
         projects = due_projects(session)
-        now = now_of(session).timestamp()
+        now = database_now(session).timestamp()
     for project_id in projects:
         _start_round(project_id)
     # A worker that is busy for long must not find a heap of messages that say the same.
@@ -94,7 +94,7 @@ def _rounds(session: Session) -> list[Due]:
 
 def _pools(session: Session) -> list[Due]:
     projects = session.scalars(select(Project).order_by(Project.id))
-    return [(queue.FILL_POOL, project.id) for project in projects if pools.pool_needs(session, project) > 0]
+    return [(queue.FILL_POOL, project.id) for project in projects if pools.count_missing_sets(session, project) > 0]
 
 
 def _checks(session: Session) -> list[Due]:
@@ -102,7 +102,7 @@ def _checks(session: Session) -> list[Due]:
 
 
 def _erasures(session: Session) -> list[Due]:
-    return [(queue.ERASE, erasure_id) for erasure_id in running.waiting(session)]
+    return [(queue.ERASE, erasure_id) for erasure_id in running.list_open_erasures(session)]
 
 
 def _imports(session: Session) -> list[Due]:
@@ -131,4 +131,4 @@ def _delete_old(session: Session) -> None:
     )
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - KEEP_IDEMPOTENCY_KEYS))
     session.execute(delete(WebSession).where(WebSession.expires_at < func.now()))
-    session.execute(delete(SignInTry).where(SignInTry.at < func.now() - KEEP_SIGN_IN_TRIES))
+    session.execute(delete(SignInAttempt).where(SignInAttempt.at < func.now() - KEEP_SIGN_IN_TRIES))

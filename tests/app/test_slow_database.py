@@ -130,7 +130,7 @@ class TestSlow:
             (count,) = connection.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'illume'"
             ).fetchone() or (0,)
-        assert count <= PLACES + db_engine.BESIDE
+        assert count <= PLACES + db_engine.EXTRA_CONNECTIONS
 
     def test_gone_it_is_said_and_back_it_is_found(self, alone: tuple[Embedded, httpx.Client]) -> None:
         services, client = alone

@@ -177,7 +177,7 @@ def settle(installation: Installation, crowd: Crowd, weather: Weather, outcome: 
         with contextlib.suppress(AssertionError):  # else it is among the faults
             wait_for(lambda: not session.scalar(held), "claims lapse", seconds=weather.size.lease_seconds + 10)
         project = session.scalars(select(Project).where(Project.slug == SLUG)).one()
-        wait_for(lambda: pools.pool_needs(session, project) == 0, "the pool of candidates is filled again")
+        wait_for(lambda: pools.count_missing_sets(session, project) == 0, "the pool of candidates is filled again")
         while crowd.follower.read():
             pass
         outcome.faults += checks.faults(session, crowd.ledger, crowd.follower.seen)

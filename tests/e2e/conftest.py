@@ -127,7 +127,7 @@ def build_world(embedded: Embedded, name: str, *, rich: bool) -> world.World:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             made = world.build(session, rich=rich)
         with Session(engine) as session, session.begin():
-            set_agreements.follow(session)  # as the sweep does: the site of a test has none
+            set_agreements.follow_feed(session)  # as the sweep does: the site of a test has none
         return made
     finally:
         engine.dispose()

@@ -113,12 +113,12 @@ def ask_reviewers(session: Session, project: Project) -> None:
     """Two sets that critics disagree about, and a flag."""
     judged_twice = session.query(CandidateSet).filter_by(project_id=project.id, slots=2).order_by(CandidateSet.id)
     for candidate_set in judged_twice.limit(6):
-        reviews.ask_if_differing(session, candidate_set.id)
+        reviews.open_review_if_disagreeing(session, candidate_set.id)
     skipped = session.query(Verdict).filter_by(project_id=project.id, kind=VerdictKind.skipped).first()
     assert skipped is not None
     skipped.kind, skipped.reason = VerdictKind.flagged, "The answer is wrong"
     session.flush()
-    reviews.ask(session, skipped.id, ReviewKind.flag)
+    reviews.open_review(session, skipped.id, ReviewKind.flag)
 
 
 def add_imports(session: Session, admin: Actor, project: Project) -> None:

@@ -119,7 +119,7 @@ def photograph(database_url: str) -> None:
         made = world.build(session, prompts=24, rich=True)
         fortnight.live_through(session, made)
     with sessions.begin() as session:
-        set_agreements.follow(session)
+        set_agreements.follow_feed(session)
     port = free_port()
     site = Site(f"http://127.0.0.1:{port}", sessions, port)
     site.start()

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from app.models import Import, ImportState, Prompt
-from app.services.imports import imports
+from app.services.imports.running import run_import
 from tests import factories
 from tests.app.services.importing import archive
 from tests.e2e import world
@@ -88,10 +88,10 @@ def test_the_whole_way(visitor: Visitor, scenes: world.World, size: tuple[int, i
     with visit.site.sessions() as session:
         import_id = session.query(Import.id).one()[0]
         assert session.get_one(Import, import_id).state is ImportState.queued
-    imports.run(import_id, worker="w", check=lambda: None, seconds=0.0)
+    run_import(import_id, worker="w", check=lambda: None, seconds=0.0)
     expect(page.get_by_text("200 of 331")).to_be_visible()
     shoot(page, f"{name}-4-going")
-    imports.run(import_id, worker="w", check=lambda: None)
+    run_import(import_id, worker="w", check=lambda: None)
     expect(page.get_by_role("status").filter(has_text="It is done.")).to_be_visible()
     rejected = page.get_by_role("table").get_by_role("row")
     expect(rejected).to_have_count(4)

@@ -13,7 +13,7 @@ import time_machine
 from celery.beat import ScheduleEntry
 
 from app import queue
-from app.db.sessions import now_of, session_scope
+from app.db.sessions import database_now, session_scope
 from app.services import sweep
 from app.services.integrations import webhooks
 from app.settings import ROOT
@@ -29,7 +29,7 @@ JUMPS = (timedelta(days=-400), timedelta(hours=1))
 class TestMakeCelery:
     def test_names_and_tasks_are_the_same_set(self, process: WorkerProcess) -> None:
         celery = make_celery(process)
-        assert {name for name in celery.tasks if not name.startswith("celery.")} == set(queue.QUEUE_OF)
+        assert {name for name in celery.tasks if not name.startswith("celery.")} == set(queue.TASK_QUEUES)
 
     def test_beat_sends_the_sweep(self, process: WorkerProcess) -> None:
         [entry] = make_celery().conf.beat_schedule.values()
@@ -66,7 +66,7 @@ class TestMakeCelery:
         done: list[int] = []
         monkeypatch.setattr(webhooks, "deliver", done.append)
         with session_scope() as session:
-            now = now_of(session).timestamp()
+            now = database_now(session).timestamp()
         task = make_celery(process).tasks[queue.DELIVER]
         with time_machine.travel(datetime.now(UTC) + jump):
             task.apply(args=[1], kwargs={"until": now + 60}, throw=True)

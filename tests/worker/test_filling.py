@@ -84,7 +84,7 @@ class TestFillPool:
         with session_scope() as session:
             broken = session.scalars(select(Prompt).where(Prompt.project_id == project_id)).first()
             assert broken is not None
-            sha256 = candidates.example_of(session, broken.id).images[0]
+            sha256 = candidates.load_prompt_data(session, broken.id).images[0]
         get_store().local_path(sha256, Path()).unlink()
         for _ in range(candidates.MAX_TRIES):
             fill_pool(process, models, project_id)
@@ -125,7 +125,7 @@ class TestFillPool:
         assert states(project_id) == ["sampling", "sampling"]
         with session_scope() as session:
             project = session.get_one(Project, project_id)
-            assert pools.sampling_count(session, project) == 0
+            assert pools.count_sampling(session, project) == 0
             assert len(candidates.claim_sampling_batch(session, project, worker="b", limit=5)) == 2
             assert workers.device_holder(session, process.device_key) is None
 

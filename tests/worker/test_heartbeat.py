@@ -36,7 +36,7 @@ class TestBeat:
                 session.execute(update(table).values(beats_at="2020-01-01T00:00:00Z"))
         process.heartbeat.beat()
         with session_scope() as session:
-            assert pools.sampling_count(session, session.get_one(Project, project_id)) == 1
+            assert pools.count_sampling(session, session.get_one(Project, project_id)) == 1
             assert not lease.waits(session)
             assert workers.device_holder(session, process.device_key) is not None
             [alive] = workers.list_workers(session, queue="model")
@@ -50,14 +50,14 @@ class TestBeat:
                 session.execute(update(table).values(beats_at="2020-01-01T00:00:00Z"))
         heartbeat.beat()
         with session_scope() as session:
-            assert pools.sampling_count(session, session.get_one(Project, project_id)) == 0
+            assert pools.count_sampling(session, session.get_one(Project, project_id)) == 0
             assert lease.waits(session)
             assert workers.device_holder(session, process.device_key) is None
 
     def test_runs_by_itself_and_takes_the_worker_off_the_list(self, process: WorkerProcess) -> None:
         def is_listed() -> bool:
             with session_scope() as session:
-                return process.name in workers.all_names(session)
+                return process.name in workers.list_worker_names(session)
 
         process.heartbeat.start()
         loop.wait_until(is_listed)

@@ -247,4 +247,4 @@ class TestTwoOfEach:
         with session_scope() as session:
             states = session.scalars(select(Round.state)).all()
             project = session.get_one(Project, project_id)
-            return states == [RoundState.succeeded] and pools.pool_needs(session, project) == 0
+            return states == [RoundState.succeeded] and pools.count_missing_sets(session, project) == 0

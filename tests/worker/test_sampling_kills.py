@@ -37,7 +37,7 @@ def n_ready() -> int:
 def bury_all() -> None:
     """What a sweep does once the leases of the killed lapsed, without the wait for it."""
     with session_scope() as session:
-        workers.bury(session, list(session.scalars(select(Worker.name))))
+        workers.expire_leases(session, list(session.scalars(select(Worker.name))))
 
 
 def kill_when(wanted: int, delay: float) -> int:
@@ -79,7 +79,7 @@ def undisturbed(project_id: int, base: Path) -> dict[int, Told]:
             SamplingClaim(one.id, one.fence, one.prompt_id, project.active_version_id or 0)
             for one in session.scalars(select(CandidateSet).order_by(CandidateSet.id))
         ]
-        prompts = candidates.examples_of(session, [claim.prompt_id for claim in claims])
+        prompts = candidates.load_prompts_data(session, [claim.prompt_id for claim in claims])
         batch = filling.Batch(claims, prompts, settings_of(session, project))
     sets = filling._sample(load_vlm(str(base), device="cpu"), batch, watch=lambda: None)
     told = [[(one.text, one.temperature, one.seed) for one in made] for made in sets]

@@ -20,7 +20,7 @@ import psycopg
 
 from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say
 from app.db import migrations
-from app.db.engine import plain_url
+from app.db.engine import libpq_url
 from app.processes.connect import Refused
 from app.processes.postgres_install import binaries_for, clean_environment
 from app.services.kernel.store import KEY_FORM
@@ -79,7 +79,7 @@ def backup(settings: Settings, target: Path, *, say: Say = silent) -> Summary:
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             dump = Path(folder) / DUMP
-            command = ["pg_dump", "--format=custom", f"--file={dump}", f"--dbname={plain_url(settings.database_url)}"]
+            command = ["pg_dump", "--format=custom", f"--file={dump}", f"--dbname={libpq_url(settings.database_url)}"]
             run(command, progress=lambda: say(f"The database: {size_of(dump)} so far."))
             objects = objects_in(store) if store else []
             summary = Summary(
@@ -129,7 +129,7 @@ def size_of(path: Path) -> str:
 
 def next_xid(settings: Settings) -> int:
     """The server's next transaction number."""
-    with psycopg.connect(plain_url(settings.database_url)) as connection:
+    with psycopg.connect(libpq_url(settings.database_url)) as connection:
         row = connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").fetchone()
     return int(row[0]) if row else 0
 

@@ -14,6 +14,7 @@ from app.db.sessions import session_scope
 from app.models import Import, ImportState, Role, Split
 from app.processes.connect import Refused
 from app.services.imports import imports
+from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
 from app.services.projects.projects import get_project
 from app.settings import get_settings
@@ -94,13 +95,13 @@ def import_file(
             if found.total:
                 say(f"{found.done} of {found.total} lines")
 
-    imports.run(import_id, worker=get_settings().worker_name, check=every(2.0, report_progress))
+    run_import(import_id, worker=get_settings().worker_name, check=every(2.0, report_progress))
     while not is_finished(import_id):  # a worker may have taken it first
         report_progress()
         time.sleep(1)
     with session_scope() as session:
         found = session.get_one(Import, import_id)
-        problems = imports.problems_of(session, found, limit=SHOWN_PROBLEMS)
+        problems = imports.list_problems(session, found, limit=SHOWN_PROBLEMS)
         for problem in problems:
             warn(f"line {problem.line}: {problem.reason}")
         if found.rejected > len(problems):

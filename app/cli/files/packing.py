@@ -12,9 +12,9 @@ from typing import IO, Any
 
 from app.errors import DomainError
 from app.processes.connect import Refused
-from app.services.imports.files import ImportFile, coco_names, is_web_address, leads_out
-from app.services.imports.imports import SAMPLE, columns_of
-from app.services.imports.layouts import Plan, make_plan, to_item
+from app.services.imports.files import ImportFile, coco_names, escapes_folder, is_web_address
+from app.services.imports.imports import SAMPLE, list_columns
+from app.services.imports.layouts import ImportPlan, make_plan, row_to_prompt
 from app.services.imports.tables import SUFFIXES, TableKind
 from app.services.kernel.store import KEY_FORM
 
@@ -83,7 +83,7 @@ def images_named_by(table: Path, folder: Path | None) -> dict[str, Path]:
     places = Places(table.parent, folder)
     found: dict[str, Path] = {}
     try:
-        columns = columns_of(file.table.first(SAMPLE))
+        columns = list_columns(file.table.first(SAMPLE))
         plan = make_plan(file.table.kind, columns)
         for row in file.table.rows():
             for name in names_in(plan, row.values):
@@ -96,15 +96,15 @@ def images_named_by(table: Path, folder: Path | None) -> dict[str, Path]:
     return found
 
 
-def names_in(plan: Plan, values: Any) -> list[str]:
+def names_in(plan: ImportPlan, values: Any) -> list[str]:
     """The images that a row names by path, bare name or number."""
     try:
-        named = to_item(plan, values).get("images") if isinstance(values, dict) else None
+        named = row_to_prompt(plan, values).get("images") if isinstance(values, dict) else None
     except DomainError:
         return []
     texts = [one.get("path") if isinstance(one, dict) else one for one in named] if isinstance(named, list) else []
     names = [str(one) for one in texts if isinstance(one, str | int)]
-    return [one for one in names if not (KEY_FORM.fullmatch(one) or is_web_address(one) or leads_out(one))]
+    return [one for one in names if not (KEY_FORM.fullmatch(one) or is_web_address(one) or escapes_folder(one))]
 
 
 class Places:

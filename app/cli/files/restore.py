@@ -29,7 +29,7 @@ from app.cli.files.backup import (
 )
 from app.cli.terminal import FilePath, Say, data_dir_option, say, warn
 from app.db import migrations
-from app.db.engine import plain_url
+from app.db.engine import libpq_url
 from app.processes.connect import Refused, services, wait_for_database
 from app.services.kernel.store import KEY_FORM
 from app.settings import Settings, get_settings
@@ -120,7 +120,7 @@ def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:
     webhooks have stored, and be skipped. Where advancing would take very long, all verdicts get new numbers instead
     and the stored positions are reset.
     """
-    with psycopg.connect(plain_url(settings.database_url), autocommit=True) as connection:
+    with psycopg.connect(libpq_url(settings.database_url), autocommit=True) as connection:
         connection.execute("SET synchronous_commit = off")
         newest = int(connection.execute("SELECT coalesce(max(xid::text::numeric), 0) FROM verdicts").fetchall()[0][0])
         wanted = max(summary.next_xid, newest + 1)
@@ -143,7 +143,7 @@ def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:
 
 def clear_tables(settings: Settings, *, replace: bool) -> None:
     """Raise Refused where the database has accounts already, unless `replace`."""
-    with psycopg.connect(plain_url(settings.database_url)) as connection:
+    with psycopg.connect(libpq_url(settings.database_url)) as connection:
         there = connection.execute("SELECT to_regclass('public.users') IS NOT NULL").fetchone()
         if there and there[0]:
             people = connection.execute("SELECT count(*) FROM users").fetchone()
@@ -164,7 +164,7 @@ def load(settings: Settings, dump: Path, say: Say = silent) -> None:
     since = time.monotonic()
     loading = f"The database: loading {size_of(script)}"
     run(
-        [*words, plain_url(settings.database_url)],
+        [*words, libpq_url(settings.database_url)],
         progress=lambda: say(f"{loading}, {time.monotonic() - since:.0f} s."),
     )
 

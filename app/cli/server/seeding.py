@@ -49,7 +49,7 @@ def _add_scenes(session: Session, project: Project, folder: Path) -> None:
     items = [orjson.loads(line) for line in table.read_bytes().splitlines()] if table.exists() else []
     there = set(session.scalars(select(Prompt.external_id).where(Prompt.project_id == project.id)))
     new = [item for item in items if item["external_id"] not in there]
-    pictures = {name: images.encode((folder / name).read_bytes()) for item in new for name in item["images"]}
+    pictures = {name: images.reencode((folder / name).read_bytes()) for item in new for name in item["images"]}
     images.add_images(session, SYSTEM, list(pictures.values()))
     named = [{**item, "images": [pictures[name].sha256 for name in item["images"]]} for item in new]
     for result in prompts.add_prompts(session, SYSTEM, project, [prompts.parse_prompt(item) for item in named]):
@@ -67,7 +67,7 @@ def _account(session: Session, name: str, known: Account) -> Account:
         password = secrets.token_urlsafe(12)
         slugs = () if role is Role.admin else (SLUG,)
         user = users.add_user(session, SYSTEM, email=email, role=role, password=password, project_slugs=slugs)
-    elif not passwords.password_fits(user, password):
+    elif not passwords.verify_user_password(user, password):
         password = secrets.token_urlsafe(12)
         users.set_password(session, SYSTEM, user.id, password)
     token = known.get("token", "")

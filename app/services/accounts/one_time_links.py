@@ -8,16 +8,16 @@ from datetime import timedelta
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from app.db.sessions import now_of
+from app.db.sessions import database_now
 from app.errors import NotFound
 from app.models import LinkPurpose, OneTimeLink, User
 from app.services.accounts import users
-from app.services.accounts.passwords import secret_hash
+from app.services.accounts.passwords import hash_secret
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require_admin
 
-LASTS = {LinkPurpose.invitation: timedelta(days=7), LinkPurpose.password: timedelta(days=1)}
-KEPT = timedelta(days=30)
+VALID_FOR = {LinkPurpose.invitation: timedelta(days=7), LinkPurpose.password: timedelta(days=1)}
+KEEP_EXPIRED = timedelta(days=30)
 SPENT = "This link was used already, has expired, or was replaced by another: ask an admin for a new one."
 
 
@@ -29,14 +29,14 @@ def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose
     require_admin(actor)
     user = users.get_user(session, actor, user_id)
     session.execute(delete(OneTimeLink).where(OneTimeLink.user_id == user.id, OneTimeLink.used_at.is_(None)))
-    session.execute(delete(OneTimeLink).where(OneTimeLink.expires_at < func.now() - KEPT))
+    session.execute(delete(OneTimeLink).where(OneTimeLink.expires_at < func.now() - KEEP_EXPIRED))
     plain = secrets.token_urlsafe(32)
     link = OneTimeLink(
-        token_hash=secret_hash(plain),
+        token_hash=hash_secret(plain),
         user_id=user.id,
         purpose=purpose,
         created_by=actor.stored_id,
-        expires_at=now_of(session) + LASTS[purpose],
+        expires_at=database_now(session) + VALID_FOR[purpose],
     )
     session.add(link)
     session.flush()
@@ -44,7 +44,7 @@ def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose
     return link, plain
 
 
-def open_link(session: Session, user_id: int) -> OneTimeLink | None:
+def find_open_link(session: Session, user_id: int) -> OneTimeLink | None:
     """The link that a person may still use."""
     return session.scalar(
         select(OneTimeLink).where(
@@ -59,7 +59,7 @@ def find_link(session: Session, plain: str) -> tuple[OneTimeLink, User]:
         select(OneTimeLink, User)
         .join(User, User.id == OneTimeLink.user_id)
         .where(
-            OneTimeLink.token_hash == secret_hash(plain),
+            OneTimeLink.token_hash == hash_secret(plain),
             OneTimeLink.used_at.is_(None),
             OneTimeLink.expires_at > func.now(),
             User.disabled_at.is_(None),

@@ -22,7 +22,7 @@ def hasher() -> argon2.PasswordHasher:
 
 
 @functools.cache
-def nobodys_hash() -> str:
+def dummy_hash() -> str:
     """What an unknown account's password is checked against, so that it takes as long as a known one's."""
     return hasher().hash(secrets.token_hex(16))
 
@@ -34,7 +34,7 @@ def hash_password(password: str) -> str:
     return hasher().hash(password)
 
 
-def fits(stored: str, password: str) -> bool:
+def verify_password(stored: str, password: str) -> bool:
     """Whether a password is the one of which `stored` is kept."""
     try:
         return hasher().verify(stored, password)
@@ -42,11 +42,11 @@ def fits(stored: str, password: str) -> bool:
         return False
 
 
-def password_fits(user: User, password: str) -> bool:
+def verify_user_password(user: User, password: str) -> bool:
     """Whether `password` is the person's own."""
-    return user.password_hash is not None and fits(user.password_hash, password)
+    return user.password_hash is not None and verify_password(user.password_hash, password)
 
 
-def secret_hash(plain: str) -> str:
+def hash_secret(plain: str) -> str:
     """What is kept of a token, a cookie or a link: these are long and random, and asked for often."""
     return hashlib.sha256(plain.encode()).hexdigest()

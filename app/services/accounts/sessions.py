@@ -8,17 +8,17 @@ from datetime import timedelta
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
-from app.db.sessions import now_of
+from app.db.sessions import database_now
 from app.errors import TooMany, Unauthenticated
-from app.models import Role, SignInTry, User, WebSession
+from app.models import Role, SignInAttempt, User, WebSession
 from app.services.accounts import passwords
-from app.services.accounts.passwords import secret_hash
+from app.services.accounts.passwords import hash_secret
 from app.services.accounts.users import find_user
 from app.services.kernel.actors import Actor
 from app.settings import get_settings
 
-TRY_SECONDS = 60
-WRONG = "The email address or the password is wrong."
+ATTEMPT_WINDOW = 60
+WRONG_CREDENTIALS = "The email address or the password is wrong."
 
 
 def check_password(session: Session, email: str, password: str, *, address: str) -> User:
@@ -28,34 +28,34 @@ def check_password(session: Session, email: str, password: str, *, address: str)
     The one service that commits: a try must stay counted although the sign-in fails, and its locks must not
     be held while a password is checked.
     """
-    keys = sorted((secret_hash(f"account {email.strip().lower()}"), secret_hash(f"address {address}")))
-    tries = _count_try(session, keys)
+    keys = sorted((hash_secret(f"account {email.strip().lower()}"), hash_secret(f"address {address}")))
+    tries = _count_attempt(session, keys)
     session.commit()
     user = find_user(session, email)
     stored = user.password_hash if user is not None and user.disabled_at is None else None
-    fits = passwords.fits(stored or passwords.nobodys_hash(), password) and stored is not None
+    fits = passwords.verify_password(stored or passwords.dummy_hash(), password) and stored is not None
     if not fits or user is None:
-        raise Unauthenticated(WRONG)
-    session.execute(delete(SignInTry).where(SignInTry.id.in_(tries)))
+        raise Unauthenticated(WRONG_CREDENTIALS)
+    session.execute(delete(SignInAttempt).where(SignInAttempt.id.in_(tries)))
     if passwords.hasher().check_needs_rehash(stored or ""):
         user.password_hash = passwords.hasher().hash(password)
     return user
 
 
-def _count_try(session: Session, keys: list[str]) -> list[int]:
+def _count_attempt(session: Session, keys: list[str]) -> list[int]:
     """Note a try under each of `keys` (sorted, so that two tries cannot wait for each other). Returns its rows' ids."""
     limit = get_settings().sign_in_tries
     for key in keys:
         session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7))"), {"key": key})
-    since_first = func.extract("epoch", func.now() - func.min(SignInTry.at))
-    recent = select(SignInTry.key, func.count(), since_first).where(
-        SignInTry.key.in_(keys), SignInTry.at > func.now() - timedelta(seconds=TRY_SECONDS)
+    since_first = func.extract("epoch", func.now() - func.min(SignInAttempt.at))
+    recent = select(SignInAttempt.key, func.count(), since_first).where(
+        SignInAttempt.key.in_(keys), SignInAttempt.at > func.now() - timedelta(seconds=ATTEMPT_WINDOW)
     )
-    for _, count, seconds in session.execute(recent.group_by(SignInTry.key)):
+    for _, count, seconds in session.execute(recent.group_by(SignInAttempt.key)):
         if count >= limit:
-            wait = max(1, TRY_SECONDS - int(seconds))
+            wait = max(1, ATTEMPT_WINDOW - int(seconds))
             raise TooMany(f"Too many tries to sign in: wait {wait} seconds.", retry_after=wait)
-    rows = [SignInTry(key=key) for key in keys]
+    rows = [SignInAttempt(key=key) for key in keys]
     session.add_all(rows)
     session.flush()
     return [row.id for row in rows]
@@ -64,8 +64,8 @@ def _count_try(session: Session, keys: list[str]) -> list[int]:
 def open_web_session(session: Session, user: User) -> tuple[str, str]:
     """Sign a browser in. Returns the cookie's value and the CSRF token; only the cookie's hash is kept."""
     cookie, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-    expires = now_of(session) + timedelta(hours=get_settings().session_hours)
-    session.add(WebSession(token_hash=secret_hash(cookie), user_id=user.id, csrf_token=csrf, expires_at=expires))
+    expires = database_now(session) + timedelta(hours=get_settings().session_hours)
+    session.add(WebSession(token_hash=hash_secret(cookie), user_id=user.id, csrf_token=csrf, expires_at=expires))
     session.flush()
     return cookie, csrf
 
@@ -75,7 +75,7 @@ def actor_for_cookie(session: Session, cookie: str) -> tuple[Actor, str] | None:
     row = session.execute(
         select(User.id, User.email, User.role, WebSession.csrf_token)
         .join(User, User.id == WebSession.user_id)
-        .where(WebSession.token_hash == secret_hash(cookie), WebSession.expires_at > func.now())
+        .where(WebSession.token_hash == hash_secret(cookie), WebSession.expires_at > func.now())
         .where(User.disabled_at.is_(None))
     ).one_or_none()
     return None if row is None else (Actor(user_id=row.id, email=row.email, role=Role(row.role)), row.csrf_token)
@@ -83,4 +83,4 @@ def actor_for_cookie(session: Session, cookie: str) -> tuple[Actor, str] | None:
 
 def close_web_session(session: Session, cookie: str) -> None:
     """Sign a browser out."""
-    session.execute(delete(WebSession).where(WebSession.token_hash == secret_hash(cookie)))
+    session.execute(delete(WebSession).where(WebSession.token_hash == hash_secret(cookie)))

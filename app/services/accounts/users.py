@@ -13,10 +13,10 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.db.sessions import now_of
+from app.db.sessions import database_now
 from app.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from app.models import Membership, Project, Role, Scope, Token, User, WebSession
-from app.services.accounts.passwords import hash_password, secret_hash
+from app.services.accounts.passwords import hash_password, hash_secret
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require_admin, require_scope
 
@@ -79,7 +79,7 @@ def list_users(session: Session, actor: Actor, *, limit: int = 1000, after: int 
     )
 
 
-def projects_of(session: Session, user_ids: Sequence[int]) -> dict[int, dict[str, Role]]:
+def list_project_roles(session: Session, user_ids: Sequence[int]) -> dict[int, dict[str, Role]]:
     """The memberships of people: user id -> project slug -> role."""
     rows = session.execute(
         select(Membership.user_id, Project.slug, Membership.role)
@@ -130,7 +130,7 @@ def set_role(session: Session, actor: Actor, user_id: int, role: Role, *, in_pro
     require_admin(actor)
     user = get_user(session, actor, user_id)
     if user.role is Role.admin and role is not Role.admin:
-        _keep_an_admin(session, user)
+        _require_another_admin(session, user)
     user.role = role
     if in_projects:
         session.execute(update(Membership).where(Membership.user_id == user.id).values(role=role))
@@ -145,8 +145,8 @@ def set_disabled(session: Session, actor: Actor, user_id: int, disabled: bool) -
     user = get_user(session, actor, user_id)
     if disabled:
         if user.role is Role.admin and user.disabled_at is None:
-            _keep_an_admin(session, user)
-        user.disabled_at = user.disabled_at or now_of(session)
+            _require_another_admin(session, user)
+        user.disabled_at = user.disabled_at or database_now(session)
         session.execute(delete(WebSession).where(WebSession.user_id == user.id))
     else:
         user.disabled_at = None
@@ -166,7 +166,7 @@ def set_password(session: Session, actor: Actor, user_id: int, password: str) ->
     return user
 
 
-def _keep_an_admin(session: Session, user: User) -> None:
+def _require_another_admin(session: Session, user: User) -> None:
     # The rows are locked, so that two admins cannot remove each other at the same time.
     others = session.scalars(
         select(User.id).where(User.role == Role.admin, User.disabled_at.is_(None)).order_by(User.id).with_for_update()
@@ -204,7 +204,7 @@ def create_token(
     plain = "ill_" + secrets.token_urlsafe(32)
     token = Token(
         user_id=user.id,
-        token_hash=secret_hash(plain),
+        token_hash=hash_secret(plain),
         scope=scope,
         name=name,
         expires_at=expires_at,
@@ -231,13 +231,13 @@ def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
     if token is None or (token.user_id != actor.user_id and actor.role is not Role.admin):
         raise NotFound("There is no such token.")
     require_scope(actor, Scope.admin)
-    token.revoked_at = token.revoked_at or now_of(session)
+    token.revoked_at = token.revoked_at or database_now(session)
     audit.record(session, actor, "token.revoke", f"token:{token.id}")
     session.flush()
 
 
 # As text, because every request asks it, and building it took longer than running it.
-BEARER = text("""
+TOKEN_OWNER = text("""
 SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open, t.requests_per_minute,
     coalesce(t.last_used_at < now() - interval '1 minute', true) AS is_use_news
 FROM tokens t JOIN users u ON u.id = t.user_id
@@ -246,9 +246,9 @@ WHERE t.token_hash = :hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR
 """)
 # Whether a token still bears whom it bore, with the same rights. Not where its use is news, which is to be noted, nor
 # where it has a limit of its own, which is counted elsewhere.
-STILL_BEARS = f"""
+TOKEN_STILL_VALID = f"""
 EXISTS (
-    SELECT FROM ({BEARER.text}) b
+    SELECT FROM ({TOKEN_OWNER.text}) b
     WHERE b.id = CAST(:critic AS bigint) AND b.role = :role AND b.scope = :scope
       AND b.max_open IS NOT DISTINCT FROM CAST(:max_open AS int)
       AND b.requests_per_minute IS NULL AND NOT b.is_use_news
@@ -266,11 +266,11 @@ def actor_for_token(session: Session, plain: str) -> Actor:
 
 def find_actor_for_token(session: Session, plain: str) -> Actor | None:
     """Who bears a token; None where it is unknown, expired or revoked, or its person disabled."""
-    row = session.execute(BEARER, {"hash": secret_hash(plain)}).one_or_none()
+    row = session.execute(TOKEN_OWNER, {"hash": hash_secret(plain)}).one_or_none()
     if row is None:
         return None
     if row.is_use_news:
-        _note_use(session, row.token_id)
+        _record_use(session, row.token_id)
     return Actor(
         user_id=row.id,
         email=row.email,
@@ -282,8 +282,8 @@ def find_actor_for_token(session: Session, plain: str) -> Actor | None:
     )
 
 
-def bearer_values(actor: Actor, hashed: str) -> dict[str, str | int | None]:
-    """What `STILL_BEARS` is run with."""
+def token_parameters(actor: Actor, hashed: str) -> dict[str, str | int | None]:
+    """What `TOKEN_STILL_VALID` is run with."""
     return {
         "hash": hashed,
         "critic": actor.user_id,
@@ -293,7 +293,7 @@ def bearer_values(actor: Actor, hashed: str) -> dict[str, str | int | None]:
     }
 
 
-def _note_use(session: Session, token_id: int) -> None:
+def _record_use(session: Session, token_id: int) -> None:
     # Skipping a locked row keeps the many requests of one token from waiting for each other.
     free = select(Token.id).where(Token.id == token_id).with_for_update(skip_locked=True).scalar_subquery()
     session.execute(

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db.sessions import among
+from app.db.sessions import id_in
 from app.models import (
     Candidate,
     CandidateSet,
@@ -26,7 +26,7 @@ from app.models import (
     Split,
 )
 from app.services.acceptance.overlap import first_slots
-from app.services.candidates.pools import LIVE, abandoned, open_prompts
+from app.services.candidates.pools import LIVE_STATES, abandoned_sets, unsampled_prompts
 from app.services.projects.projects import settings_of
 from illume.texts import normalise_rationale
 
@@ -75,16 +75,16 @@ def claim_sampling_batch(session: Session, project: Project, *, worker: str, lim
     """Up to `limit` candidate sets for `worker` to sample with the active version: abandoned ones first."""
     if project.active_version_id is None or limit <= 0:
         return []
-    claims = _take_over(session, project, worker=worker, limit=limit)
+    claims = _take_over_sets(session, project, worker=worker, limit=limit)
     if len(claims) < limit:
-        claims += _begin(session, project, worker=worker, limit=limit - len(claims))
+        claims += _start_sets(session, project, worker=worker, limit=limit - len(claims))
     return claims
 
 
-def _take_over(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
+def _take_over_sets(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
     found = session.execute(
         select(CandidateSet.id, CandidateSet.tries)
-        .where(*abandoned(project))
+        .where(*abandoned_sets(project))
         .order_by(CandidateSet.priority.desc(), CandidateSet.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -114,14 +114,14 @@ def _take_over(session: Session, project: Project, *, worker: str, limit: int) -
     return _claims(project, rows)
 
 
-def _begin(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
-    prompts = session.scalars(open_prompts(project).limit(limit).with_for_update(skip_locked=True, key_share=True))
+def _start_sets(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
+    prompts = session.scalars(unsampled_prompts(project).limit(limit).with_for_update(skip_locked=True, key_share=True))
     prompt_ids = list(prompts)
     if not prompt_ids:
         return []
     settings = settings_of(session, project)
     slots = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
-    priorities = dict(session.execute(select(Prompt.id, Prompt.priority).where(among(Prompt.id, prompt_ids))).all())
+    priorities = dict(session.execute(select(Prompt.id, Prompt.priority).where(id_in(Prompt.id, prompt_ids))).all())
     rows = [
         {
             "project_id": project.id,
@@ -194,7 +194,7 @@ def store_candidates(
     active = session.scalar(
         select(Project.active_version_id).where(Project.id == project_id).with_for_update(read=True)
     )
-    found = _locked(session, set_id, fence)
+    found = _lock_set(session, set_id, fence)
     if found is None:
         return False
     kept = _distinct(rationales)
@@ -214,7 +214,7 @@ def store_candidates(
     ]
     session.execute(insert(Candidate), rows)
     found.answer, found.answer_source = answer, answer_source
-    found.spread = spread_of([candidate.mean_logprob for candidate in kept])
+    found.spread = logprob_spread([candidate.mean_logprob for candidate in kept])
     wants = "SELECT r.settings -> 'uncertain_first' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id"
     if session.scalar(text(f"{wants} WHERE j.id = :project"), {"project": project_id}):
         found.lift = found.spread / (1 + found.spread)
@@ -233,14 +233,14 @@ def store_candidates(
     return True
 
 
-def spread_of(logprobs: Sequence[float]) -> float:
+def logprob_spread(logprobs: Sequence[float]) -> float:
     """How unsure a model is, in nats: the standard deviation of its candidates' mean log-probabilities."""
     return statistics.pstdev(logprobs) if logprobs else 0.0
 
 
 def fail_sampling(session: Session, set_id: int, fence: int, *, error: str) -> bool:
     """Note that a set could not be sampled: it is tried again, and fails for good the third time. False: lease lost."""
-    found = _locked(session, set_id, fence)
+    found = _lock_set(session, set_id, fence)
     if found is None:
         return False
     found.error, found.worker, found.beats_at = error, None, None
@@ -250,7 +250,7 @@ def fail_sampling(session: Session, set_id: int, fence: int, *, error: str) -> b
     return True
 
 
-def _locked(session: Session, set_id: int, fence: int) -> CandidateSet | None:
+def _lock_set(session: Session, set_id: int, fence: int) -> CandidateSet | None:
     return session.scalar(
         select(CandidateSet)
         .where(CandidateSet.id == set_id, CandidateSet.fence == fence, CandidateSet.state == CandidateSetState.sampling)
@@ -297,7 +297,7 @@ def replace_unclaimed(session: Session, project: Project) -> int:
     again = Prompt.state == PromptState.judged
     if not settings_of(session, project).rejudge:
         again = and_(again, ~Prompt.has_accepted)
-    live = select(CandidateSet.id).where(CandidateSet.prompt_id == Prompt.id, CandidateSet.state.in_(LIVE))
+    live = select(CandidateSet.id).where(CandidateSet.prompt_id == Prompt.id, CandidateSet.state.in_(LIVE_STATES))
     session.execute(
         update(Prompt)
         .where(
@@ -316,17 +316,17 @@ def replace_unclaimed(session: Session, project: Project) -> int:
 # What a prompt holds
 
 
-def example_of(session: Session, prompt_id: int) -> PromptData:
+def load_prompt_data(session: Session, prompt_id: int) -> PromptData:
     """What a model needs of one prompt."""
-    return examples_of(session, [prompt_id])[prompt_id]
+    return load_prompts_data(session, [prompt_id])[prompt_id]
 
 
-def examples_of(session: Session, prompt_ids: Sequence[int]) -> dict[int, PromptData]:
+def load_prompts_data(session: Session, prompt_ids: Sequence[int]) -> dict[int, PromptData]:
     """What a model or a snapshot needs of prompts, by id."""
     images: dict[int, list[str]] = {}
     rows = session.execute(
         select(PromptImage.prompt_id, PromptImage.sha256)
-        .where(among(PromptImage.prompt_id, prompt_ids))
+        .where(id_in(PromptImage.prompt_id, prompt_ids))
         .order_by(PromptImage.prompt_id, PromptImage.position)
     )
     for prompt_id, sha256 in rows:
@@ -340,7 +340,7 @@ def examples_of(session: Session, prompt_ids: Sequence[int]) -> dict[int, Prompt
             Prompt.answer,
             Prompt.references,
             Prompt.extra,
-        ).where(among(Prompt.id, prompt_ids))
+        ).where(id_in(Prompt.id, prompt_ids))
     )
     return {
         row.id: PromptData(

@@ -21,9 +21,9 @@ from app.services.kernel import counters
 from app.services.kernel.leases import held, lapsed
 from app.services.projects.projects import settings_of
 
-COUNTED = 1000
+MAX_COUNTED = 1000
 """So many sets on offer are counted one by one; of more, pages tell by the counts of prompts."""
-RECENT_PACE = """
+SECONDS_PER_SET = """
 SELECT EXTRACT(EPOCH FROM now() - min(created_at))::double precision / nullif(count(*), 0)
 FROM (
     SELECT created_at FROM candidate_sets
@@ -32,10 +32,10 @@ FROM (
     ORDER BY id DESC LIMIT 500
 ) newest
 """
-LIVE = (CandidateSetState.sampling, CandidateSetState.ready)
+LIVE_STATES = (CandidateSetState.sampling, CandidateSetState.ready)
 
 
-def claimable_count(session: Session, project: Project, *, limit: int | None = None) -> int:
+def count_claimable(session: Session, project: Project, *, limit: int | None = None) -> int:
     """How many candidate sets critics could claim, counted up to `limit`."""
     query = select(CandidateSet.id).where(
         CandidateSet.project_id == project.id,
@@ -45,20 +45,20 @@ def claimable_count(session: Session, project: Project, *, limit: int | None = N
     return _count(session, query, limit)
 
 
-def claimable_about(session: Session, project: Project) -> int:
+def estimate_claimable(session: Session, project: Project) -> int:
     """How many candidate sets critics could claim; of many, how many prompts have a set that is not judged yet."""
-    found = claimable_count(session, project, limit=COUNTED)
-    if found < COUNTED:
+    found = count_claimable(session, project, limit=MAX_COUNTED)
+    if found < MAX_COUNTED:
         return found
     return sum(one.n for one in counters.prompt_counts(session, project) if one.state is PromptState.ready)
 
 
-def waiting_count(session: Session, project: Project, *, limit: int | None = None) -> int:
+def count_waiting(session: Session, project: Project, *, limit: int | None = None) -> int:
     """How many train prompts wait for candidates, counted up to `limit`."""
     return _count(session, select(Prompt.id).where(*_waiting(project)), limit)
 
 
-def sampling_count(session: Session, project: Project) -> int:
+def count_sampling(session: Session, project: Project) -> int:
     """How many candidate sets are being sampled at this moment."""
     query = select(CandidateSet.id).where(
         CandidateSet.project_id == project.id,
@@ -68,13 +68,13 @@ def sampling_count(session: Session, project: Project) -> int:
     return _count(session, query, None)
 
 
-def seconds_a_set(session: Session, project: Project) -> float | None:
+def recent_seconds_per_set(session: Session, project: Project) -> float | None:
     """How many seconds a candidate set took of late, with all workers together; None where none was made of late."""
-    seconds: float | None = session.scalar(text(RECENT_PACE), {"project": project.id})
+    seconds: float | None = session.scalar(text(SECONDS_PER_SET), {"project": project.id})
     return seconds
 
 
-def pool_needs(session: Session, project: Project, *, target: int | None = None) -> int:
+def count_missing_sets(session: Session, project: Project, *, target: int | None = None) -> int:
     """How many more sets should be sampled now, so that `target` (the project's `pool_target`) can be claimed.
 
     Sets that somebody passed over are not counted: where they are the only critic, nobody else takes those.
@@ -92,11 +92,11 @@ def pool_needs(session: Session, project: Project, *, target: int | None = None)
         CandidateSet.version_id == project.active_version_id,
         ~passed_over.exists(),
     )
-    missing = target - _count(session, ready, target) - sampling_count(session, project)
+    missing = target - _count(session, ready, target) - count_sampling(session, project)
     if missing <= 0:
         return 0
-    left = _count(session, select(CandidateSet.id).where(*abandoned(project)), missing)
-    return left + _count(session, open_prompts(project), missing - left)
+    left = _count(session, select(CandidateSet.id).where(*abandoned_sets(project)), missing)
+    return left + _count(session, unsampled_prompts(project), missing - left)
 
 
 def _count(session: Session, query: Select[Any], limit: int | None) -> int:
@@ -114,7 +114,7 @@ def _waiting(project: Project) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def abandoned(project: Project) -> tuple[ColumnElement[bool], ...]:
+def abandoned_sets(project: Project) -> tuple[ColumnElement[bool], ...]:
     """Sets whose worker is gone, to be taken over."""
     return (
         CandidateSet.project_id == project.id,
@@ -123,11 +123,11 @@ def abandoned(project: Project) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def open_prompts(project: Project) -> Select[int]:
+def unsampled_prompts(project: Project) -> Select[int]:
     """Waiting prompts that nobody samples and at which the active version has not failed for good."""
     other = aliased(CandidateSet)
     taken = or_(
-        other.state.in_(LIVE),
+        other.state.in_(LIVE_STATES),
         and_(other.state == CandidateSetState.failed, other.version_id == project.active_version_id),
     )
     return (

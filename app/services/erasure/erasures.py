@@ -43,12 +43,12 @@ from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_
 from app.services.rounds import rounds
 from app.services.rounds.versions import lock_project
 
-LOOKED_THROUGH = 50_000
+MAX_PROMPTS_SEARCHED = 50_000
 """In so many prompts of a project its images are counted before it is erased: a page is there at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class ErasureImpact:
     """What an erasing would take: how many of each, and the slugs of the projects it touches.
 
     `images_at_least`: there are more prompts than images were looked for in.
@@ -68,14 +68,14 @@ def _count(session: Session, query: Any) -> int:
     return session.scalar(select(func.count()).select_from(query.subquery())) or 0
 
 
-def _loss(
+def _impact(
     session: Session, name: str, verdicts: Any, projects: Any, *, images_at_least: bool = False, **more: int
-) -> Loss:
+) -> ErasureImpact:
     """What goes, of the verdicts that go and the projects (their ids) that are touched."""
     snapshots = select(Snapshot.id).where(Snapshot.project_id.in_(projects))
     slugs = session.scalars(select(Project.slug).where(Project.id.in_(projects)).order_by(Project.slug))
     counts = {"prompts": 0, "images": 0, "tokens": 0, **more}
-    return Loss(
+    return ErasureImpact(
         name=name,
         verdicts=_count(session, verdicts.where(~Verdict.deleted)),
         snapshots=_count(session, snapshots),
@@ -88,16 +88,16 @@ def _loss(
 # A person
 
 
-def loss_of_person(session: Session, actor: Actor, user_id: int) -> Loss:
+def person_impact(session: Session, actor: Actor, user_id: int) -> ErasureImpact:
     """What would go with a person. Raises `NotFound`, `Conflict` for who cannot be erased."""
-    user = _person(session, actor, user_id)
+    user = _get_erasable_person(session, actor, user_id)
     theirs = select(Verdict.id).where(Verdict.critic_id == user.id)
     projects = select(Verdict.project_id).where(Verdict.critic_id == user.id)
     tokens = _count(session, select(Token.id).where(Token.user_id == user.id))
-    return _loss(session, user.email, theirs, projects, tokens=tokens)
+    return _impact(session, user.email, theirs, projects, tokens=tokens)
 
 
-def _person(session: Session, actor: Actor, user_id: int) -> User:
+def _get_erasable_person(session: Session, actor: Actor, user_id: int) -> User:
     require_admin(actor)
     user = users.get_user(session, actor, user_id)
     if user.erased_at is not None:
@@ -109,19 +109,19 @@ def _person(session: Session, actor: Actor, user_id: int) -> User:
 
 def erase_person(session: Session, actor: Actor, user_id: int) -> Erasure:
     """Erase a person: shut out and nameless at once, what they said soon after. Raises `NotFound`, `Conflict`."""
-    user = _person(session, actor, user_id)
+    user = _get_erasable_person(session, actor, user_id)
     session.execute(update(Review).where(Review.decided_by == user.id).values(note=None))
     session.execute(update(ReturnedVerdict).where(ReturnedVerdict.created_by == user.id).values(note=""))
     users.set_disabled(session, actor, user.id, True)  # refuses the last admin
-    _give_back_claims(session, user.id)
+    _release_claims(session, user.id)
     for table in Base.metadata.sorted_tables:
-        _forget_in(session, table, user.id)
+        _forget_user_in(session, table, user.id)
     user.email, user.password_hash = f"erased-{user.id}@erased.invalid", None
     user.role, user.judging_keys, user.erased_at = Role.viewer, {}, func.now()
-    return _begin(session, actor, ErasureKind.person, str(user.id))
+    return _create_erasure(session, actor, ErasureKind.person, str(user.id))
 
 
-def _forget_in(session: Session, table: Table, user_id: int) -> None:
+def _forget_user_in(session: Session, table: Table, user_id: int) -> None:
     """Delete a person's own rows of a table, and their name from others: as the table says of who goes."""
     for column in table.columns:
         for key in column.foreign_keys:
@@ -133,7 +133,7 @@ def _forget_in(session: Session, table: Table, user_id: int) -> None:
                 session.execute(update(table).where(column == user_id).values({column: None}))
 
 
-def _give_back_claims(session: Session, user_id: int) -> None:
+def _release_claims(session: Session, user_id: int) -> None:
     """Leave the sets that a person holds to others."""
     held = select(Assignment).where(Assignment.critic_id == user_id, Assignment.state == AssignmentState.open)
     for assignment in session.scalars(held.order_by(Assignment.id).with_for_update()):
@@ -150,7 +150,7 @@ def _give_back_claims(session: Session, user_id: int) -> None:
 # An image
 
 
-def loss_of_image(session: Session, actor: Actor, sha256: str) -> Loss:
+def image_impact(session: Session, actor: Actor, sha256: str) -> ErasureImpact:
     """What would go with an image: every prompt that shows it, in all projects. Raises `NotFound`."""
     require_admin(actor)
     if session.get(Image, sha256) is None:
@@ -158,37 +158,37 @@ def loss_of_image(session: Session, actor: Actor, sha256: str) -> Loss:
     prompts = select(PromptImage.prompt_id).where(PromptImage.sha256 == sha256)
     verdicts = select(Verdict.id).where(Verdict.prompt_id.in_(prompts))
     projects = select(Prompt.project_id).where(Prompt.id.in_(prompts))
-    return _loss(session, sha256, verdicts, projects, prompts=_count(session, prompts), images=1)
+    return _impact(session, sha256, verdicts, projects, prompts=_count(session, prompts), images=1)
 
 
 def erase_image(session: Session, actor: Actor, sha256: str) -> Erasure:
     """Erase an image and the prompts that show it. Raises `NotFound`."""
-    loss_of_image(session, actor, sha256)
-    return _begin(session, actor, ErasureKind.image, sha256)
+    image_impact(session, actor, sha256)
+    return _create_erasure(session, actor, ErasureKind.image, sha256)
 
 
 # A project
 
 
-def loss_of_project(session: Session, actor: Actor, slug: str) -> Loss:
+def project_impact(session: Session, actor: Actor, slug: str) -> ErasureImpact:
     """What would go with a project. Raises `NotFound`."""
-    project = _project(session, actor, slug)
+    project = _get_project(session, actor, slug)
     prompts = sum(one.n for one in prompt_counts(session, project))
-    first = select(Prompt.id).where(Prompt.project_id == project.id).order_by(Prompt.id).limit(LOOKED_THROUGH)
+    first = select(Prompt.id).where(Prompt.project_id == project.id).order_by(Prompt.id).limit(MAX_PROMPTS_SEARCHED)
     shown = select(PromptImage.sha256).where(PromptImage.prompt_id.in_(first)).distinct()
     verdicts = select(Verdict.id).where(Verdict.project_id == project.id)
-    return _loss(
+    return _impact(
         session,
         project.slug,
         verdicts,
         select(Project.id).where(Project.id == project.id),
-        images_at_least=prompts > LOOKED_THROUGH,
+        images_at_least=prompts > MAX_PROMPTS_SEARCHED,
         prompts=prompts,
         images=_count(session, shown),
     )
 
 
-def _project(session: Session, actor: Actor, slug: str) -> Project:
+def _get_project(session: Session, actor: Actor, slug: str) -> Project:
     require_admin(actor)
     project = session.scalar(select(Project).where(Project.slug == slug, Project.erased_at.is_(None)))
     if project is None:
@@ -198,7 +198,7 @@ def _project(session: Session, actor: Actor, slug: str) -> Project:
 
 def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
     """Erase a project: out of reach at once, its content soon after; its snapshots keep their hashes. `NotFound`."""
-    project = _project(session, actor, slug)
+    project = _get_project(session, actor, slug)
     lock_project(session, project)
     active = rounds.active_round(session, project)
     if active is not None:
@@ -214,13 +214,13 @@ def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
         )
     )
     project.slug, project.name, project.erased_at = f"erased-{project.id}", "erased", func.now()
-    return _begin(session, actor, ErasureKind.project, str(project.id))
+    return _create_erasure(session, actor, ErasureKind.project, str(project.id))
 
 
 # What was asked for
 
 
-def _begin(session: Session, actor: Actor, kind: ErasureKind, subject: str) -> Erasure:
+def _create_erasure(session: Session, actor: Actor, kind: ErasureKind, subject: str) -> Erasure:
     made = Erasure(kind=kind, subject=subject, created_by=actor.stored_id)
     session.add(made)
     session.flush()

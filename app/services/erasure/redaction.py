@@ -19,12 +19,12 @@ from app.services.accounts.users import pseudonym
 from app.services.kernel.store import get_store
 from app.settings import get_settings
 
-KEPT = ("schema_version", "id", "prompt", "role", "verdict", "snapshot")
-REMOVED_AT_ONCE = 100
+KEPT_FIELDS = ("schema_version", "id", "prompt", "role", "verdict", "snapshot")
+REMOVAL_BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class RedactionScope:
     """What goes: all that one critic said, all that shows an image, or everything."""
 
     critic_id: int | None = None
@@ -32,7 +32,7 @@ class Gone:
     everything: bool = False
 
 
-def redact(snapshot_id: int, gone: Gone) -> int:
+def redact(snapshot_id: int, gone: RedactionScope) -> int:
     """Put tombstones in both files of a snapshot; `redacted` grows. Returns how many rows and records were lost now.
 
     No transaction is open while files are written. Raises RuntimeError where somebody else changed the files meanwhile:
@@ -40,10 +40,10 @@ def redact(snapshot_id: int, gone: Gone) -> int:
     """
     with session_scope() as session:
         snapshot = session.get_one(Snapshot, snapshot_id)
-        goes = Goes(session, snapshot, gone)
+        goes = LineFilter(session, snapshot, gone)
         before = snapshot.file_key or snapshot.sha256, snapshot.records_key
-    records_key, records = (None, 0) if before[1] is None else rewritten(before[1], goes.record)
-    rows_key, rows = rewritten(before[0], goes.row)
+    records_key, records = (None, 0) if before[1] is None else rewrite_file(before[1], goes.record)
+    rows_key, rows = rewrite_file(before[0], goes.row)
     if (rows_key, records_key) == before:
         return 0
     with session_scope() as session:
@@ -54,14 +54,14 @@ def redact(snapshot_id: int, gone: Gone) -> int:
         snapshot.file_key = rows_key if rows_key != snapshot.sha256 else None
         snapshot.redacted += records + rows
         session.flush()
-        forget_files(session, [key for key in before if key not in (None, rows_key, records_key)])
+        schedule_removal(session, [key for key in before if key not in (None, rows_key, records_key)])
     return records + rows
 
 
-class Goes:
+class LineFilter:
     """Whether a line of a snapshot's files goes. The rows go by the verdicts of the records that went, too."""
 
-    def __init__(self, session: Session, snapshot: Snapshot, gone: Gone) -> None:
+    def __init__(self, session: Session, snapshot: Snapshot, gone: RedactionScope) -> None:
         self.gone = gone
         self.name = None
         self.verdicts: set[str] = set()
@@ -89,12 +89,12 @@ class Goes:
         return self.gone.everything or row.get("verdict") in self.verdicts or self.gone.image in row.get("images", ())
 
 
-def rewritten(key: str, goes: Callable[[dict[str, Any]], bool]) -> tuple[str, int]:
+def rewrite_file(key: str, goes: Callable[[dict[str, Any]], bool]) -> tuple[str, int]:
     """The key of a file like `key` with tombstones for the lines that go, and how many rows or records these were."""
     with get_store().open(key) as source, tempfile.NamedTemporaryFile() as target:
         changed, n = False, 0
         for line in source:
-            kept = tombstone(line, goes)
+            kept = to_tombstone(line, goes)
             if kept is not line:
                 changed, n = True, n + (b'"snapshot"' not in kept)
             target.write(kept)
@@ -102,19 +102,19 @@ def rewritten(key: str, goes: Callable[[dict[str, Any]], bool]) -> tuple[str, in
         return (get_store().put_file(Path(target.name)) if changed else key), n
 
 
-def tombstone(line: bytes, goes: Callable[[dict[str, Any]], bool]) -> bytes:
+def to_tombstone(line: bytes, goes: Callable[[dict[str, Any]], bool]) -> bytes:
     """The line itself, or what stays of it: which row or record it was, and nothing that was in it."""
     data = orjson.loads(line)
     if data.get("redacted") or not goes(data):
         return line
-    kept = {name: data[name] for name in KEPT if name in data}
+    kept = {name: data[name] for name in KEPT_FIELDS if name in data}
     return orjson.dumps({**kept, "redacted": True}, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 
 # Files
 
 
-def forget_files(session: Session, keys: Iterable[str | None]) -> None:
+def schedule_removal(session: Session, keys: Iterable[str | None]) -> None:
     """Have files of the store removed after the commit, once nothing names them any more."""
     rows = [{"key": key} for key in sorted({key for key in keys if key})]
     if rows:
@@ -124,7 +124,7 @@ def forget_files(session: Session, keys: Iterable[str | None]) -> None:
 def remove_files(session: Session) -> int:
     """Remove files that nothing names any more. Returns how many are gone."""
     keys = session.scalars(
-        select(StoreRemoval.key).order_by(StoreRemoval.key).limit(REMOVED_AT_ONCE).with_for_update(skip_locked=True)
+        select(StoreRemoval.key).order_by(StoreRemoval.key).limit(REMOVAL_BATCH).with_for_update(skip_locked=True)
     ).all()
     named = keys_in_use(session, keys)
     for key in keys:

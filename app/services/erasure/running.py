@@ -29,26 +29,26 @@ from app.models import (
     Verdict,
 )
 from app.services.erasure import redaction
-from app.services.erasure.redaction import Gone, forget_files
-from app.services.erasure.tombstones import bury_prompts, take_back
+from app.services.erasure.redaction import RedactionScope, schedule_removal
+from app.services.erasure.tombstones import retract_verdicts, tombstone_prompts
 from app.services.kernel.actors import SYSTEM
 from app.services.projects.projects import parse_settings
 from app.services.rounds import rounds
 
 log = logging.getLogger(__name__)
 
-VERDICTS_AT_ONCE = 100
-PROMPTS_AT_ONCE = 200
+VERDICT_BATCH = 100
+PROMPT_BATCH = 200
 Step = Callable[[], dict[str, int]]
 """Erases some, and says how many of what; nothing once nothing is left."""
 
 
-def waiting(session: Session) -> list[int]:
+def list_open_erasures(session: Session) -> list[int]:
     """Erasings that are not done."""
     return list(session.scalars(select(Erasure.id).where(Erasure.state == ErasureState.open).order_by(Erasure.id)))
 
 
-def run(erasure_id: int, *, check: Callable[[], None] = lambda: None) -> None:
+def run_erasure(erasure_id: int, *, check: Callable[[], None] = lambda: None) -> None:
     """Erase until nothing is left; `check` is called between steps and may raise. Done already: nothing happens.
 
     What cannot be done yet is noted, and taken up by the sweep.
@@ -61,17 +61,17 @@ def run(erasure_id: int, *, check: Callable[[], None] = lambda: None) -> None:
     try:
         for step in STEPS[kind](subject):
             while counts := step():
-                _add(erasure_id, counts)
+                _add_counts(erasure_id, counts)
                 check()
-    except NotYet as reason:
+    except ErasureBlocked as reason:
         log.info("erasing %s waits: %s", erasure_id, reason)
-        _note(erasure_id, error=str(reason))
+        _update_erasure(erasure_id, error=str(reason))
         return
     remove_files()
-    _note(erasure_id, error=None, state=ErasureState.done, finished_at=func.now())
+    _update_erasure(erasure_id, error=None, state=ErasureState.done, finished_at=func.now())
 
 
-class NotYet(Exception):
+class ErasureBlocked(Exception):
     """Something has to end first."""
 
 
@@ -85,14 +85,14 @@ def in_session(work: Callable[[Session], dict[str, int]]) -> Step:
     return step
 
 
-def _add(erasure_id: int, counts: dict[str, int]) -> None:
+def _add_counts(erasure_id: int, counts: dict[str, int]) -> None:
     with session_scope() as session:
         found = session.get_one(Erasure, erasure_id, with_for_update=True)
         names = sorted({*found.counts, *counts})
         found.counts = {name: found.counts.get(name, 0) + counts.get(name, 0) for name in names}
 
 
-def _note(erasure_id: int, **values: Any) -> None:
+def _update_erasure(erasure_id: int, **values: Any) -> None:
     with session_scope() as session:
         session.execute(update(Erasure).where(Erasure.id == erasure_id).values(**values))
 
@@ -110,29 +110,29 @@ def _steps_of_person(subject: str) -> Iterator[Step]:
 
     def verdicts(session: Session) -> dict[str, int]:
         theirs = select(Verdict.id).where(Verdict.critic_id == user_id, ~Verdict.deleted)
-        ids = session.scalars(theirs.order_by(Verdict.id).limit(VERDICTS_AT_ONCE)).all()
+        ids = session.scalars(theirs.order_by(Verdict.id).limit(VERDICT_BATCH)).all()
         if not ids:
             return {}
-        take_back(session, ids)
+        retract_verdicts(session, ids)
         return {"verdicts": len(ids)}
 
     yield in_session(verdicts)
     with session_scope() as session:
         theirs = select(Verdict.project_id).where(Verdict.critic_id == user_id).distinct()
         projects = session.scalars(theirs).all()
-    yield from _redactions(projects, Gone(critic_id=user_id))
-    yield in_session(_uploads(projects))
+    yield from _redaction_steps(projects, RedactionScope(critic_id=user_id))
+    yield in_session(_upload_step(projects))
 
 
 def _steps_of_image(sha256: str) -> Iterator[Step]:
     showing = select(PromptImage.prompt_id).where(PromptImage.sha256 == sha256)
 
     def prompts(session: Session) -> dict[str, int]:
-        ids = session.scalars(showing.distinct().order_by(PromptImage.prompt_id).limit(PROMPTS_AT_ONCE)).all()
-        return {"prompts": len(ids), "verdicts": bury_prompts(session, ids)} if ids else {}
+        ids = session.scalars(showing.distinct().order_by(PromptImage.prompt_id).limit(PROMPT_BATCH)).all()
+        return {"prompts": len(ids), "verdicts": tombstone_prompts(session, ids)} if ids else {}
 
     def image(session: Session) -> dict[str, int]:
-        forget_files(session, [sha256])
+        schedule_removal(session, [sha256])
         gone = session.execute(delete(Image).where(Image.sha256 == sha256).returning(Image.sha256)).all()
         return {"images": 1} if gone else {}
 
@@ -140,8 +140,8 @@ def _steps_of_image(sha256: str) -> Iterator[Step]:
         shown_in = session.scalars(select(Prompt.project_id).where(Prompt.id.in_(showing)).distinct()).all()
         projects = session.scalars(select(Project.id).where(Project.erased_at.is_(None))).all()
     # The prompts last but one: until then they say which projects these are.
-    yield in_session(_uploads(shown_in))
-    yield from _redactions(projects, Gone(image=sha256))
+    yield in_session(_upload_step(shown_in))
+    yield from _redaction_steps(projects, RedactionScope(image=sha256))
     yield in_session(prompts)
     yield in_session(image)
 
@@ -152,11 +152,11 @@ def _steps_of_project(subject: str) -> Iterator[Step]:
     def wait_for_round(session: Session) -> dict[str, int]:
         active = rounds.active_round(session, session.get_one(Project, project_id))
         if active is not None:
-            raise NotYet(f"Round {active.number} of the project has not ended yet.")
+            raise ErasureBlocked(f"Round {active.number} of the project has not ended yet.")
         return {}
 
     def prompts(session: Session) -> dict[str, int]:
-        ids = session.scalars(select(Prompt.id).where(Prompt.project_id == project_id).limit(PROMPTS_AT_ONCE)).all()
+        ids = session.scalars(select(Prompt.id).where(Prompt.project_id == project_id).limit(PROMPT_BATCH)).all()
         if not ids:
             return {}
         shown = session.scalars(select(PromptImage.sha256).where(PromptImage.prompt_id.in_(ids)).distinct()).all()
@@ -173,8 +173,8 @@ def _steps_of_project(subject: str) -> Iterator[Step]:
 
     yield in_session(wait_for_round)
     yield in_session(prompts)
-    yield from _redactions([project_id], Gone(everything=True))
-    yield in_session(_uploads([project_id]))
+    yield from _redaction_steps([project_id], RedactionScope(everything=True))
+    yield in_session(_upload_step([project_id]))
     yield in_session(lambda session: _forget_rest(session, project_id))
 
 
@@ -184,7 +184,7 @@ def _forget_images(session: Session, shown: Sequence[str]) -> int:
     gone = session.scalars(
         delete(Image).where(Image.sha256.in_(shown), Image.sha256.not_in(elsewhere)).returning(Image.sha256)
     ).all()
-    forget_files(session, gone)
+    schedule_removal(session, gone)
     return len(gone)
 
 
@@ -195,7 +195,7 @@ def _forget_rest(session: Session, project_id: int) -> dict[str, int]:
     ).all()
     of_project = select(Round.id).where(Round.project_id == project_id)
     session.execute(update(ModelVersion).where(ModelVersion.project_id == project_id).values(adapter=None))
-    forget_files(session, adapters)
+    schedule_removal(session, adapters)
     session.execute(delete(RoundEvent).where(RoundEvent.round_id.in_(of_project)))
     session.execute(update(Round).where(Round.project_id == project_id).values(error=None, progress={}))
     session.execute(delete(Comparison).where(Comparison.project_id == project_id))
@@ -208,7 +208,7 @@ def _forget_rest(session: Session, project_id: int) -> dict[str, int]:
     return {"adapters": len(adapters)} if adapters else {}
 
 
-def _redactions(projects: Sequence[int], gone: Gone) -> Iterator[Step]:
+def _redaction_steps(projects: Sequence[int], gone: RedactionScope) -> Iterator[Step]:
     """A step for each snapshot of the projects."""
     with session_scope() as session:
         query = select(Snapshot.id).where(Snapshot.project_id.in_(projects)).order_by(Snapshot.id)
@@ -234,7 +234,7 @@ def _end_rounds_of(session: Session, snapshot_id: int) -> None:
             rounds.cancel(session, SYSTEM, found.id)
 
 
-def _uploads(projects: Sequence[int]) -> Callable[[Session], dict[str, int]]:
+def _upload_step(projects: Sequence[int]) -> Callable[[Session], dict[str, int]]:
     """Forget the files that were imported into the projects: they hold what is erased, and nothing needs them."""
 
     def uploads(session: Session) -> dict[str, int]:
@@ -244,7 +244,7 @@ def _uploads(projects: Sequence[int]) -> Callable[[Session], dict[str, int]]:
             .with_for_update()
         ).all()
         for one in found:
-            forget_files(session, [one.file_key, one.images_key])
+            schedule_removal(session, [one.file_key, one.images_key])
             one.file_key, one.images_key = "", None
         session.flush()
         return {"uploads": len(found)} if found else {}

@@ -30,10 +30,10 @@ from app.services.acceptance import rules
 from app.services.judging.change import give_slot_back, let_go_if_unflagged
 from app.services.quality import reviews
 
-ERASED = "(erased)"
-TEXTS = ("rationales", "own", "gold")  # the lists of texts in an evaluation's scores, one entry a prompt
+ERASED_TEXT = "(erased)"
+TEXT_LISTS = ("rationales", "own", "gold")  # the lists of texts in an evaluation's scores, one entry a prompt
 # They stand in the feed once more, as deleted, behind whatever anybody has read of it.
-BURY = text("""
+TOMBSTONE_VERDICTS = text("""
 WITH gone AS (
     UPDATE verdicts SET deleted = true, current = false, xid = pg_current_xact_id(), kind = 'skipped', reason = NULL,
         rationale = NULL, edited_from = NULL, tags = '{}', comment = NULL, seconds = NULL, shown = '{}', weight = 1
@@ -46,7 +46,7 @@ WITH gone AS (
 )
 DELETE FROM returned_verdicts WHERE verdict_id = ANY (CAST(:verdicts AS bigint[]))
 """)
-LAPSE_SETS = text("""
+RETIRE_SETS = text("""
 WITH over AS (
     UPDATE candidate_sets SET state = 'replaced', taken = 0, answer = NULL, worker = NULL, fence = fence + 1
     WHERE prompt_id = ANY (CAST(:prompts AS bigint[])) RETURNING id
@@ -56,25 +56,25 @@ FROM over WHERE a.candidate_set_id = over.id AND a.state IN ('open', 'judged')
 """)
 
 
-def bury_verdicts(session: Session, verdict_ids: Sequence[int]) -> None:
+def tombstone_verdicts(session: Session, verdict_ids: Sequence[int]) -> None:
     """Leave nothing of what these verdicts said; each is in the feed once more, as deleted."""
-    session.execute(BURY, {"verdicts": list(verdict_ids)})
+    session.execute(TOMBSTONE_VERDICTS, {"verdicts": list(verdict_ids)})
     session.expire_all()
 
 
-def take_back(session: Session, verdict_ids: Sequence[int]) -> None:
+def retract_verdicts(session: Session, verdict_ids: Sequence[int]) -> None:
     """Bury verdicts of a critic: their slots are free for others, what stood by them alone stands no longer."""
     prompts: dict[int, set[int]] = {}
     for verdict in session.scalars(select(Verdict).where(Verdict.id.in_(verdict_ids)).order_by(Verdict.id)):
         prompts.setdefault(verdict.project_id, set()).add(verdict.prompt_id)
         if verdict.current:
-            _unsay(session, verdict)
-    bury_verdicts(session, verdict_ids)
+            _undo_verdict(session, verdict)
+    tombstone_verdicts(session, verdict_ids)
     for project_id, prompt_ids in prompts.items():
         rules.refresh_prompts(session, project_id, sorted(prompt_ids))
 
 
-def _unsay(session: Session, verdict: Verdict) -> None:
+def _undo_verdict(session: Session, verdict: Verdict) -> None:
     """Free the slot of a verdict that stands, and end what waited because of it."""
     lock: Mapping[str, Any] = {"with_for_update": {"key_share": True}, "populate_existing": True}
     assignment = session.get_one(Assignment, verdict.assignment_id, **lock)
@@ -87,30 +87,30 @@ def _unsay(session: Session, verdict: Verdict) -> None:
         give_slot_back(session, assignment, offered, prompt)
     if kind is VerdictKind.flagged:
         let_go_if_unflagged(session, offered, prompt)
-    reviews.look_again(session, offered.id, verdict.id)
+    reviews.settle_reviews(session, offered.id, verdict.id)
 
 
-def bury_prompts(session: Session, prompt_ids: Sequence[int]) -> int:
+def tombstone_prompts(session: Session, prompt_ids: Sequence[int]) -> int:
     """Leave nothing of these prompts, their candidates and what was said of them. Returns how many verdicts there were.
 
     Their rows stay, retired and empty, for the feed to say what is gone.
     """
     ids = list(prompt_ids)
     verdicts = session.scalars(select(Verdict.id).where(Verdict.prompt_id.in_(ids), ~Verdict.deleted)).all()
-    bury_verdicts(session, verdicts)
-    session.execute(LAPSE_SETS, {"prompts": ids})
+    tombstone_verdicts(session, verdicts)
+    session.execute(RETIRE_SETS, {"prompts": ids})
     sets = select(CandidateSet.id).where(CandidateSet.prompt_id.in_(ids))
     for of_sets in (Review, GoldPrompt):
         session.execute(delete(of_sets).where(of_sets.candidate_set_id.in_(sets)))
     session.execute(delete(ComparisonPair).where(ComparisonPair.prompt_id.in_(ids)))
     session.execute(delete(Candidate).where(Candidate.candidate_set_id.in_(sets)))
     session.execute(delete(PromptImage).where(PromptImage.prompt_id.in_(ids)))
-    forget_scored(session, ids)
+    blank_evaluations(session, ids)
     session.execute(
         update(Prompt)
         .where(Prompt.id.in_(ids))
         .values(
-            question=ERASED,
+            question=ERASED_TEXT,
             answer=None,
             references=[],
             extra={},
@@ -124,7 +124,7 @@ def bury_prompts(session: Session, prompt_ids: Sequence[int]) -> int:
     return len(verdicts)
 
 
-def forget_scored(session: Session, prompt_ids: Sequence[int]) -> None:
+def blank_evaluations(session: Session, prompt_ids: Sequence[int]) -> None:
     """Blank what versions wrote for these prompts when they were scored; the numbers stay."""
     gone = {str(prompt) for prompt in prompt_ids}
     projects = select(Prompt.project_id).where(Prompt.id.in_(prompt_ids))
@@ -133,23 +133,23 @@ def forget_scored(session: Session, prompt_ids: Sequence[int]) -> None:
         prompts = evaluation.scores.get("prompts", ())
         places = {place for place, prompt in enumerate(prompts) if str(prompt) in gone}
         if places:
-            evaluation.scores = blanked(evaluation.scores, places)
+            evaluation.scores = blank_texts(evaluation.scores, places)
     session.flush()
 
 
-def blanked(scores: Mapping[str, Any], places: Set[int]) -> dict[str, Any]:
+def blank_texts(scores: Mapping[str, Any], places: Set[int]) -> dict[str, Any]:
     """Scores without the texts at these places of their lists."""
     found: dict[str, Any] = {}
     for name, value in scores.items():
         if isinstance(value, dict):
-            found[name] = blanked(value, places)
-        elif name in TEXTS and isinstance(value, list):
-            found[name] = [empty(one) if place in places else one for place, one in enumerate(value)]
+            found[name] = blank_texts(value, places)
+        elif name in TEXT_LISTS and isinstance(value, list):
+            found[name] = [blank_value(one) if place in places else one for place, one in enumerate(value)]
         else:
             found[name] = value
     return found
 
 
-def empty(written: Any) -> Any:
+def blank_value(written: Any) -> Any:
     """What stands for a text, or a list of texts, that went."""
     return [] if isinstance(written, list) else None

@@ -179,7 +179,7 @@ class Group:
         self.rows.append(row)
         for path in paths_of(row) if embed else ():
             if path not in self.images:
-                self.images[path] = get_store().open_bytes(sha256_of(path))
+                self.images[path] = get_store().read_bytes(sha256_of(path))
             self.size += len(self.images[path])
 
     @property

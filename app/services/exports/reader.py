@@ -16,7 +16,7 @@ import psycopg
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.db.engine import FETCHERS
+from app.db.engine import FETCHERS_PER_STREAM
 from app.db.sessions import session_scope
 from app.models import Split
 from app.services.accounts.users import pseudonym
@@ -304,12 +304,12 @@ def open_session(session: Session | None) -> contextlib.AbstractContextManager[S
 
 def fetched(places: Iterator[T], read: Callable[[T], bytes]) -> Generator[bytes]:
     """What `read` makes of each place, in order and without what is empty; the next ones are read meanwhile."""
-    pool = ThreadPoolExecutor(FETCHERS, "export")
+    pool = ThreadPoolExecutor(FETCHERS_PER_STREAM, "export")
     coming: deque[Future[bytes]] = deque()
     try:
         for place in places:
             coming.append(pool.submit(giving_way(read), place))
-            if len(coming) > FETCHERS and (lines := coming.popleft().result()):
+            if len(coming) > FETCHERS_PER_STREAM and (lines := coming.popleft().result()):
                 yield lines
         while coming:
             if lines := coming.popleft().result():

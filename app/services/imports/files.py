@@ -13,18 +13,18 @@ from typing import IO, Any
 
 from app.errors import DomainError, Invalid, TooLarge
 from app.models import Split
-from app.services.imports.tables import SUFFIXES, Table, kind_of
+from app.services.imports.tables import SUFFIXES, Table, detect_kind
 from app.services.integrations import safe_http
 from app.services.kernel.store import KEY_FORM
 from app.services.prompts import images
 
 MAX_MEMBERS = 400_000
 MAX_UNPACKED = 64 * 1024 * 1024 * 1024
-BOMB_FROM = 64 * 1024 * 1024
+BOMB_MIN_BYTES = 64 * 1024 * 1024
 BOMB_RATIO = 200
 IMAGE_SECONDS = 20.0
-KNOWN_IMAGES = 20_000
-COCO = ("COCO_val2014_", "COCO_train2014_", "COCO_test2014_", "COCO_test2015_", "")
+MAX_KNOWN_IMAGES = 20_000
+COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_", "COCO_test2014_", "COCO_test2015_", "")
 MARKUP = {b"<svg": "SVG", b"<!doctype html": "HTML", b"<html": "HTML", b"<?xml": "XML or SVG"}
 
 Fetch = Callable[[str], bytes]
@@ -44,7 +44,7 @@ class Archive:
         except Invalid:
             self.zip.close()
             raise
-        self.names = [name for name in self.zip.namelist() if not is_litter(name)]
+        self.names = [name for name in self.zip.namelist() if not is_ignored(name)]
         self._by_name: dict[str, list[str]] = {}
         for name in self.names:
             bare = PurePosixPath(name).name
@@ -76,12 +76,12 @@ class Archive:
             raise Invalid(f"{name[:100]} in the zip cannot be read: {error}.", field="file") from error
 
 
-def is_litter(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether a file of a zip is a folder, or what a file manager left in it."""
     return name.endswith("/") or name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith(".")
 
 
-def leads_out(name: str) -> bool:
+def escapes_folder(name: str) -> bool:
     """Whether a path leads out of the folder it is read in."""
     return ".." in PurePosixPath(name).parts or name.startswith("/") or "\\" in name or name[1:2] == ":"
 
@@ -90,11 +90,11 @@ def check_members(members: list[zipfile.ZipInfo]) -> None:
     """Raise `Invalid` for bombs and for names that lead out; sizes that lie are cut off when read."""
     if len(members) > MAX_MEMBERS:
         raise Invalid(f"The zip holds over {MAX_MEMBERS:,} files: import it in parts.", field="file")
-    bad = next((one.filename for one in members if leads_out(one.filename)), None)
+    bad = next((one.filename for one in members if escapes_folder(one.filename)), None)
     if bad is not None:
         raise Invalid(f"The zip holds the name '{bad[:100]}', which leads out of it.", field="file")
     unpacked, packed = sum(one.file_size for one in members), sum(one.compress_size for one in members)
-    if unpacked > MAX_UNPACKED or (unpacked > BOMB_FROM and unpacked > BOMB_RATIO * max(packed, 1)):
+    if unpacked > MAX_UNPACKED or (unpacked > BOMB_MIN_BYTES and unpacked > BOMB_RATIO * max(packed, 1)):
         raise Invalid(
             f"The zip has {packed >> 10:,} kB and would unpack to {unpacked >> 20:,} MB: that is no data set.",
             field="file",
@@ -111,7 +111,7 @@ class ImportFile:
         self._fetch = fetch or fetch_image
         self._known: OrderedDict[str, str] = OrderedDict()
         self._new: dict[str, str] = {}
-        self.pending: dict[str, images.Picture] = {}
+        self.pending: dict[str, images.EncodedImage] = {}
         self.splits: dict[str, set[Split]] = {}
         self.folder = PurePosixPath()
         try:
@@ -121,7 +121,7 @@ class ImportFile:
                 self._archive = Archive(path)
                 self.table = self._table_in(self._archive)
             else:
-                self.table = Table(kind_of(name, first), lambda: path.open("rb"), path)
+                self.table = Table(detect_kind(name, first), lambda: path.open("rb"), path)
             if images_path is not None:
                 self._images = Archive(images_path)
         except Invalid:
@@ -138,7 +138,7 @@ class ImportFile:
         self.folder = PurePosixPath(found[0]).parent
         with archive.open(found[0]) as file:
             first = file.read(64)
-        return Table(kind_of(found[0], first), lambda: archive.open(found[0]))
+        return Table(detect_kind(found[0], first), lambda: archive.open(found[0]))
 
     def close(self) -> None:
         """Let the files go."""
@@ -151,7 +151,7 @@ class ImportFile:
         self._known |= self._new
         self._new.clear()
         self.pending.clear()
-        while len(self._known) > KNOWN_IMAGES:
+        while len(self._known) > MAX_KNOWN_IMAGES:
             self._known.popitem(last=False)
 
     def image_key(self, named: Any) -> object:
@@ -176,7 +176,7 @@ class ImportFile:
 
     def _has(self, path: str) -> bool:
         places = [one for one in (self._archive, self._images) if one is not None]
-        return any(one.find(path) is not None for one in places) and not leads_out(path)
+        return any(one.find(path) is not None for one in places) and not escapes_folder(path)
 
     def _decoded(self, name: str, read: Callable[[], bytes], *, key: str | None) -> str:
         """The image called `name`, from what is known of it or else decoded."""
@@ -186,7 +186,7 @@ class ImportFile:
         data = read()
         try:
             check_markup(data)
-            picture = images.encode(data)
+            picture = images.reencode(data)
         except DomainError as error:
             raise type(error)(f"{name[:100]}: {error.detail}", field="images") from error
         sha256 = picture.sha256
@@ -197,7 +197,7 @@ class ImportFile:
 
     def _read(self, name: str) -> bytes:
         """The bytes of an image that lies in a zip."""
-        if leads_out(name):
+        if escapes_folder(name):
             raise Invalid(
                 f"The path '{name[:100]}' leads out of the file: name images by paths within it.", field="images"
             )
@@ -219,7 +219,7 @@ class ImportFile:
 
 def coco_names(name: str) -> list[str]:
     """The file names COCO gives an image that is named by its number."""
-    return [f"{prefix}{int(name):012d}.jpg" for prefix in COCO] if name.isascii() and name.isdigit() else []
+    return [f"{prefix}{int(name):012d}.jpg" for prefix in COCO_PREFIXES] if name.isascii() and name.isdigit() else []
 
 
 def is_web_address(name: str) -> bool:

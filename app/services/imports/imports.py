@@ -16,30 +16,14 @@ from app.errors import Conflict, DomainError, Invalid, NotFound
 from app.models import Import, ImportProblem, ImportState, Project, Role, Split
 from app.services.imports import record_schema
 from app.services.imports.files import ImportFile
-from app.services.imports.layouts import Layout, Plan, make_plan, with_columns
-from app.services.imports.reading import PIECE, open_file, parse_row
-from app.services.imports.running import SLICE_SECONDS, run
-from app.services.imports.tables import Row
+from app.services.imports.layouts import ImportPlan, Layout, make_plan, with_columns
+from app.services.imports.reading import open_file, parse_row
+from app.services.imports.tables import TableRow
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.kernel.store import get_store
 from app.services.prompts.prompts import PromptIn
-
-__all__ = [
-    "PIECE",
-    "SLICE_SECONDS",
-    "Looked",
-    "change_plan",
-    "create_import",
-    "discard",
-    "get_import",
-    "list_imports",
-    "preview",
-    "problems_of",
-    "run",
-    "start",
-]
 
 MAX_FILE = 2 * 1024 * 1024 * 1024
 SAMPLE = 100
@@ -61,7 +45,7 @@ def create_import(
     draft: bool = False,
     limit: int = MAX_FILE,
 ) -> Import:
-    """Keep a file of prompts and have a worker take it in; a `draft` waits for `start`. Needs the role reviewer.
+    """Keep a file of prompts and have a worker take it in; a `draft` waits for `start_import`. Needs the role reviewer.
 
     `images_source` is a zip of the images that rows name; `mapping` says what columns become. Data sets exported as
     records bring verdicts of others, and need the role admin. Raises `Invalid` where the file cannot be taken at all.
@@ -73,7 +57,7 @@ def create_import(
         if images_source is not None:
             write_upload(images_source, pictures, limit)
         images_path = Path(pictures.name) if images_source is not None else None
-        plan = first_plan(Path(kept.name), name, images_path, split=split, mapping=mapping, loose=draft)
+        plan = plan_upload(Path(kept.name), name, images_path, split=split, mapping=mapping, loose=draft)
         if plan.layout is Layout.records:
             require(session, actor, project, Role.admin)
         key = get_store().put_file(Path(kept.name))
@@ -109,13 +93,13 @@ def write_upload(source: IO[bytes], target: Any, limit: int) -> None:
         raise Invalid("The file is empty.", field="file")
 
 
-def first_plan(
+def plan_upload(
     path: Path, name: str, images_path: Path | None, *, split: Split, mapping: Mapping[str, str] | None, loose: bool
-) -> Plan:
+) -> ImportPlan:
     """What the columns mean, by their names and by `mapping`. Raises `Invalid` where the file cannot be read."""
     file = ImportFile(path, name, images_path=images_path)
     try:
-        columns = columns_of(file.table.first(SAMPLE))
+        columns = list_columns(file.table.first(SAMPLE))
         plan = make_plan(file.table.kind, columns, split=split, loose=loose or mapping is not None)
     finally:
         file.close()
@@ -127,12 +111,12 @@ def first_plan(
     return with_columns(plan, mapping, split=split)
 
 
-def columns_of(rows: Iterable[Row]) -> list[str]:
+def list_columns(rows: Iterable[TableRow]) -> list[str]:
     """The columns of some rows, in the order they come in."""
     return list(dict.fromkeys(column for row in rows if isinstance(row.values, dict) for column in row.values))
 
 
-def start(session: Session, actor: Actor, import_id: int) -> Import:
+def start_import(session: Session, actor: Actor, import_id: int) -> Import:
     """Have a draft taken in. Raises `Conflict` where it is no draft any more."""
     found = get_import(session, actor, import_id)
     session.refresh(found, with_for_update=True)
@@ -151,7 +135,7 @@ def change_plan(
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
         raise Conflict("This import was started already: import the file again with other columns.")
-    plan = Plan.from_json(found.plan)
+    plan = ImportPlan.from_json(found.plan)
     unknown = next((column for column in columns if column not in plan.columns), None)
     if unknown is not None:
         raise Invalid(f"The file has no column '{unknown[:60]}'.", field="mapping")
@@ -160,7 +144,7 @@ def change_plan(
     return found
 
 
-def discard(session: Session, actor: Actor, import_id: int) -> None:
+def discard_import(session: Session, actor: Actor, import_id: int) -> None:
     """Drop a draft. Raises `Conflict` where it was started."""
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
@@ -195,14 +179,14 @@ def list_imports(
     return Page(found[:limit], encode_cursor(found[limit - 1].id) if len(found) > limit else None)
 
 
-def problems_of(session: Session, found: Import, *, limit: int = 1000, after: int = 0) -> list[ImportProblem]:
+def list_problems(session: Session, found: Import, *, limit: int = 1000, after: int = 0) -> list[ImportProblem]:
     """The first rejected lines of an import behind line `after`, each with its reason."""
     query = select(ImportProblem).where(ImportProblem.import_id == found.id, ImportProblem.line > after)
     return list(session.scalars(query.order_by(ImportProblem.line).limit(limit)))
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class PreviewRow:
     """A row of a draft as it would be taken in: the prompt, or what is wrong with it."""
 
     number: int
@@ -211,15 +195,15 @@ class Looked:
     problem: str
 
 
-def preview(found: Import, *, limit: int = 8) -> tuple[Plan, list[Looked]]:
+def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[PreviewRow]]:
     """The first rows of an import; images at web addresses are not fetched. Raises `Invalid`."""
-    plan = Plan.from_json(found.plan)
+    plan = ImportPlan.from_json(found.plan)
     looked = []
-    with open_file(found.file_key, found.filename, found.images_key, fetch=_not_now) as file:
+    with open_file(found.file_key, found.filename, found.images_key, fetch=_placeholder_image) as file:
         for row in file.table.first(limit):
-            parsed = record_schema.parse(row) if plan.layout is Layout.records else parse_row(file, plan, row)
+            parsed = record_schema.parse_record(row) if plan.layout is Layout.records else parse_row(file, plan, row)
             looked.append(
-                Looked(
+                PreviewRow(
                     row.number,
                     row.values if isinstance(row.values, dict) else {},
                     parsed if isinstance(parsed, PromptIn) else None,
@@ -229,12 +213,12 @@ def preview(found: Import, *, limit: int = 8) -> tuple[Plan, list[Looked]]:
     return plan, looked
 
 
-def _not_now(_: str) -> bytes:
+def _placeholder_image(_: str) -> bytes:
     """A picture in place of one that is fetched later."""
-    return TINY_PICTURE
+    return PLACEHOLDER_IMAGE
 
 
-TINY_PICTURE = (
+PLACEHOLDER_IMAGE = (
     b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00"
     b"\x01\x00\x00\x02\x02D\x01\x00;"
 )

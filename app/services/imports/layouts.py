@@ -15,7 +15,7 @@ import orjson
 
 from app.errors import Invalid
 from app.models import Split
-from app.services.imports.tables import KEY, TableKind, is_missing
+from app.services.imports.tables import KEY_COLUMN, TableKind, is_missing
 from app.services.prompts.prompts import PromptIn
 
 MAX_DEPTH = 32
@@ -47,26 +47,26 @@ class Target(StrEnum):
     ignore = "ignore"
 
 
-SEVERAL = (Target.image, Target.reference, Target.candidate)
-FIELD_OF = {Target.image: "images", Target.reference: "references", Target.candidate: "candidates"}
-SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+MULTI_VALUED = (Target.image, Target.reference, Target.candidate)
+PROMPT_FIELDS = {Target.image: "images", Target.reference: "references", Target.candidate: "candidates"}
+SPLIT_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 
 # Names of columns that are understood, but for a number behind them (`reference_2`).
-NAMES = {
+COLUMN_NAMES = {
     Target.image: ("image", "images", "file_name", "image_path", "image_url", "image_name", "img", "image_id"),
     Target.question: ("question",),
     Target.answer: ("answer", "answers", "multiple_choice_answer"),
-    Target.external_id: ("external_id", "question_id", "id", KEY),
+    Target.external_id: ("external_id", "question_id", "id", KEY_COLUMN),
     Target.split_name: ("split",),
     Target.reference: ("reference", "references", "explanation", "explanations", "rationale", "rationales"),
     Target.candidate: ("candidate", "candidates"),
     Target.priority: ("priority",),
 }
-OWN = tuple(PromptIn.model_fields)
+OWN_FIELDS = tuple(PromptIn.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ImportPlan:
     """How rows become prompts. A row without a split gets `split`, one without a question `question`.
 
     `strict`: a column without a target is an error, so that a misspelt one is not lost among the metadata.
@@ -91,13 +91,13 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+    def from_json(cls, data: Mapping[str, Any]) -> ImportPlan:
         """As it was kept."""
         columns = {column: Target(target) for column, target in data["columns"]}
         return cls(**{**data, "layout": Layout(data["layout"]), "columns": columns, "split": Split(data["split"])})
 
 
-def layout_of(columns: Iterable[str]) -> Layout:
+def detect_layout(columns: Iterable[str]) -> Layout:
     """Whose columns these are."""
     names = set(columns)
     if {"candidate_set", "candidates", "shown", "kind"} <= names:
@@ -111,32 +111,36 @@ def layout_of(columns: Iterable[str]) -> Layout:
     return Layout.own
 
 
-def target_of(column: str) -> Target | None:
+def guess_target(column: str) -> Target | None:
     """What a column of this name most likely is."""
     name = re.sub(r"[_ -]?\d+$", "", column.strip().lower().replace(" ", "_"))
-    return next((target for target, names in NAMES.items() if name in names or column.lower() in names), None)
+    return next((target for target, names in COLUMN_NAMES.items() if name in names or column.lower() in names), None)
 
 
-def make_plan(kind: TableKind, columns: Sequence[str], *, split: Split = Split.train, loose: bool = False) -> Plan:
+def make_plan(
+    kind: TableKind, columns: Sequence[str], *, split: Split = Split.train, loose: bool = False
+) -> ImportPlan:
     """A plan by the names of the columns. `loose`: unknown ones of our own NDJSON become metadata too."""
-    layout = layout_of(columns)
+    layout = detect_layout(columns)
     own_lines = layout is Layout.own and kind is TableKind.ndjson and not loose
     targets: dict[str, Target] = {}
     taken: set[Target] = set()
     # Of several columns that could be the image, the one named first among the names is it.
-    for column in sorted(columns, key=_rank):
-        target = target_of(column)
+    for column in sorted(columns, key=_column_rank):
+        target = guess_target(column)
         if own_lines:
-            target = target if column in OWN and column != "metadata" else None
-        once = target is not None and (target not in SEVERAL or (target is Target.image and not _is_numbered(column)))
+            target = target if column in OWN_FIELDS and column != "metadata" else None
+        once = target is not None and (
+            target not in MULTI_VALUED or (target is Target.image and not _is_numbered(column))
+        )
         if target is None or (once and target in taken):
             targets[column] = Target.metadata
         else:
             targets[column] = target
             taken.add(target)
-    return Plan(
+    return ImportPlan(
         layout=layout,
-        columns={column: targets[column] for column in columns if not own_lines or column in OWN},
+        columns={column: targets[column] for column in columns if not own_lines or column in OWN_FIELDS},
         split=split,
         question=ACTION_QUESTION if layout is Layout.act_x else None,
         strict=own_lines,
@@ -144,8 +148,8 @@ def make_plan(kind: TableKind, columns: Sequence[str], *, split: Split = Split.t
     )
 
 
-def _rank(column: str) -> int:
-    names = [name for several in NAMES.values() for name in several]
+def _column_rank(column: str) -> int:
+    names = [name for several in COLUMN_NAMES.values() for name in several]
     name = column.strip().lower()
     return names.index(name) if name in names else len(names)
 
@@ -154,7 +158,9 @@ def _is_numbered(column: str) -> bool:
     return re.search(r"\d$", column) is not None
 
 
-def with_columns(plan: Plan, columns: Mapping[str, str], *, split: Split, question: str | None = None) -> Plan:
+def with_columns(
+    plan: ImportPlan, columns: Mapping[str, str], *, split: Split, question: str | None = None
+) -> ImportPlan:
     """The plan with the targets somebody chose. Raises `Invalid` that names the column."""
     chosen: dict[str, Target] = {}
     for column, text in columns.items():
@@ -164,70 +170,70 @@ def with_columns(plan: Plan, columns: Mapping[str, str], *, split: Split, questi
         chosen[column] = Target(text)
     targets = list(chosen.values())
     twice = next(
-        (one for one in Target if one not in (*SEVERAL, "metadata", "ignore") and targets.count(one) > 1), None
+        (one for one in Target if one not in (*MULTI_VALUED, "metadata", "ignore") and targets.count(one) > 1), None
     )
     if twice is not None:
         raise Invalid(f"Only one column can become the {twice.value}.", field="mapping")
     question = (question or "").strip() or plan.question
-    return Plan(plan.layout, {**plan.columns, **chosen}, split, question, strict=False, flat=plan.flat)
+    return ImportPlan(plan.layout, {**plan.columns, **chosen}, split, question, strict=False, flat=plan.flat)
 
 
 # A row
 
 
-def to_item(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
+def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]:
     """A prompt as `parse_prompt` takes it, its images still as the row names them. Raises `Invalid`."""
     if plan.strict:
-        return _own_item(plan, values)
+        return _own_row_to_prompt(plan, values)
     item: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
     for column, value in values.items():
         target = plan.columns.get(column, Target.metadata)
         if target is Target.ignore or is_missing(value):
             continue
-        if value == "" and (plan.flat or target in SEVERAL) and target not in (Target.question, Target.answer):
+        if value == "" and (plan.flat or target in MULTI_VALUED) and target not in (Target.question, Target.answer):
             continue
         if target is Target.metadata:
-            metadata |= as_metadata(column, value, flat=plan.flat)
-        elif target in SEVERAL:
-            item.setdefault(FIELD_OF[target], []).extend(as_list(value))
+            metadata |= to_metadata(column, value, flat=plan.flat)
+        elif target in MULTI_VALUED:
+            item.setdefault(PROMPT_FIELDS[target], []).extend(to_list(value))
         else:
-            item[target.value] = as_value(target, value)
+            item[target.value] = to_prompt_value(target, value)
     if plan.layout is Layout.a_okvqa and "answer" not in item:
-        answer = choice_of(values)
+        answer = find_right_choice(values)
         item |= {} if answer is None else {"answer": answer}
-    if "images" not in item and values.get(KEY) is not None:
-        item["images"] = [values[KEY]]  # rows by the name of their image, as ACT-X has them
-    _fill(plan, item)
+    if "images" not in item and values.get(KEY_COLUMN) is not None:
+        item["images"] = [values[KEY_COLUMN]]  # rows by the name of their image, as ACT-X has them
+    _fill_defaults(plan, item)
     if metadata:
         item["metadata"] = metadata
     return item
 
 
-def _own_item(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = next((column for column in values if column not in OWN), None)
+def _own_row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = next((column for column in values if column not in OWN_FIELDS), None)
     if unknown is not None:
         raise Invalid(f"{unknown[:60]}: there is no such field: put what is yours under metadata.", field=unknown[:200])
     item = dict(values)
-    if depth_of(item.get("metadata")) > MAX_DEPTH:
+    if measure_depth(item.get("metadata")) > MAX_DEPTH:
         raise Invalid("metadata: it is nested too deeply.", field="metadata")
-    _fill(plan, item)
+    _fill_defaults(plan, item)
     return item
 
 
-def _fill(plan: Plan, item: dict[str, Any]) -> None:
+def _fill_defaults(plan: ImportPlan, item: dict[str, Any]) -> None:
     split = item.get("split")
     item["split"] = plan.split.value if split is None else split
     if plan.question and not item.get("question"):
         item["question"] = plan.question
 
 
-def as_list(value: Any) -> list[Any]:
+def to_list(value: Any) -> list[Any]:
     """A value as several."""
     return [one for one in value if not is_missing(one)] if isinstance(value, list | tuple) else [value]
 
 
-def as_value(target: Target, value: Any) -> Any:
+def to_prompt_value(target: Target, value: Any) -> Any:
     """A value as a prompt has it: numbers as text, of several answers the one most gave, splits by our names."""
     if target is Target.answer and isinstance(value, list) and value:
         given = [one.get("answer") if isinstance(one, dict) else one for one in value]
@@ -240,38 +246,38 @@ def as_value(target: Target, value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if target is Target.split_name and isinstance(value, str):
-        return SPLITS.get(value.strip().lower(), value.strip().lower())
+        return SPLIT_ALIASES.get(value.strip().lower(), value.strip().lower())
     return value
 
 
-def choice_of(values: Mapping[str, Any]) -> Any:
+def find_right_choice(values: Mapping[str, Any]) -> Any:
     """The answer of an A-OKVQA row: the right choice, or what most people said."""
     choices, index = values.get("choices"), values.get("correct_choice_idx")
     if isinstance(choices, list) and isinstance(index, int) and 0 <= index < len(choices):
         return choices[index]
     said = values.get("direct_answers")
-    return as_value(Target.answer, said) if isinstance(said, list) and said else None
+    return to_prompt_value(Target.answer, said) if isinstance(said, list) and said else None
 
 
-def as_metadata(column: str, value: Any, *, flat: bool) -> dict[str, Any]:
+def to_metadata(column: str, value: Any, *, flat: bool) -> dict[str, Any]:
     """A value to be kept as it is; an object in a column named `metadata` is taken apart. Raises `Invalid`."""
     if column == "metadata" and flat and isinstance(value, str):
         try:
             value = orjson.loads(value)
         except orjson.JSONDecodeError as error:
             raise Invalid("metadata: this is no valid JSON object.", field="metadata") from error
-    if depth_of(value) > MAX_DEPTH:
+    if measure_depth(value) > MAX_DEPTH:
         raise Invalid(f"{column[:60]}: it is nested too deeply.", field=column[:200])
-    plain = as_plain(value, column)
+    plain = to_json_value(value, column)
     return plain if column == "metadata" and isinstance(plain, dict) else {column: plain}
 
 
-def as_plain(value: Any, column: str) -> Any:
+def to_json_value(value: Any, column: str) -> Any:
     """A value of a table as JSON. Raises `Invalid` for bytes."""
     if isinstance(value, dict):
-        return {str(key): as_plain(part, column) for key, part in value.items()}
+        return {str(key): to_json_value(part, column) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [as_plain(part, column) for part in value]
+        return [to_json_value(part, column) for part in value]
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -281,7 +287,7 @@ def as_plain(value: Any, column: str) -> Any:
     return value
 
 
-def depth_of(value: Any) -> int:
+def measure_depth(value: Any) -> int:
     """How deeply a value is nested; counted without recursion, and no further than it takes."""
     depth, level = 0, [value]
     while depth <= MAX_DEPTH and (level := [one for one in level if isinstance(one, dict | list)]):

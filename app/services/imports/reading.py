@@ -19,17 +19,17 @@ from app.errors import DomainError, Invalid
 from app.models import Project, Prompt, PromptImage, Split
 from app.services.imports import record_schema
 from app.services.imports.files import Fetch, ImportFile, is_web_address
-from app.services.imports.layouts import Layout, Plan, Target, to_item
-from app.services.imports.tables import Row
+from app.services.imports.layouts import ImportPlan, Layout, Target, row_to_prompt
+from app.services.imports.tables import TableRow
 from app.services.kernel.store import get_store
 from app.services.prompts.prompts import PromptIn, parse_prompt
 from app.settings import get_settings
 
-PIECE = 200
-PIECE_BYTES = 64 * 1024 * 1024
-AT_ONCE = 8
+BATCH_ROWS = 200
+BATCH_IMAGE_BYTES = 64 * 1024 * 1024
+PARSE_THREADS = 8
 PLACEHOLDER = "0" * 64
-KNOWN_SPLITS = 50_000
+MAX_KNOWN_SPLITS = 50_000
 
 
 @contextmanager
@@ -49,14 +49,14 @@ def open_file(key: str, name: str, images_key: str | None, *, fetch: Fetch | Non
 
 
 @dataclass(frozen=True, slots=True)
-class Scanned:
+class ScanResult:
     """How many rows there are, and for each id that comes more than once (by its hash) the row it comes in first."""
 
     total: int
     first: Mapping[int, int]
 
 
-def scan(plan: Plan, file: ImportFile, keep: Callable[[], None]) -> Scanned:
+def scan(plan: ImportPlan, file: ImportFile, keep: Callable[[], None]) -> ScanResult:
     """Look through the whole file once, calling `keep` now and then. It takes 16 bytes of memory a row."""
     columns = [name for name, target in plan.columns.items() if target is Target.external_id]
     hashes, numbers = array("q"), array("q")
@@ -67,21 +67,21 @@ def scan(plan: Plan, file: ImportFile, keep: Callable[[], None]) -> Scanned:
             total += 1
             external_id = row.values.get(wanted[0]) if wanted and isinstance(row.values, dict) else None
             if external_id is not None:
-                hashes.append(hash_of(external_id))
+                hashes.append(hash_id(external_id))
                 numbers.append(row.number)
             if total % 5000 == 0:
                 keep()
-    return Scanned(total, first_of_twice(np.asarray(hashes), np.asarray(numbers)))
+    return ScanResult(total, find_repeated(np.asarray(hashes), np.asarray(numbers)))
 
 
-def hash_of(external_id: object) -> int:
+def hash_id(external_id: object) -> int:
     """64 bits that stand for an id."""
     return int.from_bytes(
         hashlib.blake2b(str(external_id).strip().encode(errors="replace"), digest_size=8).digest()
     ) - (1 << 63)
 
 
-def first_of_twice(hashes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> dict[int, int]:
+def find_repeated(hashes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> dict[int, int]:
     """For each hash that comes several times, the least of its numbers."""
     if not len(hashes):
         return {}
@@ -97,64 +97,64 @@ def first_of_twice(hashes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) 
 
 # Rows
 
-Parsed = tuple[int, Any]
+ParsedRow = tuple[int, Any]
 """The number of a row, and the prompt or record it is, or what is wrong with it."""
 
 
-def parsed_pieces(
-    plan: Plan,
+def read_batches(
+    plan: ImportPlan,
     file: ImportFile,
     pool: ThreadPoolExecutor,
     *,
     after: int,
     first: Mapping[int, int],
     keep: Callable[[], None],
-) -> Generator[list[Parsed], None, None]:
+) -> Generator[list[ParsedRow], None, None]:
     """The rows behind the first `after`, parsed, in pieces of so many rows or so many bytes of new images.
 
     `keep` is called before each few rows.
     """
 
-    def parse(row: Row) -> Parsed:
+    def parse(row: TableRow) -> ParsedRow:
         if plan.layout is Layout.records:
-            return row.number, record_schema.parse(row, file)
-        return row.number, once(parse_row(file, plan, row), row.number, first)
+            return row.number, record_schema.parse_record(row, file)
+        return row.number, reject_repeated(parse_row(file, plan, row), row.number, first)
 
-    piece: list[Parsed] = []
+    piece: list[ParsedRow] = []
     with closing(file.table.rows(after)) as rows:
-        while few := list(islice(rows, AT_ONCE)):
+        while few := list(islice(rows, PARSE_THREADS)):
             keep()
             piece += pool.map(parse, few) if any(names_web_address(row) for row in few) else map(parse, few)
-            if len(piece) >= PIECE or sum(len(one.data) for one in file.pending.values()) > PIECE_BYTES:
+            if len(piece) >= BATCH_ROWS or sum(len(one.data) for one in file.pending.values()) > BATCH_IMAGE_BYTES:
                 yield piece
                 piece = []
     if piece:
         yield piece
 
 
-def names_web_address(row: Row) -> bool:
+def names_web_address(row: TableRow) -> bool:
     """Whether some value of a row looks like a web address, so that reading the row may take its time."""
     values = row.values.values() if isinstance(row.values, dict) else ()
     texts = [one for value in values for one in (value if isinstance(value, list) else [value])]
     return any(isinstance(text, str) and is_web_address(text) for text in texts)
 
 
-def once(parsed: PromptIn | DomainError, number: int, first: Mapping[int, int]) -> PromptIn | DomainError:
+def reject_repeated(parsed: PromptIn | DomainError, number: int, first: Mapping[int, int]) -> PromptIn | DomainError:
     """A prompt, or an error where its id came earlier in the file."""
     if isinstance(parsed, DomainError) or parsed.external_id is None or not first:
         return parsed
-    earlier = first.get(hash_of(parsed.external_id))
+    earlier = first.get(hash_id(parsed.external_id))
     if earlier is None or earlier == number:
         return parsed
     return Invalid(f"external_id '{parsed.external_id}' comes twice: it is in line {earlier}.", field="external_id")
 
 
-def parse_row(file: ImportFile, plan: Plan, row: Row) -> PromptIn | DomainError:
+def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | DomainError:
     """The prompt of a row, its images found and decoded, or what is wrong with it."""
     if isinstance(row.values, DomainError):
         return row.values
     try:
-        item = to_item(plan, row.values)
+        item = row_to_prompt(plan, row.values)
         named = item.get("images")
         if not isinstance(named, list) or not named:
             return parse_prompt(item)
@@ -166,18 +166,18 @@ def parse_row(file: ImportFile, plan: Plan, row: Row) -> PromptIn | DomainError:
         return Invalid("The line is nested too deeply.")
 
 
-Splits = dict[str, set[Split]]
+ImageSplits = dict[str, set[Split]]
 """The splits that images stand in, as far as they were looked up."""
 
 
-def without_leaks(
-    session: Session, project: Project, items: Sequence[PromptIn | DomainError], splits: Splits
+def reject_leaks(
+    session: Session, project: Project, items: Sequence[PromptIn | DomainError], splits: ImageSplits
 ) -> list[PromptIn | DomainError]:
     """The items, those in error whose image stands in another split: what is tested must not have been trained on.
 
     `splits` is kept between pieces: an image of thousands of prompts is looked up once.
     """
-    if len(splits) > KNOWN_SPLITS:
+    if len(splits) > MAX_KNOWN_SPLITS:
         splits.clear()
     images = {sha256 for item in items if isinstance(item, PromptIn) for sha256 in item.images}
     wanted = images - splits.keys()
@@ -191,7 +191,7 @@ def without_leaks(
         splits.setdefault(sha256, set()).add(Split(split))
     kept: list[PromptIn | DomainError] = []
     for item in items:
-        other = leak_of(item, splits) if isinstance(item, PromptIn) else None
+        other = find_leak(item, splits) if isinstance(item, PromptIn) else None
         if other is not None:
             kept.append(
                 Invalid(f"split: its image is in the split '{other}' already, which would leak.", field="split")
@@ -203,7 +203,7 @@ def without_leaks(
     return kept
 
 
-def leak_of(item: PromptIn, splits: Mapping[str, set[Split]]) -> Split | None:
+def find_leak(item: PromptIn, splits: Mapping[str, set[Split]]) -> Split | None:
     """Another split that has one of the item's images, but for images its own split has too."""
     for sha256 in item.images:
         there = splits.get(sha256, set())

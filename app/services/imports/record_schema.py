@@ -15,12 +15,12 @@ from app.models import (
     VerdictKind,
 )
 from app.services.imports.files import ImportFile
-from app.services.imports.tables import Row
-from app.services.kernel.text_rules import JsonObject, Storable, reason_of
+from app.services.imports.tables import TableRow
+from app.services.kernel.text_rules import JsonObject, Storable, validation_message
 from app.services.kernel.verdict_schema import Reason, Tag, Words
-from app.services.prompts.prompts import Body, parse_prompt
+from app.services.prompts.prompts import PromptText, parse_prompt
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
+RecordId = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
 
 
 class RecordCandidate(BaseModel):
@@ -28,8 +28,8 @@ class RecordCandidate(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    id: Name
-    text: Body
+    id: RecordId
+    text: PromptText
     temperature: float | None = Field(None, ge=0, le=100)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     mean_logprob: float | None = Field(None, allow_inf_nan=False)
@@ -42,27 +42,27 @@ class RecordIn(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    id: Name
-    prompt: Name
+    id: RecordId
+    prompt: RecordId
     external_id: str | None = None
     split: Split = Split.train
     images: list[Any] = Field(min_length=1, max_length=16)
-    question: Body
-    answer: Body | None = None
+    question: PromptText
+    answer: PromptText | None = None
     answer_source: str | None = Field(None, max_length=8)
-    references: list[Body] = Field([], max_length=100)
+    references: list[PromptText] = Field([], max_length=100)
     metadata: JsonObject = {}
     prompt_state: PromptState | None = None
-    candidate_set: Name
+    candidate_set: RecordId
     source: CandidateSource | None = None
     slots: int | None = Field(None, ge=1, le=1000)
     version_number: int | None = None
     candidates: list[RecordCandidate] = Field(min_length=1, max_length=100)
-    shown: list[Name]
-    critic: Name
+    shown: list[RecordId]
+    critic: RecordId
     kind: VerdictKind
     rationale: Words | None = None
-    edited_from: Name | None = None
+    edited_from: RecordId | None = None
     reason: Reason | None = None
     comment: Words | None = None
     seconds: float | None = Field(None, ge=0, le=10_000_000)
@@ -72,30 +72,30 @@ class RecordIn(BaseModel):
     @property
     def prompt_key(self) -> str:
         """What the prompt was where it comes from."""
-        return key_of("prompt", self.prompt, self.external_id, self.question, self.answer, self.split, *self.images)
+        return hash_key("prompt", self.prompt, self.external_id, self.question, self.answer, self.split, *self.images)
 
     @property
     def set_key(self) -> str:
         """What the candidate set was where it comes from."""
-        return key_of("set", self.prompt_key, self.candidate_set, *(one.text for one in self.candidates))
+        return hash_key("set", self.prompt_key, self.candidate_set, *(one.text for one in self.candidates))
 
     @property
     def verdict_key(self) -> str:
         """What the verdict was where it comes from."""
-        return key_of("verdict", self.set_key, self.id, self.critic, self.created_at.isoformat())
+        return hash_key("verdict", self.set_key, self.id, self.critic, self.created_at.isoformat())
 
     @property
     def critic_key(self) -> str:
         """Who the critic was where the record comes from."""
-        return key_of("critic", self.critic)
+        return hash_key("critic", self.critic)
 
 
-def key_of(*parts: object) -> str:
+def hash_key(*parts: object) -> str:
     """A hash of what makes a row itself."""
     return hashlib.sha256(repr(tuple(str(part) for part in parts)).encode(errors="replace")).hexdigest()
 
 
-def parse(row: Row, file: ImportFile | None = None) -> RecordIn | DomainError:
+def parse_record(row: TableRow, file: ImportFile | None = None) -> RecordIn | DomainError:
     """The record of a row, its images found in `file`, or what is wrong with it."""
     if isinstance(row.values, DomainError):
         return row.values
@@ -106,7 +106,7 @@ def parse(row: Row, file: ImportFile | None = None) -> RecordIn | DomainError:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        return Invalid(f"{name}: {reason_of(first)}.", field=name)
+        return Invalid(f"{name}: {validation_message(first)}.", field=name)
     except RecursionError:
         return Invalid("The line is nested too deeply.")
     ids = {one.id for one in record.candidates}

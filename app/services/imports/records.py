@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.db.sessions import now_of
+from app.db.sessions import database_now
 from app.errors import DomainError
 from app.models import (
     Assignment,
@@ -43,7 +43,7 @@ from app.settings import get_settings
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ImportedKeys:
     """What records became in this project, by their keys."""
 
     rows: dict[str, int]
@@ -67,13 +67,13 @@ def add_records(
     query = select(ImportedRow.key, ImportedRow.row_id).where(
         ImportedRow.project_id == project.id, ImportedRow.key.in_(keys)
     )
-    kept = Kept({row.key: row.row_id for row in session.execute(query)}, {})
-    own = own_verdicts(session, project, records)
+    kept = ImportedKeys({row.key: row.row_id for row in session.execute(query)}, {})
+    own = find_own_verdicts(session, project, records)
     there = {one.verdict_key for one in records if own.get(one.id) == one.created_at} | kept.rows.keys()
     new = [one for one in records if one.verdict_key not in there]
-    wrong = _prompts(session, actor, project, new, kept)
-    _critics(session, project, new, kept)
-    sets = _Sets(session, project, kept)
+    wrong = _add_prompts(session, actor, project, new, kept)
+    _find_critics(session, project, new, kept)
+    sets = _SetImporter(session, project, kept)
     results: list[AddResult] = []
     told: dict[int, PromptState | None] = {}
     for item in items:
@@ -89,19 +89,19 @@ def add_records(
     if kept.new:
         rows = [{"project_id": project.id, "key": key, "row_id": row_id} for key, row_id in kept.new.items()]
         session.execute(insert(ImportedRow).on_conflict_do_nothing(), rows)
-    _settle(session, project, told)
+    _set_prompt_states(session, project, told)
     return results
 
 
-def own_verdicts(session: Session, project: Project, records: Sequence[RecordIn]) -> dict[str, datetime]:
+def find_own_verdicts(session: Session, project: Project, records: Sequence[RecordIn]) -> dict[str, datetime]:
     """Verdicts of this very project among those that records name: an export is not added to where it comes from."""
     ids = [int(one.id) for one in records if one.id.isascii() and one.id.isdigit() and len(one.id) < 19]
     query = select(Verdict.id, Verdict.created_at).where(Verdict.project_id == project.id, Verdict.id.in_(ids))
     return {str(verdict_id): created_at for verdict_id, created_at in session.execute(query)}
 
 
-def _prompts(
-    session: Session, actor: Actor, project: Project, records: Sequence[RecordIn], kept: Kept
+def _add_prompts(
+    session: Session, actor: Actor, project: Project, records: Sequence[RecordIn], kept: ImportedKeys
 ) -> dict[str, DomainError]:
     """Add the prompts that are not here yet; what is wrong with those that could not be."""
     missing = {one.prompt_key: one for one in records if kept.get(one.prompt_key) is None}
@@ -129,7 +129,7 @@ def _prompts(
     return wrong
 
 
-def _critics(session: Session, project: Project, records: Sequence[RecordIn], kept: Kept) -> None:
+def _find_critics(session: Session, project: Project, records: Sequence[RecordIn], kept: ImportedKeys) -> None:
     """Find the critics among the members by their pseudonym, or add people who cannot sign in for them."""
     missing = {one.critic_key: one.critic for one in records if kept.get(one.critic_key) is None}
     if not missing:
@@ -141,17 +141,17 @@ def _critics(session: Session, project: Project, records: Sequence[RecordIn], ke
         user_id = known.get(name)
         if user_id is None:
             email = f"critic-{key[:16]}.{project.id}@imported.invalid"
-            user = User(email=email, role=Role.viewer, disabled_at=now_of(session))
+            user = User(email=email, role=Role.viewer, disabled_at=database_now(session))
             session.add(user)
             session.flush()
             user_id = user.id
         kept.put(key, user_id)
 
 
-class _Sets:
+class _SetImporter:
     """Candidate sets as they come in, and the verdicts on them."""
 
-    def __init__(self, session: Session, project: Project, kept: Kept) -> None:
+    def __init__(self, session: Session, project: Project, kept: ImportedKeys) -> None:
         self.session, self.project, self.kept = session, project, kept
         settings = settings_of(session, project)
         self.overlap = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
@@ -255,13 +255,13 @@ class _Sets:
         return made
 
 
-def _settle(session: Session, project: Project, told: Mapping[int, PromptState | None]) -> None:
+def _set_prompt_states(session: Session, project: Project, told: Mapping[int, PromptState | None]) -> None:
     """Put prompts in the state they had, or where a record does not say in the one that goes with what was said."""
     if not told:
         return
     prompts = session.scalars(select(Prompt).where(Prompt.id.in_(told)).with_for_update(key_share=True))
     for prompt in prompts.all():
-        wanted = told[prompt.id] or _state_of(session, prompt)
+        wanted = told[prompt.id] or _state_from_verdicts(session, prompt)
         if prompt.state is PromptState.retired or prompt.state is PromptState.ready:
             continue  # it was here before, and is somebody's work
         if wanted is PromptState.ready and not _offer_again(session, prompt):
@@ -271,7 +271,7 @@ def _settle(session: Session, project: Project, told: Mapping[int, PromptState |
     rules.refresh_prompts(session, project.id, list(told))
 
 
-def _state_of(session: Session, prompt: Prompt) -> PromptState:
+def _state_from_verdicts(session: Session, prompt: Prompt) -> PromptState:
     """The state that goes with the verdicts on a prompt."""
     kinds = set(session.scalars(select(Verdict.kind).where(Verdict.prompt_id == prompt.id, Verdict.current)))
     if VerdictKind.flagged in kinds:

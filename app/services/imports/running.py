@@ -18,8 +18,8 @@ from app.errors import DomainError, Invalid
 from app.models import Import, ImportProblem, ImportState, Project, Role, User
 from app.services.imports import records
 from app.services.imports.files import Fetch, ImportFile
-from app.services.imports.layouts import Layout, Plan
-from app.services.imports.reading import AT_ONCE, Parsed, open_file, parsed_pieces, scan, without_leaks
+from app.services.imports.layouts import ImportPlan, Layout
+from app.services.imports.reading import PARSE_THREADS, ParsedRow, open_file, read_batches, reject_leaks, scan
 from app.services.integrations import webhooks
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.leases import lapsed
@@ -32,7 +32,7 @@ SLICE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ImportClaim:
     """An import that a worker has taken up; `done` rows are finished."""
 
     import_id: int
@@ -41,7 +41,7 @@ class Claim:
     filename: str
     file_key: str
     images_key: str | None
-    plan: Plan
+    plan: ImportPlan
     created_by: int | None
     done: int
 
@@ -54,7 +54,7 @@ class LostLeaseError(Exception):
 class Lease:
     """Keeps an import ours while its rows are read, however long that takes."""
 
-    claimed: Claim
+    claimed: ImportClaim
     check: Callable[[], None]
     beaten: float = field(default_factory=time.monotonic)
 
@@ -69,7 +69,7 @@ class Lease:
         self.beaten = time.monotonic()
 
 
-def run(
+def run_import(
     import_id: int, *, worker: str, check: Callable[[], None], fetch: Fetch | None = None, seconds: float | None = None
 ) -> None:
     """Take in a file, a piece a transaction, going on where it was left; `check` raises where the worker is to end.
@@ -83,27 +83,27 @@ def run(
     until = None if seconds is None else time.monotonic() + seconds
     try:
         with open_file(claimed.file_key, claimed.filename, claimed.images_key, fetch=fetch) as file:
-            ended = _run(claimed, file, Lease(claimed, check), until)
+            ended = _import_rows(claimed, file, Lease(claimed, check), until)
     except LostLeaseError:
         return
     except DomainError as error:
-        _end(claimed, ImportState.failed, error=error.detail)
+        _finish(claimed, ImportState.failed, error=error.detail)
         return
     if ended:
-        _end(claimed, ImportState.succeeded)
+        _finish(claimed, ImportState.succeeded)
 
 
-def _run(claimed: Claim, file: ImportFile, lease: Lease, until: float | None) -> bool:
+def _import_rows(claimed: ImportClaim, file: ImportFile, lease: Lease, until: float | None) -> bool:
     """Take in the rows that are left; False where the time was over before."""
     scanned = scan(claimed.plan, file, lease.keep)
     with session_scope() as session:
         _held(session, claimed).total = scanned.total
     done = claimed.done
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        pieces = parsed_pieces(claimed.plan, file, pool, after=done, first=scanned.first, keep=lease.keep)
+    with ThreadPoolExecutor(PARSE_THREADS) as pool:
+        pieces = read_batches(claimed.plan, file, pool, after=done, first=scanned.first, keep=lease.keep)
         with contextlib.closing(pieces):
             for piece in pieces:
-                take_in(claimed, file, piece, total=scanned.total, done=done + len(piece))
+                store_batch(claimed, file, piece, total=scanned.total, done=done + len(piece))
                 done += len(piece)
                 lease.beaten = time.monotonic()
                 if until is not None and time.monotonic() > until and done < scanned.total:
@@ -112,7 +112,7 @@ def _run(claimed: Claim, file: ImportFile, lease: Lease, until: float | None) ->
     return True
 
 
-def _claim(session: Session, import_id: int, worker: str) -> Claim | None:
+def _claim(session: Session, import_id: int, worker: str) -> ImportClaim | None:
     row = session.scalar(
         update(Import)
         .where(
@@ -130,14 +130,14 @@ def _claim(session: Session, import_id: int, worker: str) -> Claim | None:
     )
     if row is None:
         return None
-    claimed = Claim(
+    claimed = ImportClaim(
         import_id=row.id,
         fence=row.fence,
         project_id=row.project_id,
         filename=row.filename,
         file_key=row.file_key,
         images_key=row.images_key,
-        plan=Plan.from_json(row.plan) if row.plan else Plan(strict=True),
+        plan=ImportPlan.from_json(row.plan) if row.plan else ImportPlan(strict=True),
         created_by=row.created_by,
         done=row.done,
     )
@@ -147,7 +147,7 @@ def _claim(session: Session, import_id: int, worker: str) -> Claim | None:
     return claimed
 
 
-def _held(session: Session, claimed: Claim) -> Import:
+def _held(session: Session, claimed: ImportClaim) -> Import:
     """The import, locked. Raises `LostLeaseError` where this worker does not hold it any more."""
     found = session.scalar(
         select(Import)
@@ -159,14 +159,14 @@ def _held(session: Session, claimed: Claim) -> Import:
     return found
 
 
-def _give_back(claimed: Claim) -> None:
+def _give_back(claimed: ImportClaim) -> None:
     with session_scope() as session:
         found = _held(session, claimed)
         found.worker = found.beats_at = None
         queue.send(session, queue.RUN_IMPORT, found.id)
 
 
-def _end(claimed: Claim, state: ImportState, *, error: str | None = None) -> None:
+def _finish(claimed: ImportClaim, state: ImportState, *, error: str | None = None) -> None:
     with contextlib.suppress(LostLeaseError), session_scope() as session:
         _close(session, _held(session, claimed), state, error)
 
@@ -180,7 +180,7 @@ def _close(session: Session, found: Import, state: ImportState, error: str | Non
     webhooks.emit(session, found.project_id, webhooks.IMPORT_FINISHED, {"id": str(found.id), **told, **counts})
 
 
-def take_in(claimed: Claim, file: ImportFile, piece: Sequence[Parsed], *, total: int, done: int) -> None:
+def store_batch(claimed: ImportClaim, file: ImportFile, piece: Sequence[ParsedRow], *, total: int, done: int) -> None:
     """Add what is good in a piece, and note the rest. Raises `LostLeaseError`."""
     try:
         _store(claimed, file, piece, total=total, done=done)
@@ -191,11 +191,11 @@ def take_in(claimed: Claim, file: ImportFile, piece: Sequence[Parsed], *, total:
             _store(claimed, file, [(number, reason)], total=total, done=done)
             return
         for place, one in enumerate(piece, 1):
-            take_in(claimed, file, [one], total=total, done=done - len(piece) + place)
+            store_batch(claimed, file, [one], total=total, done=done - len(piece) + place)
     file.keep_known()
 
 
-def _store(claimed: Claim, file: ImportFile, piece: Sequence[Parsed], *, total: int, done: int) -> None:
+def _store(claimed: ImportClaim, file: ImportFile, piece: Sequence[ParsedRow], *, total: int, done: int) -> None:
     with session_scope() as session:
         found = _held(session, claimed)
         project = session.get_one(Project, claimed.project_id)
@@ -204,14 +204,14 @@ def _store(claimed: Claim, file: ImportFile, piece: Sequence[Parsed], *, total: 
         if claimed.plan.layout is Layout.records:
             results = records.add_records(session, actor, project, [one for _, one in piece])
         else:
-            items = without_leaks(session, project, [one for _, one in piece], file.splits)
+            items = reject_leaks(session, project, [one for _, one in piece], file.splits)
             results = add_prompts(session, actor, project, items)
-        note(session, found, piece, results)
+        record_results(session, found, piece, results)
         found.total, found.done, found.tries = total, done, 1
         found.beats_at = func.now()
 
 
-def note(session: Session, found: Import, piece: Sequence[Parsed], results: Sequence[AddResult]) -> None:
+def record_results(session: Session, found: Import, piece: Sequence[ParsedRow], results: Sequence[AddResult]) -> None:
     """Count what came of a piece, and keep each rejected line with its reason."""
     for (number, _), result in zip(piece, results, strict=True):
         if result.error is not None:

@@ -22,7 +22,7 @@ MAX_DOCUMENT = 256 * 1024 * 1024
 MAX_ROW_GROUP = 2 * 1024 * 1024 * 1024
 MAX_COLUMNS = 500
 PARQUET_ROWS = 16
-KEY = "key"
+KEY_COLUMN = "key"
 """The column of the name under which a row stands in a JSON document of rows by name."""
 
 OpenTable = Callable[[], AbstractContextManager[IO[bytes]]]
@@ -49,7 +49,7 @@ UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A row: its line, or its place among the rows of what has no lines; its values by column, or what is wrong."""
 
     number: int
@@ -64,7 +64,7 @@ class Table:
     open: OpenTable
     path: Path | None = None
 
-    def rows(self, after: int = 0, *, columns: Sequence[str] | None = None) -> Generator[Row, None, None]:
+    def rows(self, after: int = 0, *, columns: Sequence[str] | None = None) -> Generator[TableRow, None, None]:
         """The rows behind the first `after`, with at least `columns` of what they hold.
 
         Raises `Invalid` where the file as a whole cannot be read.
@@ -76,13 +76,13 @@ class Table:
         with closing(reading(self.open)) as rows:
             yield from islice(rows, after, None)
 
-    def first(self, count: int) -> list[Row]:
+    def first(self, count: int) -> list[TableRow]:
         """The first rows; the file is let go of at once. Raises as `rows`."""
         with closing(self.rows()) as rows:
             return list(islice(rows, count))
 
 
-def kind_of(name: str, first: bytes) -> TableKind:
+def detect_kind(name: str, first: bytes) -> TableKind:
     """How a file is written down, by its name and its first bytes. Raises `Invalid` for what is none of these."""
     if first.startswith(b"PAR1"):
         return TableKind.parquet
@@ -105,7 +105,7 @@ def check_encoding(first: bytes) -> None:
         raise Invalid("The file is no text: its first bytes hold NUL.", field="file")
 
 
-def lines_of(source: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+def read_lines(source: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
     """The lines, each with whether it was cut off because it is over 4 MB; a byte-order mark is dropped."""
     first = True
     while line := source.readline(MAX_LINE):
@@ -119,14 +119,14 @@ def lines_of(source: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
         yield line, cut
 
 
-def ndjson_rows(open_table: OpenTable) -> Generator[Row, None, None]:
+def ndjson_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
     """The rows of a file with a JSON object a line; empty lines are none."""
     with open_table() as source:
-        for number, (line, cut) in enumerate(lines_of(source), 1):
+        for number, (line, cut) in enumerate(read_lines(source), 1):
             if cut:
-                yield Row(number, Invalid(f"The line has over {MAX_LINE >> 20} MB."))
+                yield TableRow(number, Invalid(f"The line has over {MAX_LINE >> 20} MB."))
             elif not line.isspace():
-                yield Row(number, parse_object(line))
+                yield TableRow(number, parse_object(line))
 
 
 def parse_object(line: bytes) -> dict[str, Any] | Invalid:
@@ -142,10 +142,10 @@ def parse_object(line: bytes) -> dict[str, Any] | Invalid:
     return item if isinstance(item, dict) else Invalid("The line is no JSON object.")
 
 
-def csv_rows(open_table: OpenTable) -> Generator[Row, None, None]:
+def csv_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
     """The rows of a CSV file with a header; commas, semicolons or tabs stand between fields."""
     with open_table() as source:
-        lines = (line.decode("utf-8", "surrogateescape") for line, _ in lines_of(source))
+        lines = (line.decode("utf-8", "surrogateescape") for line, _ in read_lines(source))
         header_line = next(lines, "")
         if len(header_line) > csv.field_size_limit():
             raise Invalid("The first line is no header of a CSV file: it is far too long.", field="file")
@@ -156,7 +156,7 @@ def csv_rows(open_table: OpenTable) -> Generator[Row, None, None]:
         except csv.Error as error:
             raise Invalid(f"The header of the CSV file cannot be read: {error}.", field="file") from error
         check_header(header)
-        yield from csv_body(reader, header)
+        yield from csv_body_rows(reader, header)
 
 
 def chained(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -176,7 +176,7 @@ def check_header(header: Sequence[str]) -> None:
         raise Invalid("The header is not UTF-8, or has too many columns: save the file as UTF-8.", field="file")
 
 
-def csv_body(reader: Any, header: Sequence[str]) -> Iterator[Row]:
+def csv_body_rows(reader: Any, header: Sequence[str]) -> Iterator[TableRow]:
     """The rows below a header; `number` is the line a row begins at."""
     while True:
         number = reader.line_num + 1
@@ -185,16 +185,16 @@ def csv_body(reader: Any, header: Sequence[str]) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(number, Invalid(f"The line is no valid CSV: {error}."))
+            yield TableRow(number, Invalid(f"The line is no valid CSV: {error}."))
             continue
         if not any(fields):
             continue
         if len(fields) != len(header):
-            yield Row(number, Invalid(f"The line has {len(fields)} fields, the header has {len(header)}."))
+            yield TableRow(number, Invalid(f"The line has {len(fields)} fields, the header has {len(header)}."))
         elif not is_utf8("".join(fields)):
-            yield Row(number, Invalid("The line is not UTF-8: save the file as UTF-8."))
+            yield TableRow(number, Invalid("The line is not UTF-8: save the file as UTF-8."))
         else:
-            yield Row(number, dict(zip(header, fields, strict=True)))
+            yield TableRow(number, dict(zip(header, fields, strict=True)))
 
 
 def is_utf8(text: str) -> bool:
@@ -205,7 +205,7 @@ def is_utf8(text: str) -> bool:
 # Documents
 
 
-def json_rows(open_table: OpenTable) -> Generator[Row, None, None]:
+def json_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
     """The rows of a JSON document: a list of rows, rows by name, or lists of values by column."""
     with open_table() as source:
         data = source.read(MAX_DOCUMENT + 1)
@@ -219,7 +219,7 @@ def json_rows(open_table: OpenTable) -> Generator[Row, None, None]:
     del data  # as large as what was made of it
     for number, values in enumerate(document_rows(document), 1):
         fine = isinstance(values, dict)
-        yield Row(number, values if fine else Invalid("The row is no JSON object."))
+        yield TableRow(number, values if fine else Invalid("The row is no JSON object."))
 
 
 def parse_document(data: bytes) -> Any:
@@ -259,7 +259,7 @@ def document_rows(document: Any) -> Iterator[Any]:
                 yield {column: rows.get(key) for column, rows in document.items()}
         else:
             for key, row in document.items():
-                yield {KEY: key, **row}
+                yield {KEY_COLUMN: key, **row}
     else:
         raise Invalid("The JSON file holds neither a list of rows, nor rows by name, nor columns.", field="file")
 
@@ -276,7 +276,7 @@ def column_rows(document: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 # Parquet
 
 
-def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Generator[Row, None, None]:
+def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Generator[TableRow, None, None]:
     """The rows of a Parquet file, few at a time; row groups before `after` are not read."""
     import pyarrow as arrow
     from pyarrow import parquet
@@ -297,14 +297,14 @@ def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Gen
                     groups.append(group)
             number = after - skip
             if columns is not None and not columns:
-                yield from (Row(one, {}) for one in range(after + 1, file.metadata.num_rows + 1))
+                yield from (TableRow(one, {}) for one in range(after + 1, file.metadata.num_rows + 1))
                 return
             wanted = None if columns is None else list(columns)
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=groups, columns=wanted):
                 for values in batch.to_pylist():
                     number += 1
                     if number > after:
-                        yield Row(number, values)
+                        yield TableRow(number, values)
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else "it is broken"
         raise Invalid(f"The Parquet file cannot be read: {reason}.", field="file") from error

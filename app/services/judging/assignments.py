@@ -86,7 +86,8 @@ def claim_in(session: Session, actor: Actor, slug: str, *, max_open: int | None 
         if row.id is not None:
             return Claim(row.id, row.expires_at, row.resumed, row.body)
         if not row.allowed:
-            standings.refuse(session, actor, get_project(session, actor, slug, Role.critic))  # says what is wrong
+            # Raises the error that says what is wrong.
+            standings.require_may_judge(session, actor, get_project(session, actor, slug, Role.critic))
             continue
         if not row.found:
             return None

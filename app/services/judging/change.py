@@ -73,7 +73,7 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
         session.refresh(prompt)
     _tell_reviewers(session, candidate_set, old, new)
     if state is VerdictState.gold:
-        standings.recount(session, prompt.project_id, actor.user_id)
+        standings.update_standing(session, prompt.project_id, actor.user_id)
     fresh = prompt.fresh
     rules.refresh_prompts(session, prompt.project_id, [prompt.id])
     session.refresh(prompt)
@@ -131,11 +131,11 @@ def _is_adaptive(session: Session, project_id: int) -> bool:
 
 def _tell_reviewers(session: Session, candidate_set: CandidateSet, old: Verdict, new: Verdict) -> None:
     """End what the change settled, and ask about what it raised."""
-    reviews.look_again(session, candidate_set.id, old.id)
+    reviews.settle_reviews(session, candidate_set.id, old.id)
     if new.state is VerdictState.kept_aside:
-        reviews.ask(session, new.id, ReviewKind.late)
+        reviews.open_review(session, new.id, ReviewKind.late)
     elif new.kind is VerdictKind.flagged and new.state in (VerdictState.counted, VerdictState.repeat):
-        reviews.ask(session, new.id, ReviewKind.flag)
+        reviews.open_review(session, new.id, ReviewKind.flag)
     session.refresh(candidate_set, ["state", "slots"])
     if candidate_set.state is CandidateSetState.judged and candidate_set.slots > 1:
-        reviews.ask_if_differing(session, candidate_set.id)
+        reviews.open_review_if_disagreeing(session, candidate_set.id)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.services.accounts.users import STILL_BEARS
+from app.services.accounts.users import TOKEN_STILL_VALID
 from app.services.kernel.actors import Actor
 
 HEAD = 24
@@ -224,7 +224,7 @@ WHERE NOT EXISTS (SELECT FROM a)
 """  # noqa: S608 - constants only
 CLAIM = text(SQL.replace("WHO_ASKS", "true"))
 # The same for who is only known from before: where the token bears them no longer, nobody is allowed anything.
-CLAIM_BY_TOKEN = text(SQL.replace("WHO_ASKS", STILL_BEARS))
+CLAIM_BY_TOKEN = text(SQL.replace("WHO_ASKS", TOKEN_STILL_VALID))
 
 
 def claim_values(actor: Actor, slug: str, *, max_open: int | None = None) -> dict[str, Any]:

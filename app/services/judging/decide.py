@@ -33,7 +33,7 @@ from app.services.kernel.actors import Actor, require
 from app.services.kernel.verdict_schema import USES_SLOT, VerdictIn
 from app.services.projects.projects import settings_of
 from app.services.quality import reviews
-from app.services.quality.reviews import OPEN_STATES, body_of, check_note, locked
+from app.services.quality.reviews import OPEN_STATES, check_note, lock_review, review_json
 
 RETURNED = """
 SELECT jsonb_build_object(
@@ -63,7 +63,7 @@ def decide(session: Session, actor: Actor, review_id: int, verdict: VerdictIn) -
 
     All that is open about the set is decided by that, and a prompt that was held is in use again.
     """
-    review, project = locked(session, actor, review_id)
+    review, project = lock_review(session, actor, review_id)
     if not verdict.uses_slot:
         raise Invalid("A decision picks candidates, gives a rationale, or says none_fit.", field="kind")
     candidate_set, prompt = _rows(session, review)
@@ -99,7 +99,7 @@ def decide(session: Session, actor: Actor, review_id: int, verdict: VerdictIn) -
     )
     audit.record(session, actor, "review.decide", f"review:{review.id}", project.id, verdict=row.id)
     _count_anew(session, prompt)
-    return body_of(session, review.id)
+    return review_json(session, review.id)
 
 
 def _desk(session: Session, actor: Actor, candidate_set: CandidateSet) -> Assignment:
@@ -141,7 +141,7 @@ def _count_anew(session: Session, prompt: Prompt) -> None:
 
 def dismiss(session: Session, actor: Actor, review_id: int, note: str | None = None) -> dict[str, Any]:
     """Leave things as they are. A flag that is dismissed was none: the prompt is offered again."""
-    review, project = locked(session, actor, review_id)
+    review, project = lock_review(session, actor, review_id)
     review.note = check_note(note) or review.note
     _end(session, actor, review, ReviewState.dismissed)
     if review.kind is ReviewKind.flag:
@@ -160,7 +160,7 @@ def dismiss(session: Session, actor: Actor, review_id: int, note: str | None = N
                 close_if_full(session, candidate_set.id, adaptive=settings.adaptive_overlap)
             _count_anew(session, prompt)
     audit.record(session, actor, "review.dismiss", f"review:{review.id}", project.id, note=review.note)
-    return body_of(session, review.id)
+    return review_json(session, review.id)
 
 
 def _state_before(candidate_set: CandidateSet, prompt: Prompt) -> PromptState:
@@ -171,7 +171,7 @@ def _state_before(candidate_set: CandidateSet, prompt: Prompt) -> PromptState:
 
 def retire(session: Session, actor: Actor, review_id: int, note: str | None = None) -> dict[str, Any]:
     """Take the prompt out of use, and end all that is open about its set."""
-    review, project = locked(session, actor, review_id)
+    review, project = lock_review(session, actor, review_id)
     review.note = check_note(note) or review.note
     candidate_set, prompt = _rows(session, review)
     prompt.state = PromptState.retired
@@ -183,7 +183,7 @@ def retire(session: Session, actor: Actor, review_id: int, note: str | None = No
     )
     session.flush()
     audit.record(session, actor, "review.retire", f"review:{review.id}", project.id, prompt=prompt.id)
-    return body_of(session, review.id)
+    return review_json(session, review.id)
 
 
 def _end(session: Session, actor: Actor, review: Review, state: ReviewState) -> None:
@@ -197,7 +197,7 @@ def accept(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
 
     Raises `Conflict` where its critic judged the set again meanwhile.
     """
-    review, project = locked(session, actor, review_id, Role.admin)
+    review, project = lock_review(session, actor, review_id, Role.admin)
     if review.kind is not ReviewKind.late or review.verdict_id is None:
         raise Conflict("Only a verdict that came too late can be accepted.")
     given = session.get_one(Verdict, review.verdict_id, populate_existing=True)
@@ -220,7 +220,7 @@ def accept(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
         _ask_of_closed(session, candidate_set)
     _count_anew(session, prompt)
     audit.record(session, actor, "review.accept", f"review:{review.id}", project.id, verdict=given.id)
-    return body_of(session, review.id)
+    return review_json(session, review.id)
 
 
 def _add_slot(session: Session, assignment: Assignment, candidate_set: CandidateSet) -> None:
@@ -247,12 +247,12 @@ def _add_slot(session: Session, assignment: Assignment, candidate_set: Candidate
 def _ask_of_closed(session: Session, candidate_set: CandidateSet) -> None:
     session.refresh(candidate_set)
     if candidate_set.state is CandidateSetState.judged:
-        reviews.ask_if_differing(session, candidate_set.id)
+        reviews.open_review_if_disagreeing(session, candidate_set.id)
 
 
 def send_back(session: Session, actor: Actor, review_id: int, verdict_id: int, note: str) -> dict[str, Any]:
     """Ask a critic to look again at a verdict of the set; the review waits for them. Raises `Conflict`, `Invalid`."""
-    review, project = locked(session, actor, review_id)
+    review, project = lock_review(session, actor, review_id)
     checked = check_note(note, needed=True)
     given = session.get(Verdict, verdict_id, populate_existing=True)
     if given is None or given.candidate_set_id != review.candidate_set_id:
@@ -277,7 +277,7 @@ def send_back(session: Session, actor: Actor, review_id: int, verdict_id: int, n
     review.state = ReviewState.sent_back
     session.flush()
     audit.record(session, actor, "review.send_back", f"review:{review.id}", project.id, verdict=given.id)
-    return body_of(session, review.id)
+    return review_json(session, review.id)
 
 
 def returned_to(session: Session, actor: Actor, project: Project) -> list[dict[str, Any]]:

@@ -118,9 +118,9 @@ def _give(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn
         row = session.execute(GIVE, values).one()
     is_due = bool(row.is_due)
     if row.purpose == Purpose.gold:
-        standings.recount(session, row.project_id, actor.user_id)
+        standings.update_standing(session, row.project_id, actor.user_id)
     elif verdict.kind is VerdictKind.flagged:
-        reviews.ask(session, row.id, ReviewKind.flag)
+        reviews.open_review(session, row.id, ReviewKind.flag)
     if row.purpose == Purpose.work and not row.is_alone:
         is_due = _settle(session, row.project_id, row.prompt_id, row.candidate_set_id, row.adaptive) or is_due
     if is_due:
@@ -154,6 +154,6 @@ def _keep_aside(session: Session, actor: Actor, assignment_id: int, verdict: Ver
     """Store a verdict that came when its slot was somebody else's; it does not count."""
     assignment, candidate_set, prompt = locked(session, actor, assignment_id)
     row = new_verdict(session, assignment, candidate_set, prompt, verdict, VerdictState.kept_aside)
-    reviews.ask(session, row.id, ReviewKind.late)
+    reviews.open_review(session, row.id, ReviewKind.late)
     body = body_of(session, row.id)
     return VerdictOut(202, body)

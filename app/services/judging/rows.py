@@ -43,7 +43,7 @@ WITH closed AS (
     UPDATE prompts p SET state = 'judged' FROM closed WHERE p.id = closed.prompt_id AND p.state = 'ready'
 )
 INSERT INTO reviews (project_id, candidate_set_id, kind)
-SELECT s.project_id, s.id, 'disagreement' FROM closed s WHERE {reviews.DIFFERS} AND NOT {reviews.IS_DECIDED}
+SELECT s.project_id, s.id, 'disagreement' FROM closed s WHERE {reviews.PICKS_DIFFER} AND NOT {reviews.IS_DECIDED}
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - constants only
 
@@ -172,7 +172,7 @@ def new_verdict(
         comment=verdict.comment,
         seconds=verdict.seconds,
         shown=assignment.shown,
-        weight=standings.weight_of(session, assignment.project_id, assignment.critic_id),
+        weight=standings.get_weight(session, assignment.project_id, assignment.critic_id),
     )
     session.add(row)
     session.flush()

@@ -15,7 +15,7 @@ from app.services.kernel.paging import check_limit
 
 
 @dataclass(frozen=True, slots=True)
-class AuditLine:
+class AuditEntry:
     """A deed. `who` is an address; None for the system itself, or for somebody who was erased."""
 
     id: int
@@ -45,7 +45,7 @@ def list_events(
     until: datetime | None = None,
     before: int | None = None,
     limit: int = 100,
-) -> list[AuditLine]:
+) -> list[AuditEntry]:
     """The newest deeds, for an admin; `before` is the id of the one to go on behind.
 
     `who` is part of an address, `action` its beginning (`round` for all about rounds), `project` a slug.
@@ -71,12 +71,12 @@ def list_events(
     if before is not None:
         query = query.where(AuditEvent.id < before)
     return [
-        AuditLine(event.id, event.at, email, event.action, event.subject, slug, event.data)
+        AuditEntry(event.id, event.at, email, event.action, event.subject, slug, event.data)
         for event, email, slug in session.execute(query)
     ]
 
 
-def kinds(session: Session, actor: Actor) -> list[str]:
+def list_subject_kinds(session: Session, actor: Actor) -> list[str]:
     """The kinds of things deeds were done to: `round`, `user` ..."""
     require_admin(actor)
     return sorted({action.partition(".")[0] for action in session.scalars(select(AuditEvent.action).distinct())})

@@ -45,7 +45,7 @@ SELECT project_id, left(what, length(what) - 10) || 'before', sum(n) FROM old GR
 ON CONFLICT (project_id, what) DO UPDATE SET n = c.n + excluded.n
 """
 # The names are those that the triggers give, which the migration made.
-RECOUNT = (
+REBUILD = (
     "DELETE FROM counts",
     "DELETE FROM count_deltas",
     """
@@ -100,7 +100,7 @@ def verdict_counts(session: Session, project: Project) -> list[VerdictCount]:
     return found
 
 
-def by_kind(found: list[VerdictCount]) -> Counter[str]:
+def sum_by_kind(found: list[VerdictCount]) -> Counter[str]:
     """How many verdicts there are of each kind."""
     sums: Counter[str] = Counter()
     for one in found:
@@ -108,15 +108,15 @@ def by_kind(found: list[VerdictCount]) -> Counter[str]:
     return sums
 
 
-def fold(session: Session) -> None:
+def fold_deltas(session: Session) -> None:
     """Add what changed since the last time to the counts."""
     session.execute(text(FOLD))
     session.execute(text(MERGE_OLD_DAYS))
     session.execute(text("DELETE FROM counts WHERE n = 0"))
 
 
-def recount(session: Session) -> None:
+def rebuild(session: Session) -> None:
     """Count everything anew, where rows came in without triggers."""
     session.execute(text("LOCK TABLE prompts, verdicts IN SHARE MODE"))
-    for statement in RECOUNT:
+    for statement in REBUILD:
         session.execute(text(statement))

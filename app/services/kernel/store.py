@@ -27,7 +27,7 @@ from app.errors import NotFound
 from app.settings import get_settings
 
 CHUNK = 1 << 20
-MANY = 32  # files, above which everything that is unwritten is synced in one go
+SYNC_ALL_ABOVE = 32  # files, above which everything that is unwritten is synced in one go
 KEY_FORM = re.compile(r"[0-9a-f]{64}")
 
 
@@ -69,7 +69,7 @@ class Store:
                     shutil.copyfileobj(source, file, CHUNK)
         return key
 
-    def open_bytes(self, key: str) -> bytes:
+    def read_bytes(self, key: str) -> bytes:
         """The bytes named `key`. Raises `NotFound`."""
         with self.open(key) as file:
             return file.read()
@@ -84,7 +84,7 @@ class Store:
         with file:
             yield file
 
-    def pieces(self, key: str) -> Iterator[bytes]:
+    def read_chunks(self, key: str) -> Iterator[bytes]:
         """The bytes named `key`, piece by piece. Raises `NotFound`."""
         with self.open(key) as file:
             while piece := file.read(CHUNK):
@@ -169,7 +169,7 @@ class Store:
         if not self._unsynced:
             return
         with self._syncing:  # who comes meanwhile waits until theirs is there too
-            if len(self._unsynced) > MANY:
+            if len(self._unsynced) > SYNC_ALL_ABOVE:
                 os.sync()
             else:
                 for path in self._unsynced:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 
-def storable(value: Any) -> Any:
+def check_storable(value: Any) -> Any:
     """`value`, a text or JSON. Raises ValueError for NUL characters, halves of surrogate pairs, NaN and infinities."""
     if isinstance(value, str):
         if "\x00" in value:
@@ -20,19 +20,19 @@ def storable(value: Any) -> Any:
         raise ValueError("holds a number that is not finite")
     elif isinstance(value, dict):
         for key, part in value.items():
-            storable(key)
-            storable(part)
+            check_storable(key)
+            check_storable(part)
     elif isinstance(value, list | tuple):
         for part in value:
-            storable(part)
+            check_storable(part)
     return value
 
 
-Storable = AfterValidator(storable)
+Storable = AfterValidator(check_storable)
 Text = Annotated[str, Storable]
 JsonObject = Annotated[dict[str, Any], Storable]
 
 
-def reason_of(problem: Mapping[str, object]) -> str:
+def validation_message(problem: Mapping[str, object]) -> str:
     """What pydantic says is wrong, in the words alone."""
     return str(problem["msg"]).removeprefix("Value error, ")

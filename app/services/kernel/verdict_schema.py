@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from app.errors import Invalid, NotFound
 from app.models import VerdictKind
 from app.services.kernel.actors import parse_id
-from app.services.kernel.text_rules import Storable, reason_of
+from app.services.kernel.text_rules import Storable, validation_message
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000), Storable]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), Storable]
@@ -75,7 +75,7 @@ def parse_verdict(values: dict[str, Any]) -> VerdictIn:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or ("edited_from" if "edited" in first["msg"] else "picks")
-        raise Invalid(f"{field}: {reason_of(first)}.", field=field) from error
+        raise Invalid(f"{field}: {validation_message(first)}.", field=field) from error
 
 
 def candidate_ids(verdict: VerdictIn) -> tuple[list[int], int | None, list[int]]:

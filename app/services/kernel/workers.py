@@ -33,7 +33,7 @@ def list_workers(session: Session, *, queue: str | None = None) -> list[Worker]:
     return [worker for worker in workers if queue is None or queue in worker.queues.split(",")]
 
 
-def all_names(session: Session) -> list[str]:
+def list_worker_names(session: Session) -> list[str]:
     """The names of all workers that are known, alive or not."""
     return list(session.scalars(select(Worker.name)))
 
@@ -44,7 +44,7 @@ def remove_worker(session: Session, name: str) -> None:
     session.execute(delete(Worker).where(Worker.name == name))
 
 
-def bury(session: Session, names: list[str]) -> None:
+def expire_leases(session: Session, names: list[str]) -> None:
     """Let all leases of workers that are known to be dead lapse at once, so that nobody waits for it."""
     if not names:
         return
@@ -63,7 +63,7 @@ def bury(session: Session, names: list[str]) -> None:
     session.execute(delete(Worker).where(Worker.name.in_(names)))
 
 
-def forget_lapsed(session: Session) -> None:
+def delete_stale(session: Session) -> None:
     """Drop device claims that lapsed, and workers not heard of for a day."""
     session.execute(delete(DeviceClaim).where(lapsed(DeviceClaim.beats_at)))
     session.execute(delete(Worker).where(Worker.beats_at < func.now() - FORGET_AFTER))

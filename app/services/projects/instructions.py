@@ -46,13 +46,15 @@ SELECT count(*) AS version, max(created_at) AS changed_at FROM compared WHERE ch
 """)
 
 
-def instructions_of(session: Session, project: Project, settings: ProjectSettings) -> Instructions:
+def load_instructions(session: Session, project: Project, settings: ProjectSettings) -> Instructions:
     """The instructions of a project whose settings are at hand."""
     row = session.execute(CHANGES, {"project": project.id}).one()
-    return Instructions(settings.instructions, examples_of(settings.instruction_examples), row.version, row.changed_at)
+    return Instructions(
+        settings.instructions, parse_examples(settings.instruction_examples), row.version, row.changed_at
+    )
 
 
-def examples_of(lines: Sequence[str]) -> tuple[Example, ...]:
+def parse_examples(lines: Sequence[str]) -> tuple[Example, ...]:
     """Examples from their lines: `+ text | why` fits, `- text | why` does not."""
     found = []
     for line in lines:

@@ -12,7 +12,7 @@ from app.errors import Invalid
 from app.models import User
 from app.services.kernel.actors import Actor
 
-LONGEST_NAME = 20
+MAX_KEY_LENGTH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,18 @@ ACTIONS = (
 )
 
 
-def keys_of(session: Session, actor: Actor) -> dict[str, str]:
+def load_key_bindings(session: Session, actor: Actor) -> dict[str, str]:
     """The keys a person chose, by the names of actions; those they left as they were are not among them."""
     return dict(session.scalar(select(User.judging_keys).where(User.id == actor.user_id)) or {})
 
 
-def choose_keys(session: Session, actor: Actor, chosen: Mapping[str, str]) -> None:
+def save_key_bindings(session: Session, actor: Actor, chosen: Mapping[str, str]) -> None:
     """Keep the keys a person chose. Raises `Invalid` for an unknown action, or where two share a key."""
     first = {action.name: action.first for action in ACTIONS}
     for name, key in chosen.items():
         if name not in first:
-            raise Invalid(f"There is no action '{name[:LONGEST_NAME]}' on the judging page.", field="keys")
-        if not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
+            raise Invalid(f"There is no action '{name[:MAX_KEY_LENGTH]}' on the judging page.", field="keys")
+        if not (0 < len(key) <= MAX_KEY_LENGTH and key.isprintable()):
             raise Invalid(f"The key for '{name}' has no name.", field="keys")
     in_force = first | dict(chosen)
     if len(set(in_force.values())) < len(in_force):

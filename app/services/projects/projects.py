@@ -31,10 +31,10 @@ from app.models import (
 from app.services.acceptance import overlap, rules
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require, require_admin
-from app.services.kernel.text_rules import reason_of
+from app.services.kernel.text_rules import validation_message
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 
-SLUG_FORM = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+SLUG_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 INSTRUCTIONS = (
     "Look at the image, the question and the answer. Pick every explanation that is true of the image and says why the "
     "answer is right. Pick none when none fits."
@@ -45,7 +45,7 @@ EXAMPLES = [
     "- the man holds a racket | there is no racket in the image",
 ]
 # Described as two numbers: not all readers of OpenAPI know tuples.
-Share = Annotated[
+TemperatureCount = Annotated[
     tuple[float, int],
     Strict(False),
     WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
@@ -104,7 +104,7 @@ class ProjectSettings(BaseModel):
     )
     base_model: str = Field("starter", min_length=1, max_length=500, description="'starter', a folder or a hub name")
     template: str = Field(DEFAULT_TEMPLATE, max_length=4000)
-    temperatures: list[Share] = Field(
+    temperatures: list[TemperatureCount] = Field(
         [(0.0, 1), (0.3, 2), (0.7, 2), (1.0, 1)],
         min_length=1,
         max_length=20,
@@ -155,7 +155,7 @@ def parse_settings(values: Mapping[str, Any]) -> ProjectSettings:
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise Invalid(f"There is no setting '{field}'.", field=field) from error
-        raise Invalid(f"{field}: {reason_of(first)}.", field=field) from error
+        raise Invalid(f"{field}: {validation_message(first)}.", field=field) from error
 
 
 def create_project(
@@ -166,7 +166,7 @@ def create_project(
     Raises `Conflict` for a slug that is taken, `Invalid` for a bad one or a bad setting.
     """
     require_admin(actor)
-    if not SLUG_FORM.fullmatch(slug):
+    if not SLUG_PATTERN.fullmatch(slug):
         raise Invalid("A slug has lower-case letters, digits and hyphens, at most 63.", field="slug")
     checked = parse_settings(settings or {})
     project = Project(slug=slug, name=_check_name(name))
@@ -222,12 +222,12 @@ def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[s
     after = parse_settings({**before.model_dump(), **changes})
     if after != before:
         if after.base_model != before.base_model:
-            _change_base(session, project, after.base_model)
+            _change_base_model(session, project, after.base_model)
         number = session.scalar(
             select(func.max(SettingRevision.number)).where(SettingRevision.project_id == project.id)
         )
         _add_revision(session, actor, project, after, number=(number or 0) + 1)
-        _apply(session, project, before, after)
+        _apply_changes(session, project, before, after)
         changed = sorted(key for key, value in after.model_dump().items() if value != getattr(before, key))
         audit.record(session, actor, "project.settings", f"project:{slug}", project.id, changed=changed)
     session.flush()
@@ -253,14 +253,14 @@ def _add_revision(session: Session, actor: Actor, project: Project, settings: Pr
     session.flush()
 
 
-def _change_base(session: Session, project: Project, base_model: str) -> None:
+def _change_base_model(session: Session, project: Project, base_model: str) -> None:
     versions = list(session.scalars(select(ModelVersion).where(ModelVersion.project_id == project.id).limit(2)))
     if len(versions) != 1 or versions[0].number != 0:
         raise Conflict("The base model cannot change once a round has made a version of it.", field="base_model")
     versions[0].base_model = base_model
 
 
-def _apply(session: Session, project: Project, before: ProjectSettings, after: ProjectSettings) -> None:
+def _apply_changes(session: Session, project: Project, before: ProjectSettings, after: ProjectSettings) -> None:
     """Bring what is on offer, and what is accepted, in line with changed settings."""
 
     def changed(*names: str) -> bool:

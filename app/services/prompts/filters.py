@@ -12,15 +12,15 @@ from sqlalchemy.orm import Session, aliased
 
 from app.models import CandidateSet, ModelVersion, Project, PromptWords, SetAgreement, Verdict, VerdictKind
 
-FEW = 10_000
+SORT_LIMIT = 10_000
 """With up to so many prompts with some words they are read and put in order; with more, they are met often enough."""
-NOBODY = 0
+NO_ID = 0
 """An id that no row has."""
-INDEXED = 3
+TRIGRAM_LENGTH = 3
 """The index of words knows parts of so many characters, or more."""
 
 
-class Said(StrEnum):
+class FeedbackFilter(StrEnum):
     """What critics said of a prompt, as a list is filtered by."""
 
     accepted = "accepted"
@@ -30,7 +30,7 @@ class Said(StrEnum):
     alike = "alike"
 
 
-def flagged(project: Project, after: int) -> Select[int]:
+def flagged_prompts(project: Project, after: int) -> Select[int]:
     """Prompts that a critic flagged."""
     return (
         select(Verdict.prompt_id)
@@ -44,7 +44,7 @@ def flagged(project: Project, after: int) -> Select[int]:
     )
 
 
-def apart(project: Project, after: int) -> Select[int]:
+def disagreeing_prompts(project: Project, after: int) -> Select[int]:
     """Prompts over a set of which critics differ, as of the last sweep."""
     return (
         select(SetAgreement.prompt_id)
@@ -53,7 +53,7 @@ def apart(project: Project, after: int) -> Select[int]:
     )
 
 
-def alike(project: Project, after: int) -> Select[int]:
+def agreeing_prompts(project: Project, after: int) -> Select[int]:
     """Prompts of which two or more critics judged a set, and over none of which they differ, as of the last sweep."""
     other = aliased(SetAgreement)
     differs = select(other.candidate_set_id).where(
@@ -71,28 +71,28 @@ def alike(project: Project, after: int) -> Select[int]:
     )
 
 
-def written_by(session: Session, project: Project, number: int, after: int) -> Select[int]:
+def prompts_written_by(session: Session, project: Project, number: int, after: int) -> Select[int]:
     """Prompts that the version of this number wrote candidates for."""
     version_id = session.scalar(
         select(ModelVersion.id).where(ModelVersion.project_id == project.id, ModelVersion.number == number)
     )
     return (
         select(CandidateSet.prompt_id)
-        .where(CandidateSet.version_id == (version_id or NOBODY), CandidateSet.prompt_id > after)
+        .where(CandidateSet.version_id == (version_id or NO_ID), CandidateSet.prompt_id > after)
         .group_by(CandidateSet.prompt_id)
     )
 
 
-def mentioning(session: Session, project: Project, part: str, after: int) -> Select[int]:
+def prompts_mentioning(session: Session, project: Project, part: str, after: int) -> Select[int]:
     """Prompts with this part in their question, answer or external id, in whatever case."""
     fits = select(PromptWords.prompt_id).where(
         PromptWords.project_id == project.id,
         PromptWords.prompt_id > after,
         PromptWords.words.contains(part.lower(), autoescape=True),
     )
-    if len(part) < INDEXED:
+    if len(part) < TRIGRAM_LENGTH:
         return fits
-    found = session.scalars(fits.limit(FEW + 1)).all()
-    if len(found) > FEW:
+    found = session.scalars(fits.limit(SORT_LIMIT + 1)).all()
+    if len(found) > SORT_LIMIT:
         return fits
-    return select(PromptWords.prompt_id).where(PromptWords.prompt_id.in_(sorted(found)[:FEW]))
+    return select(PromptWords.prompt_id).where(PromptWords.prompt_id.in_(sorted(found)[:SORT_LIMIT]))

@@ -22,12 +22,12 @@ from app.services.kernel.store import get_store
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 20_000
-WRITTEN_AS = {"PNG": "PNG", "GIF": "PNG", "JPEG": "JPEG", "WEBP": "WEBP"}
-KEPT_MODES = {"PNG": ("RGB", "RGBA", "L"), "JPEG": ("RGB", "L"), "WEBP": ("RGB", "RGBA")}
+OUTPUT_FORMATS = {"PNG": "PNG", "GIF": "PNG", "JPEG": "JPEG", "WEBP": "WEBP"}
+OUTPUT_MODES = {"PNG": ("RGB", "RGBA", "L"), "JPEG": ("RGB", "L"), "WEBP": ("RGB", "RGBA")}
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class EncodedImage:
     """A decoded and re-encoded image, not yet stored."""
 
     data: bytes
@@ -41,7 +41,7 @@ class Picture:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def encode(data: bytes) -> Picture:
+def reencode(data: bytes) -> EncodedImage:
     """Decode `data` and write it anew, upright and without metadata.
 
     Raises `TooLarge` over 20 MB or 40 megapixels, and `Invalid` for what is no PNG, JPEG, WebP or GIF or is broken.
@@ -49,9 +49,9 @@ def encode(data: bytes) -> Picture:
     if len(data) > MAX_BYTES:
         raise TooLarge(f"The image has over {MAX_BYTES // 1024 // 1024} MB.", field="image")
     try:
-        with Pictures.open(io.BytesIO(data), formats=tuple(WRITTEN_AS)) as picture:
+        with Pictures.open(io.BytesIO(data), formats=tuple(OUTPUT_FORMATS)) as picture:
             check_size(picture)
-            return write(picture)
+            return _write(picture)
     except (Pictures.DecompressionBombError, Pictures.DecompressionBombWarning) as error:
         raise TooLarge(f"The image has over {MAX_PIXELS // 1_000_000} megapixels.", field="image") from error
     except UnidentifiedImageError as error:
@@ -66,21 +66,21 @@ def check_size(picture: ImageFile.ImageFile) -> None:
         raise TooLarge(f"The image has over {MAX_PIXELS // 1_000_000} megapixels.", field="image")
 
 
-def write(picture: ImageFile.ImageFile) -> Picture:
+def _write(picture: ImageFile.ImageFile) -> EncodedImage:
     """The first frame of `picture`, upright, without metadata."""
-    target = WRITTEN_AS[picture.format or "PNG"]
+    target = OUTPUT_FORMATS[picture.format or "PNG"]
     upright: Pictures.Image = ImageOps.exif_transpose(picture)
-    if upright.mode not in KEPT_MODES[target]:
-        upright = plain(upright, transparent=target != "JPEG")
+    if upright.mode not in OUTPUT_MODES[target]:
+        upright = _to_rgb(upright, transparent=target != "JPEG")
     clean = Pictures.new(upright.mode, upright.size)
     clean.paste(upright)
     file = io.BytesIO()
     options = {"PNG": {"compress_level": 4}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
     clean.save(file, target, **options[target])
-    return Picture(file.getvalue(), f"image/{target.lower()}", clean.width, clean.height)
+    return EncodedImage(file.getvalue(), f"image/{target.lower()}", clean.width, clean.height)
 
 
-def plain(picture: Pictures.Image, *, transparent: bool) -> Pictures.Image:
+def _to_rgb(picture: Pictures.Image, *, transparent: bool) -> Pictures.Image:
     """`picture` as RGB, or RGBA where it is transparent and may stay so; 16-bit greys keep their high byte."""
     if picture.mode.startswith("I"):
         return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
@@ -90,11 +90,11 @@ def plain(picture: Pictures.Image, *, transparent: bool) -> Pictures.Image:
 
 
 def add_image(session: Session, actor: Actor, data: bytes) -> Image:
-    """Check, re-encode and keep an image; the same image twice is kept once. Raises as `encode`."""
-    return add_images(session, actor, [encode(data)])[0]
+    """Check, re-encode and keep an image; the same image twice is kept once. Raises as `reencode`."""
+    return add_images(session, actor, [reencode(data)])[0]
 
 
-def add_images(session: Session, actor: Actor, pictures: Sequence[Picture]) -> list[Image]:
+def add_images(session: Session, actor: Actor, pictures: Sequence[EncodedImage]) -> list[Image]:
     """Keep re-encoded pictures in the store, their rows and who brought them. Returns their images in order."""
     store = get_store()
     images = [
@@ -122,7 +122,7 @@ def add_images(session: Session, actor: Actor, pictures: Sequence[Picture]) -> l
     return images
 
 
-def usable_by(actor: Actor) -> ColumnElement[bool]:
+def visible_to(actor: Actor) -> ColumnElement[bool]:
     """A condition on `Image`: the actor brought it, or is a member of a project with a prompt that shows it."""
     if actor.is_admin:
         return true()  # an admin sees all there is
@@ -138,7 +138,7 @@ def usable_by(actor: Actor) -> ColumnElement[bool]:
 
 def find_image(session: Session, actor: Actor, sha256: str) -> Image:
     """The image, where `actor` may see it. Raises `NotFound`."""
-    image = session.scalar(select(Image).where(Image.sha256 == sha256, usable_by(actor)))
+    image = session.scalar(select(Image).where(Image.sha256 == sha256, visible_to(actor)))
     if image is None:
         raise NotFound("There is no such image, or none that you may see.")
     return image
@@ -147,4 +147,4 @@ def find_image(session: Session, actor: Actor, sha256: str) -> Image:
 def read_image(session: Session, actor: Actor, sha256: str) -> tuple[Image, bytes]:
     """The image and its bytes, where `actor` may see it. Raises `NotFound`."""
     image = find_image(session, actor, sha256)
-    return image, get_store().open_bytes(image.sha256)
+    return image, get_store().read_bytes(image.sha256)

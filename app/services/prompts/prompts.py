@@ -33,15 +33,15 @@ from app.services.acceptance.overlap import first_slots
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
-from app.services.kernel.text_rules import JsonObject, Storable, Text, reason_of
+from app.services.kernel.text_rules import JsonObject, Storable, Text, validation_message
 from app.services.projects.projects import settings_of
 from app.services.prompts import filters
-from app.services.prompts.filters import Said
-from app.services.prompts.images import usable_by
+from app.services.prompts.filters import FeedbackFilter
+from app.services.prompts.images import visible_to
 
 MAX_ITEMS = 5000
 
-Body = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), Storable]
+PromptText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), Storable]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -51,14 +51,14 @@ class PromptIn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: list[Sha256] = Field(min_length=1, max_length=16)
-    question: Body
-    answer: Body | None = None
+    question: PromptText
+    answer: PromptText | None = None
     external_id: Text | None = Field(None, min_length=1, max_length=200)
     split: Split = Split.train
-    references: list[Body] = Field([], max_length=100)
+    references: list[PromptText] = Field([], max_length=100)
     metadata: JsonObject = {}
     priority: int = Field(0, ge=-1_000_000, le=1_000_000)
-    candidates: list[Body] | None = Field(None, min_length=1, max_length=50)
+    candidates: list[PromptText] | None = Field(None, min_length=1, max_length=50)
 
     @field_validator("images", mode="before")
     @classmethod
@@ -93,7 +93,7 @@ def parse_prompt(item: Mapping[str, Any]) -> PromptIn:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise Invalid(f"{field}: {reason_of(first)}.", field=field) from error
+        raise Invalid(f"{field}: {validation_message(first)}.", field=field) from error
 
 
 def add_prompts(
@@ -122,7 +122,7 @@ def add_prompts(
     slots = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
     # Somebody may add the same external ids at the same moment; theirs are found in the next turn.
     for _ in range(3):
-        _settle_known(session, project, todo, results)
+        _match_existing(session, project, todo, results)
         try:
             with session.begin_nested():
                 added = _insert(session, project, list(todo.values()), slots)
@@ -137,10 +137,12 @@ def add_prompts(
 
 def _known_images(session: Session, actor: Actor, items: Sequence[PromptIn | DomainError]) -> set[str]:
     wanted = {sha256 for item in items if isinstance(item, PromptIn) for sha256 in item.images}
-    return set(session.scalars(select(Image.sha256).where(Image.sha256.in_(wanted), usable_by(actor))))
+    return set(session.scalars(select(Image.sha256).where(Image.sha256.in_(wanted), visible_to(actor))))
 
 
-def _settle_known(session: Session, project: Project, todo: dict[int, PromptIn], results: dict[int, AddResult]) -> None:
+def _match_existing(
+    session: Session, project: Project, todo: dict[int, PromptIn], results: dict[int, AddResult]
+) -> None:
     """Move what is there already, in the database or earlier among the items, from `todo` to `results`."""
     wanted = [item.external_id for item in todo.values() if item.external_id is not None]
     there = {
@@ -249,7 +251,7 @@ def get_prompt(session: Session, actor: Actor, prompt_id: int, need: Role = Role
     return prompt
 
 
-def load(session: Session, prompt_ids: Sequence[int]) -> list[Prompt]:
+def load_prompts(session: Session, prompt_ids: Sequence[int]) -> list[Prompt]:
     """Prompts with their images loaded, in the order of `prompt_ids`. Asks nothing about rights."""
     found = session.scalars(
         select(Prompt).where(Prompt.id.in_(prompt_ids)).options(*WITH_IMAGES).execution_options(populate_existing=True)
@@ -258,7 +260,7 @@ def load(session: Session, prompt_ids: Sequence[int]) -> list[Prompt]:
     return [by_id[prompt_id] for prompt_id in prompt_ids]
 
 
-def candidate_sets_of(session: Session, prompt: Prompt) -> list[CandidateSet]:
+def list_candidate_sets(session: Session, prompt: Prompt) -> list[CandidateSet]:
     """The candidate sets of a prompt, oldest first, with their candidates. Not for critics."""
     query = select(CandidateSet).where(CandidateSet.prompt_id == prompt.id).order_by(CandidateSet.id)
     return list(session.scalars(query.options(selectinload(CandidateSet.candidates))))
@@ -275,7 +277,7 @@ def list_prompts(
     state: PromptState | None = None,
     query: str | None = None,
     external_id: str | None = None,
-    said: Said | None = None,
+    said: FeedbackFilter | None = None,
     version: int | None = None,
 ) -> Page[Prompt]:
     """Prompts in the order they came, with their images; `query` is a part of the question, answer or external id.
@@ -289,27 +291,27 @@ def list_prompts(
     for column, value in ((Prompt.split, split), (Prompt.state, state), (Prompt.external_id, external_id)):
         if value is not None:
             wanted = wanted.where(column == value)
-    if said in (Said.accepted, Said.open):
-        wanted = wanted.where(Prompt.has_accepted.is_(said is Said.accepted))
+    if said in (FeedbackFilter.accepted, FeedbackFilter.open):
+        wanted = wanted.where(Prompt.has_accepted.is_(said is FeedbackFilter.accepted))
     elif said is not None:
-        wanted = _among(wanted, SAID[said](project, after))
+        wanted = _restrict(wanted, FEEDBACK_QUERIES[said](project, after))
     if version is not None:
-        wanted = _among(wanted, filters.written_by(session, project, version, after))
+        wanted = _restrict(wanted, filters.prompts_written_by(session, project, version, after))
     if query:
-        wanted = _among(wanted, filters.mentioning(session, project, query, after))
+        wanted = _restrict(wanted, filters.prompts_mentioning(session, project, query, after))
     found = list(session.scalars(wanted.order_by(Prompt.id).limit(limit + 1).options(*WITH_IMAGES)))
     more = len(found) > limit
     return Page(found[:limit], encode_cursor(found[limit - 1].id) if more else None)
 
 
-SAID: Mapping[Said, Callable[[Project, int], Select[int]]] = {
-    Said.flagged: filters.flagged,
-    Said.apart: filters.apart,
-    Said.alike: filters.alike,
+FEEDBACK_QUERIES: Mapping[FeedbackFilter, Callable[[Project, int], Select[int]]] = {
+    FeedbackFilter.flagged: filters.flagged_prompts,
+    FeedbackFilter.apart: filters.disagreeing_prompts,
+    FeedbackFilter.alike: filters.agreeing_prompts,
 }
 
 
-def _among(wanted: Select[Prompt], ids: Select[int]) -> Select[Prompt]:
+def _restrict(wanted: Select[Prompt], ids: Select[int]) -> Select[Prompt]:
     """`wanted`, only of the prompts whose ids these are."""
     fits = ids.subquery()
     return wanted.join(fits, fits.c.prompt_id == Prompt.id)
@@ -324,7 +326,7 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     Question, answer and split stay as they are once candidates were made. Raises `Invalid`, `Conflict`.
     """
     prompt = get_prompt(session, actor, prompt_id, Role.reviewer)
-    live = _live_set(session, prompt)  # locked before the prompt, as everywhere
+    live = _lock_live_set(session, prompt)  # locked before the prompt, as everywhere
     session.refresh(prompt, with_for_update=True, attribute_names=["state", "priority", "has_accepted", "fresh"])
     for field in changes:
         if field not in CHANGEABLE:
@@ -354,7 +356,7 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     return prompt
 
 
-def _live_set(session: Session, prompt: Prompt) -> CandidateSet | None:
+def _lock_live_set(session: Session, prompt: Prompt) -> CandidateSet | None:
     """The set that is being sampled or offered for a prompt, locked."""
     return session.scalar(
         select(CandidateSet)

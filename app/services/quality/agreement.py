@@ -23,13 +23,13 @@ from sqlalchemy.orm import Session
 from app.models import Project, Role
 from app.services.kernel.actors import Actor, require
 
-MOST_SETS = 500
+MAX_SETS = 500
 """So many sets that two or more critics judged are looked at, the newest, so that a figure is there at once."""
-UNSEEN = 1000
+MAX_UNSWEPT = 1000
 """So many of the newest verdicts may be on sets that the sweep has not looked at yet."""
 RESAMPLES = 1000
 FEW_SETS = 10
-NOBODY_TWICE = (
+NO_SHARED_SETS = (
     "No candidate set was judged by two critics yet: raise 'Critics for each candidate set' in the settings, so that "
     "critics judge the same sets."
 )
@@ -101,9 +101,9 @@ class CriticPair:
     agreement: Agreement
 
 
-def votes_of(session: Session, project: Project, *, most: int = MOST_SETS) -> list[Vote]:
+def load_votes(session: Session, project: Project, *, most: int = MAX_SETS) -> list[Vote]:
     """The votes on the newest `most` sets that two or more critics judged. Planned repeats are out."""
-    rows = session.execute(text(VOTES), {"project": project.id, "most": most, "unseen": UNSEEN})
+    rows = session.execute(text(VOTES), {"project": project.id, "most": most, "unseen": MAX_UNSWEPT})
     return [
         Vote(row.set_id, candidate, row.critic_id, row.created_at, candidate in row.picked)
         for row in rows
@@ -114,10 +114,10 @@ def votes_of(session: Session, project: Project, *, most: int = MOST_SETS) -> li
 def project_agreement(session: Session, actor: Actor, project: Project) -> Agreement:
     """How far the critics of a project agree."""
     require(session, actor, project, Role.viewer)
-    return agreement_of(votes_of(session, project))
+    return compute_agreement(load_votes(session, project))
 
 
-def agreement_of(votes: Iterable[Vote], *, seed: int = 0) -> Agreement:
+def compute_agreement(votes: Iterable[Vote], *, seed: int = 0) -> Agreement:
     """Alpha of some votes. Sets are drawn anew with replacement for the interval."""
     units: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     set_of: dict[int, int] = {}
@@ -127,26 +127,26 @@ def agreement_of(votes: Iterable[Vote], *, seed: int = 0) -> Agreement:
     counts = {candidate: tally for candidate, tally in units.items() if sum(tally) > 1}
     sets = sorted({set_of[candidate] for candidate in counts})
     if not counts:
-        return Agreement(None, None, None, None, 0, 0, NOBODY_TWICE)
+        return Agreement(None, None, None, None, 0, 0, NO_SHARED_SETS)
     table = np.array([counts[candidate] for candidate in counts], dtype=np.float64)
-    share = _share(table)
+    share = _share_of_agreeing_pairs(table)
     if not (table.sum(axis=0) > 0).all():
         return Agreement(None, None, None, share, len(counts), len(sets), NO_VARIETY)
     alpha = float(krippendorff.alpha(value_counts=table, level_of_measurement="nominal"))
     place = {set_id: number for number, set_id in enumerate(sets)}
     groups = np.array([place[set_of[candidate]] for candidate in counts])
-    low, high = _interval(table, groups, len(sets), seed)
+    low, high = bootstrap_alpha(table, groups, len(sets), seed)
     return Agreement(alpha, low, high, share, len(counts), len(sets), "")
 
 
-def _share(table: NDArray[np.float64]) -> float:
+def _share_of_agreeing_pairs(table: NDArray[np.float64]) -> float:
     """Of all pairs of votes on a candidate, how many are alike."""
     total = table.sum(axis=1)
     alike = (table * (table - 1)).sum()
     return float(alike / (total * (total - 1)).sum())
 
 
-def _interval(
+def bootstrap_alpha(
     table: NDArray[np.float64], groups: NDArray[Any], n_groups: int, seed: int
 ) -> tuple[float | None, float | None]:
     """The 95 % percentile interval of alpha over sets drawn with replacement; None for a single set.
@@ -173,7 +173,7 @@ def _interval(
     return float(low), float(high)
 
 
-def _by_candidate(votes: Iterable[Vote]) -> Iterable[list[Vote]]:
+def _group_by_candidate(votes: Iterable[Vote]) -> Iterable[list[Vote]]:
     """The votes on each candidate."""
     found: dict[int, list[Vote]] = defaultdict(list)
     for vote in votes:
@@ -181,31 +181,31 @@ def _by_candidate(votes: Iterable[Vote]) -> Iterable[list[Vote]]:
     return found.values()
 
 
-def pairs_of(votes: Sequence[Vote], *, most: int | None = None, of: int | None = None) -> list[CriticPair]:
+def agreement_by_pair(votes: Sequence[Vote], *, most: int | None = None, of: int | None = None) -> list[CriticPair]:
     """Every two critics who judged a set both, with how far they agree; those with the most shared sets first.
 
     At most `most` of them; with `of`, those with this critic.
     """
     shared: dict[tuple[int, int], list[Vote]] = defaultdict(list)
-    for on_one in _by_candidate(votes):
+    for on_one in _group_by_candidate(votes):
         for first, second in combinations(sorted(on_one, key=lambda vote: vote.critic_id), 2):
             if first.critic_id != second.critic_id and of in (None, first.critic_id, second.critic_id):
                 shared[first.critic_id, second.critic_id] += (first, second)
     n_sets = {pair: len({vote.set_id for vote in both}) for pair, both in shared.items()}
     chosen = sorted(shared, key=lambda pair: (-n_sets[pair], pair))[:most]
-    return [CriticPair(first, second, agreement_of(shared[first, second])) for first, second in chosen]
+    return [CriticPair(first, second, compute_agreement(shared[first, second])) for first, second in chosen]
 
 
-def with_others(votes: Sequence[Vote]) -> dict[int, Agreement]:
+def agreement_by_critic(votes: Sequence[Vote]) -> dict[int, Agreement]:
     """How far each critic and the others agree, over the candidates that the critic judged."""
     own: dict[int, list[Vote]] = defaultdict(list)
-    for on_one in _by_candidate(votes):
+    for on_one in _group_by_candidate(votes):
         for critic_id in {vote.critic_id for vote in on_one}:
             own[critic_id] += on_one
-    return {critic_id: agreement_of(found) for critic_id, found in own.items()}
+    return {critic_id: compute_agreement(found) for critic_id, found in own.items()}
 
 
-def by_period(votes: Sequence[Vote], key: Callable[[datetime], int]) -> dict[int, Agreement]:
+def agreement_by_period(votes: Sequence[Vote], key: Callable[[datetime], int]) -> dict[int, Agreement]:
     """Agreement by period: `key` says in which one a moment lies. A set counts in the period of its last vote."""
     last: dict[int, datetime] = {}
     for vote in votes:
@@ -213,7 +213,7 @@ def by_period(votes: Sequence[Vote], key: Callable[[datetime], int]) -> dict[int
     groups: dict[int, list[Vote]] = defaultdict(list)
     for vote in votes:
         groups[key(last[vote.set_id])].append(vote)
-    return {period: agreement_of(group) for period, group in sorted(groups.items())}
+    return {period: compute_agreement(group) for period, group in sorted(groups.items())}
 
 
 def as_json(found: Agreement) -> dict[str, Any]:
@@ -224,6 +224,6 @@ def as_json(found: Agreement) -> dict[str, Any]:
         "high": found.high,
         "candidates": found.candidates,
         "sets": found.sets,
-        "of_newest_sets": MOST_SETS,
+        "of_newest_sets": MAX_SETS,
         "undefined_because": found.reason or None,
     }

@@ -29,10 +29,10 @@ from app.services.kernel.actors import Actor, require
 from app.services.kernel.verdict_schema import Words, candidate_id
 from app.services.prompts.prompts import get_prompt
 from app.services.quality import standings
-from app.services.quality.standings import SCORE
+from app.services.quality.standings import GOLD_SCORE
 
 # A gold prompt as JSON for reviewers, with how its verdicts fared: one on which nobody is right may itself be wrong.
-ITEM = f"""
+GOLD_JSON = f"""
 jsonb_build_object(
     'id', g.id::text, 'prompt', g.prompt_id::text, 'candidate_set', g.candidate_set_id::text,
     'question', p.question, 'answer', p.answer, 'practice', g.practice, 'active', g.active,
@@ -47,7 +47,7 @@ jsonb_build_object(
 FROM gold_prompts g JOIN prompts p ON p.id = g.prompt_id
 CROSS JOIN LATERAL (
     SELECT count(*) AS n, avg(x.score) AS score FROM (
-        SELECT {SCORE} AS score FROM verdicts v
+        SELECT {GOLD_SCORE} AS score FROM verdicts v
         WHERE v.candidate_set_id = g.candidate_set_id AND v.current AND v.state = 'gold'
           AND v.kind IN ('picked', 'none_fit')
         UNION ALL
@@ -55,7 +55,7 @@ CROSS JOIN LATERAL (
     ) x
 ) said
 """  # noqa: S608 - constants only
-PRACTICE = """
+NEXT_PRACTICE = """
 SELECT g.id, jsonb_build_object(
     'id', g.id::text, 'question', p.question, 'answer', p.answer,
     'images', (
@@ -77,7 +77,7 @@ ORDER BY g.id LIMIT 1
 """
 
 
-MOST_CANDIDATES = 50
+MAX_CANDIDATES = 50
 
 
 class GoldCandidate(BaseModel):
@@ -95,13 +95,13 @@ class GoldIn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str
-    candidates: list[GoldCandidate] = Field(min_length=1, max_length=MOST_CANDIDATES)
+    candidates: list[GoldCandidate] = Field(min_length=1, max_length=MAX_CANDIDATES)
     explanation: str | None = Field(None, max_length=4000)
     practice: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Feedback:
+class PracticeResult:
     """What a critic is told of a practice prompt. `known` says of each candidate whether it fits, where that is known.
 
     `left` is how many practice prompts are before them still.
@@ -132,7 +132,7 @@ def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> 
         raise Invalid("candidates: two of them are the same.", field="candidates")
     if all(one.fits is None for one in item.candidates):
         raise Invalid("candidates: say of one at least whether it fits.", field="candidates")
-    if gold_of(session, prompt) is not None:
+    if find_gold_id(session, prompt) is not None:
         raise Conflict("This prompt is a gold one already.", field="prompt")
     _take_out_of_use(session, prompt)
     candidate_set = CandidateSet(
@@ -165,7 +165,7 @@ def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> 
     session.add(gold)
     session.flush()
     audit.record(session, actor, "gold.add", f"gold:{gold.id}", project.id, prompt=prompt.id, practice=gold.practice)
-    return body_of(session, gold.id)
+    return gold_json(session, gold.id)
 
 
 def _take_out_of_use(session: Session, prompt: Prompt) -> None:
@@ -181,9 +181,9 @@ def _take_out_of_use(session: Session, prompt: Prompt) -> None:
     session.flush()
 
 
-def body_of(session: Session, gold_id: int) -> dict[str, Any]:
+def gold_json(session: Session, gold_id: int) -> dict[str, Any]:
     """A gold prompt as JSON, with how often it was answered and how right."""
-    statement = f"SELECT {ITEM} WHERE g.id = :gold"
+    statement = f"SELECT {GOLD_JSON} WHERE g.id = :gold"
     body: dict[str, Any] = session.execute(text(statement), {"gold": gold_id}).scalar_one()
     return body
 
@@ -191,23 +191,23 @@ def body_of(session: Session, gold_id: int) -> dict[str, Any]:
 def list_gold(session: Session, actor: Actor, project: Project) -> list[dict[str, Any]]:
     """The gold prompts of a project in use, the newest first; at most 1,000. Needs the role reviewer."""
     require(session, actor, project, Role.reviewer)
-    statement = f"SELECT {ITEM} WHERE g.project_id = :project AND g.active ORDER BY g.id DESC LIMIT 1000"
+    statement = f"SELECT {GOLD_JSON} WHERE g.project_id = :project AND g.active ORDER BY g.id DESC LIMIT 1000"
     return list(session.scalars(text(statement), {"project": project.id}))
 
 
-def texts_of(session: Session, prompt: Prompt) -> list[str]:
+def list_candidate_texts(session: Session, prompt: Prompt) -> list[str]:
     """The candidates a prompt has had, the newest set first."""
     query = (
         select(Candidate.text)
         .join(CandidateSet, CandidateSet.id == Candidate.candidate_set_id)
         .where(CandidateSet.prompt_id == prompt.id)
         .order_by(CandidateSet.id.desc(), Candidate.position)
-        .limit(MOST_CANDIDATES)
+        .limit(MAX_CANDIDATES)
     )
     return list(session.scalars(query))
 
 
-def gold_of(session: Session, prompt: Prompt) -> int | None:
+def find_gold_id(session: Session, prompt: Prompt) -> int | None:
     """The id of the gold prompt that a prompt is, if it is one."""
     return session.scalar(select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active))
 
@@ -233,15 +233,17 @@ def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project |
 def next_practice(session: Session, actor: Actor, project: Project) -> dict[str, Any] | None:
     """The next practice prompt for a critic, with how many are `left`; None where none is."""
     require(session, actor, project, Role.critic)
-    left = standings.practice_left(session, project, actor.user_id)
-    row = session.execute(text(PRACTICE), {"project": project.id, "critic": actor.user_id}).one_or_none()
+    left = standings.count_practice_left(session, project, actor.user_id)
+    row = session.execute(text(NEXT_PRACTICE), {"project": project.id, "critic": actor.user_id}).one_or_none()
     if left == 0 or row is None:
-        standings.note_practised(session, project.id, actor.user_id)
+        standings.record_practised(session, project.id, actor.user_id)
         return None
     return {**row.body, "left": left}
 
 
-def answer_practice(session: Session, actor: Actor, project: Project, gold_id: int, picks: Sequence[str]) -> Feedback:
+def answer_practice(
+    session: Session, actor: Actor, project: Project, gold_id: int, picks: Sequence[str]
+) -> PracticeResult:
     """Judge a practice prompt, and be told what was right. A second answer is told the same, and not kept."""
     require(session, actor, project, Role.critic)
     gold = session.get(GoldPrompt, gold_id)
@@ -258,8 +260,8 @@ def answer_practice(session: Session, actor: Actor, project: Project, gold_id: i
         .values(gold_id=gold.id, critic_id=actor.user_id, picks=sorted(picked), score=score)
         .on_conflict_do_nothing()
     )
-    left = standings.practice_left(session, project, actor.user_id)
+    left = standings.count_practice_left(session, project, actor.user_id)
     if left == 0:
-        standings.note_practised(session, project.id, actor.user_id)
+        standings.record_practised(session, project.id, actor.user_id)
     known = {str(one): True for one in gold.fits} | {str(one): False for one in gold.unfit}
-    return Feedback(score, known, tuple(str(one) for one in sorted(picked)), gold.explanation, left)
+    return PracticeResult(score, known, tuple(str(one) for one in sorted(picked)), gold.explanation, left)

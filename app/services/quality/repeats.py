@@ -12,7 +12,7 @@ from app.services.kernel.actors import Actor, require
 
 # Each candidate of each set that a critic judged twice: picked or not, and at which place, the first time and again.
 # A place is from 0, the first, to 1, the last.
-PAIRS = """
+REPEATED_CHOICES = """
 WITH pairs AS (
     SELECT again.critic_id, again.id AS again_id, first.id AS first_id, again.candidate_set_id,
         again.shown AS again_shown, first.shown AS first_shown
@@ -57,10 +57,10 @@ class Consistency:
     shift: float | None
 
 
-def consistency_of(session: Session, actor: Actor, project: Project) -> list[Consistency]:
+def measure_consistency(session: Session, actor: Actor, project: Project) -> list[Consistency]:
     """The critics of a project to whom something came back, by email. Needs the role reviewer."""
     require(session, actor, project, Role.reviewer)
-    rows = session.execute(text(PAIRS), {"project": project.id})
+    rows = session.execute(text(REPEATED_CHOICES), {"project": project.id})
     return [
         Consistency(row.critic_id, row.email, row.sets, row.candidates, row.same, row.changed, row.shift)
         for row in rows

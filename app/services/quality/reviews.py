@@ -14,7 +14,7 @@ from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_
 
 OPEN_STATES = (ReviewState.open, ReviewState.sent_back)
 # Whether those who judged the set `s` picked different candidates of it.
-DIFFERS = """
+PICKS_DIFFER = """
 (
     SELECT count(DISTINCT ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY 1)) > 1
     FROM verdicts v
@@ -22,18 +22,19 @@ DIFFERS = """
 )
 """
 IS_DECIDED = "EXISTS (SELECT FROM verdicts w WHERE w.candidate_set_id = s.id AND w.current AND w.state = 'decided')"
-ASK = """
+OPEN_REVIEW = """
 INSERT INTO reviews (project_id, candidate_set_id, verdict_id, kind)
 SELECT v.project_id, v.candidate_set_id, v.id, :kind FROM verdicts v WHERE v.id = :verdict
 ON CONFLICT DO NOTHING
 """
-ASK_IF_DIFFERING = f"""
+OPEN_DISAGREEMENT = f"""
 INSERT INTO reviews (project_id, candidate_set_id, kind)
-SELECT s.project_id, s.id, 'disagreement' FROM candidate_sets s WHERE s.id = :set AND {DIFFERS} AND NOT {IS_DECIDED}
+SELECT s.project_id, s.id, 'disagreement' FROM candidate_sets s
+WHERE s.id = :set AND {PICKS_DIFFER} AND NOT {IS_DECIDED}
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - constants only
 # After a verdict was changed: the critics may agree by now, the flag may be gone, and a note is answered.
-LOOK_AGAIN = f"""
+SETTLE_REVIEWS = f"""
 WITH answered AS (
     UPDATE returned_verdicts b SET answered_at = now() WHERE b.verdict_id = :verdict AND b.answered_at IS NULL
     RETURNING b.review_id
@@ -43,9 +44,9 @@ WITH answered AS (
 UPDATE reviews r SET state = 'dismissed', decided_at = now()
 FROM candidate_sets s
 WHERE s.id = :set AND r.candidate_set_id = s.id AND r.state IN ('open', 'sent_back')
-  AND ((r.kind = 'disagreement' AND NOT {DIFFERS}) OR r.verdict_id = :verdict)
+  AND ((r.kind = 'disagreement' AND NOT {PICKS_DIFFER}) OR r.verdict_id = :verdict)
 """  # noqa: S608 - constants only
-ITEM = """
+REVIEW_JSON = """
 jsonb_build_object(
     'id', r.id::text,
     'kind', r.kind,
@@ -81,34 +82,34 @@ jsonb_build_object(
     )
 )
 """
-LIST = f"""
-SELECT r.id, {ITEM} AS body
+LIST_REVIEWS = f"""
+SELECT r.id, {REVIEW_JSON} AS body
 FROM reviews r JOIN candidate_sets s ON s.id = r.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 WHERE r.project_id = :project AND r.state = :state AND r.id > :after
   AND (CAST(:kind AS text) IS NULL OR r.kind = :kind)
 ORDER BY r.id LIMIT :limit
 """  # noqa: S608 - constants only
-ONE = f"""
-SELECT {ITEM} AS body
+GET_REVIEW = f"""
+SELECT {REVIEW_JSON} AS body
 FROM reviews r JOIN candidate_sets s ON s.id = r.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 WHERE r.id = :review
 """  # noqa: S608 - constants only
-COUNTS = "SELECT kind, count(*) FROM reviews WHERE project_id = :project AND state = 'open' GROUP BY kind"
+COUNT_OPEN_REVIEWS = "SELECT kind, count(*) FROM reviews WHERE project_id = :project AND state = 'open' GROUP BY kind"
 
 
-def ask(session: Session, verdict_id: int, kind: ReviewKind) -> None:
+def open_review(session: Session, verdict_id: int, kind: ReviewKind) -> None:
     """Put a verdict before the reviewers: it was a flag, or came too late."""
-    session.execute(text(ASK), {"verdict": verdict_id, "kind": kind.value})
+    session.execute(text(OPEN_REVIEW), {"verdict": verdict_id, "kind": kind.value})
 
 
-def ask_if_differing(session: Session, set_id: int) -> None:
+def open_review_if_disagreeing(session: Session, set_id: int) -> None:
     """Put a set before the reviewers where its critics picked different candidates."""
-    session.execute(text(ASK_IF_DIFFERING), {"set": set_id})
+    session.execute(text(OPEN_DISAGREEMENT), {"set": set_id})
 
 
-def look_again(session: Session, set_id: int, verdict_id: int) -> None:
+def settle_reviews(session: Session, set_id: int, verdict_id: int) -> None:
     """After a verdict was superseded: end what it settled, and have a reviewer look again at what waited for it."""
-    session.execute(text(LOOK_AGAIN), {"set": set_id, "verdict": verdict_id})
+    session.execute(text(SETTLE_REVIEWS), {"set": set_id, "verdict": verdict_id})
 
 
 def list_reviews(
@@ -125,7 +126,7 @@ def list_reviews(
     require(session, actor, project, Role.reviewer)
     check_limit(limit)
     rows = session.execute(
-        text(LIST),
+        text(LIST_REVIEWS),
         {
             "project": project.id,
             "state": ReviewState(state).value,
@@ -138,16 +139,18 @@ def list_reviews(
     return Page([row.body for row in rows[:limit]], encode_cursor(rows[limit - 1].id) if more else None)
 
 
-def counts(session: Session, actor: Actor, project: Project) -> dict[str, int]:
+def count_open_reviews(session: Session, actor: Actor, project: Project) -> dict[str, int]:
     """How many reviews are open, by kind."""
     require(session, actor, project, Role.reviewer)
-    found = {str(kind): int(count) for kind, count in session.execute(text(COUNTS), {"project": project.id})}
+    found = {
+        str(kind): int(count) for kind, count in session.execute(text(COUNT_OPEN_REVIEWS), {"project": project.id})
+    }
     return {kind.value: found.get(kind.value, 0) for kind in ReviewKind}
 
 
-def body_of(session: Session, review_id: int) -> dict[str, Any]:
+def review_json(session: Session, review_id: int) -> dict[str, Any]:
     """A review as JSON."""
-    body: dict[str, Any] = session.execute(text(ONE), {"review": review_id}).scalar_one()
+    body: dict[str, Any] = session.execute(text(GET_REVIEW), {"review": review_id}).scalar_one()
     return body
 
 
@@ -158,10 +161,10 @@ def get_review(session: Session, actor: Actor, review_id: int) -> dict[str, Any]
     if row is None or project is None:
         raise NotFound("There is no such review.")
     require(session, actor, project, Role.reviewer)
-    return body_of(session, review_id)
+    return review_json(session, review_id)
 
 
-def locked(session: Session, actor: Actor, review_id: int, need: Role = Role.reviewer) -> tuple[Review, Project]:
+def lock_review(session: Session, actor: Actor, review_id: int, need: Role = Role.reviewer) -> tuple[Review, Project]:
     """A review that is open or sent back, locked, and its project. Raises `NotFound`, `Forbidden`, `Conflict`."""
     row = session.scalar(
         select(Review).where(Review.id == review_id).with_for_update().execution_options(populate_existing=True)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-AT_ONCE = 5000
+BATCH_SIZE = 5000
 # Verdicts behind the place of their project, in the order of the feed, as sets; and the last of them.
-NEWS = """
+NEW_VERDICTS = """
 SELECT p.id AS project_id, n.sets, n.last_xid, n.last_id, n.found
 FROM projects p LEFT JOIN agreement_places f ON f.project_id = p.id
 CROSS JOIN LATERAL (
@@ -31,7 +31,7 @@ WHERE n.found > 0
 """
 # The sets as they stand now. Planned repeats do not count: who differs from themselves is shown elsewhere. One look-up
 # for each set, whatever the planner thinks of how many there are.
-LOOK = """
+UPDATE_AGREEMENTS = """
 WITH judged AS MATERIALIZED (
     SELECT s.id AS set_id, j.*
     FROM unnest(CAST(:sets AS bigint[])) s (id)
@@ -50,22 +50,22 @@ SELECT set_id, :project, prompt_id, apart, last FROM judged WHERE critics > 1 OR
 ON CONFLICT (candidate_set_id) DO UPDATE SET apart = excluded.apart, last_verdict_id = excluded.last_verdict_id
 WHERE (a.apart, a.last_verdict_id) <> (excluded.apart, excluded.last_verdict_id)
 """
-MOVE_ON = """
+SAVE_POSITION = """
 INSERT INTO agreement_places (project_id, feed_xid, feed_id) VALUES (:project, :xid, :id)
 ON CONFLICT (project_id) DO UPDATE SET feed_xid = excluded.feed_xid, feed_id = excluded.feed_id
 """
 
 
-def look(session: Session, project_id: int, set_ids: Sequence[int]) -> None:
+def update_agreements(session: Session, project_id: int, set_ids: Sequence[int]) -> None:
     """Look whether the critics of these sets of a project differ, and keep it."""
-    session.execute(text(LOOK), {"project": project_id, "sets": list(set_ids)})
+    session.execute(text(UPDATE_AGREEMENTS), {"project": project_id, "sets": list(set_ids)})
 
 
-def follow(session: Session) -> int:
+def follow_feed(session: Session) -> int:
     """Look at the sets that new verdicts are about, so many of each project at a time. How many verdicts there were."""
     found = 0
-    for news in session.execute(text(NEWS), {"at_once": AT_ONCE}).all():
-        look(session, news.project_id, news.sets)
-        session.execute(text(MOVE_ON), {"project": news.project_id, "xid": news.last_xid, "id": news.last_id})
+    for news in session.execute(text(NEW_VERDICTS), {"at_once": BATCH_SIZE}).all():
+        update_agreements(session, news.project_id, news.sets)
+        session.execute(text(SAVE_POSITION), {"project": news.project_id, "xid": news.last_xid, "id": news.last_id})
         found += news.found
     return found

@@ -14,11 +14,11 @@ from app.services.kernel import audit
 from app.services.kernel.actors import SYSTEM, Actor, require
 from app.services.projects.projects import settings_of
 
-RECENT = 50
+MAX_GOLD_VERDICTS = 50
 """How many of a critic's newest gold prompts their accuracy is of."""
 
 # How right a verdict `v` on a gold prompt `g` was: the share of the candidates with a known answer it has right.
-SCORE = """
+GOLD_SCORE = """
 (
     (SELECT count(*) FROM unnest(g.fits) f
         WHERE EXISTS (SELECT FROM picks k WHERE k.verdict_id = v.id AND k.candidate_id = f))
@@ -27,17 +27,17 @@ SCORE = """
 )::double precision / (cardinality(g.fits) + cardinality(g.unfit))
 """
 # The weight begins at 1 and nears the accuracy as gold prompts are answered.
-RECOUNT = f"""
+UPDATE_STANDING = f"""
 INSERT INTO critic_standings AS d (project_id, critic_id, answered, score, weight)
 SELECT :project, :critic, count(*), avg(score), (coalesce(sum(score), 0) + 2) / (count(*) + 2)
 FROM (
-    SELECT {SCORE} AS score
+    SELECT {GOLD_SCORE} AS score
     FROM verdicts v JOIN gold_prompts g ON g.candidate_set_id = v.candidate_set_id
     WHERE v.critic_id = :critic AND v.project_id = :project AND v.current AND v.state = 'gold'
       AND v.kind IN ('picked', 'none_fit') AND v.id > coalesce((
           SELECT counts_from FROM critic_standings WHERE project_id = :project AND critic_id = :critic
       ), 0)
-    ORDER BY v.id DESC LIMIT {RECENT}
+    ORDER BY v.id DESC LIMIT {MAX_GOLD_VERDICTS}
 ) newest
 ON CONFLICT (project_id, critic_id)
 DO UPDATE SET answered = excluded.answered, score = excluded.score, weight = excluded.weight
@@ -58,9 +58,9 @@ class Standing:
     practised_at: datetime | None
 
 
-def recount(session: Session, project_id: int, critic_id: int) -> None:
+def update_standing(session: Session, project_id: int, critic_id: int) -> None:
     """Count a critic's gold prompts anew, and pause them where they fall below what the project asks for."""
-    row = session.execute(text(RECOUNT), {"project": project_id, "critic": critic_id}).one()
+    row = session.execute(text(UPDATE_STANDING), {"project": project_id, "critic": critic_id}).one()
     project = session.get_one(Project, project_id)
     settings = settings_of(session, project)
     is_low = row.score is not None and row.answered >= settings.gold_minimum and row.score < settings.gold_accuracy
@@ -74,13 +74,13 @@ def recount(session: Session, project_id: int, critic_id: int) -> None:
     )
 
 
-def weight_of(session: Session, project_id: int, critic_id: int) -> float:
+def get_weight(session: Session, project_id: int, critic_id: int) -> float:
     """What a verdict of a critic weighs now, from 0 to 1."""
     standing = session.get(CriticStanding, (project_id, critic_id), populate_existing=True)
     return 1.0 if standing is None else standing.weight
 
 
-def refuse(session: Session, actor: Actor, project: Project) -> None:
+def require_may_judge(session: Session, actor: Actor, project: Project) -> None:
     """Raise `Forbidden` with why a critic gets nothing to judge: they are paused, or have yet to practise.
 
     Who has nothing left to practise has practised.
@@ -92,16 +92,16 @@ def refuse(session: Session, actor: Actor, project: Project) -> None:
             "What you gave is kept. Read the instructions again and ask an admin of the project to let you go on.",
             reason="paused",
         )
-    if practice_left(session, project, actor.user_id) > 0:
+    if count_practice_left(session, project, actor.user_id) > 0:
         raise Forbidden(
             "A short practice comes before the work in this project: a few prompts whose answers are known.",
             reason="practice",
             practice=f"/api/v1/projects/{project.slug}/practice",
         )
-    note_practised(session, project.id, actor.user_id)
+    record_practised(session, project.id, actor.user_id)
 
 
-def practice_left(session: Session, project: Project, critic_id: int) -> int:
+def count_practice_left(session: Session, project: Project, critic_id: int) -> int:
     """How many practice prompts are before a critic; none for who has practised already."""
     standing = session.get(CriticStanding, (project.id, critic_id), populate_existing=True)
     if standing is not None and standing.practised_at is not None:
@@ -115,7 +115,7 @@ def practice_left(session: Session, project: Project, critic_id: int) -> int:
     return max(0, min(settings_of(session, project).practice_prompts, n_there) - n_answered)
 
 
-def note_practised(session: Session, project_id: int, critic_id: int) -> None:
+def record_practised(session: Session, project_id: int, critic_id: int) -> None:
     """Let a critic begin with the work."""
     statement = """
         INSERT INTO critic_standings AS d (project_id, critic_id, practised_at) VALUES (:project, :critic, now())
@@ -124,7 +124,7 @@ def note_practised(session: Session, project_id: int, critic_id: int) -> None:
     session.execute(text(statement), {"project": project_id, "critic": critic_id})
 
 
-def standings_of(session: Session, actor: Actor, project: Project, *, paused: bool = False) -> list[Standing]:
+def list_standings(session: Session, actor: Actor, project: Project, *, paused: bool = False) -> list[Standing]:
     """How the critics of a project stand, by email; `paused`: only those who may not go on."""
     require(session, actor, project, Role.reviewer)
     query = (
@@ -141,7 +141,7 @@ def standings_of(session: Session, actor: Actor, project: Project, *, paused: bo
     ]
 
 
-def let_go_on(session: Session, actor: Actor, project: Project, critic_id: int) -> None:
+def resume(session: Session, actor: Actor, project: Project, critic_id: int) -> None:
     """Let a paused critic go on; gold prompts count anew from now. Needs the role admin. Raises `NotFound`."""
     require(session, actor, project, Role.admin)
     standing = session.get(CriticStanding, (project.id, critic_id), populate_existing=True)
@@ -150,7 +150,7 @@ def let_go_on(session: Session, actor: Actor, project: Project, critic_id: int) 
     standing.paused_at = None
     standing.counts_from = session.scalar(text("SELECT coalesce(max(id), 0) FROM verdicts")) or 0
     session.flush()
-    recount(session, project.id, critic_id)
+    update_standing(session, project.id, critic_id)
     audit.record(session, actor, "critic.resume", f"user:{critic_id}", project.id)
 
 

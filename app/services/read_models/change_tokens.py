@@ -10,12 +10,12 @@ from __future__ import annotations
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.services.candidates.pools import COUNTED
+from app.services.candidates.pools import MAX_COUNTED
 from app.settings import get_settings
 
 # More than are shown, for those that are committed late and so come in behind others.
-NEWEST = "SELECT v.id FROM verdicts v WHERE v.project_id = p.id ORDER BY v.xid DESC, v.id DESC LIMIT 64"
-PROMPTS = """(
+NEWEST_VERDICTS = "SELECT v.id FROM verdicts v WHERE v.project_id = p.id ORDER BY v.xid DESC, v.id DESC LIMIT 64"
+PROMPT_COUNTS = """(
     SELECT string_agg(concat(n.what, n.n), ' ' ORDER BY n.what) FROM (
         SELECT what, sum(n) AS n FROM (
             SELECT what, n FROM counts WHERE project_id = p.id AND what LIKE 'prompt:%'
@@ -23,15 +23,15 @@ PROMPTS = """(
         ) parts GROUP BY what HAVING sum(n) <> 0
     ) n
 )"""
-ON_OFFER = f"""(
+CLAIMABLE_COUNT = f"""(
     SELECT count(*) FROM (
         SELECT FROM candidate_sets s
-        WHERE s.project_id = p.id AND s.state = 'ready' AND s.taken < s.slots LIMIT {COUNTED}
+        WHERE s.project_id = p.id AND s.state = 'ready' AND s.taken < s.slots LIMIT {MAX_COUNTED}
     ) c
 )"""  # noqa: S608 - constants only
 
 
-def _rows(table: str, condition: str) -> str:
+def _row_versions(table: str, condition: str) -> str:
     """The versions of some rows as one number, whatever their order."""
     versions = f"SELECT t.ctid AS place, t.xmin AS made FROM {table} t WHERE {condition}"  # noqa: S608 - constants only
     hashed = "hashtextextended(concat(r.place, ' ', r.made), 0)"
@@ -46,45 +46,47 @@ WORKERS = f"""(
     FROM workers WHERE {ALIVE}
 )"""  # noqa: S608 - constants only
 PARTS = (
-    _rows("sessions", "t.token_hash = :session AND t.expires_at > now()"),
-    _rows("users", "t.id = me.user_id"),
-    _rows("memberships", f"{OF_PROJECT} AND t.user_id = me.user_id"),
-    _rows("projects", "t.id = p.id"),
-    _rows("rounds", OF_PROJECT),
-    _rows("model_versions", OF_PROJECT),
-    _rows("snapshots", OF_PROJECT),
-    _rows("comparisons", OF_PROJECT),
-    _rows(
+    _row_versions("sessions", "t.token_hash = :session AND t.expires_at > now()"),
+    _row_versions("users", "t.id = me.user_id"),
+    _row_versions("memberships", f"{OF_PROJECT} AND t.user_id = me.user_id"),
+    _row_versions("projects", "t.id = p.id"),
+    _row_versions("rounds", OF_PROJECT),
+    _row_versions("model_versions", OF_PROJECT),
+    _row_versions("snapshots", OF_PROJECT),
+    _row_versions("comparisons", OF_PROJECT),
+    _row_versions(
         "preferences",
         "t.pair_id IN (SELECT x.id FROM comparison_pairs x JOIN comparisons c ON c.id = x.comparison_id"
         " WHERE c.project_id = p.id AND c.state = 'open')",
     ),
-    _rows("imports", OF_PROJECT),
+    _row_versions("imports", OF_PROJECT),
     "(SELECT concat(max(e.round_id), ':', max(e.position)) FROM round_events e WHERE e.round_id IN ("
     "SELECT r.id FROM rounds r WHERE r.project_id = p.id ORDER BY r.number DESC LIMIT 1))",
-    _rows("verdicts", f"t.id IN ({NEWEST})"),
-    PROMPTS,
+    _row_versions("verdicts", f"t.id IN ({NEWEST_VERDICTS})"),
+    PROMPT_COUNTS,
     "(SELECT count(*) FROM prompts f WHERE f.project_id = p.id AND f.fresh AND f.state NOT IN ('held', 'retired'))",
-    ON_OFFER,
+    CLAIMABLE_COUNT,
     f"(SELECT count(*) FROM candidate_sets s WHERE s.project_id = p.id AND s.state = 'sampling' AND s.{ALIVE})",  # noqa: S608 - constants only
     WORKERS,
 )
-MARK = f"""
+ROW_VERSIONS = f"""
 SELECT concat_ws('|', {", ".join(PARTS)})
 FROM projects p LEFT JOIN sessions me ON me.token_hash = :session WHERE p.slug = :slug
 """  # noqa: S608 - constants only
 # Inside a transaction that has written, what was written is seen and the snapshot does not tell.
-MOMENT = "SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN CAST(pg_current_snapshot() AS text) END"
+CURRENT_SNAPSHOT = """
+SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN CAST(pg_current_snapshot() AS text) END
+"""
 
 
-def moment(session: Session) -> str | None:
+def database_token(session: Session) -> str | None:
     """The state of the database: while it is the same, nothing at all has changed. None where that cannot be told."""
-    found: str | None = session.scalar(text(MOMENT))
+    found: str | None = session.scalar(text(CURRENT_SNAPSHOT))
     return found
 
 
-def mark_of(session: Session, slug: str, session_hash: str) -> str | None:
+def project_token(session: Session, slug: str, session_hash: str) -> str | None:
     """The mark of what the owner of a browser's session sees of a project; None without one."""
     values = {"slug": slug, "session": session_hash, "lease": get_settings().lease_seconds}
-    found: str | None = session.scalar(text(MARK), values)
+    found: str | None = session.scalar(text(ROW_VERSIONS), values)
     return found

@@ -8,7 +8,7 @@ from datetime import UTC, date, timedelta
 from sqlalchemy import and_, func, select, text
 from sqlalchemy.orm import Session
 
-from app.db.sessions import now_of
+from app.db.sessions import database_now
 from app.models import ModelVersion, Project, Role, Round, Verdict
 from app.models.states import ACTIVE_ROUND_STATES
 from app.services.kernel.actors import Actor, require
@@ -18,7 +18,7 @@ SATURDAY = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class CriticPace:
     """How many verdicts since midnight UTC; the median seconds of the newest ones with a time, None without any."""
 
     today: int
@@ -29,7 +29,7 @@ class Pace:
 class Glance:
     """A critic's pace, the round that is going on, and the number of the version that writes the candidates."""
 
-    pace: Pace
+    pace: CriticPace
     round: Round | None
     version: int | None
 
@@ -50,7 +50,7 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
+class CriticDay:
     """A critic's day in a project. `streak` counts the days in a row with a verdict; a weekend off does not end it."""
 
     today: int
@@ -89,7 +89,7 @@ ORDER BY e.number DESC
 """)
 
 
-def glance(session: Session, actor: Actor, project: Project) -> Glance:
+def load_glance(session: Session, actor: Actor, project: Project) -> Glance:
     """The actor's pace, and where the project's loop is: one statement, because every verdict is answered with it."""
     mine = (Verdict.critic_id == actor.user_id, Verdict.project_id == project.id, Verdict.current)
     midnight = func.date_trunc("day", func.now(), "UTC")
@@ -107,32 +107,32 @@ def glance(session: Session, actor: Actor, project: Project) -> Glance:
         .outerjoin(ModelVersion, ModelVersion.id == Project.active_version_id)
         .where(Project.id == project.id)
     ).one()
-    return Glance(Pace(row[0], row[1]), row[2], row[3])
+    return Glance(CriticPace(row[0], row[1]), row[2], row[3])
 
 
-def pace_of(session: Session, actor: Actor, project: Project) -> Pace:
+def load_critic_pace(session: Session, actor: Actor, project: Project) -> CriticPace:
     """The actor's count of today, and their pace of today."""
-    return glance(session, actor, project).pace
+    return load_glance(session, actor, project).pace
 
 
-def day_of(session: Session, actor: Actor, project: Project) -> Day:
+def load_critic_day(session: Session, actor: Actor, project: Project) -> CriticDay:
     """The actor's day. Raises `Forbidden`."""
     require(session, actor, project, Role.critic)
     mine = {"critic": actor.user_id, "project": project.id}
-    pace = pace_of(session, actor, project)
+    pace = load_critic_pace(session, actor, project)
     sums = session.execute(SUMS, mine).one()
     days = frozenset(session.scalars(DAYS, {**mine, "days": LOOK_BACK_DAYS}))
-    return Day(
+    return CriticDay(
         today=pace.today,
         hour=sums.hour,
         seconds=pace.seconds,
-        streak=streak(days, now_of(session).astimezone(UTC).date()),
+        streak=count_streak(days, database_now(session).astimezone(UTC).date()),
         total=sums.total,
-        credits=credits_of(session, actor, project),
+        credits=list_credits(session, actor, project),
     )
 
 
-def credits_of(session: Session, actor: Actor, project: Project, *, limit: int = 5) -> tuple[Credit, ...]:
+def list_credits(session: Session, actor: Actor, project: Project, *, limit: int = 5) -> tuple[Credit, ...]:
     """Which of the newest rounds were trained on what the actor picked or wrote, the newest first."""
     rows = session.execute(CREDITS, {"critic": actor.user_id, "project": project.id, "limit": limit})
     return tuple(
@@ -148,7 +148,7 @@ def credits_of(session: Session, actor: Actor, project: Project, *, limit: int =
     )
 
 
-def streak(days: frozenset[date], today: date) -> int:
+def count_streak(days: frozenset[date], today: date) -> int:
     """How many of `days` lie in a row up to today; today itself and weekends may be missing."""
     count, day = 0, today
     while day in days or day == today or day.weekday() >= SATURDAY:

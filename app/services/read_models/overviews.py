@@ -29,13 +29,13 @@ from app.services.kernel import counters
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import check_limit
 
-MOST_WORDS = 10
-SEARCHED = 5000
+MAX_SEARCH_WORDS = 10
+SEARCH_DEPTH = 5000
 """Words are looked for in so many verdicts at once, the newest first, so that an answer does not take its time."""
 
 
 @dataclass(frozen=True, slots=True)
-class VerdictLine:
+class VerdictSummary:
     """A verdict with what it was about. `image` is the sha256 of the prompt's first image, `picks` are texts."""
 
     id: int
@@ -58,7 +58,7 @@ class VerdictLine:
 
 
 @dataclass(frozen=True, slots=True)
-class CandidateLine:
+class CandidateSummary:
     """A candidate, and how many critics picked it."""
 
     text: str
@@ -68,19 +68,19 @@ class CandidateLine:
 
 
 @dataclass(frozen=True, slots=True)
-class SetLine:
+class CandidateSetSummary:
     """A candidate set with its verdicts. `version` is the number of the version that wrote it, None for an import."""
 
     state: str
     version: int | None
     created_at: datetime
     error: str | None
-    candidates: tuple[CandidateLine, ...]
-    verdicts: tuple[VerdictLine, ...]
+    candidates: tuple[CandidateSummary, ...]
+    verdicts: tuple[VerdictSummary, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class CriticLine:
+class CriticSummary:
     """The sum of a critic's verdicts that stand, with shares of them.
 
     `picks_each` and `median_seconds` are of the newest 200, the latter of those with a time.
@@ -98,7 +98,7 @@ class CriticLine:
     last_at: datetime
 
 
-def own_verdicts(
+def list_own_verdicts(
     session: Session,
     actor: Actor,
     project: Project,
@@ -107,33 +107,35 @@ def own_verdicts(
     before: int | None = None,
     words: str = "",
     kind: VerdictKind | None = None,
-) -> list[VerdictLine]:
+) -> list[VerdictSummary]:
     """The actor's own verdicts that stand, newest first; `before` is the id of the one to go on behind.
 
     `words` are all found, each somewhere in the question, the answer, a pick or what the critic wrote; they are looked
-    for down to `searched_to`.
+    for down to `find_search_floor`.
     """
     require(session, actor, project, Role.critic)
-    query = _lines(project).where(Verdict.critic_id == actor.user_id)
+    query = _summaries_query(project).where(Verdict.critic_id == actor.user_id)
     if before is not None:
         query = query.where(Verdict.id < before)
     if kind is not None:
         query = query.where(Verdict.kind == kind)
     if words:
-        floor = searched_to(session, actor, project, before=before)
-        query = query.where(Verdict.id >= (floor or 0), *(_mentions(word) for word in words.split()[:MOST_WORDS]))
-    return _read(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+        floor = find_search_floor(session, actor, project, before=before)
+        query = query.where(
+            Verdict.id >= (floor or 0), *(_contains_word(word) for word in words.split()[:MAX_SEARCH_WORDS])
+        )
+    return _load_summaries(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
 
 
-def searched_to(session: Session, actor: Actor, project: Project, *, before: int | None = None) -> int | None:
+def find_search_floor(session: Session, actor: Actor, project: Project, *, before: int | None = None) -> int | None:
     """Down to which of the actor's verdicts words are looked for at once; None where that is to the first of them."""
     query = select(Verdict.id).where(Verdict.critic_id == actor.user_id, Verdict.project_id == project.id)
     if before is not None:
         query = query.where(Verdict.id < before)
-    return session.scalar(query.order_by(Verdict.id.desc()).offset(SEARCHED - 1).limit(1))
+    return session.scalar(query.order_by(Verdict.id.desc()).offset(SEARCH_DEPTH - 1).limit(1))
 
 
-def _mentions(word: str) -> ColumnElement[bool]:
+def _contains_word(word: str) -> ColumnElement[bool]:
     """Whether a verdict has to do with a word, in whatever case."""
     picked = (
         select(Pick.candidate_id)
@@ -145,14 +147,14 @@ def _mentions(word: str) -> ColumnElement[bool]:
     return or_(*(one.icontains(word, autoescape=True) for one in texts), picked.exists())
 
 
-def own_verdict(session: Session, actor: Actor, project: Project, verdict_id: int) -> VerdictLine | None:
+def get_own_verdict(session: Session, actor: Actor, project: Project, verdict_id: int) -> VerdictSummary | None:
     """One of the actor's own verdicts, where it still stands."""
     require(session, actor, project, Role.critic)
-    query = _lines(project).where(Verdict.critic_id == actor.user_id, Verdict.id == verdict_id)
-    return next(iter(_read(session, query)), None)
+    query = _summaries_query(project).where(Verdict.critic_id == actor.user_id, Verdict.id == verdict_id)
+    return next(iter(_load_summaries(session, query)), None)
 
 
-def recent_verdicts(
+def list_recent_verdicts(
     session: Session,
     actor: Actor,
     project: Project,
@@ -160,21 +162,21 @@ def recent_verdicts(
     limit: int = 8,
     critic_id: int | None = None,
     before: int | None = None,
-) -> list[VerdictLine]:
+) -> list[VerdictSummary]:
     """The newest verdicts of all critics, or of one; `before` is the id of the one to go on behind.
 
     Needs the role viewer; pages keep critics away from it.
     """
     require(session, actor, project, Role.viewer)
-    query = _lines(project)
+    query = _summaries_query(project)
     if critic_id is not None:
         query = query.where(Verdict.critic_id == critic_id)
     if before is not None:
         query = query.where(Verdict.id < before)
-    return _read(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+    return _load_summaries(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
 
 
-def _lines(project: Project) -> Select[Any]:
+def _summaries_query(project: Project) -> Select[Any]:
     image = (
         select(PromptImage.sha256)
         .where(PromptImage.prompt_id == Verdict.prompt_id)
@@ -193,7 +195,7 @@ def _lines(project: Project) -> Select[Any]:
     )
 
 
-def _read(session: Session, query: Select[Any]) -> list[VerdictLine]:
+def _load_summaries(session: Session, query: Select[Any]) -> list[VerdictSummary]:
     rows = session.execute(query).all()
     picked: dict[int, list[tuple[int, str]]] = {}
     wanted = (
@@ -205,7 +207,7 @@ def _read(session: Session, query: Select[Any]) -> list[VerdictLine]:
     for verdict_id, candidate_id, words in session.execute(wanted):
         picked.setdefault(verdict_id, []).append((candidate_id, words))
     return [
-        VerdictLine(
+        VerdictSummary(
             id=verdict.id,
             assignment_id=verdict.assignment_id,
             at=verdict.created_at,
@@ -228,17 +230,17 @@ def _read(session: Session, query: Select[Any]) -> list[VerdictLine]:
     ]
 
 
-def was_changed_to(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
+def was_already_changed_to(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
     """Whether the actor changed this verdict to exactly `wanted` already: a repeat whose answer was lost."""
-    return _says(session, Verdict.supersedes == verdict_id, actor, wanted)
+    return _equals(session, Verdict.supersedes == verdict_id, actor, wanted)
 
 
-def is_said(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
+def verdict_equals(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
     """Whether the actor's verdict says exactly what `wanted` does."""
-    return _says(session, Verdict.id == verdict_id, actor, wanted)
+    return _equals(session, Verdict.id == verdict_id, actor, wanted)
 
 
-def _says(session: Session, which: ColumnElement[bool], actor: Actor, wanted: VerdictIn) -> bool:
+def _equals(session: Session, which: ColumnElement[bool], actor: Actor, wanted: VerdictIn) -> bool:
     found = session.scalar(
         select(Verdict).where(which, Verdict.critic_id == actor.user_id).options(selectinload(Verdict.picks))
     )
@@ -256,7 +258,7 @@ def _says(session: Session, which: ColumnElement[bool], actor: Actor, wanted: Ve
 # A prompt
 
 
-def sets_of(session: Session, actor: Actor, project: Project, prompt: Prompt) -> list[SetLine]:
+def list_candidate_sets(session: Session, actor: Actor, project: Project, prompt: Prompt) -> list[CandidateSetSummary]:
     """All candidate sets of a prompt, the newest first, with what was said of them."""
     require(session, actor, project, Role.viewer)
     sets = session.execute(
@@ -267,23 +269,27 @@ def sets_of(session: Session, actor: Actor, project: Project, prompt: Prompt) ->
         .limit(50)
         .options(selectinload(CandidateSet.candidates))
     ).all()
-    said = _read(session, _lines(project).where(Verdict.prompt_id == prompt.id).order_by(Verdict.id))
+    said = _load_summaries(
+        session, _summaries_query(project).where(Verdict.prompt_id == prompt.id).order_by(Verdict.id)
+    )
     rows = session.execute(
         select(Verdict.id, Verdict.candidate_set_id).where(Verdict.prompt_id == prompt.id, Verdict.current)
     )
     set_of = {verdict_id: set_id for verdict_id, set_id in rows}  # noqa: C416 - rows are no plain tuples
-    return [_set_line(one, number, [line for line in said if set_of.get(line.id) == one.id]) for one, number in sets]
+    return [
+        _summarize_set(one, number, [line for line in said if set_of.get(line.id) == one.id]) for one, number in sets
+    ]
 
 
-def _set_line(one: CandidateSet, number: int | None, said: Sequence[VerdictLine]) -> SetLine:
+def _summarize_set(one: CandidateSet, number: int | None, said: Sequence[VerdictSummary]) -> CandidateSetSummary:
     counted = [line for line in said if line.state is VerdictState.counted]
-    return SetLine(
+    return CandidateSetSummary(
         state=str(one.state),
         version=number,
         created_at=one.created_at,
         error=one.error,
         candidates=tuple(
-            CandidateLine(
+            CandidateSummary(
                 text=candidate.text,
                 temperature=candidate.temperature,
                 mean_logprob=candidate.mean_logprob,
@@ -299,7 +305,7 @@ def _set_line(one: CandidateSet, number: int | None, said: Sequence[VerdictLine]
 
 NEWEST = 200
 # Of each critic: what their newest verdicts say of how they judge.
-LATELY = """
+RECENT_JUDGING = """
 SELECT u.id, u.email, of_them.picks_each, of_them.median_seconds, of_them.last_at
 FROM users u CROSS JOIN LATERAL (
     SELECT avg(n_picks) FILTER (WHERE kind IN ('picked', 'none_fit'))::float AS picks_each,
@@ -315,20 +321,20 @@ WHERE u.id = ANY (:critics) ORDER BY lower(u.email)
 """
 
 
-def critics_of(session: Session, actor: Actor, project: Project) -> list[CriticLine]:
+def list_critics(session: Session, actor: Actor, project: Project) -> list[CriticSummary]:
     """Every critic who has judged in a project, by name."""
     require(session, actor, project, Role.viewer)
     today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
     of_critic: dict[int, list[counters.VerdictCount]] = {}
     for one in counters.verdict_counts(session, project):
         of_critic.setdefault(one.critic_id, []).append(one)
-    rows = session.execute(text(LATELY), {"project": project.id, "newest": NEWEST, "critics": list(of_critic)})
-    return [_critic_line(row, of_critic[row.id], today) for row in rows]
+    rows = session.execute(text(RECENT_JUDGING), {"project": project.id, "newest": NEWEST, "critics": list(of_critic)})
+    return [_summarize_critic(row, of_critic[row.id], today) for row in rows]
 
 
-def _critic_line(row: Row[Any], found: list[counters.VerdictCount], today: date) -> CriticLine:
-    kinds, total = counters.by_kind(found), sum(one.n for one in found)
-    return CriticLine(
+def _summarize_critic(row: Row[Any], found: list[counters.VerdictCount], today: date) -> CriticSummary:
+    kinds, total = counters.sum_by_kind(found), sum(one.n for one in found)
+    return CriticSummary(
         email=row.email,
         verdicts=total,
         today=sum(one.n for one in found if one.day == today),
@@ -344,7 +350,7 @@ def _critic_line(row: Row[Any], found: list[counters.VerdictCount], today: date)
 
 # Pace
 
-PACE = """
+ACTIVITY = """
 SELECT count(*) FILTER (WHERE created_at >= date_trunc('day', now(), 'UTC')) AS today,
     count(*) FILTER (WHERE created_at >= now() - interval '1 hour') AS hour
 FROM (
@@ -354,14 +360,14 @@ FROM (
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Activity:
     """How many verdicts a project got since midnight UTC and in the last hour, of the newest 20,000."""
 
     today: int
     hour: int
 
 
-def pace_of(session: Session, project: Project) -> Pace:
+def load_activity(session: Session, project: Project) -> Activity:
     """A project's pace."""
-    row = session.execute(text(PACE), {"project": project.id}).one()
-    return Pace(today=row.today, hour=row.hour)
+    row = session.execute(text(ACTIVITY), {"project": project.id}).one()
+    return Activity(today=row.today, hour=row.hour)

@@ -33,7 +33,7 @@ NEWEST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class PoolStats:
     """Candidate sets made ahead: ready, being sampled, and prompts that wait for one.
 
     `claimable` is exact up to 1,000; of more it is the number of prompts that have a set.
@@ -46,7 +46,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ProjectPace:
     """How fast verdicts come in, and how long a critic takes for one (median seconds of the last 200).
 
     `last_hour` is of the newest 20,000.
@@ -66,13 +66,13 @@ class ProjectStats:
     with_accepted: int
     verdicts: dict[str, int]
     critics: int
-    pace: Pace
+    pace: ProjectPace
     agreement: float | None
     alpha: Agreement
     fresh: int
     round_every: int
     auto_rounds: bool
-    pool: Pool
+    pool: PoolStats
     active_version: ModelVersion | None
     active_round: Round | None
     rounds: int
@@ -89,30 +89,34 @@ class ProjectStats:
         return sum(self.verdicts.values())
 
 
-def project_stats(session: Session, actor: Actor, project: Project) -> ProjectStats:
+def load_project_stats(session: Session, actor: Actor, project: Project) -> ProjectStats:
     """How `project` stands at this moment."""
     require(session, actor, project, Role.viewer)
     settings = settings_of(session, project)
     prompts = counters.prompt_counts(session, project)
     standing = [one for one in counters.verdict_counts(session, project) if one.state == VerdictState.counted]
-    alpha = agreement.agreement_of(agreement.votes_of(session, project))
-    states, accepted_ones, kinds = _train_states(prompts), _with_accepted(prompts), counters.by_kind(standing)
+    alpha = agreement.compute_agreement(agreement.load_votes(session, project))
+    states, accepted_ones, kinds = (
+        _count_train_states(prompts),
+        _count_with_accepted(prompts),
+        counters.sum_by_kind(standing),
+    )
     in_use = sum(count for state, count in states.items() if state not in (PromptState.held, PromptState.retired))
     return ProjectStats(
-        prompts=_by_split(prompts),
+        prompts=_count_by_split(prompts),
         prompt_states=states,
         with_accepted=accepted_ones,
         verdicts={kind.value: kinds[kind.value] for kind in VerdictKind},
         critics=len({one.critic_id for one in standing}),
-        pace=_pace(session, project, standing),
+        pace=_load_pace(session, project, standing),
         agreement=alpha.share,
         alpha=alpha,
         fresh=rules.fresh_count(session, project),
         round_every=settings.round_every,
         auto_rounds=settings.auto_rounds,
-        pool=Pool(
-            claimable=pools.claimable_about(session, project),
-            sampling=pools.sampling_count(session, project),
+        pool=PoolStats(
+            claimable=pools.estimate_claimable(session, project),
+            sampling=pools.count_sampling(session, project),
             waiting=states[PromptState.waiting],
             target=settings.pool_target,
         ),
@@ -123,29 +127,29 @@ def project_stats(session: Session, actor: Actor, project: Project) -> ProjectSt
     )
 
 
-def _by_split(found: list[counters.PromptCount]) -> dict[str, int]:
+def _count_by_split(found: list[counters.PromptCount]) -> dict[str, int]:
     return {split.value: sum(one.n for one in found if one.split is split) for split in Split}
 
 
-def _train_states(found: list[counters.PromptCount]) -> dict[str, int]:
+def _count_train_states(found: list[counters.PromptCount]) -> dict[str, int]:
     train = [one for one in found if one.split is Split.train]
     return {state.value: sum(one.n for one in train if one.state is state) for state in PromptState}
 
 
-def _with_accepted(found: list[counters.PromptCount]) -> int:
+def _count_with_accepted(found: list[counters.PromptCount]) -> int:
     unused = (PromptState.held, PromptState.retired)
     return sum(one.n for one in found if one.split is Split.train and one.has_accepted and one.state not in unused)
 
 
-def _standing(project: Project) -> tuple[Any, ...]:
+def _counted_verdicts(project: Project) -> tuple[Any, ...]:
     return (Verdict.project_id == project.id, Verdict.current, Verdict.state == VerdictState.counted)
 
 
-def _pace(session: Session, project: Project, standing: list[counters.VerdictCount]) -> Pace:
+def _load_pace(session: Session, project: Project, standing: list[counters.VerdictCount]) -> ProjectPace:
     today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
     newest = (
         select(Verdict.created_at)
-        .where(*_standing(project))
+        .where(*_counted_verdicts(project))
         .order_by(Verdict.xid.desc(), Verdict.id.desc())
         .limit(NEWEST)
         .subquery()
@@ -154,13 +158,13 @@ def _pace(session: Session, project: Project, standing: list[counters.VerdictCou
     last_hour = session.scalar(select(func.count()).where(newest.c.created_at > hour_ago)) or 0
     timed = (
         select(Verdict.seconds)
-        .where(*_standing(project), Verdict.seconds.is_not(None))
+        .where(*_counted_verdicts(project), Verdict.seconds.is_not(None))
         .order_by(Verdict.xid.desc(), Verdict.id.desc())
         .limit(200)
         .subquery()
     )
     median = session.scalar(select(func.percentile_cont(0.5).within_group(timed.c.seconds)))
-    return Pace(last_hour, sum(one.n for one in standing if one.day == today), median)
+    return ProjectPace(last_hour, sum(one.n for one in standing if one.day == today), median)
 
 
 def as_json(stats: ProjectStats) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db.sessions import now_of
+from app.db.sessions import database_now
 from app.errors import Invalid, NotFound
 from app.models import BaseCheck, CheckState
 from app.services.kernel.actors import Actor, require_admin
@@ -78,7 +78,7 @@ def look_first(session: Session, actor: Actor, base_model: str) -> BaseCheck | N
     if is_good(session, base_model) or check_folder(base_model):
         return None
     found = newest(session, base_model)
-    since = now_of(session) - ASKED_AGAIN_AFTER
+    since = database_now(session) - ASKED_AGAIN_AFTER
     if found and found.state is CheckState.failed and found.finished_at and found.finished_at > since:
         raise Invalid(f"'{base_model}' cannot be the base model: {found.detail}", field="base_model")
     return ask(session, actor, base_model)

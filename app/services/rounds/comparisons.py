@@ -10,7 +10,7 @@ from sqlalchemy import Select, exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
-from app.db.sessions import now_of
+from app.db.sessions import database_now
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.models import (
     Comparison,
@@ -172,7 +172,7 @@ def next_pair(session: Session, actor: Actor, project: Project) -> PairShown | N
     texts = {Preferred.old: found.old_text, Preferred.new: found.new_text}
     return PairShown(
         id=found.id,
-        prompt=prompts.load(session, [found.prompt_id])[0],
+        prompt=prompts.load_prompts(session, [found.prompt_id])[0],
         answer=found.answer,
         left=texts[left],
         right=texts[_other(left)],
@@ -295,7 +295,7 @@ def close(session: Session, actor: Actor, project: Project, number: int) -> Comp
 
 
 def _close(session: Session, actor: Actor, found: Comparison, standing: Standing) -> None:
-    found.state, found.closed_at = ComparisonState.closed, now_of(session)
+    found.state, found.closed_at = ComparisonState.closed, database_now(session)
     found.outcome = outcome_words(standing)
     session.flush()
     audit.record(session, actor, "comparison.close", f"comparison:{found.id}", found.project_id, outcome=found.outcome)
@@ -383,5 +383,5 @@ def pairs_of(
     rows = select(Preference).where(Preference.pair_id.in_(said)).order_by(Preference.id)
     for one in session.scalars(rows):
         said[one.pair_id].append(Preferred(one.preferred))
-    shown = prompts.load(session, [pair.prompt_id for pair in pairs])
+    shown = prompts.load_prompts(session, [pair.prompt_id for pair in pairs])
     return [(pair, prompt, said[pair.id]) for pair, prompt in zip(pairs, shown, strict=True)]

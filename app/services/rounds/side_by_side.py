@@ -88,7 +88,7 @@ def side_by_side(
             old=before[prompt.id],
             new=after[prompt.id],
         )
-        for prompt in prompts.load(session, [one for one in both if one in known])
+        for prompt in prompts.load_prompts(session, [one for one in both if one in known])
     )
     return SideBySide(pairs, _change(pairs), same_settings=found[0].settings_hash == found[1].settings_hash)
 

@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from app.db.sessions import among
+from app.db.sessions import id_in
 from app.errors import NotFound
 from app.models import (
     ModelVersion,
@@ -82,7 +82,7 @@ def take(session: Session, actor: Actor, project: Project, *, kind: SnapshotKind
     if kind is SnapshotKind.round:
         session.execute(
             update(Prompt)
-            .where(among(Prompt.id, chosen.prompt_ids), Prompt.fresh)
+            .where(id_in(Prompt.id, chosen.prompt_ids), Prompt.fresh)
             .values(fresh=False)
             .execution_options(synchronize_session=False)
         )
@@ -152,7 +152,7 @@ def plan_of(snapshot: Snapshot) -> RoundPlan:
 
 def read(snapshot: Snapshot) -> list[Row]:
     """The rows of a snapshot, from its file, without those that were redacted."""
-    lines = get_store().open_bytes(snapshot.file_key or snapshot.sha256).splitlines()
+    lines = get_store().read_bytes(snapshot.file_key or snapshot.sha256).splitlines()
     rows = (orjson.loads(line) for line in lines[1:])
     return [_row(row) for row in rows if not row.get("redacted")]
 

@@ -9,7 +9,7 @@ from typing import Literal
 from sqlalchemy import Select, String, cast, func, select
 from sqlalchemy.orm import Session
 
-from app.db.sessions import among
+from app.db.sessions import id_in
 from app.models import (
     CandidateSet,
     Project,
@@ -22,7 +22,7 @@ from app.models import (
     Verdict,
 )
 from app.services.acceptance.rules import Accepted, accepted_rationales
-from app.services.candidates.candidates import PromptData, examples_of
+from app.services.candidates.candidates import PromptData, load_prompts_data
 from app.services.projects.projects import ProjectSettings
 from illume.evaluation.critics import guard_rows
 from illume.records import Example, stable_seed
@@ -91,7 +91,7 @@ def choose_rows(session: Session, project: Project, settings: ProjectSettings, *
 def accepted_rows(session: Session, project: Project, *, prompt_ids: Sequence[int] | None = None) -> list[Row]:
     """The accepted rationales that can be trained on, of a project or of some of its prompts."""
     accepted = list(accepted_rationales(session, project, prompt_ids=prompt_ids))
-    prompts = examples_of(session, sorted({one.prompt_id for one in accepted}))
+    prompts = load_prompts_data(session, sorted({one.prompt_id for one in accepted}))
     own_answers = _own_answers(session, [one for one in accepted if prompts[one.prompt_id].answer is None])
     rows = []
     for one in accepted:
@@ -111,7 +111,7 @@ def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, st
     rows = session.execute(
         select(Verdict.id, CandidateSet.answer)
         .join(CandidateSet, CandidateSet.id == Verdict.candidate_set_id)
-        .where(among(Verdict.id, {one.verdict_id for one in accepted}), CandidateSet.answer.is_not(None))
+        .where(id_in(Verdict.id, {one.verdict_id for one in accepted}), CandidateSet.answer.is_not(None))
     )
     return {verdict_id: str(answer) for verdict_id, answer in rows}
 
@@ -181,7 +181,7 @@ def _val_rows(session: Session, project: Project, settings: ProjectSettings) -> 
     query, metric = val_prompts(session, project, settings)
     by_hash = func.md5(func.concat("val:", cast(Prompt.id, String)))
     ids = sorted(session.scalars(query.order_by(by_hash, Prompt.id).limit(settings.eval_prompts)))
-    prompts = examples_of(session, ids)
+    prompts = load_prompts_data(session, ids)
     rows = (prompts[prompt_id] for prompt_id in ids)
     return tuple(Row(SnapshotItemRole.val, prompt, prompt.answer) for prompt in rows if prompt.images), metric
 
@@ -212,7 +212,7 @@ def _guard_rows(
     for row in rationales:
         accepted[str(row.prompt.id)] = (*accepted.get(str(row.prompt.id), ()), row.rationale or "")
     drawn = [int(row.example.id) for row in guard_rows(train, accepted, per_rationale=per_rationale, seed=seed)]
-    prompts = examples_of(session, drawn)
+    prompts = load_prompts_data(session, drawn)
     return tuple(
         Row(SnapshotItemRole.guard, prompts[one], prompts[one].answer)
         for one in drawn

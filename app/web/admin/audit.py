@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from app.http.dependencies import SessionDep
 from app.services.kernel import audit
 from app.services.kernel.actors import parse_id, require_admin
-from app.services.kernel.audit import AuditLine
+from app.services.kernel.audit import AuditEntry
 from app.services.projects import projects
 from app.web.access import Me
 from app.web.rendering import page, shell_for
@@ -83,7 +83,7 @@ def show(
     view = AuditView(
         who=person,
         kind=kind,
-        kinds=tuple(audit.kinds(session, who.actor)),
+        kinds=tuple(audit.list_subject_kinds(session, who.actor)),
         project=project,
         projects=tuple((one.slug, one.name) for one in projects.list_projects(session, who.actor)),
         since=since,
@@ -106,7 +106,7 @@ def day_of(text: str) -> datetime | None:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def audit_row(one: AuditLine) -> AuditRow:
+def audit_row(one: AuditEntry) -> AuditRow:
     """A deed, as the page shows it."""
     return AuditRow(
         at=one.at,
@@ -123,7 +123,7 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def url_of(one: AuditLine) -> str:
+def url_of(one: AuditEntry) -> str:
     """Where the thing is shown that the deed was done to; empty where it has no page."""
     kind, _, number = one.subject.partition(":")
     if kind == "user":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from app.services.read_models.overviews import VerdictLine
+from app.services.read_models.overviews import VerdictSummary
 from app.web.words import KIND_TONES, KIND_WORDS, image_url
 
 
@@ -24,7 +24,7 @@ class FeedRow:
     at: datetime
 
 
-def feed_row(line: VerdictLine) -> FeedRow:
+def feed_row(line: VerdictSummary) -> FeedRow:
     """A verdict, as a feed shows it."""
     said = line.rationale or (line.picks[0] if line.picks else line.reason or "")
     more = len(line.picks) - 1 if line.picks and not line.rationale else 0

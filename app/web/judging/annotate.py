@@ -20,7 +20,7 @@ from app.services.kernel.actors import Actor, parse_id, project_role
 from app.services.projects import instructions, key_bindings, projects
 from app.services.projects.projects import ProjectSettings
 from app.services.read_models import critic_day, overviews
-from app.services.read_models.overviews import VerdictLine
+from app.services.read_models.overviews import VerdictSummary
 from app.services.rounds import comparisons, rounds
 from app.web.access import Form, Me, Poster, SignedIn, judged_project, text_of, texts_of
 from app.web.accounts.sign_in import LAST_PROJECT, set_cookie
@@ -77,7 +77,7 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
     return ProjectRow(
         slug=project.slug,
         name=project.name,
-        claimable=pools.claimable_count(session, project, limit=1000),
+        claimable=pools.count_claimable(session, project, limit=1000),
         today=judging_give.today_count(session, actor, project),
         round=f"Round {running.number} runs" if running else "",
         pairs=comparisons.pairs_for(session, actor, project),
@@ -109,8 +109,8 @@ def judge(request: Request, session: SessionDep, who: Me, slug: str, verdict: st
         flag_reasons=tuple(settings.flag_reasons),
         tags=tuple(settings.shortcoming_tags),
         keys=key_bindings.ACTIONS,
-        chosen_keys=key_bindings.keys_of(session, who.actor),
-        instructions=instructions.instructions_of(session, project, settings),
+        chosen_keys=key_bindings.load_key_bindings(session, who.actor),
+        instructions=instructions.load_instructions(session, project, settings),
         lease_seconds=settings.lease_minutes * 60,
     )
     shell = shell_for(request, who.actor, who.csrf_token, title=project.name, section="annotate", messages=messages)
@@ -123,7 +123,7 @@ def card_of_verdict(
     session: Session, actor: Actor, project: Project, settings: ProjectSettings, verdict_id: int
 ) -> Card | None:
     """The card of one's own verdict; None where it does not stand any more."""
-    line = overviews.own_verdict(session, actor, project, verdict_id)
+    line = overviews.get_own_verdict(session, actor, project, verdict_id)
     if line is None:
         return None
     return card_of(assignments.get_assignment(session, actor, line.assignment_id), settings, line)
@@ -156,7 +156,7 @@ def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Respon
     project = judged_project(session, who.actor, slug)
     settings = projects.settings_of(session, project)
     limit = parse_id(before) if before else None
-    lines = overviews.own_verdicts(session, who.actor, project, limit=1, before=limit)
+    lines = overviews.list_own_verdicts(session, who.actor, project, limit=1, before=limit)
     if not lines:
         raise NotFound("There is no earlier verdict of yours in this project.")
     claim = assignments.get_assignment(session, who.actor, lines[0].assignment_id)
@@ -176,7 +176,7 @@ def show_figures(request: Request, session: SessionDep, who: Me, slug: str) -> R
 def show_instructions(session: SessionDep, who: Me, slug: str) -> Response:
     """The instructions in force: the page asks again when the project's settings changed."""
     project = judged_project(session, who.actor, slug)
-    told = instructions.instructions_of(session, project, projects.settings_of(session, project))
+    told = instructions.load_instructions(session, project, projects.settings_of(session, project))
     return fragment(TEMPLATE, "instructions", shell=Shell(title=project.name), view=InstructionsView(told))
 
 
@@ -185,7 +185,7 @@ def choose_keys(session: SessionDep, who: Poster, form: Form, slug: str) -> Resp
     """Keep the keys somebody chose, for all their projects and browsers; 204."""
     judged_project(session, who.actor, slug)
     names = {action.name for action in key_bindings.ACTIONS}
-    key_bindings.choose_keys(session, who.actor, {name: text_of(form, name) for name in names if name in form})
+    key_bindings.save_key_bindings(session, who.actor, {name: text_of(form, name) for name in names if name in form})
     return Response(status_code=204)
 
 
@@ -193,7 +193,7 @@ def choose_keys(session: SessionDep, who: Poster, form: Form, slug: str) -> Resp
 def show_day(session: SessionDep, who: Me, slug: str) -> Response:
     """The critic's day: pace, days in a row, and what their picks trained."""
     project = judged_project(session, who.actor, slug)
-    view: DayView = day_view(project, critic_day.day_of(session, who.actor, project))
+    view: DayView = day_view(project, critic_day.load_critic_day(session, who.actor, project))
     return fragment(TEMPLATE, "day", shell=Shell(title=project.name), view=view)
 
 
@@ -278,7 +278,7 @@ def change(request: Request, session: SessionDep, who: Poster, form: Form, slug:
     try:
         out = judging_give.VerdictOut(201, judging_give.change(session, who.actor, verdict_id, wanted))
     except Conflict as error:
-        if overviews.was_changed_to(session, who.actor, verdict_id, wanted):
+        if overviews.was_already_changed_to(session, who.actor, verdict_id, wanted):
             out = judging_give.VerdictOut(201, {})
         else:
             out = given_again(session, who.actor, form, error, wanted)
@@ -296,7 +296,7 @@ def given_again(
     given = error.extra.get("verdict")
     if text_of(form, "again") != "yes" or given is None:
         raise error
-    if overviews.is_said(session, actor, int(given), wanted):
+    if overviews.verdict_equals(session, actor, int(given), wanted):
         return judging_give.VerdictOut(201, {})
     return judging_give.VerdictOut(201, judging_give.change(session, actor, int(given), wanted))
 
@@ -328,8 +328,10 @@ def history(
     before = parse_id(cursor) if cursor else None
     wanted = next((one for one in VerdictKind if one.value == kind), None)
     words = words.replace("\0", " ")[:200].strip()
-    lines = overviews.own_verdicts(session, who.actor, project, limit=size + 1, before=before, words=words, kind=wanted)
-    floor = overviews.searched_to(session, who.actor, project, before=before) if words else None
+    lines = overviews.list_own_verdicts(
+        session, who.actor, project, limit=size + 1, before=before, words=words, kind=wanted
+    )
+    floor = overviews.find_search_floor(session, who.actor, project, before=before) if words else None
     view = HistoryView(
         slug=slug,
         project_name=project.name,
@@ -339,13 +341,13 @@ def history(
         kinds=tuple((one.value, KIND_WORDS[one]) for one in VerdictKind),
         rows=tuple(history_row(line) for line in lines[:size]),
         next=str(lines[size - 1].id if len(lines) > size else floor or ""),
-        searched=overviews.SEARCHED if floor else 0,
+        searched=overviews.SEARCH_DEPTH if floor else 0,
     )
     shell = shell_for(request, who.actor, who.csrf_token, title="My verdicts", section="annotate")
     return page("judging/history.html", shell=shell, view=view)
 
 
-def history_row(line: VerdictLine) -> HistoryRow:
+def history_row(line: VerdictSummary) -> HistoryRow:
     """A verdict's line in the list."""
     own = (f"“{line.rationale}”",) if line.rationale else ()
     return HistoryRow(

@@ -13,7 +13,7 @@ from app.http.dependencies import SessionDep
 from app.models import Project
 from app.services.kernel.actors import parse_id
 from app.services.quality import gold
-from app.services.quality.gold import Feedback
+from app.services.quality.gold import PracticeResult
 from app.web.access import Form, Me, Poster, SignedIn, judged_project, text_of, texts_of
 from app.web.judging.views import Picture
 from app.web.rendering import page, shell_for
@@ -54,7 +54,7 @@ class PracticeView:
     left: int
 
 
-def view_of(project: Project, item: dict[str, Any], told: Feedback | None, picks: Sequence[str]) -> PracticeView:
+def view_of(project: Project, item: dict[str, Any], told: PracticeResult | None, picks: Sequence[str]) -> PracticeView:
     """The view of a practice prompt, with what a critic was told of it."""
     known = told.known if told else {}
     return PracticeView(

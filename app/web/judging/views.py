@@ -20,8 +20,8 @@ from app.services.projects.instructions import Instructions
 from app.services.projects.key_bindings import KeyAction
 from app.services.projects.projects import ProjectSettings
 from app.services.read_models import critic_day
-from app.services.read_models.critic_day import Credit, Day
-from app.services.read_models.overviews import VerdictLine
+from app.services.read_models.critic_day import Credit, CriticDay
+from app.services.read_models.overviews import VerdictSummary
 from app.services.rounds import rounds
 from app.web.rendering import duration
 from app.web.words import KIND_WORDS, image_url, round_words
@@ -128,7 +128,7 @@ class DayView:
     """The critic's day, as its dialog shows it."""
 
     slug: str
-    day: Day
+    day: CriticDay
     credits: tuple[tuple[str, str], ...]
     latest: str
 
@@ -208,7 +208,7 @@ class ProjectsView:
 # What the page shows
 
 
-def card_of(claim: Claim, settings: ProjectSettings, line: VerdictLine | None = None) -> Card:
+def card_of(claim: Claim, settings: ProjectSettings, line: VerdictSummary | None = None) -> Card:
     """The card of a claim, or of the verdict `line` that was given on it."""
     picked = {str(pick) for pick in line.pick_ids} if line else set()
     return Card(
@@ -234,7 +234,7 @@ def card_of(claim: Claim, settings: ProjectSettings, line: VerdictLine | None = 
 def progress_of(session: Session, actor: Actor, project: Project, settings: ProjectSettings) -> Progress:
     """Today's count, and how far the next round or the one that runs is."""
     fresh = rules.fresh_count(session, project)
-    glance = critic_day.glance(session, actor, project)
+    glance = critic_day.load_glance(session, actor, project)
     running = glance.round
     every = settings.round_every
     explanation = f"{fresh} prompts have newly got an accepted rationale; " + (
@@ -275,7 +275,7 @@ def became_words(credit: Credit) -> str:
     return "active now" if credit.active else f"version {credit.version}"
 
 
-def day_view(project: Project, day: Day) -> DayView:
+def day_view(project: Project, day: CriticDay) -> DayView:
     """The day of a critic; `latest` is the round they were last credited with."""
     lines = tuple((credit_words(one), became_words(one)) for one in day.credits)
     return DayView(project.slug, day, lines, str(day.credits[0].round) if day.credits else "")
@@ -283,10 +283,10 @@ def day_view(project: Project, day: Day) -> DayView:
 
 def empty_of(session: Session, project: Project) -> Empty:
     """Why there is nothing to judge for this critic, and what happens next."""
-    waiting = pools.waiting_count(session, project, limit=1000)
-    claimable = pools.claimable_count(session, project, limit=1000)
+    waiting = pools.count_waiting(session, project, limit=1000)
+    claimable = pools.count_claimable(session, project, limit=1000)
     running = rounds.active_round(session, project)
-    sampling = pools.sampling_count(session, project)
+    sampling = pools.count_sampling(session, project)
     here = "It appears here by itself, you need not reload."
     if waiting and running is not None and not sampling:
         return Empty(
@@ -323,7 +323,7 @@ def filling(session: Session, project: Project, sampling: int, waiting: int, her
             f"No model worker is running: {count} until one is started.",
             f"An admin starts one. {here}",
         )
-    each = pools.seconds_a_set(session, project)
+    each = pools.recent_seconds_per_set(session, project)
     how_long = (
         "The first ones take a moment longer, because the model is loaded for them."
         if each is None

@@ -116,7 +116,7 @@ def known(session: Session, project: Project, asker: User) -> dict[str, str]:
         factories.make_assignment(session, flagged, critic, state=AssignmentState.released),
         kind=VerdictKind.flagged,
     )
-    reviews.ask(session, flag.id, reviews.ReviewKind.flag)
+    reviews.open_review(session, flag.id, reviews.ReviewKind.flag)
     snapshot = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
     started = rounds.start(session, SYSTEM, project)
     made = factories.add(session, Import(project_id=project.id, filename="x.jsonl", file_key="0" * 64))

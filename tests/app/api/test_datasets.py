@@ -20,7 +20,7 @@ from app.main import create_app
 from app.models import Project, Role, Scope
 from app.services.accounts import users
 from app.services.exports import plan
-from app.services.imports import imports
+from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
 from tests import factories
 from tests.app.services.feedback import judge
@@ -99,7 +99,7 @@ class TestImports:
         )
         assert answer.status_code == 202
         assert answer.json()["state"] == "queued"
-        imports.run(int(answer.json()["id"]), worker="w", check=lambda: None)
+        run_import(int(answer.json()["id"]), worker="w", check=lambda: None)
         found = admin.get(f"/api/v1/imports/{answer.json()['id']}").json()
         assert (found["state"], found["total"], found["rejected"]) == ("succeeded", 1, 1)
         assert found["problems"][0]["line"] == 1

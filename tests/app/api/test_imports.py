@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from app.main import create_app
 from app.models import CandidateSetState, Project, PromptState, Role, Scope, VerdictKind
 from app.services.accounts import users
-from app.services.imports import imports
+from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
 from tests import factories
 from tests.app.services.importing import archive, table
@@ -40,7 +40,7 @@ def post(client: TestClient, data: bytes, name: str, slug: str = "scenes", **for
     """Import a file to its end."""
     answer = client.post(f"/api/v1/projects/{slug}/imports", files={"file": (name, data)}, data=form)
     assert answer.status_code == 202, answer.text
-    imports.run(int(answer.json()["id"]), worker="w", check=lambda: None)
+    run_import(int(answer.json()["id"]), worker="w", check=lambda: None)
     found: dict[str, Any] = client.get(f"/api/v1/imports/{answer.json()['id']}").json()
     return found
 
@@ -57,7 +57,7 @@ class TestImports:
         )
         assert answer.status_code == 202
         assert answer.json()["columns"] == {"pic": "image", "question": "question", "answer": "answer"}
-        imports.run(int(answer.json()["id"]), worker="w", check=lambda: None)
+        run_import(int(answer.json()["id"]), worker="w", check=lambda: None)
         found = admin.get(f"/api/v1/imports/{answer.json()['id']}").json()
         assert (found["state"], found["added"], found["rejected"]) == ("succeeded", 1, 1)
         prompts = admin.get("/api/v1/projects/scenes/prompts").json()["items"]

@@ -78,7 +78,7 @@ class TestUpgrade:
         environment = {**os.environ, "ILLUME_DATABASE_URL": empty}
         several = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(3)]
         assert [process.wait() for process in several] == [0, 0, 0]
-        assert migrations.current_revision(empty) == migrations.wanted_revision()
+        assert migrations.current_revision(empty) == migrations.required_revision()
 
     def test_it_does_not_wait_long_for_a_lock(self, empty: str, engine_of_empty: Engine) -> None:
         migrations.upgrade(empty)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 
-from app.db.engine import plain_url
+from app.db.engine import libpq_url
 from app.fast_path import pg_pipeline
 from app.fast_path.pg_pipeline import Line, Lines, prepared
 from app.http.gate import NoPlaceError
@@ -30,7 +30,7 @@ Found = TypeVar("Found")
 
 @pytest.fixture
 def url(committed_db: CommittedDatabase) -> str:
-    with psycopg.connect(plain_url(committed_db.url)) as connection:
+    with psycopg.connect(libpq_url(committed_db.url)) as connection:
         connection.execute("CREATE TABLE marks (name text PRIMARY KEY, n int)")
     return committed_db.url
 
@@ -47,7 +47,7 @@ def on_a_line(url: str, work: Callable[[Line], Awaitable[Found]]) -> Found:
 
 
 def stored(url: str) -> int:
-    with psycopg.connect(plain_url(url)) as connection:
+    with psycopg.connect(libpq_url(url)) as connection:
         (count,) = connection.execute("SELECT count(*) FROM marks").fetchone() or (0,)
     return int(count)
 
@@ -69,7 +69,7 @@ class TestLine:
     def test_it_sees_what_others_committed_meanwhile(self, url: str) -> None:
         async def work(line: Line) -> None:
             for n in range(3):
-                with psycopg.connect(plain_url(url)) as connection:
+                with psycopg.connect(libpq_url(url)) as connection:
                     connection.execute("INSERT INTO marks VALUES (%s, 1)", [f"other {n}"])
                 (found,) = await line.run((COUNT, {"name": f"other {n}"}))
                 assert found is not None
@@ -100,7 +100,7 @@ class TestLine:
         on_a_line(url, work)
 
     def test_its_plans_read_no_whole_table_however_small(self, url: str) -> None:
-        with psycopg.connect(plain_url(url)) as connection:
+        with psycopg.connect(libpq_url(url)) as connection:
             connection.execute("INSERT INTO marks VALUES ('a', 1), ('b', 2)")
             connection.execute("ANALYZE marks")
 
@@ -152,7 +152,7 @@ class TestLines:
             pool = Lines(url, STATEMENTS, size=2, wait=1)
             first = await pid(pool)
             assert await pid(pool) == first
-            with psycopg.connect(plain_url(url)) as connection:
+            with psycopg.connect(libpq_url(url)) as connection:
                 connection.execute("SELECT pg_terminate_backend(%s, 5000)", [first])
             await asyncio.sleep(0.1)
             assert await pid(pool) != first
@@ -167,7 +167,7 @@ class TestLines:
                 (found,) = await line.run((COUNT, {"name": ""}))
                 working = asyncio.create_task(line.run((SLEEP, {"seconds": 20})))
                 await asyncio.sleep(0.1)
-                with psycopg.connect(plain_url(url)) as connection:
+                with psycopg.connect(libpq_url(url)) as connection:
                     connection.execute("SELECT pg_terminate_backend(%s, 5000)", [int((found or {})["pid"] or 0)])
                 with pytest.raises(OperationalError):
                     await working

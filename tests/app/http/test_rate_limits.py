@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.http import rate_limits
-from app.http.rate_limits import Counter, item_of
+from app.http.rate_limits import UsageCounter, per_minute
 from app.models import Project, Role, Scope
 from app.settings import get_settings
 from tests import factories
@@ -32,42 +32,42 @@ def broker(redis_url: str) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _anew() -> Iterator[None]:
-    rate_limits.counter_at.cache_clear()
+    rate_limits.get_counter.cache_clear()
     yield
-    rate_limits.counter_at.cache_clear()
+    rate_limits.get_counter.cache_clear()
     get_settings.cache_clear()
 
 
 class TestCounter:
     def test_over_processes(self, broker: str) -> None:
-        one, other = Counter(broker), Counter(broker)
-        assert one.count(item_of(3), "a", shared=True)[:2] == (True, 2)
-        assert other.count(item_of(3), "a", shared=True)[:2] == (True, 1)
-        assert one.count(item_of(3), "b", shared=True)[:2] == (True, 2)
-        assert one.count(item_of(3), "a", shared=True)[:2] == (True, 0)
-        allowed, left, seconds = other.count(item_of(3), "a", shared=True)
+        one, other = UsageCounter(broker), UsageCounter(broker)
+        assert one.count(per_minute(3), "a", shared=True)[:2] == (True, 2)
+        assert other.count(per_minute(3), "a", shared=True)[:2] == (True, 1)
+        assert one.count(per_minute(3), "b", shared=True)[:2] == (True, 2)
+        assert one.count(per_minute(3), "a", shared=True)[:2] == (True, 0)
+        allowed, left, seconds = other.count(per_minute(3), "a", shared=True)
         assert (allowed, left) == (False, 0)
         assert 1 <= seconds <= 60
 
     @pytest.mark.parametrize("url", ["", "redis://127.0.0.1:1/0"])
     def test_without_a_redis(self, url: str) -> None:
-        counter = Counter(url)
-        assert [counter.count(item_of(2), "a", shared=True)[0] for _ in range(3)] == [True, True, False]
+        counter = UsageCounter(url)
+        assert [counter.count(per_minute(2), "a", shared=True)[0] for _ in range(3)] == [True, True, False]
 
     @pytest.mark.parametrize("shared", [True, False])
     @pytest.mark.parametrize("jump", [timedelta(days=-400), timedelta(hours=-1), timedelta(hours=1)])
     def test_a_clock_that_jumps_shuts_nobody_out(self, broker: str, jump: timedelta, shared: bool) -> None:
-        counter = Counter(broker)
+        counter = UsageCounter(broker)
         for _ in range(3):
-            counter.count(item_of(2), "a", shared=shared)
+            counter.count(per_minute(2), "a", shared=shared)
         with time_machine.travel(datetime.now(UTC) + jump):
-            allowed, left, seconds = counter.count(item_of(2), "a", shared=shared)
+            allowed, left, seconds = counter.count(per_minute(2), "a", shared=shared)
         assert (allowed, left) == ((False, 0) if shared else (True, 1))
         assert 1 <= seconds <= 60
 
     def test_most_cost_no_round_trip(self, broker: str) -> None:
-        counter = Counter(broker)
-        assert counter.count(item_of(2), "a", shared=False)[:2] == (True, 1)
+        counter = UsageCounter(broker)
+        assert counter.count(per_minute(2), "a", shared=False)[:2] == (True, 1)
         with redis.Redis.from_url(broker) as connection:
             assert connection.dbsize() == 0
 

@@ -10,6 +10,7 @@ from typing import Any
 from app.models import Import, ImportProblem, Project, Prompt
 from app.services.imports import imports
 from app.services.imports.files import Fetch
+from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
 from app.services.prompts import images
 from tests import factories
@@ -65,7 +66,7 @@ def run(
 ) -> Import:
     """An import that ran."""
     import_id = make(db, project, data, filename, **options)
-    imports.run(import_id, worker="w", check=lambda: None, fetch=fetch)
+    run_import(import_id, worker="w", check=lambda: None, fetch=fetch)
     with db.sessions() as session:
         return imports.get_import(session, SYSTEM, import_id)
 
@@ -73,7 +74,7 @@ def run(
 def problems(db: CommittedDatabase, found: Import) -> list[ImportProblem]:
     """The rejected lines."""
     with db.sessions() as session:
-        return imports.problems_of(session, found)
+        return imports.list_problems(session, found)
 
 
 def prompts_of(db: CommittedDatabase, project: Project) -> list[Prompt]:

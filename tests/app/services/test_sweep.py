@@ -9,7 +9,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.db.sessions import now_of, session_scope
+from app.db.sessions import database_now, session_scope
 from app.models import (
     AssignmentState,
     IdempotencyKey,
@@ -98,7 +98,7 @@ class TestRun:
         sent.clear()
         sweep.run()
         with session_scope() as session:
-            now = now_of(session).timestamp()
+            now = database_now(session).timestamp()
             [until] = [last for *message, last in sent if message == [queue.RUN_ROUND, found[0].id]]
             assert isinstance(until, float)
             assert now < until <= now + 10.0

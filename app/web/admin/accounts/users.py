@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from app.db.sessions import now_of
+from app.db.sessions import database_now
 from app.errors import Conflict, Invalid, NotFound
 from app.http.dependencies import SessionDep
 from app.models import LinkPurpose, OneTimeLink, Role, Scope, Token, User
@@ -144,7 +144,7 @@ def list_page(
     """The list of people, with the form as it was filled in."""
     require_admin(who.actor)
     people = users.list_users(session, who.actor)
-    memberships = users.projects_of(session, [person.id for person in people])
+    memberships = users.list_project_roles(session, [person.id for person in people])
 
     def problem(name: str) -> str:
         return typed.problem if typed.field == name else ""
@@ -228,7 +228,7 @@ def user_page(
 ) -> Response:
     """One person's page."""
     require_admin(who.actor)
-    roles = users.projects_of(session, [person.id])[person.id]
+    roles = users.list_project_roles(session, [person.id])[person.id]
     known = projects.list_projects(session, who.actor)
     view = UserView(
         id=str(person.id),
@@ -238,7 +238,7 @@ def user_page(
         disabled=person.disabled_at is not None,
         is_me=person.id == who.actor.user_id,
         has_password=person.password_hash is not None,
-        link=one_time_links.open_link(session, person.id),
+        link=one_time_links.find_open_link(session, person.id),
         projects=tuple(ProjectRole(one.slug, one.name, str(roles.get(one.slug, NOT_A_MEMBER))) for one in known),
         tokens=tuple(token_row(token) for token in users.list_tokens(session, who.actor, person.id)),
         scopes=tuple(Scope),
@@ -336,7 +336,7 @@ def make_token(request: Request, session: SessionDep, who: Poster, form: Form, u
     days = text_of(form, "expires")
     if days not in dict(EXPIRIES):
         raise Invalid("Choose one of the times.", field="expires")
-    expires_at = now_of(session) + timedelta(days=int(days)) if days else None
+    expires_at = database_now(session) + timedelta(days=int(days)) if days else None
     _, plain = users.create_token(
         session,
         who.actor,

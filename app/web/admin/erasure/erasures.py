@@ -14,7 +14,7 @@ from app.errors import Conflict
 from app.http.dependencies import SessionDep
 from app.models import Erasure
 from app.services.erasure import erasures
-from app.services.erasure.erasures import Loss
+from app.services.erasure.erasures import ErasureImpact
 from app.services.kernel.actors import Actor, parse_id
 from app.web.access import Form, Me, Poster, SignedIn, text_of
 from app.web.admin.frame import back_to
@@ -69,13 +69,13 @@ class ErasureRow:
     done: datetime | None
 
 
-def loss_of(session: Session, actor: Actor, kind: Kind, subject: str) -> Loss:
+def loss_of(session: Session, actor: Actor, kind: Kind, subject: str) -> ErasureImpact:
     """What would go. Raises `NotFound`, `Forbidden`, `Conflict`."""
     if kind == "users":
-        return erasures.loss_of_person(session, actor, parse_id(subject))
+        return erasures.person_impact(session, actor, parse_id(subject))
     if kind == "images":
-        return erasures.loss_of_image(session, actor, subject)
-    return erasures.loss_of_project(session, actor, subject)
+        return erasures.image_impact(session, actor, subject)
+    return erasures.project_impact(session, actor, subject)
 
 
 def confirm_page(

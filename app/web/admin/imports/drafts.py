@@ -10,8 +10,8 @@ from typing import Any
 from app.errors import DomainError
 from app.models import Import, Split
 from app.services.imports import imports
-from app.services.imports.imports import Looked
-from app.services.imports.layouts import Layout, Plan, Target
+from app.services.imports.imports import PreviewRow
+from app.services.imports.layouts import ImportPlan, Layout, Target
 
 SHOWN_TEXT = 160
 LAYOUTS = {
@@ -75,10 +75,10 @@ class DraftView:
 
 def draft_view(found: Import, problem: str) -> DraftView:
     """What a draft would bring."""
-    plan = Plan.from_json(found.plan)
-    looked: list[Looked] = []
+    plan = ImportPlan.from_json(found.plan)
+    looked: list[PreviewRow] = []
     try:
-        _, looked = imports.preview(found)
+        _, looked = imports.preview_rows(found)
     except DomainError as error:
         problem = problem or error.detail
     return DraftView(
@@ -97,7 +97,7 @@ def draft_view(found: Import, problem: str) -> DraftView:
     )
 
 
-def example_of(column: str, looked: Sequence[Looked]) -> str:
+def example_of(column: str, looked: Sequence[PreviewRow]) -> str:
     """What stands in a column, shortened."""
     found = next((one.values[column] for one in looked if one.values.get(column) not in (None, "")), "")
     return shortened(found)
@@ -113,7 +113,7 @@ def shortened(value: Any) -> str:
     return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}…"
 
 
-def looked_row(one: Looked) -> LookedRow:
+def looked_row(one: PreviewRow) -> LookedRow:
     """One of the first rows, as the page shows it."""
     prompt = one.prompt
     return LookedRow(

@@ -223,7 +223,7 @@ def find(request: Request, session: Session, who: SignedIn, slug: str, import_id
 
 def import_view(session: Session, slug: str, found: Import, *, problem: str = "") -> ImportView:
     """An import, as its page shows it."""
-    problems = imports.problems_of(session, found, limit=SHOWN_PROBLEMS)
+    problems = imports.list_problems(session, found, limit=SHOWN_PROBLEMS)
     return ImportView(
         slug=slug,
         id=str(found.id),
@@ -274,7 +274,7 @@ def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, 
         question = text_of(form, "question")
         imports.change_plan(session, who.actor, found.id, columns=chosen, split=split_of(form), question=question)
         if text_of(form, "act") == "start":
-            imports.start(session, who.actor, found.id)
+            imports.start_import(session, who.actor, found.id)
     except Invalid as error:
         session.rollback()
         view = import_view(session, slug, found, problem=error.detail)
@@ -289,5 +289,5 @@ def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, 
 def discard(request: Request, session: SessionDep, who: Poster, slug: str, import_id: str) -> RedirectResponse:
     """Drop a draft."""
     _, found = find(request, session, who, slug, import_id)
-    imports.discard(session, who.actor, found.id)
+    imports.discard_import(session, who.actor, found.id)
     return back_to(f"/admin/projects/{slug}/imports", "discarded")

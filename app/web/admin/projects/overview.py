@@ -22,7 +22,7 @@ from app.services.projects.projects import ProjectSettings
 from app.services.quality import agreement
 from app.services.quality.agreement import Agreement
 from app.services.read_models import overviews
-from app.services.read_models.overviews import Pace
+from app.services.read_models.overviews import Activity
 from app.services.rounds import rounds, versions
 from app.web.access import Me
 from app.web.admin.feed import FeedRow, feed_row
@@ -135,8 +135,8 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
         slug=project.slug,
         name=project.name,
         round=f"Round {running.number}: {round_words(running)}" if running else "",
-        claimable=pools.claimable_about(session, project),
-        today=overviews.pace_of(session, project).today,
+        claimable=pools.estimate_claimable(session, project),
+        today=overviews.load_activity(session, project).today,
         version=version_name(session, actor, project),
         fresh=rules.fresh_count(session, project),
         round_every=projects.settings_of(session, project).round_every,
@@ -158,7 +158,7 @@ def loop(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     settings = projects.settings_of(session, project)
     running = rounds.active_round(session, project)
     known = versions.list_versions(session, who.actor, project)
-    pace = overviews.pace_of(session, project)
+    pace = overviews.load_activity(session, project)
     made_by = {one.id: one for one in rounds.list_rounds(session, who.actor, project, limit=200).items}
     rows = version_rows(known, made_by, project.active_version_id)
     stations, sentence = stations_of(session, project, settings, running, known, rows, pace)
@@ -175,7 +175,7 @@ def loop(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
         metric=metric_of(known),
         chart=score_chart(known, project.active_version_id),
         pace=f"{number(pace.today)} today, {number(pace.hour)} in the last hour",
-        verdicts=tuple(feed_row(line) for line in overviews.recent_verdicts(session, who.actor, project, limit=6)),
+        verdicts=tuple(feed_row(line) for line in overviews.list_recent_verdicts(session, who.actor, project, limit=6)),
         versions=rows[:5],
         workers=tuple(workers.list_workers(session)),
     )
@@ -205,12 +205,12 @@ def stations_of(
     running: Round | None,
     known: list[ModelVersion],
     rows: tuple[VersionRow, ...],
-    pace: Pace,
+    pace: Activity,
 ) -> tuple[tuple[Station, ...], str]:
     """The four stations, the one that is waited for lit, and a sentence that says so."""
-    claimable = pools.claimable_about(session, project)
-    waiting = pools.waiting_count(session, project, limit=100_000)
-    sampling = pools.sampling_count(session, project)
+    claimable = pools.estimate_claimable(session, project)
+    waiting = pools.count_waiting(session, project, limit=100_000)
+    sampling = pools.count_sampling(session, project)
     fresh = rules.fresh_count(session, project)
     lit, sentence = waited_for(settings, running, claimable=claimable, waiting=waiting + sampling, fresh=fresh)
     base = f"/admin/projects/{project.slug}"
@@ -268,8 +268,8 @@ def agreement_line(session: Session, project: Project) -> str:
     key = (project.id, project.created_at)
     known = _agreements.get(key)
     if known is None or known[0] < time.monotonic() - AGREEMENT_SECONDS:
-        votes = agreement.votes_of(session, project, most=GLANCED_SETS)
-        known = _agreements[key] = (time.monotonic(), agreement.agreement_of(votes))
+        votes = agreement.load_votes(session, project, most=GLANCED_SETS)
+        known = _agreements[key] = (time.monotonic(), agreement.compute_agreement(votes))
     found = known[1]
     if found.alpha is None:
         return "agreement: no set was judged twice" if not found.candidates else "agreement: all judge alike"

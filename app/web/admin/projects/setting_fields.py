@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.datastructures import FormData
 
-from app.services.kernel.text_rules import reason_of
+from app.services.kernel.text_rules import validation_message
 from app.services.projects.projects import ProjectSettings, parse_settings
 from app.web.access import text_of
 from app.web.forms import NO_ATTRIBUTES, Field
@@ -288,7 +288,7 @@ def read_settings(typed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, s
     except ValidationError as error:
         for found in error.errors():
             name = str(found["loc"][0])
-            problems.setdefault(name, _sentence(reason_of(found)))
+            problems.setdefault(name, _sentence(validation_message(found)))
     return values, problems
 
 

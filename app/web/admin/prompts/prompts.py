@@ -17,10 +17,10 @@ from app.http.dependencies import SessionDep
 from app.models import Prompt, PromptState, Role, Split
 from app.services.kernel.actors import parse_id
 from app.services.prompts import prompts
-from app.services.prompts.filters import Said
+from app.services.prompts.filters import FeedbackFilter
 from app.services.quality import gold
 from app.services.read_models import overviews
-from app.services.read_models.overviews import CandidateLine, SetLine, VerdictLine
+from app.services.read_models.overviews import CandidateSetSummary, CandidateSummary, VerdictSummary
 from app.services.rounds import versions
 from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import back_to, frame_of
@@ -100,7 +100,7 @@ class SetView:
     state: str
     created_at: datetime
     error: str | None
-    candidates: tuple[CandidateLine, ...]
+    candidates: tuple[CandidateSummary, ...]
     verdicts: tuple[SaidRow, ...]
 
 
@@ -155,7 +155,7 @@ def index(
         split=one_of(Split, split),
         state=one_of(PromptState, state),
         query=q.strip() or None,
-        said=one_of(Said, said),
+        said=one_of(FeedbackFilter, said),
         version=int(version) if version.isascii() and version.isdigit() and len(version) < 10 else None,
     )
     known = versions.list_versions(session, who.actor, frame.project)
@@ -205,7 +205,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: s
     if prompt.project_id != frame.project.id:
         raise NotFound("There is no such prompt in this project.")
     state = PromptState(prompt.state)
-    is_gold = gold.gold_of(session, prompt) is not None
+    is_gold = gold.find_gold_id(session, prompt) is not None
     view = PromptView(
         slug=slug,
         id=str(prompt.id),
@@ -220,7 +220,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: s
         images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images),
         references=tuple(prompt.references),
         metadata=json.dumps(prompt.extra, ensure_ascii=False, indent=2) if prompt.extra else "",
-        sets=tuple(set_view(one) for one in overviews.sets_of(session, who.actor, frame.project, prompt)),
+        sets=tuple(set_view(one) for one in overviews.list_candidate_sets(session, who.actor, frame.project, prompt)),
         actions=actions_of(state) if frame.may_review and not is_gold else (),
         gold="" if not frame.may_review else "is" if is_gold else "may",
     )
@@ -236,7 +236,7 @@ def actions_of(state: PromptState) -> tuple[tuple[str, str, str], ...]:
     return (("retired", "Retire", "danger"),)
 
 
-def set_view(one: SetLine) -> SetView:
+def set_view(one: CandidateSetSummary) -> SetView:
     """A candidate set, as the page shows it."""
     return SetView(
         source="an import" if one.version is None else f"version {one.version}",
@@ -248,7 +248,7 @@ def set_view(one: SetLine) -> SetView:
     )
 
 
-def said_row(line: VerdictLine) -> SaidRow:
+def said_row(line: VerdictSummary) -> SaidRow:
     """A verdict, as the page shows it."""
     return SaidRow(
         kind=KIND_WORDS[line.kind],

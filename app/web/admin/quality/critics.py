@@ -17,11 +17,11 @@ from app.models import Project, Role
 from app.services.kernel.actors import Actor, has_role, parse_id, project_role
 from app.services.quality import agreement, critic_figures, repeats, standings
 from app.services.quality.agreement import Agreement, Vote
-from app.services.quality.critic_figures import Day, PlaceFigures
+from app.services.quality.critic_figures import DailyVerdicts, PositionFigures
 from app.services.quality.repeats import Consistency
 from app.services.quality.standings import Standing
 from app.services.read_models import overviews
-from app.services.read_models.overviews import CriticLine
+from app.services.read_models.overviews import CriticSummary
 from app.services.rounds import rounds
 from app.web.access import Me
 from app.web.admin.feed import FeedRow, feed_row
@@ -63,7 +63,7 @@ class CriticRow:
     """A critic in the table."""
 
     id: str
-    line: CriticLine
+    line: CriticSummary
     agreement: AgreementView
     bias: BiasView | None
     consistency: Consistency | None
@@ -132,7 +132,7 @@ def agreement_view(found: Agreement) -> AgreementView:
     )
 
 
-def bias_view(found: PlaceFigures | None) -> BiasView | None:
+def bias_view(found: PositionFigures | None) -> BiasView | None:
     """A critic's lean to the first place, as pages show it."""
     if found is None or found.first is None:
         return None
@@ -146,19 +146,19 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
     """The critics of a project."""
     frame = frame_of(request, session, who, slug, tab="Critics", title="Critics")
     actor, project = who.actor, frame.project
-    votes = agreement.votes_of(session, project)
-    places = critic_figures.places_of(session, actor, project)
-    names = critic_figures.names_of(session, actor, project)
+    votes = agreement.load_votes(session, project)
+    places = critic_figures.load_position_figures(session, actor, project)
+    names = critic_figures.list_critic_names(session, actor, project)
     view = CriticsView(
         slug=slug,
         may_manage=frame.may_manage,
         may_review=frame.may_review,
-        all=agreement_view(agreement.agreement_of(votes)),
-        most_sets=agreement.MOST_SETS,
+        all=agreement_view(agreement.compute_agreement(votes)),
+        most_sets=agreement.MAX_SETS,
         rows=critic_rows(session, actor, project, names, votes, places),
         pairs=pair_rows(votes, names),
         periods=period_rows(session, actor, project, votes),
-        days=days_chart(critic_figures.days_of(session, actor, project), names),
+        days=days_chart(critic_figures.list_daily_verdicts(session, actor, project), names),
         places=places_chart({"all": places[None]}),
     )
     return page("admin/quality/critics.html", shell=frame.shell, view=view)
@@ -170,24 +170,24 @@ def critic_rows(
     project: Project,
     names: Mapping[int, str],
     votes: Sequence[Vote],
-    places: Mapping[int | None, PlaceFigures],
+    places: Mapping[int | None, PositionFigures],
 ) -> tuple[CriticRow, ...]:
     """Every critic, by name: no figure ranks them."""
     may_see = has_role(project_role(session, actor, project), Role.reviewer)
-    again = {one.critic_id: one for one in repeats.consistency_of(session, actor, project)} if may_see else {}
-    stand = {one.critic_id: one for one in standings.standings_of(session, actor, project)} if may_see else {}
+    again = {one.critic_id: one for one in repeats.measure_consistency(session, actor, project)} if may_see else {}
+    stand = {one.critic_id: one for one in standings.list_standings(session, actor, project)} if may_see else {}
     ids = {email: user_id for user_id, email in names.items()}
-    others = agreement.with_others(votes)
+    others = agreement.agreement_by_critic(votes)
     return tuple(
         CriticRow(
             id=str(ids[line.email]),
             line=line,
-            agreement=agreement_view(others.get(ids[line.email]) or agreement.agreement_of(())),
+            agreement=agreement_view(others.get(ids[line.email]) or agreement.compute_agreement(())),
             bias=bias_view(places.get(ids[line.email])),
             consistency=again.get(ids[line.email]),
             standing=stand.get(ids[line.email]),
         )
-        for line in overviews.critics_of(session, actor, project)
+        for line in overviews.list_critics(session, actor, project)
     )
 
 
@@ -195,7 +195,7 @@ def pair_rows(votes: Sequence[Vote], names: Mapping[int, str], *, of: int | None
     """Critics two by two; with `of`, those with this one."""
     return tuple(
         PairRow(names[pair.first], names[pair.second], agreement_view(pair.agreement))
-        for pair in agreement.pairs_of(votes, most=MOST_PAIRS if of is None else None, of=of)
+        for pair in agreement.agreement_by_pair(votes, most=MOST_PAIRS if of is None else None, of=of)
     )
 
 
@@ -203,7 +203,7 @@ def period_rows(session: Session, actor: Actor, project: Project, votes: Sequenc
     """Agreement on what was judged up to each round since the one before, and since the last."""
     known = sorted(rounds.list_rounds(session, actor, project, limit=200).items, key=lambda one: one.number)
     starts = [one.created_at for one in known]
-    found = agreement.by_period(votes, lambda at: bisect_left(starts, at))
+    found = agreement.agreement_by_period(votes, lambda at: bisect_left(starts, at))
     base = f"/admin/projects/{project.slug}/rounds"
     return tuple(
         PeriodRow(
@@ -215,7 +215,7 @@ def period_rows(session: Session, actor: Actor, project: Project, votes: Sequenc
     )
 
 
-def days_chart(days: Sequence[Day], names: Mapping[int, str], *, of: int | None = None) -> Chart | None:
+def days_chart(days: Sequence[DailyVerdicts], names: Mapping[int, str], *, of: int | None = None) -> Chart | None:
     """Verdicts by day. The critics with the most have lines of their own, on a page of all."""
     if not days:
         return None
@@ -244,7 +244,7 @@ def days_chart(days: Sequence[Day], names: Mapping[int, str], *, of: int | None 
     )
 
 
-def places_chart(figures: Mapping[str, PlaceFigures]) -> Chart | None:
+def places_chart(figures: Mapping[str, PositionFigures]) -> Chart | None:
     """How often each place on the page was picked."""
     lines = [
         Line(name, tuple(Sample(place, 100 * rate) for place, rate in enumerate(found.rates, start=1)))
@@ -269,13 +269,13 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
     """One critic: their figures, and their verdicts behind them."""
     frame = frame_of(request, session, who, slug, tab="Critics", title="Critic")
     actor, project, critic = who.actor, frame.project, parse_id(user_id)
-    votes = agreement.votes_of(session, project)
-    places = critic_figures.places_of(session, actor, project)
-    names = critic_figures.names_of(session, actor, project)
+    votes = agreement.load_votes(session, project)
+    places = critic_figures.load_position_figures(session, actor, project)
+    names = critic_figures.list_critic_names(session, actor, project)
     rows = {row.id: row for row in critic_rows(session, actor, project, names, votes, places)}
     if str(critic) not in rows:
         raise NotFound("Nobody of that id has judged in this project.")
-    said = overviews.recent_verdicts(
+    said = overviews.list_recent_verdicts(
         session, actor, project, limit=VERDICTS, critic_id=critic, before=parse_id(before) if before else None
     )
     lines = {"all": places[None]} | ({"this critic": places[critic]} if critic in places else {})
@@ -283,7 +283,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
         slug=slug,
         row=rows[str(critic)],
         pairs=pair_rows(votes, names, of=critic),
-        days=days_chart(critic_figures.days_of(session, actor, project), names, of=critic),
+        days=days_chart(critic_figures.list_daily_verdicts(session, actor, project), names, of=critic),
         places=places_chart(dict(reversed(lines.items()))),
         verdicts=tuple(feed_row(line) for line in said),
         before=str(said[-1].id) if len(said) == VERDICTS else "",

@@ -16,7 +16,7 @@ from app.errors import Conflict, DomainError, Invalid, NotFound
 from app.http.dependencies import SessionDep
 from app.models import Project, Prompt, Role
 from app.services.kernel.actors import parse_id
-from app.services.kernel.text_rules import reason_of
+from app.services.kernel.text_rules import validation_message
 from app.services.projects.projects import settings_of
 from app.services.prompts import prompts
 from app.services.quality import gold, standings
@@ -114,7 +114,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
         rules=rules_of(session, frame.project),
         may_manage=frame.may_manage,
         cards=tuple(card_of(one) for one in gold.list_gold(session, who.actor, frame.project)),
-        standings=tuple(one for one in standings.standings_of(session, who.actor, frame.project) if one.answered),
+        standings=tuple(one for one in standings.list_standings(session, who.actor, frame.project) if one.answered),
     )
     return page("admin/quality/gold.html", shell=frame.shell, view=view)
 
@@ -162,7 +162,7 @@ def show_form(request: Request, session: SessionDep, who: Me, slug: str, prompt_
     frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Role.reviewer)
     prompt = find(session, who, frame, prompt_id)
     known = [(text, "yes") for text in prompt.references]
-    texts = dict.fromkeys(gold.texts_of(session, prompt))
+    texts = dict.fromkeys(gold.list_candidate_texts(session, prompt))
     rows = [*((text, "") for text in texts if text not in prompt.references), *known]
     return form_page(frame, prompt, Typed(tuple(rows)))
 
@@ -233,7 +233,7 @@ def item_of(prompt: Prompt, typed: Typed) -> GoldIn:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise Invalid(f"{first['loc'][0]}: {reason_of(first)}.", field=str(first["loc"][0])) from error
+        raise Invalid(f"{first['loc'][0]}: {validation_message(first)}.", field=str(first["loc"][0])) from error
 
 
 @router.post("/projects/{slug}/gold/{gold_id}/remove")

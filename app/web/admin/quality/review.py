@@ -101,7 +101,7 @@ def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str =
     frame = frame_of(request, session, who, slug, tab="Review", title="Review", need=Role.reviewer)
     wanted = next((one for one in ReviewKind if one.value == kind), None)
     found = reviews.list_reviews(session, who.actor, frame.project, kind=wanted, limit=PAGE_SIZE, cursor=cursor or None)
-    counts = reviews.counts(session, who.actor, frame.project)
+    counts = reviews.count_open_reviews(session, who.actor, frame.project)
     view = ReviewsView(
         slug=slug,
         kind=wanted.value if wanted else "",
@@ -111,7 +111,7 @@ def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str =
         ),
         cards=tuple(card_of(item, may_manage=frame.may_manage) for item in found.items),
         next=f"?kind={wanted.value if wanted else ''}&cursor={found.next}" if found.next else "",
-        paused=tuple(standings.standings_of(session, who.actor, frame.project, paused=True)),
+        paused=tuple(standings.list_standings(session, who.actor, frame.project, paused=True)),
         may_manage=frame.may_manage,
     )
     return page("admin/quality/review.html", shell=frame.shell, view=view)
@@ -215,5 +215,5 @@ def act(session: SessionDep, who: Poster, form: Form, slug: str, review_id: str)
 def resume(session: SessionDep, who: Poster, slug: str, user_id: str) -> RedirectResponse:
     """Let a paused critic go on."""
     project = managed_project(session, who.actor, slug, Role.admin)
-    standings.let_go_on(session, who.actor, project, parse_id(user_id))
+    standings.resume(session, who.actor, project, parse_id(user_id))
     return back_to(f"/admin/projects/{slug}/review", "critic-resumed")

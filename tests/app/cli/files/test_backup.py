@@ -85,7 +85,7 @@ def everything_of(database: CommittedDatabase, slug: str, folder: Path) -> dict[
         wanted = export_plan.Wanted(snapshot=str(snapshot.id))
         plan = export_plan.plan(session, SYSTEM, project, wanted)
         found["feed"] = repr(feed.feed(session, SYSTEM, project, limit=1000)).encode()
-        found["snapshot file"] = get_store().open_bytes(snapshot.sha256)
+        found["snapshot file"] = get_store().read_bytes(snapshot.sha256)
     found["snapshot"] = b"".join(export_plan.line_pages(plan))
     return found
 
@@ -96,7 +96,7 @@ class TestRestore:
     ) -> None:
         file = tmp_path / "all.tar"
         made = backup.backup(kept, file)
-        assert (made.objects, made.store, made.revision) == (1, True, migrations.wanted_revision())
+        assert (made.objects, made.store, made.revision) == (1, True, migrations.required_revision())
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         empty(committed_db)
         assert restore.restore(elsewhere("another"), file, replace=False) == made
@@ -107,7 +107,7 @@ class TestRestore:
                 "it's a \\cat\n",
             ]
             sha256 = session.scalars(select(Image.sha256)).one()
-            assert len(get_store().open_bytes(sha256)) > 0
+            assert len(get_store().read_bytes(sha256)) > 0
             make.make_project(session, slug="dogs")  # ids go on where they were
 
     def test_what_is_there_is_only_lost_on_request(

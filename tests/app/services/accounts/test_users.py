@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unauthenticated
-from app.models import AuditEvent, Membership, Role, Scope, SignInTry, Token, User, WebSession
+from app.models import AuditEvent, Membership, Role, Scope, SignInAttempt, Token, User, WebSession
 from app.services.accounts import passwords, sessions, users
 from app.services.kernel.actors import SYSTEM, Actor
 from app.settings import get_settings
@@ -76,13 +76,13 @@ class TestCheckPassword:
 
     def test_right(self, session: Session, user: User) -> None:
         assert self.check(session, user.email.upper(), PASSWORD) is user
-        assert session.scalar(select(func.count()).select_from(SignInTry)) == 0
+        assert session.scalar(select(func.count()).select_from(SignInAttempt)) == 0
 
     def test_an_old_hash_is_made_anew(self, session: Session, user: User) -> None:
         before = user.password_hash
         self.check(session, user.email, PASSWORD)
         assert user.password_hash != before
-        assert passwords.password_fits(user, PASSWORD)
+        assert passwords.verify_user_password(user, PASSWORD)
 
     def test_wrong_unknown_disabled_and_without_password_are_told_alike(self, session: Session, user: User) -> None:
         disabled = factories.make_user(session, password=PASSWORD, disabled=True)
@@ -123,7 +123,7 @@ class TestCheckPassword:
         for _ in range(get_settings().sign_in_tries):
             with pytest.raises(Unauthenticated):
                 self.check(session, user.email, "wrong")
-        session.execute(update(SignInTry).values(at=func.now() - timedelta(seconds=61)))
+        session.execute(update(SignInAttempt).values(at=func.now() - timedelta(seconds=61)))
         assert self.check(session, user.email, PASSWORD) is user
 
     def test_a_failure_stays_counted_when_the_request_rolls_back(self, session: Session, user: User) -> None:
@@ -131,7 +131,7 @@ class TestCheckPassword:
         with pytest.raises(Unauthenticated):
             self.check(session, user.email, "wrong")
         session.rollback()
-        assert session.scalar(select(func.count()).select_from(SignInTry)) == 2
+        assert session.scalar(select(func.count()).select_from(SignInAttempt)) == 2
 
 
 class TestWebSessions:

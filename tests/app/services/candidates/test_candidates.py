@@ -62,14 +62,14 @@ def state_of(session: Session, prompt: Prompt) -> str:
 
 class TestPoolNeeds:
     def test_as_many_as_are_missing_but_no_more_than_wait(self, session: Session, project: Project) -> None:
-        assert pools.pool_needs(session, project) == 0
+        assert pools.count_missing_sets(session, project) == 0
         for _ in range(2):
             factories.make_prompt(session, project)
-        assert pools.pool_needs(session, project) == 2
+        assert pools.count_missing_sets(session, project) == 2
         for _ in range(5):
             factories.make_prompt(session, project)
-        assert pools.pool_needs(session, project) == 3
-        assert pools.pool_needs(session, project, target=6) == 6
+        assert pools.count_missing_sets(session, project) == 3
+        assert pools.count_missing_sets(session, project, target=6) == 6
 
     def test_counts_ready_sets_of_the_active_version_and_those_being_sampled(
         self, session: Session, project: Project
@@ -81,24 +81,24 @@ class TestPoolNeeds:
         factories.make_candidate_set(session, project, version=old)
         factories.make_candidate_set(session, project, source=CandidateSource.imported)
         claim(session, project, limit=1)
-        assert pools.pool_needs(session, project) == 1
+        assert pools.count_missing_sets(session, project) == 1
 
     def test_only_train_prompts_in_use_wait(self, session: Session, project: Project) -> None:
         factories.make_prompt(session, project, split=Split.val)
         for state in (PromptState.held, PromptState.retired, PromptState.judged):
             factories.make_prompt(session, project, state=state)
-        assert pools.pool_needs(session, project) == 0
-        assert pools.waiting_count(session, project) == 0
+        assert pools.count_missing_sets(session, project) == 0
+        assert pools.count_waiting(session, project) == 0
 
     def test_makes_up_for_what_critics_passed_over(self, session: Session, project: Project) -> None:
         for _ in range(3):
             offered = factories.make_candidate_set(session, project)
         for _ in range(2):
             factories.make_prompt(session, project)
-        assert pools.pool_needs(session, project) == 0
+        assert pools.count_missing_sets(session, project) == 0
         critic = factories.make_critic(session, project)
         factories.make_assignment(session, offered, critic, state=AssignmentState.released)
-        assert pools.pool_needs(session, project) == 1
+        assert pools.count_missing_sets(session, project) == 1
 
 
 class TestClaimSamplingBatch:
@@ -191,7 +191,7 @@ class TestStoreCandidates:
         assert failed.state == CandidateSetState.failed
         assert failed.error == "The model wrote no rationale."
         assert claim(session, project) == []
-        assert pools.pool_needs(session, project) == 0
+        assert pools.count_missing_sets(session, project) == 0
         project.active_version_id = factories.make_version(session, project, number=1).id
         session.flush()
         assert [one.prompt_id for one in claim(session, project)] == [prompt.id]
@@ -211,16 +211,16 @@ class TestLeases:
         for _ in range(5):
             assert len(claim(session, project)) == 1
             assert candidates.release_sampling(session, "a") == 1
-        assert pools.sampling_count(session, project) == 0
+        assert pools.count_sampling(session, project) == 0
 
     def test_beats_are_for_ones_own(self, session: Session, project: Project) -> None:
         factories.make_prompt(session, project)
         [mine] = claim(session, project)
         lapse(session, mine.set_id)
         assert candidates.beat_sampling(session, "b") == 0
-        assert pools.sampling_count(session, project) == 0
+        assert pools.count_sampling(session, project) == 0
         assert candidates.beat_sampling(session, "a") == 1
-        assert pools.sampling_count(session, project) == 1
+        assert pools.count_sampling(session, project) == 1
 
 
 class TestReplaceUnclaimed:
@@ -263,12 +263,12 @@ class TestExamplesOf:
     def test_images_in_order(self, session: Session, project: Project) -> None:
         images = [factories.make_image(session) for _ in range(3)]
         prompt = factories.make_prompt(session, project, images=images, references=["because"], extra={"a": 1})
-        data = candidates.example_of(session, prompt.id)
+        data = candidates.load_prompt_data(session, prompt.id)
         assert data.images == tuple(image.sha256 for image in images)
         assert (data.references, data.metadata, data.answer) == (("because",), {"a": 1}, "a red umbrella")
 
     def test_more_than_a_statement_takes_parameters(self, session: Session, project: Project) -> None:
         """A round of 7,000 rationales has 70,000 prompts beside them."""
         prompt = factories.make_prompt(session, project)
-        found = candidates.examples_of(session, [prompt.id, *range(10**12, 10**12 + 70_000)])
+        found = candidates.load_prompts_data(session, [prompt.id, *range(10**12, 10**12 + 70_000)])
         assert list(found) == [prompt.id]

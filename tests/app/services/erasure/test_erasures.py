@@ -47,6 +47,7 @@ from app.services.exports import plan as export_plan
 from app.services.exports.plan import Wanted
 from app.services.exports.shapes import Format
 from app.services.imports import imports
+from app.services.imports.running import run_import
 from app.services.integrations import webhooks
 from app.services.judging import assignments, give
 from app.services.kernel.actors import SYSTEM, Actor
@@ -86,7 +87,7 @@ class World:
 
     def run(self, erasure: Erasure) -> Erasure:
         self.session.commit()
-        running.run(erasure.id)
+        running.run_erasure(erasure.id)
         self.session.expire_all()
         found = self.session.get_one(Erasure, erasure.id)
         assert found.state is ErasureState.done
@@ -137,7 +138,7 @@ class TestPerson:
         live, frozen = world.lines(), world.lines(snapshot=str(world.snapshot.id))
         hashes = world.snapshot.sha256
         assert WORDS in world.everything()
-        loss = erasures.loss_of_person(world.session, world.admin, critic.user_id)
+        loss = erasures.person_impact(world.session, world.admin, critic.user_id)
         assert (loss.name, loss.verdicts, loss.snapshots, loss.tokens) == (email, 8, 1, 1)
         assert loss.projects == (world.project.slug,)
 
@@ -262,13 +263,13 @@ class TestPerson:
         def stop() -> None:
             raise Stopping
 
-        monkeypatch.setattr(running, "VERDICTS_AT_ONCE", 3)
+        monkeypatch.setattr(running, "VERDICT_BATCH", 3)
         asked = erasures.erase_person(world.session, world.admin, world.critics[1].user_id)
         world.session.commit()
         with pytest.raises(Stopping):
-            running.run(asked.id, check=stop)
+            running.run_erasure(asked.id, check=stop)
         world.session.expire_all()
-        assert running.waiting(world.session) == [asked.id]
+        assert running.list_open_erasures(world.session) == [asked.id]
         assert world.session.get_one(Erasure, asked.id).counts == {"verdicts": 3}
         done = world.run(asked)
         assert done.counts["verdicts"] == 8
@@ -282,11 +283,11 @@ class TestImage:
         data = table({"images": [sha256], "question": "an imported question on it"})
         made = imports.create_import(world.session, SYSTEM, world.project, filename="a.jsonl", source=io.BytesIO(data))
         world.session.commit()
-        imports.run(made.id, worker="w", check=lambda: None)
+        run_import(made.id, worker="w", check=lambda: None)
         shown = {int(record["prompt"]) for record in records if sha256 in str(record["images"])}
         said = {r["id"] for r in records if int(r["prompt"]) in shown}
         _, cursor = world.feed()
-        loss = erasures.loss_of_image(world.session, world.admin, sha256)
+        loss = erasures.image_impact(world.session, world.admin, sha256)
         assert (loss.prompts, loss.verdicts, loss.images, loss.snapshots) == (2, 2, 1, 1)
 
         done = world.run(erasures.erase_image(world.session, world.admin, sha256))
@@ -346,11 +347,11 @@ class TestProject:
         image = world.session.get_one(Image, shared)
         factories.make_prompt(world.session, other, images=[image])
         world.session.commit()
-        loss = erasures.loss_of_project(world.session, world.admin, slug)
+        loss = erasures.project_impact(world.session, world.admin, slug)
         assert (loss.prompts, loss.verdicts, loss.snapshots, loss.images) == (8, 16, 3, len(shown))
         assert not loss.images_at_least
-        monkeypatch.setattr(erasures, "LOOKED_THROUGH", 1)
-        large = erasures.loss_of_project(world.session, world.admin, slug)
+        monkeypatch.setattr(erasures, "MAX_PROMPTS_SEARCHED", 1)
+        large = erasures.project_impact(world.session, world.admin, slug)
         assert (large.prompts, large.images_at_least) == (8, True)
         assert 1 <= large.images < len(shown)
 
@@ -372,7 +373,7 @@ class TestProject:
             world.session.refresh(snapshot)
             assert snapshot.sha256 == sha256
             assert snapshot.redacted > 0
-            lines = get_store().open_bytes(str(snapshot.file_key)).splitlines()
+            lines = get_store().read_bytes(str(snapshot.file_key)).splitlines()
             assert all(json.loads(line)["redacted"] for line in lines)
             assert snapshots.read(snapshot) == []
         projects.create_project(world.session, SYSTEM, slug=slug, name="anew")
@@ -398,7 +399,7 @@ class TestProject:
         started.state = RoundState.training
         asked = erasures.erase_project(world.session, world.admin, world.project.slug)
         world.session.commit()
-        running.run(asked.id)
+        running.run_erasure(asked.id)
         world.session.expire_all()
         found = world.session.get_one(Erasure, asked.id)
         assert (found.state, found.error) == (ErasureState.open, "Round 1 of the project has not ended yet.")

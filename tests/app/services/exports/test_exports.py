@@ -80,7 +80,7 @@ class TestParquet:
             for image, named in zip(got["images"], line["images"], strict=True):
                 assert isinstance(image, PIL.Image.Image)
                 path = named if isinstance(named, str) else named["path"]
-                data = get_store().open_bytes(Path(path).stem)
+                data = get_store().read_bytes(Path(path).stem)
                 assert PIL.Image.open(io.BytesIO(data)).convert("RGB").tobytes() == image.convert("RGB").tobytes()
             for name, value in got.items():
                 if name == "metadata":

@@ -100,7 +100,7 @@ class TestFetched:
         for lines in fetched(places(), lambda number: b"" if number % 5 == 0 else b"%d" % number):
             taken += 1
             with lock:
-                assert len(begun) <= int(lines) + 1 + reader.FETCHERS
+                assert len(begun) <= int(lines) + 1 + reader.FETCHERS_PER_STREAM
         assert taken == 16
 
     def test_stops_with_who_takes_them(self) -> None:
@@ -113,7 +113,7 @@ class TestFetched:
         pages = fetched(iter(range(1000)), place)
         next(pages)
         pages.close()
-        assert len(read) <= 1 + reader.FETCHERS
+        assert len(read) <= 1 + reader.FETCHERS_PER_STREAM
         assert not [one for one in threading.enumerate() if one.name.startswith("export")]
 
     def test_a_failure_is_passed_on(self) -> None:

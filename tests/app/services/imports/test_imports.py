@@ -21,6 +21,8 @@ from app.errors import Conflict, DomainError, Forbidden, Invalid
 from app.models import Import, ImportState, Project, Prompt, PromptImage, Role, Split
 from app.services.imports import imports
 from app.services.imports.layouts import Target
+from app.services.imports.reading import BATCH_ROWS
+from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
 from app.settings import ROOT
 from tests import factories
@@ -90,7 +92,7 @@ class TestRun:
             pass
 
         sha256 = stored_image(committed_db)
-        items = [{"images": [sha256], "question": str(number)} for number in range(3 * imports.PIECE)]
+        items = [{"images": [sha256], "question": str(number)} for number in range(3 * BATCH_ROWS)]
         made = make(committed_db, project, table(*items), "x.jsonl")
 
         def stop_in_the_second_piece() -> None:
@@ -99,32 +101,32 @@ class TestRun:
                     raise Stopping
 
         with pytest.raises(Stopping):
-            imports.run(made, worker="one", check=stop_in_the_second_piece)
-        imports.run(made, worker="two", check=lambda: None)  # still leased by `one`
+            run_import(made, worker="one", check=stop_in_the_second_piece)
+        run_import(made, worker="two", check=lambda: None)  # still leased by `one`
         with committed_db.sessions() as session:
             broken = session.get_one(Import, made)
-            assert (broken.state, broken.done) == (ImportState.running, imports.PIECE)
+            assert (broken.state, broken.done) == (ImportState.running, BATCH_ROWS)
             broken.beats_at = None
             session.commit()
-        imports.run(made, worker="two", check=lambda: None)
-        imports.run(made, worker="three", check=lambda: None)  # a doubled message does no harm
+        run_import(made, worker="two", check=lambda: None)
+        run_import(made, worker="three", check=lambda: None)  # a doubled message does no harm
         with committed_db.sessions() as session:
             assert session.get_one(Import, made).state is ImportState.succeeded
             assert session.scalar(select(func.count()).select_from(Prompt)) == len(items)
 
     def test_gives_others_their_turn(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256 = stored_image(committed_db)
-        items = [{"images": [sha256], "question": str(number)} for number in range(2 * imports.PIECE)]
+        items = [{"images": [sha256], "question": str(number)} for number in range(2 * BATCH_ROWS)]
         made = make(committed_db, project, table(*items), "x.jsonl")
         states = []
         for _ in range(2):
-            imports.run(made, worker="one", check=lambda: None, seconds=0.0)
+            run_import(made, worker="one", check=lambda: None, seconds=0.0)
             with committed_db.sessions() as session:
                 found = session.get_one(Import, made)
                 states.append((found.state, found.done, found.added))
         assert states == [
-            (ImportState.running, imports.PIECE, imports.PIECE),
-            (ImportState.succeeded, 2 * imports.PIECE, 2 * imports.PIECE),
+            (ImportState.running, BATCH_ROWS, BATCH_ROWS),
+            (ImportState.succeeded, 2 * BATCH_ROWS, 2 * BATCH_ROWS),
         ]
 
     def test_one_that_never_gets_further_fails(self, committed_db: CommittedDatabase, project: Project) -> None:
@@ -132,7 +134,7 @@ class TestRun:
         with committed_db.sessions() as session:
             session.get_one(Import, made).tries = 5
             session.commit()
-        imports.run(made, worker="w", check=lambda: None)
+        run_import(made, worker="w", check=lambda: None)
         with committed_db.sessions() as session:
             found = session.get_one(Import, made)
             assert found.state is ImportState.failed
@@ -149,7 +151,7 @@ class TestRun:
                 session.get_one(Import, made).fence += 1
                 session.commit()
 
-        imports.run(made, worker="w", check=overtake)
+        run_import(made, worker="w", check=overtake)
         with committed_db.sessions() as session:
             assert session.get_one(Import, made).state is ImportState.running
         assert prompts_of(committed_db, project) == []
@@ -167,7 +169,7 @@ class TestRun:
             assert 0 < broken.done < len(items)
             broken.beats_at = None
             session.commit()
-        imports.run(made, worker="two", check=lambda: None)
+        run_import(made, worker="two", check=lambda: None)
         with committed_db.sessions() as session:
             found = session.get_one(Import, made)
         assert (found.state, found.added, found.rejected) == (ImportState.succeeded, 1980, 20)
@@ -178,17 +180,18 @@ class TestRun:
 
 DIE_IN_THE_MIDDLE = """
 import os, sys
-from app.services.imports import imports, reading
+from app.services.imports import reading
+from app.services.imports.running import run_import
 
 calls = 0
 
 def die():
     global calls
     calls += 1
-    if calls > 4 * reading.PIECE // reading.AT_ONCE:
+    if calls > 4 * reading.BATCH_ROWS // reading.PARSE_THREADS:
         os.kill(os.getpid(), 9)
 
-imports.run(int(sys.argv[1]), worker="doomed", check=die)
+run_import(int(sys.argv[1]), worker="doomed", check=die)
 """
 
 
@@ -305,7 +308,7 @@ class TestRefusals:
         self, committed_db: CommittedDatabase, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sha256 = stored_image(committed_db)
-        monkeypatch.setattr("app.services.kernel.text_rules.storable", lambda value: value)
+        monkeypatch.setattr("app.services.kernel.text_rules.check_storable", lambda value: value)
         items = [{"images": [sha256], "question": f"q{number}"} for number in range(4)]
         with committed_db.engine.begin() as connection:
             connection.execute(
@@ -391,7 +394,7 @@ class TestFormats:
         parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=100)
         made = make(committed_db, project, file.getvalue(), "t.parquet")
         for _ in range(3):
-            imports.run(made, worker="one", check=lambda: None, seconds=0.0)
+            run_import(made, worker="one", check=lambda: None, seconds=0.0)
         assert [prompt.question for prompt in prompts_of(committed_db, project)] == [row["question"] for row in rows]
 
     def test_vqa_x_as_it_is_published(self, committed_db: CommittedDatabase, project: Project) -> None:
@@ -542,11 +545,11 @@ class TestDraft:
         sha256 = stored_image(committed_db)
         data = table({"file_name": sha256, "caption": "q", "answer": "a", "license": 1}, b"{broken")
         made = make(committed_db, project, data, "x.jsonl", draft=True)
-        imports.run(made, worker="w", check=lambda: None)  # nobody has said yes yet
+        run_import(made, worker="w", check=lambda: None)  # nobody has said yes yet
         with committed_db.sessions.begin() as session:
             found = imports.get_import(session, SYSTEM, made)
             assert found.state is ImportState.draft
-            plan, looked = imports.preview(found)
+            plan, looked = imports.preview_rows(found)
             assert plan.columns == {
                 "file_name": Target.image,
                 "caption": Target.metadata,
@@ -559,14 +562,14 @@ class TestDraft:
             with pytest.raises(Invalid):
                 imports.change_plan(session, SYSTEM, made, columns={"none": "question"}, split=Split.val, question="")
             imports.change_plan(session, SYSTEM, made, columns=columns, split=Split.val, question="")
-            _, looked = imports.preview(found)
+            _, looked = imports.preview_rows(found)
             assert looked[0].prompt is not None
             assert looked[0].prompt.question == "q"
-            imports.start(session, SYSTEM, made)
-            for act in (imports.start, imports.discard):
+            imports.start_import(session, SYSTEM, made)
+            for act in (imports.start_import, imports.discard_import):
                 with pytest.raises(Conflict):
                     act(session, SYSTEM, made)
-        imports.run(made, worker="w", check=lambda: None)
+        run_import(made, worker="w", check=lambda: None)
         [prompt] = prompts_of(committed_db, project)
         assert (prompt.question, prompt.split, prompt.extra) == ("q", Split.val, {})
 
@@ -575,7 +578,7 @@ class TestDraft:
         made = imports.create_import(
             session, SYSTEM, project, filename="x.csv", source=io.BytesIO(b"question\nq\n"), draft=True
         )
-        imports.discard(session, SYSTEM, made.id)
+        imports.discard_import(session, SYSTEM, made.id)
         with pytest.raises(DomainError):
             imports.get_import(session, SYSTEM, made.id)
 

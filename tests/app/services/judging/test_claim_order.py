@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden
-from app.models import Assignment, CandidateSet, ClaimPlace, Project, Purpose, Role, Verdict, VerdictState
+from app.models import Assignment, CandidateSet, ClaimPosition, Project, Purpose, Role, Verdict, VerdictState
 from app.services.candidates import candidates
 from app.services.candidates.candidates import NewCandidate
 from app.services.judging import assignments, claim_sql, give
@@ -138,7 +138,7 @@ class TestLongSearch:
         for offered in late:
             take(offered, 1)
         take(freed, 2)
-        place = select(ClaimPlace.set_id).where(ClaimPlace.critic_id == critic.user_id)
+        place = select(ClaimPosition.set_id).where(ClaimPosition.critic_id == critic.user_id)
         assert session.scalar(place) is None
         assert set_of(session, must_claim(session, critic, project)) == late[0].id
         assert session.scalar(place) == late[0].id

@@ -35,7 +35,7 @@ class TestListEvents:
         assert found(who=admin.email.upper()) == ["user:7", "round:1"]
         assert found(project=project.slug) == ["round:1"]
         assert found(who="%") == []
-        assert audit.kinds(session, admin) == ["round", "rounding", "user"]
+        assert audit.list_subject_kinds(session, admin) == ["round", "rounding", "user"]
 
     def test_page_by_page_and_by_day(self, session: Session, admin: Actor) -> None:
         for number in range(3):

@@ -50,13 +50,13 @@ def test_counts_follow_what_happens(session: Session) -> None:
         factories.make_prompt(session, other)
         assert_right(session, project)
         if number == 2:
-            counters.fold(session)
+            counters.fold_deltas(session)
     first = judge(session, project, critic)
     judge(session, project, critic, "none_fit")
     judge(session, project, critic, "flagged")
     session.expire_all()
     assert_right(session, project)
-    counters.fold(session)
+    counters.fold_deltas(session)
     assert session.scalar(select(CountDelta.id).limit(1)) is None
     give.change(session, critic, int(first), VerdictIn.model_validate({"kind": "none_fit"}))
     session.expire_all()
@@ -66,7 +66,7 @@ def test_counts_follow_what_happens(session: Session) -> None:
     assert_right(session, project)
     assert_right(session, other)
     before = counters.verdict_counts(session, project)
-    counters.recount(session)
+    counters.rebuild(session)
     assert sorted(counters.verdict_counts(session, project), key=str) == sorted(before, key=str)
     assert_right(session, project)
 
@@ -78,7 +78,7 @@ def test_days_long_over_become_one(session: Session) -> None:
         factories.make_candidate_set(session, project)
         judge(session, project, critic)
     session.execute(text("UPDATE verdicts SET created_at = created_at - id * interval '100 days'"))
-    counters.fold(session)
+    counters.fold_deltas(session)
     [one] = counters.verdict_counts(session, project)
     assert (one.day, one.n) == (None, 2)
     assert PromptState.judged in {count.state for count in counters.prompt_counts(session, project)}

@@ -28,12 +28,12 @@ class TestBytes:
         assert key == hashlib.sha256(b"content").hexdigest()
         assert store.put_bytes(b"content") == key
         assert store.has(key)
-        assert store.open_bytes(key) == b"content"
+        assert store.read_bytes(key) == b"content"
 
     @pytest.mark.parametrize("key", ["0" * 64, "../../etc/passwd", "", "A" * 64])
     def test_what_is_not_there(self, store: Store, key: str) -> None:
         with pytest.raises(NotFound):
-            store.open_bytes(key)
+            store.read_bytes(key)
 
     def test_a_local_path(self, store: Store, tmp_path: Path) -> None:
         key = store.put_bytes(b"content")
@@ -45,7 +45,7 @@ class TestBytes:
     def test_a_large_file(self, store: Store, tmp_path: Path) -> None:
         source = tmp_path / "source"
         source.write_bytes(b"x" * 3_000_000)
-        assert store.open_bytes(store.put_file(source)) == source.read_bytes()
+        assert store.read_bytes(store.put_file(source)) == source.read_bytes()
 
     def test_written_by_many_at_once(self, tmp_path: Path) -> None:
         store = Store((tmp_path / "store").as_uri())

@@ -33,14 +33,14 @@ class TestWorkers:
         assert [one.name for one in workers.list_workers(session, queue="model")] == ["a"]
         silence(session, Worker, "a")
         assert [one.name for one in workers.list_workers(session)] == ["b"]
-        workers.forget_lapsed(session)
-        assert workers.all_names(session) == ["b"]
+        workers.delete_stale(session)
+        assert workers.list_worker_names(session) == ["b"]
 
     def test_who_stops_is_forgotten_with_their_devices(self, session: Session) -> None:
         beat(session, "a")
         assert workers.claim_device(session, "host/cpu", worker="a", purpose="round")
         workers.remove_worker(session, "a")
-        assert workers.all_names(session) == []
+        assert workers.list_worker_names(session) == []
         assert workers.device_holder(session, "host/cpu") is None
 
 
@@ -77,9 +77,9 @@ class TestBury:
         assert held is not None
         assert lease.claim_round(session, worker="b") is None
 
-        workers.bury(session, [])
+        workers.expire_leases(session, [])
         assert lease.claim_round(session, worker="b") is None
-        workers.bury(session, ["dead"])
+        workers.expire_leases(session, ["dead"])
 
         again = lease.claim_round(session, worker="b")
         assert again is not None
@@ -89,4 +89,4 @@ class TestBury:
         assert [one.set_id for one in taken] == [mine.set_id]
         assert session.get_one(CandidateSet, mine.set_id, populate_existing=True).worker == "b"
         assert workers.claim_device(session, "host/cpu", worker="b", purpose="round")
-        assert workers.all_names(session) == []
+        assert workers.list_worker_names(session) == []

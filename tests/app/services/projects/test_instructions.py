@@ -7,14 +7,14 @@ from sqlalchemy.orm import Session
 
 from app.errors import Invalid
 from app.services.projects import projects
-from app.services.projects.instructions import Example, examples_of, instructions_of
+from app.services.projects.instructions import Example, load_instructions, parse_examples
 from app.services.projects.projects import parse_settings
 from tests import factories
 
 
 def test_examples_of_lines() -> None:
     lines = ["+ a red kite | it is seen", "-it is so because it is so"]
-    assert examples_of(lines) == (
+    assert parse_examples(lines) == (
         Example("a red kite", True, "it is seen"),
         Example("it is so because it is so", False, ""),
     )
@@ -32,9 +32,9 @@ def test_versions_count_their_changes_only(session: Session) -> None:
 
     def version() -> int:
         settings = projects.settings_of(session, project)
-        return instructions_of(session, project, settings).version
+        return load_instructions(session, project, settings).version
 
-    first = instructions_of(session, project, projects.settings_of(session, project)).changed_at
+    first = load_instructions(session, project, projects.settings_of(session, project)).changed_at
     assert version() == 1
     for changes, wanted in (
         ({"overlap": 3}, 1),
@@ -45,4 +45,4 @@ def test_versions_count_their_changes_only(session: Session) -> None:
     ):
         projects.update_project(session, admin, project.slug, changes)
         assert version() == wanted
-    assert instructions_of(session, project, projects.settings_of(session, project)).changed_at >= first
+    assert load_instructions(session, project, projects.settings_of(session, project)).changed_at >= first

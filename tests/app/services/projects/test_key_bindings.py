@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.errors import Invalid
 from app.models import Role
 from app.services.kernel.actors import Actor
-from app.services.projects.key_bindings import choose_keys, keys_of
+from app.services.projects.key_bindings import load_key_bindings, save_key_bindings
 from tests import factories
 
 
@@ -22,11 +22,11 @@ def critic(session: Session) -> Actor:
 
 def test_are_kept_with_the_person(session: Session, critic: Actor) -> None:
     other = factories.make_user(session, role=Role.critic)
-    choose_keys(session, critic, {"none": "x", "submit": "Enter"})
-    assert keys_of(session, critic) == {"none": "x"}
-    assert keys_of(session, Actor(other.id, other.email, other.role)) == {}
-    choose_keys(session, critic, {"skip": "f", "flag": "s"})  # two change places
-    assert keys_of(session, critic) == {"skip": "f", "flag": "s"}
+    save_key_bindings(session, critic, {"none": "x", "submit": "Enter"})
+    assert load_key_bindings(session, critic) == {"none": "x"}
+    assert load_key_bindings(session, Actor(other.id, other.email, other.role)) == {}
+    save_key_bindings(session, critic, {"skip": "f", "flag": "s"})  # two change places
+    assert load_key_bindings(session, critic) == {"skip": "f", "flag": "s"}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_are_kept_with_the_person(session: Session, critic: Actor) -> None:
     [{"fly": "x"}, {"none": ""}, {"none": "s"}, {"none": "x", "skip": "x"}, {"none": "\n"}, {"none": "x" * 21}],
 )
 def test_a_clash_is_refused(session: Session, critic: Actor, chosen: Mapping[str, str]) -> None:
-    choose_keys(session, critic, {"none": "n"})
+    save_key_bindings(session, critic, {"none": "n"})
     with pytest.raises(Invalid):
-        choose_keys(session, critic, chosen)
-    assert keys_of(session, critic) == {"none": "n"}
+        save_key_bindings(session, critic, chosen)
+    assert load_key_bindings(session, critic) == {"none": "n"}

@@ -51,20 +51,20 @@ class TestEncode:
         ],
     )
     def test_what_is_taken(self, data: bytes, media_type: str) -> None:
-        picture = images.encode(data)
+        picture = images.reencode(data)
         assert (picture.media_type, picture.width, picture.height) == (media_type, 16, 9)
         with PIL.Image.open(io.BytesIO(picture.data)) as again:
             assert again.size == (16, 9)
             assert again.mode in ("RGB", "RGBA", "L")
 
     def test_is_equal_for_equal_images(self) -> None:
-        once = images.encode(encoded())
-        assert images.encode(encoded()) == once
-        assert images.encode(once.data) == once
+        once = images.reencode(encoded())
+        assert images.reencode(encoded()) == once
+        assert images.reencode(once.data) == once
 
     def test_foreign_bytes_are_gone(self) -> None:
         data = encoded(kind="JPEG", comment=b"<script>alert(1)</script>") + b"<html>tail</html>"
-        picture = images.encode(data)
+        picture = images.reencode(data)
         assert b"script" not in picture.data
         assert b"html" not in picture.data
 
@@ -72,18 +72,18 @@ class TestEncode:
         exif = PIL.Image.Exif()
         exif[0x0112] = 6  # turned by a quarter
         exif[0x010E] = "where it was taken"
-        picture = images.encode(encoded(kind="JPEG", exif=exif))
+        picture = images.reencode(encoded(kind="JPEG", exif=exif))
         assert (picture.width, picture.height) == (9, 16)
         assert b"where it was taken" not in picture.data
 
     def test_too_many_pixels_by_the_header_alone(self) -> None:
         for size in ((8000, 8000), (60_000, 60_000), (30_000, 1)):
             with pytest.raises(TooLarge):
-                images.encode(png_that_claims(*size))
+                images.reencode(png_that_claims(*size))
 
     def test_too_many_bytes(self) -> None:
         with pytest.raises(TooLarge):
-            images.encode(b"\x00" * (images.MAX_BYTES + 1))
+            images.reencode(b"\x00" * (images.MAX_BYTES + 1))
 
     @pytest.mark.parametrize(
         "data",
@@ -100,7 +100,7 @@ class TestEncode:
     )
     def test_what_is_not(self, data: bytes) -> None:
         with pytest.raises(Invalid):
-            images.encode(data)
+            images.reencode(data)
 
 
 class TestReadImage:
@@ -110,7 +110,7 @@ class TestReadImage:
         critic = factories.make_critic(session, project)
         stranger = factories.actor_of(factories.make_user(session))
         image = images.add_image(session, reviewer, factories.image_bytes())
-        assert images.read_image(session, reviewer, image.sha256)[1] == images.get_store().open_bytes(image.sha256)
+        assert images.read_image(session, reviewer, image.sha256)[1] == images.get_store().read_bytes(image.sha256)
         for other in (critic, stranger):
             with pytest.raises(NotFound):
                 images.read_image(session, other, image.sha256)

@@ -19,19 +19,19 @@ def project(session: Session) -> Project:
 
 class TestPlaces:
     def test_who_always_picks_the_first_is_seen(self) -> None:
-        found = critic_figures.place_figures([(4, frozenset({1}))] * 20)
+        found = critic_figures.compute_position_figures([(4, frozenset({1}))] * 20)
         assert found.rates == (1.0, 0.0, 0.0, 0.0)
         assert found.first is not None
         assert found.first.mean == pytest.approx(0.75)
         assert found.first.low > 0
 
     def test_who_picks_every_place_alike_is_not(self) -> None:
-        found = critic_figures.place_figures([(3, frozenset({1 + number % 3})) for number in range(60)])
+        found = critic_figures.compute_position_figures([(3, frozenset({1 + number % 3})) for number in range(60)])
         assert found.first is not None
         assert found.first.low < 0 < found.first.high
 
     def test_sets_of_different_sizes(self) -> None:
-        found = critic_figures.place_figures([(2, frozenset({2})), (3, frozenset({2, 3}))])
+        found = critic_figures.compute_position_figures([(2, frozenset({2})), (3, frozenset({2, 3}))])
         assert found.rates == (0.0, 1.0, 1.0)
 
     def test_read_in_the_order_shown(self, session: Session, project: Project) -> None:
@@ -40,11 +40,11 @@ class TestPlaces:
         assignment = factories.make_assignment(session, made, critic)
         assignment.shown = list(reversed(assignment.shown))
         factories.make_verdict(session, assignment, picks=[assignment.shown[2]])
-        found = critic_figures.places_of(session, factories.make_admin(session), project)
+        found = critic_figures.load_position_figures(session, factories.make_admin(session), project)
         assert found[critic.user_id].rates == found[None].rates == (0.0, 0.0, 1.0)
 
 
 class TestRights:
     def test_a_stranger(self, session: Session, project: Project) -> None:
         with pytest.raises(NotFound):
-            critic_figures.days_of(session, factories.actor_of(factories.make_user(session)), project)
+            critic_figures.list_daily_verdicts(session, factories.actor_of(factories.make_user(session)), project)

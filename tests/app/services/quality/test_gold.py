@@ -117,13 +117,13 @@ class TestStanding:
         assert refused.value.extra["reason"] == "paused"
         told = session.scalars(select(AuditEvent.action).where(AuditEvent.project_id == project.id)).all()
         assert "critic.pause" in told
-        assert [one.critic_id for one in standings.standings_of(session, SYSTEM, project, paused=True)] == [
+        assert [one.critic_id for one in standings.list_standings(session, SYSTEM, project, paused=True)] == [
             critic.user_id
         ]
-        standings.let_go_on(session, SYSTEM, project, critic.user_id)
+        standings.resume(session, SYSTEM, project, critic.user_id)
         assert wrong  # it stays, but counts no more
         answer(session, critic, project, right=True)
-        standing = standings.standings_of(session, SYSTEM, project)[0]
+        standing = standings.list_standings(session, SYSTEM, project)[0]
         assert (standing.answered, standing.score, standing.paused_at) == (1, 1.0, None)
 
     def test_verdicts_weigh_by_reliability_where_the_project_wants_it(
@@ -198,12 +198,12 @@ class TestConsistency:
         judge(session, critic, must_claim(session, critic, project), 0)
         dice["repeat_draw"] = 0.0
         judge(session, critic, must_claim(session, critic, project), 0)
-        found = repeats.consistency_of(session, SYSTEM, project)
+        found = repeats.measure_consistency(session, SYSTEM, project)
         assert [(one.critic_id, one.sets, one.candidates, one.same, one.changed) for one in found] == [
             (critic.user_id, 1, 2, 0.0, 2)
         ]
         assert found[0].shift == -1.0  # both times what stood first
         reviewer = factories.actor_of(factories.make_member(session, project, Role.reviewer))
-        assert len(repeats.consistency_of(session, reviewer, project)) == 1
+        assert len(repeats.measure_consistency(session, reviewer, project)) == 1
         with pytest.raises(Forbidden):
-            repeats.consistency_of(session, critic, project)
+            repeats.measure_consistency(session, critic, project)

@@ -43,7 +43,7 @@ def say(session: Session, made: CandidateSet, *picks: Sequence[int]) -> list[tup
 def kept(db: CommittedDatabase) -> dict[int, bool]:
     """What is kept, once all verdicts were looked at: whether critics differ, by set."""
     with db.sessions.begin() as session:
-        while set_agreements.follow(session):
+        while set_agreements.follow_feed(session):
             pass
         return {one.candidate_set_id: one.apart for one in session.scalars(select(SetAgreement))}
 
@@ -69,7 +69,7 @@ def test_what_changes_is_looked_at_again(committed_db: CommittedDatabase, projec
         give.change(session, critic, second.id, VerdictIn.model_validate({"kind": "picked", "picks": picks}))
     assert kept(committed_db) == {made.id: False}
     with committed_db.sessions.begin() as session:
-        tombstones.bury_verdicts(session, [first.id])
+        tombstones.tombstone_verdicts(session, [first.id])
     assert kept(committed_db) == {}
 
 
@@ -86,14 +86,14 @@ def test_what_does_not_count_is_left_out(committed_db: CommittedDatabase, projec
 def test_the_past_is_gone_through_a_piece_at_a_time(
     committed_db: CommittedDatabase, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(set_agreements, "AT_ONCE", 3)
+    monkeypatch.setattr(set_agreements, "BATCH_SIZE", 3)
     with committed_db.sessions.begin() as session:
         sets = [offer(session, project) for _ in range(4)]
         for made in sets:
             say(session, made, [0], [1])
     for seen in (3, 3, 2, 0):
         with committed_db.sessions.begin() as session:
-            assert set_agreements.follow(session) == seen
+            assert set_agreements.follow_feed(session) == seen
     assert kept(committed_db) == {made.id: True for made in sets}
 
 

@@ -39,7 +39,7 @@ class World:
         self.session = session
         self.project = factories.make_project(session, overlap=2, round_every=1000)
         self.user = factories.make_user(session, role=Role.admin)
-        self.cookie_hash = passwords.secret_hash(sessions.open_web_session(session, self.user)[0])
+        self.cookie_hash = passwords.hash_secret(sessions.open_web_session(session, self.user)[0])
         self.critic = factories.make_critic(session, self.project)
         self.offered = factories.make_candidate_set(session, self.project, slots=2)
         self.given = factories.make_verdict(
@@ -51,7 +51,7 @@ class World:
 
     def mark(self) -> str | None:
         self.session.flush()
-        return change_tokens.mark_of(self.session, self.project.slug, self.cookie_hash)
+        return change_tokens.project_token(self.session, self.project.slug, self.cookie_hash)
 
 
 def beat(session: Session, doing: str = "waits", memory_mb: int = 100) -> None:
@@ -152,16 +152,16 @@ def test_what_is_not_shown_changes_nothing(world: World) -> None:
 def test_the_moment_is_the_same_until_a_transaction_ends(committed_db: CommittedDatabase) -> None:
     def moment() -> str | None:
         with committed_db.sessions() as session:
-            return change_tokens.moment(session)
+            return change_tokens.database_token(session)
 
     first = moment()
     assert first is not None
     with committed_db.sessions.begin() as writing:
         factories.make_user(writing)
         during = moment()
-        assert change_tokens.moment(writing) is None
+        assert change_tokens.database_token(writing) is None
     assert moment() not in (first, during)
 
 
 def test_of_a_project_that_is_not_there(session: Session) -> None:
-    assert change_tokens.mark_of(session, "nowhere", "") is None
+    assert change_tokens.project_token(session, "nowhere", "") is None

@@ -64,17 +64,17 @@ class TestDayOf:
         judged(session, project, factories.make_critic(session, project), seconds=1.0)
         judged(session, project, critic).current = False
         session.flush()
-        day = critic_day.day_of(session, critic, project)
+        day = critic_day.load_critic_day(session, critic, project)
         assert (day.today, day.total, day.seconds) == (4, 5, 4.0)
         assert day.hour == 4
         assert day.streak == 1
 
     def test_nothing_yet(self, session: Session, project: Project, critic: Actor) -> None:
-        assert critic_day.day_of(session, critic, project) == critic_day.Day(0, 0, None, 0, 0, ())
+        assert critic_day.load_critic_day(session, critic, project) == critic_day.CriticDay(0, 0, None, 0, 0, ())
 
     def test_a_stranger(self, session: Session, project: Project) -> None:
         with pytest.raises(NotFound):
-            critic_day.day_of(session, factories.actor_of(factories.make_user(session)), project)
+            critic_day.load_critic_day(session, factories.actor_of(factories.make_user(session)), project)
 
 
 class TestCredits:
@@ -85,7 +85,7 @@ class TestCredits:
         ended_round(session, project, 1, 0.061, *mine[:2], theirs)
         ended_round(session, project, 2, 0.02, theirs)
         ended_round(session, project, 3, -0.004, *mine)
-        newest, oldest = critic_day.credits_of(session, critic, project)
+        newest, oldest = critic_day.list_credits(session, critic, project)
         assert (newest.round, newest.picks, round(newest.gain, 6)) == (3, 3, -0.4)
         assert (oldest.round, oldest.picks, round(oldest.gain, 6)) == (1, 2, 6.1)
         assert (oldest.version, oldest.active) == (None, False)
@@ -97,32 +97,32 @@ class TestCredits:
         row = session.get_one(SnapshotItem, (made.snapshot_id, 1))
         row.role = SnapshotItemRole.heldout
         session.flush()
-        assert critic_day.credits_of(session, critic, project) == ()
+        assert critic_day.list_credits(session, critic, project) == ()
 
     def test_a_round_that_goes_on_is_not_told(self, session: Session, project: Project, critic: Actor) -> None:
         ended_round(session, project, 1, 0.061, judged(session, project, critic)).state = RoundState.evaluating
         session.flush()
-        assert critic_day.credits_of(session, critic, project) == ()
+        assert critic_day.list_credits(session, critic, project) == ()
 
 
 class TestStreak:
     def test_days_in_a_row_up_to_today_or_yesterday(self) -> None:
         worked = frozenset(FRIDAY - timedelta(days=back) for back in (1, 2))
-        assert critic_day.streak(worked, FRIDAY) == 2
-        assert critic_day.streak(worked | {FRIDAY}, FRIDAY) == 3
-        assert critic_day.streak(frozenset({FRIDAY - timedelta(days=2)}), FRIDAY) == 0
+        assert critic_day.count_streak(worked, FRIDAY) == 2
+        assert critic_day.count_streak(worked | {FRIDAY}, FRIDAY) == 3
+        assert critic_day.count_streak(frozenset({FRIDAY - timedelta(days=2)}), FRIDAY) == 0
 
     def test_a_weekend_off_does_not_end_it(self) -> None:
         monday = FRIDAY + timedelta(days=3)
-        assert critic_day.streak(frozenset({FRIDAY, monday}), monday) == 2
-        assert critic_day.streak(frozenset({FRIDAY, FRIDAY + timedelta(days=1), monday}), monday) == 3
+        assert critic_day.count_streak(frozenset({FRIDAY, monday}), monday) == 2
+        assert critic_day.count_streak(frozenset({FRIDAY, FRIDAY + timedelta(days=1), monday}), monday) == 3
 
     def test_years_of_it_end_somewhere(self) -> None:
         worked = frozenset(FRIDAY - timedelta(days=back) for back in range(1000))
-        assert critic_day.streak(worked, FRIDAY) == critic_day.LOOK_BACK_DAYS + 1
+        assert critic_day.count_streak(worked, FRIDAY) == critic_day.LOOK_BACK_DAYS + 1
 
 
 def test_a_skip_counts_as_work(session: Session, project: Project, critic: Actor) -> None:
     made = factories.make_assignment(session, factories.make_candidate_set(session, project), critic)
     factories.make_verdict(session, made, kind=VerdictKind.skipped)
-    assert critic_day.pace_of(session, critic, project) == critic_day.Pace(1, None)
+    assert critic_day.load_critic_pace(session, critic, project) == critic_day.CriticPace(1, None)

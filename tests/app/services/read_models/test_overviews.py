@@ -31,8 +31,8 @@ class TestOwnVerdicts:
     def test_newest_first_and_only_ones_own(self, session: Session, project: Project) -> None:
         ada, ben = factories.make_critic(session, project), factories.make_critic(session, project)
         first, _, last = judged(session, project, ada), judged(session, project, ben), judged(session, project, ada)
-        assert [line.id for line in overviews.own_verdicts(session, ada, project)] == [last, first]
-        assert [line.id for line in overviews.own_verdicts(session, ada, project, before=last)] == [first]
+        assert [line.id for line in overviews.list_own_verdicts(session, ada, project)] == [last, first]
+        assert [line.id for line in overviews.list_own_verdicts(session, ada, project, before=last)] == [first]
 
     def test_picks_have_their_texts(self, session: Session, project: Project) -> None:
         ada = factories.make_critic(session, project)
@@ -40,7 +40,7 @@ class TestOwnVerdicts:
         picks = [str(one.id) for one in factories.candidates_of(session, made)[1:]]
         assignment = factories.make_assignment(session, made, ada)
         give.give(session, ada, assignment.id, VerdictIn(kind=VerdictKind.picked, picks=picks, rationale="four"))
-        [line] = overviews.own_verdicts(session, ada, project)
+        [line] = overviews.list_own_verdicts(session, ada, project)
         assert (line.picks, line.rationale, line.kind) == (("two", "three"), "four", VerdictKind.picked)
         assert line.image is not None
 
@@ -48,20 +48,22 @@ class TestOwnVerdicts:
         ada = factories.make_critic(session, project)
         old = judged(session, project, ada)
         new = int(give.change(session, ada, old, VerdictIn(kind=VerdictKind.skipped, reason="dark"))["id"])
-        assert [line.id for line in overviews.own_verdicts(session, ada, project)] == [new]
-        assert overviews.own_verdict(session, ada, project, old) is None
+        assert [line.id for line in overviews.list_own_verdicts(session, ada, project)] == [new]
+        assert overviews.get_own_verdict(session, ada, project, old) is None
 
     def test_words_are_looked_for_a_part_at_a_time(
         self, session: Session, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(overviews, "SEARCHED", 2)
+        monkeypatch.setattr(overviews, "SEARCH_DEPTH", 2)
         ada = factories.make_critic(session, project)
         ids = [judged(session, project, ada) for _ in range(5)]
         word = "umbrella"  # stands in each answer
         seen, before = [], None
         for _ in range(3):
-            seen.append([line.id for line in overviews.own_verdicts(session, ada, project, words=word, before=before)])
-            before = overviews.searched_to(session, ada, project, before=before)
+            seen.append(
+                [line.id for line in overviews.list_own_verdicts(session, ada, project, words=word, before=before)]
+            )
+            before = overviews.find_search_floor(session, ada, project, before=before)
         assert seen == [ids[4:2:-1], ids[2:0:-1], ids[:1]]
         assert before is None
 
@@ -78,7 +80,7 @@ class TestOwnVerdicts:
         own = given("what flies there?", "a bird", "a plane", rationale="the Kite has a string")
 
         def found(words: str, kind: VerdictKind | None = None) -> list[int]:
-            return [line.id for line in overviews.own_verdicts(session, ada, project, words=words, kind=kind)]
+            return [line.id for line in overviews.list_own_verdicts(session, ada, project, words=words, kind=kind)]
 
         assert found("UMBRELLA") == [striped]
         assert found("kite") == [own]  # the other's kite was not picked
@@ -90,7 +92,7 @@ class TestOwnVerdicts:
     def test_a_stranger(self, session: Session, project: Project) -> None:
         stranger = factories.actor_of(factories.make_user(session))
         with pytest.raises(NotFound):
-            overviews.own_verdicts(session, stranger, project)
+            overviews.list_own_verdicts(session, stranger, project)
 
 
 class TestWasChangedTo:
@@ -98,11 +100,13 @@ class TestWasChangedTo:
         ada, ben = factories.make_critic(session, project), factories.make_critic(session, project)
         old = judged(session, project, ada)
         wanted = VerdictIn(kind=VerdictKind.skipped, reason="dark", seconds=2.5)
-        assert not overviews.was_changed_to(session, ada, old, wanted)
+        assert not overviews.was_already_changed_to(session, ada, old, wanted)
         give.change(session, ada, old, wanted)
-        assert overviews.was_changed_to(session, ada, old, wanted)
-        assert not overviews.was_changed_to(session, ben, old, wanted)
-        assert not overviews.was_changed_to(session, ada, old, VerdictIn(kind=VerdictKind.none_fit, seconds=2.5))
+        assert overviews.was_already_changed_to(session, ada, old, wanted)
+        assert not overviews.was_already_changed_to(session, ben, old, wanted)
+        assert not overviews.was_already_changed_to(
+            session, ada, old, VerdictIn(kind=VerdictKind.none_fit, seconds=2.5)
+        )
 
 
 class TestSetsOf:
@@ -115,7 +119,7 @@ class TestSetsOf:
             assignment = factories.make_assignment(session, made, critic, slot=slot)
             chosen = VerdictIn(kind=VerdictKind.picked, picks=[str(one.id) for one in picks])
             give.give(session, critic, assignment.id, chosen)
-        [line] = overviews.sets_of(session, factories.make_admin(session), project, prompt)
+        [line] = overviews.list_candidate_sets(session, factories.make_admin(session), project, prompt)
         assert [one.picked for one in line.candidates] == [1, 2, 0]
         assert [one.critic for one in line.verdicts] == [ada.email, ben.email]
         assert line.version == 0
@@ -127,7 +131,7 @@ class TestCriticsOf:
         for seconds in (1.0, 3.0, 20.0):
             judged(session, project, ada, VerdictIn(kind=VerdictKind.none_fit, seconds=seconds))
         judged(session, project, ada, VerdictIn(kind=VerdictKind.skipped, reason="dark"))
-        [line] = overviews.critics_of(session, factories.make_admin(session), project)
+        [line] = overviews.list_critics(session, factories.make_admin(session), project)
         assert (line.email, line.verdicts, line.today) == (ada.email, 4, 4)
         assert (line.none_fit, line.skipped, line.picks_each, line.median_seconds) == (0.75, 0.25, 0.0, 3.0)
-        assert overviews.pace_of(session, project) == overviews.Pace(today=4, hour=4)
+        assert overviews.load_activity(session, project) == overviews.Activity(today=4, hour=4)

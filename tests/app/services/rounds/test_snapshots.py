@@ -149,7 +149,7 @@ class TestTake:
     ) -> None:
         judge(session, project, critic)
         first = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
-        lines = get_store().open_bytes(first.sha256).splitlines()
+        lines = get_store().read_bytes(first.sha256).splitlines()
         assert json.loads(lines[0])["settings"] == first.settings
         assert lines == [json.dumps(json.loads(line), sort_keys=True, separators=(",", ":")).encode() for line in lines]
 

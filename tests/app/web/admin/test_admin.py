@@ -175,7 +175,7 @@ class TestUsers:
         browser.get(f"/admin/users/{user.id}")
         form: dict[str, object] = {"role": "critic", "project-scenes": "", "project-signs": "reviewer"}
         assert browser.post(f"/admin/users/{user.id}/role", form).status_code == 303
-        assert users.projects_of(session, [user.id]) == {user.id: {other.slug: Role.reviewer}}
+        assert users.list_project_roles(session, [user.id]) == {user.id: {other.slug: Role.reviewer}}
         assert "signs (reviewer)" in browser.get("/admin/users").text
         browser.sign_in(user)
         assert "Signs" in browser.get("/admin").text
@@ -199,7 +199,7 @@ class TestUsers:
         assert browser.get(found[1]).status_code == 404
         user = users.find_user(session, "eve@example.org")
         assert user is not None
-        assert passwords.password_fits(user, "long enough")
+        assert passwords.verify_user_password(user, "long enough")
 
     def test_a_password_needs_the_pages_own_token(self, browser: Browser, session: Session, admin: User) -> None:
         user = person(session)
@@ -207,7 +207,7 @@ class TestUsers:
         browser.client.cookies.clear()
         form: dict[str, object] = {"password": "long enough", "again": "long enough"}
         assert browser.post(f"/account/link/{plain}", form).status_code == 403
-        assert not passwords.password_fits(user, "long enough")
+        assert not passwords.verify_user_password(user, "long enough")
 
     def test_the_audit_log_is_filtered(self, browser: Browser, session: Session, project: Project) -> None:
         browser.get("/admin/users")

@@ -84,7 +84,7 @@ class TestPractice:
 
 
 def test_a_pause_takes_no_verdict_along(browser: Browser, session: Session, project: Project, critic: User) -> None:
-    standings.note_practised(session, project.id, critic.id)
+    standings.record_practised(session, project.id, critic.id)
     page = browser.get("/annotate/scenes").text
     standings.pause(session, factories.make_admin(session), project, critic.id)
     url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"

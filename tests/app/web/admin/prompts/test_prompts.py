@@ -54,7 +54,7 @@ class TestLookingFor:
         )
         assignment = factories.make_assignment(session, made, factories.make_critic(session, project))
         factories.make_verdict(session, assignment, kind=VerdictKind.flagged)
-        set_agreements.look(session, project.id, session.scalars(select(CandidateSet.id)).all())
+        set_agreements.update_agreements(session, project.id, session.scalars(select(CandidateSet.id)).all())
 
         def found(said: str) -> set[str]:
             page = browser.get(f"{BASE}?said={said}").text

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index,
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
-from app.models.states import Known, one_of
+from app.models.states import EnumText, enum_check
 
 
 class ComparisonState(StrEnum):
@@ -33,7 +33,7 @@ class Comparison(Base):
 
     __tablename__ = "comparisons"
     __table_args__ = (
-        one_of("state", ComparisonState),
+        enum_check("state", ComparisonState),
         CheckConstraint("old_id <> new_id", name="two_versions"),
         UniqueConstraint("project_id", "number"),
         Index("ix_comparisons_open", "project_id", "id", postgresql_where=text("state = 'open'")),
@@ -44,7 +44,7 @@ class Comparison(Base):
     number: Mapped[int]
     old_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id"))
     new_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id"))
-    state: Mapped[ComparisonState] = mapped_column(Known(ComparisonState), server_default=ComparisonState.open.value)
+    state: Mapped[ComparisonState] = mapped_column(EnumText(ComparisonState), server_default=ComparisonState.open.value)
     each: Mapped[int] = mapped_column(server_default="1")
     gate: Mapped[bool] = mapped_column(server_default=text("false"))
     outcome: Mapped[str] = mapped_column(Text, server_default="")
@@ -74,7 +74,7 @@ class Preference(Base):
 
     __tablename__ = "preferences"
     __table_args__ = (
-        one_of("preferred", Preferred),
+        enum_check("preferred", Preferred),
         CheckConstraint("\"left\" IN ('old', 'new')", name="left_known"),
         UniqueConstraint("pair_id", "critic_id"),
     )
@@ -82,7 +82,7 @@ class Preference(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     pair_id: Mapped[int] = mapped_column(ForeignKey("comparison_pairs.id", ondelete="CASCADE"))
     critic_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
-    preferred: Mapped[Preferred] = mapped_column(Known(Preferred, 8))
-    left: Mapped[Preferred] = mapped_column(Known(Preferred, 8))
+    preferred: Mapped[Preferred] = mapped_column(EnumText(Preferred, 8))
+    left: Mapped[Preferred] = mapped_column(EnumText(Preferred, 8))
     seconds: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from app.http import unchanged
+from app.http import live_pages
 from app.models import Project, Role, RoundState, WebSession
 from app.web.admin.projects import overview
 from tests import factories
@@ -84,8 +84,8 @@ def test_a_change_makes_it_anew(
 
 
 def test_time_makes_it_anew(browser: Browser, etag: str, made: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    later = unchanged.time.monotonic() + unchanged.SECONDS + 1
-    monkeypatch.setattr(unchanged.time, "monotonic", lambda: later)
+    later = live_pages.time.monotonic() + live_pages.MAX_AGE + 1
+    monkeypatch.setattr(live_pages.time, "monotonic", lambda: later)
     assert ask(browser, etag) == 304
     assert made == [1]
 
@@ -98,7 +98,7 @@ def test_who_is_signed_out_gets_nothing(browser: Browser, etag: str, session: Se
 def test_only_the_latest_are_kept(
     browser: Browser, etag: str, made: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unchanged, "MOST", 1)
+    monkeypatch.setattr(live_pages, "MAX_PAGES", 1)
     browser.client.get(f"{PATH}/rounds", headers=FRAGMENT)
     assert ask(browser, etag) == 304
     assert made == [1]

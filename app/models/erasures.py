@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, fu
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
-from app.models.states import Known, one_of
+from app.models.states import EnumText, enum_check
 
 
 class ErasureKind(StrEnum):
@@ -32,15 +32,15 @@ class Erasure(Base):
 
     __tablename__ = "erasures"
     __table_args__ = (
-        one_of("kind", ErasureKind),
-        one_of("state", ErasureState),
+        enum_check("kind", ErasureKind),
+        enum_check("state", ErasureState),
         Index("ix_erasures_open", "id", postgresql_where=text("state = 'open'")),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    kind: Mapped[ErasureKind] = mapped_column(Known(ErasureKind))
+    kind: Mapped[ErasureKind] = mapped_column(EnumText(ErasureKind))
     subject: Mapped[str] = mapped_column(String(64))
-    state: Mapped[ErasureState] = mapped_column(Known(ErasureState), server_default=ErasureState.open.value)
+    state: Mapped[ErasureState] = mapped_column(EnumText(ErasureState), server_default=ErasureState.open.value)
     counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     error: Mapped[str | None] = mapped_column(Text)
     created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))

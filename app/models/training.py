@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, Un
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
-from app.models.states import Known, RoundState, RoundTrigger, SnapshotItemRole, SnapshotKind, one_of
+from app.models.states import EnumText, RoundState, RoundTrigger, SnapshotItemRole, SnapshotKind, enum_check
 
 
 class Snapshot(Base):
@@ -20,12 +20,12 @@ class Snapshot(Base):
     """
 
     __tablename__ = "snapshots"
-    __table_args__ = (one_of("kind", SnapshotKind), UniqueConstraint("project_id", "number"))
+    __table_args__ = (enum_check("kind", SnapshotKind), UniqueConstraint("project_id", "number"))
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     number: Mapped[int]
-    kind: Mapped[SnapshotKind] = mapped_column(Known(SnapshotKind))
+    kind: Mapped[SnapshotKind] = mapped_column(EnumText(SnapshotKind))
     name: Mapped[str] = mapped_column(String(200))
     sha256: Mapped[str] = mapped_column(String(64))
     file_key: Mapped[str | None] = mapped_column(String(64))
@@ -43,14 +43,14 @@ class SnapshotItem(Base):
 
     __tablename__ = "snapshot_items"
     __table_args__ = (
-        one_of("role", SnapshotItemRole),
+        enum_check("role", SnapshotItemRole),
         Index("ix_snapshot_items_prompt_id", "prompt_id"),
         Index("ix_snapshot_items_verdict_id", "verdict_id"),
     )
 
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshots.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
-    role: Mapped[SnapshotItemRole] = mapped_column(Known(SnapshotItemRole))
+    role: Mapped[SnapshotItemRole] = mapped_column(EnumText(SnapshotItemRole))
     prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompts.id", ondelete="SET NULL"))
     verdict_id: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id", ondelete="SET NULL"))
     candidate_id: Mapped[int | None] = mapped_column(ForeignKey("candidates.id", ondelete="SET NULL"))
@@ -84,8 +84,8 @@ class Round(Base):
 
     __tablename__ = "rounds"
     __table_args__ = (
-        one_of("state", RoundState),
-        one_of("trigger", RoundTrigger),
+        enum_check("state", RoundState),
+        enum_check("trigger", RoundTrigger),
         UniqueConstraint("project_id", "number"),
         Index(
             "uq_rounds_one_active",
@@ -98,8 +98,8 @@ class Round(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     number: Mapped[int]
-    state: Mapped[RoundState] = mapped_column(Known(RoundState))
-    trigger: Mapped[RoundTrigger] = mapped_column(Known(RoundTrigger))
+    state: Mapped[RoundState] = mapped_column(EnumText(RoundState))
+    trigger: Mapped[RoundTrigger] = mapped_column(EnumText(RoundTrigger))
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshots.id"))
     parent_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id"))
     version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, fu
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
-from app.models.states import Known, one_of
+from app.models.states import EnumText, enum_check
 
 
 class CheckState(StrEnum):
@@ -24,11 +24,11 @@ class BaseCheck(Base):
     """A worker's look at a base model before a project takes it. `detail`: what it is, or why it cannot be used."""
 
     __tablename__ = "base_checks"
-    __table_args__ = (one_of("state", CheckState), Index("ix_base_checks_base_model_id", "base_model", "id"))
+    __table_args__ = (enum_check("state", CheckState), Index("ix_base_checks_base_model_id", "base_model", "id"))
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     base_model: Mapped[str] = mapped_column(String(500))
-    state: Mapped[CheckState] = mapped_column(Known(CheckState), server_default=CheckState.queued.value)
+    state: Mapped[CheckState] = mapped_column(EnumText(CheckState), server_default=CheckState.queued.value)
     detail: Mapped[str] = mapped_column(Text, server_default="")
     created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -10,19 +10,19 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.base import Base
-from app.models.states import Known, Role, Scope, one_of
+from app.models.states import EnumText, Role, Scope, enum_check
 
 
 class User(Base):
     """A person. `role` is what they are where no membership says otherwise; an admin is one in every project."""
 
     __tablename__ = "users"
-    __table_args__ = (one_of("role", Role), Index("uq_users_email_lower", func.lower(text("email")), unique=True))
+    __table_args__ = (enum_check("role", Role), Index("uq_users_email_lower", func.lower(text("email")), unique=True))
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     email: Mapped[str] = mapped_column(String(320))
     password_hash: Mapped[str | None]
-    role: Mapped[Role] = mapped_column(Known(Role))
+    role: Mapped[Role] = mapped_column(EnumText(Role))
     judging_keys: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, server_default=text("'{}'"))
     disabled_at: Mapped[datetime | None]
     erased_at: Mapped[datetime | None]
@@ -33,11 +33,11 @@ class Membership(Base):
     """A person's role in a project."""
 
     __tablename__ = "memberships"
-    __table_args__ = (one_of("role", Role),)
+    __table_args__ = (enum_check("role", Role),)
 
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True, index=True)
-    role: Mapped[Role] = mapped_column(Known(Role))
+    role: Mapped[Role] = mapped_column(EnumText(Role))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -55,7 +55,7 @@ class WebSession(Base):
     user: Mapped[User] = relationship(lazy="raise")
 
 
-class SignInTry(Base):
+class SignInAttempt(Base):
     """A try to sign in, kept for a minute to limit how often; `key` is an account or an address, hashed."""
 
     __tablename__ = "sign_in_tries"
@@ -74,7 +74,7 @@ class Token(Base):
 
     __tablename__ = "tokens"
     __table_args__ = (
-        one_of("scope", Scope),
+        enum_check("scope", Scope),
         UniqueConstraint("token_hash"),
         CheckConstraint(
             "requests_per_minute IS NULL OR requests_per_minute BETWEEN 1 AND 1000000", name="requests_positive"
@@ -85,7 +85,7 @@ class Token(Base):
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     token_hash: Mapped[str] = mapped_column(String(64))
     name: Mapped[str] = mapped_column(String(200), server_default="")
-    scope: Mapped[Scope] = mapped_column(Known(Scope))
+    scope: Mapped[Scope] = mapped_column(EnumText(Scope))
     max_open: Mapped[int | None]
     requests_per_minute: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

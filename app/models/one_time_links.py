@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, String, UniqueConstrain
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
-from app.models.states import Known, one_of
+from app.models.states import EnumText, enum_check
 
 
 class LinkPurpose(StrEnum):
@@ -23,12 +23,12 @@ class OneTimeLink(Base):
     """A link by which a person chooses a password, once. Stored hashed."""
 
     __tablename__ = "one_time_links"
-    __table_args__ = (one_of("purpose", LinkPurpose), UniqueConstraint("token_hash"))
+    __table_args__ = (enum_check("purpose", LinkPurpose), UniqueConstraint("token_hash"))
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     token_hash: Mapped[str] = mapped_column(String(64))
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    purpose: Mapped[LinkPurpose] = mapped_column(Known(LinkPurpose))
+    purpose: Mapped[LinkPurpose] = mapped_column(EnumText(LinkPurpose))
     created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]

@@ -48,7 +48,7 @@ class SetAgreement(Base):
     last_verdict_id: Mapped[int] = mapped_column(BigInteger)
 
 
-class AgreementPlace(Base):
+class AgreementPosition(Base):
     """Up to where in a project's feed of verdicts its agreements were looked at."""
 
     __tablename__ = "agreement_places"
