@@ -10,12 +10,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 from sqlalchemy import delete, func, or_, select, text, update
 from sqlalchemy.orm import Session
+from standardwebhooks import Webhook as Signer
 
 from app import queue
 from app.db.sessions import session_scope
@@ -63,12 +64,15 @@ ORDER BY v.xid, v.id LIMIT :limit
 
 
 def secret_of(webhook: Webhook) -> str:
-    """The key its deliveries are signed with, made of the installation's key and kept nowhere. Raises `Unavailable`."""
+    """The secret that signs its deliveries, as Standard Webhooks writes it: `whsec_` and the key in base64.
+
+    It is derived from the installation's key and stored nowhere. Raises `Unavailable`.
+    """
     key = get_settings().secret_key.encode()
     if not key:
         raise Unavailable("ILLUME_SECRET_KEY is not set: webhooks cannot be signed without it.")
     digest = hmac.new(key, f"webhook {webhook.salt}".encode(), hashlib.sha256).digest()
-    return "whsec_" + base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    return "whsec_" + base64.b64encode(digest).decode()
 
 
 def add_webhook(
@@ -353,20 +357,40 @@ def body_of(delivery: WebhookDelivery) -> bytes:
     return orjson.dumps({**head, **delivery.payload})
 
 
-def signature(secret: str, timestamp: str, body: bytes) -> str:
-    """HMAC-SHA256 of the timestamp, a full stop and the body."""
-    return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+def signed_headers(sending: Sending, at: datetime) -> dict[str, str]:
+    """The headers of Standard Webhooks, whose `webhook-id` is the same each time a delivery is sent."""
+    name = str(sending.delivery_id)
+    return {
+        "webhook-id": name,
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Signer(sending.secret).sign(name, at, sending.body.decode()),
+    }
+
+
+def legacy_headers(sending: Sending, at: datetime) -> dict[str, str]:
+    """The headers of releases before Standard Webhooks, which are sent for one more release.
+
+    Their HMAC-SHA256, of the timestamp, a full stop and the body, is keyed with the text of the secret as those
+    releases showed it: URL-safe and without padding.
+    """
+    key = sending.secret.replace("+", "-").replace("/", "_").rstrip("=").encode()
+    timestamp = str(int(at.timestamp()))
+    digest = hmac.new(key, timestamp.encode() + b"." + sending.body, hashlib.sha256).hexdigest()
+    return {
+        "Illume-Delivery": str(sending.delivery_id),
+        "Illume-Timestamp": timestamp,
+        "Illume-Signature": f"sha256={digest}",
+    }
 
 
 def send(sending: Sending, reach: safe_http.Reach) -> Answer:
     """Try once."""
-    timestamp = str(int(time.time()))
+    now = datetime.now(UTC)
     headers = {
         "Content-Type": "application/json",
         "Illume-Event": sending.event,
-        "Illume-Delivery": str(sending.delivery_id),
-        "Illume-Timestamp": timestamp,
-        "Illume-Signature": f"sha256={signature(sending.secret, timestamp, sending.body)}",
+        **signed_headers(sending, now),
+        **legacy_headers(sending, now),
     }
     try:
         status = safe_http.post(sending.url, sending.body, headers=headers, reach=reach, seconds=ANSWER_SECONDS)

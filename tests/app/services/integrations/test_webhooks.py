@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
+from standardwebhooks import Webhook as Verifier
+from standardwebhooks import WebhookVerificationError
 
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.models import DeliveryState, Project, Role, RoundState, Verdict, Webhook, WebhookDelivery
@@ -20,6 +24,7 @@ from app.services.integrations import webhooks
 from app.services.integrations.safe_http import Reach
 from app.services.kernel.actors import SYSTEM
 from app.services.rounds import rounds, versions
+from app.settings import Settings
 from tests import factories
 from tests.app.services.importing import run, table
 from tests.conftest import CommittedDatabase
@@ -116,6 +121,37 @@ class TestAddWebhook:
             webhooks.add_webhook(session, SYSTEM, url=URL, events=["verdict"], project=None)
 
 
+class TestHeaders:
+    NOW = datetime.now(UTC)
+
+    def sending(self, body: bytes = b'{"id": "7"}') -> webhooks.Sending:
+        webhook = Webhook(salt="f" * 32)
+        return webhooks.Sending(7, 1, URL, webhooks.secret_of(webhook), "verdict", body)
+
+    def test_the_library_verifies_them(self) -> None:
+        sending = self.sending('{"id": "7", "data": "Ärger"}'.encode())
+        headers = webhooks.signed_headers(sending, self.NOW)
+        assert Verifier(sending.secret).verify(sending.body, headers) == json.loads(sending.body)
+        for wrong in ({**headers, "webhook-id": "8"}, webhooks.signed_headers(sending, self.NOW - timedelta(hours=1))):
+            with pytest.raises(WebhookVerificationError):
+                Verifier(sending.secret).verify(sending.body, wrong)
+        with pytest.raises(WebhookVerificationError):
+            Verifier(sending.secret).verify(sending.body + b" ", headers)
+
+    def test_a_secret_of_the_release_before_verifies_both(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(webhooks, "get_settings", lambda: Settings(secret_key="installation"))
+        digest = hmac.new(b"installation", b"webhook " + b"f" * 32, hashlib.sha256).digest()
+        old = "whsec_" + base64.urlsafe_b64encode(digest).decode().rstrip("=")
+        assert {"-", "_"} & set(old.removeprefix("whsec_"))
+        sending = self.sending()
+        headers = webhooks.legacy_headers(sending, self.NOW)
+        signed = headers["Illume-Timestamp"].encode() + b"." + sending.body
+        assert headers["Illume-Signature"] == "sha256=" + hmac.new(old.encode(), signed, hashlib.sha256).hexdigest()
+        assert headers["Illume-Delivery"] == "7"
+        key = base64.urlsafe_b64decode(old.removeprefix("whsec_") + "=")  # as docs/data/webhooks.md says
+        assert Verifier(key).verify(sending.body, webhooks.signed_headers(sending, self.NOW)) == {"id": "7"}
+
+
 class TestEvents:
     def test_each_event_tells_its_webhooks(
         self, committed_db: CommittedDatabase, project: Project, receiver: tuple[str, Heard, list[int]]
@@ -147,10 +183,7 @@ class TestEvents:
         assert bodies["round.finished"]["data"]["state"] == "cancelled"
         assert bodies["import.finished"]["data"]["rejected"] == 1
         for headers, body in heard:
-            signed = headers["Illume-Timestamp"].encode() + b"." + body
-            expected = hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
-            assert headers["Illume-Signature"] == f"sha256={expected}"
-            assert headers["Illume-Delivery"] == json.loads(body)["id"]
+            assert Verifier(secret).verify(body, headers)["id"] == headers["webhook-id"]
         assert {one.state for one in deliveries(committed_db)} == {DeliveryState.delivered}
         sweep.run()
         webhooks.deliver(hook, reach=TRUSTED)
