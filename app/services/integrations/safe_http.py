@@ -1,27 +1,31 @@
 """Requests to addresses that somebody named: bounded in time and size, and never to a private address.
 
-A name is resolved once and the connection goes to the very address that was looked at, so that a second answer of the
-name server cannot lead elsewhere. Every redirect is looked at anew.
+A name is resolved once, and the connection goes to the very address that was checked, so that a second answer of the
+name server cannot lead elsewhere. Every redirect is checked anew.
+
+Requests go through httpcore, the transport of httpx: httpx offers no way to choose the connection's address under a
+name, or to limit the whole time of a request, and httpcore's network backends do both.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import ipaddress
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urljoin, urlsplit
+
+import httpcore
 
 from app.errors import Invalid, TooLarge
 from app.settings import get_settings
 
 MOST_REDIRECTS = 3
 MOST_URL = 2000
-CHUNK = 64 * 1024
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -77,6 +81,19 @@ class Place:
     address: str
     target: str
 
+    @property
+    def url(self) -> httpcore.URL:
+        """The address by name, as the request and the certificate have it."""
+        return httpcore.URL(
+            scheme=self.scheme.encode(), host=self.host.encode(), port=self.port, target=self.target.encode()
+        )
+
+    @property
+    def host_header(self) -> str:
+        """The header `Host`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
+
 
 def find_place(url: str, reach: Reach) -> Place:
     """Look an address up. Raises `Invalid` for what may not be reached and `Unreachable` for an unknown name."""
@@ -106,50 +123,82 @@ def find_place(url: str, reach: Reach) -> Place:
     return Place(parts.scheme, parts.hostname, port, addresses[0], target)
 
 
-class PinnedConnection(http.client.HTTPConnection):
-    """A connection to the one address that was looked at, by the name that was asked for."""
+class TimedStream(httpcore.NetworkStream):
+    """A socket on which nothing waits longer than until `deadline`, however slowly the other side reads or writes."""
 
-    def __init__(self, place: Place, seconds: float) -> None:
-        super().__init__(place.host, place.port, timeout=seconds)
-        self.default_port = 443 if place.scheme == "https" else 80
-        self._place = place
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
 
-    def connect(self) -> None:
-        """Connect, and for https check the certificate of the name."""
-        self.sock = socket.create_connection((self._place.address, self._place.port), self.timeout)
-        if self._place.scheme == "https":
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self._place.host)
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the deadline is stricter
+        """What has arrived; nothing at the end."""
+        self._sock.settimeout(seconds_until(self._deadline))
+        return self._sock.recv(max_bytes)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
+        """Send all of `buffer`."""
+        while buffer:
+            self._sock.settimeout(seconds_until(self._deadline))
+            buffer = buffer[self._sock.send(buffer) :]
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> TimedStream:
+        """Go on encrypted, once the certificate has proved to be of `server_hostname`."""
+        self._sock.settimeout(seconds_until(self._deadline))
+        return TimedStream(ssl_context.wrap_socket(self._sock, server_hostname=server_hostname), self._deadline)
+
+
+class PinnedBackend(httpcore.NetworkBackend):
+    """Connects to the one address that was checked, whatever the name."""
+
+    def __init__(self, address: str, deadline: float) -> None:
+        self._address, self._deadline = address, deadline
+
+    def connect_tcp(
+        self,
+        host: str,  # noqa: ARG002 - its address is known
+        port: int,
+        timeout: float | None = None,  # noqa: ARG002
+        local_address: str | None = None,  # noqa: ARG002
+        socket_options: Iterable[Any] | None = None,  # noqa: ARG002
+    ) -> TimedStream:
+        """Connect."""
+        left = seconds_until(self._deadline)
+        return TimedStream(socket.create_connection((self._address, port), left), self._deadline)
+
+
+def seconds_until(deadline: float) -> float:
+    """The time that is left. Raises TimeoutError when it is over."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 @contextlib.contextmanager
 def asking(
     place: Place, method: str, *, headers: Mapping[str, str], body: bytes | None, seconds: float
-) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a request; it is cut off when `seconds` are over, however slowly it drips. Raises `Unreachable`."""
-    connection = PinnedConnection(place, seconds)
-    late = threading.Event()
-
-    def cut() -> None:
-        late.set()
-        if connection.sock is not None:
-            with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(seconds, cut)
-    timer.daemon = True
-    timer.start()
+) -> Iterator[httpcore.Response]:
+    """The answer to a request; it is cut off when `seconds` are over. Raises `Unreachable`."""
+    backend = PinnedBackend(place.address, time.monotonic() + seconds)
+    sent = {"Host": place.host_header, "User-Agent": "Illume", **headers}
     try:
-        connection.request(method, place.target, body=body, headers={"User-Agent": "Illume", **headers})
-        yield connection.getresponse()
-        if late.is_set():
-            raise TimeoutError  # an answer without a length that was cut off looks whole
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        slow = late.is_set() or isinstance(error, TimeoutError)
+        with (
+            httpcore.ConnectionPool(ssl.create_default_context(), network_backend=backend) as pool,
+            pool.stream(method, place.url, headers=list(sent.items()), content=body) as answer,
+        ):
+            yield answer
+    except (OSError, ValueError, httpcore.ProtocolError) as error:
+        slow = isinstance(error, TimeoutError)
         reason = f"did not answer within {seconds:g} s" if slow else f"could not be reached: {error}"
         raise Unreachable(f"{place.host} {reason}.", field="url") from error
-    finally:
-        timer.cancel()
-        connection.close()
 
 
 def fetch(url: str, *, reach: Reach, limit: int, seconds: float) -> bytes:
@@ -158,19 +207,22 @@ def fetch(url: str, *, reach: Reach, limit: int, seconds: float) -> bytes:
         place = find_place(url, reach)
         with asking(place, "GET", headers={"Accept-Encoding": "identity"}, body=None, seconds=seconds) as answer:
             if answer.status in REDIRECTS:
-                url = urljoin(url, answer.headers.get("Location", ""))
+                url = urljoin(url, location_of(answer))
                 continue
             if answer.status != 200:
                 raise Unreachable(f"{place.host} answered {answer.status}.", field="url")
             data = bytearray()
-            while piece := answer.read(CHUNK):
+            for piece in answer.iter_stream():
                 data += piece
                 if len(data) > limit:
                     raise TooLarge(f"The file at {place.host} has over {limit >> 20} MB.", field="url")
-            if answer.length:
-                raise Unreachable(f"{place.host} broke off in the middle.", field="url")
             return bytes(data)
     raise Unreachable(f"There are over {MOST_REDIRECTS} redirects.", field="url")
+
+
+def location_of(answer: httpcore.Response) -> str:
+    """Where a redirect leads."""
+    return next((value.decode("latin-1") for name, value in answer.headers if name.lower() == b"location"), "")
 
 
 def post(url: str, body: bytes, *, headers: Mapping[str, str], reach: Reach, seconds: float) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -108,6 +110,14 @@ class Handler(BaseHTTPRequestHandler):
                     time.sleep(0.05)
                 except OSError:
                     return
+        elif self.path == "/slow-head":
+            self.send_response(200)
+            for _ in range(100):
+                try:
+                    self.wfile.write(b"X-Header: x\r\n")
+                    time.sleep(0.05)
+                except OSError:
+                    return
         elif self.path == "/short":
             self.send_response(200)
             self.send_header("Content-Length", "100")
@@ -184,10 +194,37 @@ class TestFetch:
         with pytest.raises(Unreachable, match=word):
             self.fetch(server, reach, path)
 
-    def test_one_that_drips(self, server: tuple[int, list[str]], reach: Reach) -> None:
+    @pytest.mark.parametrize("path", ["/drip", "/slow-head"])
+    def test_one_that_drips(self, server: tuple[int, list[str]], reach: Reach, path: str) -> None:
         with pytest.raises(Unreachable, match=r"did not answer within 0\.3 s"):
-            self.fetch(server, reach, "/drip", seconds=0.3)
+            self.fetch(server, reach, path, seconds=0.3)
+
+    def test_an_encrypted_connection_asks_for_the_name(self, reach: Reach) -> None:
+        heard: list[bytes] = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def listen() -> None:
+                connection, _ = listener.accept()
+                with connection:
+                    heard.append(connection.recv(4096))  # the client's greeting, which names the server
+                    connection.sendall(b"no TLS")
+
+            thread = threading.Thread(target=listen, daemon=True)
+            thread.start()
+            url = f"https://images.example.org:{listener.getsockname()[1]}/"
+            with pytest.raises(Unreachable, match="could not be reached"):
+                safe_http.fetch(url, reach=replace(reach, schemes=("https",)), limit=10, seconds=5)
+            thread.join(5)
+        assert b"images.example.org" in heard[0]
 
     def test_nobody_there(self, reach: Reach) -> None:
         with pytest.raises(Unreachable, match="could not be reached"):
             safe_http.fetch("http://images.example.org:1/", reach=reach, limit=10, seconds=2)
+
+
+class TestPost:
+    def test_one_that_does_not_read(self, reach: Reach) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"http://images.example.org:{listener.getsockname()[1]}/"
+            with pytest.raises(Unreachable, match=r"did not answer within 0\.3 s"):
+                safe_http.post(url, b"x" * 50_000_000, headers={}, reach=reach, seconds=0.3)
