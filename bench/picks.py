@@ -32,7 +32,7 @@ from illume.evaluation.metrics import paired_bootstrap
 from illume.model.vlm import Vlm, load_vlm, set_adapter
 from illume.prompts_file import load_prompts
 from illume.records import Example, Rationale, stable_seed
-from illume.sampling.sampling import sample_rationales
+from illume.sampling.generation import sample_rationales
 from illume.settings import EvaluationSettings, SamplingSettings, TuningSettings
 from illume.tuning.job import TuningJob, read_json, write_job, write_json
 from illume.tuning.launcher import tune

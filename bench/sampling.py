@@ -26,10 +26,10 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from illume.model.prompting import render_rationale_prompt
-from illume.model.vlm import Vlm, bare_model, decode, encode, load_vlm, stop_ids
+from illume.model.vlm import Vlm, bare_model, decode, encode, load_vlm, stop_token_ids
 from illume.prompts_file import load_prompts
 from illume.records import Example
-from illume.sampling.sampling import sample_rationales
+from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
 from illume.texts import normalise_rationale
 
@@ -45,7 +45,7 @@ def ours(vlm: Vlm, examples: Sequence[Example], settings: SamplingSettings) -> R
 @torch.inference_mode()
 def plain(vlm: Vlm, examples: Sequence[Example], settings: SamplingSettings) -> Result:
     torch.manual_seed(0)
-    model, stops = bare_model(vlm), set(stop_ids(vlm))
+    model, stops = bare_model(vlm), set(stop_token_ids(vlm))
     top_k = max(1, round(settings.top_k_share * model.config.get_text_config().vocab_size))
     result: Result = []
     for example in examples:

@@ -21,7 +21,7 @@ from app.services.rounds import lease
 from app.settings import get_settings
 from illume.model.vlm import Vlm
 from illume.records import Example, Rationale, stable_seed
-from illume.sampling.sampling import sample_rationales
+from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
 from worker.device import holding_device
 from worker.model_cache import ModelCache

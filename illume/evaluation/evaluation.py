@@ -1,14 +1,16 @@
-"""How good a version is: its rationales and answers on given prompts, scored prompt by prompt, as plain data.
+"""Evaluates a model version on given prompts: scores of its answers and rationales, prompt by prompt.
 
-The result of `evaluate` is JSON-able:
+The result of `evaluate` can be written as JSON:
 
-* `prompts`: the ids, in the order of every list below.
-* `answers`: the model's own greedy answers (`own`), the gold ones, `correct` (None without a gold answer), `accuracy`.
-* `gold`, `own`: rationales written behind the gold answer (the own one where there is none) and behind the model's
-  own, each with `greedy` and `sampled`: `rationales` (a list of texts per prompt), per-prompt means `rouge_l`, `cider`
-  (None without references), `faithful` (None without a scene), and `means` over the corpus, with `bleu` (1-4) and
-  `distinct_2`. Under `own`, `filtered` repeats the means over the prompts whose own answer is right, as the field
-  reports them. With METEOR's program also `meteor` by prompt and on average, and `meteor_corpus`, its corpus score.
+* `prompts`: the example ids, in the order of all lists below.
+* `answers`: the model's own greedy answers (`own`), the gold answers (`gold`), `correct` (None without a gold answer),
+  and `accuracy`.
+* `gold`, `own`: scores of rationales generated after the gold answer (or the model's own if there is none), and after
+  the model's own answer. Both have `greedy` and `sampled`, with `rationales` (a list of texts per prompt), per-prompt
+  means `rouge_l`, `cider` (None without references) and `faithful` (None without a scene), and `means` over the corpus,
+  with `bleu` (1-4) and `distinct_2`. Under `own`, `filtered` repeats the means over prompts whose own answer is
+  correct, as is common in the literature. If METEOR is computed, there are also `meteor`, per prompt and on average,
+  and `meteor_corpus`.
 * `heldout`: the mean log-likelihood per token of held-out accepted rationales, one by one and on average.
 """
 
@@ -22,12 +24,13 @@ from typing import Any, Literal, get_args
 from illume.evaluation.meteor import Meteor
 from illume.evaluation.metrics import answer_correct, bleu, cider, distinct_n, faithful, rouge_l
 from illume.model.prompting import DEFAULT_TEMPLATE, render_rationale_prompt
-from illume.model.vision_cache import EncodedPrompts
+from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, bare_model, decode
 from illume.records import Example, TrainingRow, stable_seed
-from illume.sampling.decoding import DecodePrompt, Draw, Written, decode_prompts
-from illume.sampling.prefix_reuse import lead_tails
-from illume.sampling.sampling import generate_answers, mean_logprobs
+from illume.sampling.decoding import Completion, DecodeRequest, decode_prompts
+from illume.sampling.generation import generate_answers, mean_logprobs
+from illume.sampling.prefix_reuse import count_suffix_tokens
+from illume.sampling.sampler import SamplingParams
 from illume.settings import EvaluationSettings, SamplingSettings
 
 Scores = dict[str, Any]
@@ -48,66 +51,67 @@ def evaluate(
     known: Mapping[str, Any] | None = None,
     on_part: Callable[[str, Any], None] | None = None,
     progress: Callable[[int], None] | None = None,
-    memory: EncodedPrompts | None = None,
+    prompt_cache: EncodedPromptCache | None = None,
     meteor: Meteor | None = None,
 ) -> Scores:
-    """Scores the version that `vlm` holds on `examples`, and on `heldout` rationales.
+    """Scores the model in `vlm` on `examples`, and on `heldout` rationales.
 
-    Where several versions of a base are scored on the same examples, `memory` keeps what they share. With `meteor`
+    `known` holds parts that were computed before; they are copied into the result. `on_part` is called with each new
+    part as soon as it is complete, `progress` with the number of newly generated texts (it may raise to stop).
+    `prompt_cache` saves work when several versions of a base model are scored on the same examples. With `meteor`,
     rationales are scored by METEOR too.
 
-    `known` brings parts that were computed before and are taken as they are; `on_part` is called with each new part as
-    soon as it is there, `progress` with the number of texts newly done (it may raise to stop). `own` needs `answers`,
-    and so does `gold` where an example has no gold answer.
+    The part `own` needs `answers`, and so does `gold` if an example has no gold answer; ValueError is raised without.
     """
     scores: Scores = {
         "prompts": [example.id for example in examples],
         "settings": dataclasses.asdict(settings) | {"template": template},
     }
-    tick = progress or (lambda _: None)
-    early = None
-    if memory is not None and {"answers", "gold"} <= set(parts) - set(known or {}):
-        early = _write_together(vlm, examples, settings, template, tick, memory)
-    wanted = {part: part in parts or part in (known or {}) for part in PARTS}
+    known = known or {}
+    report = progress or (lambda _: None)
+    together = None
+    if prompt_cache is not None and {"answers", "gold"} <= set(parts) - set(known):
+        together = _generate_together(vlm, examples, settings, template, report, prompt_cache)
     for part in PARTS:
-        if not wanted[part]:
-            continue
-        if known is not None and part in known:
+        if part in known:
             scores[part] = known[part]
             continue
+        if part not in parts:
+            continue
         if part == "answers":
-            scores[part] = _answers(vlm, examples, settings, template, tick, memory, early and early[1])
+            answers = together and together[1]
+            scores[part] = _score_answers(vlm, examples, settings, template, report, prompt_cache, answers)
         elif part == "heldout":
-            scores[part] = _heldout(vlm, heldout, template)
-            tick(len(heldout))
+            scores[part] = _score_heldout(vlm, heldout, template)
+            report(len(heldout))
         else:
-            scores[part] = _rationales(
-                vlm, examples, settings, template, part, scores, tick, memory, early and early[0]
-            )
+            texts = together[0] if together and part == "gold" else None
+            scores[part] = _score_part(vlm, examples, settings, template, part, scores, report, prompt_cache, texts)
         if on_part is not None:
             on_part(part, scores[part])
     return scores if meteor is None else add_meteor(scores, examples, meteor)
 
 
 def n_texts(examples: Sequence[Example], settings: EvaluationSettings, *, parts: Sequence[Part] = PARTS) -> int:
-    """About how many texts `evaluate` has written when it is done, for progress displays."""
+    """Estimates how many texts `evaluate` will have reported to `progress` in the end."""
     each = {"answers": 1, "gold": 1 + settings.samples, "own": 1 + settings.samples, "heldout": 0}
     return len(examples) * sum(each[part] for part in parts)
 
 
-def _answers(
+def _score_answers(
     vlm: Vlm,
     examples: Sequence[Example],
     settings: EvaluationSettings,
     template: str,
-    tick: Callable[[int], None],
-    memory: EncodedPrompts | None,
-    early: list[str] | None,
+    report: Callable[[int], None],
+    prompt_cache: EncodedPromptCache | None,
+    own: list[str] | None,
 ) -> Scores:
-    sampling = SamplingSettings(max_new_tokens=settings.max_answer_tokens, template=template)
-    own = early or []
-    if early is None and examples:
-        own = generate_answers(vlm, examples, sampling, progress=_counter(tick, 1), memory=memory)
+    """The part `answers`; generates the model's own answers unless they are given in `own`."""
+    if own is None:
+        sampling = SamplingSettings(max_new_tokens=settings.max_answer_tokens, template=template)
+        progress = _count_texts(report, 1)
+        own = generate_answers(vlm, examples, sampling, progress=progress, prompt_cache=prompt_cache)
     correct = [
         None if example.answer is None else answer_correct(answer, example.answer)
         for example, answer in zip(examples, own, strict=True)
@@ -115,116 +119,139 @@ def _answers(
     return {"own": own, "gold": [example.answer for example in examples], "correct": correct, "accuracy": mean(correct)}
 
 
-def _rationales(
+def _score_part(
     vlm: Vlm,
     examples: Sequence[Example],
     settings: EvaluationSettings,
     template: str,
     part: Part,
     scores: Mapping[str, Any],
-    tick: Callable[[int], None],
-    memory: EncodedPrompts | None,
-    early: list[list[str]] | None,
+    report: Callable[[int], None],
+    prompt_cache: EncodedPromptCache | None,
+    texts: list[list[str]] | None,
 ) -> Scores:
+    """The part `gold` or `own`; generates the rationales unless they are given in `texts`."""
     answers = _prompt_answers(examples, part, scores)
-    texts: list[list[str]] = [[] for _ in examples]
-    remembered = memory if part == "gold" else None  # each version has own answers of its own
-    todo = list(range(len(examples)))
-    if part == "own" and "gold" in scores:
-        # Where the model's own answer is the gold one, prompt, seeds and so rationales are the same.
-        for index, answer in enumerate(_prompt_answers(examples, "gold", scores)):
-            if answer.strip() == answers[index].strip():
-                gold = scores["gold"]
-                texts[index] = gold["greedy"]["rationales"][index] + gold["sampled"]["rationales"][index]
-        todo = [index for index in todo if not texts[index]]
-        tick((len(examples) - len(todo)) * (1 + settings.samples))
-    asked = [replace(examples[index], answer=answers[index]) for index in todo]
-    if early is not None:
-        texts = early
-    else:
-        rows, _ = _write(vlm, asked, settings, template, tick, remembered)
-        for index, written in zip(todo, rows, strict=True):
-            texts[index] = written
-    judged = [replace(example, answer=answer) for example, answer in zip(examples, answers, strict=True)]
+    explained = [replace(example, answer=answer) for example, answer in zip(examples, answers, strict=True)]
+    if texts is None and part == "gold":
+        texts, _ = _generate(vlm, explained, settings, template, report, prompt_cache)
+    elif texts is None:
+        texts = _generate_after_own_answers(vlm, examples, answers, settings, template, scores, report)
     correct = scores["answers"]["correct"] if part == "own" else None
     return {
-        "greedy": score_rationales(judged, [row[:1] for row in texts], correct=correct),
-        "sampled": score_rationales(judged, [row[1:] for row in texts], correct=correct),
+        "greedy": score_rationales(explained, [row[:1] for row in texts], correct=correct),
+        "sampled": score_rationales(explained, [row[1:] for row in texts], correct=correct),
     }
 
 
+def _generate_after_own_answers(
+    vlm: Vlm,
+    examples: Sequence[Example],
+    own_answers: Sequence[str],
+    settings: EvaluationSettings,
+    template: str,
+    scores: Mapping[str, Any],
+    report: Callable[[int], None],
+) -> list[list[str]]:
+    """The rationales of the part `own`.
+
+    If the own answer is the gold one, prompt and seeds are the same, so the rationales of the part `gold` are reused.
+    There is no prompt cache: each version has different own answers.
+    """
+    texts: list[list[str]] = [[] for _ in examples]
+    if "gold" in scores:
+        greedy, sampled = (scores["gold"][style]["rationales"] for style in ("greedy", "sampled"))
+        for index, answer in enumerate(_prompt_answers(examples, "gold", scores)):
+            if answer.strip() == own_answers[index].strip():
+                texts[index] = greedy[index] + sampled[index]
+    missing = [index for index, row in enumerate(texts) if not row]
+    if "gold" in scores:
+        report((len(examples) - len(missing)) * (1 + settings.samples))
+    explained = [replace(examples[index], answer=own_answers[index]) for index in missing]
+    rows, _ = _generate(vlm, explained, settings, template, report, None)
+    for index, row in zip(missing, rows, strict=True):
+        texts[index] = row
+    return texts
+
+
 def _prompt_answers(examples: Sequence[Example], part: str, scores: Mapping[str, Any]) -> list[str]:
-    """The answer that stands in each rationale prompt."""
+    """The answer in each rationale prompt."""
     own = scores.get("answers", {}).get("own", [None] * len(examples))
     chosen = []
-    for example, mine in zip(examples, own, strict=True):
-        answer = mine if part == "own" or example.answer is None else example.answer
+    for example, own_answer in zip(examples, own, strict=True):
+        answer = own_answer if part == "own" or example.answer is None else example.answer
         if answer is None:
             raise ValueError(f"{example.id} has no gold answer, and the model was not asked for its own")
         chosen.append(answer)
     return chosen
 
 
-def _write_together(
+def _generate_together(
     vlm: Vlm,
     examples: Sequence[Example],
     settings: EvaluationSettings,
     template: str,
-    tick: Callable[[int], None],
-    memory: EncodedPrompts,
+    report: Callable[[int], None],
+    prompt_cache: EncodedPromptCache,
 ) -> tuple[list[list[str]], list[str]] | None:
-    """Rationales behind the gold answers, and own answers, of one pass over each prompt; None where that cannot be."""
+    """Rationales after the gold answers, and the own answers, with one forward pass over each prompt.
+
+    None if an example has no gold answer, or if the model or the template does not allow prefix reuse.
+    """
     if any(example.answer is None for example in examples):
         return None
-    tails = lead_tails(vlm, examples, template=template)
-    return None if tails is None else _write(vlm, examples, settings, template, tick, memory, tails)
+    suffix_lengths = count_suffix_tokens(vlm, examples, template=template)
+    if suffix_lengths is None:
+        return None
+    return _generate(vlm, examples, settings, template, report, prompt_cache, suffix_lengths)
 
 
-def _write(
+def _generate(
     vlm: Vlm,
     examples: Sequence[Example],
     settings: EvaluationSettings,
     template: str,
-    tick: Callable[[int], None],
-    memory: EncodedPrompts | None,
-    tails: Sequence[int] | None = None,
+    report: Callable[[int], None],
+    prompt_cache: EncodedPromptCache | None,
+    suffix_lengths: Sequence[int] | None = None,
 ) -> tuple[list[list[str]], list[str]]:
-    """The greedy rationale of each example, and `settings.samples` independent ones; with `tails` also own answers.
+    """Generates a greedy rationale for each example, then `settings.samples` sampled ones.
 
-    Independent: an equal text is not drawn again, as it is for critics, since that would favour rare texts.
+    With `suffix_lengths` of `count_suffix_tokens` own answers are generated too, else they are empty. Unlike in the
+    candidate sets that critics see, duplicates are kept: redrawing them would favour rare texts.
     """
     vocabulary = bare_model(vlm).config.get_text_config().vocab_size
     top_k = max(1, round(settings.top_k_share * vocabulary))
     texts: list[list[str]] = [[] for _ in examples]
     answers = ["" for _ in examples]
-    prompts = []
-    for example, tail in zip(examples, tails or [0] * len(examples), strict=True):
+    requests = []
+    for example, suffix_length in zip(examples, suffix_lengths or [0] * len(examples), strict=True):
         seeds = [stable_seed(settings.seed, example.id, number) for number in range(settings.samples)]
-        draws = (Draw(), *(Draw(settings.temperature, top_k, seed=seed) for seed in seeds))
+        sampled = [SamplingParams(settings.temperature, top_k, seed=seed) for seed in seeds]
         text = render_rationale_prompt(example.question, example.answer or "", template=template)
-        prompts.append(DecodePrompt(text, example.images, draws, tail))
+        requests.append(DecodeRequest(text, example.images, (SamplingParams(), *sampled), suffix_length))
 
-    def keep(index: int, written: list[Written]) -> Sequence[Draw]:
+    def keep(index: int, completions: list[Completion]) -> Sequence[SamplingParams]:
         if index < 0:
-            answers[~index] = decode(vlm, written[0].ids[: settings.max_answer_tokens])
+            answers[~index] = decode(vlm, completions[0].token_ids[: settings.max_answer_tokens])
         else:
-            texts[index] = [decode(vlm, one.ids) for one in written]
+            texts[index] = [decode(vlm, one.token_ids) for one in completions]
         return ()
 
-    if prompts:
+    if requests:
         decode_prompts(
             vlm,
-            prompts,
+            requests,
             max_new_tokens=settings.max_new_tokens,
             token_budget=_TOKEN_BUDGET,
-            next_draws=keep,
-            progress=_counter(tick, 1 + settings.samples + (tails is not None)),
-            memory=memory,
+            on_completions=keep,
+            progress=_count_texts(report, 1 + settings.samples + (suffix_lengths is not None)),
+            prompt_cache=prompt_cache,
         )
     return texts, answers
 
 
-def _heldout(vlm: Vlm, rows: Sequence[TrainingRow], template: str) -> Scores:
+def _score_heldout(vlm: Vlm, rows: Sequence[TrainingRow], template: str) -> Scores:
     triples = [(row.example, row.example.answer or "", row.rationale) for row in rows if row.rationale is not None]
     settings = SamplingSettings(template=template, token_budget=_TOKEN_BUDGET)
     values = mean_logprobs(vlm, triples, settings) if triples else []
@@ -234,12 +261,13 @@ def _heldout(vlm: Vlm, rows: Sequence[TrainingRow], template: str) -> Scores:
 def score_rationales(
     examples: Sequence[Example], texts: Sequence[Sequence[str]], *, correct: Sequence[bool | None] | None = None
 ) -> Scores:
-    """Scores of `texts` (rationales of each example, whose answer is the one they explain), by prompt and in all.
+    """Scores `texts`, a list of rationales for each example, by prompt and over all examples.
 
-    With `correct`, also the means over the examples where it is True.
+    The `answer` of an example must be the one that its rationales explain. With `correct`, the means over the examples
+    where it is True are added as `filtered`.
     """
     ciders = _ciders(examples, texts)
-    rows: Scores = {
+    result: Scores = {
         "rationales": [list(row) for row in texts],
         "rouge_l": [
             mean([rouge_l(text, example.references) for text in row]) if example.references else None
@@ -250,47 +278,47 @@ def score_rationales(
             mean([_faithful(text, example) for text in row]) for example, row in zip(examples, texts, strict=True)
         ],
     }
-    rows["means"] = _means(examples, rows, range(len(examples)))
+    result["means"] = _means(examples, result, range(len(examples)))
     if correct is not None:
-        rows["filtered"] = _means(examples, rows, [index for index, right in enumerate(correct) if right])
-    return rows
+        result["filtered"] = _means(examples, result, [index for index, right in enumerate(correct) if right])
+    return result
 
 
 def add_meteor(scores: Scores, examples: Sequence[Example], program: Meteor) -> Scores:
-    """`scores`, a result of `evaluate` on `examples`, with METEOR of all rationales whose prompt has references."""
-    whole = dict(scores)
+    """Adds METEOR of all rationales with references to `scores`, a result of `evaluate` on `examples`."""
+    result = dict(scores)
     for part in ("gold", "own"):
-        if part in whole:
-            styles = {name: _with_meteor(rows, examples, scores, program) for name, rows in whole[part].items()}
-            whole[part] = styles
-    return whole
+        if part in scores:
+            result[part] = {
+                style: _with_meteor(styled, examples, scores, program) for style, styled in scores[part].items()
+            }
+    return result
 
 
-def _with_meteor(rows: Scores, examples: Sequence[Example], scores: Scores, program: Meteor) -> Scores:
-    """`rows`, a result of `score_rationales`, with METEOR; a text is scored once however many means it is in."""
-    texts = rows["rationales"]
+def _with_meteor(styled: Scores, examples: Sequence[Example], scores: Scores, program: Meteor) -> Scores:
+    """Adds METEOR to `styled`, a result of `score_rationales`. `program` scores no text twice."""
+    texts = styled["rationales"]
 
-    def pairs(chosen: Sequence[int]) -> list[tuple[str, Sequence[str]]]:
-        return [(text, examples[index].references) for index in chosen for text in texts[index]]
+    def score(chosen: Sequence[int]) -> tuple[float | None, list[float]]:
+        """The corpus score of the chosen examples, and the scores of their texts."""
+        pairs = [(text, examples[index].references) for index in chosen for text in texts[index]]
+        scored = [(text, references) for text, references in pairs if references]
+        return program.score([text for text, _ in scored], [refs for _, refs in scored]) if scored else (None, [])
 
-    def of(chosen: Sequence[int]) -> tuple[float | None, list[float]]:
-        asked = [(text, references) for text, references in pairs(chosen) if references]
-        return program.score([text for text, _ in asked], [refs for _, refs in asked]) if asked else (None, [])
-
-    everything = range(len(examples))
-    values = iter(of(everything)[1])
+    all_examples = range(len(examples))
+    values = iter(score(all_examples)[1])
     by_prompt = [
         mean([next(values) for _ in row]) if example.references else None
         for example, row in zip(examples, texts, strict=True)
     ]
-    chosen = {"means": list(everything)}
-    if "filtered" in rows:
+    chosen = {"means": list(all_examples)}
+    if "filtered" in styled:
         chosen["filtered"] = [index for index, right in enumerate(scores["answers"]["correct"]) if right]
     means = {
-        name: rows[name] | {"meteor": mean([by_prompt[index] for index in some]), "meteor_corpus": of(some)[0]}
-        for name, some in chosen.items()
+        name: styled[name] | {"meteor": mean([by_prompt[i] for i in indices]), "meteor_corpus": score(indices)[0]}
+        for name, indices in chosen.items()
     }
-    return rows | {"meteor": by_prompt} | means
+    return styled | {"meteor": by_prompt} | means
 
 
 def _faithful(text: str, example: Example) -> bool | None:
@@ -298,7 +326,7 @@ def _faithful(text: str, example: Example) -> bool | None:
 
 
 def _ciders(examples: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[float | None]:
-    """CIDEr-D of each example's texts on average; document frequencies count every example once."""
+    """The mean CIDEr-D of each example's texts. Document frequencies count every example once."""
     scored = [index for index, example in enumerate(examples) if example.references and texts[index]]
     values: list[list[float]] = [[] for _ in examples]
     for number in range(max((len(texts[index]) for index in scored), default=0)):
@@ -309,32 +337,33 @@ def _ciders(examples: Sequence[Example], texts: Sequence[Sequence[str]]) -> list
     return [mean(row) for row in values]
 
 
-def _means(examples: Sequence[Example], rows: Mapping[str, Any], chosen: Sequence[int]) -> Scores:
-    texts = [(text, examples[index].references) for index in chosen for text in rows["rationales"][index]]
+def _means(examples: Sequence[Example], result: Mapping[str, Any], chosen: Sequence[int]) -> Scores:
+    """Means and corpus scores over the chosen examples."""
+    texts = [(text, examples[index].references) for index in chosen for text in result["rationales"][index]]
     referenced = [(text, references) for text, references in texts if references]
     return {
         "n": len(chosen),
-        "rouge_l": mean([rows["rouge_l"][index] for index in chosen]),
-        "cider": mean([rows["cider"][index] for index in chosen]),
-        "faithful": mean([rows["faithful"][index] for index in chosen]),
+        "rouge_l": mean([result["rouge_l"][index] for index in chosen]),
+        "cider": mean([result["cider"][index] for index in chosen]),
+        "faithful": mean([result["faithful"][index] for index in chosen]),
         "bleu": bleu([text for text, _ in referenced], [refs for _, refs in referenced]) if referenced else None,
         "distinct_2": distinct_n([text for text, _ in texts], 2),
     }
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that are there; None where none is."""
+    """The mean of the values that are not None; None if there are none."""
     present = [float(value) for value in values if value is not None]
     return sum(present) / len(present) if present else None
 
 
-def _counter(tick: Callable[[int], None], texts_each: int) -> Callable[[int, int], None]:
-    """Turns 'so many prompts are done' into 'so many texts are new'."""
+def _count_texts(report: Callable[[int], None], texts_per_prompt: int) -> Callable[[int, int], None]:
+    """A progress callback of `decode_prompts` that reports the number of new texts."""
     before = 0
 
-    def progress(done: int, total: int) -> None:  # noqa: ARG001  (the sampler's signature)
+    def progress(done: int, total: int) -> None:  # noqa: ARG001 - part of the callback's signature
         nonlocal before
-        tick((done - before) * texts_each)
+        report((done - before) * texts_per_prompt)
         before = done
 
     return progress

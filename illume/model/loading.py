@@ -1,4 +1,4 @@
-"""What is read, and refused, before any weights are: configurations, processors, and whether an adapter fits a base."""
+"""Checks made before any weights are read: configuration, processor, and whether an adapter fits a base model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from illume.errors import VlmError as VlmError
 
 ADAPTER_RECORD = "illume_adapter.json"
-"""The file beside an adapter's weights that says which base they belong to."""
+"""The file in an adapter's folder that names the base model the adapter was trained on."""
 
 _LOAD_ERRORS = (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError)
-"""What the auto classes of transformers raise for folders that lack or garble a file."""
+"""What the auto classes of transformers raise when a file is missing or malformed."""
 
 
 # --- configurations and processors ---
 
 
 def read_config(base: str) -> Any:
-    """The configuration of `base`; raises VlmError for a missing folder and for a model that takes no images."""
+    """Reads the configuration of `base`. Raises VlmError if the folder is missing or the model takes no images."""
     folder = Path(base)
     in_folder = folder.parent != Path() and folder.parent.is_dir()
     looks_local = folder.is_absolute() or base.startswith(".") or base.count("/") > 1 or in_folder
@@ -36,37 +36,42 @@ def read_config(base: str) -> Any:
         if not folder.is_dir():
             raise VlmError(f"there is no model folder {base}")
         if not (folder / "config.json").is_file():
-            raise VlmError(f"the folder {base} holds no model: config.json is missing")
+            raise VlmError(f"the folder {base} contains no model: config.json is missing")
     try:
         config = AutoConfig.from_pretrained(base, local_files_only=folder.is_dir())
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise VlmError(f"the model {base} cannot be found or read: {reason}") from error
+        raise VlmError(f"the model {base} could not be found or read: {reason}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise VlmError(f"{base} is a {config.model_type} model: it does not take images and texts and write text")
+        raise VlmError(f"{base} is a {config.model_type} model: it does not generate text from images and text")
     return config
 
 
 class _NoVideo:
-    """Stands where a processor asks its video processor for settings."""
+    """Placeholder for processors that read settings from their video processor."""
 
     num_frames = fps = None
 
 
-def image_only(kind: type[Any]) -> type[Any]:
-    """The processor class `kind` without its video processor: video processors need torchvision, images do not."""
+def without_video_processor(processor_class: type[Any]) -> type[Any]:
+    """A subclass of `processor_class` without a video processor, which would need torchvision; images do not."""
 
     def get_attributes(cls: Any) -> list[str]:
-        return [name for name in super(made, cls).get_attributes() if name != "video_processor"]
+        return [name for name in super(subclass, cls).get_attributes() if name != "video_processor"]
 
-    made: type[Any] = type(
-        kind.__name__, (kind,), {"video_processor": _NoVideo(), "get_attributes": classmethod(get_attributes)}
+    subclass: type[Any] = type(
+        processor_class.__name__,
+        (processor_class,),
+        {"video_processor": _NoVideo(), "get_attributes": classmethod(get_attributes)},
     )
-    return made
+    return subclass
 
 
 def load_processor(base: str, config: Any) -> Any:
-    """The processor of `base`, with an image processor and a tokenizer that can pad; raises VlmError without them."""
+    """Loads the processor of `base`. Raises VlmError if it lacks an image processor or a tokenizer.
+
+    A tokenizer without a padding token pads with its end-of-sequence token.
+    """
     local = Path(base).is_dir()
     try:
         processor = AutoProcessor.from_pretrained(base, local_files_only=local)
@@ -82,24 +87,24 @@ def load_processor(base: str, config: Any) -> Any:
 
 
 def _assemble_processor(base: str, config: Any, local: bool, cause: Exception) -> Any:
-    """Builds a processor part by part, without the video processor that may have been the `cause` of a failure."""
+    """Builds a processor part by part, without the video processor whose absence may be the `cause` of the failure."""
     if type(config) not in PROCESSOR_MAPPING:
         raise VlmError(f"the processor of {base} is missing or cannot be loaded: {cause}") from cause
-    kind = image_only(PROCESSOR_MAPPING[type(config)])
+    processor_class = without_video_processor(PROCESSOR_MAPPING[type(config)])
     loaders = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
     try:
-        settings, rest = kind.get_processor_dict(base, local_files_only=local)
-        names = kind.get_attributes()
+        settings, rest = processor_class.get_processor_dict(base, local_files_only=local)
+        names = processor_class.get_attributes()
         if unknown := [name for name in names if name not in loaders]:
-            raise VlmError(f"the processor of {base} needs a {unknown[0]}, which cannot be loaded here")
+            raise VlmError(f"the processor of {base} needs a {unknown[0]}, which is not supported")
         parts = [loaders[name].from_pretrained(base, local_files_only=local) for name in names]
-        return kind.from_args_and_dict(parts, {**settings, "video_processor": None}, **rest)
+        return processor_class.from_args_and_dict(parts, {**settings, "video_processor": None}, **rest)
     except _LOAD_ERRORS as error:
         raise VlmError(f"the processor of {base} is missing or cannot be loaded: {error}") from error
 
 
 def pick_device(device: str) -> torch.device:
-    """The device by name; "auto" is the GPU where there is one. Raises VlmError for one that is not here."""
+    """The device with this name; "auto" prefers a GPU. Raises VlmError if this machine does not have the device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -114,7 +119,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The precision by name; "auto" is bfloat16 on a GPU that has it, else float32."""
+    """The dtype with this name; "auto" is bfloat16 on a GPU that supports it, else float32."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -127,9 +132,10 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def base_fingerprint(base: str) -> str | None:
-    """A hash that tells two bases of one shape apart: configuration, weight file sizes, headers and samples.
+    """A hash that tells apart two base models of the same shape.
 
-    None for a hub name: its name stands for it.
+    It covers the configuration, and for each weight file its size and 16 samples of 64 KiB (the header among them):
+    hashing all weights of a large model would take minutes. None for a hub name, which identifies the model by itself.
     """
     folder = Path(base)
     if not folder.is_dir():
@@ -150,20 +156,23 @@ def base_fingerprint(base: str) -> str | None:
 
 
 def check_adapter(base: str, adapter: str, *, config: Any = None) -> None:
-    """Raises VlmError unless `adapter` is a LoRA adapter made for `base`: by its record, module names and shapes.
+    """Raises VlmError unless `adapter` is a LoRA adapter made for `base`.
 
-    Reads headers only; the base is built without memory.
+    Compares the recorded base model, module names and tensor shapes. Reads file headers only, and builds the base model
+    on the meta device, which allocates no memory for weights.
     """
     folder = Path(adapter)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
-            raise VlmError(f"{adapter} is no adapter: {name} is missing")
+            raise VlmError(f"{adapter} is not an adapter: {name} is missing")
     record_file = folder / ADAPTER_RECORD
     if record_file.is_file():
         recorded = json.loads(record_file.read_text())
         present = base_fingerprint(base)
         if recorded.get("base_fingerprint") and present and recorded["base_fingerprint"] != present:
-            raise VlmError(f"the adapter {adapter} was made for another base ({recorded.get('base')}), not for {base}")
+            raise VlmError(
+                f"the adapter {adapter} was made for another base model ({recorded.get('base')}), not for {base}"
+            )
     config = read_config(base) if config is None else config
     with torch.device("meta"):
         skeleton = AutoModelForImageTextToText.from_config(config)
@@ -171,10 +180,12 @@ def check_adapter(base: str, adapter: str, *, config: Any = None) -> None:
     shapes = _tensor_shapes(folder / "adapter_model.safetensors")
     _check_shapes(base, adapter, modules, shapes)
     settings = PeftConfig.from_pretrained(adapter)
-    wanted = {name for name, module in modules.items() if hasattr(module, "weight") and _is_target(settings, name)}
-    brought = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in shapes}
-    if missing := sorted(wanted - brought):
-        raise VlmError(f"the adapter {adapter} was made for another base: it brings nothing for {missing[0]} of {base}")
+    targets = {name for name, module in modules.items() if hasattr(module, "weight") and _is_target(settings, name)}
+    adapted = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in shapes}
+    if missing := sorted(targets - adapted):
+        raise VlmError(
+            f"the adapter {adapter} was made for another base model: it has no weights for {missing[0]} of {base}"
+        )
 
 
 def _is_target(settings: Any, name: str) -> bool:
@@ -182,7 +193,7 @@ def _is_target(settings: Any, name: str) -> bool:
 
 
 def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes from the header of a safetensors file."""
+    """Reads tensor names and shapes from the header of a safetensors file."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -196,16 +207,16 @@ def _check_shapes(base: str, adapter: str, modules: Mapping[str, Any], shapes: M
         path, part, _ = key.removeprefix("base_model.model.").partition(".lora_")
         if not part:
             continue
-        which = key[len("base_model.model.") + len(path) :]
+        suffix = key[len("base_model.model.") + len(path) :]
         module = modules.get(path)
         if module is None:
-            raise VlmError(f"the adapter {adapter} was made for another base: {base} has no module {path}")
+            raise VlmError(f"the adapter {adapter} was made for another base model: {base} has no module {path}")
         weight = getattr(module, "weight", None)
         if weight is None or weight.dim() != 2 or len(shape) != 2:
             continue
-        axis = 1 if which.startswith(".lora_A") else 0 if which.startswith(".lora_B") else None
+        axis = 1 if suffix.startswith(".lora_A") else 0 if suffix.startswith(".lora_B") else None
         if axis is not None and shape[axis] != weight.shape[axis]:
             raise VlmError(
-                f"the adapter {adapter} was made for another base: {path} has weights of {tuple(weight.shape)}"
-                f" in {base}, and the adapter brings {shape}"
+                f"the adapter {adapter} was made for another base model: {path} has weights of shape"
+                f" {tuple(weight.shape)} in {base}, but the adapter's have shape {shape}"
             )

@@ -1,4 +1,7 @@
-"""An adapter folded into copies of the weights it changes, for as long as many tokens are written."""
+"""Merges an adapter into copies of the weights it changes, for the duration of decoding.
+
+An unmerged LoRA layer needs three matrix products per token instead of one.
+"""
 
 from __future__ import annotations
 
@@ -11,49 +14,50 @@ from peft.tuners.lora import Linear
 
 from illume.model.vlm import Vlm
 
-_MOST_BYTES = 2**30
-"""Copies of weights are made up to this size; a larger model keeps its adapter beside them."""
+MAX_BYTES = 2**30
+"""Default limit for the total size of the copied weights. A larger model keeps its adapter unmerged."""
 
 
 @dataclass
-class Folded:
-    """What `fold_adapter` changed."""
+class MergedWeights:
+    """The layers that `merge_adapter` changed, each with its original weight tensor."""
 
-    kept: list[tuple[Linear, torch.Tensor]] = field(default_factory=list)
+    originals: list[tuple[Linear, torch.Tensor]] = field(default_factory=list)
 
-    def undo(self) -> None:
-        """Gives every layer its own weight tensor back, the very same one, and its adapter."""
-        for layer, weight in self.kept:
+    def restore(self) -> None:
+        """Gives every layer its original weight tensor back (the same object) and enables its adapter again."""
+        for layer, weight in self.originals:
             layer.get_base_layer().weight.data = weight
             layer._disable_adapters = False
-        self.kept.clear()
+        self.originals.clear()
 
 
-def fold_adapter(vlm: Vlm) -> Folded:
-    """Lets the layers of `vlm` that LoRA changes compute with one matrix instead of three, until `undo`.
+def merge_adapter(vlm: Vlm, *, max_bytes: int = MAX_BYTES) -> MergedWeights:
+    """Makes the LoRA layers of `vlm` compute with one merged matrix, until `MergedWeights.restore`.
 
-    The base's own weights are not touched: each layer gets a copy with the adapter added. Done in single precision
-    only, where the sum loses nothing that matters, and where the copies are small.
+    The weights of the base model are not modified: each layer gets a copy with the adapter's update added. Nothing is
+    merged unless the model is in float32, where the rounding error of the sum is negligible, nor when the copies would
+    exceed `max_bytes`.
     """
-    folded = Folded()
+    merged = MergedWeights()
     if not isinstance(vlm.model, PeftModel) or vlm.dtype != torch.float32:
-        return folded
+        return merged
     layers: list[Any] = [module for module in vlm.model.modules() if isinstance(module, Linear)]
-    if not all(is_plain(layer) for layer in layers):
-        return folded
-    if sum(layer.get_base_layer().weight.numel() * 4 for layer in layers) > _MOST_BYTES:
-        return folded
+    if not all(is_plain_lora(layer) for layer in layers):
+        return merged
+    if sum(layer.get_base_layer().weight.numel() * 4 for layer in layers) > max_bytes:
+        return merged
     with torch.no_grad():
         for layer in layers:
             weight = layer.get_base_layer().weight
-            folded.kept.append((layer, weight.data))
+            merged.originals.append((layer, weight.data))
             weight.data = weight.data + layer.get_delta_weight(layer.active_adapters[0])
             layer._disable_adapters = True
-    return folded
+    return merged
 
 
-def is_plain(layer: Any) -> bool:
-    """Whether `layer` is a linear layer in single precision with one adapter of LoRA's first kind."""
+def is_plain_lora(layer: Any) -> bool:
+    """Whether `layer` is a float32 linear layer with exactly one unmerged LoRA adapter, no variant and no bias."""
     return (
         len(layer.active_adapters) == 1
         and not layer.merged

@@ -1,4 +1,4 @@
-"""Prompt texts: what stands before the answer, what stands before the rationale, and what follows. No torch."""
+"""Renders prompt texts from a template, and the texts that continue them. No torch."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def check_template(template: str) -> None:
             raise ValueError(f"the template must hold {{{name}}} exactly once, and holds it {names.count(name)} times")
     if names != list(_NAMES):
         raise ValueError(
-            "the template must hold {question} before {answer}: the answer prompt is what stands before it"
+            "the template must hold {question} before {answer}: the text before {answer} is the answer prompt"
         )
 
 
 def _fill(template: str, values: dict[str, str]) -> str:
-    """Replaces placeholders in one pass, so that braces inside the values stay text."""
+    """Replaces all placeholders in one pass, so that braces inside a value stay literal text."""
     return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)
 
 
 def render_rationale_prompt(question: str, answer: str, *, template: str = DEFAULT_TEMPLATE) -> str:
-    """The text a rationale follows. Ends without white space: `rationale_text` brings its own."""
+    """The prompt for a rationale. It has no trailing white space: `rationale_text` starts with a space."""
     check_template(template)
     return _fill(template, {"question": question.strip(), "answer": answer.strip()}).rstrip()
 
 
 def render_answer_prompt(question: str, *, template: str = DEFAULT_TEMPLATE) -> str:
-    """The text an answer follows: the template cut before {answer}."""
+    """The prompt for an answer: the template up to {answer}, without trailing white space."""
     check_template(template)
     return _fill(template.partition("{answer}")[0], {"question": question.strip()}).rstrip()
 
 
 def answer_text(answer: str) -> str:
-    """The continuation of an answer prompt."""
+    """The answer as the text that continues an answer prompt."""
     return " " + answer.strip()
 
 
 def rationale_text(rationale: str) -> str:
-    """The continuation of a rationale prompt."""
+    """The rationale as the text that continues a rationale prompt."""
     return " " + rationale.strip()

@@ -1,4 +1,7 @@
-"""What a frozen vision tower made of images, computed once: for a batch, or for prompts asked of many versions."""
+"""Caches encoded prompts and the image features of a frozen vision tower.
+
+Adapters change only the language model, so all model versions of a base model share the image features of a prompt.
+"""
 
 from __future__ import annotations
 
@@ -12,80 +15,83 @@ import torch
 from illume.model.vlm import ImageLike, Inputs, Vlm, bare_model, encode
 
 
-class Holder(Protocol):
-    """Whatever keeps features: None until they were computed."""
+class FeatureHolder(Protocol):
+    """An object that stores image features; None until they are computed."""
 
     features: list[Any] | None
 
 
 @dataclass
-class Encoded:
-    """Prompts as inputs of the model, and the features of their images once they are known."""
+class EncodedBatch:
+    """A batch of prompts as model inputs, with the features of their images once they are known."""
 
     inputs: Inputs
     features: list[Any] | None = None
 
 
-class EncodedPrompts:
-    """Batches of prompts, encoded once for all versions of one base whose adapters leave the vision tower alone.
+class EncodedPromptCache:
+    """Keeps encoded batches of prompts for use by several versions of a base model with a frozen vision tower.
 
-    Kept on the CPU up to a budget; what is beyond it is encoded anew each time. Once the features are there, the pixels
-    are let go: only their shape is still asked for.
+    Batches are kept on the CPU up to `budget_mb`; beyond that they are encoded anew each time. The pixels of a stored
+    batch are replaced by zeros that share one element, because with known features only their shape is used.
     """
 
     def __init__(self, *, budget_mb: int = 1024) -> None:
-        self._left = budget_mb * 2**20
-        self._kept: dict[tuple[Any, ...], Encoded] = {}
+        self._free_bytes = budget_mb * 2**20
+        self._batches: dict[tuple[Any, ...], EncodedBatch] = {}
 
-    def get(self, vlm: Vlm, texts: Sequence[str], images: Sequence[Sequence[ImageLike]]) -> Encoded:
-        """The batch on the model's device; its features too, where `keep` was given them."""
-        kept = self._kept.get(_key(vlm, texts, images))
-        if kept is None:
-            return Encoded(encode(vlm, texts, images))
-        return Encoded(to_device(kept.inputs, vlm.device), to_device(kept.features, vlm.device))
+    def get(self, vlm: Vlm, texts: Sequence[str], images: Sequence[Sequence[ImageLike]]) -> EncodedBatch:
+        """Returns the batch on the model's device, with its features if `store` was given them."""
+        stored = self._batches.get(_key(vlm, texts, images))
+        if stored is None:
+            return EncodedBatch(encode(vlm, texts, images))
+        return EncodedBatch(to_device(stored.inputs, vlm.device), to_device(stored.features, vlm.device))
 
-    def keep(self, vlm: Vlm, texts: Sequence[str], images: Sequence[Sequence[ImageLike]], encoded: Encoded) -> None:
-        """Keeps the batch where it is new, its features are known and there is room."""
+    def store(self, vlm: Vlm, texts: Sequence[str], images: Sequence[Sequence[ImageLike]], batch: EncodedBatch) -> None:
+        """Stores the batch if it is new, its features are known, and the budget allows."""
         key = _key(vlm, texts, images)
-        if key in self._kept or encoded.features is None:
+        if key in self._batches or batch.features is None:
             return
-        texts_only = {name: value for name, value in encoded.inputs.items() if name != "pixel_values"}
-        size = n_bytes((texts_only, encoded.features))
-        if size > self._left:
+        without_pixels = {name: value for name, value in batch.inputs.items() if name != "pixel_values"}
+        size = n_bytes((without_pixels, batch.features))
+        if size > self._free_bytes:
             return
-        self._left -= size
+        self._free_bytes -= size
         cpu = torch.device("cpu")
-        inputs = to_device(texts_only, cpu)
-        if (pixels := encoded.inputs.get("pixel_values")) is not None:
+        inputs = to_device(without_pixels, cpu)
+        if (pixels := batch.inputs.get("pixel_values")) is not None:
             inputs["pixel_values"] = pixels.new_zeros((), device=cpu).expand(pixels.shape)
-        self._kept[key] = Encoded(inputs, to_device(encoded.features, cpu))
+        self._batches[key] = EncodedBatch(inputs, to_device(batch.features, cpu))
 
 
 def _key(vlm: Vlm, texts: Sequence[str], images: Sequence[Sequence[ImageLike]]) -> tuple[Any, ...]:
-    """Files are known by their paths, images in memory by themselves (and stay alive as long as the key)."""
-    groups = tuple(tuple(image if isinstance(image, str) else _Same(image) for image in group) for group in images)
+    """The cache key of a batch: files by path, images in memory by identity (the key keeps them alive)."""
+    groups = tuple(
+        tuple(image if isinstance(image, str) else _ByIdentity(image) for image in group) for group in images
+    )
     return vlm.base, vlm.dtype, tuple(texts), groups
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Same:
-    """An object as a key that equals itself only."""
+class _ByIdentity:
+    """Wraps an object as a dictionary key that is equal to the same object only."""
 
-    one: Any
+    wrapped: Any
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.one is self.one
+        return isinstance(other, _ByIdentity) and other.wrapped is self.wrapped
 
     def __hash__(self) -> int:
-        return id(self.one)
+        return id(self.wrapped)
 
 
 @contextmanager
-def remembered_features(vlm: Vlm, holder: Holder) -> Iterator[None]:
-    """Within it the model takes its image features from `holder`, or, the first time, leaves them there.
+def cached_image_features(vlm: Vlm, holder: FeatureHolder) -> Iterator[None]:
+    """A context in which the model takes its image features from `holder`, or stores them there the first time.
 
-    Every family of transformers turns pixels into what its language model reads by a method `get_image_features`; its
-    parts are frozen, so the result never changes. Families without that method compute theirs anew.
+    In transformers nearly every family has a method `get_image_features`, which turns pixels into the inputs of the
+    language model. The modules behind it are frozen, so its result never changes. The context wraps that method;
+    families without it compute their features again.
     """
     modules = [module for module in bare_model(vlm).modules() if hasattr(type(module), "get_image_features")]
     replay = iter(holder.features) if holder.features is not None else None
@@ -104,7 +110,7 @@ def remembered_features(vlm: Vlm, holder: Holder) -> Iterator[None]:
             finally:
                 depth -= 1
             if depth == 0:
-                recorded.append(_slim(result))
+                recorded.append(_drop_hidden_states(result))
             return result
 
         return features
@@ -120,8 +126,8 @@ def remembered_features(vlm: Vlm, holder: Holder) -> Iterator[None]:
             del module.__dict__["get_image_features"]
 
 
-def _slim(result: Any) -> Any:
-    """`result` without the towers' inner states, which no forward pass reads again."""
+def _drop_hidden_states(result: Any) -> Any:
+    """`result` without hidden states and attentions, which no later forward pass reads."""
     if not isinstance(result, dict):
         return result
     kept = {key: value for key, value in result.items() if key not in ("hidden_states", "attentions")}
@@ -129,10 +135,10 @@ def _slim(result: Any) -> Any:
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """`value` with every tensor in its dictionaries, lists and tuples replaced by `change` of it."""
+    """Applies `change` to every tensor in nested dictionaries, lists and tuples."""
     if isinstance(value, torch.Tensor):
         return change(value)
-    if isinstance(value, dict):  # model outputs are ordered dictionaries of a class of their own
+    if isinstance(value, dict):  # includes the ModelOutput classes of transformers
         changed = {key: map_tensors(item, change) for key, item in value.items()}
         return changed if type(value) is dict else type(value)(**changed)
     if isinstance(value, list | tuple):
@@ -141,12 +147,12 @@ def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """`value` with its tensors on `device`."""
+    """Moves all tensors in `value` to `device`."""
     return map_tensors(value, lambda tensor: tensor.to(device))
 
 
 def n_bytes(value: Any) -> int:
-    """How much memory the tensors in `value` take."""
+    """Bytes that the tensors in `value` occupy."""
     total = 0
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Load a vision-language model with its processor and one adapter; turn texts and images into what it is fed.
+"""Loads a vision-language model with its processor and one adapter, and turns texts and images into model inputs.
 
-Nothing here knows a family by name: image placeholders come from the processor, positions and token types from the
+No model family is treated specially: image placeholders come from the processor, position ids and token types from the
 model's own generation hooks.
 """
 
@@ -24,12 +24,11 @@ from illume.model.loading import ADAPTER_RECORD as ADAPTER_RECORD
 from illume.model.loading import VlmError as VlmError
 from illume.model.loading import base_fingerprint as base_fingerprint
 from illume.model.loading import check_adapter as check_adapter
-from illume.model.loading import image_only as image_only
 from illume.model.loading import load_processor, pick_device, pick_dtype
 from illume.model.loading import read_config as read_config
 
 IGNORED = -100
-"""The label of a token no loss is taken of."""
+"""The label of tokens that are left out of the loss, as in torch's cross-entropy."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -39,9 +38,10 @@ ImageLike = Image.Image | str | Path
 
 @dataclass
 class Vlm:
-    """A loaded model: the base with at most one whole adapter, never merged.
+    """A loaded model: a base model with at most one adapter.
 
-    `model` is the transformers model, or the peft model around it when there is an adapter.
+    `model` is the transformers model, or the peft model that wraps it when there is an adapter. The private fields
+    cache properties of the model that are determined on first use.
     """
 
     model: Any
@@ -50,10 +50,10 @@ class Vlm:
     dtype: torch.dtype
     base: str
     adapter: str | None = None
-    _prompt_tail: str | None = field(default=None, repr=False)
-    _end_id: int | None = field(default=None, repr=False)
-    _reads_forward: bool | None = field(default=None, repr=False)
-    _shares_prompts: bool | None = field(default=None, repr=False)
+    _last_prompt_character: str | None = field(default=None, repr=False)
+    _end_token_id: int | None = field(default=None, repr=False)
+    _is_causal: bool | None = field(default=None, repr=False)
+    _shares_prefixes: bool | None = field(default=None, repr=False)
 
     @property
     def tokenizer(self) -> Any:
@@ -61,7 +61,7 @@ class Vlm:
 
 
 def bare_model(vlm: Vlm) -> Any:
-    """The transformers model; with an adapter its layers hold the adapter's weights too."""
+    """The transformers model without the peft wrapper. Its layers still apply the adapter, if there is one."""
     return vlm.model.get_base_model() if isinstance(vlm.model, PeftModel) else vlm.model
 
 
@@ -69,27 +69,27 @@ def bare_model(vlm: Vlm) -> Any:
 
 
 def load_vlm(base: str, *, adapter: str | None = None, device: str = "auto", dtype: str = "auto") -> Vlm:
-    """Loads `base` (a folder or a hub name) in evaluation mode, with the adapter in folder `adapter` on top.
+    """Loads `base` (a folder or a hub name) in evaluation mode, with the adapter in folder `adapter` if given.
 
-    `device` and `dtype` "auto": the GPU in bfloat16 where there is one, else the CPU in float32. Everything that can be
-    known to be wrong from small files raises VlmError before the weights are read.
+    With "auto" for `device` and `dtype` the model runs in bfloat16 on a GPU if there is one, else in float32 on the
+    CPU. Raises VlmError. Every problem that small files can reveal is reported before the weights are read.
     """
     config = read_config(base)
     processor = load_processor(base, config)
     if adapter is not None:
         check_adapter(base, adapter, config=config)
-    where = pick_device(device)
-    kind = pick_dtype(dtype, where)
+    torch_device = pick_device(device)
+    torch_dtype = pick_dtype(dtype, torch_device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            base, config=config, dtype=kind, local_files_only=Path(base).is_dir()
+            base, config=config, dtype=torch_dtype, local_files_only=Path(base).is_dir()
         )
     except (OSError, RuntimeError) as error:
         raise VlmError(f"the weights of {base} cannot be loaded: {error}") from error
-    model.to(where).eval()
-    vlm = Vlm(model, processor, where, kind, base)
+    model.to(torch_device).eval()
+    vlm = Vlm(model, processor, torch_device, torch_dtype, base)
     if adapter is not None:
-        _put_adapter(vlm, adapter)
+        _attach_adapter(vlm, adapter)
     return vlm
 
 
@@ -97,9 +97,9 @@ def load_vlm(base: str, *, adapter: str | None = None, device: str = "auto", dty
 
 
 def set_adapter(vlm: Vlm, adapter: str | None) -> None:
-    """Puts the adapter in folder `adapter` in the place of the present one; None leaves the plain base.
+    """Replaces the current adapter by the one in folder `adapter`; None leaves the base model alone.
 
-    Raises VlmError, with the model unchanged, when the adapter does not belong to the base.
+    Raises VlmError, and leaves the model unchanged, if the adapter was not made for this base model.
     """
     if adapter is not None:
         check_adapter(vlm.base, adapter, config=bare_model(vlm).config)
@@ -107,11 +107,11 @@ def set_adapter(vlm: Vlm, adapter: str | None) -> None:
         vlm.model = vlm.model.unload()
     vlm.adapter = None
     if adapter is not None:
-        _put_adapter(vlm, adapter)
+        _attach_adapter(vlm, adapter)
     vlm.model.eval()
 
 
-def _put_adapter(vlm: Vlm, adapter: str) -> None:
+def _attach_adapter(vlm: Vlm, adapter: str) -> None:
     with without_peft_warning():
         vlm.model = PeftModel.from_pretrained(vlm.model, adapter, is_trainable=False, autocast_adapter_dtype=False)
     vlm.model.eval()
@@ -120,17 +120,19 @@ def _put_adapter(vlm: Vlm, adapter: str) -> None:
 
 @contextmanager
 def without_peft_warning() -> Iterator[None]:
-    """Within it an adapter is attached: peft asks transformers by an old name, of which its user need not hear."""
+    """Hides a deprecation warning that peft causes in transformers whenever it attaches an adapter."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
         yield
 
 
 def save_adapter(vlm: Vlm, folder: str) -> None:
-    """Writes the adapter of `vlm.model` into `folder`, with a record of the base it belongs to."""
+    """Writes the adapter of `vlm.model` into `folder`, with a record of its base model."""
     if not isinstance(vlm.model, PeftModel):
         raise VlmError("the model has no adapter to save")
-    vlm.model.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub about the base
+    vlm.model.save_pretrained(
+        folder, save_embedding_layers=False
+    )  # otherwise peft queries the hub about the base model
     record = {"base": vlm.base, "base_fingerprint": base_fingerprint(vlm.base)}
     (Path(folder) / ADAPTER_RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
@@ -139,7 +141,7 @@ def save_adapter(vlm: Vlm, folder: str) -> None:
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """The image as RGB, upright; raises VlmError naming a file that is missing or no image."""
+    """Opens an image as RGB, upright according to its EXIF orientation. Raises VlmError naming an unreadable file."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     try:
@@ -156,10 +158,12 @@ def encode(
     *,
     padding_side: Literal["left", "right"] = "left",
 ) -> Inputs:
-    """Prompts as model inputs on the model's device: `input_ids` and `attention_mask` (batch, tokens), pixels and more.
+    """Turns prompts into model inputs on the model's device.
 
-    Each text gets its images first: through the processor's chat template where there is one, ended as the assistant's
-    turn begins, else as the processor's image tokens before the text. Control tokens inside a text stay text.
+    The result has `input_ids` and `attention_mask`, both (batch, tokens), `pixel_values`, and whatever else the
+    family's processor returns. Images come before the text. With a chat template, the images and the text form a user
+    turn, followed by the header of the assistant's turn; without one, image tokens are put before the text. Control
+    tokens that occur in a text are treated as plain text. Raises VlmError for a prompt without images.
     """
     if len(texts) != len(images):
         raise VlmError(f"{len(texts)} texts came with {len(images)} lists of images")
@@ -170,7 +174,7 @@ def encode(
     pictures = [[_open_once(image, opened) for image in group] for group in images]
     bos = vlm.tokenizer.bos_token
     with warnings.catch_warnings():
-        # One family turns tensors into arrays the old way; nothing of ours can change it.
+        # The processor of one family converts tensors to arrays in a deprecated way; callers cannot avoid it.
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
         batch = vlm.processor(
             text=prompts,
@@ -178,7 +182,7 @@ def encode(
             padding=True,
             padding_side=padding_side,
             return_tensors="pt",
-            # A chat template that writes the first token itself must not get it twice.
+            # A chat template may already begin with the first special token, which must not be added twice.
             add_special_tokens=not (bos and prompts[0].startswith(bos)),
         )
     inputs = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor) and key != "labels"}
@@ -198,8 +202,8 @@ def _open_once(image: ImageLike, opened: dict[str, Image.Image]) -> Image.Image:
 
 
 def wrap_prompt(vlm: Vlm, text: str, n_images: int) -> str:
-    """The prompt as the processor wants it, with `n_images` image placeholders before `text`."""
-    text = _defuse(vlm, text)
+    """The prompt in the form the processor expects, with `n_images` image placeholders before `text`."""
+    text = _escape_control_tokens(vlm, text)
     if _has_chat_template(vlm):
         content: list[dict[str, str]] = [{"type": "image"} for _ in range(n_images)]
         turn = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
@@ -218,8 +222,8 @@ def _image_token(vlm: Vlm) -> str:
     return str(token)
 
 
-def _defuse(vlm: Vlm, text: str) -> str:
-    """Breaks control tokens that a question or rationale happens to spell, so that they are read as text."""
+def _escape_control_tokens(vlm: Vlm, text: str) -> str:
+    """Inserts a space into each control token that a question or rationale contains, so that it is read as text."""
     tokens = {str(token) for token in vlm.tokenizer.all_special_tokens}
     for name in ("image_token", "video_token", "boi_token", "eoi_token", "fake_image_token"):
         token = getattr(vlm.processor, name, None)
@@ -231,63 +235,66 @@ def _defuse(vlm: Vlm, text: str) -> str:
     return text
 
 
-def prompt_tail(vlm: Vlm) -> str:
-    """The characters a prompt's tokens end with: ":" for a plain prompt "A:", a newline after many chat templates."""
-    if vlm._prompt_tail is None:
+def last_prompt_character(vlm: Vlm) -> str:
+    """The last character of the prompt "A:" as the model sees it: ":", or a newline after many chat templates."""
+    if vlm._last_prompt_character is None:
         inputs = encode(vlm, ["A:"], [[Image.new("RGB", (64, 64))]])
         last = int(inputs["input_ids"][0, -1])
         text = vlm.tokenizer.decode([last], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        vlm._prompt_tail = str(text)[-1:] or ":"
-    return vlm._prompt_tail
+        vlm._last_prompt_character = str(text)[-1:] or ":"
+    return vlm._last_prompt_character
 
 
-def continuation_ids(vlm: Vlm, text: str) -> list[int]:
-    """The tokens of `text` (an answer or rationale with its leading space) after a prompt, and the end token.
+def encode_continuation(vlm: Vlm, text: str) -> list[int]:
+    """Token ids of `text` (an answer or rationale with its leading space) as they follow a prompt, plus the end token.
 
-    Where the prompt itself ends in white space the leading space goes, as the model would not write it again.
+    If the prompt itself ends in white space the leading space is dropped, as the model would not generate it again.
     """
-    tail = prompt_tail(vlm)
-    text = _defuse(vlm, text)
+    last = last_prompt_character(vlm)
+    text = _escape_control_tokens(vlm, text)
     anchor = ":"
-    if tail.isspace():
-        text, anchor = text.lstrip(), tail
-    # Some tokenizers put a space of their own before a text: behind an anchor it comes as it would in a prompt.
+    if last.isspace():
+        text, anchor = text.lstrip(), last
+    # Some tokenizers add a space before any text. Encoding an anchor first gives the tokens as they follow a prompt.
     alone = vlm.tokenizer(anchor, add_special_tokens=False)["input_ids"]
     joined = vlm.tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
     if joined[: len(alone)] == alone:
         ids = joined[len(alone) :]
     else:
         ids = vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*ids, end_id(vlm)]
+    return [*ids, end_token_id(vlm)]
 
 
-def stop_ids(vlm: Vlm) -> tuple[int, ...]:
-    """Every token that ends a text: the generation configuration's, and the tokenizer's end of sequence."""
+def stop_token_ids(vlm: Vlm) -> tuple[int, ...]:
+    """The tokens that end a generated text: the generation configuration's, and the tokenizer's end of sequence."""
     configured = bare_model(vlm).generation_config.eos_token_id
     ids = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
     ids.append(vlm.tokenizer.eos_token_id)
     return tuple(sorted({int(token) for token in ids if token is not None}))
 
 
-def end_id(vlm: Vlm) -> int:
-    """The token that ends a text in training: what the chat template closes a turn with, if it is a stop token."""
-    if vlm._end_id is None:
-        vlm._end_id = _find_end_id(vlm)
-    return vlm._end_id
+def end_token_id(vlm: Vlm) -> int:
+    """The token that ends a training text: the one that closes a turn in the chat template, if it is a stop token.
+
+    Otherwise the tokenizer's end of sequence. Raises VlmError if the model has no stop token.
+    """
+    if vlm._end_token_id is None:
+        vlm._end_token_id = _find_end_token_id(vlm)
+    return vlm._end_token_id
 
 
-def _find_end_id(vlm: Vlm) -> int:
-    stops = stop_ids(vlm)
+def _find_end_token_id(vlm: Vlm) -> int:
+    stops = stop_token_ids(vlm)
     if not stops:
-        raise VlmError(f"{vlm.base} names no end token: neither its generation configuration nor its tokenizer")
+        raise VlmError(f"{vlm.base} has no end token in its generation configuration or its tokenizer")
     if _has_chat_template(vlm):
-        said = "zebra"
+        marker = "zebra"
         turns = [
             {"role": "user", "content": [{"type": "text", "text": "Q"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": said}]},
+            {"role": "assistant", "content": [{"type": "text", "text": marker}]},
         ]
         rendered = str(vlm.processor.apply_chat_template(turns, tokenize=False))
-        after = vlm.tokenizer(rendered.rpartition(said)[2], add_special_tokens=False)["input_ids"]
+        after = vlm.tokenizer(rendered.rpartition(marker)[2], add_special_tokens=False)["input_ids"]
         closing = [token for token in after if token in stops]
         if closing:
             return int(closing[0])
@@ -296,7 +303,7 @@ def _find_end_id(vlm: Vlm) -> int:
 
 
 def decode(vlm: Vlm, ids: Sequence[int]) -> str:
-    """The text of generated tokens, stripped, without control tokens; of control characters tabs and breaks stay."""
+    """Decodes generated tokens to stripped text, without special tokens and control characters but tab and newline."""
     text = vlm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return _CONTROL.sub("", str(text)).strip()
 
@@ -305,7 +312,7 @@ def decode(vlm: Vlm, ids: Sequence[int]) -> str:
 
 
 def forward_inputs(vlm: Vlm, inputs: Inputs) -> Inputs:
-    """`inputs` of `encode` with position ids and whatever else the family adds before its first forward pass."""
+    """Adds position ids, and whatever else the family adds before its first forward pass, to the result of `encode`."""
     model = bare_model(vlm)
     rest = {key: value for key, value in inputs.items() if key != "input_ids"}
     positions = model._prepare_position_ids_for_generation(inputs["input_ids"], rest)
@@ -320,9 +327,9 @@ def forward_inputs(vlm: Vlm, inputs: Inputs) -> Inputs:
 def append_continuations(
     vlm: Vlm, inputs: Inputs, continuations: Sequence[Sequence[int]]
 ) -> tuple[Inputs, torch.Tensor]:
-    """Left-padded `inputs` of `encode` with a continuation behind each prompt, right-padded; and labels.
+    """Appends a continuation to each left-padded prompt of `encode`, right-padded to a common length.
 
-    Returns inputs ready for a forward pass and labels (batch, tokens) that are IGNORED on prompts and padding.
+    Returns inputs for a forward pass, and labels (batch, tokens) that are IGNORED on prompts and padding.
     """
     ids = inputs["input_ids"]
     n_prompt, longest = ids.shape[1], max(len(row) for row in continuations)
@@ -334,7 +341,7 @@ def append_continuations(
         mask[row, : len(tokens)] = 1
         labels[row, n_prompt : n_prompt + len(tokens)] = torch.tensor(tokens)
     full = {key: value for key, value in inputs.items() if key != "input_ids"}
-    # The model's own rule says which type a generated token has: in one family 1 marks an image, in another an answer.
+    # Let the model choose the type of generated tokens: in one family 1 marks an image, in another an answer.
     grown = bare_model(vlm)._update_model_kwargs_for_generation({}, dict(full))
     for key in ("token_type_ids", "mm_token_type_ids"):
         if key in full:

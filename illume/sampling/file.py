@@ -23,7 +23,7 @@ from illume.model.vlm import Vlm, base_fingerprint, load_vlm
 from illume.options import DTYPES, STARTER
 from illume.prompts_file import SPLITS, load_prompts
 from illume.records import AnswerSource, Example, Rationale
-from illume.sampling.sampling import Progress, sample_rationales
+from illume.sampling.generation import Progress, sample_rationales
 from illume.settings import SamplingSettings
 
 

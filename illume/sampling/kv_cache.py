@@ -1,6 +1,6 @@
-"""Keys and values of rows that decode together: what every cache does, and the one that suits any model.
+"""KV caches of the decoding batch: their interface, and the one that works with every model.
 
-`illume.sampling.shared_prefix` has the other one, which holds a prompt once for all of its rows.
+`illume.sampling.shared_prefix` has the other one, which stores a prompt once for all of its rows.
 """
 
 from __future__ import annotations
@@ -14,70 +14,81 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]
-"""Of one prompt, a pair for each layer: (heads, tokens, width) each."""
+"""The keys and values of one prompt: a pair for each layer, each tensor (heads, tokens, head_dim)."""
 
-_SHIFT_GAIN = 16
-"""Unused places worth moving the cache for when rows join."""
+_MIN_SHIFT = 16
+"""Unused columns that are worth moving the contents of the cache when rows are added."""
 
 
 @dataclass(eq=False)
 class Prefix:
-    """An encoded prompt: what its rows go on from. A cache that keeps the keys and values itself empties `layers`."""
+    """An encoded prompt that rows continue. A cache that stores the keys and values itself empties `layers`."""
 
     key: int
     layers: KeysAndValues
-    length: int
-    first_position: torch.Tensor
+    length: int  # in tokens
+    first_position: torch.Tensor  # (dimensions,) position id of the first generated token
 
 
-class RowCache(Protocol):
-    """What the pool asks of a cache. Sizes are in cached tokens; rows are numbered from 0 without holes."""
+class DecodingCache(Protocol):
+    """What the batch scheduler needs of a KV cache. Sizes are in cached tokens; rows are numbered from 0 without gaps.
+
+    `n_rows` arguments are the number of rows in use.
+    """
 
     @property
     def n_rows(self) -> int:
-        """Rows there is room for."""
+        """The number of rows that are allocated."""
 
-    def cost(self, length: int, n_draws: int) -> int:
-        """What a prompt of `length` tokens with so many draws takes."""
+    def cost(self, length: int, n_completions: int) -> int:
+        """Tokens that a prompt of `length` tokens with `n_completions` completions takes."""
 
-    def room(self, n_rows: int) -> int:
-        """What is left for new prompts beside so many rows."""
+    def free_tokens(self, n_rows: int) -> int:
+        """Tokens that are left for new prompts."""
 
-    def make_room(self, prefixes: Sequence[Prefix], *, n_rows: int, wanted: int, later: int) -> int:
-        """How many rows may join the `n_rows` there are, once room was made: `wanted` of `prefixes`, others `later`."""
+    def reserve_rows(self, prefixes: Sequence[Prefix], *, n_rows: int, wanted: int, later: int) -> int:
+        """Allocates rows as needed, and returns how many may be added now.
 
-    def join(self, n_rows: int, prefixes: Sequence[Prefix]) -> None:
-        """Rows, each of the prefix given, join the `n_rows` there are."""
+        `wanted` rows continue one of `prefixes`; `later` more will come from prompts that are not encoded yet.
+        """
 
-    def step(self, model: Any, last: torch.Tensor) -> torch.Tensor:
-        """The logits (rows, vocabulary) behind the `last` token (rows, 1) of every row."""
+    def add_rows(self, n_rows: int, prefixes: Sequence[Prefix]) -> None:
+        """Adds a row for each of `prefixes`, after the first `n_rows` rows."""
+
+    def forward(self, model: Any, last_tokens: torch.Tensor) -> torch.Tensor:
+        """Feeds `last_tokens` (rows, 1) to the model. Returns the next logits (rows, vocabulary)."""
 
     def copy_rows(self, source: Sequence[int], to: Sequence[int]) -> None:
-        """Rows `source` take the places of rows `to`."""
+        """Overwrites the rows `to` with the rows `source`."""
 
-    def release(self, key: int) -> None:
-        """No row will go on from this prefix any more."""
+    def release_prefix(self, key: int) -> None:
+        """Tells the cache that no further row will continue this prefix."""
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of all rows in buffers made once, (rows, heads, places, width); `cursor` places are in use."""
+class CopiedPrefixLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer of `CopiedPrefixCache`: preallocated keys and values, each (rows, heads, columns, head_dim).
+
+    The first `cursor` columns are in use.
+    """
 
     is_sliding = False
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, n_rows: int, n_places: int) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, n_rows: int, n_columns: int) -> None:
+        """Allocates buffers shaped after `keys` and `values` of a prompt, each (heads, tokens, head_dim)."""
         super().__init__()
-        # Zeros, not whatever the memory held: a masked place still meets its value, and nothing times NaN is NaN.
-        self.keys = keys.new_zeros((n_rows, keys.shape[0], n_places, keys.shape[2]))
-        self.values = values.new_zeros((n_rows, values.shape[0], n_places, values.shape[2]))
+        # Zeros, not uninitialised memory: attention multiplies masked values by zero, and zero times NaN is NaN.
+        self.keys = keys.new_zeros((n_rows, keys.shape[0], n_columns, keys.shape[2]))
+        self.values = values.new_zeros((n_rows, values.shape[0], n_columns, values.shape[2]))
         self.is_initialized = True
         self.cursor = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is left to make."""
+        """Does nothing: the buffers are allocated at construction."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends keys and values (rows, heads, tokens, head_dim); returns all that are cached."""
         rows, end = key_states.shape[0], self.cursor + key_states.shape[2]
         self.keys[:rows, :, self.cursor : end] = key_states
         self.values[:rows, :, self.cursor : end] = value_states
@@ -94,90 +105,93 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-class SlotCache:
-    """Each row has a copy of its prompt's keys and values, whose places the model's own attention mask names.
+class CopiedPrefixCache:
+    """A KV cache in which each row has a copy of its prompt's keys and values. It works with every model.
 
-    All rows write at one common cursor, so a row that joins late has unused, masked places before its prompt.
+    All rows write to the same column, at the cursor. A prompt's copy ends at the cursor when its row is added, so a row
+    that joins late has unused columns before its prompt. The attention mask (rows, columns) hides them.
     """
 
     def __init__(self, device: torch.device, *, max_new_tokens: int, token_budget: int) -> None:
         self.max_new_tokens, self.token_budget = max_new_tokens, token_budget
-        self.layers: list[SlotLayer] = []
-        self.mask = torch.zeros((0, 0), dtype=torch.long, device=device)
-        self.positions = torch.zeros((0, 1), dtype=torch.long, device=device)
-        self.lengths: list[int] = []  # of what each row holds
+        self.layers: list[CopiedPrefixLayer] = []
+        self.mask = torch.zeros((0, 0), dtype=torch.long, device=device)  # (rows, columns)
+        self.positions = torch.zeros((0, 1), dtype=torch.long, device=device)  # (rows, dimensions)
+        self.lengths: list[int] = []  # tokens in each row
 
     @property
     def n_rows(self) -> int:
         return int(self.mask.shape[0])
 
     @property
-    def n_places(self) -> int:
-        """Tokens a row has room for."""
+    def n_columns(self) -> int:
+        """Tokens that a row has room for."""
         return int(self.mask.shape[1])
 
     @property
     def cursor(self) -> int:
-        """Places in use."""
+        """The number of columns in use."""
         return self.layers[0].cursor if self.layers else 0
 
-    # The prompt's own keys and values are kept beside the rows' copies: its share is counted too.
+    def cost(self, length: int, n_completions: int) -> int:
+        # The keys and values of the prompt itself stay in memory beside the rows' copies.
+        return n_completions * self._columns_for(length) + length
 
-    def cost(self, length: int, n_draws: int) -> int:
-        return n_draws * self._places(length) + length
-
-    def room(self, n_rows: int) -> int:
+    def free_tokens(self, n_rows: int) -> int:
         if not self.layers:
             return self.token_budget
         return int((1 - n_rows / self.n_rows) * self.token_budget)
 
-    def _places(self, length: int) -> int:
-        """Places a row needs, with some to spare so that the cache is seldom moved."""
+    def _columns_for(self, length: int) -> int:
+        """Columns for a prompt of `length` tokens, with spare ones so that the contents are rarely moved."""
         return length + self.max_new_tokens + max(8, self.max_new_tokens // 2)
 
-    def make_room(self, prefixes: Sequence[Prefix], *, n_rows: int, wanted: int, later: int) -> int:
+    def reserve_rows(self, prefixes: Sequence[Prefix], *, n_rows: int, wanted: int, later: int) -> int:
         longest = max(prefix.length for prefix in prefixes)
-        if not n_rows and self.n_places < longest + self.max_new_tokens:
-            share = longest * len(prefixes) / wanted
-            most = max(1, int(self.token_budget / (self._places(longest) + share)))
-            self._make(prefixes[0], min(most, wanted + later), self._places(longest))
-        return self.n_rows - n_rows if self.n_places >= longest + self.max_new_tokens else 0
+        if not n_rows and self.n_columns < longest + self.max_new_tokens:
+            prompt_tokens_per_row = longest * len(prefixes) / wanted
+            limit = max(1, int(self.token_budget / (self._columns_for(longest) + prompt_tokens_per_row)))
+            self._allocate(prefixes[0], min(limit, wanted + later), self._columns_for(longest))
+        return self.n_rows - n_rows if self.n_columns >= longest + self.max_new_tokens else 0
 
-    def _make(self, like: Prefix, n_rows: int, n_places: int) -> None:
-        """New buffers, in place of the old ones."""
-        self.layers = [SlotLayer(keys, values, n_rows, n_places) for keys, values in like.layers]
-        self.mask = self.mask.new_zeros((n_rows, n_places))
+    def _allocate(self, like: Prefix, n_rows: int, n_columns: int) -> None:
+        """Replaces the buffers by new, empty ones."""
+        self.layers = [CopiedPrefixLayer(keys, values, n_rows, n_columns) for keys, values in like.layers]
+        self.mask = self.mask.new_zeros((n_rows, n_columns))
         self.positions = self.positions.new_zeros((n_rows, like.first_position.shape[0]))
         self.lengths = [0] * n_rows
 
-    def join(self, n_rows: int, prefixes: Sequence[Prefix]) -> None:
+    def add_rows(self, n_rows: int, prefixes: Sequence[Prefix]) -> None:
         self._set_cursor(max(prefix.length for prefix in prefixes), n_rows)
         first = n_rows
-        for _, same in groupby(prefixes, key=lambda prefix: prefix.key):
-            together = list(same)
-            self._fill(slice(first, first + len(together)), together[0])
-            first += len(together)
+        for _, group in groupby(prefixes, key=lambda prefix: prefix.key):
+            same = list(group)
+            self._copy_prefix(slice(first, first + len(same)), same[0])
+            first += len(same)
 
-    def _fill(self, rows: slice, prefix: Prefix) -> None:
-        """Gives each of `rows` a copy of the prompt's keys and values, which end at the cursor."""
-        places = slice(self.cursor - prefix.length, self.cursor)
+    def _copy_prefix(self, rows: slice, prefix: Prefix) -> None:
+        """Copies the prompt's keys and values into each of `rows`, so that they end at the cursor."""
+        columns = slice(self.cursor - prefix.length, self.cursor)
         for layer, (keys, values) in zip(self.layers, prefix.layers, strict=True):
-            layer.keys[rows, :, places] = keys
-            layer.values[rows, :, places] = values
+            layer.keys[rows, :, columns] = keys
+            layer.values[rows, :, columns] = values
         self.mask[rows] = 0
-        self.mask[rows, places] = 1
+        self.mask[rows, columns] = 1
         self.positions[rows] = prefix.first_position
         self.lengths[rows] = [prefix.length] * (rows.stop - rows.start)
 
-    def _set_cursor(self, needed: int, n_rows: int) -> None:
-        """Moves what the rows hold so that the cursor is at least `needed`, and not much more than any row needs."""
-        target = max([needed, *self.lengths[:n_rows]])
-        full = self.cursor >= self.n_places
-        if not n_rows or self.cursor < target or self.cursor - target >= _SHIFT_GAIN or full:
-            self._move(target - self.cursor, n_rows)
+    def _set_cursor(self, min_cursor: int, n_rows: int) -> None:
+        """Moves the contents so that the cursor is at least `min_cursor`, and leaves few unused columns.
 
-    def _move(self, by: int, n_rows: int) -> None:
-        """Moves what the first `n_rows` rows hold, and the cursor, by so many places."""
+        Nothing is moved when that would free less than `_MIN_SHIFT` columns and there are columns left.
+        """
+        target = max([min_cursor, *self.lengths[:n_rows]])
+        full = self.cursor >= self.n_columns
+        if not n_rows or self.cursor < target or self.cursor - target >= _MIN_SHIFT or full:
+            self._shift(target - self.cursor, n_rows)
+
+    def _shift(self, by: int, n_rows: int) -> None:
+        """Moves the contents of the first `n_rows` rows, and the cursor, by this number of columns."""
         n, old, new = n_rows, self.cursor, self.cursor + by
         kept = min(old, new)
         for layer in self.layers:
@@ -190,15 +204,15 @@ class SlotCache:
             self.mask[:n] = 0
             self.mask[:n, new - kept : new] = mask
 
-    def step(self, model: Any, last: torch.Tensor) -> torch.Tensor:
-        n = last.shape[0]
-        if self.cursor >= self.n_places:
+    def forward(self, model: Any, last_tokens: torch.Tensor) -> torch.Tensor:
+        n = last_tokens.shape[0]
+        if self.cursor >= self.n_columns:
             self._set_cursor(0, n)
         self.mask[:n, self.cursor] = 1
         output = model(
-            input_ids=last,
+            input_ids=last_tokens,
             attention_mask=self.mask[:n, : self.cursor + 1],
-            position_ids=positions_of(self.positions[:n]),
+            position_ids=to_position_ids(self.positions[:n]),
             past_key_values=Cache(layers=list(self.layers)),
             use_cache=True,
             return_dict=True,
@@ -209,19 +223,22 @@ class SlotCache:
         return logits
 
     def copy_rows(self, source: Sequence[int], to: Sequence[int]) -> None:
-        into, out_of = (torch.tensor(slots, device=self.mask.device) for slots in (to, source))
+        to_rows, source_rows = (torch.tensor(rows, device=self.mask.device) for rows in (to, source))
         for layer in self.layers:
-            layer.keys[into, :, : layer.cursor] = layer.keys[out_of, :, : layer.cursor]
-            layer.values[into, :, : layer.cursor] = layer.values[out_of, :, : layer.cursor]
-        self.mask[into] = self.mask[out_of]
-        self.positions[into] = self.positions[out_of]
-        for one, other in zip(source, to, strict=True):
-            self.lengths[other] = self.lengths[one]
+            layer.keys[to_rows, :, : layer.cursor] = layer.keys[source_rows, :, : layer.cursor]
+            layer.values[to_rows, :, : layer.cursor] = layer.values[source_rows, :, : layer.cursor]
+        self.mask[to_rows] = self.mask[source_rows]
+        self.positions[to_rows] = self.positions[source_rows]
+        for from_row, to_row in zip(source, to, strict=True):
+            self.lengths[to_row] = self.lengths[from_row]
 
-    def release(self, key: int) -> None:
-        """The prompt's own keys and values go with its `Prefix`."""
+    def release_prefix(self, key: int) -> None:
+        """Does nothing: the prompt's own keys and values are freed with its `Prefix`."""
 
 
-def positions_of(positions: torch.Tensor) -> torch.Tensor:
-    """Position ids as a model takes them, of (rows, dimensions): (rows, 1), or (dimensions, rows, 1) where several."""
+def to_position_ids(positions: torch.Tensor) -> torch.Tensor:
+    """Turns positions (rows, dimensions) into the position ids that a model expects.
+
+    (rows, 1) for one dimension; (dimensions, rows, 1) for several, as in models with multimodal rotary embeddings.
+    """
     return positions if positions.shape[1] == 1 else positions.T[:, :, None]

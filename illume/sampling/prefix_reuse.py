@@ -1,4 +1,4 @@
-"""Where an answer prompt is the beginning of the rationale prompt, one pass over the longer one serves both."""
+"""Finds out when one forward pass over the rationale prompt also serves the answer prompt that it starts with."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ from illume.model.vlm import Vlm, bare_model, encode, forward_inputs, wrap_promp
 from illume.records import Example
 
 _TOLERANCE = 1e-3
-"""Of logits: what padding and batching may change, far below what another text would."""
+"""Relative difference of logits that padding and batching may cause; another prefix changes them far more."""
 
 
-def lead_tails(vlm: Vlm, examples: Sequence[Example], *, template: str) -> list[int] | None:
-    """How many tokens of each rationale prompt (with the gold answer) stand behind the answer prompt it begins with.
+def count_suffix_tokens(vlm: Vlm, examples: Sequence[Example], *, template: str) -> list[int] | None:
+    """Counts the tokens of each rationale prompt (with the gold answer) that follow its answer prompt.
 
-    None where that is not so for every example, as with a chat template that closes the turn in between, and where the
-    model reads its prompt in both directions, so that what comes later changes what came before.
+    Returns None unless every answer prompt is a prefix of the rationale prompt in tokens, which a chat template that
+    closes the turn in between prevents, and unless the model is causal: with bidirectional attention over the prompt,
+    later tokens change the keys and values of earlier ones.
     """
-    tails = []
+    suffixes = []
     for example in examples:
-        lead, whole = (wrap_prompt(vlm, text, len(example.images)) for text in _prompts(example, template))
-        before, both = (vlm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (lead, whole))
-        if len(both) <= len(before) or both[: len(before)] != before:
+        wrapped = (wrap_prompt(vlm, text, len(example.images)) for text in _render_prompts(example, template))
+        answer_ids, rationale_ids = (vlm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in wrapped)
+        if len(rationale_ids) <= len(answer_ids) or rationale_ids[: len(answer_ids)] != answer_ids:
             return None
-        tails.append(len(both) - len(before))
-    if vlm._reads_forward is None and examples:
-        vlm._reads_forward = all(
-            _same_logits(vlm, example, tail, template) for example, tail in list(zip(examples, tails, strict=True))[:2]
-        )
-    return tails if vlm._reads_forward else None
+        suffixes.append(len(rationale_ids) - len(answer_ids))
+    if vlm._is_causal is None and examples:
+        checked = list(zip(examples, suffixes, strict=True))[:2]
+        vlm._is_causal = all(_has_same_logits(vlm, example, suffix, template) for example, suffix in checked)
+    return suffixes if vlm._is_causal else None
 
 
-def _prompts(example: Example, template: str) -> tuple[str, str]:
+def _render_prompts(example: Example, template: str) -> tuple[str, str]:
+    """The answer prompt and the rationale prompt."""
     answer_prompt = render_answer_prompt(example.question, template=template)
     return answer_prompt, render_rationale_prompt(example.question, example.answer or "", template=template)
 
 
 @torch.inference_mode()
-def _same_logits(vlm: Vlm, example: Example, tail: int, template: str) -> bool:
-    """Whether the model says the same behind the answer prompt alone and at its end inside the longer one."""
-    said = []
-    for text, place in zip(_prompts(example, template), (-1, -1 - tail), strict=True):
-        ready = forward_inputs(vlm, encode(vlm, [text], [example.images]))
-        output = bare_model(vlm)(**ready, use_cache=False, logits_to_keep=-place, return_dict=True)
-        said.append(output.logits[0, place].float())
-    return bool((said[0] - said[1]).abs().max() <= _TOLERANCE * max(1.0, float(said[0].abs().max())))
+def _has_same_logits(vlm: Vlm, example: Example, suffix: int, template: str) -> bool:
+    """Whether the logits after the answer prompt are the same within the rationale prompt."""
+    logits = []
+    for text, index in zip(_render_prompts(example, template), (-1, -1 - suffix), strict=True):
+        inputs = forward_inputs(vlm, encode(vlm, [text], [example.images]))
+        output = bare_model(vlm)(**inputs, use_cache=False, logits_to_keep=-index, return_dict=True)
+        logits.append(output.logits[0, index].float())
+    return bool((logits[0] - logits[1]).abs().max() <= _TOLERANCE * max(1.0, float(logits[0].abs().max())))

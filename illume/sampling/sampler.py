@@ -1,4 +1,4 @@
-"""What is drawn from a prompt, and how one token is drawn: temperatures, filters, random numbers."""
+"""Chooses the next token of each completion from the logits: temperature, top-k, top-p, random numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from illume.model.vlm import ImageLike
-
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """How one text is drawn. Temperature 0 is greedy; `top_k` 0 means the whole vocabulary."""
+class SamplingParams:
+    """How one completion is sampled. Temperature 0 is greedy; `top_k` 0 means the whole vocabulary."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -21,69 +19,50 @@ class Draw:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What one draw wrote: its tokens, end token included where it came, and their summed log-probability.
-
-    The log-probability is natural and under the unfiltered distribution at temperature 1.
-    """
-
-    ids: tuple[int, ...]
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class DecodePrompt:
-    """One prompt with its images and the draws wanted first.
-
-    With `tail` a greedy text is written also behind the prompt without its last `tail` tokens (`prefix_reuse`).
-    """
-
-    text: str
-    images: tuple[ImageLike, ...]
-    draws: tuple[Draw, ...]
-    tail: int = 0
-
-
-def draw_tokens(
-    logits: torch.Tensor, draws: Sequence[Draw], uniforms: Sequence[float]
+def sample_tokens(
+    logits: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token a row from `logits` (rows, vocabulary): indices and unfiltered log-probabilities, each (rows,).
+    """Samples one token for each row of `logits` (rows, vocabulary).
 
-    `uniforms` holds a number in [0, 1) for each row; the token is where the cumulative filtered probability passes it.
+    Returns the tokens (rows,) and their natural-log probabilities (rows,) under the unfiltered distribution at
+    temperature 1. `uniforms` holds a number in [0, 1) for each row: the token is the first one where the cumulative
+    filtered probability exceeds it.
     """
     logits = logits.float()
     tokens = logits.argmax(dim=-1)
-    warm = [row for row, draw in enumerate(draws) if draw.temperature > 0]
-    if warm:
-        where = torch.tensor(warm, device=logits.device)
-        kept = filter_logits(logits[where], [draws[row] for row in warm])
-        cumulative = kept.softmax(dim=-1).cumsum(dim=-1)
+    sampled = [row for row, one in enumerate(params) if one.temperature > 0]
+    if sampled:
+        rows = torch.tensor(sampled, device=logits.device)
+        filtered = filter_logits(logits[rows], [params[row] for row in sampled])
+        cumulative = filtered.softmax(dim=-1).cumsum(dim=-1)
         total = cumulative[:, -1:]
-        target = torch.tensor([uniforms[row] for row in warm], device=logits.device)[:, None] * total
-        # Rounding must not carry the target past the last token that was kept.
+        target = torch.tensor([uniforms[row] for row in sampled], device=logits.device)[:, None] * total
+        # Rounding must not move the target beyond the last token that passed the filters.
         target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-        tokens[where] = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+        tokens[rows] = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
     chosen = logits.gather(1, tokens[:, None])[:, 0]
     return tokens, chosen - logits.logsumexp(dim=-1)
 
 
-def filter_logits(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-    """Logits at each row's temperature (> 0), minus infinity outside its top-k, and then outside its top-p."""
+def filter_logits(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """Divides `logits` (rows, vocabulary) by each row's temperature (> 0), then applies top-k, then top-p.
+
+    Logits of tokens that a filter removes become minus infinity.
+    """
     vocabulary = logits.shape[-1]
-    ks = [min(draw.top_k, vocabulary) if draw.top_k > 0 else vocabulary for draw in draws]
-    temperatures = torch.tensor([draw.temperature for draw in draws], device=logits.device)
+    ks = [min(one.top_k, vocabulary) if one.top_k > 0 else vocabulary for one in params]
+    temperatures = torch.tensor([one.temperature for one in params], device=logits.device)
     scaled = logits / temperatures[:, None]
     if min(ks) < vocabulary:
-        same = min(ks) == max(ks)
-        top = scaled.topk(max(ks), dim=-1, sorted=not same).values
-        if same:
-            least = top.amin(dim=-1, keepdim=True)
+        same_k = min(ks) == max(ks)
+        top = scaled.topk(max(ks), dim=-1, sorted=not same_k).values
+        if same_k:
+            threshold = top.amin(dim=-1, keepdim=True)
         else:
-            least = top.gather(1, torch.tensor(ks, device=logits.device)[:, None] - 1)
-        scaled = scaled.masked_fill(scaled < least, -math.inf)
-    if any(draw.top_p < 1 for draw in draws):
-        top_p = torch.tensor([draw.top_p for draw in draws], device=logits.device)[:, None]
+            threshold = top.gather(1, torch.tensor(ks, device=logits.device)[:, None] - 1)
+        scaled = scaled.masked_fill(scaled < threshold, -math.inf)
+    if any(one.top_p < 1 for one in params):
+        top_p = torch.tensor([one.top_p for one in params], device=logits.device)[:, None]
         ordered, order = scaled.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities
@@ -93,10 +72,13 @@ def filter_logits(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     return scaled
 
 
-def uniforms(draw: Draw, count: int) -> list[float]:
-    """The draw's own random numbers, the same whatever else is decoded."""
-    if draw.temperature <= 0:
+def draw_uniforms(params: SamplingParams, count: int) -> list[float]:
+    """Draws the random numbers of one completion, one for each token, from its own seed.
+
+    They do not depend on what else is decoded. Greedy completions need none and get zeros.
+    """
+    if params.temperature <= 0:
         return [0.0] * count
-    generator = torch.Generator().manual_seed(draw.seed)
+    generator = torch.Generator().manual_seed(params.seed)
     numbers: list[float] = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
     return numbers

@@ -1,8 +1,9 @@
-"""A cache that holds each prompt once for all rows that go on from it, and the attention that reads it.
+"""A KV cache that stores each prompt once for all rows that continue it, and the attention that reads it.
 
-A row attends to its prompt, together with all other rows of it, and to its own tokens; the two are put together by
-their sums of exponentials, which is the same as one attention over both. Works with every model whose text layers call
-transformers' attention interface and attend fully or over a sliding window; others get `illume.sampling.kv_cache`.
+For a query of one token, attention over prompt and own tokens is split in two: all rows of a prompt attend to the
+shared prompt together, and each row attends to its own tokens. The two results are combined by the log-sum-exp of their
+scores, which is exact. This works with every model whose text layers call transformers' attention interface, with full
+or sliding-window attention. Other models use `illume.sampling.kv_cache.CopiedPrefixCache`.
 """
 
 from __future__ import annotations
@@ -17,39 +18,47 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from illume.sampling.kv_cache import Prefix, positions_of
+from illume.sampling.kv_cache import Prefix, to_position_ids
 
-_NAME = "illume_shared_prompts"
+ATTENTION_NAME = "illume_shared_prefix"
+"""The name under which `attend_with_shared_prefix` is registered with transformers."""
 
 _GROWTH = 16
-"""Places that all rows get when one of them has no more."""
+"""Columns that are added to all rows when one of them is full."""
 
 _IGNORED_INPUTS = frozenset({"position_ids", "cache_position", "input_ids"})
-"""Tensors that models hand to attention functions for kernels of other kinds."""
+"""Tensors that models pass to every attention function, but that only other implementations need."""
 
 
-class CannotShare(RuntimeError):
-    """The model's attention is of a kind that this cache does not know."""
+class UnsupportedAttentionError(RuntimeError):
+    """The model's attention cannot be computed over a shared prefix."""
 
 
-def can_share(model: Any) -> bool:
-    """Whether prompts can be shared, as far as the model's declarations say."""
+def supports_shared_prefixes(model: Any) -> bool:
+    """Whether the model's declarations allow shared prefixes. A model may still turn out not to support them."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
+    layer_types = set(getattr(config, "layer_types", None) or ())
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     return bool(
         getattr(type(decoder), "_supports_attention_backend", False)
-        and kinds <= {"full_attention", "sliding_attention"}
+        and layer_types <= {"full_attention", "sliding_attention"}
         and not getattr(config, "attention_chunk_size", None)
     )
 
 
-class SharedLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Of one layer: the prompts' keys and values (prompts, heads, tokens, width) and the rows' own."""
+# The cache
+
+
+class SharedPrefixLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer of `SharedPrefixCache`.
+
+    `prompt_keys` and `prompt_values` are (prompts, heads, tokens, head_dim). `keys` and `values` are those of the rows'
+    own tokens, (rows, heads, columns, head_dim).
+    """
 
     is_sliding = False
 
-    def __init__(self, cache: SharedCache, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, cache: SharedPrefixCache, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self.cache = cache
         self.prompt_keys, self.prompt_values = keys.new_zeros(0), values.new_zeros(0)
@@ -57,38 +66,42 @@ class SharedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is left to make."""
+        """Does nothing: the cache allocates the buffers."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        plan = self.cache.plan
-        self.keys[plan.rows, :, plan.places] = key_states[:, :, 0]
-        self.values[plan.rows, :, plan.places] = value_states[:, :, 0]
-        n, end = len(plan.rows), plan.n_places
-        self.cache.updated = (self, self.keys[:n, :, :end])
-        return self.cache.updated[1], self.values[:n, :, :end]
+        """Appends keys and values (rows, heads, 1, head_dim); returns those of the rows' own tokens."""
+        layout = self.cache.layout
+        self.keys[layout.rows, :, layout.row_lengths] = key_states[:, :, 0]
+        self.values[layout.rows, :, layout.row_lengths] = value_states[:, :, 0]
+        n, end = len(layout.rows), layout.n_columns
+        self.cache.last_update = (self, self.keys[:n, :, :end])
+        return self.cache.last_update[1], self.values[:n, :, :end]
 
-    def arrange(self, kept: Sequence[int], new: Sequence[tuple[torch.Tensor, torch.Tensor]], longest: int) -> None:
-        """The prompts' keys and values anew: the `kept` ones, then the `new`, with places for `longest` tokens."""
-        for name, place in (("prompt_keys", 0), ("prompt_values", 1)):
-            old, added = getattr(self, name), [pair[place] for pair in new]
+    def set_prompts(self, kept: Sequence[int], new: Sequence[tuple[torch.Tensor, torch.Tensor]], longest: int) -> None:
+        """Rebuilds the prompts' keys and values from the `kept` prompts and the `new` ones, (heads, tokens, head_dim).
+
+        The new buffers have room for `longest` tokens of each prompt.
+        """
+        for name, which in (("prompt_keys", 0), ("prompt_values", 1)):
+            old, added = getattr(self, name), [pair[which] for pair in new]
             like = added[0] if added else old[0]
             buffer = like.new_empty((len(kept) + len(new), like.shape[0], longest, like.shape[2]))
             if kept:
-                _fill(buffer[: len(kept)], old[list(kept)])
-            for slot, one in enumerate(added, start=len(kept)):
-                _fill(buffer[slot], one)
+                _copy_and_zero(buffer[: len(kept)], old[list(kept)])
+            for prompt, one in enumerate(added, start=len(kept)):
+                _copy_and_zero(buffer[prompt], one)
             setattr(self, name, buffer)
 
-    def resize(self, n_rows: int, n_places: int) -> None:
-        """Room for so many rows and tokens of each; what fits stays."""
+    def resize(self, n_rows: int, n_columns: int) -> None:
+        """Reallocates the rows' own keys and values; the contents that fit are kept."""
         for name in ("keys", "values"):
             old = getattr(self, name)
-            if old.shape[0] != n_rows or old.shape[2] != n_places:
-                buffer = old.new_empty((n_rows, old.shape[1], n_places, old.shape[3]))
+            if old.shape[0] != n_rows or old.shape[2] != n_columns:
+                buffer = old.new_empty((n_rows, old.shape[1], n_columns, old.shape[3]))
                 rows = min(n_rows, old.shape[0])
-                _fill(buffer[:rows], old[:rows])
+                _copy_and_zero(buffer[:rows], old[:rows])
                 buffer[rows:].zero_()
                 setattr(self, name, buffer)
 
@@ -96,16 +109,16 @@ class SharedLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return int(self.prompt_keys.shape[2]) + self.cache.plan.n_places
+        return int(self.prompt_keys.shape[2]) + self.cache.layout.n_columns
 
     def get_max_length(self) -> int:
         return -1
 
 
-def _fill(buffer: torch.Tensor, tokens: torch.Tensor) -> None:
-    """Puts `tokens` (..., tokens, width) at the beginning of `buffer`, as many as fit, and zeros behind them.
+def _copy_and_zero(buffer: torch.Tensor, tokens: torch.Tensor) -> None:
+    """Copies as many `tokens` (..., tokens, head_dim) into `buffer` as fit, and fills the rest with zeros.
 
-    Not whatever the memory held: a masked place still meets its value, and nothing times NaN is NaN.
+    Uninitialised memory would not do: attention multiplies masked values by zero, and zero times NaN is NaN.
     """
     n = min(buffer.shape[-2], tokens.shape[-2])
     buffer[..., :n, :] = tokens[..., :n, :]
@@ -113,59 +126,63 @@ def _fill(buffer: torch.Tensor, tokens: torch.Tensor) -> None:
 
 
 @dataclass
-class Plan:
-    """Where the rows of one step stand. `seats` numbers the rows in (prompts, rows of a prompt at most)."""
+class StepLayout:
+    """Where the rows of one decoding step are.
 
-    rows: torch.Tensor  # (rows,), 0, 1, 2 ...
-    seats: torch.Tensor  # (rows,)
+    To attend to the prompts, rows are arranged in a grid (prompts, rows per prompt); cells without a row are unused.
+    """
+
+    rows: torch.Tensor  # (rows,) 0, 1, 2 ...
+    grid_cells: torch.Tensor  # (rows,) the cell of each row in the flattened grid
     n_prompts: int
-    n_seats: int  # of a prompt
-    lengths: torch.Tensor  # (prompts,) tokens of each prompt
-    slots: torch.Tensor  # (rows,) the prompt of each row
-    places: torch.Tensor  # (rows,) tokens each row has written
-    n_places: int  # tokens of the longest row, with the present one
-    masks: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    n_per_prompt: int  # the largest number of rows of a prompt
+    prompt_lengths: torch.Tensor  # (prompts,) tokens
+    row_prompts: torch.Tensor  # (rows,) the prompt of each row
+    row_lengths: torch.Tensor  # (rows,) own tokens that are already cached
+    n_columns: int  # own tokens of the longest row, with the present one
+    masks: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # by sliding window
 
-    def masks_of(self, window: int | None, repeats: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What to add to the scores: over the prompts, (prompts, 1, seats or 1, tokens), and over a row's own tokens.
+    def get_masks(self, window: int | None, n_repeats: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The masks to add to the attention scores, over the prompts and over the rows' own tokens.
 
-        The latter is (rows, 1, 1, tokens). `repeats` heads of the query share a head of the keys.
+        Shapes: (prompts, 1, queries or 1, tokens), where each row has `n_repeats` queries, and (rows, 1, 1, columns).
+        `n_repeats` is the number of query heads that share a key head.
         """
         if window not in self.masks:
             lowest = torch.finfo(torch.float32).min
-            tokens = torch.arange(int(self.lengths.max()), device=self.rows.device)
-            own = torch.arange(self.n_places, device=self.rows.device)
-            hidden = tokens >= self.lengths[:, None]
-            ahead = own > self.places[:, None]
+            tokens = torch.arange(int(self.prompt_lengths.max()), device=self.rows.device)
+            columns = torch.arange(self.n_columns, device=self.rows.device)
+            padding = tokens >= self.prompt_lengths[:, None]
+            own_hidden = columns > self.row_lengths[:, None]
             if window is not None:
-                ahead |= self.places[:, None] - own >= window
-                far = (self.lengths[self.slots] + self.places)[:, None] - tokens >= window
-                seated = far.new_zeros((self.n_prompts * self.n_seats, len(tokens)))
-                seated[self.seats] = far
-                seated = seated.view(self.n_prompts, self.n_seats, -1) | hidden[:, None]
-                hidden_by_seat = seated.repeat_interleave(repeats, dim=1)
+                own_hidden |= self.row_lengths[:, None] - columns >= window
+                too_far = (self.prompt_lengths[self.row_prompts] + self.row_lengths)[:, None] - tokens >= window
+                grid = too_far.new_zeros((self.n_prompts * self.n_per_prompt, len(tokens)))
+                grid[self.grid_cells] = too_far
+                grid = grid.view(self.n_prompts, self.n_per_prompt, -1) | padding[:, None]
+                prompt_hidden = grid.repeat_interleave(n_repeats, dim=1)
             else:
-                hidden_by_seat = hidden[:, None]
-            self.masks[window] = (hidden_by_seat[:, None] * lowest, ahead[:, None, None] * lowest)
+                prompt_hidden = padding[:, None]
+            self.masks[window] = (prompt_hidden[:, None] * lowest, own_hidden[:, None, None] * lowest)
         return self.masks[window]
 
 
-class SharedCache:
-    """Rows that share what their prompts left; a row's own tokens are all that it holds."""
+class SharedPrefixCache:
+    """A KV cache in which rows share the keys and values of their prompts and store only their own tokens."""
 
     def __init__(self, model: Any, device: torch.device, *, max_new_tokens: int, token_budget: int) -> None:
         self.max_new_tokens, self.token_budget = max_new_tokens, token_budget
         self.configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
         self.device = device
-        self.layers: list[SharedLayer] = []
-        self.prefixes: list[Prefix] = []  # by slot
-        self.slots: dict[int, int] = {}  # of the prompts that rows may still go on from
-        self.owners: list[int] = []  # the prompt of each row
-        self.written: list[int] = []  # tokens of each row that were fed to the model
-        self.positions = torch.zeros((0, 1), dtype=torch.long, device=device)
-        self.plan: Plan
-        self.updated: tuple[SharedLayer, torch.Tensor] | None = None
-        self.n_read = 0  # layers whose attention read from here in the present step
+        self.layers: list[SharedPrefixLayer] = []
+        self.prefixes: list[Prefix] = []  # by their index in the prompt buffers
+        self.prompt_indices: dict[int, int] = {}  # prefix key -> index, without released prefixes
+        self.row_keys: list[int] = []  # the prefix key of each row
+        self.row_lengths: list[int] = []  # own tokens of each row that are cached
+        self.positions = torch.zeros((0, 1), dtype=torch.long, device=device)  # (rows, dimensions)
+        self.layout: StepLayout
+        self.last_update: tuple[SharedPrefixLayer, torch.Tensor] | None = None  # with the keys it returned
+        self.n_layers_read = 0  # layers whose attention read this cache in the present step
 
     @property
     def n_rows(self) -> int:
@@ -173,121 +190,139 @@ class SharedCache:
 
     @property
     def _longest(self) -> int:
-        return max((self.prefixes[slot].length for slot in self.slots.values()), default=0)
+        """The length of the longest prompt."""
+        return max((self.prefixes[index].length for index in self.prompt_indices.values()), default=0)
 
-    def cost(self, length: int, n_draws: int) -> int:
-        return n_draws * self.max_new_tokens + length
+    def cost(self, length: int, n_completions: int) -> int:
+        return n_completions * self.max_new_tokens + length
 
-    def room(self, n_rows: int) -> int:
-        return self.token_budget - len(self.slots) * self._longest - n_rows * self.max_new_tokens
+    def free_tokens(self, n_rows: int) -> int:
+        return self.token_budget - len(self.prompt_indices) * self._longest - n_rows * self.max_new_tokens
 
-    def make_room(self, prefixes: Sequence[Prefix], *, n_rows: int, wanted: int, later: int) -> int:  # noqa: ARG002 - later rows get room when they come
-        new = [prefix for prefix in prefixes if prefix.key not in self.slots]
+    def reserve_rows(self, prefixes: Sequence[Prefix], *, n_rows: int, wanted: int, later: int) -> int:  # noqa: ARG002 - later rows are allocated when they come
+        new = [prefix for prefix in prefixes if prefix.key not in self.prompt_indices]
         if new:
             longest = max(self._longest, *(prefix.length for prefix in new))
-            left = self.token_budget - (len(self.slots) + len(new)) * longest
-            most = max(1, n_rows, left // self.max_new_tokens)
-            self._arrange(new, min(n_rows + wanted, most))
+            left = self.token_budget - (len(self.prompt_indices) + len(new)) * longest
+            limit = max(1, n_rows, left // self.max_new_tokens)
+            self._rebuild(new, min(n_rows + wanted, limit))
         return self.n_rows - n_rows
 
-    def _arrange(self, new: Sequence[Prefix], n_rows: int) -> None:
-        """Buffers without the prompts that were released, with the `new` ones, and with room for `n_rows` rows."""
+    def _rebuild(self, new: Sequence[Prefix], n_rows: int) -> None:
+        """Drops released prompts from the buffers, adds the `new` ones, and allocates `n_rows` rows."""
         if not self.layers:
-            self.layers = [SharedLayer(self, keys, values) for keys, values in new[0].layers]
+            self.layers = [SharedPrefixLayer(self, keys, values) for keys, values in new[0].layers]
             self.positions = self.positions.new_zeros((0, new[0].first_position.shape[0]))
-        kept = sorted(self.slots.values())
-        self.prefixes = [self.prefixes[slot] for slot in kept] + list(new)
-        self.slots = {prefix.key: slot for slot, prefix in enumerate(self.prefixes)}
-        n_places = max(self.layers[0].keys.shape[2], min(self.max_new_tokens, _GROWTH))
+        kept = sorted(self.prompt_indices.values())
+        self.prefixes = [self.prefixes[index] for index in kept] + list(new)
+        self.prompt_indices = {prefix.key: index for index, prefix in enumerate(self.prefixes)}
+        n_columns = max(self.layers[0].keys.shape[2], min(self.max_new_tokens, _GROWTH))
         for layer in self.layers:
-            layer.arrange(kept, [prefix.layers.pop(0) for prefix in new], self._longest)
-            layer.resize(n_rows, n_places)
+            layer.set_prompts(kept, [prefix.layers.pop(0) for prefix in new], self._longest)
+            layer.resize(n_rows, n_columns)
         positions = self.positions.new_zeros((n_rows, self.positions.shape[1]))
-        alive = min(n_rows, len(self.positions))
-        positions[:alive] = self.positions[:alive]
+        n_kept = min(n_rows, len(self.positions))
+        positions[:n_kept] = self.positions[:n_kept]
         self.positions = positions
 
-    def join(self, n_rows: int, prefixes: Sequence[Prefix]) -> None:
-        self.owners[n_rows:] = [prefix.key for prefix in prefixes]
-        self.written[n_rows:] = [0] * len(prefixes)
-        self.positions[n_rows : len(self.owners)] = torch.stack([prefix.first_position for prefix in prefixes])
+    def add_rows(self, n_rows: int, prefixes: Sequence[Prefix]) -> None:
+        self.row_keys[n_rows:] = [prefix.key for prefix in prefixes]
+        self.row_lengths[n_rows:] = [0] * len(prefixes)
+        self.positions[n_rows : len(self.row_keys)] = torch.stack([prefix.first_position for prefix in prefixes])
 
-    def step(self, model: Any, last: torch.Tensor) -> torch.Tensor:
-        n = last.shape[0]
-        del self.owners[n:], self.written[n:]
-        self.plan = self._plan()
-        if self.plan.n_places > self.layers[0].keys.shape[2]:
+    def forward(self, model: Any, last_tokens: torch.Tensor) -> torch.Tensor:
+        n = last_tokens.shape[0]
+        del self.row_keys[n:], self.row_lengths[n:]
+        self.layout = self._make_layout()
+        if self.layout.n_columns > self.layers[0].keys.shape[2]:
             for layer in self.layers:
-                layer.resize(self.n_rows, min(self.max_new_tokens, self.plan.n_places + _GROWTH))
-        self.n_read = 0
-        with _reading(self):
+                layer.resize(self.n_rows, min(self.max_new_tokens, self.layout.n_columns + _GROWTH))
+        self.n_layers_read = 0
+        with attention_reads(self):
             output = model(
-                input_ids=last,
-                position_ids=positions_of(self.positions[:n]),
+                input_ids=last_tokens,
+                position_ids=to_position_ids(self.positions[:n]),
                 past_key_values=Cache(layers=list(self.layers)),
                 use_cache=True,
                 return_dict=True,
             )
-        if self.n_read != len(self.layers):
-            raise CannotShare(f"{self.n_read} of {len(self.layers)} layers call transformers' attention interface")
+        if self.n_layers_read != len(self.layers):
+            raise UnsupportedAttentionError(
+                f"{self.n_layers_read} of {len(self.layers)} layers call transformers' attention interface"
+            )
         self.positions[:n] += 1
-        self.written = [count + 1 for count in self.written]
+        self.row_lengths = [length + 1 for length in self.row_lengths]
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
-    def _plan(self) -> Plan:
-        seated = [0] * len(self.prefixes)
-        seats: list[tuple[int, int]] = []
-        for key in self.owners:
-            slot = self.slots[key]
-            seats.append((slot, seated[slot]))
-            seated[slot] += 1
-        n_seats, n_places = max(seated), max(self.written) + 1
+    def _make_layout(self) -> StepLayout:
+        n_rows_of = [0] * len(self.prefixes)
+        cells: list[tuple[int, int]] = []  # of each row: its prompt, and its number among the rows of that prompt
+        for key in self.row_keys:
+            prompt = self.prompt_indices[key]
+            cells.append((prompt, n_rows_of[prompt]))
+            n_rows_of[prompt] += 1
+        n_per_prompt, n_columns = max(n_rows_of), max(self.row_lengths) + 1
+        # One tensor, so that there is a single transfer to the device.
         numbers = (
-            [slot for slot, _ in seats],
-            [slot * n_seats + seat for slot, seat in seats],
-            self.written,
-            range(len(seats)),
+            [prompt for prompt, _ in cells],
+            [prompt * n_per_prompt + number for prompt, number in cells],
+            self.row_lengths,
+            range(len(cells)),
         )
-        slots, flat, places, rows = torch.tensor([list(one) for one in numbers], device=self.device)
-        lengths = torch.tensor([prefix.length for prefix in self.prefixes], device=self.device)
-        return Plan(rows, flat, len(self.prefixes), n_seats, lengths, slots, places, n_places)
+        row_prompts, grid_cells, row_lengths, rows = torch.tensor([list(one) for one in numbers], device=self.device)
+        prompt_lengths = torch.tensor([prefix.length for prefix in self.prefixes], device=self.device)
+        return StepLayout(
+            rows=rows,
+            grid_cells=grid_cells,
+            n_prompts=len(self.prefixes),
+            n_per_prompt=n_per_prompt,
+            prompt_lengths=prompt_lengths,
+            row_prompts=row_prompts,
+            row_lengths=row_lengths,
+            n_columns=n_columns,
+        )
 
     def copy_rows(self, source: Sequence[int], to: Sequence[int]) -> None:
-        into, out_of = (torch.tensor(slots, device=self.device) for slots in (to, source))
-        end = max(self.written[row] for row in source)
+        to_rows, source_rows = (torch.tensor(rows, device=self.device) for rows in (to, source))
+        end = max(self.row_lengths[row] for row in source)
         for layer in self.layers:
             for buffer in (layer.keys, layer.values):
-                buffer[into, :, :end] = buffer[out_of, :, :end]
-        self.positions[into] = self.positions[out_of]
-        for one, other in zip(source, to, strict=True):
-            self.owners[other], self.written[other] = self.owners[one], self.written[one]
+                buffer[to_rows, :, :end] = buffer[source_rows, :, :end]
+        self.positions[to_rows] = self.positions[source_rows]
+        for from_row, to_row in zip(source, to, strict=True):
+            self.row_keys[to_row], self.row_lengths[to_row] = self.row_keys[from_row], self.row_lengths[from_row]
 
-    def release(self, key: int) -> None:
-        self.slots.pop(key, None)
-        if self.slots and 2 * len(self.slots) <= len(self.prefixes):
-            self._arrange((), self.n_rows)
+    def release_prefix(self, key: int) -> None:
+        """Frees the memory of released prompts once they are half of all."""
+        self.prompt_indices.pop(key, None)
+        if self.prompt_indices and 2 * len(self.prompt_indices) <= len(self.prefixes):
+            self._rebuild((), self.n_rows)
 
 
-_READ: ContextVar[SharedCache] = ContextVar("illume_shared_cache")
+# The attention
+
+
+_current_cache: ContextVar[SharedPrefixCache] = ContextVar("illume_shared_prefix_cache")
 
 
 @contextmanager
-def _reading(cache: SharedCache) -> Iterator[None]:
-    """Within it the model's attention reads from `cache`."""
-    kept = [(config, config._attn_implementation) for config in cache.configs]
-    token = _READ.set(cache)
+def attention_reads(cache: SharedPrefixCache) -> Iterator[None]:
+    """A context in which the model's attention is `attend_with_shared_prefix`, reading from `cache`."""
+    before = [(config, config._attn_implementation) for config in cache.configs]
+    token = _current_cache.set(cache)
     try:
         for config in cache.configs:
-            config._attn_implementation = _NAME
+            config._attn_implementation = ATTENTION_NAME
         yield
     finally:
-        for config, implementation in kept:  # outer ones first, as these write into those within
+        # Outer configurations come first: setting them also sets the configurations within them.
+        for config, implementation in before:
             config._attn_implementation = implementation
-        _READ.reset(token)
+        _current_cache.reset(token)
 
 
-def attend_shared(
+def attend_with_shared_prefix(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -299,33 +334,43 @@ def attend_shared(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one query a row, (rows, heads, 1, width), over its prompt and its own tokens."""
-    cache = _READ.get()
+    """Attention of one query per row over its prompt and its own tokens.
+
+    `query` is (rows, query heads, 1, head_dim); `key` and `value` are the rows' own, (rows, key heads, columns,
+    head_dim), as `SharedPrefixLayer.update` returned them. Returns (rows, 1, query heads, head_dim). Raises
+    UnsupportedAttentionError for inputs whose meaning is unknown, such as attention sinks: ignoring them would give
+    wrong results silently.
+    """
+    cache = _current_cache.get()
     unknown = {name for name, other in others.items() if isinstance(other, torch.Tensor)} - _IGNORED_INPUTS
-    if cache.updated is None or cache.updated[1] is not key or unknown or query.shape[2] != 1:
-        raise CannotShare(f"attention of {type(module).__name__} with {sorted(unknown)}")
-    cache.n_read += 1
-    layer, plan = cache.updated[0], cache.plan
-    n, heads, width = len(plan.rows), key.shape[1], query.shape[3]
+    if cache.last_update is None or cache.last_update[1] is not key or unknown or query.shape[2] != 1:
+        raise UnsupportedAttentionError(f"attention of {type(module).__name__} with {sorted(unknown)}")
+    cache.n_layers_read += 1
+    layer, layout = cache.last_update[0], cache.layout
+    n, heads, width = len(layout.rows), key.shape[1], query.shape[3]
     repeats = query.shape[1] // heads
     scaling = width**-0.5 if scaling is None else scaling
-    hidden, ahead = plan.masks_of(sliding_window, repeats)
+    prompt_mask, own_mask = layout.get_masks(sliding_window, repeats)
     rows = query.reshape(n, heads, repeats, width)
-    own, own_sum = _attend(rows, key, value, ahead, scaling, softcap)
+    own, own_lse = attend_with_logsumexp(rows, key, value, own_mask, scaling, softcap)
 
-    seats = rows.new_zeros((plan.n_prompts * plan.n_seats, heads, repeats, width))
-    seats[plan.seats] = rows
-    seats = seats.view(plan.n_prompts, plan.n_seats, heads, repeats, width).transpose(1, 2)
-    seats = seats.reshape(plan.n_prompts, heads, plan.n_seats * repeats, width)
-    seen, seen_sum = (
-        one.view(plan.n_prompts, heads, plan.n_seats, repeats, -1).transpose(1, 2).flatten(0, 1)[plan.seats]
-        for one in _attend(seats, layer.prompt_keys, layer.prompt_values, hidden, scaling, softcap)
+    # Arrange the queries by prompt: (prompts, heads, rows per prompt * repeats, head_dim).
+    grid = rows.new_zeros((layout.n_prompts * layout.n_per_prompt, heads, repeats, width))
+    grid[layout.grid_cells] = rows
+    grid = grid.view(layout.n_prompts, layout.n_per_prompt, heads, repeats, width).transpose(1, 2)
+    grid = grid.reshape(layout.n_prompts, heads, layout.n_per_prompt * repeats, width)
+    # Attend, and bring the results back into the order of the rows: (rows, heads, repeats, head_dim or 1).
+    prompt, prompt_lse = (
+        one.view(layout.n_prompts, heads, layout.n_per_prompt, repeats, -1)
+        .transpose(1, 2)
+        .flatten(0, 1)[layout.grid_cells]
+        for one in attend_with_logsumexp(grid, layer.prompt_keys, layer.prompt_values, prompt_mask, scaling, softcap)
     )
-    output = torch.lerp(own, seen, (seen_sum - own_sum).sigmoid())
+    output = torch.lerp(own, prompt, (prompt_lse - own_lse).sigmoid())
     return output.reshape(n, 1, query.shape[1], -1).to(query.dtype), None
 
 
-def _attend(
+def attend_with_logsumexp(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -333,7 +378,10 @@ def _attend(
     scaling: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in single precision, and the logarithms of the sums of the exponentials it divided by."""
+    """Attention with its softmax in float32: the outputs (..., queries, head_dim), and the log-sum-exp of the scores.
+
+    The log-sum-exp (..., queries, 1) makes it possible to combine attention over two sets of tokens.
+    """
     scores = (query @ keys.transpose(-1, -2)).float() * scaling
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
@@ -344,4 +392,4 @@ def _attend(
     return (weights.to(values.dtype) @ values).float() / total, top + total.log()
 
 
-AttentionInterface.register(_NAME, attend_shared)
+AttentionInterface.register(ATTENTION_NAME, attend_with_shared_prefix)

@@ -22,9 +22,9 @@ from illume.evaluation.critics import (
 )
 from illume.evaluation.evaluation import Part, evaluate, n_texts
 from illume.evaluation.meteor import Meteor
-from illume.model.vision_cache import EncodedPrompts
+from illume.model.vision_cache import EncodedPromptCache
 from illume.records import Example, Rationale, Verdict, stable_seed
-from illume.sampling.sampling import sample_rationales
+from illume.sampling.generation import sample_rationales
 from illume.settings import EvaluationSettings, SamplingSettings, TuningSettings
 from illume.simulation.meteor import with_meteor
 from illume.simulation.settings import Data, SimulationSettings
@@ -67,7 +67,7 @@ class Simulation:
     stages: Stages
     models: Models
     rates: dict[str, float] = field(default_factory=dict)  # of supervised tuning, by baseline, once chosen
-    encoded: EncodedPrompts = field(default_factory=EncodedPrompts)  # the held-out prompts, for every version
+    encoded: EncodedPromptCache = field(default_factory=EncodedPromptCache)  # the held-out prompts, for every version
     meteor: Meteor | None = None  # in one process only: the program is large
 
     @property
@@ -94,7 +94,7 @@ def score(
 
     def compute(tick: Tick) -> dict[str, Any]:
         evaluation = replace(settings.tuning.evaluation, samples=settings.heldout_samples)
-        memory = EncodedPrompts(budget_mb=0) if shuffled else sim.encoded
+        memory = EncodedPromptCache(budget_mb=0) if shuffled else sim.encoded
         return _evaluate(sim, adapter, examples, evaluation, parts, tick, memory=memory)
 
     return with_meteor(sim.stages, sim.meteor, name, sim.stages.once(name, "scoring", compute), examples)
@@ -107,7 +107,7 @@ def _evaluate(
     evaluation: EvaluationSettings,
     parts: Sequence[Part],
     tick: Tick,
-    memory: EncodedPrompts | None = None,
+    memory: EncodedPromptCache | None = None,
 ) -> dict[str, Any]:
     total, done = max(1, n_texts(examples, evaluation, parts=parts)), 0
 
@@ -118,7 +118,7 @@ def _evaluate(
 
     vlm = sim.models.version(adapter)
     return evaluate(
-        vlm, examples, evaluation, template=sim.settings.template, parts=parts, progress=progress, memory=memory
+        vlm, examples, evaluation, template=sim.settings.template, parts=parts, progress=progress, prompt_cache=memory
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from illume.model.prompting import answer_text, rationale_text, render_answer_prompt, render_rationale_prompt
 from illume.model.vision_cache import n_bytes, to_device
-from illume.model.vlm import IGNORED, Inputs, Vlm, append_continuations, continuation_ids, encode
+from illume.model.vlm import IGNORED, Inputs, Vlm, append_continuations, encode, encode_continuation
 from illume.records import TrainingRow, stable_seed
 
 Kind = Literal["answer", "rationale"]
@@ -44,11 +44,11 @@ def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> l
         if key not in answered:
             answered.add(key)
             prompt = render_answer_prompt(example.question, template=template)
-            ids = continuation_ids(vlm, answer_text(answer))
+            ids = encode_continuation(vlm, answer_text(answer))
             texts.append(TrainingText("answer", example.images, prompt, tuple(ids)))
         if row.rationale is not None:
             prompt = render_rationale_prompt(example.question, answer, template=template)
-            ids = continuation_ids(vlm, rationale_text(row.rationale))
+            ids = encode_continuation(vlm, rationale_text(row.rationale))
             texts.append(TrainingText("rationale", example.images, prompt, tuple(ids)))
     return texts
 

@@ -15,7 +15,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from illume.model.merged_weights import is_plain
+from illume.model.merged_weights import is_plain_lora
 from illume.model.vlm import (
     ADAPTER_RECORD,
     Vlm,
@@ -98,7 +98,7 @@ def _quicken(vlm: Vlm) -> None:
     if vlm.dtype != torch.float32:
         return
     for layer in vlm.model.modules():
-        if isinstance(layer, Linear) and is_plain(layer) and isinstance(_only(layer.lora_dropout), nn.Identity):
+        if isinstance(layer, Linear) and is_plain_lora(layer) and isinstance(_only(layer.lora_dropout), nn.Identity):
             layer.forward = partial(_forward, layer)
 
 

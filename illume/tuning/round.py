@@ -15,7 +15,7 @@ from illume.evaluation.activation import METRIC_NAMES, compare, decide, primary_
 from illume.evaluation.critics import loss_weight
 from illume.evaluation.evaluation import PARTS, Part, add_meteor, evaluate, mean, n_texts
 from illume.evaluation.meteor import Meteor, MeteorError
-from illume.model.vision_cache import EncodedPrompts
+from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, load_vlm, set_adapter
 from illume.records import TrainingRow
 from illume.tuning.batches import training_texts
@@ -131,7 +131,9 @@ class Round:
         given = self.settings.rationale_weight
         self.weight = loss_weight(self.n_vqa_only, self.n_rationale) if given is None else given
         self.epoch_parts = self._epoch_parts()
-        self.encoded = EncodedPrompts(budget_mb=self.settings.feature_cache_mb // 4)  # val, for every epoch's scores
+        self.encoded = EncodedPromptCache(
+            budget_mb=self.settings.feature_cache_mb // 4
+        )  # val, for every epoch's scores
         self.progress = Progress(folder, training=1.0, evaluating=1.0, silent=not ranks.is_main_process)
 
     def _epoch_parts(self) -> tuple[Part, ...]:
@@ -173,7 +175,7 @@ class Round:
             known=known,
             on_part=lambda part, scores: write_json(store / f"{part}.json", scores),
             progress=tick,
-            memory=self.encoded,
+            prompt_cache=self.encoded,
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from illume.model.vision_cache import remembered_features
+from illume.model.vision_cache import cached_image_features
 from illume.model.vlm import IGNORED, Vlm, bare_model
 from illume.records import stable_seed
 from illume.settings import TuningSettings
@@ -112,7 +112,7 @@ class Training:
         inputs = prepared.inputs | {"use_cache": False}
         if self._keeps_logits:
             inputs["logits_to_keep"] = prepared.kept + 1
-        with self._autocast(), remembered_features(self.vlm, prepared):
+        with self._autocast(), cached_image_features(self.vlm, prepared):
             logits = self.vlm.model(**inputs).logits
         return continuation_loss(logits[:, -prepared.kept - 1 :], prepared.labels)
 

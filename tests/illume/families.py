@@ -38,7 +38,7 @@ from transformers import (
     SmolVLMProcessor,
 )
 
-from illume.model.vlm import image_only
+from illume.model.loading import without_video_processor
 
 LEXICON = (
     "Q A seeing that what is where how many the a red blue green dog cat boat there one two three yes no on in of "
@@ -174,7 +174,7 @@ def make_smolvlm(folder: Path, *, seed: int = 0) -> Path:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
-    processor = image_only(SmolVLMProcessor)(
+    processor = without_video_processor(SmolVLMProcessor)(
         image_processor=SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32}),
         tokenizer=tokenizer,
         video_processor=None,
@@ -211,7 +211,7 @@ def make_qwen2_5_vl(folder: Path, *, seed: int = 0) -> Path:
         text_config=_text(tokenizer, rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1]}),
         **ids,
     )
-    processor = image_only(Qwen2_5_VLProcessor)(
+    processor = without_video_processor(Qwen2_5_VLProcessor)(
         image_processor=Qwen2VLImageProcessorPil(patch_size=8, min_pixels=16 * 16, max_pixels=48 * 48),
         tokenizer=tokenizer,
         video_processor=None,

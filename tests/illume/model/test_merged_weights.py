@@ -1,4 +1,4 @@
-"""An adapter folded into copies of weights: the same numbers, and the base is untouched afterwards."""
+"""Merging an adapter into copies of the weights: same results, and an unchanged model afterwards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from illume.model.merged_weights import fold_adapter
+from illume.model.merged_weights import merge_adapter
 from illume.model.vlm import Vlm, encode, load_vlm
 from illume.tuning.lora import begin_adapter
 from tests.illume.families import make_images, make_llava
@@ -21,7 +21,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_adapter(base: Path, *, dtype: str = "float32") -> Vlm:
-    """A model with an adapter that changes something."""
+    """A model with an adapter that changes its logits."""
     vlm = load_vlm(str(base), device="cpu", dtype=dtype)
     begin_adapter(vlm, init="from_base", parent=None, settings=SETTINGS)
     torch.manual_seed(3)
@@ -38,17 +38,17 @@ def logits(vlm: Vlm, image: str) -> torch.Tensor:
     return output
 
 
-def test_the_same_numbers_and_nothing_left_behind(base: Path, tmp_path: Path) -> None:
+def test_logits_stay_the_same_and_restore_undoes_the_merge(base: Path, tmp_path: Path) -> None:
     [image] = make_images(tmp_path, 1)
     plain = logits(load_vlm(str(base), device="cpu"), image)
     vlm = with_adapter(base)
     tensors = {name: parameter.data_ptr() for name, parameter in vlm.model.named_parameters()}
     values = {name: parameter.detach().clone() for name, parameter in vlm.model.named_parameters()}
     before = logits(vlm, image)
-    folded = fold_adapter(vlm)
-    assert folded.kept
+    merged = merge_adapter(vlm)
+    assert merged.originals
     during = logits(vlm, image)
-    folded.undo()
+    merged.restore()
     assert not torch.allclose(before, plain, atol=1e-3)
     assert torch.allclose(before, during, atol=1e-5)
     assert torch.equal(logits(vlm, image), before)
@@ -57,10 +57,7 @@ def test_the_same_numbers_and_nothing_left_behind(base: Path, tmp_path: Path) ->
         assert torch.equal(parameter, values[name])
 
 
-def test_half_precision_and_large_models_keep_their_adapter_beside_them(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert not fold_adapter(with_adapter(base, dtype="bfloat16")).kept
-    assert not fold_adapter(load_vlm(str(base), device="cpu")).kept
-    monkeypatch.setattr("illume.model.merged_weights._MOST_BYTES", 1000)
-    assert not fold_adapter(with_adapter(base)).kept
+def test_half_precision_and_large_models_are_not_merged(base: Path) -> None:
+    assert not merge_adapter(with_adapter(base, dtype="bfloat16")).originals
+    assert not merge_adapter(load_vlm(str(base), device="cpu")).originals
+    assert not merge_adapter(with_adapter(base), max_bytes=1000).originals

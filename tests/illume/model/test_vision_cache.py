@@ -1,4 +1,4 @@
-"""Prompts encoded once for many versions: nothing changes but the time it takes."""
+"""The cache of encoded prompts: same results, less work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from illume.evaluation.evaluation import evaluate
-from illume.model.vision_cache import EncodedPrompts
+from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, load_vlm
 from illume.records import Example
 from illume.settings import EvaluationSettings
@@ -31,46 +31,48 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_any_family_writes_the_same_from_memory(family: str, examples: list[Example], tmp_path: Path) -> None:
+def test_cached_prompts_give_the_same_scores_in_every_family(
+    family: str, examples: list[Example], tmp_path: Path
+) -> None:
     vlm = load_vlm(str(FAMILIES[family](tmp_path / family)), device="cpu")
-    memory = EncodedPrompts()
+    cache = EncodedPromptCache()
     plain = evaluate(vlm, examples, SETTINGS)
-    assert evaluate(vlm, examples, SETTINGS, memory=memory) == plain
-    assert evaluate(vlm, examples, SETTINGS, memory=memory) == plain
+    assert evaluate(vlm, examples, SETTINGS, prompt_cache=cache) == plain
+    assert evaluate(vlm, examples, SETTINGS, prompt_cache=cache) == plain
 
 
-class TestEncodedPrompts:
-    def test_the_tower_looks_at_a_batch_once(
+class TestEncodedPromptCache:
+    def test_the_vision_tower_sees_each_batch_once(
         self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        memory = EncodedPrompts()
-        first = evaluate(llava, examples, SETTINGS, parts=("gold",), memory=memory)
+        cache = EncodedPromptCache()
+        first = evaluate(llava, examples, SETTINGS, parts=("gold",), prompt_cache=cache)
         monkeypatch.setattr(type(llava.model.model.vision_tower), "forward", None)
         monkeypatch.setattr("illume.model.vision_cache.encode", None)
-        assert evaluate(llava, examples, SETTINGS, parts=("gold",), memory=memory) == first
+        assert evaluate(llava, examples, SETTINGS, parts=("gold",), prompt_cache=cache) == first
 
-    def test_beyond_the_budget_nothing_is_kept(
+    def test_nothing_is_stored_beyond_the_budget(
         self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        memory, looked = EncodedPrompts(budget_mb=0), []
+        cache, calls = EncodedPromptCache(budget_mb=0), []
         tower = type(llava.model.model.vision_tower)
         forward = tower.forward
 
         def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-            looked.append(1)
+            calls.append(1)
             return forward(self, *args, **kwargs)
 
         monkeypatch.setattr(tower, "forward", watched)
         for _ in range(2):
-            evaluate(llava, examples, SETTINGS, parts=("gold",), memory=memory)
-        assert len(looked) == 2
+            evaluate(llava, examples, SETTINGS, parts=("gold",), prompt_cache=cache)
+        assert len(calls) == 2
 
-    def test_an_image_in_memory_is_itself_alone(self, llava: Vlm) -> None:
-        memory = EncodedPrompts()
+    def test_images_in_memory_are_told_apart_by_identity(self, llava: Vlm) -> None:
+        cache = EncodedPromptCache()
         red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
-        encoded = memory.get(llava, ["Q: what? A:"], [[red]])
-        encoded.features = [torch.ones(2)]
-        memory.keep(llava, ["Q: what? A:"], [[red]], encoded)
-        assert memory.get(llava, ["Q: what? A:"], [[red]]).features is not None
-        assert memory.get(llava, ["Q: what? A:"], [[blue]]).features is None
-        assert memory.get(llava, ["Q: who? A:"], [[red]]).features is None
+        batch = cache.get(llava, ["Q: what? A:"], [[red]])
+        batch.features = [torch.ones(2)]
+        cache.store(llava, ["Q: what? A:"], [[red]], batch)
+        assert cache.get(llava, ["Q: what? A:"], [[red]]).features is not None
+        assert cache.get(llava, ["Q: what? A:"], [[blue]]).features is None
+        assert cache.get(llava, ["Q: who? A:"], [[red]]).features is None

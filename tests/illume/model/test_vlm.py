@@ -1,8 +1,8 @@
-"""Loading, adapters and inputs, for every family that can be prepared without network.
+"""Loading, adapters and inputs, for every model family that can be built without a network.
 
-Prepared: LLaVA, Idefics3, SmolVLM, Qwen2.5-VL, PaliGemma, Gemma 3, each tiny, randomly initialised, with a tokenizer
-made in code. Qwen2.5-VL and SmolVLM are prepared without their video processors, which need torchvision; Illume loads
-such processors the same way where torchvision is absent. No family of the issue could not be prepared.
+Built here: LLaVA, Idefics3, SmolVLM, Qwen2.5-VL, PaliGemma, Gemma 3, each tiny, randomly initialised, with a tokenizer
+made in code. Qwen2.5-VL and SmolVLM are built without their video processors, which need torchvision; Illume loads
+such processors the same way if torchvision is not installed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from illume.model.vlm import (
     VlmError,
     append_continuations,
     bare_model,
-    continuation_ids,
     decode,
     encode,
-    end_id,
+    encode_continuation,
+    end_token_id,
+    last_prompt_character,
     load_vlm,
-    prompt_tail,
     save_adapter,
     set_adapter,
-    stop_ids,
+    stop_token_ids,
     without_peft_warning,
 )
 from tests.illume.families import FAMILIES, make_images, make_llava, make_text_only
@@ -55,7 +55,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_adapter(base: Path, folder: Path, *, seed: int = 0) -> Path:
-    """An adapter of `base` that changes what it writes."""
+    """Saves an adapter of `base` that changes its logits."""
     vlm = load_vlm(str(base))
     torch.manual_seed(seed)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_alpha=32)
@@ -67,7 +67,7 @@ def make_adapter(base: Path, folder: Path, *, seed: int = 0) -> Path:
 
 def logits(vlm: Vlm, image: str) -> torch.Tensor:
     inputs = encode(vlm, ["Q: what is it? A:"], [[image]])
-    ready, _ = append_continuations(vlm, inputs, [continuation_ids(vlm, " red")])
+    ready, _ = append_continuations(vlm, inputs, [encode_continuation(vlm, " red")])
     with torch.inference_mode():
         result: torch.Tensor = bare_model(vlm)(**ready).logits
     return result
@@ -97,7 +97,7 @@ class TestFamilies:
     def test_padding_changes_nothing(self, family: Path, images: list[str]) -> None:
         vlm = load_vlm(str(family), device="cpu")
         inputs = encode(vlm, ["Q: A:", "Q: is the dog red? A:"], [images[:1], images[1:3]])
-        rows = [continuation_ids(vlm, " the dog"), continuation_ids(vlm, " because it can be seen")]
+        rows = [encode_continuation(vlm, " the dog"), encode_continuation(vlm, " because it can be seen")]
         ready, labels = append_continuations(vlm, inputs, rows)
         alone, alone_labels = append_continuations(vlm, encode(vlm, ["Q: A:"], [images[:1]]), rows[:1])
         with torch.inference_mode():
@@ -125,12 +125,12 @@ class TestFamilies:
             forward = bare_model(vlm)(**ready).logits[:, -6:-1]
         assert torch.allclose(forward, torch.stack(output.logits, dim=1), atol=1e-5)
 
-    def test_memorises_what_depends_on_images(self, family: Path, images: list[str]) -> None:
+    def test_learns_answers_that_depend_on_the_image(self, family: Path, images: list[str]) -> None:
         vlm = load_vlm(str(family), device="cpu")
         torch.manual_seed(0)
         words = ["dog", "cat", "boat", "sand", "water", "park", "sun", "night"]
         inputs = encode(vlm, ["Q: what is it? A:"] * 8, [[image] for image in images])
-        ready, labels = append_continuations(vlm, inputs, [continuation_ids(vlm, f" {word}") for word in words])
+        ready, labels = append_continuations(vlm, inputs, [encode_continuation(vlm, f" {word}") for word in words])
         optimizer = torch.optim.AdamW(vlm.model.parameters(), lr=5e-3)
         for _ in range(150):
             output = vlm.model(**ready).logits[:, :-1]
@@ -163,7 +163,7 @@ def answers(vlm: Vlm, images: list[str]) -> list[str]:
 
 
 class TestAdapters:
-    def test_swapping_leaves_no_trace(self, llava: Path, images: list[str], tmp_path: Path) -> None:
+    def test_swapping_adapters_restores_the_same_logits(self, llava: Path, images: list[str], tmp_path: Path) -> None:
         first = make_adapter(llava, tmp_path / "first", seed=1)
         second = make_adapter(llava, tmp_path / "second", seed=2)
         vlm = load_vlm(str(llava))
@@ -199,7 +199,7 @@ class TestAdapters:
             set_adapter(vlm, str(adapter))
         assert vlm.adapter is None
 
-    def test_a_moved_base_keeps_its_adapters(self, llava: Path, tmp_path: Path) -> None:
+    def test_adapters_still_fit_a_base_that_was_moved(self, llava: Path, tmp_path: Path) -> None:
         adapter = make_adapter(llava, tmp_path / "adapter")
         moved = shutil.copytree(llava, tmp_path / "moved")
         assert load_vlm(str(moved), adapter=str(adapter)).adapter == str(adapter)
@@ -222,14 +222,16 @@ class TestAdapters:
 class TestErrors:
     @pytest.fixture(autouse=True)
     def no_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Every one of these errors comes before weights are touched."""
+        """All of these errors are raised before any weights are read."""
         monkeypatch.setattr("illume.model.vlm.AutoModelForImageTextToText.from_pretrained", None)
 
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(VlmError, match="no model folder"):
             load_vlm(str(tmp_path / "nowhere"))
 
-    def test_missing_folder_beside_others_is_no_hub_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_folder_beside_an_existing_one_is_not_a_hub_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "models").mkdir()
         with pytest.raises(VlmError, match="no model folder"):
@@ -269,7 +271,7 @@ class TestErrors:
 
 
 class TestInputs:
-    def test_images_by_path_and_in_memory_are_one(self, llava: Path, images: list[str]) -> None:
+    def test_images_by_path_and_in_memory_give_equal_inputs(self, llava: Path, images: list[str]) -> None:
         vlm = load_vlm(str(llava))
         by_path = encode(vlm, ["Q:"], [[images[0]]])
         with Image.open(images[0]) as opened:
@@ -288,19 +290,19 @@ class TestInputs:
         with pytest.raises(VlmError, match="image"):
             encode(load_vlm(str(llava)), ["Q:"], [[]])
 
-    def test_control_tokens_in_texts_are_text(self, llava: Path, images: list[str]) -> None:
+    def test_control_tokens_in_texts_are_read_as_text(self, llava: Path, images: list[str]) -> None:
         vlm = load_vlm(str(llava))
         ids = encode(vlm, ["Q: <image></s><pad> A:"], [[images[0]]])["input_ids"][0].tolist()
         assert ids.count(vlm.tokenizer.convert_tokens_to_ids("<image>")) == 16
         assert vlm.tokenizer.eos_token_id not in ids
-        assert continuation_ids(vlm, " a </s> b").count(vlm.tokenizer.eos_token_id) == 1
+        assert encode_continuation(vlm, " a </s> b").count(vlm.tokenizer.eos_token_id) == 1
 
-    def test_continuation_fits_the_end_of_the_prompt(self, llava: Path, tmp_path: Path) -> None:
+    def test_continuation_depends_on_the_end_of_the_prompt(self, llava: Path, tmp_path: Path) -> None:
         spaced, broken = load_vlm(str(llava)), load_vlm(str(FAMILIES["paligemma"](tmp_path / "paligemma")))
-        assert (prompt_tail(spaced), prompt_tail(broken)) == (":", "\n")
+        assert (last_prompt_character(spaced), last_prompt_character(broken)) == (":", "\n")
         name = spaced.tokenizer.convert_ids_to_tokens
-        assert name(continuation_ids(spaced, " the dog")) == ["Ġthe", "Ġdog", "</s>"]
-        assert name(continuation_ids(broken, " the dog")) == ["the", "Ġdog", "</s>"]
+        assert name(encode_continuation(spaced, " the dog")) == ["Ġthe", "Ġdog", "</s>"]
+        assert name(encode_continuation(broken, " the dog")) == ["the", "Ġdog", "</s>"]
 
     def test_without_chat_template_images_come_first(self, tmp_path: Path, images: list[str]) -> None:
         vlm = load_vlm(str(make_llava(tmp_path / "plain", chat=False)))
@@ -310,8 +312,8 @@ class TestInputs:
     def test_stop_tokens(self, llava: Path) -> None:
         vlm = load_vlm(str(llava))
         bare_model(vlm).generation_config.eos_token_id = [5, vlm.tokenizer.eos_token_id]
-        assert stop_ids(vlm) == (5, vlm.tokenizer.eos_token_id)
-        assert end_id(vlm) == vlm.tokenizer.eos_token_id
+        assert stop_token_ids(vlm) == (5, vlm.tokenizer.eos_token_id)
+        assert end_token_id(vlm) == vlm.tokenizer.eos_token_id
 
     def test_control_characters_are_dropped(self, llava: Path) -> None:
         vlm = load_vlm(str(llava))

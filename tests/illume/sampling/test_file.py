@@ -16,7 +16,7 @@ from illume.model.vlm import Vlm, load_vlm
 from illume.prompts_file import write_prompts
 from illume.records import Example, Rationale
 from illume.sampling.file import SamplingFileError, main, read_rationales, sample_to_file
-from illume.sampling.sampling import sample_rationales
+from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
 from tests.illume.families import make_llava
 from tests.illume.rounds import make_examples

@@ -1,7 +1,8 @@
-"""Answers and rationales of one pass: only where that changes nothing, and then nothing changes."""
+"""Prefix reuse: one forward pass for answer and rationale prompts, used only if results stay the same."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 
 from illume.evaluation.evaluation import evaluate
 from illume.model.prompting import DEFAULT_TEMPLATE
-from illume.model.vision_cache import EncodedPrompts
+from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, bare_model, load_vlm
 from illume.prompts_file import load_prompts
 from illume.records import Example
-from illume.sampling.prefix_reuse import lead_tails
+from illume.sampling.prefix_reuse import count_suffix_tokens
 from illume.settings import EvaluationSettings
 from illume.simulation.settings import STARTER
 from tests.illume.families import FAMILIES
@@ -34,24 +35,33 @@ def examples() -> list[Example]:
     return [one for one in load_prompts(STARTER / "scenes" / "prompts.jsonl") if one.split == "val"][:20]
 
 
-def test_one_pass_over_each_prompt_gives_both(starter: Vlm, examples: list[Example]) -> None:
+def test_one_forward_pass_per_prompt_serves_both(starter: Vlm, examples: list[Example]) -> None:
     expected = evaluate(starter, examples, SETTINGS, parts=PARTS)
-    encoded: list[int] = []
+    batch_sizes: list[int] = []
     forward = type(bare_model(starter)).forward
 
-    def watched(self: Any, **inputs: Any) -> Any:
+    def counted(self: Any, **inputs: Any) -> Any:
         if inputs["input_ids"].shape[1] > 1:
-            encoded.append(inputs["input_ids"].shape[0])
+            batch_sizes.append(inputs["input_ids"].shape[0])
         return forward(self, **inputs)
 
-    assert lead_tails(starter, examples, template=DEFAULT_TEMPLATE) is not None
+    assert count_suffix_tokens(starter, examples, template=DEFAULT_TEMPLATE) is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(bare_model(starter)), "forward", watched)
+        patch.setattr(type(bare_model(starter)), "forward", counted)
         ticks: list[int] = []
-        found = evaluate(starter, examples, SETTINGS, parts=PARTS, memory=EncodedPrompts(), progress=ticks.append)
+        found = evaluate(
+            starter, examples, SETTINGS, parts=PARTS, prompt_cache=EncodedPromptCache(), progress=ticks.append
+        )
     assert found == expected
-    assert sum(encoded) == len(examples)
+    assert sum(batch_sizes) == len(examples)
     assert sum(ticks) == 3 * len(examples)
+
+
+def test_rationales_after_own_answers_are_generated_separately(starter: Vlm, examples: list[Example]) -> None:
+    wrong = [replace(one, answer=other.answer) for one, other in zip(examples, reversed(examples), strict=True)]
+    expected = evaluate(starter, wrong, SETTINGS)
+    assert expected["own"]["greedy"]["rationales"] != expected["gold"]["greedy"]["rationales"]
+    assert evaluate(starter, wrong, SETTINGS, prompt_cache=EncodedPromptCache()) == expected
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(
@@ -67,26 +77,26 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(self, **inputs)
 
-    assert lead_tails(starter, examples, template=DEFAULT_TEMPLATE) is not None
+    assert count_suffix_tokens(starter, examples, template=DEFAULT_TEMPLATE) is not None
     monkeypatch.setattr(type(bare_model(starter)), "forward", limited)
-    found = evaluate(starter, examples, SETTINGS, parts=PARTS, memory=EncodedPrompts())
+    found = evaluate(starter, examples, SETTINGS, parts=PARTS, prompt_cache=EncodedPromptCache())
     assert found["answers"] == expected["answers"]
     assert found["gold"]["greedy"]["rationales"] == expected["gold"]["greedy"]["rationales"]
 
 
-class TestLeadTails:
-    def test_counts_what_stands_behind_the_answer_prompt(self, starter: Vlm, examples: list[Example]) -> None:
-        tails = lead_tails(starter, examples, template=DEFAULT_TEMPLATE)
-        behind = [starter.tokenizer(f" {one.answer}, seeing that", add_special_tokens=False) for one in examples]
-        assert tails == [len(one["input_ids"]) for one in behind]
+class TestCountSuffixTokens:
+    def test_counts_the_tokens_after_the_answer_prompt(self, starter: Vlm, examples: list[Example]) -> None:
+        suffixes = count_suffix_tokens(starter, examples, template=DEFAULT_TEMPLATE)
+        expected = [starter.tokenizer(f" {one.answer}, seeing that", add_special_tokens=False) for one in examples]
+        assert suffixes == [len(one["input_ids"]) for one in expected]
 
-    def test_a_model_that_reads_in_both_directions_has_none(self, tmp_path: Path) -> None:
+    def test_a_model_with_bidirectional_prompt_attention_has_none(self, tmp_path: Path) -> None:
         vlm = load_vlm(str(FAMILIES["paligemma"](tmp_path / "model")), device="cpu")
         own = make_examples(tmp_path / "images", count=2, split="val")
-        assert lead_tails(vlm, own, template=DEFAULT_TEMPLATE) is None
-        assert vlm._reads_forward is False
+        assert count_suffix_tokens(vlm, own, template=DEFAULT_TEMPLATE) is None
+        assert vlm._is_causal is False
 
-    def test_nor_has_one_whose_template_closes_the_turn(self, tmp_path: Path) -> None:
+    def test_a_template_that_closes_the_turn_has_none(self, tmp_path: Path) -> None:
         vlm = load_vlm(str(FAMILIES["qwen2_5_vl"](tmp_path / "model")), device="cpu")
         own = make_examples(tmp_path / "images", count=2, split="val")
-        assert lead_tails(vlm, own, template=DEFAULT_TEMPLATE) is None
+        assert count_suffix_tokens(vlm, own, template=DEFAULT_TEMPLATE) is None

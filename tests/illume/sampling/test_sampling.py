@@ -1,4 +1,4 @@
-"""Sampling: what a request gives, alone and in company, and that it is what the model would say."""
+"""Sampling: results are those of the model, and do not depend on what is decoded together."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ import pytest
 import torch
 
 from illume.model.prompting import rationale_text, render_answer_prompt, render_rationale_prompt
-from illume.model.vlm import Vlm, append_continuations, bare_model, continuation_ids, decode, encode, load_vlm
+from illume.model.vlm import Vlm, append_continuations, bare_model, decode, encode, encode_continuation, load_vlm
 from illume.records import Example, Rationale
-from illume.sampling.decoding import DecodePrompt, Draw, Written, decode_prompts
-from illume.sampling.sampler import draw_tokens, filter_logits
-from illume.sampling.sampling import generate_answers, mean_logprobs, sample_rationales
-from illume.sampling.shared_prefix import _READ, CannotShare, SharedCache, attend_shared
+from illume.sampling import decoding, shared_prefix
+from illume.sampling.decoding import Completion, DecodeRequest, decode_prompts
+from illume.sampling.generation import generate_answers, mean_logprobs, sample_rationales
+from illume.sampling.sampler import SamplingParams, filter_logits, sample_tokens
+from illume.sampling.shared_prefix import (
+    SharedPrefixCache,
+    UnsupportedAttentionError,
+    attend_with_shared_prefix,
+    attention_reads,
+)
 from illume.settings import SamplingSettings
 from tests.illume.families import FAMILIES, make_images, make_llava, make_paligemma2
 
@@ -34,7 +40,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def examples(images: list[str]) -> list[Example]:
-    """Prompts of unlike lengths; every third shows two images."""
+    """Prompts of different lengths; every third has two images."""
     return [
         Example(str(n), (image,) if n % 3 else (image, images[0]), QUESTIONS[n], "yes")
         for n, image in enumerate(images)
@@ -59,7 +65,7 @@ def assert_same(left: list[list[Rationale]], right: list[list[Rationale]]) -> No
 
 
 class TestFamilies:
-    def test_a_set_does_not_depend_on_its_company(self, vlm: Vlm, examples: list[Example]) -> None:
+    def test_a_set_does_not_depend_on_the_other_prompts(self, vlm: Vlm, examples: list[Example]) -> None:
         together = sample_rationales(vlm, examples, SETTINGS, seed=3)
         alone = [sample_rationales(vlm, [example], SETTINGS, seed=3)[0] for example in examples]
         assert sum(map(len, together)) > 3 * len(examples)
@@ -72,10 +78,10 @@ class TestFamilies:
             sample_rationales(vlm, examples[::-1], tight, seed=3)[::-1],
         )
 
-    def test_a_prompt_is_encoded_once_and_a_row_leaves_when_it_ends(
+    def test_a_prompt_is_encoded_once_and_a_finished_row_is_removed(
         self, vlm: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whatever the number of draws, also redrawn ones; and not one token is computed behind an end token."""
+        """Whatever the number of completions, further ones included; no token is computed after an end token."""
         seen: list[tuple[int, int]] = []
         forward = type(bare_model(vlm)).forward
 
@@ -84,64 +90,66 @@ class TestFamilies:
             return forward(self, **inputs)
 
         monkeypatch.setattr(type(bare_model(vlm)), "forward", watched)
-        # An untrained model hardly ever ends a text by itself.
-        monkeypatch.setattr("illume.sampling.pool.stop_ids", lambda _: tuple(range(0, 300, 10)))
-        first = tuple(Draw(1.0, seed=n) for n in range(5))
-        written: list[Written] = []
+        # An untrained model hardly ever generates its end token.
+        monkeypatch.setattr(decoding, "stop_token_ids", lambda _: tuple(range(0, 300, 10)))
+        first = tuple(SamplingParams(1.0, seed=n) for n in range(5))
+        completions: list[Completion] = []
 
-        def again(_: int, got: list[Written]) -> tuple[Draw, ...]:
-            written.extend(got)
-            return (Draw(1.0, seed=99),) if len(got) == len(first) else ()
+        def ask_for_one_more(_: int, finished: list[Completion]) -> tuple[SamplingParams, ...]:
+            completions.extend(finished)
+            return (SamplingParams(1.0, seed=99),) if len(finished) == len(first) else ()
 
-        prompts = [DecodePrompt(render_answer_prompt(e.question), e.images, first) for e in examples]
-        decode_prompts(vlm, prompts, max_new_tokens=40, token_budget=900, next_draws=again)
-        assert len(written) == 6 * len(examples)
-        assert len({len(one.ids) for one in written}) > 1
+        requests = [DecodeRequest(render_answer_prompt(e.question), e.images, first) for e in examples]
+        decode_prompts(vlm, requests, max_new_tokens=40, token_budget=900, on_completions=ask_for_one_more)
+        assert len(completions) == 6 * len(examples)
+        assert len({len(one.token_ids) for one in completions}) > 1
         assert sum(rows for rows, width in seen if width > 1) == len(examples)
-        assert sum(rows for rows, width in seen if width == 1) == sum(len(one.ids) - 1 for one in written)
+        assert sum(rows for rows, width in seen if width == 1) == sum(len(one.token_ids) - 1 for one in completions)
 
-    def test_prompts_are_held_once_and_copies_give_the_same(
+    def test_shared_prefixes_and_copied_ones_give_the_same(
         self, vlm: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shared = sample_rationales(vlm, examples, SETTINGS, seed=3)
-        assert vlm._shares_prompts
-        monkeypatch.setattr(vlm, "_shares_prompts", False)
+        assert vlm._shares_prefixes
+        monkeypatch.setattr(vlm, "_shares_prefixes", False)
         assert_same(sample_rationales(vlm, examples, SETTINGS, seed=3), shared)
         tight = SamplingSettings(max_new_tokens=8, token_budget=1)
         assert_same(sample_rationales(vlm, examples[:2], tight, seed=3), shared[:2])
 
-    def test_greedy_is_what_generate_writes(self, vlm: Vlm, examples: list[Example]) -> None:
-        got = greedy_ids(vlm, examples)
-        for example, ids in zip(examples, got, strict=True):
+    def test_greedy_equals_generate_of_transformers(self, vlm: Vlm, examples: list[Example]) -> None:
+        for example, ids in zip(examples, greedy_ids(vlm, examples), strict=True):
             inputs = encode(vlm, [render_answer_prompt(example.question)], [example.images])
-            written = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=8)
-            assert ids == tuple(written[0, inputs["input_ids"].shape[1] :].tolist())
+            generated = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=8)
+            assert ids == tuple(generated[0, inputs["input_ids"].shape[1] :].tolist())
 
-    def test_logprobs_are_those_of_a_forward_pass(self, vlm: Vlm, examples: list[Example]) -> None:
-        prompts = [
-            DecodePrompt(render_answer_prompt(example.question), example.images, (Draw(0.9, seed=n), Draw()))
+    def test_logprobs_equal_those_of_a_forward_pass(self, vlm: Vlm, examples: list[Example]) -> None:
+        requests = [
+            DecodeRequest(
+                render_answer_prompt(example.question), example.images, (SamplingParams(0.9, seed=n), SamplingParams())
+            )
             for n, example in enumerate(examples)
         ]
-        got: dict[int, list[Written]] = {}
-        decode_prompts(
-            vlm, prompts, max_new_tokens=8, token_budget=900, next_draws=lambda n, w: got.update({n: w}) or ()
-        )
-        for n, example in enumerate(examples):
-            for written in got[n]:
-                inputs = encode(vlm, [prompts[n].text], [example.images])
-                assert written.logprob == pytest.approx(forward_logprob(vlm, inputs, written.ids), abs=1e-4)
+        for n, (example, completions) in enumerate(zip(examples, decode_all(vlm, requests), strict=True)):
+            for one in completions:
+                inputs = encode(vlm, [requests[n].text], [example.images])
+                assert one.logprob == pytest.approx(forward_logprob(vlm, inputs, one.token_ids), abs=1e-4)
+
+
+def decode_all(vlm: Vlm, requests: list[DecodeRequest]) -> list[list[Completion]]:
+    """The completions of each request, of at most 8 tokens."""
+    found: dict[int, list[Completion]] = {}
+
+    def keep(index: int, completions: list[Completion]) -> tuple[SamplingParams, ...]:
+        found[index] = completions
+        return ()
+
+    decode_prompts(vlm, requests, max_new_tokens=8, token_budget=900, on_completions=keep)
+    return [found[index] for index in range(len(requests))]
 
 
 def greedy_ids(vlm: Vlm, examples: list[Example]) -> list[tuple[int, ...]]:
-    got: dict[int, tuple[int, ...]] = {}
-
-    def keep(index: int, written: list[Written]) -> tuple[Draw, ...]:
-        got[index] = written[0].ids
-        return ()
-
-    prompts = [DecodePrompt(render_answer_prompt(e.question), e.images, (Draw(),)) for e in examples]
-    decode_prompts(vlm, prompts, max_new_tokens=8, token_budget=900, next_draws=keep)
-    return [got[index] for index in range(len(examples))]
+    requests = [DecodeRequest(render_answer_prompt(e.question), e.images, (SamplingParams(),)) for e in examples]
+    return [completions[0].token_ids for completions in decode_all(vlm, requests)]
 
 
 def forward_logprob(vlm: Vlm, inputs: dict[str, Any], ids: tuple[int, ...]) -> float:
@@ -156,10 +164,12 @@ class TestSampleRationales:
         first = sample_rationales(llava, examples, SETTINGS, seed=1)
         assert first == sample_rationales(llava, examples, SETTINGS, seed=1)
         other = sample_rationales(llava, examples, SETTINGS, seed=2)
-        assert [group[0].text for group in first] == [group[0].text for group in other], "greedy takes no seed"
+        assert [group[0].text for group in first] == [group[0].text for group in other], (
+            "greedy does not depend on the seed"
+        )
         assert [r.text for r in first[0][1:]] != [r.text for r in other[0][1:]]
 
-    def test_one_set_holds_what_was_asked_in_order(self, llava: Vlm, examples: list[Example]) -> None:
+    def test_a_set_follows_the_order_of_the_temperatures(self, llava: Vlm, examples: list[Example]) -> None:
         for example, group in zip(examples, sample_rationales(llava, examples, SETTINGS, seed=1), strict=True):
             assert [r.temperature for r in group] == [0.0, 0.3, 0.3, 0.7, 0.7, 1.0]
             assert len({r.seed for r in group}) == 6
@@ -168,40 +178,41 @@ class TestSampleRationales:
             assert all(r.text == r.text.strip() and 0 < r.n_tokens <= 8 and r.mean_logprob < 0 for r in group)
 
     def test_temperatures_given_as_whole_numbers_are_the_same(self, llava: Vlm, examples: list[Example]) -> None:
-        whole = SamplingSettings(temperatures=((0, 1), (1, 1)), max_new_tokens=8)
-        point = SamplingSettings(temperatures=((0.0, 1), (1.0, 1)), max_new_tokens=8)
+        integers = SamplingSettings(temperatures=((0, 1), (1, 1)), max_new_tokens=8)
+        floats = SamplingSettings(temperatures=((0.0, 1), (1.0, 1)), max_new_tokens=8)
         assert_same(
-            sample_rationales(llava, examples[:2], whole, seed=1), sample_rationales(llava, examples[:2], point, seed=1)
+            sample_rationales(llava, examples[:2], integers, seed=1),
+            sample_rationales(llava, examples[:2], floats, seed=1),
         )
 
     def test_own_answers(self, llava: Vlm, examples: list[Example]) -> None:
-        asked = [Example("x", examples[0].images, "what is it"), examples[1]]
-        own = generate_answers(llava, asked, SETTINGS)
-        mixed = sample_rationales(llava, asked, SETTINGS, seed=1)
+        mixed_examples = [Example("x", examples[0].images, "what is it"), examples[1]]
+        own = generate_answers(llava, mixed_examples, SETTINGS)
+        mixed = sample_rationales(llava, mixed_examples, SETTINGS, seed=1)
         assert {(r.answer, r.answer_source) for r in mixed[0]} == {(own[0], "own")}
         assert {(r.answer, r.answer_source) for r in mixed[1]} == {("yes", "gold")}
-        forced = sample_rationales(llava, asked, SETTINGS, seed=1, answers="own")
+        forced = sample_rationales(llava, mixed_examples, SETTINGS, seed=1, answers="own")
         assert {(r.answer, r.answer_source) for r in forced[1]} == {(own[1], "own")}
         with pytest.raises(ValueError, match="example x"):
-            sample_rationales(llava, asked, SETTINGS, seed=1, answers="gold")
+            sample_rationales(llava, mixed_examples, SETTINGS, seed=1, answers="gold")
 
     def test_duplicates_are_redrawn_then_dropped(
         self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Each seed is made to write one of few texts: a set ends with distinct ones, earlier samples first."""
-        drawn: list[int] = []
+        """All samples are forced to be equal: one of them is kept, the first."""
+        seeds: list[int] = []
 
-        def uniforms(draw: Draw, count: int) -> list[float]:
-            drawn.append(draw.seed)
+        def draw_zeros(params: SamplingParams, count: int) -> list[float]:
+            seeds.append(params.seed)
             return [0.0] * count
 
-        monkeypatch.setattr("illume.sampling.pool.uniforms", uniforms)
+        monkeypatch.setattr(decoding, "draw_uniforms", draw_zeros)
         settings = SamplingSettings(temperatures=((0.5, 3),), max_new_tokens=4, redraws=2)
         [group] = sample_rationales(llava, examples[:1], settings, seed=1)
         assert len(group) == 1
-        assert len(drawn) == 3 + 2 + 2
-        assert len(set(drawn)) == 7, "a redraw has a seed of its own"
-        assert group[0].seed == drawn[0]
+        assert len(seeds) == 3 + 2 + 2
+        assert len(set(seeds)) == 7, "a redraw has a seed of its own"
+        assert group[0].seed == seeds[0]
 
     def test_a_duplicate_of_greedy_is_dropped_without_a_redraw(self, llava: Vlm, examples: list[Example]) -> None:
         settings = SamplingSettings(temperatures=((0.0, 3),), max_new_tokens=4)
@@ -212,10 +223,10 @@ class TestSampleRationales:
         sample_rationales(llava, examples, SETTINGS, seed=1, progress=lambda done, total: seen.append((done, total)))
         assert seen == [(n, len(examples)) for n in range(1, len(examples) + 1)]
 
-    def test_nothing_asked(self, llava: Vlm) -> None:
+    def test_no_examples(self, llava: Vlm) -> None:
         assert sample_rationales(llava, [], SETTINGS, seed=1) == []
 
-    def test_the_model_is_left_as_it_was(self, llava: Vlm, examples: list[Example]) -> None:
+    def test_training_mode_is_restored(self, llava: Vlm, examples: list[Example]) -> None:
         bare_model(llava).train()
         sample_rationales(llava, examples[:1], SETTINGS, seed=1)
         assert bare_model(llava).training
@@ -257,10 +268,10 @@ class TestMemory:
     def test_out_of_memory_with_one_row_is_an_error(
         self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def never(self: Any, **_: Any) -> Any:
+        def always_fails(self: Any, **_: Any) -> Any:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-        monkeypatch.setattr(type(bare_model(llava)), "forward", never)
+        monkeypatch.setattr(type(bare_model(llava)), "forward", always_fails)
         with pytest.raises(RuntimeError, match="allocate"):
             sample_rationales(llava, examples, SETTINGS, seed=1)
         with pytest.raises(RuntimeError, match="allocate"):
@@ -286,35 +297,35 @@ class TestMemory:
 
         def watched(self: Any, **inputs: Any) -> Any:
             if inputs["input_ids"].shape[1] == 1:
-                used.append(tokens_held(inputs["past_key_values"].layers[0]))
+                used.append(count_cached_tokens(inputs["past_key_values"].layers[0]))
             return forward(self, **inputs)
 
         monkeypatch.setattr(type(bare_model(llava)), "forward", watched)
-        monkeypatch.setattr(llava, "_shares_prompts", share)
+        monkeypatch.setattr(llava, "_shares_prefixes", share)
         settings = SamplingSettings(max_new_tokens=8, token_budget=budget)
         sample_rationales(llava, examples * 4, settings, seed=1)
         assert max(used) <= budget
         assert max(used) > budget / 4
 
-    def test_shared_prompts_hold_more_rows(
+    def test_shared_prefixes_leave_room_for_more_rows(
         self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        most = {True: 0, False: 0}
+        max_rows = {True: 0, False: 0}
         forward = type(bare_model(llava)).forward
 
         def watched(self: Any, **inputs: Any) -> Any:
             if inputs["input_ids"].shape[1] == 1:
-                most[share] = max(most[share], inputs["input_ids"].shape[0])
+                max_rows[share] = max(max_rows[share], inputs["input_ids"].shape[0])
             return forward(self, **inputs)
 
         monkeypatch.setattr(type(bare_model(llava)), "forward", watched)
         settings = SamplingSettings(max_new_tokens=8, token_budget=800)
-        for share in most:
-            monkeypatch.setattr(llava, "_shares_prompts", share)
+        for share in max_rows:
+            monkeypatch.setattr(llava, "_shares_prefixes", share)
             sample_rationales(llava, examples * 4, settings, seed=1)
-        assert most[True] > 2 * most[False]
+        assert max_rows[True] > 2 * max_rows[False]
 
-    def test_attention_of_an_unknown_kind_gets_copies(
+    def test_unsupported_attention_falls_back_to_copied_prefixes(
         self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected = sample_rationales(llava, examples, SETTINGS, seed=1)
@@ -322,52 +333,49 @@ class TestMemory:
 
         def fails_once(query: Any, *_: Any) -> Any:
             calls.append(query.shape[0])
-            raise CannotShare("attention with a bias")
+            raise UnsupportedAttentionError("attention with a bias")
 
-        monkeypatch.setattr("illume.sampling.shared_prefix._attend", fails_once)
-        monkeypatch.setattr(llava, "_shares_prompts", None)
+        monkeypatch.setattr(shared_prefix, "attend_with_logsumexp", fails_once)
+        monkeypatch.setattr(llava, "_shares_prefixes", None)
         assert_same(sample_rationales(llava, examples, SETTINGS, seed=1), expected)
         assert len(calls) == 1
-        assert llava._shares_prompts is False
+        assert llava._shares_prefixes is False
         assert bare_model(llava).config.get_text_config()._attn_implementation == "sdpa"
 
-    def test_scores_held_down_and_a_sliding_window(
+    def test_softcap_and_sliding_window(
         self, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         vlm = load_vlm(str(make_paligemma2(tmp_path / "model")), device="cpu")
-        longer = SamplingSettings(max_new_tokens=20)  # than the window
+        longer = SamplingSettings(max_new_tokens=20)  # longer than the window
         shared = sample_rationales(vlm, examples, longer, seed=1)
-        assert vlm._shares_prompts
-        monkeypatch.setattr(vlm, "_shares_prompts", False)
+        assert vlm._shares_prefixes
+        monkeypatch.setattr(vlm, "_shares_prefixes", False)
         assert_same(sample_rationales(vlm, examples, longer, seed=1), shared)
 
-    def test_attention_that_reads_by_itself_gets_copies(
+    def test_a_model_with_its_own_attention_falls_back_to_copied_prefixes(
         self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A model that says it calls the attention interface and does not would never see its prompts."""
+        """A model that declares the attention interface but does not call it would never see its prompts."""
         expected = sample_rationales(llava, examples, SETTINGS, seed=1)
-        monkeypatch.setattr("illume.sampling.shared_prefix._NAME", "sdpa")
-        monkeypatch.setattr(llava, "_shares_prompts", None)
+        monkeypatch.setattr(shared_prefix, "ATTENTION_NAME", "sdpa")
+        monkeypatch.setattr(llava, "_shares_prefixes", None)
         assert_same(sample_rationales(llava, examples, SETTINGS, seed=1), expected)
-        assert llava._shares_prompts is False
+        assert llava._shares_prefixes is False
 
-    def test_unknown_tensors_are_not_ignored(self, llava: Vlm, examples: list[Example]) -> None:
-        """A model that hands its attention more than is known, such as sinks, must not be answered without it."""
-        cache = SharedCache(bare_model(llava), llava.device, max_new_tokens=4, token_budget=100)
+    def test_unknown_attention_inputs_are_not_ignored(self, llava: Vlm, examples: list[Example]) -> None:
+        """Inputs of unknown meaning, such as attention sinks, must not be left out silently."""
+        cache = SharedPrefixCache(bare_model(llava), llava.device, max_new_tokens=4, token_budget=100)
         key = torch.zeros(1, 1, 1, 4)
-        cache.updated = (None, key)  # type: ignore[assignment]
-        token = _READ.set(cache)
-        try:
-            with pytest.raises(CannotShare, match="s_aux"):
-                attend_shared(torch.nn.Identity(), key, key, key, None, s_aux=torch.zeros(1))
-            with pytest.raises(CannotShare):
-                attend_shared(torch.nn.Identity(), key, torch.zeros_like(key), key, None)
-        finally:
-            _READ.reset(token)
+        cache.last_update = (None, key)  # type: ignore[assignment]
+        with attention_reads(cache):
+            with pytest.raises(UnsupportedAttentionError, match="s_aux"):
+                attend_with_shared_prefix(torch.nn.Identity(), key, key, key, None, s_aux=torch.zeros(1))
+            with pytest.raises(UnsupportedAttentionError):
+                attend_with_shared_prefix(torch.nn.Identity(), key, torch.zeros_like(key), key, None)
 
 
-def tokens_held(layer: Any) -> int:
-    """Tokens whose keys a layer of either cache holds."""
+def count_cached_tokens(layer: Any) -> int:
+    """Tokens for which a layer of either cache has allocated keys."""
     names = ("prompt_keys", "keys") if hasattr(layer, "prompt_keys") else ("keys",)
     return sum(getattr(layer, name).shape[0] * getattr(layer, name).shape[2] for name in names)
 
@@ -378,7 +386,7 @@ class TestMeanLogprobs:
         scores = mean_logprobs(vlm, rows, SETTINGS)
         for (example, answer, rationale), score in zip(rows, scores, strict=True):
             inputs = encode(vlm, [render_rationale_prompt(example.question, answer)], [example.images])
-            ids = tuple(continuation_ids(vlm, rationale_text(rationale)))
+            ids = tuple(encode_continuation(vlm, rationale_text(rationale)))
             assert score == pytest.approx(forward_logprob(vlm, inputs, ids) / len(ids), abs=1e-5)
 
     def test_order_and_batch_do_not_matter(self, llava: Vlm, examples: list[Example]) -> None:
@@ -404,46 +412,53 @@ class TestMeanLogprobs:
         assert mean_logprobs(llava, rows, SETTINGS) == pytest.approx(expected, abs=1e-5)
 
 
-class TestDrawTokens:
-    def test_greedy_takes_the_best(self) -> None:
-        tokens, logprobs = draw_tokens(torch.tensor([[0.0, 2.0, 1.0]]), [Draw()], [0.99])
+class TestSampleTokens:
+    def test_greedy_takes_the_most_likely_token(self) -> None:
+        tokens, logprobs = sample_tokens(torch.tensor([[0.0, 2.0, 1.0]]), [SamplingParams()], [0.99])
         assert tokens.tolist() == [1]
         assert logprobs[0] == pytest.approx(2 - math.log(1 + math.e**2 + math.e))
 
-    def test_draws_follow_the_tempered_distribution(self) -> None:
+    def test_samples_follow_the_distribution_at_the_temperature(self) -> None:
         logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
         generator = torch.Generator().manual_seed(0)
         n = 20_000
         uniforms = torch.rand(n, generator=generator).tolist()
-        tokens, logprobs = draw_tokens(logits.expand(n, -1), [Draw(0.7)] * n, uniforms)
+        tokens, logprobs = sample_tokens(logits.expand(n, -1), [SamplingParams(0.7)] * n, uniforms)
         expected = (logits[0] / 0.7).softmax(-1)
         counts = Counter(tokens.tolist())
         for token in range(4):
             assert counts[token] / n == pytest.approx(float(expected[token]), abs=0.012)
-        assert logprobs[tokens == 2][0] == pytest.approx(float(logits[0].log_softmax(-1)[2])), "unfiltered, at 1"
+        assert logprobs[tokens == 2][0] == pytest.approx(float(logits[0].log_softmax(-1)[2])), (
+            "unfiltered, at temperature 1"
+        )
 
     @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
     def test_top_k_is_kept_at_every_uniform(self, uniform: float) -> None:
         logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1))
         for k in (1, 5):
-            tokens, _ = draw_tokens(logits, [Draw(5.0, top_k=k)] * 64, [uniform] * 64)
+            tokens, _ = sample_tokens(logits, [SamplingParams(5.0, top_k=k)] * 64, [uniform] * 64)
             best = logits.topk(k).indices
             assert (best == tokens[:, None]).any(dim=1).all()
 
     def test_rows_have_their_own_filters(self) -> None:
         logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4, -1)
-        draws = [Draw(1.0, top_k=2), Draw(1.0, top_p=0.7), Draw(1.0), Draw(1.0, top_k=3, top_p=0.1)]
-        kept = filter_logits(logits, draws).isfinite().tolist()
+        params = [
+            SamplingParams(1.0, top_k=2),
+            SamplingParams(1.0, top_p=0.7),
+            SamplingParams(1.0),
+            SamplingParams(1.0, top_k=3, top_p=0.1),
+        ]
+        kept = filter_logits(logits, params).isfinite().tolist()
         assert kept == [[True, True, False, False], [True, True, False, False], [True] * 4, [True, False, False, False]]
 
-    def test_filters_are_those_of_transformers(self) -> None:
+    def test_filters_equal_those_of_transformers(self) -> None:
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
         logits = torch.randn(8, 200, generator=torch.Generator().manual_seed(2))
         theirs = logits
         for warper in (TemperatureLogitsWarper(0.7), TopKLogitsWarper(40), TopPLogitsWarper(0.8)):
             theirs = warper(None, theirs)
-        ours = filter_logits(logits, [Draw(0.7, top_k=40, top_p=0.8)] * 8)
+        ours = filter_logits(logits, [SamplingParams(0.7, top_k=40, top_p=0.8)] * 8)
         assert torch.equal(ours.isfinite(), theirs.isfinite())
         assert torch.allclose(ours.softmax(-1), theirs.softmax(-1))
 

@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 
 from illume.evaluation.evaluation import evaluate
 from illume.evaluation.metrics import caption_words
-from illume.model.vision_cache import remembered_features
+from illume.model.vision_cache import cached_image_features
 from illume.model.vlm import IGNORED, Vlm, VlmError, load_vlm, set_adapter
 from illume.records import TrainingRow
-from illume.sampling.sampling import sample_rationales
+from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
 from illume.tuning.batches import (
     BatchInputs,
@@ -303,7 +303,7 @@ class TestTraining:
     ) -> None:
         training = make_training(vlm, rows, tmp_path)
         prepared = training.inputs.prepare(training.batches[0].micro_batches[0])
-        with pytest.raises(RuntimeError, match="broken"), remembered_features(vlm, prepared):
+        with pytest.raises(RuntimeError, match="broken"), cached_image_features(vlm, prepared):
             raise RuntimeError("broken")
         assert prepared.features is None
         assert not any("get_image_features" in module.__dict__ for module in vlm.model.modules())
