@@ -1,67 +1,68 @@
-// A critic's day: what rounds and versions do, what the picks trained, and a break now and then.
+// The critic's day: the dialog with their figures, messages about rounds and versions, and the reminder of a break.
 
-import { keep, recall } from "./kept.js";
-import { ask } from "./server.js";
-import { parse, toast } from "./telling.js";
+import { toast } from "./announce.js";
+import { parseHtml, request } from "./server.js";
+import { readStored, store } from "./storage.js";
 
-const PAUSE = 5 * 60 * 1000;
-const LOOK = 15 * 1000;
-const FIRST_BREAK = 50;
+const BREAK_LENGTH = 5 * 60 * 1000; // so long without activity counts as a break
+const CHECK_EVERY = 15 * 1000;
+const DEFAULT_MINUTES = 50;
 const dialog = document.getElementById("day-dialog");
-const place = document.getElementById("day");
-const minutes = document.getElementById("break-minutes");
+const content = document.getElementById("day");
+const minutesSelect = document.getElementById("break-minutes");
 const { slug } = document.querySelector(".judge").dataset;
-let since = Date.now();
+let workingSince = Date.now();
 let lastActive = Date.now();
 
-async function load() {
-  const answer = await ask("/day").catch(() => null);
-  const fresh = answer?.ok ? parse(answer.text).querySelector("#day-now") : null;
-  if (fresh) place.replaceChildren(fresh);
+async function loadDay() {
+  const answer = await request("/day").catch(() => null);
+  const fresh = answer?.ok ? parseHtml(answer.text).querySelector("#day-now") : null;
+  if (fresh) content.replaceChildren(fresh);
   return fresh;
 }
 
 export function openDay() {
   dialog.showModal();
-  load();
+  loadDay();
 }
 
 // Says once what the newest round made of the critic's picks.
-export async function tellCredit() {
-  const fresh = await load();
+export async function reportCredit() {
+  const fresh = await loadDay();
   const latest = fresh?.dataset.latest;
-  if (!latest || recall(`credited.${slug}`) === latest) return;
-  keep(`credited.${slug}`, latest);
+  if (!latest || readStored(`credited.${slug}`) === latest) return;
+  store(`credited.${slug}`, latest);
   toast(`${fresh.querySelector("[data-credit]").textContent}.`, "good");
 }
 
-export function onFigures(before, now) {
+// Says which round has started and which version is active, by the figures before and now.
+export function reportRounds(before, now) {
   if (before.round !== now.round && now.round) {
     toast(`${now.round} has started: it trains on what was picked.`, "good");
   }
   if (before.version !== now.version && before.version) {
     toast(`${now.version} is active now: new candidates come from it.`, "good");
   }
-  if (before.round && before.round !== now.round) tellCredit();
+  if (before.round && before.round !== now.round) reportCredit();
 }
 
-// A break
+// The reminder of a break
 
-export function wasActive() {
+export function noteActivity() {
   const now = Date.now();
-  if (now - lastActive > PAUSE) since = now;
+  if (now - lastActive > BREAK_LENGTH) workingSince = now;
   lastActive = now;
 }
 
-function remind() {
-  const wanted = Number(minutes.value) * 60 * 1000;
-  if (!wanted || Date.now() - since < wanted || Date.now() - lastActive > PAUSE) return;
-  since = Date.now();
-  toast(`You have judged for ${minutes.value} minutes. A short break keeps the eye fresh; “Your day” turns this reminder off.`, "note");
+function remindOfBreak() {
+  const wanted = Number(minutesSelect.value) * 60 * 1000;
+  if (!wanted || Date.now() - workingSince < wanted || Date.now() - lastActive > BREAK_LENGTH) return;
+  workingSince = Date.now();
+  toast(`You have judged for ${minutesSelect.value} minutes. A short break keeps the eye fresh; “Your day” turns this reminder off.`, "note");
 }
 
 export function startDay() {
-  minutes.value = String(recall("break", FIRST_BREAK));
-  minutes.addEventListener("change", () => keep("break", Number(minutes.value)));
-  setInterval(remind, LOOK);
+  minutesSelect.value = String(readStored("break", DEFAULT_MINUTES));
+  minutesSelect.addEventListener("change", () => store("break", Number(minutesSelect.value)));
+  setInterval(remindOfBreak, CHECK_EVERY);
 }

@@ -1,48 +1,48 @@
-// What is being said of the prompt on the page: picks, own words, what candidates lack. It is kept in the browser's
-// storage until it is submitted, so that a reload or an ended session loses nothing.
+// The draft of a verdict on the current card: picks, the critic's own rationale, and tags that say what candidates lack.
+// It is kept in the browser's storage until it is submitted, so that a reload or an ended session loses nothing.
 
-import { keep, recall } from "./kept.js";
+import { readStored, store } from "./storage.js";
 
-const MOST_DRAFTS = 6;
+const MAX_DRAFTS = 6;
 const stage = document.getElementById("stage");
 
 export function checkboxes() {
   return [...stage.querySelectorAll('input[name="picks"]')];
 }
 
-export function picked() {
+export function checkedBoxes() {
   return checkboxes().filter((box) => box.checked);
 }
 
-export function ownWords() {
+export function rationaleField() {
   return stage.querySelector("#own-rationale");
 }
 
-export function lines() {
+export function candidateRows() {
   return [...stage.querySelectorAll("[data-candidate]")];
 }
 
-export function lineOf(number) {
-  return lines()[number - 1];
+export function candidateRow(number) {
+  return candidateRows()[number - 1];
 }
 
-export function textOf(line) {
-  return line.querySelector(".text").textContent.trim();
+export function candidateText(row) {
+  return row.querySelector(".text").textContent.trim();
 }
 
 export function isUntouched() {
-  return !picked().length && !ownWords()?.value && !lines().some((line) => tagsOf(line).length);
+  return !checkedBoxes().length && !rationaleField()?.value && !candidateRows().some((row) => candidateTags(row).length);
 }
 
 // What candidates lack
 
-export function tagsOf(line) {
-  return JSON.parse(line.dataset.tags);
+export function candidateTags(row) {
+  return JSON.parse(row.dataset.tags);
 }
 
-export function setTags(line, tags) {
-  line.dataset.tags = JSON.stringify(tags);
-  const place = line.querySelector(".lacks");
+export function setTags(row, tags) {
+  row.dataset.tags = JSON.stringify(tags);
+  const place = row.querySelector(".lacks");
   place.replaceChildren(
     ...tags.map((tag) => {
       const badge = document.createElement("span");
@@ -53,7 +53,7 @@ export function setTags(line, tags) {
   );
 }
 
-// Where own words come from
+// The candidate that the rationale was edited from
 
 export function editedFrom() {
   return stage.querySelector(".own")?.dataset.editedFrom ?? "";
@@ -62,57 +62,59 @@ export function editedFrom() {
 export function setEditedFrom(id) {
   const own = stage.querySelector(".own");
   own.dataset.editedFrom = id;
-  const line = lines().find((one) => one.dataset.candidate === id);
-  own.querySelector(".edited").hidden = !line;
-  if (line) own.querySelector("[data-edited]").textContent = `edited from ${line.dataset.number}`;
+  const row = candidateRows().find((one) => one.dataset.candidate === id);
+  own.querySelector(".edited").hidden = !row;
+  if (row) own.querySelector("[data-edited]").textContent = `edited from ${row.dataset.number}`;
 }
 
-// Own words as they are sent. A candidate that was taken over and left as it was is that candidate, picked.
-export function said() {
-  const words = ownWords().value.trim();
-  const from = words ? editedFrom() : "";
-  const source = lines().find((line) => line.dataset.candidate === from);
-  const picks = picked().map((box) => box.value);
-  if (source && textOf(source) === words) return { picks: [...new Set([...picks, from])], rationale: "", from: "" };
-  return { picks, rationale: words, from };
+// Picks and rationale as they are sent. A candidate that was copied and left unchanged counts as picked.
+export function draftedVerdict() {
+  const rationale = rationaleField().value.trim();
+  const from = rationale ? editedFrom() : "";
+  const source = candidateRows().find((row) => row.dataset.candidate === from);
+  const picks = checkedBoxes().map((box) => box.value);
+  if (source && candidateText(source) === rationale) {
+    return { picks: [...new Set([...picks, from])], rationale: "", from: "" };
+  }
+  return { picks, rationale, from };
 }
 
 export function tagFields() {
-  return lines().flatMap((line) => tagsOf(line).map((tag) => ["tags", `${line.dataset.candidate} ${tag}`]));
+  return candidateRows().flatMap((row) => candidateTags(row).map((tag) => ["tags", `${row.dataset.candidate} ${tag}`]));
 }
 
-// Keeping it
+// Storing the draft
 
-function nameOf(work) {
-  return `${work.dataset.assignment}/${work.dataset.verdict}`;
+function draftKey(card) {
+  return `${card.dataset.assignment}/${card.dataset.verdict}`;
 }
 
-export function keepDraft() {
-  const work = stage.querySelector("#work[data-assignment]");
-  if (!work) return;
-  const others = Object.entries(recall("drafts", {})).filter(([name]) => name !== nameOf(work));
+export function saveDraft() {
+  const card = stage.querySelector("#work[data-assignment]");
+  if (!card) return;
+  const others = Object.entries(readStored("drafts", {})).filter(([key]) => key !== draftKey(card));
   const draft = {
-    picks: picked().map((box) => box.value),
-    rationale: ownWords().value,
+    picks: checkedBoxes().map((box) => box.value),
+    rationale: rationaleField().value,
     from: editedFrom(),
-    tags: Object.fromEntries(lines().map((line) => [line.dataset.candidate, tagsOf(line)])),
+    tags: Object.fromEntries(candidateRows().map((row) => [row.dataset.candidate, candidateTags(row)])),
   };
-  keep("drafts", Object.fromEntries([...others.slice(1 - MOST_DRAFTS), [nameOf(work), draft]]));
+  store("drafts", Object.fromEntries([...others.slice(1 - MAX_DRAFTS), [draftKey(card), draft]]));
 }
 
-export function takeDraft(work) {
-  const draft = recall("drafts", {})[nameOf(work)];
-  for (const line of lines()) setTags(line, draft?.tags[line.dataset.candidate] ?? tagsOf(line));
+export function restoreDraft(card) {
+  const draft = readStored("drafts", {})[draftKey(card)];
+  for (const row of candidateRows()) setTags(row, draft?.tags[row.dataset.candidate] ?? candidateTags(row));
   if (draft) {
     for (const box of checkboxes()) box.checked = draft.picks.includes(box.value);
-    ownWords().value = draft.rationale;
+    rationaleField().value = draft.rationale;
   }
   setEditedFrom(draft?.from ?? editedFrom());
 }
 
-export function dropDraft(work) {
-  const drafts = recall("drafts", {});
-  if (!(nameOf(work) in drafts)) return;
-  delete drafts[nameOf(work)];
-  keep("drafts", drafts);
+export function deleteDraft(card) {
+  const drafts = readStored("drafts", {});
+  if (!(draftKey(card) in drafts)) return;
+  delete drafts[draftKey(card)];
+  store("drafts", drafts);
 }

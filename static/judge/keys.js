@@ -1,61 +1,62 @@
-// Keys: which one does what. Each but the numbers can be another one; a key that is taken is refused.
+// Keyboard shortcuts: which key does what. All but the numbers can be changed; a key that is in use is refused.
 
-import { keep, recall } from "./kept.js";
-import { ask } from "./server.js";
-import { announce } from "./telling.js";
+import { announce } from "./announce.js";
+import { request } from "./server.js";
+import { readStored, store } from "./storage.js";
 
-// Numbers pick candidates; the others have their meaning everywhere, or move the image.
-const TAKEN = /^([1-9]|Escape|Tab|[-+= ]|Arrow.*|Page.*|Home|End|Shift|Control|Alt|Meta|AltGraph|CapsLock|Dead|Process|Unidentified|F[0-9]+)$/;
+// Numbers pick candidates; the other keys have a fixed meaning in browsers, or move the image.
+const RESERVED = /^([1-9]|Escape|Tab|[-+= ]|Arrow.*|Page.*|Home|End|Shift|Control|Alt|Meta|AltGraph|CapsLock|Dead|Process|Unidentified|F[0-9]+)$/;
 const dialog = document.getElementById("keys-dialog");
-const FIRST = Object.fromEntries(
-  [...dialog.querySelectorAll("[data-action]")].map((line) => [line.dataset.action, line.dataset.first]),
+const DEFAULTS = Object.fromEntries(
+  [...dialog.querySelectorAll("[data-action]")].map((row) => [row.dataset.action, row.dataset.first]),
 );
-const switchedOn = document.getElementById("keys-on");
-let map = { ...FIRST };
+const enabledBox = document.getElementById("keys-on");
+let keyOf = { ...DEFAULTS };
 let changing = "";
 
-// A key's name: digits by their place on the keyboard, so that they work on every layout; letters in lower case.
-export function nameOf(event) {
-  const digit = digitOf(event);
+// The name of the pressed key: digits by their place on the keyboard, so that they work on every layout; letters in lower case.
+export function keyName(event) {
+  const digit = pressedDigit(event);
   if (digit !== undefined && !(event.shiftKey && !/^[0-9]$/.test(event.key))) return digit;
   return event.key.length === 1 ? event.key.toLowerCase() : event.key;
 }
 
-export function digitOf(event) {
+export function pressedDigit(event) {
   return /^(?:Digit|Numpad)([0-9])$/.exec(event.code)?.[1] ?? (/^[0-9]$/.test(event.key) ? event.key : undefined);
 }
 
-export function actionOf(name) {
-  return Object.keys(map).find((action) => map[action] === name);
+export function actionFor(name) {
+  return Object.keys(keyOf).find((action) => keyOf[action] === name);
 }
 
-function written(name) {
+function displayName(name) {
   return name.length === 1 ? name.toUpperCase() : name;
 }
 
-export function label(action) {
-  return written(map[action]);
+// The key of an action, as pages show it.
+export function keyLabel(action) {
+  return displayName(keyOf[action]);
 }
 
-// Shows the keys that are in force on what is on the page.
-export function relabel(root = document) {
+// Writes the current keys into the page's labels.
+export function updateKeyLabels(root = document) {
   for (const place of root.querySelectorAll("kbd[data-key]")) {
-    const words = label(place.dataset.key);
-    if (place.textContent !== words) place.textContent = words;
+    const text = keyLabel(place.dataset.key);
+    if (place.textContent !== text) place.textContent = text;
   }
 }
 
-export function areOn() {
-  return switchedOn.checked;
+export function keysAreEnabled() {
+  return enabledBox.checked;
 }
 
-// Changing them
+// Changing keys
 
-function say(text) {
+function showMessage(text) {
   dialog.querySelector("[data-problem]").textContent = text;
 }
 
-function leaveChange() {
+function stopChanging() {
   dialog.querySelector(".is-changing")?.classList.remove("is-changing");
   changing = "";
 }
@@ -64,66 +65,66 @@ function describe(action) {
   return dialog.querySelector(`[data-action="${action}"] .does`).textContent.split(/[,;:]/)[0];
 }
 
-function use(name) {
-  const owner = actionOf(name);
-  if (TAKEN.test(name)) {
-    say(`${written(name)} cannot be used: it has its own meaning on this page or in the browser.`);
+function assignKey(name) {
+  const owner = actionFor(name);
+  if (RESERVED.test(name)) {
+    showMessage(`${displayName(name)} cannot be used: it has its own meaning on this page or in the browser.`);
     return;
   }
   if (owner && owner !== changing) {
-    say(`${written(name)} is taken: it means “${describe(owner)}”. Give that another key first.`);
+    showMessage(`${displayName(name)} is taken: it means “${describe(owner)}”. Give that another key first.`);
     return;
   }
-  map[changing] = name;
-  save();
-  announce(`${written(name)} now means ${describe(changing)}`);
-  leaveChange();
+  keyOf[changing] = name;
+  saveKeys();
+  announce(`${displayName(name)} now means ${describe(changing)}`);
+  stopChanging();
 }
 
-function chosen() {
-  return Object.fromEntries(Object.entries(map).filter(([action, name]) => FIRST[action] !== name));
+function changedKeys() {
+  return Object.fromEntries(Object.entries(keyOf).filter(([action, name]) => DEFAULTS[action] !== name));
 }
 
-function save() {
-  keep("keys-unsent", chosen());
-  say("");
-  relabel();
-  send();
+function saveKeys() {
+  store("keys-unsent", changedKeys());
+  showMessage("");
+  updateKeyLabels();
+  sendKeys();
 }
 
-// They are kept with the person; what could not be sent is sent when the page is opened the next time.
-async function send() {
-  const keys = recall("keys-unsent");
+// The server keeps them with the account. What could not be sent is sent when the page is opened the next time.
+async function sendKeys() {
+  const keys = readStored("keys-unsent");
   if (!keys) return;
-  const answer = await ask("/keys", Object.entries(keys)).catch(() => null);
-  const isKept = answer?.ok || answer?.status === 422;
-  if (isKept && JSON.stringify(recall("keys-unsent")) === JSON.stringify(keys)) keep("keys-unsent", null);
+  const answer = await request("/keys", Object.entries(keys)).catch(() => null);
+  const isDone = answer?.ok || answer?.status === 422;
+  if (isDone && JSON.stringify(readStored("keys-unsent")) === JSON.stringify(keys)) store("keys-unsent", null);
 }
 
 export function resetKeys() {
-  map = { ...FIRST };
-  leaveChange();
-  save();
+  keyOf = { ...DEFAULTS };
+  stopChanging();
+  saveKeys();
   announce("The keys are as they were at first.");
 }
 
 export function startKeys() {
-  const kept = recall("keys-unsent", JSON.parse(dialog.dataset.chosen));
-  for (const action of Object.keys(FIRST)) {
-    if (typeof kept[action] === "string" && !TAKEN.test(kept[action])) map[action] = kept[action];
+  const saved = readStored("keys-unsent", JSON.parse(dialog.dataset.chosen));
+  for (const action of Object.keys(DEFAULTS)) {
+    if (typeof saved[action] === "string" && !RESERVED.test(saved[action])) keyOf[action] = saved[action];
   }
-  // Two of a kind can only come from elsewhere: then none of the changes counts.
-  if (new Set(Object.values(map)).size < Object.keys(map).length) map = { ...FIRST };
-  switchedOn.checked = recall("keys-on", true);
-  switchedOn.addEventListener("change", () => keep("keys-on", switchedOn.checked));
+  // This page never saves one key for two actions. If the saved keys do so, the defaults are used.
+  if (new Set(Object.values(keyOf)).size < Object.keys(keyOf).length) keyOf = { ...DEFAULTS };
+  enabledBox.checked = readStored("keys-on", true);
+  enabledBox.addEventListener("change", () => store("keys-on", enabledBox.checked));
   dialog.addEventListener("click", (event) => {
     const button = event.target.closest("[data-change-key]");
     if (!button) return;
-    leaveChange();
-    const line = button.closest("[data-action]");
-    line.classList.add("is-changing");
-    changing = line.dataset.action;
-    say(`Press the new key for “${describe(changing)}”, or Escape.`);
+    stopChanging();
+    const row = button.closest("[data-action]");
+    row.classList.add("is-changing");
+    changing = row.dataset.action;
+    showMessage(`Press the new key for “${describe(changing)}”, or Escape.`);
   });
   dialog.addEventListener(
     "keydown",
@@ -132,16 +133,16 @@ export function startKeys() {
       event.preventDefault();
       event.stopPropagation();
       if (event.key === "Escape" || event.key === "Tab") {
-        leaveChange();
-        say("");
-      } else use(nameOf(event));
+        stopChanging();
+        showMessage("");
+      } else assignKey(keyName(event));
     },
     { capture: true },
   );
   dialog.addEventListener("close", () => {
-    leaveChange();
-    say("");
+    stopChanging();
+    showMessage("");
   });
-  relabel();
-  send();
+  updateKeyLabels();
+  sendKeys();
 }

@@ -1,178 +1,175 @@
-// The outbox: verdicts on their way to the server.
+// The outbox: sends pending verdicts to the server.
 //
-// A verdict is put here the moment it is given and sent in the background, oldest first. It stays in the browser's
-// storage until the server has answered for good, so it survives a lost connection, a restart of the server and a
-// reload. Every item carries a key under which the server takes it at most once. The outbox belongs to one person:
-// items are kept under the person's id and sent only while that person is signed in.
+// A verdict enters the outbox the moment it is given. It is sent in the background, oldest first, and stays there until
+// the server has answered for good. Every item has an idempotency key, so that the server stores it at most once. Items
+// are sent only while the person who gave them is signed in.
 //
 // What an answer means:
-//   2xx                       saved: gone from the outbox
+//   2xx                       saved: removed from the outbox
 //   401, or another person    kept until the person has signed in again
-//   403                       the form token may be of an older session: it is renewed once, then the item is refused
-//   408, 425, 429, 5xx, none  tried again, waiting longer each time (at most half a minute)
-//   any other 4xx             refused: gone from the outbox, and the page says why
+//   403                       the form token may belong to an older session: it is renewed once, then the item is refused
+//   408, 425, 429, 5xx, none  retried with exponential backoff (at most half a minute)
+//   any other 4xx             refused: removed from the outbox, and the page says why
 //
-// What waits here may be taken back. Where it was tried before, the server may have it although nobody heard of that:
-// what is given instead is sent with `again`, and the server takes it as a change then.
+// A pending verdict can be taken back. If it was sent before, the server may have stored it although its answer was
+// lost. The verdict given instead is therefore sent with `again`, and the server then takes it as a change.
 
-const LONGEST_WAIT = 30000;
-const TRY_AGAIN = [408, 425, 429];
+import { toast } from "./announce.js";
+import { addCard, fieldsForNext, lacksNext, prefetch } from "./cards.js";
+import { PENDING_KEY, countPending, readPending, writePending } from "./pending.js";
+import { closeSignedOutDialog, saveState, showSaveState } from "./save_state.js";
+import { formToken, messageIn, parseHtml } from "./server.js";
+import { checkSession, isSendingPaused, pauseSending, unpauseSending, updateFigures } from "./session.js";
 
-function newKey() {
+const TIMEOUT = 20000;
+const MAX_BACKOFF = 30000;
+const RETRIED = [408, 425, 429];
+const MAX_CARDS = 200;
+// The cards of pending verdicts, by idempotency key, so that these can be taken back without the server.
+const cards = new Map();
+let running = null;
+let failures = 0;
+let timer = 0;
+let sending = "";
+
+function makeKey() {
   if (crypto.randomUUID) return crypto.randomUUID();
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// `page` has: token(), renew() -> "same" | "signed-out" | "other" | "unreachable", onState(state, waiting),
-// onSaved(item, response, text), onRefused(item, status, text), asides() -> more fields, as they are when it is sent.
-export function makeOutbox(user, page) {
-  const place = `illume.outbox.${user}`;
-  let memory = [];
-  let running = null;
-  let failures = 0;
-  let timer = 0;
-  let held = false;
-  let sending = "";
-  let saidLast = "saved";
-
-  function read() {
-    try {
-      memory = JSON.parse(localStorage.getItem(place) ?? "[]");
-    } catch {
-      // Storage is closed to us: the items then live as long as the page.
-    }
-    return memory;
-  }
-
-  function write(items) {
-    memory = items;
-    try {
-      localStorage.setItem(place, JSON.stringify(items));
-    } catch {
-      // As above.
-    }
-  }
-
-  function report(state) {
-    saidLast = state;
-    page.onState(state, read().length);
-  }
-
-  function put(url, fields, about) {
-    const key = newKey();
-    write([...read(), { key, url, fields, about }]);
-    report(held ? "signed-out" : "saving");
-    flush();
-    return key;
-  }
-
-  // Takes the item with this key back, unless it is on its way at this moment. The item, or null.
-  function takeBack(key) {
-    const items = read();
-    const item = key !== sending && items.find((one) => one.key === key);
-    if (!item) return null;
-    write(items.filter((one) => one !== item));
-    if (held || items.length > 1) report(saidLast);
-    else report("saved");
-    return item;
-  }
-
-  // Puts an item that was taken back to the end of the queue, as it was.
-  function putBack(item) {
-    write([...read(), item]);
-    report(held ? "signed-out" : "saving");
-    flush();
-  }
-
-  function flush() {
-    clearTimeout(timer);
-    if (held) return Promise.resolve();
-    running ??= alone(sendAll).finally(() => {
-      running = null;
-    });
-    return running;
-  }
-
-  // Two tabs of one person share the outbox: one of them sends at a time.
-  function alone(work) {
-    return navigator.locks ? navigator.locks.request(place, work) : work();
-  }
-
-  async function sendAll() {
-    for (let item = read()[0]; item; item = read()[0]) {
-      report("saving");
-      sending = item.key;
-      const outcome = await send(item);
-      sending = "";
-      if (outcome === "later") return later();
-      if (outcome === "signed-out") return hold();
-      failures = 0;
-      write(read().filter((other) => other.key !== item.key));
-    }
-    report("saved");
-  }
-
-  async function send(item, renewed = false) {
-    let response;
-    let text;
-    try {
-      response = await fetch(item.url, {
-        method: "POST",
-        body: new URLSearchParams([...item.fields, ...page.asides()]),
-        headers: { "HX-Request": "true", "X-CSRF-Token": page.token(), "Idempotency-Key": item.key },
-        signal: AbortSignal.timeout(20000),
-      });
-      text = await response.text();
-    } catch {
-      return "later";
-    }
-    if (response.ok) {
-      page.onSaved(item, response, text);
-      return "saved";
-    }
-    if (response.status === 401) return "signed-out";
-    if (response.status >= 500 || TRY_AGAIN.includes(response.status)) return "later";
-    if (response.status === 403 && !renewed) {
-      const who = await page.renew();
-      if (who === "same") return send(item, true);
-      return who === "unreachable" ? "later" : "signed-out";
-    }
-    page.onRefused(item, response.status, text);
-    return "refused";
-  }
-
-  function later() {
-    failures += 1;
-    report("waiting");
-    timer = setTimeout(flush, Math.min(LONGEST_WAIT, 1000 * 2 ** (failures - 1)));
-  }
-
-  function hold() {
-    held = true;
-    report("signed-out");
-  }
-
-  function resume() {
-    held = false;
-    failures = 0;
-    return flush();
-  }
-
-  window.addEventListener("online", () => flush());
-  window.addEventListener("storage", (event) => {
-    if (event.key === place && !running) report(read().length ? "saving" : "saved");
-  });
-
-  return {
-    put,
-    takeBack,
-    putBack,
-    flush,
-    hold,
-    resume,
-    get size() {
-      return read().length;
-    },
-    about: () => read().map((item) => item.about),
-  };
+function report(state) {
+  showSaveState(state, countPending());
 }
+
+function enqueue(item, card) {
+  cards.set(item.key, card);
+  if (cards.size > MAX_CARDS) cards.delete(cards.keys().next().value);
+  writePending([...readPending(), item]);
+  report(isSendingPaused() ? "signed-out" : "saving");
+  flush();
+}
+
+// Adds the verdict that was given on `card`.
+export function addVerdict(url, fields, card) {
+  enqueue({ key: makeKey(), url, fields, about: card.dataset.assignment }, card);
+}
+
+// Removes an item, unless it is being sent at this moment. The item, or null.
+function removePending(key) {
+  const items = readPending();
+  const item = key !== sending && items.find((one) => one.key === key);
+  if (!item) return null;
+  writePending(items.filter((one) => one !== item));
+  if (isSendingPaused() || items.length > 1) report(saveState());
+  else report("saved");
+  return item;
+}
+
+// Takes back the newest pending verdict of this page: {item, card}, or null where there is none.
+export function takeBackNewest() {
+  for (const [key, card] of [...cards].reverse()) {
+    const item = removePending(key);
+    if (!item) continue;
+    cards.delete(key);
+    return { item, card };
+  }
+  return null;
+}
+
+// Puts an item that was taken back at the end of the queue, unchanged.
+export function putBack(item, card) {
+  enqueue(item, card);
+}
+
+export function flush() {
+  clearTimeout(timer);
+  if (isSendingPaused()) return Promise.resolve();
+  running ??= withLock(sendAll).finally(() => {
+    running = null;
+  });
+  return running;
+}
+
+// Two tabs of one person share the outbox: only one of them sends at a time.
+function withLock(work) {
+  return navigator.locks ? navigator.locks.request(PENDING_KEY, work) : work();
+}
+
+async function sendAll() {
+  for (let item = readPending()[0]; item; item = readPending()[0]) {
+    report("saving");
+    sending = item.key;
+    const outcome = await send(item);
+    sending = "";
+    if (outcome === "later") return retryLater();
+    if (outcome === "signed-out") return pauseSending();
+    failures = 0;
+    writePending(readPending().filter((other) => other.key !== item.key));
+  }
+  report("saved");
+}
+
+async function send(item, renewed = false) {
+  let response;
+  let text;
+  try {
+    response = await fetch(item.url, {
+      method: "POST",
+      body: new URLSearchParams([...item.fields, ...fieldsForNext()]),
+      headers: { "HX-Request": "true", "X-CSRF-Token": formToken(), "Idempotency-Key": item.key },
+      signal: AbortSignal.timeout(TIMEOUT),
+    });
+    text = await response.text();
+  } catch {
+    return "later";
+  }
+  if (response.ok) {
+    onSaved(item, text);
+    return "saved";
+  }
+  if (response.status === 401) return "signed-out";
+  if (response.status >= 500 || RETRIED.includes(response.status)) return "later";
+  if (response.status === 403 && !renewed) {
+    const who = await checkSession();
+    if (who === "same") return send(item, true);
+    return who === "unreachable" ? "later" : "signed-out";
+  }
+  onRefused(item, response.status, text);
+  return "refused";
+}
+
+function onSaved(item, text) {
+  cards.delete(item.key);
+  updateFigures(text);
+  const message = messageIn(text);
+  if (message) toast(message, "warn");
+  // The answer contains the next prompt. Where it could not, the claim that has just ended makes room for another one.
+  if (!addCard(parseHtml(text).querySelector("#work")) && lacksNext()) prefetch();
+}
+
+function onRefused(item, status, text) {
+  cards.delete(item.key);
+  toast(`A verdict was not taken. ${messageIn(text) || `The server said ${status}.`}`, "bad");
+}
+
+function retryLater() {
+  failures += 1;
+  report("waiting");
+  timer = setTimeout(flush, Math.min(MAX_BACKOFF, 1000 * 2 ** (failures - 1)));
+}
+
+// Goes on sending once the person has signed in again, perhaps in another tab.
+export async function resumeAfterSignIn() {
+  if (saveState() !== "signed-out") return;
+  if ((await checkSession()) !== "same") return;
+  closeSignedOutDialog();
+  unpauseSending();
+  failures = 0;
+  await flush();
+  prefetch();
+}
+
+window.addEventListener("online", () => flush());
+window.addEventListener("storage", (event) => {
+  if (event.key === PENDING_KEY && !running) report(countPending() ? "saving" : "saved");
+});

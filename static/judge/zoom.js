@@ -1,15 +1,15 @@
-// Images that zoom: wheel and pinch where the pointer is, dragging moves, and all of it by key. In place, and large.
+// Images that zoom, in place and in a dialog: wheel and pinch zoom at the pointer, dragging moves, and keys do all of it.
 
-const MOST = 16;
+const MAX_SCALE = 16;
 const STEP = 80;
 
-// Lets `image` be zoomed and moved within `pane`, which clips it.
-export function makePan(pane, image) {
+// Makes `image` zoom and move within `pane`, which clips it.
+export function makeZoomable(pane, image) {
   let scale = 1;
   let x = 0;
   let y = 0;
   let dragged = false;
-  const fingers = new Map();
+  const pointers = new Map();
 
   function draw() {
     const width = pane.clientWidth;
@@ -22,7 +22,7 @@ export function makePan(pane, image) {
   }
 
   function zoomBy(factor, atX = pane.clientWidth / 2, atY = pane.clientHeight / 2) {
-    const next = Math.min(MOST, Math.max(1, scale * factor));
+    const next = Math.min(MAX_SCALE, Math.max(1, scale * factor));
     x = atX - ((atX - x) * next) / scale;
     y = atY - ((atY - y) * next) / scale;
     scale = next;
@@ -45,30 +45,30 @@ export function makePan(pane, image) {
     { passive: false },
   );
   pane.addEventListener("pointerdown", (event) => {
-    if (!fingers.size) dragged = false;
-    fingers.set(event.pointerId, [event.clientX, event.clientY]);
-    if (scale > 1 || fingers.size > 1) pane.setPointerCapture(event.pointerId);
+    if (!pointers.size) dragged = false;
+    pointers.set(event.pointerId, [event.clientX, event.clientY]);
+    if (scale > 1 || pointers.size > 1) pane.setPointerCapture(event.pointerId);
   });
   pane.addEventListener("pointermove", (event) => {
-    const before = fingers.get(event.pointerId);
+    const before = pointers.get(event.pointerId);
     if (!before) return;
-    const now = [event.clientX, event.clientY];
-    const other = [...fingers].find(([id]) => id !== event.pointerId)?.[1];
+    const after = [event.clientX, event.clientY];
+    const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
     if (other) {
-      const spread = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
+      const distance = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
       const box = pane.getBoundingClientRect();
-      zoomBy(spread(now) / spread(before), (now[0] + other[0]) / 2 - box.left, (now[1] + other[1]) / 2 - box.top);
+      zoomBy(distance(after) / distance(before), (after[0] + other[0]) / 2 - box.left, (after[1] + other[1]) / 2 - box.top);
       dragged = true;
     } else if (scale > 1) {
-      move(now[0] - before[0], now[1] - before[1]);
-      dragged ||= Math.hypot(now[0] - before[0], now[1] - before[1]) > 2;
+      move(after[0] - before[0], after[1] - before[1]);
+      dragged ||= Math.hypot(after[0] - before[0], after[1] - before[1]) > 2;
     }
-    fingers.set(event.pointerId, now);
+    pointers.set(event.pointerId, after);
   });
   for (const end of ["pointerup", "pointercancel", "pointerleave"]) {
-    pane.addEventListener(end, (event) => fingers.delete(event.pointerId));
+    pane.addEventListener(end, (event) => pointers.delete(event.pointerId));
   }
-  // The end of a drag is no click.
+  // The click that ends a drag is not a click on the image.
   pane.addEventListener(
     "click",
     (event) => {
@@ -83,46 +83,46 @@ export function makePan(pane, image) {
   return { zoomBy, move, scale: () => scale };
 }
 
-// The dialog with one image large, of several.
-export function makeZoom(dialog, pane) {
+// The dialog that shows one of several images large.
+export function makeZoomDialog(dialog, pane) {
   let images = [];
-  let at = 0;
-  let pan = null;
+  let current = 0;
+  let zoomable = null;
 
   function show(index) {
     if (!images[index]) return;
-    at = index;
+    current = index;
     const image = new Image();
-    image.src = images[at].currentSrc || images[at].src;
+    image.src = images[current].currentSrc || images[current].src;
     image.alt = "";
     image.draggable = false;
     const frame = document.createElement("div");
     frame.className = "zoom-frame";
     frame.append(image);
     pane.replaceChildren(frame);
-    pan = makePan(frame, image);
-    frame.addEventListener("dblclick", () => pan.zoomBy(pan.scale() > 1 ? 0 : 3));
-    const which = `${at + 1} of ${images.length}`;
-    dialog.querySelector("[data-which]").textContent = images.length > 1 ? `${which}: press a number or N` : "";
-    pane.setAttribute("aria-label", `The image, large${images.length > 1 ? `, ${which}` : ""}: plus and minus zoom, arrows move it, Escape closes`);
+    zoomable = makeZoomable(frame, image);
+    frame.addEventListener("dblclick", () => zoomable.zoomBy(zoomable.scale() > 1 ? 0 : 3));
+    const position = `${current + 1} of ${images.length}`;
+    dialog.querySelector("[data-which]").textContent = images.length > 1 ? `${position}: press a number or N` : "";
+    pane.setAttribute("aria-label", `The image, large${images.length > 1 ? `, ${position}` : ""}: plus and minus zoom, arrows move it, Escape closes`);
   }
 
   const keys = {
-    "+": () => pan.zoomBy(1.5),
-    "=": () => pan.zoomBy(1.5),
-    "-": () => pan.zoomBy(1 / 1.5),
-    0: () => pan.zoomBy(0),
-    n: () => show((at + 1) % images.length),
-    ArrowLeft: () => pan.move(STEP, 0),
-    ArrowRight: () => pan.move(-STEP, 0),
-    ArrowUp: () => pan.move(0, STEP),
-    ArrowDown: () => pan.move(0, -STEP),
+    "+": () => zoomable.zoomBy(1.5),
+    "=": () => zoomable.zoomBy(1.5),
+    "-": () => zoomable.zoomBy(1 / 1.5),
+    0: () => zoomable.zoomBy(0),
+    n: () => show((current + 1) % images.length),
+    ArrowLeft: () => zoomable.move(STEP, 0),
+    ArrowRight: () => zoomable.move(-STEP, 0),
+    ArrowUp: () => zoomable.move(0, STEP),
+    ArrowDown: () => zoomable.move(0, -STEP),
   };
 
-  // Whether a key did something to the image.
+  // Whether the key did something to the image.
   function onKey(key) {
-    const act = keys[key.length === 1 ? key.toLowerCase() : key];
-    if (act) act();
+    const action = keys[key.length === 1 ? key.toLowerCase() : key];
+    if (action) action();
     else if (/^[1-9]$/.test(key)) show(Number(key) - 1);
     else return false;
     return true;

@@ -1,0 +1,219 @@
+// What buttons and keys do on the critic's page.
+
+import { announce } from "./announce.js";
+import { back, cancelChange, isChanging } from "./back.js";
+import { moveImage, unfoldTexts } from "./card_view.js";
+import { canJudge, currentCard, reloadImages, revealImages } from "./cards.js";
+import { openDay } from "./day.js";
+import { toggleDifferences } from "./differences.js";
+import { candidateRow, candidateTags, candidateText, checkboxes, checkedBoxes, saveDraft, setTags } from "./draft.js";
+import { editCandidate, focusRationale, forgetEditedFrom } from "./edit.js";
+import { toggleInstructions } from "./instructions.js";
+import { actionFor, keyName, keysAreEnabled, pressedDigit, resetKeys } from "./keys.js";
+import { giveVerdict, submit, submitNoneFits } from "./submit.js";
+import { makeZoomDialog } from "./zoom.js";
+
+const judge = document.querySelector(".judge");
+const stage = document.getElementById("stage");
+const candidateDialog = document.getElementById("about-dialog");
+const zoom = makeZoomDialog(document.getElementById("zoom-dialog"), document.getElementById("zoom-pane"));
+// The action that waits for the number of a candidate; empty where none does.
+let waitingAction = "";
+
+// Picking, skipping and flagging
+
+function togglePick(number) {
+  const box = checkboxes()[number - 1];
+  if (!box) return;
+  box.checked = !box.checked;
+  saveDraft();
+  announce(`${number} ${box.checked ? "picked" : "put back"}`);
+}
+
+function openReasons(kind) {
+  if (kind === "skip" ? currentCard() : canJudge()) document.getElementById(`${kind}-dialog`).showModal();
+}
+
+// Some actions concern one candidate: the focused one, else the one whose number is pressed next.
+const QUESTIONS = { edit: "Edit which one? Press its number.", lacks: "Which one lacks something? Press its number." };
+
+function askForNumber(action) {
+  waitingAction = action;
+  const place = stage.querySelector("[data-prompting]");
+  if (!place) return;
+  place.dataset.before ??= place.textContent;
+  place.textContent = QUESTIONS[action] ?? place.dataset.before;
+  judge.toggleAttribute("data-asking", Boolean(action));
+  if (action) announce(QUESTIONS[action]);
+}
+
+function focusedNumber() {
+  return Number(document.activeElement?.closest("[data-candidate]")?.dataset.number ?? 0);
+}
+
+function startEdit() {
+  const checked = checkedBoxes();
+  const number = focusedNumber() || (checked.length === 1 ? Number(checked[0].dataset.number) : 0);
+  if (number) editCandidate(number);
+  else if (checkboxes().length) askForNumber("edit");
+}
+
+// The dialog of one candidate: what it lacks
+
+function openCandidateDialog(number) {
+  const row = candidateRow(number);
+  if (!row) return;
+  candidateDialog.dataset.number = String(number);
+  candidateDialog.querySelector("[data-number]").textContent = String(number);
+  candidateDialog.querySelector("[data-words]").textContent = candidateText(row);
+  const tags = candidateTags(row);
+  for (const box of tagBoxes()) box.checked = tags.includes(box.value);
+  candidateDialog.showModal();
+}
+
+function tagBoxes() {
+  return [...candidateDialog.querySelectorAll('input[name="tag"]')];
+}
+
+function saveTags() {
+  const row = candidateRow(Number(candidateDialog.dataset.number));
+  if (!row) return;
+  setTags(row, tagBoxes().filter((box) => box.checked).map((box) => box.value));
+  saveDraft();
+}
+
+function openZoom(event) {
+  const panes = [...stage.querySelectorAll(".picture")];
+  if (!panes.length || stage.querySelector(".work.blurred")) {
+    revealImages();
+    return;
+  }
+  const pane = event?.target.closest(".picture") ?? document.activeElement?.closest(".picture") ?? panes[0];
+  zoom.open(panes.map((one) => one.querySelector("img")), panes.indexOf(pane));
+}
+
+// By the names in `data-do` and in the map of keys.
+const actions = {
+  submit,
+  none: submitNoneFits,
+  back,
+  write: focusRationale,
+  differences: toggleDifferences,
+  unfold: unfoldTexts,
+  reveal: revealImages,
+  edit: startEdit,
+  lacks: () => (focusedNumber() ? openCandidateDialog(focusedNumber()) : checkboxes().length && askForNumber("lacks")),
+  skip: () => openReasons("skip"),
+  flag: () => openReasons("flag"),
+  zoom: openZoom,
+  keys: () => document.getElementById("keys-dialog").showModal(),
+  instructions: toggleInstructions,
+  day: openDay,
+  about: (event) => openCandidateDialog(Number(event.target.closest("[data-candidate]").dataset.number)),
+  "edit-this": () => {
+    candidateDialog.close();
+    editCandidate(Number(candidateDialog.dataset.number));
+  },
+  "forget-edit": forgetEditedFrom,
+  "leave-back": cancelChange,
+  "reload-image": reloadImages,
+  "reset-keys": resetKeys,
+};
+
+function onClick(event) {
+  const button = event.target.closest("[data-do], [data-reason]");
+  if (!button) return;
+  if (button.dataset.do) {
+    actions[button.dataset.do](event);
+    return;
+  }
+  const dialog = button.closest("dialog");
+  dialog.close();
+  if (currentCard()) giveVerdict(dialog.id === "skip-dialog" ? "skipped" : "flagged", button.dataset.reason);
+}
+
+// Keys. Each function says whether the key did something.
+
+function onReasonsKey(dialog, event) {
+  const reasons = [...dialog.querySelectorAll("[data-reason]")];
+  const digit = pressedDigit(event);
+  let choice;
+  if (digit) choice = reasons.filter((one) => one.dataset.reason)[Number(digit) - 1];
+  else if (event.key === "Enter" && !event.target.closest("button")) choice = reasons.find((one) => !one.dataset.reason);
+  choice?.click();
+  return Boolean(choice);
+}
+
+function onCandidateDialogKey(event) {
+  const box = tagBoxes()[Number(pressedDigit(event) ?? 0) - 1];
+  if (box) {
+    box.checked = !box.checked;
+    saveTags();
+  } else if (actionFor(keyName(event)) === "edit") actions["edit-this"]();
+  else if (event.key === "Enter" && !event.target.closest("button")) candidateDialog.close();
+  else return false;
+  return true;
+}
+
+function onDialogKey(dialog, event) {
+  if (event.ctrlKey || event.metaKey) return false;
+  if (dialog === candidateDialog) return onCandidateDialogKey(event);
+  if (dialog.matches(".reasons")) return onReasonsKey(dialog, event);
+  if (dialog !== zoom.dialog) return false;
+  if (actionFor(keyName(event)) === "zoom") dialog.close();
+  else return zoom.onKey(event.key);
+  return true;
+}
+
+function onPageKey(event) {
+  const name = keyName(event);
+  if (name === "Escape" && waitingAction) askForNumber("");
+  else if (name === "Escape" && isChanging()) cancelChange();
+  else if (/^[1-9]$/.test(name)) {
+    const action = waitingAction;
+    if (action) askForNumber("");
+    if (action === "edit") editCandidate(Number(name));
+    else if (action === "lacks") openCandidateDialog(Number(name));
+    else togglePick(Number(name));
+  } else if (name === "Enter" && event.target.closest("button, a, summary")) return false;
+  else if (actionFor(name)) {
+    if (waitingAction) askForNumber("");
+    actions[actionFor(name)]();
+  } else return moveImage(event.key);
+  return true;
+}
+
+function onKey(event) {
+  if (event.defaultPrevented || event.isComposing || event.altKey) return;
+  const dialog = document.querySelector("dialog[open]");
+  const isTyping = event.target.closest('textarea, select, input:not([type="checkbox"])');
+  if (dialog) {
+    if (!isTyping && onDialogKey(dialog, event)) event.preventDefault();
+    return;
+  }
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    if (!event.repeat) submit();
+    return;
+  }
+  if (isTyping) {
+    if (event.key === "Escape") stage.querySelector("#question").focus({ preventScroll: true });
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || !keysAreEnabled()) return;
+  // A key that is held down moves the image, but never gives a second verdict.
+  if (event.repeat ? moveImage(event.key) : onPageKey(event)) event.preventDefault();
+}
+
+export function startControls() {
+  document.addEventListener("click", onClick);
+  document.addEventListener("keydown", onKey);
+  // A dialog of reasons opens with none of them focused, so that Enter does not choose the first one by accident.
+  for (const dialog of document.querySelectorAll("dialog.reasons")) {
+    dialog.tabIndex = -1;
+    dialog.addEventListener("toggle", () => dialog.open && dialog.focus());
+  }
+  candidateDialog.addEventListener("change", saveTags);
+  stage.addEventListener("input", saveDraft);
+  stage.addEventListener("submit", (event) => event.preventDefault());
+}

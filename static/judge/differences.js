@@ -1,0 +1,43 @@
+// Marks the words in which each candidate differs from the one most similar to it.
+
+import { announce, hint } from "./announce.js";
+import { setPressed } from "./card_view.js";
+import { candidateRows } from "./draft.js";
+import { comparableWords, diffWords, markWords } from "./word_diff.js";
+
+const MIN_SIMILARITY = 0.6;
+const stage = document.getElementById("stage");
+
+export function toggleDifferences() {
+  const card = stage.querySelector(".work");
+  if (!card) return;
+  const isOn = card.classList.toggle("differing");
+  setPressed("differences", isOn);
+  const texts = candidateRows().map((row) => row.querySelector(".text"));
+  const words = texts.map((text) => comparableWords(text.textContent));
+  let markedRows = 0;
+  texts.forEach((text, index) => {
+    const row = candidateRows()[index];
+    delete row.dataset.against;
+    const nearest = findNearest(words, index);
+    const isMarked = isOn && nearest && nearest.similarity >= MIN_SIMILARITY;
+    if (isMarked) {
+      row.dataset.against = String(nearest.index + 1);
+      markedRows += 1;
+    }
+    markWords(text, text.textContent, new Set(isMarked ? nearest.changed : []));
+  });
+  if (isOn && !markedRows) hint("No two candidates are alike enough to be compared word by word.");
+  else announce(isOn ? `Marked: where ${markedRows} candidates differ from the one most like them` : "Marks are gone");
+}
+
+// The text most similar to the one at `index`; undefined where there is no other.
+function findNearest(texts, index) {
+  return texts
+    .map((other, at) => {
+      const { changed, common } = diffWords(texts[index], other);
+      return { index: at, changed, similarity: (2 * common) / (texts[index].length + other.length || 1) };
+    })
+    .filter((one) => one.index !== index)
+    .sort((one, two) => two.similarity - one.similarity)[0];
+}

@@ -1,0 +1,36 @@
+// The critic's own rationale: written from scratch, or edited from a candidate.
+
+import { announce, hint } from "./announce.js";
+import { candidateRow, candidateRows, candidateText, editedFrom, rationaleField, saveDraft, setEditedFrom } from "./draft.js";
+
+export function focusRationale() {
+  rationaleField()?.focus();
+}
+
+// Copies a candidate into the field. The candidate itself is no longer picked.
+export function editCandidate(number) {
+  const row = candidateRow(number);
+  if (!row) return;
+  const field = rationaleField();
+  const before = field.value.trim();
+  const source = candidateRows().find((one) => one.dataset.candidate === editedFrom());
+  if (before && !(source && candidateText(source) === before)) {
+    field.focus();
+    hint("There are words of yours already: empty the field first, then edit a candidate.");
+    return;
+  }
+  row.querySelector("input").checked = false;
+  field.value = candidateText(row);
+  setEditedFrom(row.dataset.candidate);
+  field.focus();
+  field.setSelectionRange(field.value.length, field.value.length);
+  announce(`Editing candidate ${number}`);
+  saveDraft();
+}
+
+// Makes the rationale one written from scratch; its text stays.
+export function forgetEditedFrom() {
+  setEditedFrom("");
+  saveDraft();
+  rationaleField().focus();
+}

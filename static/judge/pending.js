@@ -1,0 +1,33 @@
+// Verdicts that the server has not confirmed yet. They are kept in the browser's storage under the person's id, oldest
+// first, so that they survive a lost connection, a restart of the server and a reload.
+
+const { user } = document.querySelector(".judge").dataset;
+export const PENDING_KEY = `illume.outbox.${user}`;
+let memory = [];
+
+// Each item is {key, url, fields, about}: `about` is its assignment.
+export function readPending() {
+  try {
+    memory = JSON.parse(localStorage.getItem(PENDING_KEY) ?? "[]");
+  } catch {
+    // Storage is disabled: the items last as long as the page.
+  }
+  return memory;
+}
+
+export function writePending(items) {
+  memory = items;
+  try {
+    localStorage.setItem(PENDING_KEY, JSON.stringify(items));
+  } catch {
+    // As above.
+  }
+}
+
+export function countPending() {
+  return readPending().length;
+}
+
+export function pendingAssignments() {
+  return readPending().map((item) => item.about);
+}

@@ -1,0 +1,47 @@
+// Giving a verdict on the current card.
+
+import { hint } from "./announce.js";
+import { endTakeBack } from "./back.js";
+import { canJudge, currentCard, showNext } from "./cards.js";
+import { checkedBoxes, deleteDraft, draftedVerdict, saveDraft, tagFields } from "./draft.js";
+import { keyLabel } from "./keys.js";
+import { addVerdict } from "./outbox.js";
+import { base } from "./server.js";
+
+export function submit() {
+  if (!canJudge()) return;
+  const { picks, rationale } = draftedVerdict();
+  if (!picks.length && !rationale) {
+    hint(`Pick what fits, or press ${keyLabel("none")} where none does.`);
+    return;
+  }
+  giveVerdict("picked");
+}
+
+export function submitNoneFits() {
+  if (!canJudge()) return;
+  if (checkedBoxes().length > 0) {
+    for (const box of checkedBoxes()) box.checked = false;
+    saveDraft();
+    hint(`The picks are put back. Press ${keyLabel("none")} once more: none fits.`);
+    return;
+  }
+  giveVerdict("none_fit");
+}
+
+export function giveVerdict(kind, reason = "") {
+  const { assignment, verdict, clock, element } = currentCard();
+  clock.stop();
+  const fields = [["kind", kind], ["reason", reason], ["seconds", clock.seconds().toFixed(2)]];
+  if (endTakeBack(element)) fields.push(["again", "yes"]);
+  if (kind === "picked" || kind === "none_fit") {
+    const { picks, rationale, from } = draftedVerdict();
+    if (kind === "picked") fields.push(...picks.map((id) => ["picks", id]));
+    fields.push(["rationale", rationale], ["edited_from", from], ...tagFields());
+  }
+  const url = verdict ? `${base}/verdicts/${verdict}` : `${base}/assignments/${assignment}/verdict`;
+  deleteDraft(element);
+  // The verdict is stored in the browser before the next card shows; it is sent in the background.
+  addVerdict(url, fields, element);
+  showNext();
+}
