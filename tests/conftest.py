@@ -25,7 +25,15 @@ from app.processes.postgres_install import ROOT_BASE
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 numbers = itertools.count(1)
+SLOW_SECONDS = 3 * 3600  # for one test marked slow, instead of the timeout in pyproject.toml
 MIGRATED = "illume_template"  # the database with all tables and no rows
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that are marked slow a timeout of their own."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 @pytest.fixture(scope="session", autouse=True)

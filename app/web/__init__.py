@@ -1,4 +1,4 @@
-"""HTML routes: signing in, the critic's pages, the admin's pages."""
+"""HTML routes: signing in, the pages of critics, the pages of admins."""
 
 from fastapi import APIRouter
 

@@ -1,4 +1,4 @@
-"""Who is behind a browser's request, and that the request was made by a page of ours."""
+"""Who sends a browser's request, and protection against forged requests by a form token (CSRF)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ OLD_FORM = "This form is from an older session: reload the page and try again. N
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """Somebody who is signed in, and the token that their forms carry."""
+    """A person who is signed in, and the token that must come with their forms."""
 
     actor: Actor
     csrf_token: str
 
 
 def signed_in(request: Request, session: SessionDep) -> SignedIn:
-    """Who is behind the session cookie. Raises `Unauthenticated`."""
+    """The person that the session cookie belongs to. Raises `Unauthenticated`."""
     cookie = request.cookies.get(COOKIE)
     found = sessions.actor_for_cookie(session, cookie) if cookie else None
     if found is None:
@@ -47,24 +47,31 @@ Form = Annotated[FormData, Depends(read_form)]
 
 
 def sent_token(request: Request, form: FormData) -> str:
-    """The form token that came with the request, in the header or in a field."""
+    """The form token of the request, from the header or from a field."""
     field = form.get("csrf_token")
     return request.headers.get("x-csrf-token") or (field if isinstance(field, str) else "")
 
 
-def equal(first: str, second: str) -> bool:
-    """Whether two secrets are equal, in a time that tells nothing about them."""
+def secrets_equal(first: str, second: str) -> bool:
+    """Whether two secrets are equal, compared in constant time."""
     return hmac.compare_digest(first.encode(), second.encode())
 
 
-def posting(request: Request, form: Form, who: Annotated[SignedIn, Depends(signed_in, scope="function")]) -> SignedIn:
-    """Who posts; raises `Forbidden` where the form's token is not their session's."""
-    if not equal(sent_token(request, form), who.csrf_token):
+def check_form_token(request: Request, form: FormData, who: SignedIn) -> SignedIn:
+    """The person, where the form's token is their session's. Raises `Forbidden`."""
+    if not secrets_equal(sent_token(request, form), who.csrf_token):
         raise Forbidden(OLD_FORM)
     return who
 
 
 Me = Annotated[SignedIn, Depends(signed_in, scope="function")]
+
+
+def posting(request: Request, form: Form, who: Me) -> SignedIn:
+    """The person who sends a form. Raises `Forbidden` where the form's token is not their session's."""
+    return check_form_token(request, form, who)
+
+
 Poster = Annotated[SignedIn, Depends(posting, scope="function")]
 
 
@@ -75,17 +82,20 @@ def text_of(form: FormData, name: str, default: str = "") -> str:
 
 
 def texts_of(form: FormData, name: str) -> list[str]:
-    """All values of a field that may come several times."""
+    """All values of a field that may be repeated."""
     return [value for value in form.getlist(name) if isinstance(value, str)]
 
 
 def judged_project(session: Session, actor: Actor, slug: str) -> Project:
-    """The project, for who judges in it. Raises `NotFound`, `Forbidden`."""
+    """The project, for a person who may judge in it. Raises `NotFound`, `Forbidden`."""
     return projects.get_project(session, actor, slug, Role.critic)
 
 
 def managed_project(session: Session, actor: Actor, slug: str, need: Role = Role.viewer) -> Project:
-    """The project, for who looks after it. Critics do not see its pages: they hold references and others' verdicts."""
+    """The project, for a person who may see its pages. Raises `NotFound`, `Forbidden`.
+
+    Critics may not: the pages show references and the verdicts of others.
+    """
     project = projects.get_project(session, actor, slug, need)
     if project_role(session, actor, project) is Role.critic:
         raise Forbidden("This page is for viewers, reviewers and admins of the project; you are 'critic'.")

@@ -1,4 +1,4 @@
-"""Charts as data: a table of numbers with their places, which `static/charts.js` draws and which stands behind it."""
+"""Charts as data: tables of numbers. `static/charts.js` draws them, and the page keeps the table below the drawing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-LOOKS = 3  # kinds of line that the style knows
+LOOKS = 3  # the number of line styles in the style sheet
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measured point: where, how much, and maybe its interval. `lit` marks the one in force."""
+    """One measured point with an optional interval. `lit` highlights the point of the active version."""
 
     x: float
     y: float
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A column of the table. `look` chooses how its line looks."""
+    """A column of the table. `look` is the number of its line style."""
 
     name: str
     look: int
@@ -40,7 +40,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What a series holds in a row: in words, and as a sample where there is one."""
+    """The value of a series in a row: as text, and as a sample where there is one."""
 
     text: str
     sample: Sample | None
@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A place on the x axis with what each series holds there."""
+    """A place on the x axis, with the value of each series there."""
 
     name: str
     x: float
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Everything a template needs to show a chart. The y axis holds `y_from` where it is given."""
+    """Everything that a template needs to show a chart. The y axis includes `y_from` where it is given."""
 
     title: str
     summary: str
@@ -73,7 +73,7 @@ Format = Callable[[float], str]
 
 
 def plain(value: float) -> str:
-    """A number as short as it is precise enough for an axis."""
+    """A number with the few digits that an axis needs."""
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u202f")
 
 
@@ -88,7 +88,7 @@ def line_chart(
     unit: str = "",
     whole: bool = False,
 ) -> Chart | None:
-    """A chart of `lines`, or None where they hold nothing to draw. Points that are no finite numbers are left out.
+    """A chart of `lines`, or None where there is nothing to draw. Points that are not finite are left out.
 
     The y axis has ticks in `unit`, at whole numbers if `whole`.
     """
@@ -144,5 +144,5 @@ def _summary(title: str, lines: Sequence[Line], x_name: str, x_format: Format, y
 
 
 def _shown(form: Format, value: float) -> str:
-    """A number in words, with a real minus sign."""
+    """A number as text, with a typographic minus sign."""
     return form(value).replace("-", "\u2212")

@@ -1,4 +1,4 @@
-"""Errors as HTML: a page for a person, a toast for a fragment's asker."""
+"""Errors as HTML: a page where a person navigated, a toast where a script asked for a fragment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.web.rendering import Shell, fragment, page
 
 @dataclass(frozen=True, slots=True)
 class ErrorView:
-    """What went wrong, in words a person can act on."""
+    """What went wrong, in words that a person can act on."""
 
     status: int
     title: str
@@ -24,17 +24,18 @@ class ErrorView:
 
 
 def wants_fragment(request: Request) -> bool:
-    """Whether a script of a page is asking, not a person by a link, an address or a form."""
+    """Whether a script of a page sent the request, rather than a link, an address or a form."""
     return request.headers.get("hx-request") == "true"
 
 
 def render(
     request: Request, status: int, title: str, detail: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The answer to a request that failed.
+    """The response to a request that failed.
 
-    A fragment's asker gets a toast that is put among the page's messages, so that nothing typed is overwritten.
-    Who is not signed in and opens a page is sent to sign in, and back to it afterwards; who sends a form is told so.
+    A script gets a toast that htmx adds to the page's messages, so that nothing a person typed is overwritten. A person
+    who opens a page without being signed in is redirected to the sign-in form, and from there back to the page. A
+    person who sends a form without being signed in gets an error page with a link to sign in.
     """
     sign_in = f"/sign-in?{urlencode({'next': came_from(request)})}" if status == 401 else ""
     view = ErrorView(status, title, detail, wants_fragment(request), sign_in)
@@ -50,7 +51,7 @@ def render(
 
 
 def came_from(request: Request) -> str:
-    """The page of ours that a form was sent from; the start page where that is not known."""
+    """The path of our page that a form was sent from; the start page where it is unknown."""
     referer = urlsplit(request.headers.get("referer", ""))
     if referer.netloc != request.headers.get("host") or not referer.path.startswith("/"):
         return "/"

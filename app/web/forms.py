@@ -1,4 +1,4 @@
-"""Fields of forms as templates show them: with help, default, what was typed, and what is wrong with it."""
+"""Form fields as templates show them: with their help text, default, submitted value and problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates: the environment, its filters, and pages, fragments and live fragments made of them."""
+"""Rendering templates: the environment, its filters, and whole pages, fragments and live fragments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from app.settings import ROOT
 TEMPLATES = ROOT / "templates"
 STATIC = ROOT / "static"
 
-# Sentences that a page may show after a redirect, by the code that stands in its address.
+# Messages that a page may show after a redirect, by the value of `done` in its address.
 MESSAGES: Mapping[str, str] = {
     "activated": "The version is active now. Candidates nobody has claimed are made anew by it.",
     "closed": "The comparison is closed.",
@@ -72,7 +72,7 @@ class Tab:
 
 @dataclass(frozen=True, slots=True)
 class Shell:
-    """What every page needs besides its own content."""
+    """What every page needs in addition to its own content."""
 
     title: str
     section: str = ""
@@ -89,7 +89,7 @@ class Shell:
 def shell_for(
     request: Request, actor: Actor, csrf_token: str, *, title: str, section: str, messages: tuple[Message, ...] = ()
 ) -> Shell:
-    """The shell of a page for somebody who is signed in."""
+    """The shell of a page for a person who is signed in."""
     done = MESSAGES.get(request.query_params.get("done", ""))
     return Shell(
         title=title,
@@ -107,7 +107,7 @@ def shell_for(
 
 
 def ago(at: datetime) -> str:
-    """How long ago `at` was, in words as coarse as people use."""
+    """How long ago `at` was, in words and roundly."""
     seconds = (datetime.now(UTC) - at).total_seconds()
     if seconds < -45:
         return at.strftime("%-d %b %Y, %H:%M")
@@ -126,7 +126,7 @@ def exact_time(at: datetime) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A length of time in words."""
+    """A duration in words."""
     if seconds is None:
         return "unknown"
     whole = round(seconds)
@@ -138,7 +138,7 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | int | None, digits: int = 0) -> str:
-    """A number with thin groups of three; a dash where there is none."""
+    """A number with thin spaces between thousands; a dash where there is none."""
     return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "\u2212")
 
 
@@ -148,7 +148,7 @@ def signed(value: float | None, digits: int = 0) -> str:
 
 
 def with_minus(sentence: str) -> str:
-    """A stored sentence with real minus signs before its numbers, as they are written today."""
+    """A stored sentence with typographic minus signs before its numbers. Older ones were stored with hyphens."""
     return re.sub(r"(?<![\w.\-])-(?=\d)", "\u2212", sentence)
 
 
@@ -163,7 +163,7 @@ def _static_hash(path: str, _changed: float) -> str:
 
 
 def static(path: str) -> str:
-    """The address of a file in static/, with its content's hash, so that browsers may keep it for ever."""
+    """The address of a file in static/ with a hash of its content, so that browsers may cache it indefinitely."""
     file = STATIC / path
     return f"/static/{path}?v={_static_hash(path, file.stat().st_mtime)}" if file.exists() else f"/static/{path}"
 
@@ -175,7 +175,10 @@ def _folder_hash(folder: str, _changed: float) -> str:
 
 
 def module(path: str) -> str:
-    """The address of a script module in static/; the modules it imports from beside it are of the same address."""
+    """The address of a script module in static/, with a hash of all modules in its folder.
+
+    The hash is a part of the path, so that relative imports between these modules resolve to the same version.
+    """
     folder = (STATIC / path).parent
     changed = max(name.stat().st_mtime for name in folder.glob("*.js"))
     return f"/static/at-{_folder_hash(str(folder.relative_to(STATIC)), changed)}/{path}"
@@ -200,7 +203,7 @@ def environment() -> Environment:
     }
     env.globals["static"] = static
     env.globals["module"] = module
-    # Blocks are rendered alone as fragments, where a template's own imports are not run.
+    # A block that is rendered alone does not run the imports of its template.
     env.globals["parts"] = env.get_template("_parts.html").module
     return env
 
@@ -209,7 +212,7 @@ def environment() -> Environment:
 
 
 def html(content: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> HTMLResponse:
-    """An HTML answer that no cache keeps: pages hold what only this person may see."""
+    """An HTML response that is never cached: it contains what only this person may see."""
     return HTMLResponse(content, status_code=status, headers={"Cache-Control": "no-store", **(headers or {})})
 
 
@@ -221,12 +224,12 @@ def page(name: str, *, shell: Shell, view: Any, status: int = 200) -> HTMLRespon
 def fragment(
     name: str, block: str, *, shell: Shell, view: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> HTMLResponse:
-    """A block of a page's template, alone."""
+    """One block of a page's template."""
     return html(render_block(environment(), name, block, shell=shell, view=view), status=status, headers=headers)
 
 
 def live(request: Request, name: str, block: str, *, shell: Shell, view: Any) -> Response:
-    """A block that the page asks for again and again: 304 where it is as the asker knows it."""
+    """A block that the page polls: 304 where its ETag is still the same."""
     content = render_block(environment(), name, block, shell=shell, view=view)
     etag = f'"{hashlib.sha256(content.encode()).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "no-store"}

@@ -1,4 +1,4 @@
-"""What states and kinds are called on pages, and the tone they are shown in."""
+"""How pages name states and kinds, and the tone in which they show them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ METRIC_WORDS = {
 
 
 def image_url(sha256: str | None) -> str:
-    """Where an image is served; empty without one."""
+    """The address of an image; empty where there is none."""
     return f"/api/v1/images/{sha256}" if sha256 else ""
 
 
@@ -51,7 +51,7 @@ def round_tone(state: RoundState) -> str:
 
 
 def round_words(running: Round) -> str:
-    """How far a round is, in words."""
+    """The state and progress of a round in words."""
     state = RoundState(running.state)
     fraction = running.progress.get("fraction")
     left = running.progress.get("eta_seconds")

@@ -21,10 +21,7 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the rule looks at: primary metric and answers of both versions on the same prompts, in the same order.
-
-    x
-    """
+    """What the rule looks at: primary metric and answers of both versions on the same prompts, in the same order."""
 
     metric: str
     new: Sequence[float]

@@ -30,6 +30,7 @@ CRITICS = 128
 SETS = 60
 OVERLAP = 3
 PATIENCE = 240.0
+pytestmark = pytest.mark.timeout(4 * PATIENCE)
 
 
 def free_port() -> int:

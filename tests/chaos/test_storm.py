@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.installation import Size
 from tests.chaos.storm import ACTIONS, Weather, plan, report, storm
 from tests.illume.families import make_llava
 
 
+@pytest.mark.timeout(900)
 def test_a_short_storm_does_no_harm(data_dir: Path) -> None:
     folder = data_dir / "storm"
     folder.mkdir(mode=0o711)

@@ -23,11 +23,12 @@ from playwright.sync_api import Browser, Page, expect
 
 from illume.scenes.truth import truth
 
-pytestmark = pytest.mark.browser
-
-# Bounds for a busy machine; on a calm one everything takes a tenth of them.
+# Bounds for a busy machine; on an idle one everything takes a tenth of them.
 READY_SECONDS = 400
 ROUND_SECONDS = 1200
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(2 * (READY_SECONDS + ROUND_SECONDS))]
+
 STEP_MS = 300_000
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The page behind a one-time link: somebody who is not signed in chooses their password."""
+"""The page of a one-time link: a person who is not signed in chooses a password."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from app.http.dependencies import SessionDep
 from app.models import LinkPurpose
 from app.services.accounts import one_time_links
 from app.services.accounts.passwords import MIN_PASSWORD
-from app.web.access import OLD_FORM, Form, equal, sent_token, text_of
+from app.web.access import OLD_FORM, Form, secrets_equal, sent_token, text_of
 from app.web.accounts.sign_in import FORM_COOKIE, set_cookie
 from app.web.forms import Field
 from app.web.rendering import Shell, page
 
 router = APIRouter()
-UNEQUAL = "The two are not the same: write the password twice."
+PASSWORDS_DIFFER = "The two are not the same: write the password twice."
 
 
 @dataclass(frozen=True, slots=True)
 class LinkView:
-    """The form for a password."""
+    """The password form."""
 
     token: str
     email: str
@@ -34,14 +34,14 @@ class LinkView:
 
 @router.get("/account/link/{token}")
 def show(request: Request, session: SessionDep, token: str) -> Response:
-    """The form; looking at it does not use the link up, so that a mail scanner cannot either."""
+    """Show the form. A GET does not use up the link, so that mail scanners that follow links cannot either."""
     return form_page(request, session, token)
 
 
 def form_page(
     request: Request, session: SessionDep, token: str, *, problem: str = "", again: str = "", status: int = 200
 ) -> Response:
-    """The form, with what was wrong with it."""
+    """The form, with its problems."""
     link, user = one_time_links.find_link(session, token)
     secret = {"autocomplete": "new-password"}
     view = LinkView(
@@ -70,14 +70,14 @@ def form_page(
 
 
 @router.post("/account/link/{token}")
-def use(request: Request, session: SessionDep, form: Form, token: str) -> Response:
-    """Set the password, and on to sign in with it."""
+def set_password(request: Request, session: SessionDep, form: Form, token: str) -> Response:
+    """Set the password and go to the sign-in form."""
     cookie = request.cookies.get(FORM_COOKIE, "")
-    if not cookie or not equal(sent_token(request, form), cookie):
+    if not cookie or not secrets_equal(sent_token(request, form), cookie):
         return form_page(request, session, token, problem=OLD_FORM, status=403)
     password = text_of(form, "password")
     if password != text_of(form, "again"):
-        return form_page(request, session, token, again=UNEQUAL, status=422)
+        return form_page(request, session, token, again=PASSWORDS_DIFFER, status=422)
     try:
         one_time_links.use_link(session, token, password)
     except Invalid as error:

@@ -16,10 +16,10 @@ from app.models import Role
 from app.services.accounts import sessions
 from app.services.kernel.actors import Actor
 from app.settings import get_settings
-from app.web.access import COOKIE, OLD_FORM, Form, Me, Poster, equal, judged_project, sent_token, text_of
+from app.web.access import COOKIE, OLD_FORM, Form, Me, Poster, judged_project, secrets_equal, sent_token, text_of
 from app.web.rendering import Message, Shell, page
 
-# The sign-in form is sent before there is a session: its token stands in a cookie of its own, and must come back.
+# The sign-in form is sent before there is a session: its token is compared with a cookie of its own (double submit).
 FORM_COOKIE = "illume_form"
 LAST_PROJECT = "illume_project"
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -30,7 +30,7 @@ router = APIRouter()
 
 @dataclass(frozen=True, slots=True)
 class SignInView:
-    """The sign-in form as it was filled in."""
+    """The sign-in form with its submitted values."""
 
     next: str
     email: str = ""
@@ -38,28 +38,28 @@ class SignInView:
 
 
 def local_path(path: str) -> str:
-    """`path` where it leads to a page of ours, else the start page."""
+    """`path` where it is a local path, else the start page."""
     return path if LOCAL_PATH.fullmatch(path) and not path.startswith("/sign-") else "/"
 
 
 def set_cookie(response: Response, name: str, value: str, *, seconds: int | None) -> None:
-    """A cookie that scripts cannot read and other sites cannot send along."""
+    """Set a cookie that scripts cannot read and that requests from other sites do not carry."""
     secure = get_settings().secure_cookies
     response.set_cookie(name, value, max_age=seconds, httponly=True, samesite="lax", secure=secure, path="/")
 
 
 @router.get("/")
-def start(request: Request, session: SessionDep, who: Me) -> RedirectResponse:
-    """Where one left off: a critic's last project, if they still judge in it; an admin's overview."""
+def start_page(request: Request, session: SessionDep, who: Me) -> RedirectResponse:
+    """Go to a critic's last project, if they may still judge in it; for others, to the overview."""
     if who.actor.role is not Role.critic:
         return RedirectResponse("/admin", status_code=303)
     slug = request.cookies.get(LAST_PROJECT, "")
-    known = SLUG.fullmatch(slug) and judges_in(session, who.actor, slug)
-    return RedirectResponse(f"/annotate/{slug}" if known else "/annotate", status_code=303)
+    is_open = SLUG.fullmatch(slug) and can_judge_in(session, who.actor, slug)
+    return RedirectResponse(f"/annotate/{slug}" if is_open else "/annotate", status_code=303)
 
 
-def judges_in(session: Session, actor: Actor, slug: str) -> bool:
-    """Whether there is such a project and `actor` judges in it."""
+def can_judge_in(session: Session, actor: Actor, slug: str) -> bool:
+    """Whether the project exists and `actor` may judge in it."""
     try:
         judged_project(session, actor, slug)
     except (NotFound, Forbidden):
@@ -70,8 +70,8 @@ def judges_in(session: Session, actor: Actor, slug: str) -> bool:
 @router.get("/sign-in")
 def show(request: Request, next: str = "/", done: str = "") -> Response:  # noqa: A002 - the field's name in addresses
     """The sign-in form."""
-    said = {"signed-out": "You are signed out.", "password": "The password is set: sign in with it."}.get(done)
-    messages = (Message(said),) if said else ()
+    message = {"signed-out": "You are signed out.", "password": "The password is set: sign in with it."}.get(done)
+    messages = (Message(message),) if message else ()
     return form_page(request, SignInView(local_path(next)), messages=messages)
 
 
@@ -90,7 +90,7 @@ def sign_in(request: Request, session: SessionDep, form: Form) -> Response:
     email = text_of(form, "email")
     view = SignInView(local_path(text_of(form, "next", "/")), email)
     cookie = request.cookies.get(FORM_COOKIE, "")
-    if not cookie or not equal(sent_token(request, form), cookie):
+    if not cookie or not secrets_equal(sent_token(request, form), cookie):
         return form_page(request, SignInView(view.next, email, OLD_FORM), status=403)
     address = request.client.host if request.client else ""
     try:

@@ -1,4 +1,4 @@
-"""The pages of who looks after projects, versions and people."""
+"""The pages of admins, reviewers and viewers: projects, rounds, versions, prompts, quality and people."""
 
 from fastapi import APIRouter
 

@@ -24,7 +24,7 @@ PAGE_SIZE = 100
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """A deed."""
+    """One event of the log."""
 
     at: datetime
     who: str
@@ -37,7 +37,7 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True)
 class AuditView:
-    """A page of the log, and by what it is filtered."""
+    """A page of the log, with its filters."""
 
     who: str
     kind: str
@@ -64,10 +64,10 @@ def show(
     until: str = "",
     before: str = "",
 ) -> Response:
-    """The newest deeds, filtered."""
+    """Show the newest events that match the filters."""
     require_admin(who.actor)
-    first, last = day_of(since), day_of(until)
-    found = audit.list_events(
+    first, last = parse_day(since), parse_day(until)
+    events = audit.list_events(
         session,
         who.actor,
         who=person.strip(),
@@ -79,7 +79,7 @@ def show(
         limit=PAGE_SIZE,
     )
     fields = {"person": person, "kind": kind, "project": project, "since": since, "until": until}
-    unread = [text for text, day in ((since, first), (until, last)) if text and day is None]
+    unreadable = [text for text, day in ((since, first), (until, last)) if text and day is None]
     view = AuditView(
         who=person,
         kind=kind,
@@ -88,17 +88,17 @@ def show(
         projects=tuple((one.slug, one.name) for one in projects.list_projects(session, who.actor)),
         since=since,
         until=until,
-        problem=f"'{unread[0]}' is no day: write 2026-01-31. All days are shown." if unread else "",
+        problem=f"'{unreadable[0]}' is no day: write 2026-01-31. All days are shown." if unreadable else "",
         filtered=any(fields.values()),
-        rows=tuple(audit_row(one) for one in found),
-        next="?" + urlencode({**fields, "before": found[-1].id}) if len(found) == PAGE_SIZE else "",
+        rows=tuple(audit_row(one) for one in events),
+        next="?" + urlencode({**fields, "before": events[-1].id}) if len(events) == PAGE_SIZE else "",
     )
     shell = shell_for(request, who.actor, who.csrf_token, title="Audit log", section="users")
     return page("admin/audit.html", shell=shell, view=view)
 
 
-def day_of(text: str) -> datetime | None:
-    """The beginning of a day, UTC; None for what is no day."""
+def parse_day(text: str) -> datetime | None:
+    """The beginning of a day in UTC; None where the text is not a date."""
     try:
         day = date.fromisoformat(text)
     except ValueError:
@@ -107,24 +107,24 @@ def day_of(text: str) -> datetime | None:
 
 
 def audit_row(one: AuditEntry) -> AuditRow:
-    """A deed, as the page shows it."""
+    """An event as the page shows it."""
     return AuditRow(
         at=one.at,
         who=one.who or "the system",
         action=one.action,
         subject=one.subject,
-        url=url_of(one),
+        url=subject_url(one),
         project=one.project or "",
-        data=", ".join(f"{name} {_shown(value)}" for name, value in one.data.items()),
+        data=", ".join(f"{name} {_format_value(value)}" for name, value in one.data.items()),
     )
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def url_of(one: AuditEntry) -> str:
-    """Where the thing is shown that the deed was done to; empty where it has no page."""
+def subject_url(one: AuditEntry) -> str:
+    """The page of the event's subject; empty where it has none."""
     kind, _, number = one.subject.partition(":")
     if kind == "user":
         return f"/admin/users/{number}"

@@ -1,4 +1,4 @@
-"""The frame of a project's pages: its tabs, who looks at it, and what they may do."""
+"""The frame that all pages of a project share: its tabs, and what the person may do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TABS = (
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A project that is looked at, the shell of its page, and what the person may do."""
+    """A project, the shell of its page, and what the person may do there."""
 
     project: Project
     shell: Shell
@@ -55,5 +55,5 @@ def frame_of(
 
 
 def back_to(path: str, done: str) -> RedirectResponse:
-    """On to a page after a form, with a sentence about what was done."""
+    """A redirect to a page after a form, with the message `done` of `app.web.rendering.MESSAGES`."""
     return RedirectResponse(f"{path}?done={done}", status_code=303)

@@ -1,4 +1,4 @@
-"""Verdicts in a row, as the admin's pages show them."""
+"""Rows of verdicts, newest first, on several pages of admins."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from app.web.words import KIND_TONES, KIND_WORDS, image_url
 
 
 @dataclass(frozen=True, slots=True)
-class FeedRow:
-    """A verdict in a feed."""
+class VerdictRow:
+    """One verdict."""
 
     prompt: str
     image: str
@@ -24,11 +24,11 @@ class FeedRow:
     at: datetime
 
 
-def feed_row(line: VerdictSummary) -> FeedRow:
-    """A verdict, as a feed shows it."""
+def verdict_row(line: VerdictSummary) -> VerdictRow:
+    """A verdict as a row."""
     said = line.rationale or (line.picks[0] if line.picks else line.reason or "")
     more = len(line.picks) - 1 if line.picks and not line.rationale else 0
-    return FeedRow(
+    return VerdictRow(
         prompt=str(line.prompt_id),
         image=image_url(line.image),
         question=line.question,

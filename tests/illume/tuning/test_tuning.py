@@ -47,6 +47,7 @@ from tests.illume.families import FAMILIES, make_llava
 from tests.illume.rounds import SETTINGS, make_examples, make_round, stand_in_java
 
 WAIT_SECONDS = 600
+pytestmark = pytest.mark.timeout(2 * WAIT_SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""People: who there is, what they may do and where, links to a password, tokens."""
+"""The pages of people: their roles, projects, one-time links and tokens."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class UserRow:
 
 @dataclass(frozen=True, slots=True)
 class UsersView:
-    """The list, and the form for one more."""
+    """The list, and the form for a new person."""
 
     rows: tuple[UserRow, ...]
     fields: tuple[Field, ...]
@@ -85,7 +85,7 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True)
 class ProjectRole:
-    """What a person is in a project; an empty role for who is no member."""
+    """The role of a person in a project; empty where they are not a member."""
 
     slug: str
     name: str
@@ -113,8 +113,8 @@ class UserView:
 
 
 @dataclass(frozen=True, slots=True)
-class Typed:
-    """The form for a person as it was filled in, and what is wrong with it."""
+class UserForm:
+    """The form for a new person with its submitted values and its problem."""
 
     email: str = ""
     role: str = Role.critic.value
@@ -123,12 +123,12 @@ class Typed:
     field: str | None = None
 
 
-def choices(session: Session, actor: Actor, chosen: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
-    """All projects, and whether each is chosen."""
+def project_choices(session: Session, actor: Actor, chosen: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
+    """All projects, and whether each one is chosen."""
     return tuple((one.slug, one.name, one.slug in chosen) for one in projects.list_projects(session, actor))
 
 
-def role_of(text: str) -> Role:
+def parse_role(text: str) -> Role:
     """The role named `text`. Raises `Invalid`."""
     if text not in set(Role):
         raise Invalid("Choose one of the roles.", field="role")
@@ -139,9 +139,15 @@ def role_of(text: str) -> Role:
 
 
 def list_page(
-    request: Request, session: Session, who: SignedIn, typed: Typed, *, secret: Secret | None = None, status: int = 200
+    request: Request,
+    session: Session,
+    who: SignedIn,
+    typed: UserForm,
+    *,
+    secret: Secret | None = None,
+    status: int = 200,
 ) -> Response:
-    """The list of people, with the form as it was filled in."""
+    """The list of people, with the form as it was submitted."""
     require_admin(who.actor)
     people = users.list_users(session, who.actor)
     memberships = users.list_project_roles(session, [person.id for person in people])
@@ -162,7 +168,7 @@ def list_page(
     view = UsersView(
         rows=tuple(user_row(person, memberships[person.id]) for person in people),
         fields=(email, Field("role", "Role", "select", typed.role, options=ROLE_OPTIONS, problem=problem("role"))),
-        projects=choices(session, who.actor, typed.projects),
+        projects=project_choices(session, who.actor, typed.projects),
         problem="" if typed.field in ("email", "role") else typed.problem,
         secret=secret,
     )
@@ -171,7 +177,7 @@ def list_page(
 
 
 def user_row(person: User, roles: Mapping[str, Role]) -> UserRow:
-    """A person, as the list shows them; a role in a project is named where it is another than theirs."""
+    """A person in the list. A role in a project is named where it differs from the person's own."""
     named = [slug if role is person.role else f"{slug} ({role})" for slug, role in roles.items()]
     everywhere = "all" if person.role is Role.admin else ", ".join(named)
     return UserRow(
@@ -187,10 +193,10 @@ def user_row(person: User, roles: Mapping[str, Role]) -> UserRow:
 
 @router.get("/users")
 def index(request: Request, session: SessionDep, who: Me) -> Response:
-    """Everybody."""
-    known = projects.list_projects(session, who.actor)
-    only = (known[0].slug,) if len(known) == 1 else ()
-    return list_page(request, session, who, Typed(projects=only))
+    """List all people."""
+    all_projects = projects.list_projects(session, who.actor)
+    only = (all_projects[0].slug,) if len(all_projects) == 1 else ()
+    return list_page(request, session, who, UserForm(projects=only))
 
 
 @router.post("/users")
@@ -198,17 +204,17 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Respo
     """Add a person; the link to their first password is shown once."""
     email, role, slugs = text_of(form, "email"), text_of(form, "role"), tuple(texts_of(form, "projects"))
     try:
-        person = users.add_user(session, who.actor, email=email, role=role_of(role), project_slugs=slugs)
+        person = users.add_user(session, who.actor, email=email, role=parse_role(role), project_slugs=slugs)
     except (Invalid, Conflict) as error:
         session.rollback()
-        typed = Typed(email, role, slugs, error.detail, error.field)
+        typed = UserForm(email, role, slugs, error.detail, error.field)
         return list_page(request, session, who, typed, status=error.status)
-    secret = link_for(request, session, who.actor, person, LinkPurpose.invitation)
-    return list_page(request, session, who, Typed(projects=slugs), secret=secret, status=201)
+    secret = show_link(request, session, who.actor, person, LinkPurpose.invitation)
+    return list_page(request, session, who, UserForm(projects=slugs), secret=secret, status=201)
 
 
-def link_for(request: Request, session: Session, actor: Actor, person: User, purpose: LinkPurpose) -> Secret:
-    """A new one-time link for a person, as the page shows it once."""
+def show_link(request: Request, session: Session, actor: Actor, person: User, purpose: LinkPurpose) -> Secret:
+    """Make a one-time link for a person, to be shown once."""
     _, plain = one_time_links.make_link(session, actor, person.id, purpose)
     return Secret(LINK_TITLES[purpose].format(person.email), f"{request.base_url}account/link/{plain}")
 
@@ -229,7 +235,7 @@ def user_page(
     """One person's page."""
     require_admin(who.actor)
     roles = users.list_project_roles(session, [person.id])[person.id]
-    known = projects.list_projects(session, who.actor)
+    all_projects = projects.list_projects(session, who.actor)
     view = UserView(
         id=str(person.id),
         email=person.email,
@@ -239,7 +245,7 @@ def user_page(
         is_me=person.id == who.actor.user_id,
         has_password=person.password_hash is not None,
         link=one_time_links.find_open_link(session, person.id),
-        projects=tuple(ProjectRole(one.slug, one.name, str(roles.get(one.slug, NOT_A_MEMBER))) for one in known),
+        projects=tuple(ProjectRole(one.slug, one.name, str(roles.get(one.slug, NOT_A_MEMBER))) for one in all_projects),
         tokens=tuple(token_row(token) for token in users.list_tokens(session, who.actor, person.id)),
         scopes=tuple(Scope),
         expiries=EXPIRIES,
@@ -251,7 +257,7 @@ def user_page(
 
 
 def token_row(token: Token) -> TokenRow:
-    """A token, as the page shows it."""
+    """A token as the page shows it."""
     return TokenRow(
         id=str(token.id),
         name=token.name,
@@ -263,24 +269,24 @@ def token_row(token: Token) -> TokenRow:
     )
 
 
-def person_of(session: Session, who: SignedIn, user_id: str) -> User:
-    """The person, for an admin."""
+def find_person(session: Session, who: SignedIn, user_id: str) -> User:
+    """The person. Raises `NotFound`, and `Forbidden` where the actor is not an admin."""
     require_admin(who.actor)
     return users.get_user(session, who.actor, parse_id(user_id))
 
 
 @router.get("/users/{user_id}")
 def show(request: Request, session: SessionDep, who: Me, user_id: str) -> Response:
-    """One person."""
-    return user_page(request, session, who, person_of(session, who, user_id))
+    """Show one person."""
+    return user_page(request, session, who, find_person(session, who, user_id))
 
 
 @router.post("/users/{user_id}/role")
 def set_role(request: Request, session: SessionDep, who: Poster, form: Form, user_id: str) -> Response:
-    """Change what a person is, and of which projects a member."""
-    person = person_of(session, who, user_id)
+    """Change a person's role and their roles in projects."""
+    person = find_person(session, who, user_id)
     try:
-        users.set_role(session, who.actor, person.id, role_of(text_of(form, "role")), in_projects=False)
+        users.set_role(session, who.actor, person.id, parse_role(text_of(form, "role")), in_projects=False)
         users.set_project_roles(session, who.actor, person, project_roles(session, who.actor, form))
     except (Invalid, Conflict) as error:
         session.rollback()
@@ -291,22 +297,22 @@ def set_role(request: Request, session: SessionDep, who: Poster, form: Form, use
 def project_roles(session: Session, actor: Actor, form: FormData) -> dict[str, Role]:
     """The chosen role in each project; those without one are left out. Raises `Invalid`."""
     chosen = {one.slug: text_of(form, f"project-{one.slug}") for one in projects.list_projects(session, actor)}
-    return {slug: role_of(role) for slug, role in chosen.items() if role != NOT_A_MEMBER}
+    return {slug: parse_role(role) for slug, role in chosen.items() if role != NOT_A_MEMBER}
 
 
 @router.post("/users/{user_id}/link")
 def make_link(request: Request, session: SessionDep, who: Poster, user_id: str) -> Response:
-    """Make a link by which a person chooses a password, shown once. The one they have works until then."""
-    person = person_of(session, who, user_id)
+    """Make a link with which a person chooses a password. Their current password works until then."""
+    person = find_person(session, who, user_id)
     purpose = LinkPurpose.invitation if person.password_hash is None else LinkPurpose.password
-    secret = link_for(request, session, who.actor, person, purpose)
+    secret = show_link(request, session, who.actor, person, purpose)
     return user_page(request, session, who, person, secret=secret, status=201)
 
 
 @router.post("/users/{user_id}/disable")
 def disable(request: Request, session: SessionDep, who: Poster, user_id: str) -> Response:
-    """Shut a person out."""
-    person = person_of(session, who, user_id)
+    """Disable a person's account."""
+    person = find_person(session, who, user_id)
     try:
         users.set_disabled(session, who.actor, person.id, True)
     except Conflict as error:
@@ -317,15 +323,15 @@ def disable(request: Request, session: SessionDep, who: Poster, user_id: str) ->
 
 @router.post("/users/{user_id}/enable")
 def enable(session: SessionDep, who: Poster, user_id: str) -> RedirectResponse:
-    """Let a person in again."""
-    users.set_disabled(session, who.actor, person_of(session, who, user_id).id, False)
+    """Enable a person's account again."""
+    users.set_disabled(session, who.actor, find_person(session, who, user_id).id, False)
     return back_to(f"/admin/users/{user_id}", "enabled")
 
 
 @router.post("/users/{user_id}/tokens")
 def make_token(request: Request, session: SessionDep, who: Poster, form: Form, user_id: str) -> Response:
-    """Make a token, shown once."""
-    person = person_of(session, who, user_id)
+    """Make a token. The page shows it once."""
+    person = find_person(session, who, user_id)
     scope = text_of(form, "scope")
     if scope not in set(Scope):
         raise Invalid("Choose one of the scopes.", field="scope")
@@ -351,8 +357,8 @@ def make_token(request: Request, session: SessionDep, who: Poster, form: Form, u
 
 @router.post("/users/{user_id}/tokens/{token_id}/revoke")
 def revoke(session: SessionDep, who: Poster, user_id: str, token_id: str) -> RedirectResponse:
-    """End a token."""
-    person = person_of(session, who, user_id)
+    """Revoke a token."""
+    person = find_person(session, who, user_id)
     if parse_id(token_id) not in {token.id for token in users.list_tokens(session, who.actor, person.id)}:
         raise NotFound("There is no such token of this person.")
     users.revoke_token(session, who.actor, parse_id(token_id))

@@ -1,4 +1,4 @@
-"""Erasing people, images and projects: what would go, the confirmation, and how far it is."""
+"""Erasing people, images and projects: what would be lost, the confirmation, and the progress."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ router = APIRouter()
 Kind = Literal["users", "images", "projects"]
 TITLES = {"users": "Erase {}", "images": "Erase this image", "projects": "Erase the project {}"}
 BACK = {"users": "/admin/users/{}", "images": "/admin", "projects": "/admin/projects/{}/settings"}
-WORDS = {
+EXPLANATIONS = {
     "users": "Their address, password, tokens and memberships go at once, and soon after all that they said: picks, "
     "own words, comments, times, notes. Their slots are free for others, so that prompts may be judged again.",
     "images": "The image goes, and in every project the prompts that show it, with their questions, candidates and "
@@ -33,7 +33,7 @@ WORDS = {
     "projects": "Prompts, candidates, verdicts, imports, settings, adapters and the images that no other project shows "
     "go. What is left of its rounds and versions is numbers.",
 }
-STAYS = (
+WHAT_STAYS = (
     "Snapshots keep their hashes, put tombstones where something was, and say how many; rounds that used them can no "
     "longer be rerun exactly. Models that learned from it stay as they are, as do copies that were taken elsewhere: "
     "exports, backups, what webhooks told."
@@ -43,7 +43,7 @@ NAMES = ("verdicts", "prompts", "images", "snapshots", "redacted", "tokens", "ad
 
 @dataclass(frozen=True, slots=True)
 class EraseView:
-    """What would go, and what has to be typed to confirm it."""
+    """What would be lost, and what has to be typed to confirm it."""
 
     title: str
     words: str
@@ -59,7 +59,7 @@ class EraseView:
 
 @dataclass(frozen=True, slots=True)
 class ErasureRow:
-    """Something that was erased."""
+    """One erasure."""
 
     what: str
     state: str
@@ -69,8 +69,8 @@ class ErasureRow:
     done: datetime | None
 
 
-def loss_of(session: Session, actor: Actor, kind: Kind, subject: str) -> ErasureImpact:
-    """What would go. Raises `NotFound`, `Forbidden`, `Conflict`."""
+def find_loss(session: Session, actor: Actor, kind: Kind, subject: str) -> ErasureImpact:
+    """What would be lost. Raises `NotFound`, `Forbidden`, `Conflict`."""
     if kind == "users":
         return erasures.person_impact(session, actor, parse_id(subject))
     if kind == "images":
@@ -81,14 +81,14 @@ def loss_of(session: Session, actor: Actor, kind: Kind, subject: str) -> Erasure
 def confirm_page(
     request: Request, session: Session, who: SignedIn, kind: Kind, subject: str, *, problem: str = "", status: int = 200
 ) -> Response:
-    """What would go, with the form that confirms it."""
-    loss = loss_of(session, who.actor, kind, subject)
+    """What would be lost, with the form that confirms it."""
+    loss = find_loss(session, who.actor, kind, subject)
     counts = tuple((name, getattr(loss, name)) for name in ("verdicts", "prompts", "images", "tokens", "snapshots"))
     names = {"snapshots": "snapshots touched"} | ({"images": "images, or more"} if loss.images_at_least else {})
     view = EraseView(
         title=TITLES[kind].format(loss.name),
-        words=WORDS[kind],
-        stays=STAYS,
+        words=EXPLANATIONS[kind],
+        stays=WHAT_STAYS,
         counts=tuple((names.get(name, name), n) for name, n in counts if n),
         projects=loss.projects,
         typed="erase" if kind == "images" else loss.name,
@@ -103,14 +103,14 @@ def confirm_page(
 
 @router.get("/erase/{kind}/{subject}")
 def confirm(request: Request, session: SessionDep, who: Me, kind: Kind, subject: str) -> Response:
-    """What would go."""
+    """Show what would be lost."""
     return confirm_page(request, session, who, kind, subject)
 
 
 @router.post("/erase/{kind}/{subject}")
 def erase(request: Request, session: SessionDep, who: Poster, form: Form, kind: Kind, subject: str) -> Response:
-    """Erase it, where its name was typed."""
-    loss = loss_of(session, who.actor, kind, subject)
+    """Erase it if its name was typed."""
+    loss = find_loss(session, who.actor, kind, subject)
     wanted = "erase" if kind == "images" else loss.name
     if text_of(form, "typed").strip() != wanted:
         problem = f"Nothing was erased: type {wanted} to confirm."
@@ -130,14 +130,14 @@ def erase(request: Request, session: SessionDep, who: Poster, form: Form, kind: 
 
 @router.get("/erasures")
 def index(request: Request, session: SessionDep, who: Me) -> Response:
-    """What was erased, the newest first."""
+    """List erasures, the newest first."""
     found = erasures.list_erasures(session, who.actor, limit=200).items
     shell = shell_for(request, who.actor, who.csrf_token, title="Erased", section="users")
-    return page("admin/erasure/erasures.html", shell=shell, view=tuple(row_of(one) for one in found))
+    return page("admin/erasure/erasures.html", shell=shell, view=tuple(erasure_row(one) for one in found))
 
 
-def row_of(one: Erasure) -> ErasureRow:
-    """Something erased, as the page shows it."""
+def erasure_row(one: Erasure) -> ErasureRow:
+    """An erasure as the page shows it."""
     subject = f"{one.subject[:12]}…" if len(one.subject) > 20 else one.subject
     return ErasureRow(
         what=f"{one.kind} {subject}",

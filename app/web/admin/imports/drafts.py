@@ -1,4 +1,4 @@
-"""What an import would bring, as its page shows it before anything is taken in."""
+"""The preview of an import: its columns and first rows, before anything is stored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TARGETS = (
 
 @dataclass(frozen=True, slots=True)
 class ColumnRow:
-    """A column, what stands in it, and what it becomes."""
+    """A column, an example of its values, and what it is imported as."""
 
     name: str
     example: str
@@ -45,8 +45,8 @@ class ColumnRow:
 
 
 @dataclass(frozen=True, slots=True)
-class LookedRow:
-    """One of the first rows as it would be taken in."""
+class DraftRow:
+    """One of the first rows as it would be imported."""
 
     number: int
     problem: str
@@ -59,7 +59,7 @@ class LookedRow:
 
 @dataclass(frozen=True, slots=True)
 class DraftView:
-    """What an import would bring."""
+    """The preview of an import."""
 
     layout: str
     is_records: bool
@@ -68,43 +68,43 @@ class DraftView:
     split: str
     splits: tuple[str, ...]
     question: str
-    rows: tuple[LookedRow, ...]
+    rows: tuple[DraftRow, ...]
     wrong: int
     problem: str
 
 
 def draft_view(found: Import, problem: str) -> DraftView:
-    """What a draft would bring."""
+    """The preview of a draft."""
     plan = ImportPlan.from_json(found.plan)
-    looked: list[PreviewRow] = []
+    previewed: list[PreviewRow] = []
     try:
-        _, looked = imports.preview_rows(found)
+        _, previewed = imports.preview_rows(found)
     except DomainError as error:
         problem = problem or error.detail
     return DraftView(
         layout=LAYOUTS[plan.layout],
         is_records=plan.layout is Layout.records,
         columns=tuple(
-            ColumnRow(column, example_of(column, looked), target.value) for column, target in plan.columns.items()
+            ColumnRow(column, first_example(column, previewed), target.value) for column, target in plan.columns.items()
         ),
         targets=tuple((target.value, label) for target, label in TARGETS),
         split=plan.split.value,
         splits=tuple(Split),
         question=plan.question or "",
-        rows=tuple(looked_row(one) for one in looked),
-        wrong=sum(bool(one.problem) for one in looked),
+        rows=tuple(draft_row(one) for one in previewed),
+        wrong=sum(bool(one.problem) for one in previewed),
         problem=problem,
     )
 
 
-def example_of(column: str, looked: Sequence[PreviewRow]) -> str:
-    """What stands in a column, shortened."""
-    found = next((one.values[column] for one in looked if one.values.get(column) not in (None, "")), "")
-    return shortened(found)
+def first_example(column: str, previewed: Sequence[PreviewRow]) -> str:
+    """The first value in a column, shorten."""
+    found = next((one.values[column] for one in previewed if one.values.get(column) not in (None, "")), "")
+    return shorten(found)
 
 
-def shortened(value: Any) -> str:
-    """A value in few words; bytes are only counted."""
+def shorten(value: Any) -> str:
+    """A value as a short text; of bytes, only their number."""
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return f"{value.get('path') or 'an image'}, {len(value['bytes']) >> 10} kB"
     if isinstance(value, bytes):
@@ -113,10 +113,10 @@ def shortened(value: Any) -> str:
     return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}…"
 
 
-def looked_row(one: PreviewRow) -> LookedRow:
-    """One of the first rows, as the page shows it."""
+def draft_row(one: PreviewRow) -> DraftRow:
+    """One of the first rows as the page shows it."""
     prompt = one.prompt
-    return LookedRow(
+    return DraftRow(
         number=one.number,
         problem=one.problem,
         question=prompt.question if prompt else "",

@@ -1,4 +1,4 @@
-"""Importing prompts: bring a file, look at what its columns mean, take it in, see what was rejected."""
+"""Importing prompts: upload a file, check its columns, import it, and see what was rejected."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
-from app.errors import Conflict, Forbidden, Invalid, NotFound
+from app.errors import Conflict, Invalid, NotFound
 from app.http.dependencies import SessionDep
 from app.http.gate import LARGEST_IMPORT
 from app.models import Import, ImportProblem, ImportState, Role, Split
 from app.services.imports import imports
 from app.services.imports import templates as import_templates
 from app.services.kernel.actors import parse_id
-from app.web.access import OLD_FORM, Form, Me, Poster, SignedIn, equal, managed_project, sent_token, signed_in, text_of
+from app.web.access import Form, Me, Poster, SignedIn, check_form_token, managed_project, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.imports.drafts import DraftView, draft_view
 from app.web.errors import wants_fragment
@@ -48,7 +48,7 @@ class ImportRow:
 
 @dataclass(frozen=True, slots=True)
 class ImportsView:
-    """The form for a file, and the imports so far."""
+    """The form to upload a file, and the imports so far."""
 
     slug: str
     problem: str
@@ -69,7 +69,7 @@ class ProblemRow:
 
 @dataclass(frozen=True, slots=True)
 class ImportView:
-    """One import: a draft, or how far it is and what came of it."""
+    """One import: a draft, or its progress and result."""
 
     slug: str
     id: str
@@ -91,7 +91,7 @@ class ImportView:
 
 
 async def read_upload(request: Request) -> AsyncIterator[FormData]:
-    """The fields of a form with files, which are closed again."""
+    """The fields of a form with files. The files are closed after the request."""
     form = await request.form(max_files=2, max_fields=50)
     try:
         yield form
@@ -102,19 +102,15 @@ async def read_upload(request: Request) -> AsyncIterator[FormData]:
 Upload = Annotated[FormData, Depends(read_upload, scope="function")]
 
 
-def uploading(
-    request: Request, form: Upload, who: Annotated[SignedIn, Depends(signed_in, scope="function")]
-) -> SignedIn:
-    """Who sends a form with files; raises `Forbidden` where its token is not their session's."""
-    if not equal(sent_token(request, form), who.csrf_token):
-        raise Forbidden(OLD_FORM)
-    return who
+def uploading(request: Request, form: Upload, who: Me) -> SignedIn:
+    """The person who uploads files. Raises `Forbidden` where the form's token is not their session's."""
+    return check_form_token(request, form, who)
 
 
 Uploader = Annotated[SignedIn, Depends(uploading, scope="function")]
 
 
-def split_of(form: FormData) -> Split:
+def parse_split(form: FormData) -> Split:
     """The split chosen in a form. Raises `Invalid`."""
     text = text_of(form, "split", Split.train.value)
     if text not in set(Split):
@@ -122,12 +118,12 @@ def split_of(form: FormData) -> Split:
     return Split(text)
 
 
-# The list and the form for a file
+# The list, and the form to upload a file
 
 
 @router.get("/projects/{slug}/imports")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The form for a file, and the imports so far."""
+    """Show the form to upload a file, and the imports so far."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Role.reviewer)
     return list_page(session, who, frame)
 
@@ -135,7 +131,7 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
 def list_page(
     session: Session, who: SignedIn, frame: Frame, *, problem: str = "", split: str = "train", status: int = 200
 ) -> Response:
-    """The page of imports, with what is wrong with the file that was sent."""
+    """The page of imports, with the problem of the uploaded file."""
     found = imports.list_imports(session, who.actor, frame.project, limit=50).items
     view = ImportsView(
         slug=frame.project.slug,
@@ -149,7 +145,7 @@ def list_page(
 
 
 def import_row(found: Import) -> ImportRow:
-    """An import, as the list shows it."""
+    """An import in the list."""
     return ImportRow(
         id=str(found.id),
         filename=found.filename,
@@ -164,7 +160,7 @@ def import_row(found: Import) -> ImportRow:
 
 @router.post("/projects/{slug}/imports", max_body_size=LARGEST_IMPORT)
 def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
-    """Keep a file as a draft, to be looked at."""
+    """Store an uploaded file as a draft, to be checked first."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Role.reviewer)
     file, pictures = form.get("file"), form.get("images")
     try:
@@ -178,7 +174,7 @@ def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug
             filename=file.filename,
             source=file.file,
             images_source=pictures.file if has_pictures and isinstance(pictures, UploadFile) else None,
-            split=split_of(form),
+            split=parse_split(form),
             draft=True,
         )
     except Invalid as error:
@@ -190,7 +186,7 @@ def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug
 
 @router.get("/projects/{slug}/imports/template.{kind}")
 def template(session: SessionDep, who: Me, slug: str, kind: str) -> Response:
-    """An example of a file, to begin with."""
+    """Download a template file."""
     managed_project(session, who.actor, slug, Role.reviewer)
     if kind not in import_templates.TEMPLATES:
         raise NotFound("There is no such template.")
@@ -204,7 +200,7 @@ def template(session: SessionDep, who: Me, slug: str, kind: str) -> Response:
 
 @router.get("/projects/{slug}/imports/{import_id}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, import_id: str) -> Response:
-    """One import: what it would bring, how far it is, or what came of it."""
+    """Show one import: its preview, its progress or its result."""
     frame, found = find(request, session, who, slug, import_id)
     view = import_view(session, slug, found)
     if wants_fragment(request):
@@ -213,7 +209,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, import_id: s
 
 
 def find(request: Request, session: Session, who: SignedIn, slug: str, import_id: str) -> tuple[Frame, Import]:
-    """An import of the project, and the frame of its page. Raises `NotFound`."""
+    """An import of the project, with the frame of its page. Raises `NotFound`."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Import", need=Role.reviewer)
     found = imports.get_import(session, who.actor, parse_id(import_id))
     if found.project_id != frame.project.id:
@@ -222,7 +218,7 @@ def find(request: Request, session: Session, who: SignedIn, slug: str, import_id
 
 
 def import_view(session: Session, slug: str, found: Import, *, problem: str = "") -> ImportView:
-    """An import, as its page shows it."""
+    """An import as its page shows it."""
     problems = imports.list_problems(session, found, limit=SHOWN_PROBLEMS)
     return ImportView(
         slug=slug,
@@ -233,7 +229,7 @@ def import_view(session: Session, slug: str, found: Import, *, problem: str = ""
         created_at=found.created_at,
         draft=draft_view(found, problem) if found.state is ImportState.draft else None,
         active=found.state in (ImportState.queued, ImportState.running),
-        sentence=sentence_of(found),
+        sentence=describe_state(found),
         total=found.total or 0,
         done=found.done,
         added=found.added,
@@ -246,12 +242,12 @@ def import_view(session: Session, slug: str, found: Import, *, problem: str = ""
 
 
 def problem_row(problem: ImportProblem) -> ProblemRow:
-    """A rejected line, as the page shows it."""
+    """A rejected line as the page shows it."""
     return ProblemRow(problem.line, problem.field or "", problem.reason)
 
 
-def sentence_of(found: Import) -> str:
-    """How an import stands, in words."""
+def describe_state(found: Import) -> str:
+    """The state of an import in words."""
     if found.state is ImportState.queued:
         return "It waits for a worker."
     if found.state is ImportState.running:
@@ -264,7 +260,7 @@ def sentence_of(found: Import) -> str:
 
 @router.post("/projects/{slug}/imports/{import_id}/plan")
 def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, import_id: str) -> Response:
-    """Say what the columns mean, and look again or have it taken in."""
+    """Set what the columns mean, then preview the file again or start the import."""
     frame, found = find(request, session, who, slug, import_id)
     here = f"/admin/projects/{slug}/imports/{found.id}"
     columns = [one for one in form.getlist("column") if isinstance(one, str)]
@@ -272,7 +268,7 @@ def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, 
     try:
         chosen = dict(zip(columns, targets, strict=False))
         question = text_of(form, "question")
-        imports.change_plan(session, who.actor, found.id, columns=chosen, split=split_of(form), question=question)
+        imports.change_plan(session, who.actor, found.id, columns=chosen, split=parse_split(form), question=question)
         if text_of(form, "act") == "start":
             imports.start_import(session, who.actor, found.id)
     except Invalid as error:
@@ -280,14 +276,14 @@ def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, 
         view = import_view(session, slug, found, problem=error.detail)
         return page(ONE, shell=frame.shell, view=view, status=422)
     except Conflict:
-        session.rollback()  # somebody else was quicker: its page says how far it is
+        session.rollback()  # the import was started meanwhile: its page shows the progress
         return RedirectResponse(here, status_code=303)
     return RedirectResponse(here, status_code=303)
 
 
 @router.post("/projects/{slug}/imports/{import_id}/discard")
 def discard(request: Request, session: SessionDep, who: Poster, slug: str, import_id: str) -> RedirectResponse:
-    """Drop a draft."""
+    """Discard a draft."""
     _, found = find(request, session, who, slug, import_id)
     imports.discard_import(session, who.actor, found.id)
     return back_to(f"/admin/projects/{slug}/imports", "discarded")

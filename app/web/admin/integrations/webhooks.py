@@ -1,4 +1,4 @@
-"""Webhooks of a project: who is told of what, and the log of what was sent."""
+"""The webhooks of a project: their events, and the log of deliveries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVENT_WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRow:
-    """A delivery of the log."""
+    """One delivery in the log."""
 
     id: str
     event: str
@@ -45,7 +45,7 @@ class DeliveryRow:
 
 @dataclass(frozen=True, slots=True)
 class WebhookRow:
-    """A webhook and the newest of its log."""
+    """A webhook with its newest deliveries."""
 
     id: str
     url: str
@@ -57,7 +57,7 @@ class WebhookRow:
 
 @dataclass(frozen=True, slots=True)
 class WebhooksView:
-    """The webhooks of a project, and the form for one more. `secret` is shown once."""
+    """The webhooks of a project, and the form for a new one. `secret` is shown once."""
 
     slug: str
     rows: tuple[WebhookRow, ...]
@@ -69,17 +69,17 @@ class WebhooksView:
 
 @router.get("/projects/{slug}/webhooks")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The webhooks of a project."""
-    frame = framed(request, session, who, slug)
-    return show(session, who, frame, chosen=(webhooks.ROUND_FINISHED,))
+    """List the webhooks of a project."""
+    frame = webhooks_frame(request, session, who, slug)
+    return webhooks_page(session, who, frame, chosen=(webhooks.ROUND_FINISHED,))
 
 
-def framed(request: Request, session: Session, who: SignedIn, slug: str) -> Frame:
-    """The frame of the page, for an admin of the project."""
+def webhooks_frame(request: Request, session: Session, who: SignedIn, slug: str) -> Frame:
+    """The frame of the page. Only admins of the project may see it."""
     return frame_of(request, session, who, slug, tab="Settings", title="Webhooks", need=Role.admin)
 
 
-def show(
+def webhooks_page(
     session: Session,
     who: SignedIn,
     frame: Frame,
@@ -90,7 +90,7 @@ def show(
     secret: str = "",
     status: int = 200,
 ) -> Response:
-    """The page, with the form as it was filled in."""
+    """The page, with the form as it was submitted."""
     view = WebhooksView(
         slug=frame.project.slug,
         rows=tuple(webhook_row(session, who, one) for one in webhooks.list_webhooks(session, who.actor, frame.project)),
@@ -103,7 +103,7 @@ def show(
 
 
 def webhook_row(session: Session, who: SignedIn, hook: Webhook) -> WebhookRow:
-    """A webhook, as the page shows it; the log of one that is told of all projects is for who administers all."""
+    """A webhook as the page shows it. The log of one for all projects is for admins of the installation only."""
     everywhere = hook.project_id is None
     shown = not everywhere or who.actor.is_admin
     found = webhooks.list_deliveries(session, who.actor, hook.id, limit=SHOWN_DELIVERIES).items if shown else ()
@@ -118,7 +118,7 @@ def webhook_row(session: Session, who: SignedIn, hook: Webhook) -> WebhookRow:
 
 
 def delivery_row(one: WebhookDelivery) -> DeliveryRow:
-    """A delivery, as the page shows it."""
+    """A delivery as the page shows it."""
     what = one.error or (f"answered {one.status}" if one.status is not None else "not sent yet")
     tone = TONES[one.state]
     return DeliveryRow(str(one.id), one.event, one.state.value, tone, one.tries, what, one.created_at)
@@ -126,19 +126,19 @@ def delivery_row(one: WebhookDelivery) -> DeliveryRow:
 
 @router.post("/projects/{slug}/webhooks")
 def add(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
-    """Add a webhook; its secret is shown once."""
-    frame = framed(request, session, who, slug)
+    """Add a webhook. The page shows its secret once."""
+    frame = webhooks_frame(request, session, who, slug)
     url, events = text_of(form, "url").strip(), tuple(texts_of(form, "events"))
     try:
         _, secret = webhooks.add_webhook(session, who.actor, url=url, events=events, project=frame.project)
     except (Invalid, Conflict) as error:
         session.rollback()
-        return show(session, who, frame, chosen=events, url=url, problem=error.detail, status=error.status)
-    return show(session, who, frame, chosen=events, secret=secret, status=201)
+        return webhooks_page(session, who, frame, chosen=events, url=url, problem=error.detail, status=error.status)
+    return webhooks_page(session, who, frame, chosen=events, secret=secret, status=201)
 
 
-def hook_of(session: Session, who: SignedIn, frame: Frame, webhook_id: str) -> Webhook:
-    """A webhook that is told of the project. Raises `NotFound`."""
+def find_webhook(session: Session, who: SignedIn, frame: Frame, webhook_id: str) -> Webhook:
+    """A webhook that gets the project's events. Raises `NotFound`."""
     found = webhooks.get_webhook(session, who.actor, parse_id(webhook_id))
     if found.project_id not in (None, frame.project.id):
         raise NotFound("There is no such webhook in this project.")
@@ -148,8 +148,8 @@ def hook_of(session: Session, who: SignedIn, frame: Frame, webhook_id: str) -> W
 @router.post("/projects/{slug}/webhooks/{webhook_id}/remove")
 def remove(request: Request, session: SessionDep, who: Poster, slug: str, webhook_id: str) -> RedirectResponse:
     """Remove a webhook and its log."""
-    frame = framed(request, session, who, slug)
-    webhooks.remove_webhook(session, who.actor, hook_of(session, who, frame, webhook_id).id)
+    frame = webhooks_frame(request, session, who, slug)
+    webhooks.remove_webhook(session, who.actor, find_webhook(session, who, frame, webhook_id).id)
     return back_to(f"/admin/projects/{slug}/webhooks", "webhook-removed")
 
 
@@ -158,6 +158,6 @@ def replay(
     request: Request, session: SessionDep, who: Poster, slug: str, webhook_id: str, delivery_id: str
 ) -> RedirectResponse:
     """Send a delivery again."""
-    frame = framed(request, session, who, slug)
-    webhooks.replay(session, who.actor, hook_of(session, who, frame, webhook_id).id, parse_id(delivery_id))
+    frame = webhooks_frame(request, session, who, slug)
+    webhooks.replay(session, who.actor, find_webhook(session, who, frame, webhook_id).id, parse_id(delivery_id))
     return back_to(f"/admin/projects/{slug}/webhooks", "replayed")

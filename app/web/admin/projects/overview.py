@@ -1,4 +1,4 @@
-"""All projects, and one project's loop at a glance."""
+"""The list of projects, and the overview of one project's loop."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from app.services.read_models import overviews
 from app.services.read_models.overviews import Activity
 from app.services.rounds import rounds, versions
 from app.web.access import Me
-from app.web.admin.feed import FeedRow, feed_row
 from app.web.admin.frame import frame_of
 from app.web.admin.rounds.scores import VersionRow, metric_of, score_chart, version_rows
+from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart
 from app.web.errors import wants_fragment
 from app.web.rendering import live, number, page, shell_for
@@ -35,9 +35,9 @@ from app.web.words import round_words
 
 router = APIRouter()
 
-# Agreement is costly and this page asked for every two seconds: it may be half a minute old, of the newest sets.
+# Agreement is expensive to compute and the page is polled every two seconds: it is cached, and covers the newest sets.
 AGREEMENT_SECONDS = 30.0
-GLANCED_SETS = 300
+RECENT_SETS = 300
 _agreements: dict[tuple[int, datetime], tuple[float, Agreement]] = {}
 
 
@@ -65,7 +65,7 @@ class IndexView:
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """One of the loop's four stations. `lit` marks the one that is waited for."""
+    """One of the loop's four stations. `lit` highlights the one that the loop waits for."""
 
     key: str
     name: str
@@ -81,7 +81,7 @@ class Station:
 
 @dataclass(frozen=True, slots=True)
 class RunningRound:
-    """The round that goes on."""
+    """The round that is running."""
 
     number: int
     state: str
@@ -105,14 +105,14 @@ class LoopView:
     metric: str
     chart: Chart | None
     pace: str
-    verdicts: tuple[FeedRow, ...]
+    verdicts: tuple[VerdictRow, ...]
     versions: tuple[VersionRow, ...]
     workers: tuple[Worker, ...]
 
 
 @router.get("")
 def index(request: Request, session: SessionDep, who: Me) -> Response:
-    """The projects that one looks after."""
+    """List the projects whose pages the person may see."""
     known = [
         project
         for project in projects.list_projects(session, who.actor)
@@ -129,7 +129,7 @@ def index(request: Request, session: SessionDep, who: Me) -> Response:
 
 
 def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
-    """A project's line."""
+    """A project in the list."""
     running = rounds.active_round(session, project)
     return ProjectRow(
         slug=project.slug,
@@ -144,15 +144,15 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
 
 
 def version_name(session: Session, actor: Actor, project: Project) -> str:
-    """The active version in a word."""
+    """The name of the active version."""
     if project.active_version_id is None:
         return "none"
     return f"v{versions.get_version(session, actor, project.active_version_id).number}"
 
 
 @router.get("/projects/{slug}")
-def loop(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The loop at a glance."""
+def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """Show the loop."""
     frame = frame_of(request, session, who, slug, tab="Loop", title="Loop")
     project = frame.project
     settings = projects.settings_of(session, project)
@@ -161,7 +161,7 @@ def loop(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     pace = overviews.load_activity(session, project)
     made_by = {one.id: one for one in rounds.list_rounds(session, who.actor, project, limit=200).items}
     rows = version_rows(known, made_by, project.active_version_id)
-    stations, sentence = stations_of(session, project, settings, running, known, rows, pace)
+    stations, sentence = make_stations(session, project, settings, running, known, rows, pace)
     waiting = next((row for row in rows if row.waits), None)
     view = LoopView(
         slug=slug,
@@ -175,7 +175,9 @@ def loop(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
         metric=metric_of(known),
         chart=score_chart(known, project.active_version_id),
         pace=f"{number(pace.today)} today, {number(pace.hour)} in the last hour",
-        verdicts=tuple(feed_row(line) for line in overviews.list_recent_verdicts(session, who.actor, project, limit=6)),
+        verdicts=tuple(
+            verdict_row(line) for line in overviews.list_recent_verdicts(session, who.actor, project, limit=6)
+        ),
         versions=rows[:5],
         workers=tuple(workers.list_workers(session)),
     )
@@ -185,7 +187,7 @@ def loop(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
 
 
 def running_round(running: Round) -> RunningRound:
-    """The round that goes on, as the page shows it."""
+    """The running round as the page shows it."""
     return RunningRound(
         number=running.number,
         state=str(running.state),
@@ -198,7 +200,7 @@ def running_round(running: Round) -> RunningRound:
 # The stations
 
 
-def stations_of(
+def make_stations(
     session: Session,
     project: Project,
     settings: ProjectSettings,
@@ -207,12 +209,14 @@ def stations_of(
     rows: tuple[VersionRow, ...],
     pace: Activity,
 ) -> tuple[tuple[Station, ...], str]:
-    """The four stations, the one that is waited for lit, and a sentence that says so."""
+    """The four stations, with the one that the loop waits for highlighted, and a sentence about it."""
     claimable = pools.estimate_claimable(session, project)
     waiting = pools.count_waiting(session, project, limit=100_000)
     sampling = pools.count_sampling(session, project)
     fresh = rules.fresh_count(session, project)
-    lit, sentence = waited_for(settings, running, claimable=claimable, waiting=waiting + sampling, fresh=fresh)
+    lit, sentence = find_waiting_station(
+        settings, running, claimable=claimable, waiting=waiting + sampling, fresh=fresh
+    )
     base = f"/admin/projects/{project.slug}"
     active = next((row for row in rows if row.active), None)
     stations = (
@@ -240,7 +244,7 @@ def stations_of(
             (
                 f"{fresh} of {settings.round_every} prompts to the next round",
                 f"{number(pace.hour)} in the last hour",
-                agreement_line(session, project),
+                describe_agreement(session, project),
             ),
             lit=lit == "verdicts",
             lit_label="critics' turn",
@@ -263,12 +267,12 @@ def stations_of(
     return stations, sentence
 
 
-def agreement_line(session: Session, project: Project) -> str:
-    """How far critics agree, of late."""
+def describe_agreement(session: Session, project: Project) -> str:
+    """How far critics agreed on the newest sets, in words. Cached for `AGREEMENT_SECONDS`."""
     key = (project.id, project.created_at)
     known = _agreements.get(key)
     if known is None or known[0] < time.monotonic() - AGREEMENT_SECONDS:
-        votes = agreement.load_votes(session, project, most=GLANCED_SETS)
+        votes = agreement.load_votes(session, project, most=RECENT_SETS)
         known = _agreements[key] = (time.monotonic(), agreement.compute_agreement(votes))
     found = known[1]
     if found.alpha is None:
@@ -280,7 +284,7 @@ def agreement_line(session: Session, project: Project) -> str:
 def round_station(
     base: str, settings: ProjectSettings, running: Round | None, known: list[ModelVersion], *, lit: bool
 ) -> Station:
-    """The station of the round."""
+    """The station of rounds."""
     if running is None:
         how = f"starts by itself at {settings.round_every} prompts" if settings.auto_rounds else "an admin starts it"
         done = sum(version.round_id is not None for version in known)
@@ -300,10 +304,10 @@ def round_station(
     )
 
 
-def waited_for(
+def find_waiting_station(
     settings: ProjectSettings, running: Round | None, *, claimable: int, waiting: int, fresh: int
 ) -> tuple[str, str]:
-    """Which station the loop waits for, and a sentence that says what for."""
+    """The station that the loop waits for, and a sentence that says why."""
     if running is not None:
         return "round", f"Round {running.number} trains on what was picked: {round_words(running)}."
     if claimable == 0 and waiting == 0:

@@ -1,4 +1,4 @@
-"""The settings of a project as form fields: their names, help, and how their text is read and written."""
+"""The settings of a project as form fields: labels, help, and conversion between text and values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from app.web.access import text_of
 from app.web.forms import NO_ATTRIBUTES, Field
 
 
-class Unreadable(ValueError):
-    """A text that is no value of its setting, with a sentence that says what one looks like."""
+class UnreadableValue(ValueError):
+    """The text is not a value of the setting. The message describes a valid one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +43,24 @@ class SettingGroup:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group as the template shows it: fields over the whole width, then small ones side by side."""
+    """A group as the template shows it: full-width fields, then small ones side by side."""
 
     title: str
     wide: tuple[Field, ...]
     small: tuple[Field, ...]
 
 
-def whole(name: str, label: str, text: str) -> SettingField:
+def integer(name: str, label: str, text: str) -> SettingField:
     """A setting that is a whole number."""
     return SettingField(name, label, text, "whole")
 
 
-def real(name: str, label: str, text: str) -> SettingField:
+def number(name: str, label: str, text: str) -> SettingField:
     """A setting that is a number."""
     return SettingField(name, label, text, "real")
 
 
-def check(name: str, label: str, text: str) -> SettingField:
+def switch(name: str, label: str, text: str) -> SettingField:
     """A setting that is on or off."""
     return SettingField(name, label, text, "check")
 
@@ -70,7 +70,7 @@ def choice(name: str, label: str, text: str, *options: tuple[str, str]) -> Setti
     return SettingField(name, label, text, "select", options)
 
 
-def lines(name: str, label: str, text: str) -> SettingField:
+def text_list(name: str, label: str, text: str) -> SettingField:
     """A setting that is a list of short texts."""
     return SettingField(name, label, text, "lines", rows=4)
 
@@ -90,8 +90,8 @@ GROUPS = (
                 rows=4,
                 wide=True,
             ),
-            whole("overlap", "Critics for each candidate set", "How many critics judge the same candidates."),
-            check(
+            integer("overlap", "Critics for each candidate set", "How many critics judge the same candidates."),
+            switch(
                 "adaptive_overlap",
                 "Only as many critics as it takes",
                 "One first; more, up to that number, where they are unsure, flag, or disagree.",
@@ -104,26 +104,28 @@ GROUPS = (
                 ("majority", "more than half"),
                 ("all", "all of them"),
             ),
-            check("weigh_reliability", "Weigh by reliability", "In a majority, by accuracy on gold prompts."),
-            check("uncertain_first", "Unsure ones first", "Within a priority, what the model is least sure about."),
-            real("lease_minutes", "Minutes a claim lasts", "After them a prompt that was not judged goes to others."),
-            whole("max_open", "Open claims of a critic", "The page shows one and keeps two ahead."),
-            check("rejudge", "Judge again", "Offer prompts again that have an accepted rationale."),
-            check("blur_images", "Blur images", "Until a critic asks to see them."),
-            lines("skip_reasons", "Reasons to skip", "One on each line; the first nine have a key."),
-            lines("flag_reasons", "Reasons to flag", "One on each line; a flagged prompt is held back."),
-            lines("shortcoming_tags", "Shortcoming tags", "One on each line; what a candidate may lack."),
+            switch("weigh_reliability", "Weigh by reliability", "In a majority, by accuracy on gold prompts."),
+            switch("uncertain_first", "Unsure ones first", "Within a priority, what the model is least sure about."),
+            number("lease_minutes", "Minutes a claim lasts", "After them a prompt that was not judged goes to others."),
+            integer("max_open", "Open claims of a critic", "The page shows one and keeps two ahead."),
+            switch("rejudge", "Judge again", "Offer prompts again that have an accepted rationale."),
+            switch("blur_images", "Blur images", "Until a critic asks to see them."),
+            text_list("skip_reasons", "Reasons to skip", "One on each line; the first nine have a key."),
+            text_list("flag_reasons", "Reasons to flag", "One on each line; a flagged prompt is held back."),
+            text_list("shortcoming_tags", "Shortcoming tags", "One on each line; what a candidate may lack."),
         ),
     ),
     SettingGroup(
         "Quality",
         (
-            real("gold_share", "Share of gold prompts", "Of what a critic gets; they cannot tell them from others."),
-            real("gold_accuracy", "Accuracy asked for", "Who is below it on gold prompts is paused; 0 pauses nobody."),
-            whole("gold_minimum", "Gold prompts before that", "Nobody is paused before they answered so many."),
-            whole("practice_prompts", "Practice prompts", "So many come before the work, with an answer to each."),
-            real("repeat_share", "Share that comes back", "To the same critic, in another order."),
-            whole("repeat_after", "Verdicts in between", "A prompt comes back after so many others at the earliest."),
+            number("gold_share", "Share of gold prompts", "Of what a critic gets; they cannot tell them from others."),
+            number(
+                "gold_accuracy", "Accuracy asked for", "Who is below it on gold prompts is paused; 0 pauses nobody."
+            ),
+            integer("gold_minimum", "Gold prompts before that", "Nobody is paused before they answered so many."),
+            integer("practice_prompts", "Practice prompts", "So many come before the work, with an answer to each."),
+            number("repeat_share", "Share that comes back", "To the same critic, in another order."),
+            integer("repeat_after", "Verdicts in between", "A prompt comes back after so many others at the earliest."),
         ),
     ),
     SettingGroup(
@@ -151,19 +153,19 @@ GROUPS = (
                 "temperatures",
                 wide=True,
             ),
-            real("top_k_share", "Share of the vocabulary", "Sampling considers only the most likely tokens."),
-            real("top_p", "Top p", "The most likely tokens that together have this probability; 1 for all."),
-            whole("max_new_tokens", "Longest candidate", "In tokens."),
-            whole("redraws", "Redraws", "How often a candidate that was there already is drawn anew."),
-            whole("pool_target", "Pool", "How many candidate sets are kept ready for critics."),
-            whole("pool_for_round", "Pool before a round", "How many are made before a round may pause sampling."),
+            number("top_k_share", "Share of the vocabulary", "Sampling considers only the most likely tokens."),
+            number("top_p", "Top p", "The most likely tokens that together have this probability; 1 for all."),
+            integer("max_new_tokens", "Longest candidate", "In tokens."),
+            integer("redraws", "Redraws", "How often a candidate that was there already is drawn anew."),
+            integer("pool_target", "Pool", "How many candidate sets are kept ready for critics."),
+            integer("pool_for_round", "Pool before a round", "How many are made before a round may pause sampling."),
         ),
     ),
     SettingGroup(
         "Rounds",
         (
-            whole("round_every", "Prompts a round waits for", "Counted are those with a new accepted rationale."),
-            check("auto_rounds", "Start by itself", "Start a round as soon as that many are there."),
+            integer("round_every", "Prompts a round waits for", "Counted are those with a new accepted rationale."),
+            switch("auto_rounds", "Start by itself", "Start a round as soon as that many are there."),
             choice(
                 "init",
                 "Start from",
@@ -171,17 +173,17 @@ GROUPS = (
                 ("continue", "the active version"),
                 ("from_base", "the base model"),
             ),
-            whole("epochs", "Epochs", "The best one on val is kept."),
-            real("learning_rate", "Learning rate", "Of AdamW."),
-            whole("batch_size", "Batch size", "Examples in an optimiser step."),
-            whole("lora_rank", "LoRA rank", "How much the adapter can hold."),
-            whole("lora_alpha", "LoRA alpha", "How strongly the adapter works."),
-            whole(
+            integer("epochs", "Epochs", "The best one on val is kept."),
+            number("learning_rate", "Learning rate", "Of AdamW."),
+            integer("batch_size", "Batch size", "Examples in an optimiser step."),
+            integer("lora_rank", "LoRA rank", "How much the adapter can hold."),
+            integer("lora_alpha", "LoRA alpha", "How strongly the adapter works."),
+            integer(
                 "guard_per_rationale",
                 "Examples without a rationale",
                 "For each with one, so that answers are not forgotten.",
             ),
-            whole("eval_prompts", "Val prompts", "At most so many are used to compare versions."),
+            integer("eval_prompts", "Val prompts", "At most so many are used to compare versions."),
             choice(
                 "primary_metric",
                 "Versions are compared by",
@@ -190,12 +192,12 @@ GROUPS = (
                 ("rouge_l", "ROUGE-L"),
                 ("loglik", "log-likelihood"),
             ),
-            real(
+            number(
                 "max_answer_drop",
                 "Answer accuracy it may lose",
                 "In points; a version that loses more waits for an admin.",
             ),
-            check(
+            switch(
                 "blind_gate",
                 "Let critics decide",
                 "A version that measures better becomes active only once critics prefer it in a blind comparison.",
@@ -219,14 +221,14 @@ def _read_whole(text: str) -> int:
     try:
         return int(text.replace(" ", ""))
     except ValueError as error:
-        raise Unreadable("Write a whole number.") from error
+        raise UnreadableValue("Write a whole number.") from error
 
 
 def _read_real(text: str) -> float:
     try:
         return float(text.replace(" ", "").replace(",", "."))
     except ValueError as error:
-        raise Unreadable("Write a number.") from error
+        raise UnreadableValue("Write a number.") from error
 
 
 def _read_lines(text: str) -> list[str]:
@@ -242,7 +244,7 @@ def _read_temperatures(text: str) -> list[tuple[float, int]]:
         try:
             pairs.append((float(temperature), int(count or "1")))
         except ValueError as error:
-            raise Unreadable(f"'{part.strip()}' is no temperature with a count: write 0.7 x 2.") from error
+            raise UnreadableValue(f"'{part.strip()}' is no temperature with a count: write 0.7 x 2.") from error
     return pairs
 
 
@@ -258,8 +260,8 @@ READERS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-def write_value(one: SettingField, value: Any) -> str | bool:
-    """A setting's value as the form shows it."""
+def format_value(one: SettingField, value: Any) -> str | bool:
+    """A setting's value as text for the form."""
     if one.kind == "check":
         return bool(value)
     if one.kind == "lines":
@@ -270,18 +272,18 @@ def write_value(one: SettingField, value: Any) -> str | bool:
 
 
 def typed_values(form: FormData) -> dict[str, str]:
-    """What was typed, by setting."""
+    """The submitted texts, by setting."""
     return {one.name: text_of(form, one.name) for one in ALL_FIELDS}
 
 
 def read_settings(typed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of what was typed, and what is wrong, by setting."""
+    """The values and the problems of submitted texts, each by setting."""
     values: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for one in ALL_FIELDS:
         try:
             values[one.name] = READERS[one.kind](typed.get(one.name, ""))
-        except Unreadable as error:
+        except UnreadableValue as error:
             problems[one.name] = str(error)
     try:
         ProjectSettings.model_validate(values)
@@ -299,8 +301,8 @@ def _sentence(message: str) -> str:
 # Fields for the template
 
 
-def groups_of(shown: Mapping[str, str | bool], problems: Mapping[str, str], *, preview_url: str) -> tuple[Group, ...]:
-    """The groups with what is to be shown in each field."""
+def form_groups(shown: Mapping[str, str | bool], problems: Mapping[str, str], *, preview_url: str) -> tuple[Group, ...]:
+    """The groups with the value and the problem of each field."""
     return tuple(
         Group(
             group.title,
@@ -344,20 +346,20 @@ def _default_text(one: SettingField, default: Any) -> str | None:
         return "on" if default else "off"
     if one.kind == "select":
         return dict(one.options)[default]
-    return str(write_value(one, default))
+    return str(format_value(one, default))
 
 
-def shown_values(settings: ProjectSettings) -> dict[str, str | bool]:
-    """Settings as the form shows them."""
-    return {one.name: write_value(one, getattr(settings, one.name)) for one in ALL_FIELDS}
+def current_values(settings: ProjectSettings) -> dict[str, str | bool]:
+    """The values of settings as the form shows them."""
+    return {one.name: format_value(one, getattr(settings, one.name)) for one in ALL_FIELDS}
 
 
-def shown_again(typed: Mapping[str, str]) -> dict[str, str | bool]:
-    """What was typed, as the form shows it again."""
+def resubmitted_values(typed: Mapping[str, str]) -> dict[str, str | bool]:
+    """Submitted texts as the form shows them again."""
     return {one.name: typed[one.name] == "yes" if one.kind == "check" else typed[one.name] for one in ALL_FIELDS}
 
 
 def join_problems(problems: Sequence[str]) -> str:
-    """A sentence above a form with faults."""
+    """The sentence above a form with problems."""
     count = len(problems)
     return f"{count} {'field needs' if count == 1 else 'fields need'} another look; nothing was saved." if count else ""

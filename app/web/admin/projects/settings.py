@@ -1,4 +1,4 @@
-"""A project's settings, and making a project."""
+"""The settings of a project, and the form for a new one."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import back_to, frame_of
 from app.web.admin.projects.setting_fields import (
     Group,
+    current_values,
     defaults,
-    groups_of,
+    form_groups,
     join_problems,
     read_settings,
-    shown_again,
-    shown_values,
+    resubmitted_values,
     typed_values,
 )
 from app.web.forms import Field
@@ -41,7 +41,7 @@ IN_NAME = ("name", "slug")
 
 @dataclass(frozen=True, slots=True)
 class CheckView:
-    """A worker's look at a base model."""
+    """A worker's check of a base model."""
 
     url: str
     base_model: str
@@ -66,14 +66,14 @@ class SettingsView:
 
 @dataclass(frozen=True, slots=True)
 class PreviewView:
-    """What the model would be given, or what is known of a base model."""
+    """A preview of the model's input, or the state of a base model's check."""
 
     preview: str
     check: CheckView | None = None
 
 
-def preview_of(template: str, question: str, answer: str) -> str:
-    """The text before a rationale, or why there is none."""
+def render_preview(template: str, question: str, answer: str) -> str:
+    """The model's input before a rationale, or the problem of the template."""
     try:
         check_template(template)
     except ValueError as error:
@@ -81,15 +81,15 @@ def preview_of(template: str, question: str, answer: str) -> str:
     return render_rationale_prompt(question, answer, template=template)
 
 
-def example_of(session: Session, actor: Actor, project: Project) -> tuple[str, str]:
-    """A question and answer of the project, to show the template with."""
+def first_example(session: Session, actor: Actor, project: Project) -> tuple[str, str]:
+    """A question and answer of the project, as an example for the template."""
     for prompt in prompts.list_prompts(session, actor, project, limit=1).items:
         return prompt.question, prompt.answer or EXAMPLE[1]
     return EXAMPLE
 
 
 def name_group(name: str, slug: str | None, problems: Mapping[str, str]) -> Group:
-    """The group with the project's name and, for a new one, its place in addresses."""
+    """The group with the project's name and, for a new project, its slug."""
     fields = [
         Field("name", "Name", value=name, help="What people see.", problem=problems.get("name", ""), required=True)
     ]
@@ -105,11 +105,11 @@ def name_group(name: str, slug: str | None, problems: Mapping[str, str]) -> Grou
 
 @router.get("/projects/{slug}/settings")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The settings in force."""
+    """Show the current settings."""
     frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Role.admin)
     settings = projects.settings_of(session, frame.project)
-    example = example_of(session, who.actor, frame.project)
-    view = settings_view(slug, frame.project.name, shown_values(settings), {}, example)
+    example = first_example(session, who.actor, frame.project)
+    view = settings_view(slug, frame.project.name, current_values(settings), {}, example)
     return page(TEMPLATE, shell=frame.shell, view=view)
 
 
@@ -130,37 +130,37 @@ def settings_view(
         action=base,
         button="Save the settings",
         problem=problem or join_problems(list(problems.values())),
-        groups=(name_group(name, None, problems), *groups_of(shown, problems, preview_url=f"{base}/preview")),
-        preview=preview_of(str(shown["template"]), *example),
+        groups=(name_group(name, None, problems), *form_groups(shown, problems, preview_url=f"{base}/preview")),
+        preview=render_preview(str(shown["template"]), *example),
         check=check,
     )
 
 
 @router.post("/projects/{slug}/settings")
 def save(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
-    """Save the settings; what was typed stays where something is wrong with it."""
+    """Save the settings. Where one is invalid, the form keeps what was typed."""
     frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Role.admin)
     typed, name = typed_values(form), text_of(form, "name")
     values, problems = read_settings(typed)
     problem = ""
     known = projects.settings_of(session, frame.project).base_model
-    check = look_at_base(session, who.actor, values.get("base_model"), known, problems)
+    check = check_base_model(session, who.actor, values.get("base_model"), known, problems)
     if not problems:
         try:
             projects.update_project(session, who.actor, slug, {"name": name, **values})
             return back_to(f"/admin/projects/{slug}/settings", "saved")
         except (Invalid, Conflict) as error:
             session.rollback()
-            problems, problem = place(error)
-    example = example_of(session, who.actor, frame.project)
-    view = settings_view(slug, name, shown_again(typed), problems, example, problem, check)
+            problems, problem = place_error(error)
+    example = first_example(session, who.actor, frame.project)
+    view = settings_view(slug, name, resubmitted_values(typed), problems, example, problem, check)
     return page(TEMPLATE, shell=frame.shell, view=view, status=422)
 
 
-def look_at_base(
+def check_base_model(
     session: Session, actor: Actor, wanted: str | None, known: str | None, problems: dict[str, str]
 ) -> CheckView | None:
-    """Have a worker look at a base model that is new here; adds to `problems` until it is known to be good."""
+    """Ask a worker to check a base model that is new here. Until it has passed, `problems` gets an entry."""
     if not wanted or wanted == known or "base_model" in problems or base_checks.is_good(session, wanted):
         return None
     try:
@@ -176,7 +176,7 @@ def look_at_base(
 
 
 def check_view(session: Session, found: BaseCheck) -> CheckView:
-    """A look at a base model, as the page shows it."""
+    """The check of a base model as the page shows it."""
     text = found.detail
     waits = found.state is CheckState.queued
     if waits:
@@ -192,21 +192,21 @@ def check_view(session: Session, found: BaseCheck) -> CheckView:
 
 @router.get("/base-checks/{check_id}")
 def show_check(session: SessionDep, who: Me, check_id: str) -> Response:
-    """How far a look at a base model is."""
+    """Show the state of a base model's check."""
     view = PreviewView("", check_view(session, base_checks.get_check(session, who.actor, parse_id(check_id))))
     return fragment(TEMPLATE, "check", shell=Shell(title=""), view=view)
 
 
-def place(error: DomainError) -> tuple[dict[str, str], str]:
-    """An error beside its field, or above the form where it has none."""
+def place_error(error: DomainError) -> tuple[dict[str, str], str]:
+    """The error as the problem of its field, or as one of the whole form."""
     return ({error.field: error.detail}, "") if error.field else ({}, error.detail)
 
 
 @router.get("/projects/{slug}/settings/preview")
 def show_preview(session: SessionDep, who: Me, slug: str, template: str = "") -> Response:
-    """What the model would be given by another template."""
+    """Show the model's input for a template."""
     project = managed_project(session, who.actor, slug)
-    view = PreviewView(preview_of(template, *example_of(session, who.actor, project)))
+    view = PreviewView(render_preview(template, *first_example(session, who.actor, project)))
     return fragment(TEMPLATE, "preview", shell=Shell(title=""), view=view)
 
 
@@ -215,9 +215,9 @@ def show_preview(session: SessionDep, who: Me, slug: str, template: str = "") ->
 
 @router.get("/new-project")
 def show_new(request: Request, who: Me) -> Response:
-    """The form for a new project."""
+    """Show the form for a new project."""
     require_admin(who.actor)
-    view = new_view("", "", shown_values(defaults()), {})
+    view = new_view("", "", current_values(defaults()), {})
     return page(TEMPLATE, shell=new_shell(request, who.actor, who.csrf_token), view=view)
 
 
@@ -234,7 +234,7 @@ def new_view(
     problem: str = "",
     check: CheckView | None = None,
 ) -> SettingsView:
-    """The form for a new project, as filled in."""
+    """The form for a new project, as submitted."""
     return SettingsView(
         title="New project",
         explanation="A name is enough to begin; everything else has a sensible default and can change later.",
@@ -243,34 +243,34 @@ def new_view(
         problem=problem or join_problems(list(problems.values())),
         groups=(
             name_group(name, slug, problems),
-            *groups_of(shown, problems, preview_url="/admin/new-project/preview"),
+            *form_groups(shown, problems, preview_url="/admin/new-project/preview"),
         ),
-        preview=preview_of(str(shown["template"]), *EXAMPLE),
+        preview=render_preview(str(shown["template"]), *EXAMPLE),
         check=check,
     )
 
 
 @router.get("/new-project/preview")
 def show_new_preview(who: Me, template: str = "") -> Response:
-    """What the model would be given by another template."""
+    """Show the model's input for a template."""
     require_admin(who.actor)
-    return fragment(TEMPLATE, "preview", shell=Shell(title=""), view=PreviewView(preview_of(template, *EXAMPLE)))
+    return fragment(TEMPLATE, "preview", shell=Shell(title=""), view=PreviewView(render_preview(template, *EXAMPLE)))
 
 
 @router.post("/new-project")
-def make(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
-    """Make a project."""
+def create(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
+    """Create a project."""
     typed = typed_values(form)
     name, slug = text_of(form, "name"), text_of(form, "slug")
     values, problems = read_settings(typed)
     problem = ""
-    check = look_at_base(session, who.actor, values.get("base_model"), None, problems)
+    check = check_base_model(session, who.actor, values.get("base_model"), None, problems)
     if not problems:
         try:
             projects.create_project(session, who.actor, slug=slug, name=name, settings=values)
             return RedirectResponse(f"/admin/projects/{slug}", status_code=303)
         except (Invalid, Conflict) as error:
             session.rollback()
-            problems, problem = place(error)
-    view = new_view(name, slug, shown_again(typed), problems, problem, check)
+            problems, problem = place_error(error)
+    view = new_view(name, slug, resubmitted_values(typed), problems, problem, check)
     return page(TEMPLATE, shell=new_shell(request, who.actor, who.csrf_token), view=view, status=422)

@@ -1,4 +1,4 @@
-"""Adding one prompt by a form, and changing one."""
+"""The forms to add a prompt and to change one."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
-from app.errors import Conflict, DomainError, Forbidden, Invalid, NotFound, TooLarge
+from app.errors import Conflict, DomainError, Invalid, NotFound, TooLarge
 from app.http.dependencies import SessionDep
 from app.models import Prompt, Role, Split
 from app.services.kernel.actors import parse_id
 from app.services.prompts import images, prompts
 from app.services.prompts.prompts import parse_prompt
-from app.web.access import OLD_FORM, Form, Me, Poster, SignedIn, equal, sent_token, signed_in, text_of
+from app.web.access import Form, Me, Poster, SignedIn, check_form_token, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.forms import Field
 from app.web.rendering import page
 
 router = APIRouter()
 TEMPLATE = "admin/prompts/prompt_form.html"
-MOST_IMAGES = 16
+MAX_IMAGES = 16
 NAMES = ("question", "answer", "split", "external_id", "references", "priority", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFormView:
-    """The form as it was filled in."""
+    """The form as it was submitted."""
 
     slug: str
     title: str
@@ -45,28 +45,24 @@ class PromptFormView:
 
 
 async def read_upload(request: Request) -> AsyncIterator[FormData]:
-    """The fields of a form that may bring images; their files are closed when the request is done."""
-    async with request.form(max_files=MOST_IMAGES, max_fields=50) as form:
+    """The fields of a form with images. The files are closed after the request."""
+    async with request.form(max_files=MAX_IMAGES, max_fields=50) as form:
         yield form
 
 
 Upload = Annotated[FormData, Depends(read_upload)]
 
 
-def uploading(
-    request: Request, form: Upload, who: Annotated[SignedIn, Depends(signed_in, scope="function")]
-) -> SignedIn:
-    """Who posts images; raises `Forbidden` where the form's token is not their session's."""
-    if not equal(sent_token(request, form), who.csrf_token):
-        raise Forbidden(OLD_FORM)
-    return who
+def uploading(request: Request, form: Upload, who: Me) -> SignedIn:
+    """The person who uploads images. Raises `Forbidden` where the form's token is not their session's."""
+    return check_form_token(request, form, who)
 
 
 Uploader = Annotated[SignedIn, Depends(uploading, scope="function")]
 
 
-def fields_of(typed: Mapping[str, str], error: DomainError | None, *, is_new: bool) -> tuple[Field, ...]:
-    """The form's fields with what was typed."""
+def form_fields(typed: Mapping[str, str], error: DomainError | None, *, is_new: bool) -> tuple[Field, ...]:
+    """The form's fields with their submitted values and problems."""
     wrong = (error.field or "").partition(".")[0] if error is not None else ""
 
     def field(name: str, label: str, kind: str, text: str, rows: int = 2) -> Field:
@@ -87,8 +83,8 @@ def fields_of(typed: Mapping[str, str], error: DomainError | None, *, is_new: bo
     return tuple(found)
 
 
-def values_of(typed: Mapping[str, str]) -> dict[str, Any]:
-    """What was typed, as a prompt has it. Raises `Invalid`."""
+def parse_values(typed: Mapping[str, str]) -> dict[str, Any]:
+    """The submitted values as a prompt's. Raises `Invalid`."""
     values: dict[str, Any] = {
         "question": typed["question"],
         "answer": typed["answer"].strip() or None,
@@ -106,19 +102,19 @@ def values_of(typed: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def typed_in(form: FormData) -> dict[str, str]:
-    """What was typed, by field."""
+def read_submitted(form: FormData) -> dict[str, str]:
+    """The submitted texts, by field."""
     return {name: text_of(form, name).replace("\r\n", "\n") for name in NAMES}
 
 
-# A new one
+# A new prompt
 
 
 def new_page(frame: Frame, typed: Mapping[str, str], error: DomainError | None = None) -> Response:
     """The form for a new prompt."""
     base = f"/admin/projects/{frame.project.slug}/prompts"
     at_image = error is not None and (error.field or "").startswith(("image", "file"))
-    fields = fields_of(typed, error, is_new=True)
+    fields = form_fields(typed, error, is_new=True)
     placed = at_image or any(field.problem for field in fields)
     view = PromptFormView(
         slug=frame.project.slug,
@@ -136,18 +132,18 @@ def new_page(frame: Frame, typed: Mapping[str, str], error: DomainError | None =
 
 @router.get("/projects/{slug}/prompts/new")
 def show_new(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The form for a new prompt."""
+    """Show the form for a new prompt."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Role.reviewer)
     return new_page(frame, {"split": Split.train.value, "priority": "0"})
 
 
 @router.post("/projects/{slug}/prompts/new")
 def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
-    """Add a prompt with its images; what was typed stays where something is wrong with it."""
+    """Add a prompt with its images. Where the form is invalid, it keeps what was typed."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Role.reviewer)
-    typed = typed_in(form)
+    typed = read_submitted(form)
     try:
-        item = values_of(typed) | {"images": add_images(session, who, form)}
+        item = parse_values(typed) | {"images": store_images(session, who, form)}
         if typed["external_id"].strip():
             item["external_id"] = typed["external_id"].strip()
         (added,) = prompts.add_prompts(session, who.actor, frame.project, [parse_prompt(item)])
@@ -159,8 +155,8 @@ def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug
     return back_to(f"/admin/projects/{slug}/prompts/{added.prompt.id}", "prompt-saved")
 
 
-def add_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
-    """Keep the images that came with a form; their sha256s in order. Raises `Invalid`, `TooLarge`."""
+def store_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
+    """Store the uploaded images. Returns their sha256s in order. Raises `Invalid`."""
     files = [one for one in form.getlist("images") if isinstance(one, UploadFile) and one.size]
     if not files:
         raise Invalid("Choose an image.", field="images")
@@ -173,7 +169,7 @@ def add_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
     return found
 
 
-# One that is there
+# An existing prompt
 
 
 def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Prompt:
@@ -185,9 +181,9 @@ def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Promp
 
 
 def edit_page(frame: Frame, prompt_id: int, typed: Mapping[str, str], error: DomainError | None = None) -> Response:
-    """The form for a prompt that is there."""
+    """The form for an existing prompt."""
     here = f"/admin/projects/{frame.project.slug}/prompts/{prompt_id}"
-    fields = fields_of(typed, error, is_new=False)
+    fields = form_fields(typed, error, is_new=False)
     view = PromptFormView(
         slug=frame.project.slug,
         title="Change the prompt",
@@ -204,7 +200,7 @@ def edit_page(frame: Frame, prompt_id: int, typed: Mapping[str, str], error: Dom
 
 @router.get("/projects/{slug}/prompts/{prompt_id}/edit")
 def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
-    """The form for a prompt that is there."""
+    """Show the form for an existing prompt."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Role.reviewer)
     prompt = find(session, who, frame, prompt_id)
     typed = {
@@ -220,12 +216,12 @@ def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_
 
 @router.post("/projects/{slug}/prompts/{prompt_id}/edit")
 def change(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> Response:
-    """Change a prompt; question, answer and split only while nothing was made for it."""
+    """Change a prompt. Question, answer and split are fixed once it has candidates."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Role.reviewer)
     prompt = find(session, who, frame, prompt_id)
-    number, typed = prompt.id, typed_in(form)
+    number, typed = prompt.id, read_submitted(form)
     try:
-        prompts.update_prompt(session, who.actor, number, values_of(typed))
+        prompts.update_prompt(session, who.actor, number, parse_values(typed))
     except (Invalid, Conflict) as error:
         session.rollback()
         return edit_page(frame, number, typed, error)

@@ -1,4 +1,4 @@
-"""A project's prompts, and all that was said of one."""
+"""The prompts of a project, and one prompt with its candidate sets and verdicts."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from app.web.rendering import page
 from app.web.words import KIND_TONES, KIND_WORDS, STATE_TONES, image_url
 
 router = APIRouter()
-router.include_router(forms.router)  # first: its paths would be taken for ids
+router.include_router(forms.router)  # first: `/prompts/{prompt_id}` would match `/prompts/new` too
 PAGE_SIZE = 50
-SAYINGS = (
+VERDICT_FILTERS = (
     ("accepted", "with an accepted rationale"),
     ("open", "without one"),
     ("flagged", "flagged by somebody"),
     ("apart", "critics differ"),
     ("alike", "critics agree"),
 )
-States = TypeVar("States", bound=StrEnum)
+Member = TypeVar("Member", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class PromptRow:
 
 @dataclass(frozen=True, slots=True)
 class PromptsView:
-    """A page of prompts, and by what they are filtered."""
+    """A page of prompts, with its filters."""
 
     slug: str
     counts: str
@@ -80,8 +80,8 @@ class PromptsView:
 
 
 @dataclass(frozen=True, slots=True)
-class SaidRow:
-    """What a critic said of a candidate set."""
+class SetVerdictRow:
+    """A verdict on a candidate set."""
 
     kind: str
     tone: str
@@ -94,19 +94,19 @@ class SaidRow:
 
 @dataclass(frozen=True, slots=True)
 class SetView:
-    """A candidate set with what was said of it."""
+    """A candidate set with its verdicts."""
 
     source: str
     state: str
     created_at: datetime
     error: str | None
     candidates: tuple[CandidateSummary, ...]
-    verdicts: tuple[SaidRow, ...]
+    verdicts: tuple[SetVerdictRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptView:
-    """One prompt with everything that was made for it and said of it."""
+    """One prompt with its candidate sets and verdicts."""
 
     slug: str
     id: str
@@ -126,8 +126,8 @@ class PromptView:
     gold: str
 
 
-def one_of(kind: type[States], text: str) -> States | None:
-    """The state named `text`, None for any."""
+def parse_member(kind: type[Member], text: str) -> Member | None:
+    """The member of `kind` named `text`; None where there is none."""
     return kind(text) if text in set(kind) else None
 
 
@@ -144,7 +144,7 @@ def index(
     version: str = "",
     cursor: str = "",
 ) -> Response:
-    """The prompts, filtered."""
+    """List the prompts that match the filters."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts")
     found = prompts.list_prompts(
         session,
@@ -152,10 +152,10 @@ def index(
         frame.project,
         limit=PAGE_SIZE,
         cursor=cursor or None,
-        split=one_of(Split, split),
-        state=one_of(PromptState, state),
+        split=parse_member(Split, split),
+        state=parse_member(PromptState, state),
         query=q.strip() or None,
-        said=one_of(FeedbackFilter, said),
+        said=parse_member(FeedbackFilter, said),
         version=int(version) if version.isascii() and version.isdigit() and len(version) < 10 else None,
     )
     known = versions.list_versions(session, who.actor, frame.project)
@@ -170,7 +170,7 @@ def index(
         states=tuple(PromptState),
         said=said,
         version=version,
-        sayings=SAYINGS,
+        sayings=VERDICT_FILTERS,
         versions=tuple(sorted(one.number for one in known)),
         may_review=frame.may_review,
         filtered=bool(q or split or state or said or version),
@@ -181,7 +181,7 @@ def index(
 
 
 def prompt_row(prompt: Prompt) -> PromptRow:
-    """A prompt, as the list shows it."""
+    """A prompt in the list."""
     state = PromptState(prompt.state)
     return PromptRow(
         id=str(prompt.id),
@@ -199,7 +199,7 @@ def prompt_row(prompt: Prompt) -> PromptRow:
 
 @router.get("/projects/{slug}/prompts/{prompt_id}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
-    """One prompt with all that was said of it."""
+    """Show one prompt with its candidate sets and verdicts."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompt")
     prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id))
     if prompt.project_id != frame.project.id:
@@ -221,14 +221,14 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: s
         references=tuple(prompt.references),
         metadata=json.dumps(prompt.extra, ensure_ascii=False, indent=2) if prompt.extra else "",
         sets=tuple(set_view(one) for one in overviews.list_candidate_sets(session, who.actor, frame.project, prompt)),
-        actions=actions_of(state) if frame.may_review and not is_gold else (),
+        actions=allowed_changes(state) if frame.may_review and not is_gold else (),
         gold="" if not frame.may_review else "is" if is_gold else "may",
     )
     return page("admin/prompts/prompt.html", shell=frame.shell, view=view)
 
 
-def actions_of(state: PromptState) -> tuple[tuple[str, str, str], ...]:
-    """What may be done with a prompt in this state: the new state, the button's text and its kind."""
+def allowed_changes(state: PromptState) -> tuple[tuple[str, str, str], ...]:
+    """The possible changes of a prompt in this state: new state, button text and button kind."""
     if state is PromptState.held:
         return (("ready", "Let it go on", "main"), ("retired", "Retire", "danger"))
     if state is PromptState.retired:
@@ -237,20 +237,20 @@ def actions_of(state: PromptState) -> tuple[tuple[str, str, str], ...]:
 
 
 def set_view(one: CandidateSetSummary) -> SetView:
-    """A candidate set, as the page shows it."""
+    """A candidate set as the page shows it."""
     return SetView(
         source="an import" if one.version is None else f"version {one.version}",
         state=one.state,
         created_at=one.created_at,
         error=one.error,
         candidates=one.candidates,
-        verdicts=tuple(said_row(line) for line in one.verdicts),
+        verdicts=tuple(set_verdict_row(line) for line in one.verdicts),
     )
 
 
-def said_row(line: VerdictSummary) -> SaidRow:
-    """A verdict, as the page shows it."""
-    return SaidRow(
+def set_verdict_row(line: VerdictSummary) -> SetVerdictRow:
+    """A verdict as the page shows it."""
+    return SetVerdictRow(
         kind=KIND_WORDS[line.kind],
         tone=KIND_TONES[line.kind],
         critic=line.critic,

@@ -1,4 +1,4 @@
-"""Who judges in a project, how, and how far they agree."""
+"""The critics of a project: their verdicts, agreement, consistency and position bias."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from app.services.read_models import overviews
 from app.services.read_models.overviews import CriticSummary
 from app.services.rounds import rounds
 from app.web.access import Me
-from app.web.admin.feed import FeedRow, feed_row
 from app.web.admin.frame import frame_of
+from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.rendering import page, signed
 
 router = APIRouter()
-VERDICTS = 100
-MOST_PAIRS = 40
+PAGE_SIZE = 100
+MAX_PAIRS = 40
 DAYS_SHOWN = 14
-EVEN = 0.0
+NO_BIAS = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class AgreementView:
-    """An agreement in words."""
+    """An agreement as text."""
 
     alpha: str
     interval: str
@@ -51,7 +51,7 @@ class AgreementView:
 
 @dataclass(frozen=True, slots=True)
 class BiasView:
-    """How much more often a critic picked what stood first."""
+    """How much more often a critic picked the first candidate (position bias), in points."""
 
     points: str
     interval: str
@@ -81,7 +81,7 @@ class PairRow:
 
 @dataclass(frozen=True, slots=True)
 class PeriodRow:
-    """The agreement of what was judged for one round."""
+    """The agreement on what was judged for one round."""
 
     name: str
     url: str
@@ -113,12 +113,12 @@ class CriticView:
     pairs: tuple[PairRow, ...]
     days: Chart | None
     places: Chart | None
-    verdicts: tuple[FeedRow, ...]
+    verdicts: tuple[VerdictRow, ...]
     before: str
 
 
 def agreement_view(found: Agreement) -> AgreementView:
-    """An agreement, as pages show it."""
+    """An agreement as pages show it."""
     return AgreementView(
         alpha="–" if found.alpha is None else f"{found.alpha:.2f}".replace("-", "\u2212"),
         interval=""
@@ -133,17 +133,17 @@ def agreement_view(found: Agreement) -> AgreementView:
 
 
 def bias_view(found: PositionFigures | None) -> BiasView | None:
-    """A critic's lean to the first place, as pages show it."""
+    """A critic's position bias as pages show it."""
     if found is None or found.first is None:
         return None
     first = found.first
     low, high = signed(100 * first.low), signed(100 * first.high)
-    return BiasView(signed(100 * first.mean), f"{low} to {high}", leans=first.low > EVEN or first.high < EVEN)
+    return BiasView(signed(100 * first.mean), f"{low} to {high}", leans=first.low > NO_BIAS or first.high < NO_BIAS)
 
 
 @router.get("/projects/{slug}/critics")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The critics of a project."""
+    """List the critics of a project."""
     frame = frame_of(request, session, who, slug, tab="Critics", title="Critics")
     actor, project = who.actor, frame.project
     votes = agreement.load_votes(session, project)
@@ -172,7 +172,7 @@ def critic_rows(
     votes: Sequence[Vote],
     places: Mapping[int | None, PositionFigures],
 ) -> tuple[CriticRow, ...]:
-    """Every critic, by name: no figure ranks them."""
+    """Every critic, sorted by name: they are not ranked by any figure."""
     may_see = has_role(project_role(session, actor, project), Role.reviewer)
     again = {one.critic_id: one for one in repeats.measure_consistency(session, actor, project)} if may_see else {}
     stand = {one.critic_id: one for one in standings.list_standings(session, actor, project)} if may_see else {}
@@ -192,15 +192,15 @@ def critic_rows(
 
 
 def pair_rows(votes: Sequence[Vote], names: Mapping[int, str], *, of: int | None = None) -> tuple[PairRow, ...]:
-    """Critics two by two; with `of`, those with this one."""
+    """Pairs of critics; with `of`, only the pairs of this critic."""
     return tuple(
         PairRow(names[pair.first], names[pair.second], agreement_view(pair.agreement))
-        for pair in agreement.agreement_by_pair(votes, most=MOST_PAIRS if of is None else None, of=of)
+        for pair in agreement.agreement_by_pair(votes, most=MAX_PAIRS if of is None else None, of=of)
     )
 
 
 def period_rows(session: Session, actor: Actor, project: Project, votes: Sequence[Vote]) -> tuple[PeriodRow, ...]:
-    """Agreement on what was judged up to each round since the one before, and since the last."""
+    """The agreement between each round and the one before, and since the last round."""
     known = sorted(rounds.list_rounds(session, actor, project, limit=200).items, key=lambda one: one.number)
     starts = [one.created_at for one in known]
     found = agreement.agreement_by_period(votes, lambda at: bisect_left(starts, at))
@@ -216,7 +216,7 @@ def period_rows(session: Session, actor: Actor, project: Project, votes: Sequenc
 
 
 def days_chart(days: Sequence[DailyVerdicts], names: Mapping[int, str], *, of: int | None = None) -> Chart | None:
-    """Verdicts by day. The critics with the most have lines of their own, on a page of all."""
+    """Verdicts by day: of one critic, or of all together."""
     if not days:
         return None
     last = days[-1].day.toordinal()
@@ -245,7 +245,7 @@ def days_chart(days: Sequence[DailyVerdicts], names: Mapping[int, str], *, of: i
 
 
 def places_chart(figures: Mapping[str, PositionFigures]) -> Chart | None:
-    """How often each place on the page was picked."""
+    """How often each position on the page was picked."""
     lines = [
         Line(name, tuple(Sample(place, 100 * rate) for place, rate in enumerate(found.rates, start=1)))
         for name, found in figures.items()
@@ -266,7 +266,7 @@ def places_chart(figures: Mapping[str, PositionFigures]) -> Chart | None:
 
 @router.get("/projects/{slug}/critics/{user_id}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str, before: str = "") -> Response:
-    """One critic: their figures, and their verdicts behind them."""
+    """Show one critic: their figures, and the verdicts behind these."""
     frame = frame_of(request, session, who, slug, tab="Critics", title="Critic")
     actor, project, critic = who.actor, frame.project, parse_id(user_id)
     votes = agreement.load_votes(session, project)
@@ -276,7 +276,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
     if str(critic) not in rows:
         raise NotFound("Nobody of that id has judged in this project.")
     said = overviews.list_recent_verdicts(
-        session, actor, project, limit=VERDICTS, critic_id=critic, before=parse_id(before) if before else None
+        session, actor, project, limit=PAGE_SIZE, critic_id=critic, before=parse_id(before) if before else None
     )
     lines = {"all": places[None]} | ({"this critic": places[critic]} if critic in places else {})
     view = CriticView(
@@ -285,7 +285,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
         pairs=pair_rows(votes, names, of=critic),
         days=days_chart(critic_figures.list_daily_verdicts(session, actor, project), names, of=critic),
         places=places_chart(dict(reversed(lines.items()))),
-        verdicts=tuple(feed_row(line) for line in said),
-        before=str(said[-1].id) if len(said) == VERDICTS else "",
+        verdicts=tuple(verdict_row(line) for line in said),
+        before=str(said[-1].id) if len(said) == PAGE_SIZE else "",
     )
     return page("admin/quality/critic.html", shell=frame.shell, view=view)

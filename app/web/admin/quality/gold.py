@@ -1,4 +1,4 @@
-"""Gold prompts on pages: which there are and how critics fare on them, making a prompt one, taking one out."""
+"""Gold prompts: the list with the critics' accuracy, turning a prompt into one, and removing one."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ from app.web.rendering import page
 from app.web.words import image_url
 
 router = APIRouter()
-ROWS = 6
-"""How many candidates the form has at least."""
+MIN_ROWS = 6  # candidates in the form, at least
 
 FITS: dict[str, bool | None] = {"yes": True, "no": False, "either": None}
 CHOICES = (("", "Choose"), ("yes", "fits"), ("no", "does not fit"), ("either", "either is right"))
 
 
 @dataclass(frozen=True, slots=True)
-class KnownLine:
-    """A candidate of a gold prompt, and what is right to say of it."""
+class GoldCandidateRow:
+    """A candidate of a gold prompt, and whether picking it is right."""
 
     text: str
     word: str
@@ -46,7 +45,7 @@ class KnownLine:
 
 @dataclass(frozen=True, slots=True)
 class GoldCard:
-    """A gold prompt. `is_doubtful`: most who answered it got it wrong, so it may be wrong itself."""
+    """A gold prompt. `is_doubtful`: most critics got it wrong, so the gold answer itself may be wrong."""
 
     id: str
     prompt_id: str
@@ -54,7 +53,7 @@ class GoldCard:
     answer: str | None
     practice: bool
     explanation: str
-    known: tuple[KnownLine, ...]
+    known: tuple[GoldCandidateRow, ...]
     answered: int
     accuracy: float | None
     is_doubtful: bool
@@ -62,7 +61,7 @@ class GoldCard:
 
 @dataclass(frozen=True, slots=True)
 class GoldView:
-    """The gold prompts of a project, and how its critics stand by them."""
+    """The gold prompts of a project, and the accuracy of its critics."""
 
     slug: str
     rules: tuple[str, ...]
@@ -82,7 +81,7 @@ class RowField:
 
 @dataclass(frozen=True, slots=True)
 class GoldFormView:
-    """The form that makes a prompt a gold one."""
+    """The form that turns a prompt into a gold prompt."""
 
     slug: str
     prompt_id: str
@@ -97,8 +96,8 @@ class GoldFormView:
 
 
 @dataclass(frozen=True, slots=True)
-class Typed:
-    """The form as it was filled in: a text and `yes`, `no`, `either` or nothing for each candidate."""
+class SubmittedGold:
+    """The submitted form: for each candidate its text and `yes`, `no`, `either` or an empty string."""
 
     rows: tuple[tuple[str, str], ...]
     explanation: str = ""
@@ -107,20 +106,20 @@ class Typed:
 
 @router.get("/projects/{slug}/gold")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The gold prompts in use."""
+    """List the gold prompts in use."""
     frame = frame_of(request, session, who, slug, tab="Critics", title="Gold prompts", need=Role.reviewer)
     view = GoldView(
         slug=slug,
-        rules=rules_of(session, frame.project),
+        rules=describe_rules(session, frame.project),
         may_manage=frame.may_manage,
-        cards=tuple(card_of(one) for one in gold.list_gold(session, who.actor, frame.project)),
+        cards=tuple(gold_card(one) for one in gold.list_gold(session, who.actor, frame.project)),
         standings=tuple(one for one in standings.list_standings(session, who.actor, frame.project) if one.answered),
     )
     return page("admin/quality/gold.html", shell=frame.shell, view=view)
 
 
-def rules_of(session: Session, project: Project) -> tuple[str, ...]:
-    """How gold prompts are used in the project, in sentences."""
+def describe_rules(session: Session, project: Project) -> tuple[str, ...]:
+    """Sentences that say how the project uses gold prompts."""
     settings = settings_of(session, project)
     if settings.gold_share:
         mixed = f"{100 * settings.gold_share:.0f} % of what a critic gets is gold, unseen."
@@ -135,8 +134,8 @@ def rules_of(session: Session, project: Project) -> tuple[str, ...]:
     return (mixed, asked, practice)
 
 
-def card_of(item: dict[str, Any]) -> GoldCard:
-    """A gold prompt, as the page shows it."""
+def gold_card(item: dict[str, Any]) -> GoldCard:
+    """A gold prompt as the page shows it."""
     words = {True: ("fits", "good"), False: ("does not fit", "bad"), None: ("either", "")}
     accuracy = item["accuracy"]
     return GoldCard(
@@ -146,25 +145,25 @@ def card_of(item: dict[str, Any]) -> GoldCard:
         answer=item["answer"],
         practice=item["practice"],
         explanation=item["explanation"] or "",
-        known=tuple(KnownLine(one["text"], *words[one["fits"]]) for one in item["candidates"]),
+        known=tuple(GoldCandidateRow(one["text"], *words[one["fits"]]) for one in item["candidates"]),
         answered=item["answered"],
         accuracy=accuracy,
         is_doubtful=item["answered"] >= 3 and accuracy < 0.5,
     )
 
 
-# Making one
+# Turning a prompt into a gold prompt
 
 
 @router.get("/projects/{slug}/prompts/{prompt_id}/gold")
 def show_form(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
-    """The form that makes a prompt a gold one, with its candidates and references to begin with."""
+    """Show the form, filled with the prompt's candidates and references."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Role.reviewer)
     prompt = find(session, who, frame, prompt_id)
     known = [(text, "yes") for text in prompt.references]
     texts = dict.fromkeys(gold.list_candidate_texts(session, prompt))
     rows = [*((text, "") for text in texts if text not in prompt.references), *known]
-    return form_page(frame, prompt, Typed(tuple(rows)))
+    return form_page(frame, prompt, SubmittedGold(tuple(rows)))
 
 
 def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Prompt:
@@ -175,10 +174,10 @@ def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Promp
     return prompt
 
 
-def form_page(frame: Frame, prompt: Prompt, typed: Typed, error: DomainError | None = None) -> Response:
-    """The form as it was filled in, with room for more candidates."""
+def form_page(frame: Frame, prompt: Prompt, typed: SubmittedGold, error: DomainError | None = None) -> Response:
+    """The form as it was submitted, with empty rows for more candidates."""
     filled = [RowField(number, text, fits) for number, (text, fits) in enumerate(typed.rows, start=1)]
-    spare = range(len(filled) + 1, max(ROWS, len(filled) + 2) + 1)
+    spare = range(len(filled) + 1, max(MIN_ROWS, len(filled) + 2) + 1)
     view = GoldFormView(
         slug=frame.project.slug,
         prompt_id=str(prompt.id),
@@ -197,28 +196,28 @@ def form_page(frame: Frame, prompt: Prompt, typed: Typed, error: DomainError | N
 
 
 @router.post("/projects/{slug}/prompts/{prompt_id}/gold")
-def make(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> Response:
-    """Make a prompt a gold one; what was typed stays where something is wrong with it."""
+def create(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> Response:
+    """Turn the prompt into a gold prompt. Where the form is invalid, it keeps what was typed."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Role.reviewer)
     prompt = find(session, who, frame, prompt_id)
-    typed = typed_in(form)
+    typed = read_submitted(form)
     try:
-        gold.add_gold(session, who.actor, frame.project, item_of(prompt, typed))
+        gold.add_gold(session, who.actor, frame.project, parse_gold(prompt, typed))
     except (Invalid, Conflict) as error:
         session.rollback()
         return form_page(frame, find(session, who, frame, prompt_id), typed, error)
     return back_to(f"/admin/projects/{slug}/gold", "gold-made")
 
 
-def typed_in(form: FormData) -> Typed:
-    """What was typed; rows without a text are none."""
+def read_submitted(form: FormData) -> SubmittedGold:
+    """The submitted form, without rows that have no text."""
     pairs = zip(texts_of(form, "text"), texts_of(form, "fits"), strict=False)
     rows = tuple((text.strip(), fits) for text, fits in pairs if text.strip())
-    return Typed(rows, text_of(form, "explanation"), form.get("practice") == "yes")
+    return SubmittedGold(rows, text_of(form, "explanation"), form.get("practice") == "yes")
 
 
-def item_of(prompt: Prompt, typed: Typed) -> GoldIn:
-    """What was typed, as the service takes it; rows that nothing was chosen for are left out. Raises `Invalid`."""
+def parse_gold(prompt: Prompt, typed: SubmittedGold) -> GoldIn:
+    """The submitted form as the service expects it, without undecided rows. Raises `Invalid`."""
     chosen: Sequence[tuple[str, str]] = [(text, fits) for text, fits in typed.rows if fits in FITS]
     if not chosen:
         raise Invalid("Say of one candidate at least whether it fits.", field="fits")
@@ -238,7 +237,7 @@ def item_of(prompt: Prompt, typed: Typed) -> GoldIn:
 
 @router.post("/projects/{slug}/gold/{gold_id}/remove")
 def remove(session: SessionDep, who: Poster, slug: str, gold_id: str) -> RedirectResponse:
-    """Take a gold prompt out of use."""
+    """Remove a gold prompt from use."""
     project = managed_project(session, who.actor, slug, Role.reviewer)
     gold.remove_gold(session, who.actor, parse_id(gold_id), project)
     return back_to(f"/admin/projects/{slug}/gold", "gold-removed")

@@ -1,4 +1,4 @@
-"""The queue of reviewers: disagreements, flags, late verdicts; and critics who are paused."""
+"""The review queue: disagreements, flags and late verdicts; and paused critics."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ KIND_HELP = {
 
 
 @dataclass(frozen=True, slots=True)
-class SaidLine:
-    """What a critic said of the set."""
+class ReviewVerdict:
+    """A verdict on the candidate set."""
 
     id: str
     critic: str
@@ -56,8 +56,8 @@ class SaidLine:
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceLine:
-    """A candidate, and who picked it."""
+class ReviewCandidate:
+    """A candidate, and the critics who picked it."""
 
     id: str
     text: str
@@ -66,7 +66,7 @@ class ChoiceLine:
 
 @dataclass(frozen=True, slots=True)
 class ReviewCard:
-    """One thing to look at."""
+    """One review."""
 
     id: str
     kind: str
@@ -76,15 +76,15 @@ class ReviewCard:
     question: str
     answer: str | None
     image: str
-    choices: tuple[ChoiceLine, ...]
-    said: tuple[SaidLine, ...]
+    choices: tuple[ReviewCandidate, ...]
+    said: tuple[ReviewVerdict, ...]
     created_at: datetime
     may_accept: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ReviewsView:
-    """The queue. `kinds` are value, name and count of each filter."""
+    """The queue. `kinds` has the value, name and count of each filter."""
 
     slug: str
     kind: str
@@ -97,7 +97,7 @@ class ReviewsView:
 
 @router.get("/projects/{slug}/review")
 def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str = "", cursor: str = "") -> Response:
-    """What is to be reviewed, the oldest first."""
+    """List open reviews, the oldest first."""
     frame = frame_of(request, session, who, slug, tab="Review", title="Review", need=Role.reviewer)
     wanted = next((one for one in ReviewKind if one.value == kind), None)
     found = reviews.list_reviews(session, who.actor, frame.project, kind=wanted, limit=PAGE_SIZE, cursor=cursor or None)
@@ -109,7 +109,7 @@ def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str =
             ("", "All", sum(counts.values())),
             *((one.value, KIND_NAMES[one], counts[one.value]) for one in ReviewKind),
         ),
-        cards=tuple(card_of(item, may_manage=frame.may_manage) for item in found.items),
+        cards=tuple(review_card(item, may_manage=frame.may_manage) for item in found.items),
         next=f"?kind={wanted.value if wanted else ''}&cursor={found.next}" if found.next else "",
         paused=tuple(standings.list_standings(session, who.actor, frame.project, paused=True)),
         may_manage=frame.may_manage,
@@ -117,8 +117,8 @@ def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str =
     return page("admin/quality/review.html", shell=frame.shell, view=view)
 
 
-def card_of(item: Mapping[str, Any], *, may_manage: bool) -> ReviewCard:
-    """A review, as the page shows it."""
+def review_card(item: Mapping[str, Any], *, may_manage: bool) -> ReviewCard:
+    """A review as the page shows it."""
     kind = ReviewKind(item["kind"])
     images = item["prompt"]["images"] or []
     return ReviewCard(
@@ -131,23 +131,23 @@ def card_of(item: Mapping[str, Any], *, may_manage: bool) -> ReviewCard:
         answer=item["prompt"]["answer"],
         image=images[0]["url"] if images else "",
         choices=tuple(
-            ChoiceLine(
+            ReviewCandidate(
                 one["id"],
                 one["text"],
                 tuple(said["critic"] for said in item["verdicts"] if one["id"] in said["picks"]),
             )
             for one in item["candidates"] or []
         ),
-        said=tuple(said_line(one) for one in item["verdicts"]),
+        said=tuple(review_verdict(one) for one in item["verdicts"]),
         created_at=datetime.fromisoformat(item["created_at"]),
         may_accept=may_manage and kind is ReviewKind.late,
     )
 
 
-def said_line(said: Mapping[str, Any]) -> SaidLine:
-    """A verdict, as the page shows it."""
+def review_verdict(said: Mapping[str, Any]) -> ReviewVerdict:
+    """A verdict as the page shows it."""
     kind = VerdictKind(said["kind"])
-    return SaidLine(
+    return ReviewVerdict(
         id=said["id"],
         critic=said["critic"],
         kind=KIND_WORDS[kind],
@@ -191,7 +191,7 @@ def _send_back(session: Session, actor: Actor, review_id: int, form: FormData) -
     return "review-sent-back"
 
 
-DEEDS: Mapping[str, Callable[[Session, Actor, int, FormData], str]] = {
+ACTIONS: Mapping[str, Callable[[Session, Actor, int, FormData], str]] = {
     "decide": _decide,
     "dismiss": _dismiss,
     "retire": _retire,
@@ -201,19 +201,19 @@ DEEDS: Mapping[str, Callable[[Session, Actor, int, FormData], str]] = {
 
 
 @router.post("/projects/{slug}/review/{review_id}")
-def act(session: SessionDep, who: Poster, form: Form, slug: str, review_id: str) -> RedirectResponse:
+def resolve(session: SessionDep, who: Poster, form: Form, slug: str, review_id: str) -> RedirectResponse:
     """Decide, dismiss, retire, accept or send back, by the button that was pressed."""
     managed_project(session, who.actor, slug, Role.reviewer)
-    deed = DEEDS.get(text_of(form, "deed"))
-    if deed is None:
-        raise Invalid("Nothing of this kind can be done with a review.", field="deed")
-    done = deed(session, who.actor, parse_id(review_id), form)
+    action = ACTIONS.get(text_of(form, "action"))
+    if action is None:
+        raise Invalid("Nothing of this kind can be done with a review.", field="action")
+    done = action(session, who.actor, parse_id(review_id), form)
     return back_to(f"/admin/projects/{slug}/review", done)
 
 
 @router.post("/projects/{slug}/critics/{user_id}/resume")
 def resume(session: SessionDep, who: Poster, slug: str, user_id: str) -> RedirectResponse:
-    """Let a paused critic go on."""
+    """Let a paused critic judge again."""
     project = managed_project(session, who.actor, slug, Role.admin)
     standings.resume(session, who.actor, project, parse_id(user_id))
     return back_to(f"/admin/projects/{slug}/review", "critic-resumed")

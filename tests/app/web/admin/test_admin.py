@@ -21,20 +21,6 @@ FRAGMENT = {"HX-Request": "true"}
 PAGES = ("", "/rounds", "/versions", "/prompts", "/critics")
 
 
-@pytest.fixture
-def project(session: Session) -> Project:
-    """A project."""
-    return factories.make_project(session, slug="scenes", name="Scenes")
-
-
-@pytest.fixture
-def admin(session: Session, project: Project, browser: Browser) -> User:
-    """An admin who is signed in."""
-    user = person(session, role=Role.admin)
-    browser.sign_in(user)
-    return user
-
-
 def form_of(text: str) -> dict[str, object]:
     """The fields of a settings page as a browser would send them."""
     fields: dict[str, object] = dict(re.findall(r'<input class="input[^>]* name="(\w+)"[^>]* value="([^"]*)"', text))

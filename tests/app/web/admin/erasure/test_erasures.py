@@ -12,20 +12,6 @@ from tests.app.web.conftest import Browser, person
 
 
 @pytest.fixture
-def project(session: Session) -> Project:
-    """A project."""
-    return factories.make_project(session, slug="scenes", name="Scenes")
-
-
-@pytest.fixture
-def admin(session: Session, project: Project, browser: Browser) -> User:
-    """An admin who is signed in."""
-    user = person(session, role=Role.admin)
-    browser.sign_in(user)
-    return user
-
-
-@pytest.fixture
 def image(session: Session, project: Project) -> Image:
     """An image that a prompt shows."""
     found = factories.make_image(session)

@@ -6,26 +6,12 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import DeliveryState, Import, Project, Role, User, Webhook, WebhookDelivery
+from app.models import DeliveryState, Import, Project, Role, Webhook, WebhookDelivery
 from app.services.integrations import webhooks
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
 HERE = "/admin/projects/scenes"
-
-
-@pytest.fixture
-def project(session: Session) -> Project:
-    """A project."""
-    return factories.make_project(session, slug="scenes", name="Scenes")
-
-
-@pytest.fixture
-def admin(session: Session, project: Project, browser: Browser) -> User:
-    """An admin who is signed in."""
-    user = person(session, role=Role.admin)
-    browser.sign_in(user)
-    return user
 
 
 @pytest.mark.usefixtures("admin")

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import CandidateSet, Project, Prompt, Role, RoundTrigger, User, VerdictKind
+from app.models import CandidateSet, Project, Prompt, Role, RoundTrigger, VerdictKind
 from app.services.kernel.actors import SYSTEM
 from app.services.quality import set_agreements
 from app.services.rounds import rounds
@@ -16,20 +16,6 @@ from tests.app.web.conftest import Browser, person
 
 BASE = "/admin/projects/scenes/prompts"
 FIELDS: dict[str, object] = {"question": "What floats?", "answer": "a boat", "split": "train", "priority": "2"}
-
-
-@pytest.fixture
-def project(session: Session) -> Project:
-    """A project."""
-    return factories.make_project(session, slug="scenes", name="Scenes")
-
-
-@pytest.fixture
-def admin(session: Session, project: Project, browser: Browser) -> User:
-    """An admin who is signed in."""
-    user = person(session, role=Role.admin)
-    browser.sign_in(user)
-    return user
 
 
 def judged(session: Session, project: Project, question: str, *counts: int) -> None:

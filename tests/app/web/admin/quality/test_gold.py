@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Candidate, GoldPrompt, Project, Prompt, PromptState, Role, User
+from app.models import Candidate, GoldPrompt, Project, Prompt, PromptState, Role
 from app.services.judging import assignments, give
 from app.services.judging.give import parse_verdict
 from app.services.kernel.actors import SYSTEM
@@ -31,14 +31,6 @@ def prompt(session: Session, project: Project) -> Prompt:
     made = factories.make_prompt(session, project, references=["its stripes are red"], question="What stands there?")
     factories.make_candidate_set(session, project, prompt=made, texts=TEXTS)
     return made
-
-
-@pytest.fixture
-def admin(session: Session, project: Project, browser: Browser) -> User:
-    """An admin who is signed in."""
-    user = person(session, role=Role.admin)
-    browser.sign_in(user)
-    return user
 
 
 def filled(*pairs: tuple[str, str], **more: str) -> dict[str, object]:

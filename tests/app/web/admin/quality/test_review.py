@@ -34,21 +34,21 @@ def test_a_reviewer_decides(session: Session, project: Project, browser: Browser
     assert "it stands in the sand" in shown.text
     item = reviews.list_reviews(session, SYSTEM, project).items[0]
     path = f"/admin/projects/scenes/review/{item['id']}"
-    answer = browser.post(path, {"deed": "decide", "picks": item["candidates"][2]["id"]})
+    answer = browser.post(path, {"action": "decide", "picks": item["candidates"][2]["id"]})
     assert answer.headers["location"].endswith("?done=review-decided")
     assert [one.text for one in rules.accepted_rationales(session, project)] == ["umbrellas are umbrellas"]
     assert "Nothing to review" in browser.get("/admin/projects/scenes/review").text
-    assert browser.post(path, {"deed": "dismiss"}).status_code == 409
+    assert browser.post(path, {"action": "dismiss"}).status_code == 409
 
 
 def test_or_sends_back(session: Session, project: Project, browser: Browser) -> None:
     browser.sign_in(factories.make_member(session, project, Role.reviewer, user=person(session)))
     browser.get("/admin/projects/scenes/review")
     item = reviews.list_reviews(session, SYSTEM, project).items[0]
-    fields: dict[str, object] = {"deed": "send-back", "verdict": item["verdicts"][0]["id"], "note": "<b>Look</b>"}
+    fields: dict[str, object] = {"action": "send-back", "verdict": item["verdicts"][0]["id"], "note": "<b>Look</b>"}
     answer = browser.post(f"/admin/projects/scenes/review/{item['id']}", fields)
     assert answer.headers["location"].endswith("?done=review-sent-back")
-    assert browser.post(f"/admin/projects/scenes/review/{item['id']}", {"deed": "explode"}).status_code == 422
+    assert browser.post(f"/admin/projects/scenes/review/{item['id']}", {"action": "explode"}).status_code == 422
 
 
 def test_shows_flags_and_who_is_paused(session: Session, project: Project, browser: Browser) -> None:
