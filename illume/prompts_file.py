@@ -1,4 +1,4 @@
-"""Prompts files: one prompt a line as JSON, images beside it."""
+"""Prompts files: JSON Lines with one prompt per line, and image paths relative to the file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SPLITS = ("train", "val", "test")
 
 
 def load_prompts(path: str | Path) -> list[Example]:
-    """The examples of a prompts file, with absolute paths of images.
+    """Reads the examples of a prompts file, and makes their image paths absolute.
 
-    `metadata` is the line's: of a scene it holds `family` and `scene` (the graph). Raises ValueError that
-    names the line and the field where one cannot be read.
+    Raises ValueError that names the line, and the field if it is to blame. In the scenes data set, `metadata` holds the
+    question's `family` and the `scene` graph.
     """
     path = Path(path).resolve()
     examples = []
@@ -23,7 +23,7 @@ def load_prompts(path: str | Path) -> list[Example]:
         if not line.strip():
             continue
         try:
-            examples.append(_example(json.loads(line), path.parent))
+            examples.append(_parse_example(json.loads(line), path.parent))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path.name}, line {number} is not valid JSON: {error}") from error
         except ValueError as error:
@@ -31,7 +31,7 @@ def load_prompts(path: str | Path) -> list[Example]:
     return examples
 
 
-def _example(row: Any, folder: Path) -> Example:
+def _parse_example(row: Any, folder: Path) -> Example:
     if not isinstance(row, dict):
         raise ValueError("a prompt must be an object with the fields external_id, images and question")
     for name in ("external_id", "images", "question"):
@@ -45,19 +45,19 @@ def _example(row: Any, folder: Path) -> Example:
         raise ValueError("the field metadata must be an object")
     return Example(
         id=str(row["external_id"]),
-        images=tuple(str(folder / image) for image in _texts(row, "images")),
+        images=tuple(str(folder / image) for image in _text_list(row, "images")),
         question=str(row["question"]),
         answer=None if row.get("answer") is None else str(row["answer"]),
-        references=tuple(_texts(row, "references")),
+        references=tuple(_text_list(row, "references")),
         split=split,
         metadata=metadata,
     )
 
 
-def _texts(row: dict[str, Any], name: str) -> list[str]:
+def _text_list(row: dict[str, Any], name: str) -> list[str]:
     found = row.get(name) or []
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"the field {name} must be a list of texts")
+        raise ValueError(f"the field {name} must be a list of strings")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The method's plain data: what a model is shown, what it wrote, what critics said of it."""
+"""The plain data of the method: prompts, sampled rationales, verdicts and training rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ VerdictKind = Literal["picked", "none_fit", "skipped", "flagged"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt: images and a question, usually an answer, maybe reference rationales.
+    """One prompt: images and a question, usually an answer, sometimes reference rationales.
 
-    `images` are paths of image files. `metadata` may hold a scene graph under the key `scene`.
+    `images` are paths of image files. `metadata` may contain a scene graph under the key `scene`.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Rationale:
     """One sampled rationale of one example.
 
     `mean_logprob` is the mean natural-log probability per generated token (end token included) under the
-    unfiltered distribution at temperature 1. `seed` reproduces it; `answer` is the one that stood in the prompt.
+    unfiltered distribution at temperature 1. `seed` reproduces the text; `answer` is the answer in its prompt.
     """
 
     example_id: str
@@ -47,7 +47,10 @@ class Rationale:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one critic said of the candidates of one example: `picks` are indexes into them."""
+    """The judgement of one critic on the candidates of one example; `picks` are indices into the candidates.
+
+    `rationale` is a text that the critic added or edited.
+    """
 
     example_id: str
     critic: str
@@ -58,13 +61,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One row a round trains on. Without a rationale it is a VQA-only example of the forgetting guard."""
+    """One row of training data. Without a rationale it is a VQA-only example of the forgetting guard."""
 
     example: Example
     rationale: str | None
 
 
 def stable_seed(*parts: object) -> int:
-    """A seed in [0, 2**63) derived from `parts` alone, equal on every machine and in every process."""
+    """A seed in [0, 2**63) that depends on `parts` only: it is the same on every machine and in every process."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""When a new version takes over by itself."""
+"""The activation rule: whether a new model version replaces its parent without asking an admin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ METRIC_NAMES = {"rouge_l": "ROUGE-L of samples", "heldout": "Log-likelihood of h
 
 
 class Decision(NamedTuple):
-    """Whether to activate the new version, why (a sentence for the admin), and the interval of new - parent."""
+    """Whether to activate the new version, the reason as a sentence for the admin, and the interval of new - parent."""
 
     activate: bool
     reason: str
@@ -21,10 +21,10 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the rule looks at: primary metric and answers of both versions on the same prompts, in the same order."""
+    """The input of the rule: the primary metric and the answer accuracy of both versions, on the same prompts."""
 
-    metric: str
-    new: Sequence[float]
+    metric: str  # in words
+    new: Sequence[float]  # by prompt, in the same order as `parent`
     parent: Sequence[float]
     new_accuracy: float | None
     parent_accuracy: float | None
@@ -33,10 +33,10 @@ class Comparison:
 def decide(
     comparison: Comparison, *, max_answer_drop: float = 0.02, seed: int = 0, confidence: float = 0.95
 ) -> Decision:
-    """Activate only if the paired interval of new - parent lies above 0 and answers fell by at most `max_answer_drop`.
+    """Activates the new version if the paired bootstrap interval of new - parent lies above 0.
 
-    `max_answer_drop` is a share: 0.02 are 2 points. Raises ValueError when the two versions were not scored on the same
-    number of prompts.
+    In addition, answer accuracy may fall by at most `max_answer_drop`, a share: 0.02 is 2 points. Raises ValueError if
+    the two versions were not scored on the same number of prompts.
     """
     if len(comparison.new) != len(comparison.parent):
         raise ValueError(
@@ -58,22 +58,22 @@ def decide(
     answers = (
         f"answers right {100 * comparison.parent_accuracy:.1f} % before, {100 * comparison.new_accuracy:.1f} % now"
     )
-    if change < -max_answer_drop - 1e-9:  # 0.90 - 0.88 is a little more than 0.02 in binary
+    if change < -max_answer_drop - 1e-9:  # in floating point 0.90 - 0.88 is a little more than 0.02
         allowed = f"at most {100 * max_answer_drop:.1f} points may be lost"
         return Decision(False, f"Better explanations but worse answers: {gain}; {answers}, {allowed}.", interval)
     return Decision(True, f"Better: {gain}; {answers}.", interval)
 
 
 def _signed(value: float) -> str:
-    """A change in words, with a real minus sign."""
+    """Formats a change with its sign, using the minus sign of Unicode."""
     return f"{value:+.4f}".replace("-", "\u2212")
 
 
 def primary_values(scores: Mapping[str, Any], metric: str) -> list[float | None]:
-    """The values that `metric` compares versions by, out of the result of `illume.evaluation.evaluation.evaluate`.
+    """The values of the primary metric, from a result of `illume.evaluation.evaluation.evaluate`.
 
-    `rouge_l`: ROUGE-L of the rationales sampled behind the gold answer, since samples are what critics are shown;
-    `heldout`: mean log-likelihood of each held-out rationale. Raises ValueError for another metric.
+    `rouge_l` is ROUGE-L of the rationales sampled after the gold answer, because critics are shown samples; `heldout`
+    is the mean log-likelihood of each held-out rationale. Raises ValueError for another metric.
     """
     if metric == "rouge_l":
         return list(scores["gold"]["sampled"]["rouge_l"])
@@ -83,9 +83,9 @@ def primary_values(scores: Mapping[str, Any], metric: str) -> list[float | None]
 
 
 def compare(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str) -> Comparison:
-    """What the rule looks at, out of two results of `illume.evaluation.evaluation.evaluate`.
+    """Builds the input of the rule from two results of `illume.evaluation.evaluation.evaluate`.
 
-    Raises ValueError when they were not made on the same prompts with the same settings.
+    Raises ValueError if the results are of different prompts or settings.
     """
     for field in ("prompts", "settings"):
         if new[field] != parent[field]:

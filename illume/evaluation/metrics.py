@@ -1,11 +1,11 @@
-"""Scores of rationales and answers, and how sure they are.
+"""Scores of rationales and answers, with bootstrap intervals.
 
-Every metric gives one score per prompt, so that two versions can be compared pair by pair; corpus-level BLEU is the one
-exception, as the field reports it: its interval draws whole corpora. Two tokenisations are used, both stated where they
-matter:
+Every metric gives one score per prompt, so that two versions can be compared pair by pair. The exception is BLEU, which
+is a corpus score: its interval resamples whole corpora. There are two tokenisations; each metric says which it uses:
 
-* `words`: lower case, runs of letters and digits. What the `rouge-score` package does for ASCII, for all letters.
-* `caption_words`: what the COCO caption evaluation does (Penn Treebank splitting, lower case, punctuation dropped).
+* `words`: lower-case runs of letters and digits. This is the tokenisation of the `rouge-score` package, extended from
+  ASCII to all letters.
+* `caption_words`: the tokenisation of the COCO caption evaluation (Penn Treebank rules, lower case, no punctuation).
 """
 
 from __future__ import annotations
@@ -39,28 +39,29 @@ _ARTICLES = frozenset({"a", "an", "the"})
 
 
 def words(text: str) -> list[str]:
-    """Lower-case runs of letters and digits; everything else separates."""
+    """Splits a text into lower-case runs of letters and digits; all other characters separate words."""
     return _WORD.findall(text.lower())
 
 
 def caption_words(text: str) -> list[str]:
-    """Tokens as the COCO caption evaluation makes them: Penn Treebank clitics apart, lower case, no punctuation."""
+    """Splits a text as the COCO caption evaluation does: clitics split off, lower case, no punctuation."""
     return list(_caption_words(text))
 
 
 @lru_cache(maxsize=50_000)
 def _caption_words(text: str) -> tuple[str, ...]:
-    """Remembered, as references are read again with every candidate."""
+    """Cached, because references are tokenised again with every candidate."""
     text = text.lower().replace("’", "'")
     text = _CANNOT.sub(r"\1 \2", _CLITIC.sub(r" \1", text))
     return tuple(token for token in _CAPTION_TOKEN.findall(text) if _KEPT.search(token))
 
 
 def normalise_answer(text: str) -> str:
-    """The form in which two answers count as the same, after the VQA evaluation (Antol et al., ICCV 2015).
+    """The form in which two answers are compared, after the VQA evaluation (Antol et al., ICCV 2015).
 
-    Lower case; number words up to ten as digits; no articles; no punctuation but the point, comma or colon inside a
-    number; contractions lose their apostrophe, which makes `dont` and `don't` the same, as the official table does.
+    Lower case; number words up to ten become digits; articles and punctuation are dropped, except a point, comma or
+    colon inside a number. Contractions lose their apostrophe, so that `dont` and `don't` are equal, as in the official
+    table.
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("’", "'").replace("'", "")
     tokens = re.findall(r"\d+(?:[.,:]\d+)*|[^\W_]+", text)
@@ -72,7 +73,7 @@ def normalise_answer(text: str) -> str:
 
 
 def rouge_l(candidate: str, references: Sequence[str]) -> float:
-    """ROUGE-L F-measure (beta = 1) of `candidate` with the reference it fits best; tokens are `words`, no stemming.
+    """ROUGE-L F-measure (beta = 1) of `candidate` with the best matching reference, on `words`, without stemming.
 
     Source: Lin, Text Summarization Branches Out, 2004; computed by the `rouge-score` package. Raises ValueError without
     references.
@@ -84,9 +85,9 @@ def rouge_l(candidate: str, references: Sequence[str]) -> float:
 
 
 def caption_rouge_l(candidate: str, references: Sequence[str], *, beta: float = 1.2) -> float:
-    """ROUGE-L as the COCO caption evaluation has it: on `caption_words`, recall weighed by `beta`.
+    """ROUGE-L as in the COCO caption evaluation: on `caption_words`, with `beta` as the weight of recall.
 
-    Precision and recall are each the best over `references`. Raises ValueError without references.
+    Precision and recall are each the maximum over `references`. Raises ValueError without references.
     """
     if not references:
         raise ValueError("ROUGE-L needs at least one reference")
@@ -104,13 +105,14 @@ def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
     row = [0] * (len(other) + 1)
     for token in one:
         before = 0
-        for place, theirs in enumerate(other, start=1):
-            before, row[place] = row[place], before + 1 if token == theirs else max(row[place], row[place - 1])
+        for column, other_token in enumerate(other, start=1):
+            longest = before + 1 if token == other_token else max(row[column], row[column - 1])
+            before, row[column] = row[column], longest
     return row[-1]
 
 
-class _Words:
-    """`words` in the shape `rouge-score` expects of a tokenizer."""
+class _WordTokenizer:
+    """`words` with the interface of a tokenizer of `rouge-score`."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -118,9 +120,9 @@ class _Words:
 
 @lru_cache(maxsize=1)
 def _rouge_scorer() -> Any:
-    from rouge_score import rouge_scorer  # half a second to import, and the server imports this module
+    from rouge_score import rouge_scorer  # takes half a second, and the server imports this module
 
-    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_WordTokenizer())
 
 
 def answer_correct(answer: str, gold: str) -> bool:
@@ -129,11 +131,11 @@ def answer_correct(answer: str, gold: str) -> bool:
 
 
 def faithful(rationale: str, *, question: str, answer: str, metadata: Mapping[str, Any]) -> bool | None:
-    """Whether `rationale` claims only what the prompt's scene holds and supports `answer`; None without a scene."""
+    """Whether `rationale` is true of the prompt's scene and supports `answer`; None without a scene."""
     scene = metadata.get("scene")
     if scene is None:
         return None
-    from illume.scenes.truth import truth  # only scenes need it
+    from illume.scenes.truth import truth  # not needed without scenes
 
     return bool(truth(rationale, scene, question=question, answer=answer))
 
@@ -142,18 +144,20 @@ def faithful(rationale: str, *, question: str, answer: str, metadata: Mapping[st
 
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], *, max_order: int = 4) -> list[float]:
-    """Corpus BLEU-1 to BLEU-`max_order` on `caption_words`, without smoothing, closest reference length.
+    """Corpus BLEU-1 to BLEU-`max_order` on `caption_words`, unsmoothed, with the closest reference length.
 
-    Source: Papineni et al., ACL 2002. Zero where an order has no match at all.
+    Source: Papineni et al., ACL 2002. An order without any match scores 0.
     """
     counts = bleu_counts(candidates, references, max_order=max_order)
     return [float(score) for score in bleu_of_counts(counts.sum(axis=0))]
 
 
 def bleu_counts(candidates: Sequence[str], references: Sequence[Sequence[str]], *, max_order: int = 4) -> Counts:
-    """What BLEU is made of, a row a candidate: matches and n-grams of each order, its and the closest length.
+    """The statistics of BLEU for each candidate: (candidates, 2 * orders + 2).
 
-    Rows are added up to the corpus's, so that a corpus can be drawn again without counting again.
+    A row holds the matches of each order, the n-grams of each order, the length of the candidate and the closest length
+    of a reference. The statistics of a corpus are the sum of its rows, so that a corpus can be resampled without
+    counting again.
     """
     _check_corpus(candidates, references)
     rows = np.zeros((len(candidates), 2 * max_order + 2))
@@ -172,7 +176,7 @@ def bleu_counts(candidates: Sequence[str], references: Sequence[Sequence[str]], 
 
 
 def bleu_of_counts(sums: Counts) -> Counts:
-    """BLEU of each order from rows of `bleu_counts` that were added up: (..., 2 * orders + 2) -> (..., orders)."""
+    """BLEU of each order from sums of rows of `bleu_counts`: (..., 2 * orders + 2) -> (..., orders)."""
     max_order = (sums.shape[-1] - 2) // 2
     matches, totals = sums[..., :max_order], sums[..., max_order:-2]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -185,13 +189,14 @@ def bleu_of_counts(sums: Counts) -> Counts:
 def bleu_intervals(
     runs: Sequence[Counts], *, seed: int, confidence: float = 0.95, resamples: int = 2000
 ) -> list[Interval]:
-    """Percentile bootstrap interval over prompts of each order's BLEU, averaged over `runs` on the same prompts.
+    """Percentile bootstrap interval of each order's BLEU, averaged over `runs` on the same prompts.
 
-    Each run is `bleu_counts` with a row a prompt; where a prompt is left out its row is zero.
+    Prompts are resampled. Each run is a result of `bleu_counts` with one row for each prompt; the row of a prompt that
+    is left out is zero.
     """
     n = len(runs[0])
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
-    scores = np.mean([bleu_of_counts(drawn @ run) for run in runs], axis=0)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    scores = np.mean([bleu_of_counts(weights @ run) for run in runs], axis=0)
     whole = np.mean([bleu_of_counts(run.sum(axis=0)) for run in runs], axis=0)
     tail = (1 - confidence) / 2
     lows, highs = np.quantile(scores, [tail, 1 - tail], axis=0)
@@ -199,16 +204,16 @@ def bleu_intervals(
 
 
 def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """CIDEr-D of each candidate, on `caption_words`, document frequencies from `references`; 10 is the most.
+    """CIDEr-D of each candidate, from 0 to 10, on `caption_words`, with document frequencies from `references`.
 
     Source: Vedantam et al., CVPR 2015, equations 1-3 with the clipping and the Gaussian length penalty (sigma = 6) of
-    CIDEr-D. As in the field's implementation the two lengths in the penalty are counted in bigrams.
+    CIDEr-D. As in the reference implementation, the lengths in the penalty are counted in bigrams.
     """
     _check_corpus(candidates, references)
-    cooked = [[_all_ngrams(caption_words(text)) for text in texts] for texts in references]
+    reference_ngrams = [[_all_ngrams(caption_words(text)) for text in texts] for texts in references]
     document_frequency: Counter[Ngram] = Counter()
-    for texts_of_one in cooked:
-        document_frequency.update({ngram for counts in texts_of_one for ngram in counts})
+    for ngrams_of_one in reference_ngrams:
+        document_frequency.update({ngram for counts in ngrams_of_one for ngram in counts})
     log_size = math.log(len(candidates))
 
     def vectors(counts: Counter[Ngram]) -> tuple[list[dict[Ngram, float]], list[float], int]:
@@ -220,25 +225,24 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> lis
         return weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
 
     scores = []
-    for text, cooked_texts in zip(candidates, cooked, strict=True):
-        mine, my_norms, my_length = vectors(_all_ngrams(caption_words(text)))
+    for text, ngrams_of_one in zip(candidates, reference_ngrams, strict=True):
+        weights, norms, length = vectors(_all_ngrams(caption_words(text)))
         total = 0.0
-        for reference in cooked_texts:
-            theirs, their_norms, their_length = vectors(reference)
-            penalty = math.exp(-((my_length - their_length) ** 2) / (2 * 6.0**2))
+        for reference in ngrams_of_one:
+            ref_weights, ref_norms, ref_length = vectors(reference)
+            penalty = math.exp(-((length - ref_length) ** 2) / (2 * 6.0**2))
             for order in range(4):
-                norm = my_norms[order] * their_norms[order]
+                norm = norms[order] * ref_norms[order]
                 if norm > 0:
-                    dot = sum(
-                        min(w, theirs[order].get(g, 0.0)) * theirs[order].get(g, 0.0) for g, w in mine[order].items()
-                    )
+                    others = ref_weights[order]
+                    dot = sum(min(w, others.get(g, 0.0)) * others.get(g, 0.0) for g, w in weights[order].items())
                     total += penalty * dot / norm
-        scores.append(10.0 * total / 4 / len(cooked_texts))
+        scores.append(10.0 * total / 4 / len(ngrams_of_one))
     return scores
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Share of different n-grams among all of `texts`, on `words` (Li et al., NAACL 2016); 0 where there are none."""
+    """Distinct-n: the share of distinct n-grams in `texts`, on `words` (Li et al., NAACL 2016); 0 without n-grams."""
     counts: Counter[Ngram] = Counter()
     for text in texts:
         counts += _ngrams(words(text), n)
@@ -265,7 +269,7 @@ def _all_ngrams(tokens: Sequence[str]) -> Counter[Ngram]:
     return counts
 
 
-# How sure a mean is
+# Bootstrap intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +298,7 @@ def bootstrap_interval(
         raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
-    block = max(1, 2_000_000 // data.size)  # bounds memory whatever the number of values
+    block = max(1, 2_000_000 // data.size)  # bounds memory for any number of values
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         means[start : start + rows] = data[generator.integers(0, data.size, (rows, data.size))].mean(axis=1)
@@ -306,7 +310,7 @@ def bootstrap_interval(
 def paired_bootstrap(
     new: Sequence[float], old: Sequence[float], *, seed: int, confidence: float = 0.95, resamples: int = 2000
 ) -> Interval:
-    """Bootstrap interval of the mean of `new - old`, prompt by prompt. Raises ValueError when the lengths differ."""
+    """Bootstrap interval of the mean of `new - old`, paired by prompt. Raises ValueError if the lengths differ."""
     if len(new) != len(old):
         raise ValueError(f"pairs are needed: {len(new)} new values, {len(old)} old ones")
     differences = [float(a) - float(b) for a, b in zip(new, old, strict=True)]

@@ -1,4 +1,4 @@
-"""Simulated critics, the pool of accepted rationales, and the rows a round trains on."""
+"""Simulated critics, the accumulation of accepted rationales, and the rows that a round trains on."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ CANDIDATES = [
 
 
 class TestRougeCritic:
-    def test_picks_what_is_close_enough(self) -> None:
+    def test_picks_candidates_close_to_a_reference(self) -> None:
         assert rouge_critic(threshold=0.8)(example(), CANDIDATES).picks == (0, 1)
         assert rouge_critic(threshold=0.9)(example(), CANDIDATES).picks == (0,)
 
-    def test_threshold_itself_counts(self) -> None:
+    def test_threshold_is_inclusive(self) -> None:
         assert rouge_critic(threshold=1.0)(example(), CANDIDATES).picks == (0,)
 
-    def test_none_may_fit(self) -> None:
+    def test_none_fits(self) -> None:
         verdict = rouge_critic()(example(), CANDIDATES[2:])
         assert (verdict.kind, verdict.picks) == ("none_fit", ())
 
@@ -69,10 +69,10 @@ class TestTruthCritic:
     asked = example(question="can you see a lion?", metadata={"scene": SCENE})
     candidates = (rationale("the lion is at the back right"), rationale("the lion is at the front left"))
 
-    def test_picks_what_the_scene_bears_out(self) -> None:
+    def test_picks_what_is_true_of_the_scene(self) -> None:
         assert truth_critic()(self.asked, self.candidates).picks == (0,)
 
-    def test_its_opposite_picks_the_rest(self) -> None:
+    def test_untruth_critic_picks_the_rest(self) -> None:
         assert untruth_critic()(self.asked, self.candidates).picks == (1,)
 
     def test_needs_a_scene(self) -> None:
@@ -81,7 +81,7 @@ class TestTruthCritic:
 
 
 class TestMistakes:
-    def test_share_of_marks_is_turned_round(self) -> None:
+    def test_a_share_of_the_decisions_is_inverted(self) -> None:
         critic = with_mistakes(rouge_critic(), share=0.3, seed=0)
         wrong = total = 0
         for number in range(300):
@@ -107,32 +107,32 @@ class TestMistakes:
 
 
 class TestRandomCritic:
-    def test_as_many_picks_as_the_other_critic(self) -> None:
+    def test_picks_as_many_as_the_other_critic(self) -> None:
         critic = random_critic(like=rouge_critic(), seed=0)
         verdicts = [critic(example(f"e{number}"), CANDIDATES) for number in range(60)]
         assert {len(verdict.picks) for verdict in verdicts} == {2}
         assert {pick for verdict in verdicts for pick in verdict.picks} == {0, 1, 2}
 
-    def test_none_where_the_other_finds_none(self) -> None:
+    def test_picks_none_if_the_other_critic_picks_none(self) -> None:
         assert random_critic(like=rouge_critic(), seed=0)(example(), CANDIDATES[2:]).kind == "none_fit"
 
 
-class TestPool:
-    def test_accepted_rationales_grow_without_doubles(self) -> None:
+class TestAccumulate:
+    def test_accepted_rationales_grow_without_duplicates(self) -> None:
         shown = {"e": CANDIDATES}
         pool = accumulate({}, [Verdict("e", "c", "picked", (0, 2))], shown)
         again = accumulate(pool, [Verdict("e", "c", "picked", (0, 1), "A dog  eats!")], shown)
         assert pool == {"e": (CANDIDATES[0].text, CANDIDATES[2].text)}
         assert again == {"e": (CANDIDATES[0].text, CANDIDATES[2].text, CANDIDATES[1].text)}
 
-    def test_a_critics_own_rationale_counts_where_none_fits(self) -> None:
+    def test_a_critics_own_rationale_counts_even_if_none_fits(self) -> None:
         assert accumulate({}, [Verdict("e", "c", "none_fit", (), " my own ")], {}) == {"e": ("my own",)}
 
     def test_nothing_picked_adds_nothing(self) -> None:
         verdicts = [Verdict("e", "c", "none_fit"), Verdict("f", "c", "skipped"), Verdict("g", "c", "flagged")]
         assert accumulate({}, verdicts, {}) == {}
 
-    def test_first_wording_stays(self) -> None:
+    def test_first_wording_is_kept(self) -> None:
         assert deduplicate(["A dog.", "a dog", "a cat"]) == ("A dog.", "a cat")
 
 

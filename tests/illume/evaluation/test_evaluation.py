@@ -1,4 +1,4 @@
-"""Scoring a version on val prompts: what is computed, in which order, from what, and that it repeats."""
+"""Scoring a model version on val prompts: what is computed, from what, in which order, and reproducibly."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class TestEvaluate:
         assert scores["own"]["greedy"]["filtered"]["n"] == 0
         assert scores["heldout"]["mean"] == scores["heldout"]["mean_logprob"][0] < 0
 
-    def test_the_same_again(self, vlm: Vlm, examples: list[Example]) -> None:
+    def test_scores_are_reproducible(self, vlm: Vlm, examples: list[Example]) -> None:
         parts = ("gold",)
         assert evaluate(vlm, examples, SETTINGS, parts=parts) == evaluate(vlm, examples, SETTINGS, parts=parts)
 
-    def test_another_seed_samples_otherwise_but_not_greedily(self, vlm: Vlm, examples: list[Example]) -> None:
+    def test_another_seed_changes_samples_but_not_greedy_texts(self, vlm: Vlm, examples: list[Example]) -> None:
         one = evaluate(vlm, examples, SETTINGS, parts=("gold",))["gold"]
         other = evaluate(vlm, examples, replace(SETTINGS, seed=9), parts=("gold",))["gold"]
         assert one["sampled"]["rationales"] != other["sampled"]["rationales"]
@@ -66,9 +66,7 @@ class TestEvaluate:
         assert new == ["answers"]
         assert scores["gold"] == {"told": True}
 
-    def test_where_the_own_answer_is_the_gold_one_the_rationales_are_the_same(
-        self, vlm: Vlm, examples: list[Example]
-    ) -> None:
+    def test_rationales_are_reused_if_the_own_answer_is_the_gold_one(self, vlm: Vlm, examples: list[Example]) -> None:
         own = evaluate(vlm, examples, SETTINGS, parts=("answers",))["answers"]["own"]
         agreeing = [replace(example, answer=answer) for example, answer in zip(examples, own, strict=True)]
         both = evaluate(vlm, agreeing, SETTINGS, parts=("answers", "gold", "own"))
@@ -77,7 +75,7 @@ class TestEvaluate:
         assert both["own"]["sampled"]["rationales"] == both["gold"]["sampled"]["rationales"]
         assert both["answers"]["accuracy"] == 1.0
 
-    def test_without_a_gold_answer_the_own_one_stands_in_the_prompt(self, vlm: Vlm, examples: list[Example]) -> None:
+    def test_without_a_gold_answer_the_own_one_is_used_in_the_prompt(self, vlm: Vlm, examples: list[Example]) -> None:
         nameless = [replace(example, answer=None) for example in examples]
         scores = evaluate(vlm, nameless, SETTINGS, parts=("answers", "gold", "own"))
         assert scores["gold"]["greedy"]["rationales"] == scores["own"]["greedy"]["rationales"]
@@ -94,7 +92,7 @@ class TestEvaluate:
         evaluate(vlm, examples, SETTINGS, progress=ticks.append)
         assert sum(ticks) == n_texts(examples, SETTINGS) == 3 * 7
 
-    def test_progress_may_stop_it(self, vlm: Vlm, examples: list[Example]) -> None:
+    def test_progress_may_raise_to_stop(self, vlm: Vlm, examples: list[Example]) -> None:
         class EnoughError(Exception):
             pass
 
@@ -121,14 +119,14 @@ class TestScores:
         assert scores["means"]["rouge_l"] == 1.0
         assert scores["means"]["n"] == 2
 
-    def test_filtered_means_look_at_right_answers_only(self) -> None:
+    def test_filtered_means_cover_correct_answers_only(self) -> None:
         scores = score_rationales(
             [self.first, self.second], [["a dog runs"], ["wrong words here"]], correct=[True, False]
         )
         assert scores["filtered"]["rouge_l"] == 1.0
         assert scores["means"]["rouge_l"] == 0.5
 
-    def test_a_mean_of_nothing(self) -> None:
+    def test_mean_without_values(self) -> None:
         assert mean([None, None]) is None
         assert mean([None, 1.0, 2.0]) == 1.5
 

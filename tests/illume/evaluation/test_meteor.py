@@ -1,4 +1,4 @@
-"""METEOR against the field's own wrapper with the wheel's own Java, and what is said where Java is missing."""
+"""METEOR against the reference wrapper with the wheel's own Java, and the errors if Java is missing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def wheel_java(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 class TestProgram:
-    def test_equals_the_fields_own(self, wheel_java: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_equals_the_reference_wrapper(self, wheel_java: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ours = meteor(CANDIDATES, REFERENCES)
         from pycocoevalcap.meteor.meteor import Meteor as Theirs
 
@@ -55,7 +55,7 @@ class TestProgram:
         assert ours[1][2] == 1.0
         assert ours[1][2] > ours[1][0] > ours[1][1]
 
-    def test_it_ends_with_who_asked_it(self, wheel_java: Path) -> None:
+    def test_it_ends_with_the_calling_process(self, wheel_java: Path) -> None:
         code = (
             "import time; from illume.evaluation.meteor import Meteor;"
             "program = Meteor(); program.score(['a'], [['b']]);"
@@ -116,7 +116,7 @@ class TestMissing:
         with pytest.raises(MeteorMissingError, match=r"illume\[meteor\].*pycocoevalcap"):
             find_jar()
 
-    def test_known_before_anything_is_scored(self) -> None:
+    def test_missing_java_is_reported_before_anything_is_scored(self) -> None:
         with pytest.raises(MeteorMissingError):
             Meteor()
 

@@ -1,4 +1,4 @@
-"""Metrics on cases worked by hand, and against the field's own implementations on pre-tokenised text."""
+"""Metrics on cases worked out by hand, and against the reference implementations on pre-tokenised text."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TestRougeL:
     def test_best_reference_counts(self) -> None:
         assert rouge_l("it is night", ["something else", "It is night."]) == 1.0
 
-    def test_with_one_reference_it_is_the_fields_at_beta_one(self) -> None:
+    def test_with_one_reference_equals_the_reference_implementation_at_beta_one(self) -> None:
         candidates, references = corpus(4, size=200)
         theirs = Rouge()
         theirs.beta = 1.0
@@ -61,7 +61,7 @@ class TestRougeL:
             assert [theirs.calc_score([text], [one]) for one in texts] == pytest.approx(each)
             assert rouge_l(text, texts) == max(each)
 
-    def test_of_captions_equals_the_fields_implementation(self) -> None:
+    def test_caption_rouge_l_equals_the_reference_implementation(self) -> None:
         candidates, references = corpus(7, size=200)
         candidates += ["x y z", "the dog"]
         references += [["a b c"], ["the the dog", "cat"]]
@@ -94,14 +94,14 @@ class TestBleu:
     def test_short_candidates_are_penalised(self) -> None:
         assert bleu(["the dog"], [["the dog runs fast"]], max_order=1) == pytest.approx([np.exp(1 - 4 / 2)])
 
-    def test_equals_the_fields_implementation(self) -> None:
+    def test_equals_the_reference_implementation(self) -> None:
         candidates, references = corpus(1, size=300)
         theirs, _ = Bleu(4).compute_score(
             dict(enumerate(references)), {i: [c] for i, c in enumerate(candidates)}, verbose=0
         )
         assert bleu(candidates, references) == pytest.approx(theirs, abs=1e-6)
 
-    def test_intervals_are_of_corpora_drawn_again(self) -> None:
+    def test_intervals_resample_corpora(self) -> None:
         candidates, references = corpus(5, size=200)
         counts = bleu_counts(candidates, references)
         found = bleu_intervals([counts], seed=3)
@@ -130,14 +130,14 @@ class TestBleu:
 
 
 class TestCider:
-    def test_equals_the_fields_implementation(self) -> None:
+    def test_equals_the_reference_implementation(self) -> None:
         candidates, references = corpus(2)
         mean, each = Cider().compute_score(dict(enumerate(references)), {i: [c] for i, c in enumerate(candidates)})
         mine = cider(candidates, references)
         assert mine == pytest.approx(list(each), abs=1e-9)
         assert np.mean(mine) == pytest.approx(mean)
 
-    def test_perfect_and_unlike(self) -> None:
+    def test_perfect_and_unrelated(self) -> None:
         references = [["a dog runs on the beach"], ["two cats sleep in a room"]]
         scores = cider(["a dog runs on the beach", "nothing of that kind"], references)
         assert scores[0] == pytest.approx(10.0)
@@ -188,7 +188,7 @@ class TestAnswers:
     def test_different(self, answer: str, gold: str) -> None:
         assert not answer_correct(answer, gold)
 
-    def test_an_article_alone_stays(self) -> None:
+    def test_an_article_alone_is_kept(self) -> None:
         assert normalise_answer("A.") == "a"
 
 
@@ -202,7 +202,7 @@ class TestDistinctN:
 
 
 class TestFaithful:
-    def test_a_claim_is_held_against_the_scene(self) -> None:
+    def test_a_claim_is_checked_against_the_scene(self) -> None:
         scene = {
             "setting": "park",
             "weather": "clear",

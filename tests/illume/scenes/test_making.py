@@ -180,7 +180,7 @@ class TestPromptsFile:
             ('{"external_id": "b", "images": ["b.png"]}', "line 2: the field question is missing"),
             ('{"external_id": "b", "images": [], "question": "?"}', "line 2: the field images is missing"),
             ('{"external_id": "b", "images": "b.png", "question": "?"}', "line 2: the field images must be a list"),
-            (GOOD.replace("}", ', "references": "so"}'), "line 2: the field references must be a list of texts"),
+            (GOOD.replace("}", ', "references": "so"}'), "line 2: the field references must be a list of strings"),
             (GOOD.replace("}", ', "split": "dev"}'), "line 2: the split must be train, val or test, not dev"),
             (GOOD.replace("}", ', "metadata": [1]}'), "line 2: the field metadata must be an object"),
         ],
