@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from illume.files import write_text
 from illume.records import Example
 
 SPLITS = ("train", "val", "test")
@@ -63,6 +64,4 @@ def _text_list(row: dict[str, Any], name: str) -> list[str]:
 
 def write_prompts(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes a prompts file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))

@@ -16,9 +16,10 @@ from types import FrameType
 import psycopg
 
 from app.db import engine, sessions
-from app.processes.embedded import SERVICES_FILE, Embedded, InUse, write_private
+from app.processes.embedded import SERVICES_FILE, Embedded, InUse
 from app.processes.postgres_install import EmbeddedError
 from app.settings import Settings, get_settings
+from illume.files import write_text
 
 STARTING_SECONDS = 30.0
 
@@ -113,7 +114,7 @@ def keep_secret_key(settings: Settings) -> None:
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_private(path, secrets.token_urlsafe(48))
+            write_text(path, secrets.token_urlsafe(48), private=True)
         set_environment({"ILLUME_SECRET_KEY": path.read_text().strip()})
     except OSError as error:
         raise Refused(

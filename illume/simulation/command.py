@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from illume.evaluation.meteor import INSTALL, Meteor, MeteorError, MeteorMissingError
 from illume.figure import figure
+from illume.files import write_text
 from illume.model.loading import load_processor, pick_device, pick_dtype, read_config
 from illume.model.vlm import VlmError, base_fingerprint
 from illume.scenes.emoji import EmojiMissingError
@@ -94,7 +95,7 @@ def simulate(
                 found["field"] = field_report(data.heldout, _by_version(base, list(seeds.values())))
             result = _write(sim, found, complete=complete)
         _note_run(sim, time.monotonic() - started, jobs)
-        (out / "table.md").write_text(_page(sim, result), encoding="utf-8")
+        write_text(out / "table.md", _page(sim, result))
     return result
 
 
@@ -133,9 +134,7 @@ def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[st
         result["left out"] = METEOR_LEFT_OUT
     result["settings"]["prompts"] = [Path(name).name for name in sim.settings.prompts]
     write_json(out / "result.json", result)
-    temporary = out / ".figure.svg"
-    temporary.write_text(figure(result), encoding="utf-8")
-    temporary.replace(out / "figure.svg")
+    write_text(out / "figure.svg", figure(result))
     return result
 
 

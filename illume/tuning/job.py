@@ -34,6 +34,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from illume.files import write_text
 from illume.model.prompting import check_template
 from illume.records import Example, TrainingRow
 from illume.settings import EvaluationSettings, Init, PrimaryMetric, TuningSettings
@@ -129,15 +130,9 @@ def _check_job(job: TuningJob) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replaces `path` as a whole: a reader sees the old file or the new one, also after a crash."""
+    """Replaces `path` as a whole, in a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, ensure_ascii=False, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n", sync=True)
 
 
 def read_json(path: Path) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from illume.files import replace_folder
 from illume.model.merged_weights import is_plain_lora
 from illume.model.vlm import (
     ADAPTER_RECORD,
@@ -122,27 +121,13 @@ def trainable(vlm: Vlm) -> dict[str, nn.Parameter]:
 
 
 def store_adapter(vlm: Vlm, folder: Path) -> None:
-    """Writes the adapter into `folder`, through a temporary one: it is there as a whole or not at all.
+    """Writes the adapter as `folder`, whole or not at all.
 
     What is stored names the base by its last part only: no path of this machine, and the same bytes on another.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_adapter(vlm, str(temporary))
-    _make_portable(temporary, vlm.base)
-    replace_folder(temporary, folder)
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder`, whose old content goes."""
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-        folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old)
-    else:
-        new.rename(folder)
+    with replace_folder(folder) as new:
+        save_adapter(vlm, str(new))
+        _make_portable(new, vlm.base)
 
 
 def _make_portable(folder: Path, base: str) -> None:

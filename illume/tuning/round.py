@@ -15,6 +15,7 @@ from illume.evaluation.activation import METRIC_NAMES, compare, decide, primary_
 from illume.evaluation.critics import loss_weight
 from illume.evaluation.evaluation import PARTS, Part, add_meteor, evaluate, mean, n_texts
 from illume.evaluation.meteor import Meteor, MeteorError
+from illume.files import replace_folder
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, load_vlm, set_adapter
 from illume.records import TrainingRow
@@ -31,7 +32,7 @@ from illume.tuning.job import (
     read_rows,
     write_json,
 )
-from illume.tuning.lora import begin_adapter, replace_folder
+from illume.tuning.lora import begin_adapter
 from illume.tuning.trainer import Position, Stopped, Training
 
 __all__ = ["Stopped", "run_round"]
@@ -279,10 +280,8 @@ def _best_epoch(epochs: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _take_adapter(folder: Path, best: int) -> None:
-    temporary = folder / ".adapter"
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(folder / "checkpoints" / f"epoch-{best}" / "adapter", temporary)
-    replace_folder(temporary, folder / "adapter")
+    with replace_folder(folder / "adapter") as new:
+        shutil.copytree(folder / "checkpoints" / f"epoch-{best}" / "adapter", new, dirs_exist_ok=True)
 
 
 def _conclude(one: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any]], best: int) -> dict[str, Any]:

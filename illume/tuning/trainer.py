@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from illume.files import replace_folder
 from illume.model.vision_cache import cached_image_features
 from illume.model.vlm import IGNORED, Vlm, bare_model
 from illume.records import stable_seed
@@ -23,7 +23,7 @@ from illume.settings import TuningSettings
 from illume.tuning.batches import KINDS, Batch, BatchInputs, Kind, Prepared, TrainingText, epoch_order, plan_batches
 from illume.tuning.distributed import Ranks
 from illume.tuning.job import append_jsonl, now, read_json, write_json
-from illume.tuning.lora import replace_folder, store_adapter, trainable
+from illume.tuning.lora import store_adapter, trainable
 
 
 class Stopped(Exception):
@@ -211,24 +211,16 @@ class Training:
         if not self.ranks.is_main_process:
             return
         checkpoints = self.folder / "checkpoints"
-        checkpoints.mkdir(exist_ok=True)
-        temporary = checkpoints / f".{name}.{os.getpid()}.whole"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        store_adapter(self.vlm, temporary / "adapter")
-        state = {
-            "parameters": {key: value.detach().cpu() for key, value in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
-        }
-        torch.save(state, temporary / "state.pt")
-        place = self.position
-        write_json(
-            temporary / "position.json",
-            {"epoch": place.epoch, "step_in_epoch": place.step_in_epoch, "step": place.step, "losses": place.losses},
-        )
-        if losses is not None:
-            write_json(temporary / "losses.json", losses)
-        replace_folder(temporary, checkpoints / name)
+        with replace_folder(checkpoints / name) as new:
+            store_adapter(self.vlm, new / "adapter")
+            state = {
+                "parameters": {key: value.detach().cpu() for key, value in self.parameters.items()},
+                "optimizer": self.optimizer.state_dict(),
+            }
+            torch.save(state, new / "state.pt")
+            write_json(new / "position.json", asdict(self.position))
+            if losses is not None:
+                write_json(new / "losses.json", losses)
         if name != "step":
             shutil.rmtree(checkpoints / "step", ignore_errors=True)
 

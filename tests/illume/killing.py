@@ -17,7 +17,9 @@ from types import CodeType, FrameType
 from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.illume.killing", "illume.simulation", "illume.sampling.file", "illume.tuning"])
+SERVER.set_forkserver_preload(
+    ["tests.illume.killing", "illume.simulation.command", "illume.sampling.file", "illume.tuning.command"]
+)
 
 LIBRARY = f"{os.sep}illume{os.sep}"
 

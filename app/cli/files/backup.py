@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import subprocess
 import tarfile
 import tempfile
@@ -25,6 +24,7 @@ from app.processes.connect import Refused
 from app.processes.postgres_install import binaries_for, clean_environment
 from app.services.kernel.store import KEY_FORM
 from app.settings import Settings
+from illume.files import replace_file
 
 ABOUT = "backup.json"
 DUMP = "database.dump"
@@ -75,7 +75,6 @@ def backup(settings: Settings, target: Path, *, say: Say = silent) -> Summary:
     The database comes first: every object the dump names is in the store by then, and only erased ones disappear.
     """
     store = local_store(settings)
-    part = target.with_name(target.name + ".part")
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             dump = Path(folder) / DUMP
@@ -89,21 +88,18 @@ def backup(settings: Settings, target: Path, *, say: Say = silent) -> Summary:
                 store=store is not None,
                 next_xid=next_xid(settings),
             )
-            with part.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
-                part.chmod(0o600)
+            with (
+                replace_file(target, private=True, sync=True) as file,
+                tarfile.open(fileobj=file, mode="w") as tar,
+            ):
                 add_bytes(tar, ABOUT, json.dumps(summary.__dict__).encode())
                 add_bytes(tar, SECRET, settings.secret_key.encode())
                 tar.add(dump, DUMP)
                 for path in with_progress(objects, say):
                     with contextlib.suppress(FileNotFoundError):  # erased meanwhile
                         tar.add(path, f"{STORE}/{path.parent.name}/{path.name}")
-                file.flush()
-                os.fsync(file.fileno())
-        part.replace(target)
     except OSError as error:
         raise Refused(f"The backup could not be written to {target}: {error.strerror or error}.", code=2) from error
-    finally:
-        part.unlink(missing_ok=True)
     return summary
 
 

@@ -21,6 +21,7 @@ from app.services.exports.shapes import Aggregation, Format, Row, Task, dataset_
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.projects.projects import get_project
+from illume.files import replace_file
 
 COMPRESSIONS: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
 
@@ -82,12 +83,10 @@ def export_file(slug: str, target: Path, export: Export, *, say: Say) -> int:
     with session_scope() as session:
         project = get_project(session, SYSTEM, slug)
         plan = export_plan.plan(session, SYSTEM, project, export.wanted)
-    part = target.with_name(f"{target.name}.part")
     counted = CountedExport(export)
     try:
-        with part.open("wb") as file:
+        with replace_file(target) as file:
             file.writelines(counted.pieces(plan))
-        part.replace(target)
         if export.images:
             write_images(target.parent, counted.paths)
         if export.wanted.format is Format.sharegpt:
@@ -95,8 +94,6 @@ def export_file(slug: str, target: Path, export: Export, *, say: Say) -> int:
             (target.parent / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
     except OSError as error:
         raise Refused(f"{target} could not be written: {error.strerror or error}.", code=2) from error
-    finally:
-        part.unlink(missing_ok=True)
     say(f"Wrote {counted.rows} {'records' if export.wanted.format is Format.records else 'rows'} to {target}.")
     return 0
 

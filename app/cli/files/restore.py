@@ -33,6 +33,7 @@ from app.db.engine import libpq_url
 from app.processes.connect import Refused, services, wait_for_database
 from app.services.kernel.store import KEY_FORM
 from app.settings import Settings, get_settings
+from illume.files import replace_file
 
 XIDS_AT_A_TIME = 250_000
 """Transactions used up in one statement, which takes about a second."""
@@ -100,16 +101,11 @@ def add_objects(tar: tarfile.TarFile, store: Path, summary: Summary, say: Say) -
         if content is None or (path.exists() and path.stat().st_size == member.size):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{key}.{os.getpid()}.part")
-        try:
-            with part.open("w+b") as file:
-                shutil.copyfileobj(content, file, 1 << 20)
-                file.seek(0)
-                if hashlib.file_digest(file, "sha256").hexdigest() != key:
-                    raise Refused(f"The backup is damaged: object {key} is not what its name says.", code=2)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replace_file(path) as file:
+            shutil.copyfileobj(content, file, 1 << 20)
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != key:
+                raise Refused(f"The backup is damaged: object {key} is not what its name says.", code=2)
     os.sync()  # before the database says that they are there
 
 

@@ -17,9 +17,10 @@ from app.cli.terminal import Say, data_dir_option, say
 from app.db import migrations
 from app.processes import health_checks
 from app.processes.connect import Refused, refuse_used_port, services, set_environment, until_stopped, wait_for_database
-from app.processes.embedded import Embedded, free_port, write_private
+from app.processes.embedded import Embedded, free_port
 from app.processes.supervise import GaveUp, Supervised, start_child, stop_all
 from app.settings import Settings, get_settings
+from illume.files import write_text
 
 ACCOUNTS_FILE = "demo-accounts.json"
 READY_SECONDS = 120.0
@@ -70,7 +71,7 @@ def prepare(settings: Settings, *, say: Say) -> None:
     with session_scope() as session:
         session.execute(text("SET LOCAL transaction_timeout = 0"))  # hundreds of images are decoded on the way
         accounts = seeding.seed_demo(session, settings, known)
-    write_private(path, json.dumps(accounts, indent=2) + "\n")
+    write_text(path, json.dumps(accounts, indent=2) + "\n", private=True)
 
 
 def commands() -> dict[str, list[str]]:

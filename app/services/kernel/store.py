@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.settings import get_settings
+from illume.files import create_folder, replace_file
 
 CHUNK = 1 << 20
 SYNC_ALL_ABOVE = 32  # files, above which everything that is unwritten is synced in one go
@@ -108,9 +109,8 @@ class Store:
         cached = cache_dir / key
         if not cached.exists():
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with self.open(key) as source, tempfile.NamedTemporaryFile(dir=cache_dir, delete=False) as target:
+            with self.open(key) as source, replace_file(cached) as target:
                 shutil.copyfileobj(source, target, CHUNK)
-            Path(target.name).replace(cached)
         return cached
 
     def put_folder(self, folder: Path) -> str:
@@ -129,15 +129,12 @@ class Store:
         """Lay the folder named `key` at `target`, whole or not at all; one that is there already stays."""
         if target.exists():
             return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as made:
-            content = Path(made) / "content"
-            content.mkdir()
-            with self.open(key) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-                tar.extractall(content, filter="data")
-            # Somebody else may have laid it meanwhile: the same bytes, so theirs is as good.
-            with contextlib.suppress(OSError):
-                content.rename(target)
+        with (
+            create_folder(target) as content,
+            self.open(key) as file,
+            tarfile.open(fileobj=file, mode="r|") as tar,
+        ):
+            tar.extractall(content, filter="data")
         return target
 
     @property
@@ -154,15 +151,10 @@ class Store:
                 yield file
             return
         Path(final).parent.mkdir(parents=True, exist_ok=True)
-        part = Path(f"{final}.{os.getpid()}.{os.urandom(4).hex()}.part")
-        try:
-            with part.open("wb") as file:
-                yield file
-            part.replace(final)
-            with self._syncing:
-                self._unsynced.add(Path(final))
-        finally:
-            part.unlink(missing_ok=True)
+        with replace_file(Path(final)) as file:
+            yield file
+        with self._syncing:
+            self._unsynced.add(Path(final))
 
     def sync(self) -> None:
         """Have on the disk what was written here since the last time."""

@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from illume.figure import Line, Panel, draw
+from illume.files import replace_file
 from illume.model.loading import pick_device
 from illume.scenes.emoji import find_emoji, load_sprites
 from illume.scenes.starter.architecture import IMAGE_TOKENS, build_model, build_processor, build_tokenizer, save_starter
@@ -226,8 +227,8 @@ def _keep(
         "optimizer": optimizer.state_dict(),
         "run": asdict(run),
     }
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    with replace_file(path) as file:
+        torch.save(state, file)
 
 
 def _restore(

@@ -580,7 +580,7 @@ class TestProgress:
 def main_in_process(folder: Path) -> int:
     """`main` without its signals, which belong to a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("illume.tuning.StopRequest.install", lambda self: None)
+        patch.setattr("illume.tuning.command.StopRequest.install", lambda self: None)
         return main([str(folder)])
 
 
