@@ -7,28 +7,28 @@ import json
 import os
 import signal
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from app.processes.supervise import start_child
+from app.processes import supervise
+from app.processes.supervise import record_children
 from app.settings import ROOT, get_settings
-from illume.tuning.job import JobError, read_json, write_json
+from illume.tuning import launcher
+from illume.tuning.job import JobError, read_json
 
 CHILD = "child.json"
 LEFT_OVER_PATIENCE = 10.0
+STOP_PATIENCE = 8.0
+"""Seconds a tuning process has for its checkpoint when it is told to stop."""
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the tuning process of the round in `folder`; it ends when we do. Call it from the main thread."""
-    child = start_child(
-        [sys.executable, "-m", "illume.tuning", str(folder)], log=folder / "process.log", env=environment()
-    )
-    with contextlib.suppress(psutil.NoSuchProcess):
-        write_json(folder / CHILD, {"pid": child.pid, "created": psutil.Process(child.pid).create_time()})
-    return child
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the tuning process of the round in `folder` while the block lasts; it ends when we do."""
+    with launcher.running(folder, env=environment(), stop_seconds=STOP_PATIENCE) as child:
+        record_children(folder / CHILD, [child])
+        yield child
 
 
 def environment() -> dict[str, str]:
@@ -45,29 +45,7 @@ def environment() -> dict[str, str]:
 
 def end_left_over(folder: Path) -> None:
     """End the tuning process of an earlier run on this machine, if it is still there: two must not share a folder."""
-    path = folder / CHILD
-    if not path.exists():
-        return
-    known = read_json(path)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(known["pid"])
-        if abs(process.create_time() - known["created"]) < 0.05:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(psutil.TimeoutExpired):
-                process.wait(LEFT_OVER_PATIENCE)
-            if process.is_running():
-                process.kill()
-                process.wait(LEFT_OVER_PATIENCE)
-    path.unlink(missing_ok=True)
-
-
-def read_progress(folder: Path) -> dict[str, Any]:
-    """What the process says of how far it is; nothing before it has said anything."""
-    try:
-        progress = read_json(folder / "progress.json")
-    except JobError:
-        return {}
-    return progress if isinstance(progress, dict) else {}
+    supervise.end_left_over(folder / CHILD, stop_signal=signal.SIGTERM, patience=LEFT_OVER_PATIENCE)
 
 
 def epochs_done(folder: Path) -> int:

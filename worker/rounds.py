@@ -11,10 +11,11 @@ from typing import Any
 from app.db.sessions import session_scope
 from app.errors import DomainError
 from app.models import RoundState
-from app.processes.supervise import ending, stop_child
+from app.processes.supervise import ending
 from app.services.rounds import lease
 from app.services.rounds.lease import Beat, RoundClaim
 from illume.tuning.job import EXIT_DONE, EXIT_FAILED
+from illume.tuning.launcher import read_progress
 from worker import child_process, round_folder
 from worker.device import holding_device
 from worker.filling import fill_for_round
@@ -25,9 +26,6 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.25
 BEAT_SECONDS = 1.0
-STOP_PATIENCE = 8.0
-"""Seconds a tuning process has for its checkpoint when it is told to stop."""
-
 MAX_EVENTS = 500
 STATE_OF_STAGE = {
     "preparing": RoundState.preparing,
@@ -88,7 +86,7 @@ class Watch:
 
     def look(self, folder: Path) -> None:
         """Take over what the tuning process says of itself, and beat."""
-        progress = child_process.read_progress(folder)
+        progress = read_progress(folder)
         epochs_done = child_process.epochs_done(folder)
         advanced = self.epochs_done is not None and epochs_done > self.epochs_done
         self.epochs_done = epochs_done
@@ -172,15 +170,12 @@ def _tune(claim: RoundClaim, watch: Watch) -> None:
 def _watch_child(folder: Path, claim: RoundClaim, watch: Watch) -> int:
     """Run the tuning process and watch it to its end. Its exit code; whatever ends the watching ends the process."""
     (folder / "progress.json").unlink(missing_ok=True)
-    child = child_process.start(folder)
     tail = child_process.EventTail(folder / "events.jsonl")
-    try:
+    with child_process.running(folder) as child:
         while (code := child.poll()) is None:
             watch.look(folder)
             _store_events(claim, tail)
             time.sleep(LOOK_SECONDS)
-    finally:
-        stop_child(child, patience=STOP_PATIENCE)
     while _store_events(claim, tail):
         pass
     return code

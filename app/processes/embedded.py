@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import importlib.util
 import json
@@ -20,11 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 from urllib.parse import quote
 
 import psycopg
 import redis
+from filelock import FileLock, Timeout
 
 from app.processes.postgres_install import (
     EmbeddedError,
@@ -77,7 +77,7 @@ class Embedded:
     base: Path = field(init=False)
     database_url: str = field(init=False, default="")
     redis_url: str = field(init=False, default="")
-    _lock: IO[str] | None = field(init=False, default=None)
+    _lock: FileLock | None = field(init=False, default=None)
     _postgres: Supervised | None = field(init=False, default=None)
     _redis: Supervised | None = field(init=False, default=None)
     _sockets: Path | None = field(init=False, default=None)
@@ -115,7 +115,7 @@ class Embedded:
         if self._lock is not None:
             (self.data_dir / SERVICES_FILE).unlink(missing_ok=True)
             self._record.unlink(missing_ok=True)
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def look(self, now: float) -> list[str]:
@@ -206,30 +206,26 @@ class Embedded:
         self._record_servers()
 
 
-def lock(data_dir: Path) -> IO[str]:
-    """Take `data_dir` for ourselves until the returned file is closed or this process ends, however it ends."""
+def lock(data_dir: Path) -> FileLock:
+    """Take `data_dir` for ourselves until the lock is released or this process ends, however it ends."""
     path = data_dir / "illume.lock"
+    taken = FileLock(path, thread_local=False)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise EmbeddedError(
-            f"The data directory {data_dir} cannot be written to ({error.strerror}). Choose another with --data-dir."
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
+        taken.acquire(blocking=False)
+        path.write_text(f"{os.getpid()}\n")
+    except Timeout:
+        holder = path.read_text().strip() or "unknown"
         raise InUse(
             f"The data directory {data_dir} is already in use by process {holder}. "
             "Stop that one first, or choose another with --data-dir."
         ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+    except OSError as error:
+        taken.release()
+        raise EmbeddedError(
+            f"The data directory {data_dir} cannot be written to ({error.strerror}). Choose another with --data-dir."
+        ) from error
+    return taken
 
 
 def supervised(name: str, start: Callable[[], subprocess.Popen[bytes]]) -> Supervised:

@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 import sys
-import threading
 
 from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+
+from illume.end_with_parent import watch_parent
 
 
 class ServerConfig(Config):
@@ -30,24 +31,18 @@ class ServerConfig(Config):
 
     def load(self) -> None:
         """Make the application, in the process that serves it."""
-        end_with_parent()
+        stop_with_parent()
         super().load()
 
 
-def end_with_parent() -> None:
+def stop_with_parent() -> None:
     """In one of several web processes: stop, as when told, once the process that started it is gone.
 
     Nobody could stop it then, nor start another in its place, and it would keep the port from the next server.
     """
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
+    if parent is not None and parent.pid is not None:
+        watch_parent(parent.pid, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def config_of(*, host: str, port: int, processes: int = 1) -> ServerConfig:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,32 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from illume.end_with_parent import signal_on_parent_end
 from illume.files import write_text
-
-PR_SET_PDEATHSIG = 1
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def die_with_parent(when_parent_dies: signal.Signals) -> Callable[[], None] | None:
-    """What a new child runs before its program, so that the kernel sends it `when_parent_dies` when we are gone.
-
-    Linux only; None elsewhere, where the record of children (`end_left_over`) does the clearing up at the next start.
-    The kernel looks at the thread that started the child, so start children from the main thread.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    libc, parent = _libc(), os.getpid()
-
-    def before_exec() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, int(when_parent_dies), 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return before_exec
 
 
 def start_child(
@@ -56,7 +28,9 @@ def start_child(
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, so that Ctrl-C in a terminal reaches us alone and we choose the order.
 
-    Its output is appended to `log`; `account` is the (uid, gid) it runs as; `feed` is its standard input.
+    Its output is appended to `log`; `account` is the (uid, gid) it runs as; `feed` is its standard input. On Linux
+    the kernel sends it `stop_signal` when we end, so call this from the main thread; elsewhere the next start ends
+    what is left (`end_left_over`).
     """
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(log.open("ab")) if log is not None else None
@@ -67,7 +41,7 @@ def start_child(
             stderr=subprocess.STDOUT if output is not None else None,
             env=dict(env) if env is not None else None,
             start_new_session=True,
-            preexec_fn=die_with_parent(stop_signal),
+            preexec_fn=signal_on_parent_end(stop_signal),
             user=account[0] if account else None,
             group=account[1] if account else None,
             extra_groups=[] if account else None,
@@ -101,7 +75,7 @@ def record_children(path: Path, processes: Sequence[subprocess.Popen[bytes]]) ->
     write_text(path, json.dumps(rows))
 
 
-def end_left_over(path: Path, *, patience: float = 20.0) -> int:
+def end_left_over(path: Path, *, stop_signal: signal.Signals = signal.SIGINT, patience: float = 20.0) -> int:
     """End the processes that `record_children` wrote to `path` and that still run. How many there were."""
     try:
         rows = json.loads(path.read_text())
@@ -112,7 +86,7 @@ def end_left_over(path: Path, *, patience: float = 20.0) -> int:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(row["pid"])
             if abs(process.create_time() - row["created"]) < 0.05:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(stop_signal)
                 left.append(process)
     _, alive = psutil.wait_procs(left, timeout=patience)
     for process in alive:

@@ -8,16 +8,16 @@ line a prompt, in the order of the prompts: `example_id` and `rationales`.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from illume.files import replace_file
 from illume.model.vlm import Vlm, base_fingerprint, load_vlm
@@ -146,18 +146,17 @@ def _line(name: str, rationales: Sequence[Rationale]) -> bytes:
 @contextmanager
 def _locked(part: Path) -> Iterator[None]:
     """Within it no other process writes the file."""
-    lock = part.with_name(f".{part.name}.lock")
-    with lock.open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SamplingFileError(f"another process is writing {part}") from None
-        if not lock.exists() or not os.path.samestat(os.fstat(held.fileno()), lock.stat()):
-            raise SamplingFileError(f"another process was writing {part} a moment ago: try again")
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    path = part.with_name(f".{part.name}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise SamplingFileError(f"another process is writing {part}") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 # The command

@@ -8,7 +8,6 @@ for each stage, so that a run that was killed goes on when it is started again; 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -20,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from transformers.utils.logging import disable_progress_bar
 
 from illume.evaluation.meteor import INSTALL, Meteor, MeteorError, MeteorMissingError
@@ -65,10 +65,9 @@ def simulate(
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with ExitStack() as stack:
-        lock = stack.enter_context((out / ".lock").open("w"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(FileLock(out / ".lock").acquire(blocking=False))
+        except Timeout:
             raise SimulationError(f"another simulation is running in {out}") from None
         pick_dtype(settings.tuning.dtype, pick_device(settings.tuning.device))
         load_processor(settings.model, read_config(settings.model))  # what cannot be used is said before all else

@@ -6,7 +6,6 @@ needs of another it reads from that one's stages. The processes end with the one
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import queue
@@ -17,12 +16,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from illume.end_with_parent import end_with
 from illume.model.vlm import VlmError
 from illume.scenes.emoji import EmojiMissingError
 from illume.simulation.baselines import run_beside
 from illume.simulation.loop import Simulation, run_loop, score_base, score_base_on_val
-from illume.simulation.settings import SimulationError, SimulationSettings, gather, read_examples
+from illume.simulation.settings import WORKER_LOCK, SimulationError, SimulationSettings, gather, read_examples
 from illume.simulation.stages import Display, Models, Stages
 from illume.tuning.job import JobError
 
@@ -89,7 +90,7 @@ def run_tasks(settings: SimulationSettings, out: Path, *, jobs: int, display: Di
     context = multiprocessing.get_context("spawn")
     todo, messages = context.Queue(), context.Queue()
     arguments = (settings, out, todo, messages, os.getpid())
-    workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
+    workers = [context.Process(target=_work, args=(number, *arguments), daemon=True) for number in range(jobs)]
     _count_done(out / "stages", display)
     try:
         for worker in workers:
@@ -135,9 +136,10 @@ def _count_done(stages: Path, display: Display) -> None:
 
 
 def wait_for_workers(out: Path) -> None:
-    """Returns once no process of a run that was killed is left: they notice its end within a second."""
-    with (out / ".workers").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Returns once no worker process of a run that was killed is left: they notice its end within a second."""
+    for path in out.glob(f"{WORKER_LOCK}*"):
+        with FileLock(path):
+            pass
 
 
 # A process that works
@@ -170,11 +172,10 @@ class _Reported(Display):
         """Nothing: several tasks meet the same stage that is not needed."""
 
 
-def _work(settings: SimulationSettings, out: Path, todo: Any, messages: Any, parent: int) -> None:
-    """Takes tasks until it is ended."""
+def _work(number: int, settings: SimulationSettings, out: Path, todo: Any, messages: Any, parent: int) -> None:
+    """Takes tasks until it is ended. Holds a lock of its own, for which the next start of the run waits."""
     end_with(parent)
-    with (out / ".workers").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with FileLock(out / f"{WORKER_LOCK}{number}"):
         try:
             sim = _simulation(settings, out, _Reported(messages))
             while True:

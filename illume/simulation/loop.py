@@ -30,7 +30,7 @@ from illume.simulation.meteor import with_meteor
 from illume.simulation.settings import Data, SimulationSettings
 from illume.simulation.stages import Models, Stages, Tick
 from illume.tuning.job import TuningJob, read_json, write_job
-from illume.tuning.round import run_round as run_tuning
+from illume.tuning.launcher import read_progress, run_job
 
 Pool = dict[str, tuple[str, ...]]
 HELDOUT_PARTS: tuple[Part, ...] = ("answers", "gold", "own")
@@ -225,7 +225,7 @@ class Version:
 
 
 class Watch:
-    """Stands where a round asks, between its steps, whether it is to stop: it never is, but its progress is shown."""
+    """A request to stop that is never made; each time the round asks for it, its progress is shown."""
 
     immediate = False
 
@@ -233,11 +233,11 @@ class Watch:
         self.asked, self._folder, self._tick, self._looked = self, folder, tick, 0.0
 
     def is_set(self) -> bool:
-        """Not to stop; from time to time passes on how far the round is."""
+        """False; from time to time passes on how far the round is."""
         moment = time.monotonic()
         if moment - self._looked > _LOOK_SECONDS:
             self._looked = moment
-            self._tick(read_json(self._folder / "progress.json")["fraction"])
+            self._tick(read_progress(self._folder).get("fraction", 0.0))
         return False
 
 
@@ -274,7 +274,7 @@ def run_round(
             )
             write_job(folder, job, train=rows, val=sim.data.val)
         sim.models.make_room()
-        result = run_tuning(folder, TuningJob.from_json(read_json(folder / "job.json")), request=Watch(folder, tick))
+        result = run_job(folder, request=Watch(folder, tick))
         for leftover in ("checkpoints", "evaluation"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
         kept = ("best_epoch", "n_rationale", "n_vqa_only", "w", "epochs", "decision")

@@ -19,6 +19,9 @@ from illume.tuning.job import read_json, write_json
 CriticKind = Literal["truth", "rouge"]
 Activation = Literal["always", "rule"]
 
+WORKER_LOCK = ".worker-lock-"
+"""How the files begin that the worker processes of a run hold locked, one each."""
+
 BASELINES = ("supervised-same", "supervised-all")
 CONTROLS = ("random", "hallucinated", "shuffled")
 
@@ -118,7 +121,7 @@ def check_folder(out: Path) -> None:
         raise SimulationError(f"{out} is a file: name a folder for the run")
     if not out.is_dir() or (out / "settings.json").exists():
         return
-    if others := sorted(path.name for path in out.iterdir() if path.name not in (".lock", ".workers")):
+    if others := sorted(path.name for path in out.iterdir() if not path.name.startswith((".lock", WORKER_LOCK))):
         raise SimulationError(f"{out} holds other things ({others[0]}): name a new folder for the run")
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import subprocess
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from threading import Event
 from typing import Protocol
 
 import psutil
 import torch
 
+from illume.end_with_parent import signal_on_parent_end
+from illume.tuning.job import JobError, Request, Stopped, read_json
+
 _STOP_SECONDS = 8.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Ranks(Protocol):
@@ -58,16 +58,18 @@ def join_ranks(device: str) -> tuple[Ranks, str]:
     return accelerator, str(accelerator.device)
 
 
-def launch(folder: Path, *, processes: int, asked: Event) -> bool:
-    """Runs the round in `folder` in several processes; returns False when it was `asked` to stop.
+def launch(folder: Path, *, processes: int, request: Request) -> None:
+    """Runs the round in `folder` in several processes. Raises Stopped when `request` asks for it.
 
     The launcher is the one accelerate uses for several GPUs; it serves several CPU processes too. It ends when this
     process does.
     """
+    request.immediate = False  # from here on there are processes to stop
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["--module", "illume.tuning", str(folder), "--rank"]
-    launcher = subprocess.Popen(command, preexec_fn=_end_with_parent)  # noqa: S603  (our own interpreter and module)
-    while launcher.poll() is None and not asked.is_set():
+    ends_with_us = signal_on_parent_end(signal.SIGTERM)
+    launcher = subprocess.Popen(command, preexec_fn=ends_with_us)  # noqa: S603  (our own interpreter and module)
+    while launcher.poll() is None and not request.asked.is_set():
         time.sleep(0.1)
     if launcher.poll() is None:
         family = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
@@ -76,9 +78,9 @@ def launch(folder: Path, *, processes: int, asked: Event) -> bool:
         for process in left:  # those that wait for a rank that has gone
             process.kill()
         launcher.wait()
-    return not asked.is_set()
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if request.asked.is_set():
+        raise Stopped
+    if not (folder / "result.json").exists():
+        if (folder / "error.json").exists():
+            raise JobError(read_json(folder / "error.json")["message"])
+        raise RuntimeError("one of the round's processes ended without a word: perhaps memory ran out")

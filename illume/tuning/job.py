@@ -20,6 +20,8 @@ Image paths are absolute or relative to the folder. Written by the round:
 * `checkpoints/`, `evaluation/`: what a killed round goes on from.
 * `adapter/`: the adapter of the best epoch. `result.json`: what came out; its presence means the round is done.
 * `error.json`: `{"message"}`, with exit code 1. Exit code 75: stopped by SIGTERM or by its parent's end; can go on.
+  Exit code 73: another process runs the job.
+* `process.log`: what the process printed. `.lock`: locked while a process runs the job.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from illume.files import write_text
 from illume.model.prompting import check_template
@@ -41,11 +43,29 @@ from illume.settings import EvaluationSettings, Init, PrimaryMetric, TuningSetti
 
 Stage = Literal["preparing", "training", "evaluating"]
 
-EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 75
+EXIT_DONE, EXIT_FAILED, EXIT_IN_USE, EXIT_STOPPED = 0, 1, 73, 75
 
 
 class JobError(ValueError):
     """A folder that cannot be tuned from, with a reason a person can act on."""
+
+
+class FolderInUseError(JobError):
+    """Another process runs the job in the folder."""
+
+
+class Stopped(Exception):
+    """The round was asked to stop; what was done is kept."""
+
+
+class Request(Protocol):
+    """Who may ask the round to stop: `asked.is_set()` is looked at between its steps.
+
+    While `immediate` is set the round has nothing to keep yet.
+    """
+
+    asked: Any
+    immediate: bool
 
 
 @dataclass(frozen=True, slots=True)

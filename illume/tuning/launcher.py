@@ -1,18 +1,36 @@
-"""Run a round's folder in a child process and wait for it: what the worker does, for whoever has no worker."""
+"""The one way to run a job folder: `run_job` in this process, `running` in a child process, `tune` as a library call.
+
+The worker, the library and the simulation all use it; `illume.tuning.job` says what the folder holds. No torch is
+loaded before a job runs.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from illume.tuning.job import EXIT_STOPPED, JobError, read_json
+from filelock import FileLock, Timeout
+
+from illume.tuning.job import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_IN_USE,
+    EXIT_STOPPED,
+    FolderInUseError,
+    JobError,
+    Request,
+    TuningJob,
+    read_json,
+)
+
+LOG = "process.log"
+RANK = "--rank"
 
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 15.0
@@ -20,72 +38,111 @@ _LOCK_SECONDS = 60.0
 
 
 class TuningError(RuntimeError):
-    """A round that ended without a result; the message says why."""
+    """A job that ended without a result; the message says why."""
 
 
-def tune(folder: Path, *, on_progress: Callable[[Mapping[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Runs or resumes the round in `folder`, written by `illume.tuning.job.write_job`; returns its `result.json`.
+def run_job(folder: Path, *, request: Request, rank: bool = False) -> dict[str, Any]:
+    """Runs or resumes the job in `folder` in this process and returns what its `result.json` then holds.
 
-    The adapter of the best epoch is then in `folder / "adapter"`. `on_progress` gets the content of `progress.json`
-    several times a second. An exception in this process, such as KeyboardInterrupt, stops the child, which keeps what
-    it has done. Raises TuningError when the round fails.
+    A job that is done already is left as it is. While another process runs the job, this one waits up to a minute.
+    `rank` says that this is one of several processes that share the job; only the first of them gets a result.
+    Raises JobError or VlmError for what cannot be used, FolderInUseError while another process runs the job, Stopped
+    when `request` asks for it: everything done so far is in the folder then.
     """
-    command = [sys.executable, "-m", "illume.tuning", str(folder)]
-    with _locked(folder) as lock, tempfile.TemporaryFile() as messages:
-        # The child inherits the lock: should this process be killed, the folder is free only once the child ended too.
-        child = subprocess.Popen(command, stdout=messages, stderr=messages, pass_fds=(lock,))  # noqa: S603 (ours)
-        try:
-            while child.poll() is None:
-                _report(folder, on_progress)
-                time.sleep(_POLL_SECONDS)
-        finally:
-            _stop(child)
-        if child.returncode == 0:
-            result: dict[str, Any] = read_json(folder / "result.json")
-            return result
-        messages.seek(0)
-        raise TuningError(_reason(folder, child.returncode, messages.read().decode(errors="replace")))
+    if not folder.is_dir():
+        raise JobError(f"there is no folder {folder}")
+    with nullcontext() if rank else _locked(folder):
+        job = TuningJob.from_json(read_json(folder / "job.json"))
+        if not (folder / "result.json").exists():
+            if not rank:
+                (folder / "error.json").unlink(missing_ok=True)
+            if rank or job.processes == 1:
+                from illume.tuning.round import run_round  # loads torch, which takes seconds
+
+                return run_round(folder, job, request=request, launched=rank)
+            from illume.tuning.distributed import launch
+
+            launch(folder, processes=job.processes, request=request)
+        result: dict[str, Any] = {} if rank else read_json(folder / "result.json")
+        return result
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Holds the folder's lock, as a file descriptor; waits for another round's process to end first."""
-    with (folder / ".lock").open("w") as file:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which goes with this process however it ends."""
+    try:
+        with FileLock(folder / ".lock", timeout=_LOCK_SECONDS, poll_interval=_POLL_SECONDS):
+            yield
+    except Timeout:
+        raise FolderInUseError(f"another process is tuning in {folder}") from None
+
+
+@contextmanager
+def running(
+    folder: Path, *, env: Mapping[str, str] | None = None, stop_seconds: float = _STOP_SECONDS
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Yields a child process that runs the job in `folder`; what it prints is appended to `process.log` there.
+
+    The end of the block, by an exception too, stops the child: it has `stop_seconds` to keep what it has done. It
+    stops too when this process ends. It is in a session of its own, so that Ctrl-C in a terminal reaches us alone.
+    """
+    command = [sys.executable, "-m", "illume.tuning", str(folder), "--parent", str(os.getpid())]
+    with (folder / LOG).open("ab") as log:
+        child = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=None if env is None else dict(env),
+            start_new_session=True,
+        )
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.terminate()
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TuningError(f"another process is tuning in {folder}") from None
-                time.sleep(_POLL_SECONDS)
-        yield file.fileno()
+                child.wait(stop_seconds)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
-def _report(folder: Path, on_progress: Callable[[Mapping[str, Any]], None] | None) -> None:
-    if on_progress is None:
-        return
+def tune(folder: Path, *, on_progress: Callable[[Mapping[str, Any]], None] | None = None) -> dict[str, Any]:
+    """Runs or resumes the job in `folder`, written by `illume.tuning.job.write_job`; returns its `result.json`.
+
+    The adapter of the best epoch is then in `folder / "adapter"`. `on_progress` gets the content of `progress.json`
+    several times a second. An exception in this process, such as KeyboardInterrupt, stops the child, which keeps what
+    it has done. Raises TuningError when the job fails.
+    """
+    log = folder / LOG
+    printed_before = log.stat().st_size if log.exists() else 0
+    with running(folder) as child:
+        while child.poll() is None:
+            if on_progress is not None and (progress := read_progress(folder)):
+                on_progress(progress)
+            time.sleep(_POLL_SECONDS)
+    if child.returncode == EXIT_DONE:
+        result: dict[str, Any] = read_json(folder / "result.json")
+        return result
+    printed = log.read_bytes()[printed_before:].decode(errors="replace").strip()
+    raise TuningError(_reason(folder, child.returncode, printed))
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """What the job says of how far it is; nothing before it has said anything."""
     try:
         progress = read_json(folder / "progress.json")
     except JobError:
-        return  # not written yet
-    on_progress(progress)
+        return {}
+    return progress if isinstance(progress, dict) else {}
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
-def _reason(folder: Path, code: int, output: str) -> str:
-    if (folder / "error.json").exists():
+def _reason(folder: Path, code: int, printed: str) -> str:
+    if code == EXIT_FAILED and (folder / "error.json").exists():
         return str(read_json(folder / "error.json")["message"])
+    if code == EXIT_IN_USE:
+        return f"another process is tuning in {folder}"
     if code == EXIT_STOPPED:
         return "the round was stopped; it can go on from where it was"
-    return f"the round ended with exit code {code}: {output.strip()[-500:] or 'it said nothing'}"
+    return f"the round ended with exit code {code}: {printed[-500:] or 'it said nothing'}"

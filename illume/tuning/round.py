@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -23,7 +23,9 @@ from illume.tuning.batches import training_texts
 from illume.tuning.distributed import Alone, Ranks, join_ranks
 from illume.tuning.job import (
     JobError,
+    Request,
     Stage,
+    Stopped,
     TuningJob,
     append_jsonl,
     now,
@@ -33,19 +35,10 @@ from illume.tuning.job import (
     write_json,
 )
 from illume.tuning.lora import begin_adapter
-from illume.tuning.trainer import Position, Stopped, Training
-
-__all__ = ["Stopped", "run_round"]
+from illume.tuning.trainer import Position, Training
 
 _TRAINING_COST = 3.0
 """Training on a text costs about as much as writing this many: only for the share of the work done."""
-
-
-class Request(Protocol):
-    """Who may ask the round to stop."""
-
-    asked: Any
-    immediate: bool
 
 
 class Progress:

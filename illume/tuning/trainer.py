@@ -22,12 +22,8 @@ from illume.records import stable_seed
 from illume.settings import TuningSettings
 from illume.tuning.batches import KINDS, Batch, BatchInputs, Kind, Prepared, TrainingText, epoch_order, plan_batches
 from illume.tuning.distributed import Ranks
-from illume.tuning.job import append_jsonl, now, read_json, write_json
+from illume.tuning.job import Stopped, append_jsonl, now, read_json, write_json
 from illume.tuning.lora import store_adapter, trainable
-
-
-class Stopped(Exception):
-    """The round was asked to stop; what was done is kept."""
 
 
 def continuation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

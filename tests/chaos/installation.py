@@ -21,8 +21,8 @@ import psutil
 import redis
 
 from app.processes.embedded import SERVICES_FILE, free_port
-from app.processes.supervise import die_with_parent
 from app.settings import ROOT
+from illume.end_with_parent import signal_on_parent_end
 
 SLUG = "storm"
 PICTURES = 24
@@ -161,7 +161,7 @@ def running(folder: Path, model: Path, **environment: str) -> Iterator[Installat
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=die_with_parent(signal.SIGTERM),
+        preexec_fn=signal_on_parent_end(signal.SIGTERM),
     )
     said: list[str] = []
     assert process.stdout is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from illume.tuning.launcher import read_progress
 from tests.worker import loop
 from worker import child_process
 from worker.child_process import EventTail
@@ -24,10 +25,10 @@ class TestEnvironment:
         assert (env["OMP_NUM_THREADS"], env["OMP_WAIT_POLICY"]) == ("1", "PASSIVE")
 
 
-class TestStart:
+class TestRunning:
     def test_a_folder_without_a_job_is_an_error_with_a_reason(self, process: WorkerProcess, tmp_path: Path) -> None:
-        child = child_process.start(tmp_path)
-        assert child.wait(60) == 1
+        with child_process.running(tmp_path) as child:
+            assert child.wait(60) == 1
         assert child_process.read_error(tmp_path) == "job.json is missing"
 
 
@@ -36,12 +37,12 @@ class TestEndLeftOver:
         sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
         left, other = subprocess.Popen(sleeper), subprocess.Popen(sleeper)
         created = psutil.Process(left.pid).create_time()
-        (tmp_path / "child.json").write_text(json.dumps({"pid": left.pid, "created": created}))
+        (tmp_path / "child.json").write_text(json.dumps([{"pid": left.pid, "created": created}]))
         child_process.end_left_over(tmp_path)
         assert not psutil.pid_exists(left.pid)
         left.wait()
         assert not (tmp_path / "child.json").exists()
-        (tmp_path / "child.json").write_text(json.dumps({"pid": other.pid, "created": created - 100}))
+        (tmp_path / "child.json").write_text(json.dumps([{"pid": other.pid, "created": created - 100}]))
         child_process.end_left_over(tmp_path)
         assert other.poll() is None
         other.kill()
@@ -54,7 +55,7 @@ class TestEndLeftOver:
         assert deaf.stdout is not None
         deaf.stdout.readline()
         created = psutil.Process(deaf.pid).create_time()
-        (tmp_path / "child.json").write_text(json.dumps({"pid": deaf.pid, "created": created}))
+        (tmp_path / "child.json").write_text(json.dumps([{"pid": deaf.pid, "created": created}]))
         child_process.end_left_over(tmp_path)
         assert not psutil.pid_exists(deaf.pid)
         deaf.wait()
@@ -66,7 +67,7 @@ class TestEndLeftOver:
 
 class TestReading:
     def test_a_folder_that_says_nothing_yet(self, tmp_path: Path) -> None:
-        assert child_process.read_progress(tmp_path) == {}
+        assert read_progress(tmp_path) == {}
         assert child_process.epochs_done(tmp_path) == 0
         assert "process.log" in child_process.read_error(tmp_path)
 
@@ -96,6 +97,6 @@ class TestEventTail:
 def test_the_clock_is_not_needed_for_a_process_that_is_gone(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    (tmp_path / "child.json").write_text(json.dumps({"pid": gone.pid, "created": time.time()}))
+    (tmp_path / "child.json").write_text(json.dumps([{"pid": gone.pid, "created": time.time()}]))
     child_process.end_left_over(tmp_path)
     loop.wait_until(lambda: not (tmp_path / "child.json").exists())

@@ -29,8 +29,8 @@ from app.cli import round as tuning_round
 from app.models import Project, Round, RoundState, Split
 from app.processes.connect import forget_settings
 from app.processes.embedded import SERVICES_FILE, free_port
-from app.processes.supervise import die_with_parent
 from app.settings import ROOT
+from illume.end_with_parent import signal_on_parent_end
 from tests import factories as make
 from tests.app.services.feedback import judge
 from tests.conftest import CommittedDatabase
@@ -143,7 +143,7 @@ def start_demo(folder: Path, starter: Path, *, words: Sequence[str] = ()) -> Dem
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=die_with_parent(signal.SIGTERM),
+        preexec_fn=signal_on_parent_end(signal.SIGTERM),
     )
     demo = Demo(process, folder, port)
     assert process.stdout is not None
@@ -278,7 +278,7 @@ class TestServe:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=die_with_parent(signal.SIGTERM),
+            preexec_fn=signal_on_parent_end(signal.SIGTERM),
         )
         server = Demo(process, folder, port)
         try:

@@ -33,7 +33,7 @@ from pathlib import Path
 from app.processes import supervise
 from app.processes.embedded import Embedded
 if sys.argv[2] == "orphans":
-    supervise.die_with_parent = lambda _: None
+    supervise.signal_on_parent_end = lambda _: None
 services = Embedded(Path(sys.argv[1]), durable=False).start()
 print("started", flush=True)
 signal.pause()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pickle
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from illume.evaluation.evaluation import score_rationales
@@ -366,10 +366,8 @@ def found_stages(out: Path) -> list[Path]:
 
 
 def test_two_runs_in_one_folder_are_refused(settings: SimulationSettings, tmp_path: Path) -> None:
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(SimulationError, match="another simulation"):
-            simulate(settings, tmp_path, display=quiet())
+    with FileLock(tmp_path / ".lock"), pytest.raises(SimulationError, match="another simulation"):
+        simulate(settings, tmp_path, display=quiet())
 
 
 class TestBudget:

@@ -39,10 +39,10 @@ from illume.tuning.batches import (
 )
 from illume.tuning.command import main
 from illume.tuning.distributed import Alone
-from illume.tuning.job import JobError, TuningJob, read_json, read_rows, write_job, write_json
+from illume.tuning.job import JobError, Stopped, TuningJob, read_json, read_rows, write_job, write_json
 from illume.tuning.lora import begin_adapter, language_model, lora_targets, store_adapter, trainable
 from illume.tuning.round import Progress, run_round
-from illume.tuning.trainer import Stopped, Training, batch_loss, continuation_loss, learning_rate
+from illume.tuning.trainer import Training, batch_loss, continuation_loss, learning_rate
 from tests.illume.families import FAMILIES, make_llava
 from tests.illume.rounds import SETTINGS, make_examples, make_round, stand_in_java
 
@@ -580,7 +580,7 @@ class TestProgress:
 def main_in_process(folder: Path) -> int:
     """`main` without its signals, which belong to a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("illume.tuning.command.StopRequest.install", lambda self: None)
+        patch.setattr("illume.tuning.command.StopRequest.install", lambda self, parent: None)
         return main([str(folder)])
 
 
