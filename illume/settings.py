@@ -3,23 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
 
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 
 Init = Literal["continue", "from_base"]
 PrimaryMetric = Literal["rouge_l", "heldout"]
 
+KNOWN_FIELDS_ONLY = ConfigDict(extra="forbid")
+"""How a dataclass is read from a file: an unknown field is an error."""
+
+
+def _checked_template(text: str) -> str:
+    check_template(text)
+    return text
+
+
+Template = Annotated[str, AfterValidator(_checked_template)]
+Positive = Field(gt=0)
+Share = Field(ge=0, lt=1)
+
 
 @dataclass(frozen=True, slots=True)
-class SamplingSettings:
-    """How rationales are sampled. `temperatures` pairs a temperature (0 is greedy) with a number of samples."""
+class CandidateSettings:
+    """How a candidate set is sampled, with the defaults of the method, which are stated here and nowhere else.
+
+    `temperatures` pairs a temperature (0 is greedy) with a number of samples.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
 
     temperatures: tuple[tuple[float, int], ...] = ((0.0, 1), (0.3, 2), (0.7, 2), (1.0, 1))
     top_k_share: float = 0.10  # of the vocabulary
     top_p: float = 1.0
     max_new_tokens: int = 48
     redraws: int = 2  # tries again of a duplicate, before it is dropped
+
+
+CANDIDATES = CandidateSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings(CandidateSettings):
+    """How rationales are sampled: a candidate set's settings, and what a machine and a project add."""
+
     token_budget: int = 16384  # tokens of keys and values held at a time
     template: str = DEFAULT_TEMPLATE
 
@@ -43,9 +72,11 @@ class SamplingSettings:
 class EvaluationSettings:
     """How versions are scored. Equal settings, prompts and version give equal scores: they may be cached by these."""
 
-    temperature: float = 0.7
-    samples: int = 2  # sampled rationales per prompt and answer source
-    top_k_share: float = 0.1  # of the vocabulary
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
+
+    temperature: Annotated[float, Positive] = 0.7
+    samples: Annotated[int, Field(ge=1)] = 2  # sampled rationales per prompt and answer source
+    top_k_share: float = CANDIDATES.top_k_share  # of the vocabulary
     max_new_tokens: int = 40
     max_answer_tokens: int = 8
     seed: int = 0
@@ -55,16 +86,18 @@ class EvaluationSettings:
 class TuningSettings:
     """Parameters of one tuning round."""
 
-    learning_rate: float = 1e-3
-    epochs: int = 5
-    batch_size: int = 32  # sequences an optimiser step, over all processes
-    micro_batch_size: int = 32  # sequences a forward pass: smaller ones accumulate gradients
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    warmup: float = 0.1  # share of all steps
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
+
+    learning_rate: Annotated[float, Positive] = 1e-3
+    epochs: Annotated[int, Positive] = 5
+    batch_size: Annotated[int, Positive] = 32  # sequences an optimiser step, over all processes
+    micro_batch_size: Annotated[int, Positive] = 32  # sequences a forward pass: smaller ones accumulate gradients
+    lora_r: Annotated[int, Positive] = 16
+    lora_alpha: Annotated[int, Positive] = 32
+    lora_dropout: Annotated[float, Share] = 0.0
+    warmup: Annotated[float, Share] = 0.1  # share of all steps
     weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Positive] = 1.0
     guard_per_rationale: int = 10  # VQA-only rows for each rationale; used by who writes train.jsonl
     rationale_weight: float | None = None  # None: w = max(1, n_vqa_only / n_rationale)
     gradient_checkpointing: bool = False
@@ -74,7 +107,7 @@ class TuningSettings:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0  # CPU threads; 0 leaves the choice to torch
-    template: str = DEFAULT_TEMPLATE
+    template: Template = DEFAULT_TEMPLATE
     primary_metric: PrimaryMetric = "rouge_l"
     max_answer_drop: float = 0.02
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

@@ -7,14 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 from illume.options import STARTER
 from illume.prompts_file import SPLITS, load_prompts
 from illume.records import Example, stable_seed
-from illume.settings import Init, TuningSettings
+from illume.settings import KNOWN_FIELDS_ONLY, CandidateSettings, Init, TuningSettings
 from illume.tuning.job import read_json, write_json
+from illume.validation import read_record
 
 CriticKind = Literal["truth", "rouge"]
 Activation = Literal["always", "rule"]
@@ -31,19 +34,10 @@ class SimulationError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class CandidateSettings:
-    """How candidates are sampled for the critic: `SamplingSettings`, less what is no choice here."""
-
-    temperatures: tuple[tuple[float, int], ...] = ((0.0, 1), (0.3, 2), (0.7, 2), (1.0, 1))
-    top_k_share: float = 0.10
-    top_p: float = 1.0
-    max_new_tokens: int = 48
-    redraws: int = 2
-
-
-@dataclass(frozen=True, slots=True)
 class SimulationSettings:
     """Parameters of a simulation: a critic's, the loop's, and what it is compared with."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
 
     model: str = str(STARTER / "model")
     prompts: tuple[str, ...] = (str(STARTER / "scenes" / "prompts.jsonl"),)
@@ -131,21 +125,22 @@ def stored_settings(out: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     stored = read_json(path)
-    defaults = json.loads(json.dumps(asdict(SimulationSettings())))
-    return {**_filled(stored, defaults), "inputs": stored.get("inputs")}
+    inputs = stored.pop("inputs", None) if isinstance(stored, dict) else None
+    try:
+        settings = read_record(SimulationSettings, stored, name="settings.json")
+    except ValueError as error:
+        raise SimulationError(f"{out} holds a run that cannot go on: {error}. Choose another folder") from error
+    return _plain(settings, inputs)
 
 
-def _filled(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    found = defaults | stored
-    for name, default in defaults.items():
-        if isinstance(default, dict) and isinstance(found[name], dict):
-            found[name] = _filled(found[name], default)
-    return found
+def _plain(settings: SimulationSettings, inputs: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings) | {"inputs": inputs}))
+    return plain
 
 
 def remember(settings: SimulationSettings, out: Path, *, inputs: Mapping[str, Any]) -> None:
     """Keeps the settings and what the files they name hold; refuses a folder of another run."""
-    asked = json.loads(json.dumps(asdict(settings) | {"inputs": inputs}))
+    asked = _plain(settings, inputs)
     stored = stored_settings(out)
     if stored is not None and (different := _differences(stored, asked)):
         raise SimulationError(f"{out} holds a run with other settings: {'; '.join(different)}. Choose another folder")

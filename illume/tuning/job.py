@@ -34,12 +34,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import ConfigDict, Field
 
 from illume.files import write_text
-from illume.model.prompting import check_template
 from illume.records import Example, TrainingRow
-from illume.settings import EvaluationSettings, Init, PrimaryMetric, TuningSettings
+from illume.settings import KNOWN_FIELDS_ONLY, Init, TuningSettings
+from illume.validation import read_record
 
 Stage = Literal["preparing", "training", "evaluating"]
 
@@ -72,11 +74,13 @@ class Request(Protocol):
 class TuningJob:
     """What a round is asked to do. `base` and `parent` are a model and an adapter folder; `base` may be a hub name."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
+
     base: str
     parent: str | None = None
     init: Init = "continue"
     parent_scores: dict[str, Any] | None = None  # of `illume.evaluation.evaluation.evaluate`, where they are known
-    processes: int = 1  # over 1: as many processes through accelerate's launcher
+    processes: Annotated[int, Field(ge=1)] = 1  # over 1: as many processes through accelerate's launcher
     meteor: bool = False  # score the best epoch and the parent by METEOR too, where its program is at hand
     settings: TuningSettings = field(default_factory=TuningSettings)
 
@@ -87,63 +91,10 @@ class TuningJob:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TuningJob:
         """The job from plain data; raises JobError for an unknown field or a value that cannot be meant."""
-        job = _build(cls, data, "job")
-        _check_job(job)
-        return job
-
-
-Record = TypeVar("Record")
-
-
-def _build(kind: type[Record], data: Any, where: str) -> Record:
-    if not isinstance(data, Mapping):
-        raise JobError(f"{where} must be an object")
-    fields = {one.name: one for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise JobError(f"{where} has an unknown field: {unknown[0]}")
-    values = dict(data)
-    for name, nested in (("settings", TuningSettings), ("evaluation", EvaluationSettings)):
-        if name in values and name in fields:
-            values[name] = _build(nested, values[name], f"{where}.{name}")
-    for name, value in values.items():
-        declared = str(fields[name].type)
-        if declared in _PLAIN and not _PLAIN[declared](value):
-            raise JobError(f"{where}.{name} must be {declared}, not {value!r}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise JobError(f"{where} is incomplete: {error}") from error
-
-
-_PLAIN = {
-    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "bool": lambda value: isinstance(value, bool),
-    "str": lambda value: isinstance(value, str),
-    "str | None": lambda value: value is None or isinstance(value, str),
-    "float | None": lambda value: value is None or (isinstance(value, int | float) and not isinstance(value, bool)),
-    "Init": lambda value: value in get_args(Init),
-    "PrimaryMetric": lambda value: value in get_args(PrimaryMetric),
-}
-
-
-def _check_job(job: TuningJob) -> None:
-    settings = job.settings
-    positive = ("learning_rate", "epochs", "batch_size", "micro_batch_size", "lora_r", "lora_alpha", "max_grad_norm")
-    for name in positive:
-        if getattr(settings, name) <= 0:
-            raise JobError(f"job.settings.{name} must be above 0, not {getattr(settings, name)}")
-    if not 0 <= settings.warmup < 1 or not 0 <= settings.lora_dropout < 1:
-        raise JobError("job.settings.warmup and lora_dropout must lie in [0, 1)")
-    if settings.evaluation.samples < 1 or settings.evaluation.temperature <= 0:
-        raise JobError("job.settings.evaluation needs at least one sample and a temperature above 0")
-    if job.processes < 1:
-        raise JobError(f"job.processes must be at least 1, not {job.processes}")
-    try:
-        check_template(settings.template)
-    except ValueError as error:
-        raise JobError(f"job.settings.template: {error}") from error
+        try:
+            return read_record(cls, data, name="job")
+        except ValueError as error:
+            raise JobError(str(error)) from error
 
 
 # Reading and writing the folder

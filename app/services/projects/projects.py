@@ -33,6 +33,7 @@ from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require, require_admin
 from app.services.kernel.text_rules import validation_message
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
+from illume.settings import CANDIDATES
 
 SLUG_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 INSTRUCTIONS = (
@@ -105,15 +106,17 @@ class ProjectSettings(BaseModel):
     base_model: str = Field("starter", min_length=1, max_length=500, description="'starter', a folder or a hub name")
     template: str = Field(DEFAULT_TEMPLATE, max_length=4000)
     temperatures: list[TemperatureCount] = Field(
-        [(0.0, 1), (0.3, 2), (0.7, 2), (1.0, 1)],
+        list(CANDIDATES.temperatures),
         min_length=1,
         max_length=20,
         description="Temperature and how many candidates at it; 0 is greedy",
     )
-    top_k_share: float = Field(0.1, gt=0, le=1, description="Share of the vocabulary that is sampled from")
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(48, ge=1, le=1024)
-    redraws: int = Field(2, ge=0, le=20, description="How often duplicates are drawn anew")
+    top_k_share: float = Field(
+        CANDIDATES.top_k_share, gt=0, le=1, description="Share of the vocabulary that is sampled from"
+    )
+    top_p: float = Field(CANDIDATES.top_p, gt=0, le=1)
+    max_new_tokens: int = Field(CANDIDATES.max_new_tokens, ge=1, le=1024)
+    redraws: int = Field(CANDIDATES.redraws, ge=0, le=20, description="How often duplicates are drawn anew")
 
     # Rounds
     round_every: int = Field(

@@ -18,6 +18,7 @@ from illume.model.loading import read_config
 from illume.prompts_file import load_prompts
 from illume.records import Example
 from illume.scenes.truth import truth
+from illume.settings import CANDIDATES
 
 BATCH = 50
 TOKENS = 32
@@ -45,8 +46,8 @@ def write(
     torch.manual_seed(seed)
     how: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
-        top_k = max(1, len(processor.tokenizer) // 10)
-        how = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": 1.0}
+        top_k = max(1, int(CANDIDATES.top_k_share * len(processor.tokenizer)))
+        how = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": CANDIDATES.top_p}
     for start in range(0, len(texts), BATCH):
         pictures = []
         for example in examples[start : start + BATCH]:

@@ -26,7 +26,7 @@ from illume.evaluation.meteor import Meteor
 from illume.evaluation.metrics import bleu, caption_rouge_l, caption_words
 from illume.figure import figure, ticks
 from illume.records import Example, Rationale
-from illume.settings import EvaluationSettings, TuningSettings
+from illume.settings import CandidateSettings, EvaluationSettings, TuningSettings
 from illume.simulation.baselines import control_pools, reference_pool
 from illume.simulation.command import main, simulate
 from illume.simulation.field import field_report, field_table
@@ -37,7 +37,6 @@ from illume.simulation.report import report, table
 from illume.simulation.settings import (
     BASELINES,
     CONTROLS,
-    CandidateSettings,
     Data,
     SimulationError,
     SimulationSettings,

@@ -21,10 +21,11 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 
+from illume.errors import VlmError
 from illume.evaluation.evaluation import evaluate
 from illume.evaluation.metrics import caption_words
 from illume.model.vision_cache import cached_image_features
-from illume.model.vlm import IGNORED, Vlm, VlmError, load_vlm, set_adapter
+from illume.model.vlm import IGNORED, Vlm, load_vlm, set_adapter
 from illume.records import TrainingRow
 from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
@@ -354,10 +355,13 @@ class TestJob:
         [
             ({}, "job is incomplete"),
             ({"base": "b", "colour": 1}, "job has an unknown field: colour"),
-            ({"base": "b", "settings": {"epochs": "5"}}, "job.settings.epochs must be int"),
-            ({"base": "b", "settings": {"epochs": 0}}, "job.settings.epochs must be above 0"),
+            ({"base": "b", "settings": {"epochs": "5"}}, "job.settings.epochs should be a valid integer, not '5'"),
+            ({"base": "b", "settings": {"epochs": 0}}, "job.settings.epochs should be greater than 0, not 0"),
             ({"base": "b", "settings": {"template": "Q: {question}"}}, "job.settings.template"),
-            ({"base": "b", "settings": {"evaluation": {"samples": 0}}}, "at least one sample"),
+            (
+                {"base": "b", "settings": {"evaluation": {"samples": 0}}},
+                "job.settings.evaluation.samples should be greater than or equal to 1, not 0",
+            ),
             ({"base": "b", "init": "anew"}, "job.init"),
             ({"base": "b", "processes": 0}, "job.processes"),
             ([], "job must be an object"),
