@@ -272,7 +272,7 @@ def whole(settings: SimulationSettings, tmp_path_factory: pytest.TempPathFactory
 def start(settings: SimulationSettings, out: Path, *, jobs: int = 1) -> subprocess.Popen[bytes]:
     """A simulation in a process of its own."""
     code = (
-        "import sys, pickle; from pathlib import Path; from illume.simulation import simulate;"
+        "import sys, pickle; from pathlib import Path; from illume.simulation.command import simulate;"
         "from illume.simulation.stages import Display;"
         "settings = pickle.loads(bytes.fromhex(sys.argv[1])); display = Display(lambda _: None, live=False);"
         "simulate(settings, Path(sys.argv[2]), display=display, jobs=int(sys.argv[3]))"
