@@ -1,18 +1,18 @@
-// Charts: an element with data-chart holds a table of numbers and an empty frame; Chartist draws the one into the other.
-// The server sends numbers only. Without this script the table is shown.
+// Charts: an element with data-chart contains a table of numbers and an empty frame. Chartist draws the table into the
+// frame. The server sends only numbers, and without this script the table is shown.
 //
-// Attributes that a chart uses:
-//   data-from="0"          what the y axis holds at least; data-unit=" %" stands behind its numbers; data-whole: no fractions
-//   data-dots, data-look   on the head of a column: its points are marked; the class series-N of its line
-//   data-x                 on the head of a row: its place
-//   data-y, data-low, data-high, data-lit   on a cell: its value, its interval, and whether it is the one in force
+// Attributes of a chart:
+//   data-from="0"          a value that the y axis includes; data-unit=" %" follows its labels; data-whole: no fractions
+//   data-dots, data-look   on a column header: whether its points are marked; the N of its class series-N
+//   data-x                 on a row header: its place on the x axis
+//   data-y, data-low, data-high, data-lit   on a cell: its value, its interval, whether its point is highlighted
 const { FixedScaleAxis, LineChart, Svg } = window.Chartist;
-const ABOUT = 4;
+const STEPS = 4; // on the y axis, about
 const MARGIN = 0.03;
-const MOST_LABELS = 8;
+const MAX_LABELS = 8;
 const NAMES = { line: "line", grid: "grid", label: "label", point: "dot" };
 
-// Chartist writes style attributes, which the page's policy forbids; through the property the same is allowed.
+// Chartist writes style attributes, which the content security policy forbids. Setting the property is allowed.
 const setAttributes = Svg.prototype.attr;
 Svg.prototype.attr = function attr(given, namespace) {
   if (typeof given === "string" || !("style" in given)) return setAttributes.call(this, given, namespace);
@@ -21,8 +21,8 @@ Svg.prototype.attr = function attr(given, namespace) {
   return setAttributes.call(this, others, namespace);
 };
 
-/** Round numbers from at most `low` to at least `high`; whole ones on demand. */
-export function roundSteps(low, high, { about = ABOUT, whole = false } = {}) {
+/** Round numbers that cover `low` to `high`; integers where `whole` is set. */
+export function roundSteps(low, high, { about = STEPS, whole = false } = {}) {
   if (high - low < 1e-9) {
     const spread = Math.abs(high) > 1e-8 ? Math.abs(high) * 0.1 : 0.1;
     return roundSteps(low - spread, high + spread, { about, whole });
@@ -32,11 +32,11 @@ export function roundSteps(low, high, { about = ABOUT, whole = false } = {}) {
   const sizes = [1, 2, 2.5, 5, 10].map((factor) => factor * unit).filter((size) => size >= rough * (1 - 1e-12));
   const step = whole ? Math.max(1, sizes.find(Number.isInteger) ?? 1) : sizes[0];
   const first = Math.floor(low / step + 1e-9);
-  const last = Math.max(first + 1, Math.ceil(high / step - 1e-9)); // of values all but on one step: that and the next
+  const last = Math.max(first + 1, Math.ceil(high / step - 1e-9)); // where all values lie on one step: that one and the next
   return Array.from({ length: last - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
 }
 
-/** Numbers as the y axis shows them: all with as many digits as their step needs. */
+/** The labels of the y axis, all with as many digits as the step needs. */
 export function tickLabels(ticks, unit = "") {
   const decimals = (tick) => (String(Math.abs(tick)).split(".")[1] ?? "").length;
   const digits = Math.max(...ticks.map(decimals));
@@ -47,8 +47,8 @@ export function tickLabels(ticks, unit = "") {
   });
 }
 
-/** At most `most` of the ordered `places`, evenly far apart, and the last one always: it is what is looked for. */
-export function fewer(places, most) {
+/** At most `most` of the sorted `places`, at equal distances, always with the last one: it is of most interest. */
+export function thinOut(places, most) {
   if (places.length <= most) return places;
   const step = Math.ceil((places.length - 1) / Math.max(1, most - 1));
   return places.filter((_, index) => (places.length - 1 - index) % step === 0);
@@ -58,8 +58,8 @@ function numberOf(text) {
   return text === undefined ? null : Number(text);
 }
 
-/** What the table of a chart holds. */
-function numbersOf(figure) {
+/** Reads the table of a chart. */
+function readTable(figure) {
   const rows = [...figure.querySelectorAll("tbody tr")].map((row) => {
     const [head, ...cells] = row.cells;
     return { x: Number(head.dataset.x), name: head.textContent.trim(), cells };
@@ -70,17 +70,17 @@ function numbersOf(figure) {
     const samples = rows.flatMap((row) => {
       const { y, low, high, lit } = row.cells[number].dataset;
       if (y === undefined) return [];
-      const said = `${name}, ${row.name}: ${row.cells[number].textContent.trim()}`;
-      return [{ x: row.x, y: Number(y), low: numberOf(low), high: numberOf(high), lit: lit !== undefined, said }];
+      const label = `${name}, ${row.name}: ${row.cells[number].textContent.trim()}`;
+      return [{ x: row.x, y: Number(y), low: numberOf(low), high: numberOf(high), lit: lit !== undefined, label }];
     });
-    // One point alone is no line: it is marked, or nothing could be seen.
+    // A single point draws no line, so it is always marked.
     return { look: head.dataset.look, dots: head.dataset.dots !== undefined || samples.length === 1, samples };
   });
   const { from, unit, whole } = figure.dataset;
   return { from: numberOf(from), unit, whole: whole !== undefined, places: rows.map(({ x, name }) => [x, name]), series };
 }
 
-function dataOf({ series }) {
+function chartData({ series }) {
   return {
     series: series.map(({ look, dots, samples }) => ({
       className: `series-${look}`,
@@ -89,8 +89,8 @@ function dataOf({ series }) {
   };
 }
 
-/** The axes for a plot `width` wide, whose text is `size` pixels high. */
-function optionsOf({ from, unit, whole, places, series }, width, size) {
+/** The options of a chart with the given plot width and text size, both in pixels. */
+function chartOptions({ from, unit, whole, places, series }, width, size) {
   const samples = series.flatMap((one) => one.samples);
   const values = samples.flatMap(({ y, low, high }) => [y, low, high]).concat(from).filter((one) => one !== null);
   const ticks = roundSteps(Math.min(...values), Math.max(...values), { whole });
@@ -107,7 +107,7 @@ function optionsOf({ from, unit, whole, places, series }, width, size) {
     axisX: {
       type: FixedScaleAxis,
       highLow: { low: xs[0] - margin, high: xs.at(-1) + margin },
-      ticks: fewer(xs, Math.max(2, Math.min(MOST_LABELS, fitting))),
+      ticks: thinOut(xs, Math.max(2, Math.min(MAX_LABELS, fitting))),
       labelInterpolationFnc: (x) => names.get(x),
       showGrid: false,
       offset: 2 * size,
@@ -122,8 +122,8 @@ function optionsOf({ from, unit, whole, places, series }, width, size) {
   };
 }
 
-/** What Chartist drew, made ours: labels as plain SVG text, points as circles with their words, intervals behind them. */
-function finish(event, size) {
+/** Changes what Chartist drew: labels to plain SVG text, points to circles with titles; and adds intervals. */
+function adjust(event, size) {
   const { type, axis, element, group, x, y } = event;
   if (type === "label") {
     const sideways = axis.units.pos === "y";
@@ -132,14 +132,14 @@ function finish(event, size) {
       : { x, y: axis.chartRect.y1 + size * 1.5, "text-anchor": "middle" };
     element.replace(new Svg("text", place, "label").text(event.text));
   } else if (type === "point") {
-    const { low, high, lit, dots, said } = event.meta;
+    const { low, high, lit, dots, label } = event.meta;
     if (low !== null && high !== null) {
       const [y1, y2] = [low, high].map((value) => event.chartRect.y1 - event.axisY.projectValue(value));
       group.elem("line", { x1: x, x2: x, y1, y2 }, "whisker", true);
     }
     if (!dots) return element.remove();
     const dot = new Svg("circle", { cx: x, cy: y, r: size * (lit ? 0.5 : 0.33) }, lit ? "dot lit" : "dot");
-    dot.elem("title").text(said);
+    dot.elem("title").text(label);
     element.replace(dot);
   }
   return undefined;
@@ -151,12 +151,12 @@ function textSize(plot) {
   return parseFloat(getComputedStyle(plot).fontSize);
 }
 
-function begin(figure, plot, numbers) {
-  const one = { numbers, written: JSON.stringify(numbers), width: plot.clientWidth };
-  one.chart = new LineChart(plot, dataOf(numbers), optionsOf(numbers, one.width, textSize(plot)));
-  one.chart.on("draw", (event) => finish(event, textSize(plot)));
+function draw(figure, plot, numbers) {
+  const one = { numbers, serialized: JSON.stringify(numbers), width: plot.clientWidth };
+  one.chart = new LineChart(plot, chartData(numbers), chartOptions(numbers, one.width, textSize(plot)));
+  one.chart.on("draw", (event) => adjust(event, textSize(plot)));
   one.chart.on("created", ({ svg }) => {
-    // Paper and a column that changes its width scale the drawing as it is.
+    // Print, and a column whose width changes, scale the drawing.
     svg.attr({ viewBox: `0 0 ${svg.width()} ${svg.height()}` });
     if (figure.dataset.drawn !== undefined) return;
     figure.dataset.drawn = "";
@@ -168,7 +168,7 @@ function begin(figure, plot, numbers) {
 
 function redraw(plot, one) {
   one.width = plot.clientWidth;
-  one.chart.update(dataOf(one.numbers), optionsOf(one.numbers, one.width, textSize(plot)));
+  one.chart.update(chartData(one.numbers), chartOptions(one.numbers, one.width, textSize(plot)));
 }
 
 const widths = new ResizeObserver((entries) => {
@@ -178,7 +178,7 @@ const widths = new ResizeObserver((entries) => {
   }
 });
 
-/** Draw what is new or has changed, and let go of what has left the page. */
+/** Draws charts that are new or have changed, and forgets those that have left the page. */
 function drawAll() {
   for (const [plot, { chart }] of drawn) {
     if (plot.isConnected) continue;
@@ -188,11 +188,11 @@ function drawAll() {
   }
   for (const figure of document.querySelectorAll("[data-chart]")) {
     const plot = figure.querySelector(".plot");
-    const numbers = numbersOf(figure);
+    const numbers = readTable(figure);
     const one = drawn.get(plot);
-    if (!one) begin(figure, plot, numbers);
-    else if (one.written !== JSON.stringify(numbers)) {
-      Object.assign(one, { numbers, written: JSON.stringify(numbers) });
+    if (!one) draw(figure, plot, numbers);
+    else if (one.serialized !== JSON.stringify(numbers)) {
+      Object.assign(one, { numbers, serialized: JSON.stringify(numbers) });
       redraw(plot, one);
     }
   }

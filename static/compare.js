@@ -1,18 +1,18 @@
-// Blind comparison: the keys 1, 2 and 0 press their buttons, and the time counts while the page is looked at.
+// Blind comparison: the keys 1, 2 and 0 press their buttons, and the time is measured while the page is visible.
 (() => {
   "use strict";
   const form = document.querySelector("[data-blind]");
   if (!form) return;
-  let looked = 0;
+  let total = 0;
   let since = document.hidden ? 0 : performance.now();
 
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden && since) looked += performance.now() - since;
+    if (document.hidden && since) total += performance.now() - since;
     since = document.hidden ? 0 : performance.now();
   });
   form.addEventListener("submit", () => {
-    const all = looked + (since ? performance.now() - since : 0);
-    form.querySelector("[data-seconds]").value = (all / 1000).toFixed(1);
+    const time = total + (since ? performance.now() - since : 0);
+    form.querySelector("[data-seconds]").value = (time / 1000).toFixed(1);
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;

@@ -1,25 +1,25 @@
-// Live fragments: an element with data-live, hx-get and hx-trigger="live" is asked for again every 2 s, every 10 s
-// once nothing has changed for a while, and never while the page is hidden. The server names each state by an ETag
-// and answers 304 when it is still the same, which htmx does not swap.
+// Live fragments: an element with data-live, hx-get and hx-trigger="live" is polled every 2 s, every 10 s once it has not
+// changed for a while, and never while the page is hidden. The server sends an ETag for each state and answers 304 while
+// the state is the same; htmx does not swap a 304.
 (() => {
   "use strict";
-  const BUSY = 2000;
-  const IDLE = 10000;
-  const QUIET_ANSWERS = 10;
-  let quiet = 0;
+  const POLL_EVERY = 2000;
+  const POLL_EVERY_IDLE = 10000;
+  const IDLE_AFTER = 10; // unchanged responses in a row
+  let unchanged = 0;
   let timer = 0;
-  let failing = false;
+  let isFailing = false;
 
-  function ask() {
+  function poll() {
     clearTimeout(timer);
     if (!document.hidden) {
       for (const element of document.querySelectorAll("[data-live]")) {
-        // What somebody is reading or about to press stays as it is.
+        // An open dialog or menu in it must not be swapped away.
         if (element.querySelector("dialog[open], details.menu[open]")) continue;
         element.dispatchEvent(new CustomEvent("live", { bubbles: false }));
       }
     }
-    timer = setTimeout(ask, quiet >= QUIET_ANSWERS ? IDLE : BUSY);
+    timer = setTimeout(poll, unchanged >= IDLE_AFTER ? POLL_EVERY_IDLE : POLL_EVERY);
   }
 
   document.addEventListener("htmx:config:request", (event) => {
@@ -35,37 +35,37 @@
     const element = ctx?.sourceElement;
     if (!element?.matches("[data-live]")) return;
     if (ctx.response.status === 401) window.location.reload();
-    failing = ctx.response.status >= 400;
-    if (ctx.response.status === 304) quiet += 1;
-    else quiet = 0;
+    isFailing = ctx.response.status >= 400;
+    if (ctx.response.status === 304) unchanged += 1;
+    else unchanged = 0;
     const etag = ctx.response.headers.get("etag");
     if (etag && ctx.response.status === 200) element.dataset.etag = etag;
-    show();
+    showState();
   });
 
   document.addEventListener("htmx:error", (event) => {
     if (!event.detail.ctx?.sourceElement?.matches("[data-live]")) return;
-    failing = true;
-    show();
+    isFailing = true;
+    showState();
   });
 
-  function show() {
+  function showState() {
     const notice = document.getElementById("live-state");
-    if (notice) notice.hidden = !failing;
+    if (notice) notice.hidden = !isFailing;
   }
 
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) return;
-    quiet = 0;
-    ask();
+    unchanged = 0;
+    poll();
   });
-  // An open page that is worked on is looked at closely again.
+  // Activity on the page returns to the short interval.
   document.addEventListener("pointerdown", () => {
-    if (quiet >= QUIET_ANSWERS) {
-      quiet = 0;
-      ask();
+    if (unchanged >= IDLE_AFTER) {
+      unchanged = 0;
+      poll();
     }
   });
 
-  timer = setTimeout(ask, BUSY);
+  timer = setTimeout(poll, POLL_EVERY);
 })();

@@ -1,23 +1,23 @@
-// What every page needs beyond hypertext: the theme button, toasts, dialogs, and forms that are sent once.
+// Behaviour that every page shares: the theme button, toasts, dialogs, and forms that are submitted only once.
 //
 // Attributes that pages use:
-//   data-theme-button      cycles system -> light -> dark
-//   data-opens="ID"        opens the <dialog> of that id; data-closes closes the one around it
-//   data-dialog            on an htmx target inside a <dialog>: the dialog opens when content arrives
-//   data-copy="SELECTOR"   copies that element's text
-//   data-confirm="TEXT"    asks before the form is sent
-//   data-shows-current     a row that scrolls so far that its [aria-current] is in sight
-//   data-address="PATH"    the address the page stands at, where it is the answer to a form
+//   data-theme-button      cycles through the themes: system, light, dark
+//   data-opens="ID"        opens the <dialog> with that id; data-closes closes the dialog that contains it
+//   data-dialog            on an htmx target inside a <dialog>: the dialog opens when content is swapped in
+//   data-copy="SELECTOR"   copies the text of that element
+//   data-confirm="TEXT"    asks for confirmation before the form is submitted
+//   data-shows-current     scrolls the row until its [aria-current] element is visible
+//   data-address="PATH"    the address to show, where the page is the response to a form
 (() => {
   "use strict";
   const root = document.documentElement;
 
-  // Toasts: one template in the page, text only. What went wrong stays until it is dismissed; the rest leaves by itself,
-  // though not while it is looked at.
+  // Toasts are made from one template and contain only text. Errors stay until they are dismissed; the others disappear
+  // by themselves, but not while they have the pointer or the focus.
   const lifetimes = { good: 8000, warn: 8000 };
-  function leaveLater(element, lifetime) {
+  function removeLater(element, lifetime) {
     setTimeout(() => {
-      if (element.matches(":hover, :focus-within")) leaveLater(element, lifetime);
+      if (element.matches(":hover, :focus-within")) removeLater(element, lifetime);
       else element.remove();
     }, lifetime);
   }
@@ -28,12 +28,12 @@
     const element = template.content.firstElementChild.cloneNode(true);
     element.classList.add(tone);
     element.querySelector("[data-text]").textContent = text;
-    // The same sentence twice tells nothing more.
+    // A toast with the same text replaces the older one.
     for (const other of holder.children) {
       if (other.querySelector("[data-text]")?.textContent === text) other.remove();
     }
     holder.append(element);
-    if (lifetimes[tone]) leaveLater(element, lifetimes[tone]);
+    if (lifetimes[tone]) removeLater(element, lifetimes[tone]);
   }
   window.illume = { ...window.illume, toast };
 
@@ -55,7 +55,7 @@
       if (theme) localStorage.setItem("illume.theme", theme);
       else localStorage.removeItem("illume.theme");
     } catch {
-      // The choice then lasts as long as the page.
+      // Storage is disabled: the choice lasts as long as the page.
     }
     showTheme();
   }
@@ -86,7 +86,7 @@
     if (button.matches("[data-copy]")) copy(button);
   });
 
-  // Escape closes an open menu and gives the focus back.
+  // Escape closes an open menu and returns the focus to its button.
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     const menu = document.querySelector("details.menu[open]");
@@ -95,7 +95,7 @@
     menu.querySelector("summary").focus();
   });
 
-  // A form is sent once: a second click while the first is under way does nothing.
+  // A form is submitted once: a second click before the response arrives does nothing.
   document.addEventListener("submit", (event) => {
     const form = event.target;
     if (form.dataset.sent === "yes") {
@@ -108,12 +108,12 @@
     }
     if (form.method !== "dialog" && !form.matches("[data-many]") && !event.defaultPrevented) form.dataset.sent = "yes";
   });
-  // Coming back by the browser's history shows the page as it was, sent marks included.
+  // A page restored from the browser's history may still carry the marks of submitted forms.
   window.addEventListener("pageshow", () => {
     for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
   });
 
-  // htmx swaps every status by default. An answer that was not made for swapping must never overwrite the page.
+  // htmx swaps the response of any status by default. An error that was not made for swapping must not overwrite the page.
   document.addEventListener("htmx:before:swap", (event) => {
     const { ctx } = event.detail;
     const status = ctx?.response?.status ?? 0;
@@ -136,11 +136,11 @@
     }
   });
 
-  // A page that answers a form stands at another address than the form's, so that a reload sends nothing again.
+  // A page that is the response to a form gets another address, so that a reload does not submit the form again.
   const address = document.querySelector("[data-address]")?.dataset.address;
   if (address) history.replaceState(null, "", address);
 
-  // Where a row is wider than the screen, what is current in it is brought into sight.
+  // Where a row is wider than the screen, its current element is scrolled into view.
   for (const row of document.querySelectorAll("[data-shows-current]")) {
     const current = row.querySelector("[aria-current]");
     if (!current) continue;

@@ -1,4 +1,4 @@
-// Practice by keyboard, as in the real work: numbers pick, Enter goes on.
+// Keyboard shortcuts of the practice page, the same as on the critic's page: numbers pick, Enter continues.
 (() => {
   "use strict";
   const boxes = [...document.querySelectorAll('.practice input[name="picks"]:enabled')];

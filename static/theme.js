@@ -1,10 +1,10 @@
-// Sets the chosen theme before the first paint. Loaded in the head, without defer, for that reason alone.
+// Applies the chosen theme before the first paint. It is loaded in the head without defer for this reason only.
 (() => {
   "use strict";
   try {
     const theme = localStorage.getItem("illume.theme");
     if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
   } catch {
-    // Storage may be closed to us; the system's theme serves.
+    // Storage may be disabled; the page then uses the theme of the system.
   }
 })();

@@ -42,7 +42,7 @@ from app.services.quality.gold import GoldCandidate, GoldIn
 from app.services.rounds import snapshots
 from app.services.rounds.training_set import choose_rows
 from tests import factories
-from tests.app.services.importing import archive
+from tests.app.services.imports.importing import archive
 from tests.e2e.world import World
 
 # Verdicts are spread over the days before today, the newest of them stay; all else happened before, or in between.

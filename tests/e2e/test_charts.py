@@ -124,7 +124,7 @@ class TestSteps:
         assert page.evaluate(label, [[0, 20000], " %"]) == ["0 %", "20\u202f000 %"]
 
     def test_names_on_the_x_axis_end_with_the_last(self, page: Page) -> None:
-        found = page.evaluate("charts.fewer([...Array(61).keys()], 8)")
+        found = page.evaluate("charts.thinOut([...Array(61).keys()], 8)")
         assert found[-1] == 60
         assert len({later - earlier for earlier, later in itertools.pairwise(found)}) == 1
         assert 4 <= len(found) <= 8

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from app.models import Import, ImportState, Prompt
 from app.services.imports.running import run_import
 from tests import factories
-from tests.app.services.importing import archive
+from tests.app.services.imports.importing import archive
 from tests.e2e import world
 from tests.e2e.conftest import DESK, PHONE, Visitor, axe_violations
 

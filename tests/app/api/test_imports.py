@@ -17,7 +17,7 @@ from app.services.accounts import users
 from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
 from tests import factories
-from tests.app.services.importing import archive, table
+from tests.app.services.imports.importing import archive, table
 from tests.conftest import CommittedDatabase
 
 

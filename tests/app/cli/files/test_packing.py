@@ -12,7 +12,7 @@ from app.cli.files import import_file, packing
 from app.models import Project, Split
 from app.processes.connect import Refused
 from tests import factories
-from tests.app.services.importing import prompts_of
+from tests.app.services.imports.importing import prompts_of
 from tests.conftest import CommittedDatabase
 
 

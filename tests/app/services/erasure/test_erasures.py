@@ -56,7 +56,7 @@ from app.services.projects import projects
 from app.services.prompts import prompts
 from app.services.rounds import rounds, snapshots
 from tests import factories
-from tests.app.services.importing import table
+from tests.app.services.imports.importing import table
 from tests.app.services.invariants import broken
 from tests.app.services.judged import make_judged
 from tests.conftest import CommittedDatabase

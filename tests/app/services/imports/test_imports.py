@@ -26,7 +26,7 @@ from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
 from app.settings import ROOT
 from tests import factories
-from tests.app.services.importing import archive, make, problems, prompts_of, run, stored_image, table
+from tests.app.services.imports.importing import archive, make, problems, prompts_of, run, stored_image, table
 from tests.conftest import CommittedDatabase
 
 

@@ -26,7 +26,7 @@ from app.services.kernel.actors import SYSTEM
 from app.services.rounds import rounds, versions
 from app.settings import Settings
 from tests import factories
-from tests.app.services.importing import run, table
+from tests.app.services.imports.importing import run, table
 from tests.conftest import CommittedDatabase
 
 Heard = list[tuple[dict[str, str], bytes]]
