@@ -1,4 +1,4 @@
-"""Domain errors. Each carries its HTTP status and a sentence a person can act on; one place renders them."""
+"""Domain errors. Each carries an HTTP status and a sentence a person can act on. They are rendered in one place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class DomainError(Exception):
-    """Base of all errors that a person can do something about."""
+    """Base class of all errors that a person can do something about."""
 
     status = 500
     title = "Error"
@@ -26,21 +26,21 @@ class Unauthenticated(DomainError):
 
 
 class Forbidden(DomainError):
-    """Somebody is known, but lacks a right, which `detail` names."""
+    """The caller is authenticated but lacks the right that `detail` names."""
 
     status = 403
     title = "Forbidden"
 
 
 class NotFound(DomainError):
-    """There is no such thing, or it is not for this person to see."""
+    """The object does not exist, or the caller may not see it."""
 
     status = 404
     title = "Not found"
 
 
 class Conflict(DomainError):
-    """The thing's state does not allow this."""
+    """The state of the object does not allow this."""
 
     status = 409
     title = "Conflict"
@@ -54,14 +54,14 @@ class TooLarge(DomainError):
 
 
 class Invalid(DomainError):
-    """Input that cannot be taken; `field` names where."""
+    """The input is invalid; `field` names the place."""
 
     status = 422
     title = "Invalid"
 
 
 class TooMany(DomainError):
-    """A limit on how often was reached; `retry_after` seconds say when to come back."""
+    """A rate limit was reached; the caller may try again after `retry_after` seconds."""
 
     status = 429
     title = "Too many requests"
@@ -72,7 +72,7 @@ class TooMany(DomainError):
 
 
 class Unavailable(DomainError):
-    """Something we stand on is away for the moment."""
+    """A service we depend on is unavailable at the moment."""
 
     status = 503
     title = "Unavailable"

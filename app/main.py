@@ -1,4 +1,4 @@
-"""The web application: routers, static files, errors, the gate. No logic."""
+"""The web application: routers, static files, error handlers and middleware. No logic."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from app.web import errors
 
 FOREVER = "public, max-age=31536000, immutable"
 JUDGING = 8
-"""Claims and verdicts that a process works on at once: with more, they hinder each other more than they gain."""
+"""How many claims and verdicts a process works on at once. With more, they hinder each other more than they gain."""
 VERSIONED = re.compile(r"^at-[0-9a-f]{12}/")
 
 
 class Static(StaticFiles):
-    """Static files; those asked for with a version in their query or before their path never change."""
+    """Static files. A file requested with a version, in its query or as a path prefix, never changes."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """The file, with how long it may be kept."""
+        """Return the file, with a header that says how long it may be cached."""
         address = VERSIONED.sub("", path)
         response = await super().get_response(address, scope)
         if response.status_code in (200, 304):
@@ -52,7 +52,7 @@ class Static(StaticFiles):
 
 
 def create_app() -> FastAPI:
-    """The application, by the settings of this process."""
+    """Create the application from the settings of this process."""
     settings = get_settings()
     app = FastAPI(
         title="Illume",
@@ -74,7 +74,7 @@ def create_app() -> FastAPI:
     app.include_router(api.router, prefix="/api/v1")
     app.include_router(health.router)
     app.include_router(web.router, include_in_schema=False)
-    # Only these are compressed: a page holds its reader's tokens, which compression could give away.
+    # Only static files are compressed: a page holds its reader's tokens, which compression could leak.
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
     app.state.sessions = session_in_thread
     app.state.quick = None
@@ -84,7 +84,7 @@ def create_app() -> FastAPI:
 
 
 def places(settings: Settings) -> dict[Kind, Places]:
-    """How many requests of each kind run at once; their sum is the connections of a process, less one for health."""
+    """How many requests of each kind run at once. In all, as many as connections, less one for health checks."""
     return {
         "requests": Places(settings.pool_size, settings.gate_wait),
         "images": Places(engine.IMAGE_CONNECTIONS, 5 * settings.gate_wait),
@@ -95,16 +95,16 @@ def places(settings: Settings) -> dict[Kind, Places]:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Make room for as many threads as there are places, and have somebody look for what is due."""
+    """Allow as many threads as the gate has places, and send a sweep to pick up what is due."""
     settings = get_settings()
     limiter = anyio.to_thread.current_default_thread_limiter()
     limiter.total_tokens = max(limiter.total_tokens, settings.pool_size + engine.EXTRA_CONNECTIONS + 8)
     await anyio.to_thread.run_sync(queue.send_now, queue.SWEEP)
     if threading.current_thread() is threading.main_thread():  # a process of its own: tests have many applications
-        # What is here now stays; the collector of garbage need not look through it for each export's rows again.
+        # What has been loaded by now stays: the garbage collector need not scan it again for each export's rows.
         gc.collect()
         gc.freeze()
-    if app.state.sessions is session_in_thread:  # where others give the sessions, all is done in theirs
+    if app.state.sessions is session_in_thread:  # tests that supply sessions of their own do all their work in those
         size = min(settings.pool_size, engine.JUDGING_CONNECTIONS)
         app.state.quick = quick.Quick(
             Lines(settings.database_url, quick.STATEMENTS, size=size, wait=settings.gate_wait)

@@ -1,7 +1,7 @@
-"""Names of the tasks, and how one is sent: by name, after the commit, never failing or holding up who sends.
+"""Task names, and sending tasks: by name, after the commit, without ever failing or delaying the sender.
 
-A message only says 'look'. What there is to do stands in rows, and the sweep sends again what is due, so a lost message
-costs a few seconds and a doubled one nothing.
+A message only tells a worker to look. The work itself is stored in rows, and the sweep sends again what is due. So a
+lost message costs a few seconds, and a duplicate costs nothing.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ TASK_QUEUES = {
     ERASE: DEFAULT_QUEUE,
 }
 
-BROKER_TIMEOUT = 0.1  # to connect, and again to answer: together below the 0.3 s a request may lose
-RETRY_AFTER = 1.0  # how long a broker that failed is left alone, so that not every request pays for it
+BROKER_TIMEOUT = 0.1  # to connect, and again for the reply: together below the 0.3 s a request may lose
+RETRY_AFTER = 1.0  # how long a failed broker is left alone, so that not every request pays for it
 
 Message = tuple[str, tuple[int, ...]]
 
 
 class Sender:
-    """Sends messages to one broker, and leaves it alone for a moment after it failed."""
+    """Sends messages to one broker, and pauses for a moment after a failure."""
 
     def __init__(self, url: str) -> None:
         self.celery = Celery("illume", broker=url, set_as_current=False)
@@ -63,7 +63,7 @@ class Sender:
         self.paused_until = 0.0
 
     def send(self, name: str, ids: tuple[int, ...], *, until: float | None = None) -> bool:
-        """Send one message; False where the broker could not be reached."""
+        """Send one message. Return False if the broker could not be reached."""
         if time.monotonic() < self.paused_until:
             return False
         try:
@@ -85,10 +85,10 @@ def get_sender(url: str) -> Sender:
 
 
 def send_now(name: str, *ids: int, until: float | None = None) -> bool:
-    """Send a task at once; False where there is no broker or it could not be reached, which is no error.
+    """Send a task at once. Return False if there is no broker or it cannot be reached; that is not an error.
 
-    A worker drops the message when the database's clock is past `until`, in seconds since 1970. Celery's own expiry
-    compares the clock of the sender's machine with that of the worker's: apart, or put forward, no work would be done.
+    A worker drops the message once the database's clock is past `until`, in seconds since 1970. Celery's own expiry
+    compares the clocks of the sender's and the worker's machines: if they differed, no work would be done.
     """
     if name not in TASK_QUEUES:
         raise ValueError(f"There is no task {name!r}.")
@@ -97,11 +97,11 @@ def send_now(name: str, *ids: int, until: float | None = None) -> bool:
 
 
 def send(session: Session, name: str, *ids: int) -> None:
-    """Send a task once `session` has committed; never if it rolls back. The same task twice is sent once."""
+    """Send a task once `session` has committed; never if it rolls back. The same task sent twice goes out once."""
     if name not in TASK_QUEUES:
         raise ValueError(f"There is no task {name!r}.")
     if not session.in_transaction():
-        session.begin()  # so that a rollback before the first statement is one
+        session.begin()  # so that a rollback before the first statement counts as one
     waiting: dict[Message, None] | None = session.info.get(__name__)
     if waiting is None:
         waiting = session.info[__name__] = {}
@@ -111,7 +111,7 @@ def send(session: Session, name: str, *ids: int) -> None:
 
 
 def _after_commit(session: Session) -> None:
-    """Send what waits, unless only a savepoint was released; the first failure ends it."""
+    """Send the pending messages, unless only a savepoint was released. Stop at the first failure."""
     if session.in_nested_transaction():
         return
     messages: list[Message] = list(session.info[__name__])
@@ -122,6 +122,6 @@ def _after_commit(session: Session) -> None:
 
 
 def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
-    """Forget what waits, unless only a savepoint was rolled back."""
+    """Discard the pending messages, unless only a savepoint was rolled back."""
     if transaction.parent is None:
         session.info[__name__].clear()

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
 
     @property
     def worker_name(self) -> str:
-        """A name for this process among all workers."""
+        """The name of this process among all workers."""
         return f"{socket.gethostname()}:{os.getpid()}"
 
 

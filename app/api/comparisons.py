@@ -23,7 +23,7 @@ router = APIRouter(tags=["comparisons"])
 
 
 class ComparisonIn(BaseModel):
-    """A comparison to start; `old` and `new` are versions. A `gate` activates the new one if it clearly wins."""
+    """A new comparison; `old` and `new` are versions. A `gate` activates the new one if it clearly wins."""
 
     old: Id
     new: Id
@@ -42,7 +42,7 @@ class RateOut(Out):
 
 
 class ComparisonOut(Out):
-    """A comparison and how it stands: `done` of `wanted` judgements are there."""
+    """A comparison and its progress: `done` of `wanted` judgements."""
 
     id: Id
     number: int
@@ -63,7 +63,7 @@ class ComparisonOut(Out):
 
 
 class PairOut(Out):
-    """A pair of a comparison, with what its critics said."""
+    """A pair of a comparison, with the critics' judgements."""
 
     id: Id
     prompt: Id
@@ -75,7 +75,7 @@ class PairOut(Out):
 
 
 class BlindPairOut(Out):
-    """A pair as a critic sees it: whose text is whose is not said."""
+    """A pair as a critic sees it, without saying which version wrote which text."""
 
     id: Id
     question: str
@@ -87,14 +87,14 @@ class BlindPairOut(Out):
 
 
 class PreferenceIn(BaseModel):
-    """Which side is better, and after how many seconds of looking."""
+    """Which side is better, and how many seconds the critic looked."""
 
     side: Side
     seconds: Annotated[float | None, Field(ge=0, le=24 * 3600)] = None
 
 
 def comparison_out(session: Session, found: Comparison) -> ComparisonOut:
-    """A comparison with its standing."""
+    """A comparison with its progress."""
     standing = comparisons.standing_of(session, found)
     rate = standing.rate
     return ComparisonOut(
@@ -122,7 +122,7 @@ def comparison_out(session: Session, found: Comparison) -> ComparisonOut:
 
 
 def get_by_id(session: Session, actor: Actor, comparison_id: str) -> tuple[Project, Comparison]:
-    """A comparison and its project. Raises `NotFound`."""
+    """Return a comparison and its project. Raises `NotFound`."""
     found = comparisons.comparison_by_id(session, actor, parse_id(comparison_id))
     return session.get_one(Project, found.project_id), found
 
@@ -159,7 +159,7 @@ def get_comparison(session: SessionDep, actor: ActorDep, comparison_id: str) -> 
 def list_pairs(
     session: SessionDep, actor: ActorDep, comparison_id: str, limit: Limit = 100, cursor: str | None = None
 ) -> ListOut[PairOut]:
-    """The pairs of a comparison in order, each with what was said of it. Critics do not see them."""
+    """The pairs of a comparison in order, each with its judgements. Not for critics."""
     project, found = get_by_id(session, actor, comparison_id)
     if project_role(session, actor, project) is Role.critic:
         raise Forbidden("The pairs are for viewers, reviewers and admins of the project; you are 'critic'.")
@@ -184,14 +184,14 @@ def list_pairs(
 
 @router.post("/comparisons/{comparison_id}/close")
 def close_comparison(session: SessionDep, actor: ActorDep, comparison_id: str) -> ComparisonOut:
-    """End a comparison before all was judged; what was said counts."""
+    """Close a comparison early; the judgements so far count."""
     project, found = get_by_id(session, actor, comparison_id)
     return comparison_out(session, comparisons.close(session, actor, project, found.number))
 
 
 @router.get("/projects/{slug}/pairs/next", response_model=BlindPairOut, responses={204: {"description": "None left"}})
 def next_pair(session: SessionDep, actor: ActorDep, slug: str) -> BlindPairOut | Response:
-    """The next pair for this critic; 204 when there is none."""
+    """The next pair for this critic; 204 if there is none."""
     project = projects.get_project(session, actor, slug, Role.critic)
     pair = comparisons.next_pair(session, actor, project)
     if pair is None:
@@ -209,6 +209,6 @@ def next_pair(session: SessionDep, actor: ActorDep, slug: str) -> BlindPairOut |
 
 @router.post("/projects/{slug}/pairs/{pair_id}/preference", status_code=204)
 def prefer(session: SessionDep, actor: ActorDep, slug: str, pair_id: str, body: PreferenceIn) -> None:
-    """Say which text of a pair is better. Said twice, the first time counts."""
+    """Judge which text of a pair is better. A second judgement is ignored."""
     project = projects.get_project(session, actor, slug, Role.critic)
     comparisons.prefer(session, actor, project, parse_id(pair_id), body.side, seconds=body.seconds)

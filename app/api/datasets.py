@@ -1,4 +1,4 @@
-"""Data sets, streamed, and the files of snapshots."""
+"""Data set streams, and the files of snapshots."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def dataset_filters(
     split: Split | None = None,
     snapshot: Annotated[str | None, Query(description="A snapshot's id")] = None,
 ) -> Wanted:
-    """Which rows."""
+    """The filters of the query string."""
     return Wanted(format, aggregation, task, round, version, critic, since, split, snapshot)
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetEncoding:
-    """How the rows travel. `compression` packs the file itself (of Parquet: its pages); `coding` only its way."""
+    """How rows are encoded. `compression` applies to the file (in Parquet: its pages), `coding` to the transfer."""
 
     parquet: bool
     embed: bool
@@ -74,7 +74,7 @@ class DatasetEncoding:
 
     @property
     def tag(self) -> str:
-        """What tells two forms of the same rows apart."""
+        """What distinguishes two encodings of the same rows."""
         return f"{'parquet' if self.parquet else 'ndjson'}-{self.embed:d}-{self.compression}-{self.coding}"
 
 
@@ -89,7 +89,7 @@ def dataset_encoding(
         Query(description="Packs the file itself, whatever Accept-Encoding says"),
     ] = None,
 ) -> DatasetEncoding:
-    """How the rows travel."""
+    """The encoding that the query string and the headers ask for."""
     parquet = as_ == "parquet" or (as_ is None and PARQUET in request.headers.get("accept", ""))
     coding = None
     if not parquet and compression is None:
@@ -98,7 +98,7 @@ def dataset_encoding(
 
 
 def choose_coding(accepted: str) -> Coding | None:
-    """The content coding to use for an Accept-Encoding header: the one that is liked most, zstd before gzip."""
+    """The content coding with the highest quality value in an Accept-Encoding header; zstd before gzip."""
     liked: dict[str, float] = {}
     for part in accepted.lower().split(","):
         name, _, parameter = part.partition(";")
@@ -121,14 +121,14 @@ def get_dataset(
     after: Annotated[str | None, Query(description="The id of the last row that is there already")] = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """What critics said, in the shape a trainer reads; critics are under a pseudonym.
+    """Stream verdicts in the format a trainer reads; critics appear under pseudonyms.
 
-    All rows at once, or in pages of `limit`. A stream that was cut is taken up again with its `Illume-Cursor` and the
-    id of the last whole row.
+    All rows at once, or in pages of `limit`. To resume an interrupted stream, send its `Illume-Cursor` and the id of
+    the last complete row.
     """
     project = projects.get_project(session, actor, slug)
     plan = export_plan.plan(session, actor, project, rows, cursor=cursor, after=after)
-    session.commit()  # the pages have sessions of their own, and this one's connection is not to wait for them
+    session.commit()  # release this connection: pages use sessions of their own
     etag = f'W/"{plan.etag}-{how.tag}{f"-{limit}" if limit else ""}"'
     headers = {
         "ETag": etag,
@@ -154,7 +154,7 @@ def get_dataset(
 
 
 def ndjson_answer(how: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]) -> StreamingResponse:
-    """Lines of JSON, compressed where that was asked for."""
+    """Lines of JSON, compressed if requested."""
     pieces, media_type = lines, NDJSON
     if how.compression in ("gzip", "zstd"):
         pieces, media_type = export_compression.compressed(pieces, how.compression), PACKED_TYPES[how.compression][0]
@@ -170,7 +170,7 @@ def parquet_answer(
     """One Parquet file, of the page in `lines` or of all rows."""
     import orjson
 
-    from app.services.exports import parquet as export_parquet  # large, and few ask for it
+    from app.services.exports import parquet as export_parquet  # a large import that few requests need
 
     pages = (
         ([orjson.loads(line) for line in page.splitlines()] for page in lines) if lines else export_plan.row_pages(plan)
@@ -180,7 +180,7 @@ def parquet_answer(
 
 
 def file_name(plan: Plan, how: DatasetEncoding) -> str:
-    """What the file is called where it is kept."""
+    """The file name for the download."""
     if how.parquet:
         return f"{plan.slug}-{plan.shape.format}.parquet"
     suffix = PACKED_TYPES[how.compression][1] if how.compression in PACKED_TYPES else ""
@@ -188,7 +188,7 @@ def file_name(plan: Plan, how: DatasetEncoding) -> str:
 
 
 def etag_matches(if_none_match: str | None, etag: str) -> bool:
-    """Whether an If-None-Match header names `etag`; whether a tag is weak does not matter."""
+    """Whether an If-None-Match header names `etag`. Weak and strong tags compare equal."""
     named = {one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")}
     return "*" in named or etag.removeprefix("W/") in named
 
@@ -204,7 +204,7 @@ def get_dataset_info(session: SessionDep, actor: ActorDep, slug: str, task: Task
 def download_snapshot(
     session: SessionDep, actor: ActorDep, snapshot_id: str, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
-    """The file of a snapshot: its settings, then each row a round trains on or is scored on. The same bytes always."""
+    """The file of a snapshot: its settings, then the rows a round trains on or is scored on. Always the same bytes."""
     found = snapshots.get_snapshot(session, actor, parse_id(snapshot_id))
     key = found.file_key or found.sha256
     headers = {"ETag": f'"{key}"', "Cache-Control": "private, no-cache"}

@@ -23,7 +23,7 @@ WOULD_GO: dict[int | str, dict[str, Any]] = {200: {"description": "With `dry_run
 
 
 class LossOut(Out):
-    """What an erasing would take: how many of each, in which projects."""
+    """What an erasure would remove: how many of each, in which projects."""
 
     name: str
     verdicts: int
@@ -36,7 +36,7 @@ class LossOut(Out):
 
 
 class ErasureOut(Out):
-    """An erasing. `counts` says what went so far, `error` why it waits."""
+    """An erasure. `counts` says what was erased so far, `error` why it waits."""
 
     id: Id
     kind: ErasureKind
@@ -49,18 +49,18 @@ class ErasureOut(Out):
 
 
 def loss_out(loss: ErasureImpact) -> Response:
-    """What would go."""
+    """The impact of an erasure."""
     return Json(LossOut.model_validate(loss).model_dump(mode="json"))
 
 
 def erasure_out(found: Erasure) -> Response:
-    """An erasing that was just asked for."""
+    """An erasure that was just requested."""
     return Json(ErasureOut.model_validate(found).model_dump(mode="json"), status_code=202)
 
 
 @router.delete("/users/{user_id}", status_code=202, response_model=ErasureOut, responses=WOULD_GO)
 def erase_user(session: SessionDep, actor: ActorDep, user_id: str, dry_run: DryRun = False) -> Response:
-    """Erase a person: their name, keys and all they said. Verdicts leave tombstones, and their slots are free again."""
+    """Erase a person: their name, tokens and verdicts. Verdicts become tombstones, and their slots become free."""
     number = parse_id(user_id)
     if dry_run:
         return loss_out(erasures.person_impact(session, actor, number))
@@ -69,7 +69,7 @@ def erase_user(session: SessionDep, actor: ActorDep, user_id: str, dry_run: DryR
 
 @router.delete("/images/{sha256}", status_code=202, response_model=ErasureOut, responses=WOULD_GO)
 def erase_image(session: SessionDep, actor: ActorDep, sha256: str, dry_run: DryRun = False) -> Response:
-    """Erase an image, and in all projects the prompts that show it, with what was said of them."""
+    """Erase an image and, in all projects, the prompts that show it with their verdicts."""
     if dry_run:
         return loss_out(erasures.image_impact(session, actor, sha256))
     return erasure_out(erasures.erase_image(session, actor, sha256))
@@ -77,7 +77,7 @@ def erase_image(session: SessionDep, actor: ActorDep, sha256: str, dry_run: DryR
 
 @router.delete("/projects/{slug}", status_code=202, response_model=ErasureOut, responses=WOULD_GO)
 def erase_project(session: SessionDep, actor: ActorDep, slug: str, dry_run: DryRun = False) -> Response:
-    """Erase a project: all its content, its adapters and images. Its snapshots keep their hashes and nothing else."""
+    """Erase a project: all its content, adapters and images. Only the hashes of its snapshots remain."""
     if dry_run:
         return loss_out(erasures.project_impact(session, actor, slug))
     return erasure_out(erasures.erase_project(session, actor, slug))
@@ -87,12 +87,12 @@ def erase_project(session: SessionDep, actor: ActorDep, slug: str, dry_run: DryR
 def list_erasures(
     session: SessionDep, actor: ActorDep, limit: Limit = 100, cursor: str | None = None
 ) -> ListOut[ErasureOut]:
-    """What was erased, the newest first."""
+    """List erasures, newest first."""
     page = erasures.list_erasures(session, actor, limit=limit, cursor=cursor)
     return ListOut(items=[ErasureOut.model_validate(one) for one in page.items], next=page.next)
 
 
 @router.get("/erasures/{erasure_id}")
 def get_erasure(session: SessionDep, actor: ActorDep, erasure_id: str) -> ErasureOut:
-    """How far an erasing is."""
+    """The progress of an erasure."""
     return ErasureOut.model_validate(erasures.get_erasure(session, actor, parse_id(erasure_id)))

@@ -1,4 +1,4 @@
-"""Whether the server lives, whether it is ready, and its numbers."""
+"""Liveness, readiness and metrics of the server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/healthz")
 async def healthz() -> Json:
-    """The process answers."""
+    """Liveness: the process answers."""
     return Json({"status": "ok"})
 
 
 @router.get("/readyz")
 def readyz() -> Json:
-    """The database and the broker answer; 503 with what does not."""
+    """Readiness of the database and the broker; 503 if one of them cannot be reached."""
     found = {"database": database_state(), "broker": broker_state()}
     ready = all(state == "ok" for state in found.values())
     return Json({"status": "ready" if ready else "not ready", **found}, status_code=200 if ready else 503)
@@ -61,7 +61,7 @@ def broker_state() -> str:
 
 @router.get("/metrics")
 def metrics(request: Request) -> Response:
-    """Numbers for Prometheus, for this machine and for who brings a token."""
+    """Prometheus metrics, for this machine and for holders of a token."""
     token = bearer_token(request)
     if token is not None:
         with session_scope() as session:
@@ -73,7 +73,7 @@ def metrics(request: Request) -> Response:
 
 
 def is_loopback(request: Request) -> bool:
-    """Whether the request came from this machine, and not for somebody else through a proxy on it."""
+    """Whether the request came from this machine, and not through a proxy on it."""
     if request.client is None or "x-forwarded-for" in request.headers or "forwarded" in request.headers:
         return False
     try:

@@ -18,7 +18,7 @@ KEEP = "private, max-age=31536000, immutable"
 
 
 def image_out(image: Image) -> ImageOut:
-    """An image and where it is served."""
+    """An image and its URL."""
     return ImageOut(
         sha256=image.sha256,
         url=image_url(image.sha256),
@@ -36,7 +36,7 @@ def add_image(
     file: Annotated[UploadFile | None, File(description="PNG, JPEG, WebP or GIF, at most 20 MB")] = None,
     image: Annotated[UploadFile | None, File(description="The same, by another name")] = None,
 ) -> ImageOut:
-    """Store an image: the multipart field `file`. It is decoded, turned upright and written anew."""
+    """Store an image: the multipart field `file`. It is decoded, rotated upright and re-encoded."""
     upload = file or image
     if upload is None:
         raise Invalid("Send the image as the multipart field 'file'.", field="file")
@@ -45,7 +45,7 @@ def add_image(
 
 @router.get("/images/{sha256}", response_class=Response)
 def get_image(request: Request, session: SessionDep, actor: ActorDep, sha256: str) -> Response:
-    """An image, for members of a project that shows it."""
+    """Download an image, as a member of a project that shows it."""
     headers = {"ETag": f'"{sha256}"', "Cache-Control": KEEP}
     if request.headers.get("if-none-match") == headers["ETag"]:
         images.find_image(session, actor, sha256)

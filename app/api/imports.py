@@ -28,7 +28,7 @@ MAX_PROBLEMS = 1000
 
 
 def import_out(found: Import, problems: list[ImportProblem]) -> ImportOut:
-    """An import, how far it is, and the lines it rejected (the first 1,000)."""
+    """An import, its progress, and the rejected lines (the first 1,000)."""
     return ImportOut(
         id=str(found.id),
         state=found.state,
@@ -61,7 +61,7 @@ def import_with_problems(session: Session, found: Import) -> ImportOut:
 def list_imports(
     session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None
 ) -> ListOut[ImportOut]:
-    """The imports of a project, the newest first, without their problems."""
+    """The imports of a project, newest first, without their rejected lines."""
     project = projects.get_project(session, actor, slug)
     found = imports.list_imports(session, actor, project, limit=limit, cursor=cursor)
     return ListOut(items=[import_out(one, []) for one in found.items], next=found.next)
@@ -82,7 +82,7 @@ def add_import(
         str | None, Form(description='What columns become, as JSON: `{"caption": "question"}`', max_length=100_000)
     ] = None,
 ) -> ImportOut:
-    """Import a file of prompts; `GET /imports/{id}` says how far it is."""
+    """Import a file of prompts; `GET /imports/{id}` reports the progress."""
     project = projects.get_project(session, actor, slug)
     made = imports.create_import(
         session,
@@ -98,7 +98,7 @@ def add_import(
 
 
 def parse_mapping(text: str) -> dict[str, str]:
-    """The mapping of columns in a form field. Raises `Invalid`."""
+    """Parse the column mapping of a form field. Raises `Invalid`."""
     try:
         mapping = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -110,7 +110,7 @@ def parse_mapping(text: str) -> dict[str, str]:
 
 @router.get("/imports/{import_id}")
 def get_import(session: SessionDep, actor: ActorDep, import_id: str) -> ImportOut:
-    """How far an import is, and the first 1,000 rejected lines with their reasons."""
+    """The progress of an import, and the first 1,000 rejected lines with their reasons."""
     return import_with_problems(session, imports.get_import(session, actor, parse_id(import_id)))
 
 
@@ -134,7 +134,7 @@ def get_problems(
 
 
 def stream_problems(found: Import, kind: str) -> Iterator[bytes]:
-    """The rejected lines, a page of them in a short session of its own."""
+    """The rejected lines, one page per short session."""
     if kind == "csv":
         yield csv_line("line", "field", "reason")
     after = 0
@@ -151,7 +151,7 @@ def stream_problems(found: Import, kind: str) -> Iterator[bytes]:
 
 
 def csv_line(*values: object) -> bytes:
-    """A line of CSV; what a spreadsheet would take for a formula is text."""
+    """A line of CSV. A value that a spreadsheet would run as a formula is quoted as text."""
     texts = ["" if value is None else str(value) for value in values]
     file = io.StringIO()
     csv.writer(file).writerow([f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text for text in texts])

@@ -21,7 +21,7 @@ router = APIRouter(tags=["projects"])
 
 
 def project_out(session: Session, project: Project) -> ProjectOut:
-    """A project with its settings in force."""
+    """A project with its current settings."""
     return ProjectOut(
         **projects.settings_of(session, project).model_dump(),
         id=str(project.id),
@@ -36,16 +36,16 @@ def project_out(session: Session, project: Project) -> ProjectOut:
 def list_projects(
     session: SessionDep, actor: ActorDep, limit: Limit = 100, cursor: str | None = None
 ) -> ListOut[ProjectOut]:
-    """The projects one is a member of, in the order they were made."""
+    """The projects you are a member of, in order of creation."""
     found = projects.list_projects(session, actor)
     page = slice_page(found, lambda project: project.id, limit=limit, cursor=cursor)
     return ListOut(items=[project_out(session, project) for project in page.items], next=page.next)
 
 
 def check_base_model(session: Session, actor: Actor, wanted: object, known: str = "") -> Problem | None:
-    """Why a base model is not taken yet: a worker looks at it first. None where it is known to be good.
+    """A problem for a base model that a worker still has to check; None if it is known to be usable.
 
-    It is answered, not raised, so that what the worker is asked stays asked.
+    The problem is returned, not raised, so that the request to the worker is committed.
     """
     if wanted is None or wanted == known:
         return None
@@ -60,7 +60,7 @@ def check_base_model(session: Session, actor: Actor, wanted: object, known: str 
 
 @router.post("/projects", status_code=201, response_model=ProjectOut)
 def add_project(session: SessionDep, actor: ActorDep, body: ProjectIn) -> ProjectOut | Problem:
-    """Make a project with version 0, the base model; 409 while a worker looks at one that is new here."""
+    """Create a project with version 0, the base model; 409 while a worker checks a new base model."""
     require_admin(actor)
     if problem := check_base_model(session, actor, body.base_model):
         return problem
@@ -79,7 +79,7 @@ def get_project(session: SessionDep, actor: ActorDep, slug: str) -> ProjectOut:
 def change_project(
     session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]
 ) -> ProjectOut | Problem:
-    """Change the name or settings; only what is given changes. 409 while a worker looks at a base model new here."""
+    """Change the name or settings; only the given fields change. 409 while a worker checks a new base model."""
     project = projects.get_project(session, actor, slug, Role.admin)
     known = projects.settings_of(session, project).base_model
     if problem := check_base_model(session, actor, body.get("base_model"), known):
@@ -89,6 +89,6 @@ def change_project(
 
 @router.get("/projects/{slug}/stats")
 def get_stats(session: SessionDep, actor: ActorDep, slug: str) -> dict[str, Any]:
-    """Counts, pace, agreement, the pool, and how far the next round is."""
+    """Counts, pace, agreement, the pool, and progress to the next round."""
     project = projects.get_project(session, actor, slug)
     return stats.as_json(stats.load_project_stats(session, actor, project))

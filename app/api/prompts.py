@@ -41,7 +41,7 @@ def list_prompts(
     q: Annotated[str | None, Query(max_length=200)] = None,
     external_id: str | None = None,
 ) -> Response:
-    """The prompts of a project; `q` is a part of the question, the answer or the external id."""
+    """The prompts of a project; `q` is part of the question, the answer or the external id."""
     project = projects.get_project(session, actor, slug)
     page = prompts.list_prompts(
         session,
@@ -59,7 +59,7 @@ def list_prompts(
 
 
 def prompt_json(prompt: Prompt, role: Role | None, sets: list[CandidateSetOut] | None = None) -> dict[str, Any]:
-    """A prompt as JSON, without what `role` may not see."""
+    """A prompt as JSON, without the fields that `role` may not see."""
     hidden = {"references", "metadata", "candidate_sets"} if role is Role.critic else set()
     if sets is None:
         hidden = {*hidden, "candidate_sets"}
@@ -73,9 +73,9 @@ def prompt_json(prompt: Prompt, role: Role | None, sets: list[CandidateSetOut] |
     responses={200: {"description": "They were all there already"}},
 )
 def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]) -> Response:
-    """Add one prompt, or several as `{"items": [...]}`, each on its own: what is good is kept.
+    """Add one prompt, or several as `{"items": [...]}`. Each stands on its own: good ones are kept.
 
-    `images` are sha256s. With an `external_id` that is there already, the prompt is answered and nothing is added.
+    `images` are sha256s. If the `external_id` exists already, that prompt is returned and nothing is added.
     """
     project = projects.get_project(session, actor, slug)
     if "items" in body:
@@ -88,7 +88,7 @@ def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated
 
 
 def add_several(session: Session, actor: ActorDep, project: Project, body: dict[str, Any]) -> Response:
-    """Add each item on its own; 422 only when none was good."""
+    """Add each item on its own; 422 only if none was valid."""
     items = body["items"]
     if not isinstance(items, list) or not items or len(body) > 1:
         raise Invalid('Send {"items": [prompt, ...]} with at least one prompt, and nothing beside.', field="items")
@@ -115,7 +115,7 @@ def add_several(session: Session, actor: ActorDep, project: Project, body: dict[
 
 
 def parse_item(item: object) -> prompts.PromptIn | DomainError:
-    """A prompt, or what is wrong with it."""
+    """Parse a prompt, or return what is wrong with it."""
     if not isinstance(item, dict):
         return Invalid("A prompt is an object.")
     try:
@@ -126,14 +126,14 @@ def parse_item(item: object) -> prompts.PromptIn | DomainError:
 
 @router.get("/prompts/{prompt_id}", response_model=PromptOut)
 def get_prompt(session: SessionDep, actor: ActorDep, prompt_id: str) -> Response:
-    """A prompt; with its candidate sets for who is no critic."""
+    """A prompt; with its candidate sets, except for critics."""
     prompt = prompts.get_prompt(session, actor, parse_id(prompt_id))
     role = project_role(session, actor, session.get_one(Project, prompt.project_id))
     return Json(prompt_json(prompt, role, None if role is Role.critic else candidate_sets_out(session, prompt)))
 
 
 def candidate_sets_out(session: Session, prompt: Prompt) -> list[CandidateSetOut]:
-    """The candidate sets of a prompt, with all that is known of their candidates."""
+    """The candidate sets of a prompt, with everything known about their candidates."""
     return [
         CandidateSetOut(
             id=str(one.id),
@@ -160,6 +160,6 @@ def candidate_sets_out(session: Session, prompt: Prompt) -> list[CandidateSetOut
 def change_prompt(
     session: SessionDep, actor: ActorDep, prompt_id: str, body: Annotated[dict[str, Any], Body()]
 ) -> Response:
-    """Change a prompt, or retire it (`state`); only what is given changes."""
+    """Change a prompt, or retire it (`state`); only the given fields change."""
     prompt = prompts.update_prompt(session, actor, parse_id(prompt_id), body)
     return Json(prompt_json(prompt, Role.reviewer))

@@ -1,4 +1,4 @@
-"""Gold prompts, practice, reviews, and how critics stand."""
+"""Gold prompts, practice, reviews and critic standings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NoteIn(BaseModel):
 
 
 class ReturnIn(BaseModel):
-    """A verdict to be sent back to its critic, and why."""
+    """A verdict to send back to its critic, and the reason."""
 
     verdict: str
     note: str
@@ -41,7 +41,7 @@ class PracticeIn(BaseModel):
 
 
 class PracticeOut(BaseModel):
-    """How right that was, from 0 to 1, and what was right."""
+    """The score, from 0 to 1, and what was right."""
 
     score: float
     known: dict[str, bool]
@@ -52,7 +52,7 @@ class PracticeOut(BaseModel):
 
 
 class StandingOut(BaseModel):
-    """A critic's accuracy on gold prompts and on what came back to them. `paused`: they get nothing more to judge."""
+    """A critic's accuracy on gold prompts and consistency on repeats. `paused`: they get nothing more to judge."""
 
     critic: str
     email: str
@@ -71,21 +71,21 @@ class StandingOut(BaseModel):
 
 @router.get("/projects/{slug}/gold", response_model=ListOut[dict[str, Any]])
 def list_gold(session: SessionDep, actor: ActorDep, slug: str) -> Json:
-    """The gold prompts in use, with how often they were answered and how right. For reviewers."""
+    """The active gold prompts, with how often they were answered and how accurately. For reviewers."""
     project = projects.get_project(session, actor, slug, Role.reviewer)
     return Json({"items": gold.list_gold(session, actor, project), "next": None})
 
 
 @router.post("/projects/{slug}/gold", status_code=201, response_class=Json)
 def add_gold(session: SessionDep, actor: ActorDep, slug: str, body: gold.GoldIn) -> Json:
-    """Make a prompt a gold one, with candidates whose fit is known; it is taken out of use otherwise."""
+    """Make a prompt a gold prompt, with candidates whose fit is known; it is not used otherwise."""
     project = projects.get_project(session, actor, slug, Role.reviewer)
     return Json(gold.add_gold(session, actor, project, body), status_code=201)
 
 
 @router.delete("/gold/{gold_id}", status_code=204)
 def remove_gold(session: SessionDep, actor: ActorDep, gold_id: str) -> None:
-    """Take a gold prompt out of use."""
+    """Deactivate a gold prompt."""
     gold.remove_gold(session, actor, parse_id(gold_id))
 
 
@@ -98,7 +98,7 @@ def next_practice(session: SessionDep, actor: ActorDep, slug: str) -> Json:
 
 @router.post("/projects/{slug}/practice/{gold_id}")
 def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: str, body: PracticeIn) -> PracticeOut:
-    """Judge a practice prompt, and be told what was right."""
+    """Judge a practice prompt and get the right answer."""
     project = projects.get_project(session, actor, slug, Role.critic)
     told = gold.answer_practice(session, actor, project, parse_id(gold_id), body.picks)
     return PracticeOut(**{**asdict(told), "picked": list(told.picked)}, wrong=list(told.wrong))
@@ -109,7 +109,7 @@ def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: st
 
 @router.get("/projects/{slug}/standings")
 def list_standings(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[StandingOut]:
-    """How critics stand: gold prompts, repeats, pauses. For reviewers."""
+    """The standings of critics: gold prompts, repeats, pauses. For reviewers."""
     project = projects.get_project(session, actor, slug, Role.reviewer)
     twice = {one.critic_id: one for one in repeats.measure_consistency(session, actor, project)}
     found = {one.critic_id: one for one in standings.list_standings(session, actor, project)}
@@ -135,14 +135,14 @@ def list_standings(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[S
 
 @router.post("/projects/{slug}/standings/{critic_id}/pause", status_code=204)
 def pause(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
-    """Give a critic nothing more to judge. For admins."""
+    """Pause a critic: they are offered nothing more to judge. For admins."""
     project = projects.get_project(session, actor, slug, Role.admin)
     standings.pause(session, actor, project, parse_id(critic_id))
 
 
 @router.post("/projects/{slug}/standings/{critic_id}/resume", status_code=204)
 def resume(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
-    """Let a paused critic go on; their gold prompts count anew. For admins."""
+    """Let a paused critic continue; their gold prompts count afresh. For admins."""
     project = projects.get_project(session, actor, slug, Role.admin)
     standings.resume(session, actor, project, parse_id(critic_id))
 
@@ -160,7 +160,7 @@ def list_reviews(
     limit: Limit = 100,
     cursor: str | None = None,
 ) -> Json:
-    """Disagreements, flags and late verdicts, the oldest first. For reviewers."""
+    """Disagreements, flags and late verdicts, oldest first. For reviewers."""
     project = projects.get_project(session, actor, slug, Role.reviewer)
     page = reviews.list_reviews(session, actor, project, state=state, kind=kind, limit=limit, cursor=cursor)
     return Json({"items": page.items, "next": page.next})
@@ -168,49 +168,49 @@ def list_reviews(
 
 @router.get("/reviews/{review_id}", response_class=Json)
 def get_review(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
-    """One of them."""
+    """A review."""
     return Json(reviews.get_review(session, actor, parse_id(review_id)))
 
 
 @router.post("/reviews/{review_id}/decision", response_class=Json)
 def decide(session: SessionDep, actor: ActorDep, review_id: str, body: VerdictIn) -> Json:
-    """Say which candidates fit; it counts instead of what the critics said."""
+    """Decide which candidates fit. The decision replaces the critics' verdicts."""
     return Json(judging_decide.decide(session, actor, parse_id(review_id), body))
 
 
 @router.post("/reviews/{review_id}/dismissal", response_class=Json)
 def dismiss(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
-    """Leave things as they are; a flagged prompt is offered again."""
+    """Close a review without a decision; a flagged prompt is offered again."""
     return Json(judging_decide.dismiss(session, actor, parse_id(review_id), body.note))
 
 
 @router.post("/reviews/{review_id}/retirement", response_class=Json)
 def retire(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
-    """Take the prompt out of use."""
+    """Retire the prompt."""
     return Json(judging_decide.retire(session, actor, parse_id(review_id), body.note))
 
 
 @router.post("/reviews/{review_id}/acceptance", response_class=Json)
 def accept(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
-    """Count a verdict that came too late. For admins."""
+    """Count a late verdict. For admins."""
     return Json(judging_decide.accept(session, actor, parse_id(review_id)))
 
 
 @router.post("/reviews/{review_id}/return", response_class=Json)
 def send_back(session: SessionDep, actor: ActorDep, review_id: str, body: ReturnIn) -> Json:
-    """Ask a critic to look again at a verdict."""
+    """Ask a critic to look at a verdict again."""
     verdict = candidate_id(body.verdict, "verdict")
     return Json(judging_decide.send_back(session, actor, parse_id(review_id), verdict, body.note))
 
 
 @router.get("/projects/{slug}/returned", response_model=ListOut[dict[str, Any]])
 def list_returned(session: SessionDep, actor: ActorDep, slug: str) -> Json:
-    """One's own verdicts that were sent back; change them (`PUT /verdicts/{id}`), or stand by them."""
+    """Your own verdicts that were sent back; change them (`PUT /verdicts/{id}`), or confirm them."""
     project = projects.get_project(session, actor, slug, Role.critic)
     return Json({"items": judging_decide.returned_to(session, actor, project), "next": None})
 
 
 @router.post("/returned/{returned_id}/stand", status_code=204)
 def stand_by(session: SessionDep, actor: ActorDep, returned_id: str) -> None:
-    """Say that a verdict which was sent back stands as it is."""
+    """Confirm a verdict that was sent back."""
     judging_decide.stand_by(session, actor, parse_id(returned_id))

@@ -25,20 +25,20 @@ Id = Annotated[str, BeforeValidator(_text_of_id)]
 
 
 class Out(BaseModel):
-    """Base of what is answered, made from rows."""
+    """Base class of responses, built from rows."""
 
     model_config = ConfigDict(from_attributes=True)
 
 
 class ListOut(Out, Generic[T]):
-    """A page of a list; `next` is the cursor of the following one."""
+    """A page of a list; `next` is the cursor of the following page."""
 
     items: Sequence[T]
     next: str | None = None
 
 
 class ProblemOut(Out):
-    """An error (RFC 9457). `detail` says what to do about it, `field` where."""
+    """An error (RFC 9457). `detail` says what to do about it, `field` names the place."""
 
     type: str
     title: str
@@ -48,7 +48,7 @@ class ProblemOut(Out):
 
 
 class ProjectIn(ProjectSettings):
-    """A new project; settings that are not given have their default."""
+    """A new project; settings that are not given get their defaults."""
 
     slug: str
     name: str | None = None
@@ -65,7 +65,7 @@ class ProjectOut(ProjectSettings):
 
 
 class ImageOut(Out):
-    """An image. `sha256` is of the bytes that `url` serves, not of those that were uploaded."""
+    """An image. `sha256` is the hash of the bytes that `url` serves, not of the upload."""
 
     sha256: str
     url: str
@@ -85,7 +85,7 @@ class PromptImageOut(Out):
 
 
 class CandidateOut(Out):
-    """A candidate, for who does not judge it."""
+    """A candidate, for everyone but its critics."""
 
     id: Id
     text: str
@@ -96,7 +96,7 @@ class CandidateOut(Out):
 
 
 class CandidateSetOut(Out):
-    """A candidate set, for who does not judge it."""
+    """A candidate set, for everyone but its critics."""
 
     id: Id
     version: Id | None
@@ -124,7 +124,7 @@ class PromptOut(Out):
 
 
 class ItemError(Out):
-    """Why an item of several was not taken."""
+    """Why one of several items was rejected."""
 
     index: int
     field: str | None
@@ -132,7 +132,7 @@ class ItemError(Out):
 
 
 class PromptsAdded(Out):
-    """What became of several prompts: `items` are those that are there now, in their order."""
+    """The result of adding several prompts: `items` are the prompts that exist now, in order."""
 
     items: list[PromptOut]
     created: int
@@ -174,7 +174,7 @@ class VersionOut(Out):
 
 
 class SnapshotIn(BaseModel):
-    """A data set to be frozen."""
+    """A data set to freeze."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -182,7 +182,7 @@ class SnapshotIn(BaseModel):
 
 
 class SnapshotOut(Out):
-    """A frozen data set. `sha256` is of its rows, `records_sha256` of all records that stood; `card` describes both."""
+    """A frozen data set. `sha256` hashes its rows, `records_sha256` all records of that time; `card` describes both."""
 
     id: Id
     number: int
@@ -197,7 +197,7 @@ class SnapshotOut(Out):
 
 
 class ImportOut(Out):
-    """An import on its way: `done` of `total` lines, and every rejected line with its reason."""
+    """An import: `done` of `total` lines, and the rejected lines with their reasons."""
 
     id: Id
     state: str
@@ -216,7 +216,7 @@ class ImportOut(Out):
 
 
 class WebhookIn(BaseModel):
-    """A new webhook; without `project`, a slug, it is told of all."""
+    """A new webhook; without `project`, a slug, it receives the events of all projects."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -226,7 +226,7 @@ class WebhookIn(BaseModel):
 
 
 class WebhookChange(BaseModel):
-    """What changes of a webhook."""
+    """Changes to a webhook."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -236,7 +236,7 @@ class WebhookChange(BaseModel):
 
 
 class WebhookOut(Out):
-    """A webhook. `secret` is what its deliveries are signed with, shown once."""
+    """A webhook. `secret` signs its deliveries and is shown once."""
 
     id: Id
     project: str | None
@@ -248,7 +248,7 @@ class WebhookOut(Out):
 
 
 class DeliveryOut(Out):
-    """One event for one webhook: `tries` so far, the `status` of the last answer, when the next try is."""
+    """One event for one webhook: `tries` so far, the `status` of the last response, and when the next try is due."""
 
     id: Id
     event: str
@@ -274,7 +274,7 @@ class UserIn(BaseModel):
 
 
 class UserChange(BaseModel):
-    """What changes of a person."""
+    """Changes to a person."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -308,7 +308,7 @@ class TokenIn(BaseModel):
 
 
 class TokenOut(Out):
-    """A token. `token` is its text, shown once."""
+    """A token. `token` is its plain text, shown once."""
 
     id: Id
     scope: Scope
@@ -322,12 +322,12 @@ class TokenOut(Out):
 
 
 def image_url(sha256: str) -> str:
-    """Where an image is served."""
+    """The URL of an image."""
     return f"/api/v1/images/{sha256}"
 
 
 def images_out(prompt: Prompt) -> list[PromptImageOut]:
-    """The images of a prompt, which are loaded."""
+    """The images of a prompt, which must be loaded."""
     return [
         PromptImageOut(
             sha256=shown.sha256,
@@ -340,7 +340,7 @@ def images_out(prompt: Prompt) -> list[PromptImageOut]:
 
 
 def prompt_out(prompt: Prompt, role: Role | None, *, sets: list[CandidateSetOut] | None = None) -> PromptOut:
-    """A prompt whose images are loaded, as somebody of `role` may see it."""
+    """A prompt, whose images must be loaded, as a person with `role` may see it."""
     blind = role is Role.critic
     return PromptOut(
         id=str(prompt.id),

@@ -1,4 +1,4 @@
-"""People and their keys."""
+"""People and their tokens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def list_users(
 
 @router.post("/users", status_code=201)
 def add_user(session: SessionDep, actor: ActorDep, body: UserIn) -> UserOut:
-    """Add a person, a member of the named projects. Without a password they have tokens only."""
+    """Add a person as a member of the named projects. Without a password they can only use tokens."""
     user = users.add_user(
         session, actor, email=body.email, role=body.role, password=body.password, project_slugs=body.projects
     )
@@ -58,7 +58,7 @@ def add_user(session: SessionDep, actor: ActorDep, body: UserIn) -> UserOut:
 
 @router.get("/users/me")
 def get_me(session: SessionDep, actor: ActorDep) -> UserOut:
-    """Oneself."""
+    """Yourself."""
     return users_out(session, [users.get_user(session, actor, actor.user_id)])[0]
 
 
@@ -70,7 +70,7 @@ def get_user(session: SessionDep, actor: ActorDep, user_id: str) -> UserOut:
 
 @router.patch("/users/{user_id}")
 def change_user(session: SessionDep, actor: ActorDep, user_id: str, body: UserChange) -> UserOut:
-    """Change a person's role, projects or password, or shut them out."""
+    """Change a person's role, projects or password, or disable them."""
     number = parse_id(user_id)
     user = users.get_user(session, actor, number)
     if body.role is not None:
@@ -85,20 +85,20 @@ def change_user(session: SessionDep, actor: ActorDep, user_id: str, body: UserCh
 
 
 def token_out(token: Token, plain: str | None = None) -> TokenOut:
-    """A token; its text only when it was just made."""
+    """A token; its plain text only if it was just created."""
     out = TokenOut.model_validate(token, from_attributes=True)
     return out.model_copy(update={"token": plain})
 
 
 @router.get("/users/{user_id}/tokens", response_model_exclude={"items": {"__all__": {"token"}}})
 def list_tokens(session: SessionDep, actor: ActorDep, user_id: str) -> ListOut[TokenOut]:
-    """A person's tokens, without their texts."""
+    """A person's tokens, without their plain text."""
     return ListOut(items=[token_out(token) for token in users.list_tokens(session, actor, parse_id(user_id))])
 
 
 @router.post("/users/{user_id}/tokens", status_code=201)
 def add_token(session: SessionDep, actor: ActorDep, user_id: str, body: TokenIn) -> TokenOut:
-    """Make a token; its text is shown this once."""
+    """Create a token; its plain text is shown only now."""
     token, plain = users.create_token(
         session,
         actor,
@@ -115,5 +115,5 @@ def add_token(session: SessionDep, actor: ActorDep, user_id: str, body: TokenIn)
 
 @router.delete("/tokens/{token_id}", status_code=204)
 def revoke_token(session: SessionDep, actor: ActorDep, token_id: str) -> None:
-    """End a token at once."""
+    """Revoke a token with immediate effect."""
     users.revoke_token(session, actor, parse_id(token_id))

@@ -1,4 +1,4 @@
-"""Webhooks: addresses that are told of events, and the log of what they were told."""
+"""Webhooks: addresses that receive events, and the log of deliveries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["webhooks"])
 
 
 def webhook_out(webhook: Webhook, project: Project | None, secret: str | None = None) -> WebhookOut:
-    """A webhook; its secret only when that was just made."""
+    """A webhook; its secret only if it was just created."""
     return WebhookOut(
         id=str(webhook.id),
         project=None if project is None else project.slug,
@@ -29,12 +29,12 @@ def webhook_out(webhook: Webhook, project: Project | None, secret: str | None = 
 
 
 def delivery_out(delivery: WebhookDelivery) -> DeliveryOut:
-    """A delivery of the log."""
+    """A delivery in the log."""
     return DeliveryOut.model_validate(delivery, from_attributes=True)
 
 
 def project_of(session: SessionDep, webhook: Webhook) -> Project | None:
-    """The project a webhook is told of; None where it is told of all."""
+    """The project of a webhook; None if it receives the events of all projects."""
     return None if webhook.project_id is None else session.get_one(Project, webhook.project_id)
 
 
@@ -46,7 +46,7 @@ def list_webhooks(
     limit: Limit = 100,
     cursor: str | None = None,
 ) -> ListOut[WebhookOut]:
-    """All webhooks, for an admin; with `project`, a slug, those that are told of it."""
+    """All webhooks, for an admin; with `project`, a slug, only those of that project."""
     of_project = None if project is None else projects.get_project(session, actor, project)
     found = webhooks.list_webhooks(session, actor, of_project)
     page = slice_page(found, lambda one: one.id, limit=limit, cursor=cursor)
@@ -55,7 +55,7 @@ def list_webhooks(
 
 @router.post("/webhooks", status_code=201)
 def add_webhook(session: SessionDep, actor: ActorDep, body: WebhookIn) -> WebhookOut:
-    """Have an address told of events of a project, or without one of all. `secret` is shown this once."""
+    """Send the events of a project, or without one of all projects, to an address. `secret` is shown only now."""
     project = None if body.project is None else projects.get_project(session, actor, body.project)
     made, secret = webhooks.add_webhook(session, actor, url=body.url, events=body.events, project=project)
     return webhook_out(made, project, secret)
@@ -70,7 +70,7 @@ def get_webhook(session: SessionDep, actor: ActorDep, webhook_id: str) -> Webhoo
 
 @router.patch("/webhooks/{webhook_id}", response_model_exclude={"secret"})
 def change_webhook(session: SessionDep, actor: ActorDep, webhook_id: str, body: WebhookChange) -> WebhookOut:
-    """Change where a webhook goes, of what it is told, or whether."""
+    """Change a webhook's address or events, or switch it on or off."""
     found = webhooks.change_webhook(
         session, actor, parse_id(webhook_id), url=body.url, events=body.events, active=body.active
     )
@@ -85,7 +85,7 @@ def remove_webhook(session: SessionDep, actor: ActorDep, webhook_id: str) -> Non
 
 @router.post("/webhooks/{webhook_id}/secret", status_code=201)
 def renew_secret(session: SessionDep, actor: ActorDep, webhook_id: str) -> WebhookOut:
-    """Give a webhook a new secret, shown this once; the old one signs nothing any more."""
+    """Give a webhook a new secret, shown only now; the old one becomes invalid."""
     found, secret = webhooks.renew_secret(session, actor, parse_id(webhook_id))
     return webhook_out(found, project_of(session, found), secret)
 
@@ -94,12 +94,12 @@ def renew_secret(session: SessionDep, actor: ActorDep, webhook_id: str) -> Webho
 def list_deliveries(
     session: SessionDep, actor: ActorDep, webhook_id: str, limit: Limit = 100, cursor: str | None = None
 ) -> ListOut[DeliveryOut]:
-    """The log of a webhook, the newest first."""
+    """The deliveries of a webhook, newest first."""
     found = webhooks.list_deliveries(session, actor, parse_id(webhook_id), limit=limit, cursor=cursor)
     return ListOut(items=[delivery_out(one) for one in found.items], next=found.next)
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/replay", status_code=202)
 def replay(session: SessionDep, actor: ActorDep, webhook_id: str, delivery_id: str) -> DeliveryOut:
-    """Send a delivery again, under the same id."""
+    """Send a delivery again with the same id."""
     return delivery_out(webhooks.replay(session, actor, parse_id(webhook_id), parse_id(delivery_id)))

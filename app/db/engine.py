@@ -1,4 +1,4 @@
-"""The engine: how we connect, how many connections a process has, and how a connection is checked before use."""
+"""The database engine: connection options, the size of the pool, and the check of a connection before use."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from app.settings import get_settings
 
-# Connections of a process beside the `pool_size` of its requests: for kinds with places of their own, and for health.
-# A stream has one at its place and some that fetch its next pages.
-# Some are the event loop's own (`app/fast_path/pg_pipeline.py`), for claims and verdicts.
+# Connections a process needs besides the `pool_size` of its requests: for the kinds of requests with limits of their
+# own, and one for health checks. A stream holds one connection itself, and each of its fetchers of the next pages
+# another. The event loop has some of its own for claims and verdicts (`app/fast_path/pg_pipeline.py`).
 IMAGE_CONNECTIONS, UPLOAD_CONNECTIONS, STREAM_SLOTS, FETCHERS_PER_STREAM, JUDGING_CONNECTIONS = 2, 2, 2, 2, 8
 RESERVED_CONNECTIONS = IMAGE_CONNECTIONS + UPLOAD_CONNECTIONS + STREAM_SLOTS * (1 + FETCHERS_PER_STREAM) + 1
 EXTRA_CONNECTIONS = RESERVED_CONNECTIONS + JUDGING_CONNECTIONS
 IDLE_SECONDS = 0.05
-"""A connection that was idle for so long is asked whether it still stands before it is used."""
+"""A connection that was idle for longer than this is pinged before it is used."""
 
 
-# A server that is cut off says nothing: after 20 s without a sign of it a connection is given up. TCP only.
+# A server that is cut off sends nothing. A connection is given up after 20 s of silence. This applies to TCP only.
 KEEPALIVES = {
     "keepalives": 1,
     "keepalives_idle": 10,
@@ -36,7 +36,7 @@ KEEPALIVES = {
 
 
 def sqlalchemy_url(url: str) -> str:
-    """`url` with the driver we use, whatever common spelling of PostgreSQL it has."""
+    """Return `url` with the driver we use, whichever common spelling of PostgreSQL it has."""
     for prefix in ("postgresql+psycopg://", "postgresql://", "postgres://"):
         if url.startswith(prefix):
             return "postgresql+psycopg://" + url.removeprefix(prefix)
@@ -44,25 +44,25 @@ def sqlalchemy_url(url: str) -> str:
 
 
 def libpq_url(url: str) -> str:
-    """`url` as the driver and PostgreSQL's own programs take it."""
+    """Return `url` in the form that the driver and PostgreSQL's own programs accept."""
     return sqlalchemy_url(url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 
 def connect_args(more: str = "") -> dict[str, Any]:
-    """How we connect: so that locks, statements that run away and servers that are cut off are given up."""
+    """Connection options: timeouts for locks, runaway statements and servers that are cut off."""
     options = "-c lock_timeout=2000 -c statement_timeout=10000 -c transaction_timeout=10000 -c timezone=UTC -c jit=off"
     named = {"application_name": "illume", "client_encoding": "utf8"}
     return {"connect_timeout": 3, "options": f"{options} {more}".strip(), **named, **KEEPALIVES}
 
 
 def make_engine(url: str, *, pool_size: int) -> Engine:
-    """An engine whose connections give up on locks and on statements that run away."""
+    """Create an engine whose connections give up on locks and on runaway statements."""
     engine = create_engine(
         sqlalchemy_url(url),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=5,
-        pool_use_lifo=True,  # few connections that have their plans, rather than many that plan
+        pool_use_lifo=True,  # a few connections with cached plans beat many that have to plan
         connect_args=connect_args(),
     )
     ping_after_idling(engine)
@@ -70,17 +70,17 @@ def make_engine(url: str, *, pool_size: int) -> Engine:
 
 
 def has_unread_data(connection: DBAPIConnection) -> bool:
-    """Whether there is something to read on a connection that nobody uses: mostly that it is over."""
+    """Whether an idle connection has unread data, which usually means that the server has closed it."""
     waiting = poll()
     waiting.register(connection.fileno(), POLLIN)
     return bool(waiting.poll(0))
 
 
 def ping_after_idling(engine: Engine) -> None:
-    """Ask whether a connection still stands before it is used, where it was idle or the server said something on it.
+    """Ping a connection before use if it was idle for a while or has unread data.
 
-    A server that closes a connection says so; only one that was cut off does not. Asking each time took longer than
-    what many requests ask for.
+    A server that closes a connection says so; only one that is cut off stays silent. Pinging every time took longer
+    than the queries of many requests.
     """
 
     def note(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:

@@ -1,4 +1,4 @@
-"""The database's schema: brought up to date, and compared with what this code needs."""
+"""The database schema: upgrade it, and compare it with what this code needs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from app.settings import ROOT
 
 
 def alembic_config(url: str) -> Config:
-    """Alembic's configuration for the database at `url`."""
+    """Return Alembic's configuration for the database at `url`."""
     config = Config(toml_file=ROOT / "pyproject.toml")
     config.attributes["database_url"] = url
     return config
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the database up to `revision`. Several callers at once wait for each other."""
+    """Upgrade the database to `revision`. Concurrent callers wait for each other."""
     command.upgrade(alembic_config(url), revision)
 
 
 def downgrade(url: str, revision: str) -> None:
-    """Take the database back to `revision`; `base` removes all tables."""
+    """Downgrade the database to `revision`; `base` removes all tables."""
     command.downgrade(alembic_config(url), revision)
 
 
 def check(url: str) -> None:
-    """Raise alembic's CommandError where the tables in the database are not those of `app.models`."""
+    """Raise alembic's CommandError if the tables in the database differ from those of `app.models`."""
     command.check(alembic_config(url))
 
 
@@ -40,7 +40,7 @@ def required_revision() -> str | None:
 
 
 def current_revision(url: str) -> str | None:
-    """The revision the database has; None before the first migration."""
+    """The revision of the database; None before the first migration."""
     engine = create_engine(sqlalchemy_url(url), poolclass=pool.NullPool, connect_args={"connect_timeout": 3})
     with engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()

@@ -1,4 +1,4 @@
-"""Sessions of this process, and what queries everywhere share."""
+"""Database sessions of this process, and expressions that many queries share."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def session_factory() -> sessionmaker[Session]:
 
 
 def id_in(column: InstrumentedAttribute[int], ids: Iterable[int]) -> ColumnElement[bool]:
-    """Whether a column is one of `ids`, however many: they go as one array, where `in_` takes 65,535 at most."""
+    """Whether `column` is one of `ids`. They are sent as one array, because `in_` takes at most 65,535 values."""
     return column == any_(cast(list(ids), ARRAY(BigInteger)))
 
 
 def database_now(session: Session) -> datetime:
-    """The time by the database's clock: all times that are stored or compared come from it, whatever ours says."""
+    """The time by the database's clock. All times that are stored or compared come from it, never from ours."""
     return session.execute(func.now().select()).scalar_one()
 
 
 @contextlib.contextmanager
 def session_scope() -> Iterator[Session]:
-    """A session that commits at the end and rolls back on an error; for workers, commands and streams."""
+    """A session that commits at the end and rolls back on an error, for workers, commands and streams."""
     with session_factory()() as session, session.begin():
         yield session

@@ -1,4 +1,4 @@
-"""What routes ask for: a session, and who acts."""
+"""Dependencies of routes: the database session and the actor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 async def get_session() -> AsyncIterator[Session]:
     """A session for one request, committed when its route returns and before the response leaves.
 
-    Only what asks the database runs in a thread: making a session does not.
+    Only calls to the database run in a thread; creating a session does not.
     """
     session = session_factory()()
     try:
@@ -54,17 +54,20 @@ SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
 def bearer_token(request: Request) -> str | None:
-    """The token of the Authorization header."""
+    """Return the token of the Authorization header."""
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if kind.lower() == "bearer" and token.strip() else None
 
 
-# Says in the OpenAPI description how to sign in; `bearer_token` reads the header.
+# Declares the authentication in the OpenAPI description; `bearer_token` reads the header.
 bearer_scheme = HTTPBearer(auto_error=False, description="A token: an admin makes them, `illume token add` too.")
 
 
 def authenticate_bearer(scope: RequestScope, session: Session, token: str, *, reads_only: bool) -> Actor:
-    """Who bears a token. Raises `Unauthenticated`, `TooMany`, and `Forbidden` where it may only read."""
+    """Return the bearer of a token.
+
+    Raises `Unauthenticated`, `TooMany`, and `Forbidden` for a write with a token that may only read.
+    """
     actor = users.actor_for_token(session, token)
     rate_limits.count_use(scope, actor)
     if not reads_only:
@@ -73,9 +76,9 @@ def authenticate_bearer(scope: RequestScope, session: Session, token: str, *, re
 
 
 def get_actor(request: Request, session: SessionDep, _: Annotated[object, Security(bearer_scheme)]) -> Actor:
-    """Who bears the request's token; for what changes nothing, a browser's session will do too.
+    """Return the bearer of the request's token. For reads, a browser's session works too.
 
-    Raises `Unauthenticated`, `TooMany`, and `Forbidden` where the token may only read.
+    Raises `Unauthenticated`, `TooMany`, and `Forbidden` for a write with a token that may only read.
     """
     reads_only = request.method in SAFE_METHODS
     token = bearer_token(request)

@@ -1,4 +1,4 @@
-"""The headers every answer carries."""
+"""The headers of every response."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADER
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds `HEADERS` where the answer does not say otherwise, and what is left of a limit."""
+    """ASGI middleware that adds `HEADERS` that the response does not set itself, and the rate limit headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and its answer back with the headers."""
+        """Pass the request on, and add the headers to its response."""
 
         async def adding(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""Tabs that only wait: 'nothing is new' is answered from a mark of the project, without making the page for it."""
+"""A cache for pages that poll: 304 and repeated pages are answered from a change token, without rendering."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ from app.services.read_models import change_tokens
 
 LIVE_PATHS = re.compile(r"/admin/projects/([^/]+)(?:/rounds|/rounds/\d+|/versions|/comparisons/\d+|/imports/\d+)?")
 MAX_PAGES = 512
-"""So many pages are kept; each is some tens of kilobytes."""
+"""How many pages are kept; each has some tens of kilobytes."""
 MAX_AGE = 20.0
-"""So long a page may be taken to be as it was made: 'a minute ago' becomes 'two minutes ago' without any change."""
+"""How many seconds a page stays valid. Relative times such as 'a minute ago' grow old even without a change."""
 
 Key = tuple[str, bytes, str]
-"""A path, a query and the hash of a session."""
+"""A path, a query, and the hash of a session."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedPage:
-    """A page as it was made: its tag, what the database and the project were just before, and until when it serves.
+    """A rendered page: its ETag, the change tokens from just before it was rendered, and until when it is valid.
 
-    `content` is None where only the tag is known.
+    `content` is None if only the ETag is known.
     """
 
     etag: str
     content: bytes | None
-    moment: str | None
-    mark: str | None
-    until: float
+    database: str | None
+    project: str | None
+    valid_until: float
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """What was found before the page is made; `same` says that it need not be."""
+    """The current change tokens; `unchanged` says that the page need not be rendered again."""
 
-    moment: str | None
-    mark: str | None
-    same: bool
+    database: str | None
+    project: str | None
+    unchanged: bool
 
 
 class LivePageCache:
-    """ASGI middleware that answers 304 to a live page's question where nothing that it shows has changed."""
+    """ASGI middleware that answers a polling page with 304 if nothing that it shows has changed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.seen: OrderedDict[Key, CachedPage] = OrderedDict()
-        self.making: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self.pages: OrderedDict[Key, CachedPage] = OrderedDict()
+        self.locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass the request on and keep what comes of it."""
+        """Answer from the cache, or pass the request on and cache the response."""
         found = LIVE_PATHS.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
         request = Request(scope, receive) if found else None
         cookie = request.cookies.get(SESSION_COOKIE) if request and request.headers.get("hx-request") else None
@@ -68,67 +68,75 @@ class LivePageCache:
             await self.app(scope, receive, send)
             return
         key = (scope["path"], scope["query_string"], hash_secret(cookie))
-        # Of tabs that ask at once one has the page made, and the others get what it got.
-        async with self.making.setdefault(key, asyncio.Lock()):
-            look = await run_sync(check_freshness, scope["app"].state.sessions, found[1], key[2], self._fresh(key))
-            answer = self._answer(key, look, request.headers.get("if-none-match"))
+        # Of several tabs that ask at once, one has the page rendered and the others share the result.
+        async with self.locks.setdefault(key, asyncio.Lock()):
+            freshness = await run_sync(
+                check_freshness, scope["app"].state.sessions, found[1], key[2], self._valid_page(key)
+            )
+            answer = self._answer(key, freshness, request.headers.get("if-none-match"))
             if answer is None:
-                await self.app(scope, receive, self._keeping(send, key, look))
+                await self.app(scope, receive, self._wrap_send(send, key, freshness))
                 return
         await answer(scope, receive, send)
 
-    def _fresh(self, key: Key) -> CachedPage | None:
-        known = self.seen.get(key)
-        return known if known is not None and known.until >= time.monotonic() else None
+    def _valid_page(self, key: Key) -> CachedPage | None:
+        known = self.pages.get(key)
+        return known if known is not None and known.valid_until >= time.monotonic() else None
 
-    def _answer(self, key: Key, look: Freshness, theirs: str | None) -> Response | None:
-        """The answer to who knows the page by the tag `theirs`; None where it must be made."""
-        known = self.seen.get(key)
-        if known is None or not look.same:
+    def _answer(self, key: Key, freshness: Freshness, client_etag: str | None) -> Response | None:
+        """Answer a client that knows the page by `client_etag`. Return None if the page must be rendered."""
+        known = self.pages.get(key)
+        if known is None or not freshness.unchanged:
             return None
-        self._keep(key, replace(known, moment=look.moment, mark=look.mark))
+        self._store(key, replace(known, database=freshness.database, project=freshness.project))
         headers = {"ETag": known.etag, "Cache-Control": "no-store"}
-        if theirs == known.etag:
+        if client_etag == known.etag:
             return Response(status_code=304, headers=headers)
         return None if known.content is None else HTMLResponse(known.content, headers=headers)
 
-    def _keeping(self, send: Send, key: Key, look: Freshness) -> Send:
-        """`send`, keeping a page that is sent, or its tag."""
+    def _wrap_send(self, send: Send, key: Key, freshness: Freshness) -> Send:
+        """Wrap `send` so that the page that is sent, or its ETag, is cached."""
         etag: str | None = None
         content = bytearray()
 
-        async def passing(message: Message) -> None:
+        async def send_and_store(message: Message) -> None:
             nonlocal etag
             if message["type"] == "http.response.start":
                 found = dict(message["headers"]).get(b"etag")
-                etag = found.decode() if found and message["status"] in (200, 304) and look.mark is not None else None
+                etag = (
+                    found.decode()
+                    if found and message["status"] in (200, 304) and freshness.project is not None
+                    else None
+                )
             elif etag is not None:
                 content.extend(message.get("body", b""))
                 if not message.get("more_body", False):
-                    self._note(key, look, etag, bytes(content))
+                    self._store_response(key, freshness, etag, bytes(content))
             await send(message)
 
-        return passing
+        return send_and_store
 
-    def _note(self, key: Key, look: Freshness, etag: str, content: bytes) -> None:
-        """Keep what was made; what was only compared is as it was, if that is still known."""
-        before = self.seen.get(key)
+    def _store_response(self, key: Key, freshness: Freshness, etag: str, content: bytes) -> None:
+        """Cache a new page. After a 304 the known content is kept, if its ETag is the same."""
+        before = self.pages.get(key)
         same = before.content if before is not None and before.etag == etag else None
         kept = content or same
-        self._keep(key, CachedPage(etag, kept, look.moment, look.mark, time.monotonic() + MAX_AGE))
+        self._store(key, CachedPage(etag, kept, freshness.database, freshness.project, time.monotonic() + MAX_AGE))
 
-    def _keep(self, key: Key, seen: CachedPage) -> None:
-        self.seen[key] = seen
-        self.seen.move_to_end(key)
-        while len(self.seen) > MAX_PAGES:
-            self.seen.popitem(last=False)
+    def _store(self, key: Key, page: CachedPage) -> None:
+        self.pages[key] = page
+        self.pages.move_to_end(key)
+        while len(self.pages) > MAX_PAGES:
+            self.pages.popitem(last=False)
 
 
 def check_freshness(sessions: OpenSession, slug: str, session_hash: str, known: CachedPage | None) -> Freshness:
-    """Look whether all is as it was when `known` was made."""
+    """Check whether anything has changed since `known` was rendered."""
     with sessions() as session:
-        moment = change_tokens.database_token(session)
-        if known is not None and moment is not None and moment == known.moment:
-            return Freshness(moment, known.mark, same=True)
-        mark = change_tokens.project_token(session, slug, session_hash)
-        return Freshness(moment, mark, same=known is not None and mark is not None and mark == known.mark)
+        database = change_tokens.database_token(session)
+        if known is not None and database is not None and database == known.database:
+            return Freshness(database, known.project, unchanged=True)
+        project = change_tokens.project_token(session, slug, session_hash)
+        return Freshness(
+            database, project, unchanged=known is not None and project is not None and project == known.project
+        )

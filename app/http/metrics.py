@@ -1,4 +1,4 @@
-"""Numbers for Prometheus: requests and how long they took, over all web processes of this machine."""
+"""Prometheus metrics: requests and their duration, over all web processes of this machine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ REQUEST_SECONDS = Histogram(
 
 
 class RequestMetrics:
-    """ASGI middleware that counts and times requests by route; paths nobody knows are one."""
+    """ASGI middleware that counts and times requests by route. Unknown paths count as one route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and count it when its answer begins."""
+        """Pass the request on, and count it when its response begins."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -45,7 +45,7 @@ class RequestMetrics:
 
 @functools.lru_cache(maxsize=1000)
 def request_counter(method: str, route: str, status: str) -> Counter:
-    """The counter of these labels; finding it took longer than counting."""
+    """The counter with these labels, cached: looking it up took longer than counting."""
     return REQUESTS.labels(method, route, status)
 
 
@@ -59,9 +59,9 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def render_metrics() -> tuple[bytes, str]:
-    """The numbers of all web processes as Prometheus reads them, and their media type."""
+    """Render the metrics of all web processes for Prometheus. Return them with their media type."""
     registry = REGISTRY
-    # The client library itself is told by this variable that several processes share a folder of numbers.
+    # This variable is how the client library itself learns that several processes share a folder of metrics.
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

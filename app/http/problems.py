@@ -1,4 +1,4 @@
-"""Errors as answers: problem+json for programs, pages for people."""
+"""Error responses: problem+json for programs, pages for people."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONTENTION = Unavailable("Many people change the same thing at this moment: try 
 
 
 def render(request: Request, error: DomainError) -> Response:
-    """The answer to a request that met `error`."""
+    """Render a domain error."""
     headers = {}
     if isinstance(error, TooMany | Unavailable):
         headers["Retry-After"] = str(error.retry_after)
@@ -53,7 +53,7 @@ def error_response(
     extra: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error as problem+json for a program, as a page or a toast for a person."""
+    """Return an error as problem+json for a program, or as a page or a toast for a person."""
     if request.url.path.startswith(MACHINE_PATHS):
         return Problem(status, title, detail, extra=extra, headers=headers)
     kept = {name: value for name, value in (headers or {}).items() if name != "WWW-Authenticate"}
@@ -62,12 +62,12 @@ def error_response(
 
 
 def refusal_response(request: Request, status: int, detail: str) -> Response:
-    """The answer to a request that the gate did not let in."""
+    """The response to a request that the gate refused."""
     return error_response(request, status, http.HTTPStatus(status).phrase, detail)
 
 
 def to_domain_error(error: Exception) -> DomainError | None:
-    """What an error of the database means to who asked; None where it is a fault of ours."""
+    """Translate a database error for the caller. Return None for a fault of ours."""
     if isinstance(error, PoolTimeout):
         return CONTENTION
     if not isinstance(error, DBAPIError):
@@ -93,7 +93,7 @@ def to_domain_error(error: Exception) -> DomainError | None:
 
 
 def response_for(request: Request, error: DomainError | DBAPIError | PoolTimeout) -> Response:
-    """The answer to a request that met an error of ours or of the database; raises it again where it is a fault."""
+    """Render a domain error or a database error. Raises it again if it is a fault of ours."""
     if isinstance(error, DomainError):
         return render(request, error)
     known = to_domain_error(error)
@@ -104,7 +104,7 @@ def response_for(request: Request, error: DomainError | DBAPIError | PoolTimeout
 
 
 def install(app: FastAPI, *, error_page: ErrorPage) -> None:
-    """Render all errors of `app` here, those for people by `error_page`."""
+    """Install the error handlers of `app`. `error_page` renders errors for people."""
     app.state.error_page = error_page
 
     @app.exception_handler(DomainError)
@@ -142,7 +142,7 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
 
 
 def to_invalid(error: RequestValidationError) -> Invalid:
-    """The first thing wrong with a request, naming its field, and the others as `errors`."""
+    """Report the first error of a request, naming its field, and all of them as `errors`."""
     found = []
     for one in error.errors():
         where = [str(part) for part in one["loc"] if part not in ("body", "query", "path", "header")]

@@ -1,8 +1,8 @@
-"""How often a token may be used: counted for each, told in the answer's headers, refused beyond it.
+"""Rate limits of tokens: counted, reported in response headers, enforced.
 
-The headers are those of the IETF's draft on RateLimit fields. Nothing is asked of the database: the token's row, which
-is read anyway, says its limit. A token with a limit of its own is counted in Redis, over all web processes; where there
-is none, and for all others, each process counts for itself.
+The headers follow the IETF draft on RateLimit fields. No query is made for it: the token's row, which is read anyway,
+holds its limit. A token with a limit of its own is counted in Redis, over all web processes. Without Redis, and for all
+other tokens, each process counts for itself.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from app.settings import get_settings
 SCOPE_KEY = "illume.rate_limit"
 WINDOW_SECONDS = 60
 REDIS_TIMEOUT = 0.1
-RETRY_AFTER = 10.0  # how long a Redis that failed is left alone
+RETRY_AFTER = 10.0  # how long a failed Redis is left alone
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class UsageCounter:
-    """Counts uses, in Redis where there is one and it answers, else in this process."""
+    """Counts uses: in Redis if it is configured and answers, else in this process."""
 
     def __init__(self, redis_url: str) -> None:
         self._own = FixedWindowRateLimiter(MemoryStorage())
@@ -41,7 +41,7 @@ class UsageCounter:
         self._paused_until = 0.0
 
     def count(self, item: RateLimitItem, key: str, *, shared: bool) -> tuple[bool, int, int]:
-        """Count one use: whether it is within the limit, how many are left, and in how many seconds all are again."""
+        """Count one use. Returns whether it is allowed, how many are left, and the seconds until the reset."""
         if shared and self._shared is not None and time.monotonic() >= self._paused_until:
             try:
                 return hit(self._shared, item, key)
@@ -51,8 +51,10 @@ class UsageCounter:
 
 
 def hit(limiter: FixedWindowRateLimiter, item: RateLimitItem, key: str) -> tuple[bool, int, int]:
-    """One use more, and where that leaves the key. A window that seems to last longer than one can is begun anew: this
-    machine's clock was put back."""
+    """Count one use of `key`.
+
+    A window that seems to last longer than possible is started afresh: this machine's clock was set back.
+    """
     if limiter.get_window_stats(item, key).reset_time - time.time() > item.get_expiry() + 1:
         limiter.clear(item, key)
     allowed = limiter.hit(item, key)
@@ -62,18 +64,18 @@ def hit(limiter: FixedWindowRateLimiter, item: RateLimitItem, key: str) -> tuple
 
 @functools.lru_cache(maxsize=4)
 def get_counter(redis_url: str) -> UsageCounter:
-    """The counter of this process for the Redis at an address."""
+    """Return this process's counter for the Redis at `redis_url`."""
     return UsageCounter(redis_url)
 
 
 @functools.lru_cache(maxsize=256)
 def per_minute(quota: int) -> RateLimitItem:
-    """So many a minute."""
+    """A limit of `quota` uses a minute."""
     return RateLimitItemPerMinute(quota)
 
 
 def count_use(scope: Scope, actor: Actor) -> None:
-    """Count a use of the actor's token, once for a request, and note in its scope what its answer is to say.
+    """Count a use of the actor's token, once per request, and store the rate limit headers in the request's scope.
 
     Raises `TooMany`.
     """
@@ -93,6 +95,6 @@ def count_use(scope: Scope, actor: Actor) -> None:
 
 
 def rate_limit_headers(quota: int, left: int, seconds: int) -> Headers:
-    """What the answer says: the limit, and what is left of it until when."""
+    """The response headers: the limit, what is left of it, and when it is reset."""
     policy, rest = f'"token";q={quota};w={WINDOW_SECONDS}', f'"token";r={left};t={seconds}'
     return ((b"ratelimit-policy", policy.encode()), (b"ratelimit", rest.encode()))

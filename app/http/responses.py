@@ -1,4 +1,4 @@
-"""Answers of the REST interface that are not models."""
+"""Responses that are not models."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from starlette.responses import Response
 
 
 class Json(Response):
-    """JSON that is ready as it is."""
+    """A JSON response. Bytes are sent as they are."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """`content` as bytes, which it may be already."""
+        """Return `content` as bytes."""
         return content if isinstance(content, bytes) else orjson.dumps(content)
 
 
 class Problem(Response):
-    """An error as RFC 9457 has it: `detail` says what a person can do about it."""
+    """An error in the format of RFC 9457. `detail` says what a person can do about it."""
 
     media_type = "application/problem+json"
 
@@ -34,5 +34,5 @@ class Problem(Response):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-        problem = {**problem, **(extra or {}), **problem}  # RFC 9457's own members come first, and always
+        problem = {**problem, **(extra or {}), **problem}  # RFC 9457's own members come first and cannot be overridden
         super().__init__(orjson.dumps(problem, default=str), status_code=status, headers=dict(headers or {}))

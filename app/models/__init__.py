@@ -1,4 +1,4 @@
-"""The tables. Words and rules are those of the design; invariants stand here as constraints."""
+"""The tables. Terms and rules are those of the design; invariants are expressed as constraints."""
 
 from app.db.base import Base
 from app.models.base_checks import BaseCheck, CheckState

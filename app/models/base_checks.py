@@ -1,4 +1,4 @@
-"""Looks at base models."""
+"""Checks of base models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.models.states import EnumText, enum_check
 
 
 class CheckState(StrEnum):
-    """Of a look at a base model: whether a worker could use it."""
+    """State of a base model check. `passed`: a worker could load the model."""
 
     queued = "queued"
     passed = "passed"
@@ -21,7 +21,7 @@ class CheckState(StrEnum):
 
 
 class BaseCheck(Base):
-    """A worker's look at a base model before a project takes it. `detail`: what it is, or why it cannot be used."""
+    """A worker's check of a base model before a project uses it. `detail`: a description, or why it cannot be used."""
 
     __tablename__ = "base_checks"
     __table_args__ = (enum_check("state", CheckState), Index("ix_base_checks_base_model_id", "base_model", "id"))

@@ -26,9 +26,9 @@ class Preferred(StrEnum):
 
 
 class Comparison(Base):
-    """Two versions whose rationales critics hold against each other without knowing whose are whose.
+    """Two versions whose rationales critics compare blindly.
 
-    `each`: how many critics judge a pair. A `gate` decides whether the new version becomes active.
+    `each` is how many critics judge a pair. A `gate` decides whether the new version becomes active.
     """
 
     __tablename__ = "comparisons"
@@ -54,7 +54,7 @@ class Comparison(Base):
 
 
 class ComparisonPair(Base):
-    """What the two versions of a comparison wrote for one prompt. `alike`: the same words, so that nobody is asked."""
+    """What the two versions of a comparison wrote for one prompt. `alike`: the texts are equal, so nobody is asked."""
 
     __tablename__ = "comparison_pairs"
     __table_args__ = (UniqueConstraint("comparison_id", "position"),)
@@ -70,7 +70,7 @@ class ComparisonPair(Base):
 
 
 class Preference(Base):
-    """What one critic preferred of a pair; `left` is whose text stood on the left."""
+    """What one critic preferred of a pair; `left` says whose text was shown on the left."""
 
     __tablename__ = "preferences"
     __table_args__ = (

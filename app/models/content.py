@@ -1,4 +1,4 @@
-"""Projects, prompts, images and the candidates models wrote for them."""
+"""Projects, prompts, images, and the candidates that models wrote for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from app.models.states import CandidateSetState, CandidateSource, EnumText, Impo
 class Project(Base):
     """One task with its prompts, settings and model lineage.
 
-    `revision_id` and `active_version_id` are the ones in force.
+    `revision_id` and `active_version_id` name the setting revision and the version in force.
     """
 
     __tablename__ = "projects"
@@ -48,7 +48,7 @@ class Project(Base):
 
 
 class SettingRevision(Base):
-    """The settings of a project as they were from one moment on. Never changed; `settings` holds every setting."""
+    """The settings of a project from one moment on. Never changed; `settings` holds every setting."""
 
     __tablename__ = "setting_revisions"
     __table_args__ = (UniqueConstraint("project_id", "number"),)
@@ -76,7 +76,7 @@ class Image(Base):
 
 
 class ImageGrant(Base):
-    """Who brought an image, and so may see and use it before any prompt does."""
+    """A person who uploaded an image, and so may see and use it before any prompt does."""
 
     __tablename__ = "image_grants"
 
@@ -85,10 +85,10 @@ class ImageGrant(Base):
 
 
 class Prompt(Base):
-    """One or more images, a question, usually an answer.
+    """One or more images, a question, and usually an answer.
 
-    `has_accepted`: an accepted rationale stands. `fresh`: it was newly given since the last snapshot, which is what
-    starts rounds.
+    `has_accepted`: the prompt has an accepted rationale. `fresh`: it got one since the last snapshot; fresh prompts
+    start rounds.
     """
 
     __tablename__ = "prompts"
@@ -144,10 +144,10 @@ class PromptImage(Base):
 class CandidateSet(Base):
     """What one version, or an import, offered for one prompt.
 
-    `slots` is how many critics may judge it and `taken` how many slots are open or judged. `spread` is the standard
-    deviation of its candidates' mean log-probabilities; `rank` is the order in which sets are offered, the smallest
-    first: by priority, and within one by `lift`, which is of the spread where the project wants that. While `sampling`,
-    the lease (`worker`, `beats_at`, `fence`) says who samples it.
+    `slots` is how many critics may judge it, and `taken` how many slots are open or judged. `spread` is the standard
+    deviation of its candidates' mean log-probabilities. `rank` is the order in which sets are offered, smallest first:
+    by priority, and within a priority by `lift`, which is derived from the spread if the project wants that. While
+    `sampling`, the lease (`worker`, `beats_at`, `fence`) names the worker.
     """
 
     __tablename__ = "candidate_sets"
@@ -212,10 +212,10 @@ class Candidate(Base):
 
 
 class Import(Base):
-    """A file of prompts on its way in. `done` lines are finished, so that it can be taken up again.
+    """An import of a file of prompts. The first `done` lines are finished, so that it can be resumed.
 
-    `plan` says what its columns mean; while it is a `draft`, somebody is still looking at that. `tries` counts how
-    often it was taken up without getting any further.
+    `plan` says what its columns mean; an admin may still edit it while the import is a `draft`. `tries` counts how
+    often it was resumed without progress.
     """
 
     __tablename__ = "imports"
@@ -255,7 +255,7 @@ class ImportProblem(Base):
 
 
 class ImportedRow(Base):
-    """What a row of an exported data set became here, by a hash of what it was there: so that it comes in once."""
+    """What a row of an exported data set became here, by a hash of the original, so that it is imported only once."""
 
     __tablename__ = "imported_rows"
 

@@ -1,4 +1,4 @@
-"""What is erased for good."""
+"""Erasures: what is being deleted for good."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ErasureState(StrEnum):
 
 
 class Erasure(Base):
-    """A person, an image or a project on its way out. `subject` is an id, or an image's sha256.
+    """The erasure of a person, an image or a project. `subject` is an id, or an image's sha256.
 
-    `counts` says what went so far. It is taken up again until nothing is left; each of its steps may be run twice.
+    `counts` says what was erased so far. An erasure is resumed until nothing is left; each of its steps may run twice.
     """
 
     __tablename__ = "erasures"
@@ -49,7 +49,7 @@ class Erasure(Base):
 
 
 class StoreRemoval(Base):
-    """A key of the store whose bytes are to go, once nothing names it any more."""
+    """A key of the store whose bytes are to be removed once nothing refers to it."""
 
     __tablename__ = "store_removals"
 

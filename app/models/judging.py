@@ -27,9 +27,10 @@ class Xid8(UserDefinedType[int]):
 class Assignment(Base):
     """A critic's time-limited claim on a slot of one candidate set.
 
-    `project_id` is its set's: a foreign key of its own would have all critics lock the project's one row, which costs
-    each of them the more the more they are. `shown` is the order its candidates are shown in, as ids. What is not for
-    `work` takes no slot. `repeat`: brought in from elsewhere, where the same critic had judged the same set before.
+    `project_id` is that of the set. It is no foreign key: with one, all critics would lock the project's one row, at a
+    cost that grows with their number. `shown` is the order in which the candidates are shown, as ids. Only an
+    assignment for `work` takes a slot. `repeat`: imported from elsewhere, where the same critic had judged the same set
+    before.
     """
 
     __tablename__ = "assignments"
@@ -72,11 +73,11 @@ class Assignment(Base):
 
 
 class Verdict(Base):
-    """What one critic said of one candidate set.
+    """What one critic said about one candidate set.
 
-    Its content never changes: a change is a new verdict that `supersedes`. `current` says that nothing superseded it.
-    `deleted`: it was erased, and only that there was one is left; `xid` is then that of the erasing.
-    `xid` orders the feed by commit. `weight` is how far its critic could be relied on when it was given.
+    Its content never changes: a change is a new verdict that `supersedes` it. `current`: no other verdict superseded
+    it. `deleted`: it was erased and is only a tombstone; `xid` is then that of the erasure. `xid` orders the feed by
+    commit. `weight` is how reliable its critic was when it was given.
     """
 
     __tablename__ = "verdicts"
@@ -121,7 +122,7 @@ class Verdict(Base):
 
 
 class Pick(Base):
-    """A candidate that fits, in the opinion of a verdict's critic."""
+    """A candidate that fits, in the judgement of the verdict's critic."""
 
     __tablename__ = "picks"
 
@@ -132,7 +133,7 @@ class Pick(Base):
 
 
 class IdempotencyKey(Base):
-    """A key under which a person's write was answered, and the answer, so that a repeat gets the same one."""
+    """The response to a write under this key, kept so that a repeated request gets the same one."""
 
     __tablename__ = "idempotency_keys"
 

@@ -13,14 +13,14 @@ from app.models.states import EnumText, enum_check
 
 
 class LinkPurpose(StrEnum):
-    """What a one-time link lets a person do: choose their first password, or another one."""
+    """What a one-time link allows: to choose the first password, or a new one."""
 
     invitation = "invitation"
     password = "password"  # noqa: S105 - the purpose's name
 
 
 class OneTimeLink(Base):
-    """A link by which a person chooses a password, once. Stored hashed."""
+    """A link with which a person chooses a password, once. Only its hash is stored."""
 
     __tablename__ = "one_time_links"
     __table_args__ = (enum_check("purpose", LinkPurpose), UniqueConstraint("token_hash"))

@@ -1,4 +1,4 @@
-"""What keeps the system running: workers, devices, the audit log."""
+"""Operations: workers, devices, counts, webhooks and the audit log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.models.states import DeliveryState, EnumText, enum_check
 
 
 class Worker(Base):
-    """A worker process. It is alive while `beats_at` is fresh; a thread of its own beats."""
+    """A worker process. It is alive while `beats_at` is recent; a separate thread sends the heartbeats."""
 
     __tablename__ = "workers"
 
@@ -27,7 +27,7 @@ class Worker(Base):
 
 
 class Count(Base):
-    """How many there are of a kind of thing in a project, but for `CountDelta`s that are not folded in yet."""
+    """The number of items of one kind in a project, without the `CountDelta`s that are not folded in yet."""
 
     __tablename__ = "counts"
 
@@ -37,7 +37,7 @@ class Count(Base):
 
 
 class CountDelta(Base):
-    """By how much a statement changed a count. Appended by triggers, folded by the sweep."""
+    """How much one statement changed a count. Appended by triggers, folded in by the sweep."""
 
     __tablename__ = "count_deltas"
 
@@ -48,7 +48,7 @@ class CountDelta(Base):
 
 
 class DeviceClaim(Base):
-    """Which process holds a device: one model process a device at a time."""
+    """Which process holds a device. Only one model process may use a device at a time."""
 
     __tablename__ = "device_claims"
 
@@ -59,7 +59,7 @@ class DeviceClaim(Base):
 
 
 class AuditEvent(Base):
-    """Who did what to which thing; written in the same transaction as the thing."""
+    """Who did what to which object, written in the same transaction as the change."""
 
     __tablename__ = "audit_events"
     __table_args__ = (Index("ix_audit_events_project_id_id", "project_id", "id"),)
@@ -74,10 +74,10 @@ class AuditEvent(Base):
 
 
 class Webhook(Base):
-    """An address that is told of events. Without a project it is told of every project's.
+    """An address that receives events: of one project, or without one of all projects.
 
-    Its secret is made of `salt` and the installation's key, and stands nowhere. `feed_xid` and `feed_id` are the place
-    in the feed of verdicts up to which it was told.
+    Its secret is derived from `salt` and the installation's key, and is stored nowhere. `feed_xid` and `feed_id` are
+    the feed position up to which verdicts were delivered.
     """
 
     __tablename__ = "webhooks"
@@ -95,7 +95,7 @@ class Webhook(Base):
 
 
 class WebhookDelivery(Base):
-    """One event for one webhook. While `pending` it is due at `next_at`; who sends it moves that on first."""
+    """One event for one webhook. A `pending` delivery is due at `next_at`; a sender postpones that before it sends."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (

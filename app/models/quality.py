@@ -1,4 +1,4 @@
-"""What keeps judging honest: gold prompts, practice, how a critic stands, reviews, and where a long search goes on."""
+"""Quality control: gold prompts, practice, critic standings, reviews; and claim positions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from app.models.states import EnumText, ReviewKind, ReviewState, enum_check
 
 
 class GoldPrompt(Base):
-    """A candidate set whose right verdict is known: `fits` must be picked, `unfit` must not, others may be either.
+    """A candidate set with a known right verdict.
 
-    Critics cannot tell it from others; one for `practice` is judged before real work, and the critic is told.
+    The candidates in `fits` must be picked and those in `unfit` must not; the others may be either. Critics cannot tell
+    a gold prompt from others. One for `practice` is judged before real work, and the critic is told so.
     """
 
     __tablename__ = "gold_prompts"
@@ -39,7 +40,7 @@ class GoldPrompt(Base):
 
 
 class PracticeAnswer(Base):
-    """What a critic said of a practice prompt, and how right that was, from 0 to 1."""
+    """A critic's answer to a practice prompt, and its score from 0 to 1."""
 
     __tablename__ = "practice_answers"
 
@@ -51,10 +52,10 @@ class PracticeAnswer(Base):
 
 
 class CriticStanding(Base):
-    """How a critic stands in a project. `paused_at`: no new claims until an admin lets them go on.
+    """The standing of a critic in a project. `paused_at`: no new claims until an admin resumes them.
 
-    `score` is the mean over the `answered` gold prompts after the verdict `counts_from`; `weight` is what their
-    verdicts weigh from now on.
+    `score` is the mean over the `answered` gold prompts after the verdict `counts_from`. `weight` is the weight of
+    their next verdicts.
     """
 
     __tablename__ = "critic_standings"
@@ -70,7 +71,7 @@ class CriticStanding(Base):
 
 
 class Review(Base):
-    """Something for a reviewer to look at: a disagreement over a set, a flag, a verdict that came too late."""
+    """A case for a reviewer: a disagreement over a set, a flag, or a late verdict."""
 
     __tablename__ = "reviews"
     __table_args__ = (
@@ -100,7 +101,7 @@ class Review(Base):
 
 
 class ReturnedVerdict(Base):
-    """A verdict sent back to its critic with a note; `answered_at`: they changed it, or said that it stands."""
+    """A verdict sent back to its critic with a note. `answered_at`: the critic changed it, or confirmed it."""
 
     __tablename__ = "returned_verdicts"
     __table_args__ = (
@@ -120,9 +121,10 @@ class ReturnedVerdict(Base):
 
 
 class ClaimPosition(Base):
-    """Up to where in the order of sets on offer there is nothing left for a critic who has judged very many.
+    """Where a critic's next search for a claimable set begins, in the order in which sets are offered.
 
-    Only kept once their search had to go past the first sets; it begins anew when it has come to the end.
+    Kept only for critics who have judged so many sets that a search went past the first ones. It is reset when a search
+    reaches the end.
     """
 
     __tablename__ = "claim_places"

@@ -1,4 +1,4 @@
-"""What is kept so that lists of millions find it at once: words of prompts, and where critics differ."""
+"""Tables that make lists over millions of rows fast: searchable text of prompts, and where critics disagree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.db.base import Base
 
 
 class PromptWords(Base):
-    """Question, answer and external id of a prompt in small letters, a line each. Kept by triggers."""
+    """Question, answer and external id of a prompt in lower case, one a line. Maintained by triggers."""
 
     __tablename__ = "prompt_words"
     __table_args__ = (
@@ -30,7 +30,7 @@ event.listen(PromptWords.__table__, "before_create", DDL("CREATE EXTENSION IF NO
 class SetAgreement(Base):
     """A candidate set that two or more critics judged. `apart`: they did not all pick the same candidates.
 
-    Kept by the sweep, which follows the feed of verdicts; `last_verdict_id` is the newest of the set's.
+    Maintained by the sweep, which follows the feed of verdicts. `last_verdict_id` is the newest verdict on the set.
     """
 
     __tablename__ = "agreements"
@@ -49,7 +49,7 @@ class SetAgreement(Base):
 
 
 class AgreementPosition(Base):
-    """Up to where in a project's feed of verdicts its agreements were looked at."""
+    """The position in a project's feed of verdicts up to which its agreements are current."""
 
     __tablename__ = "agreement_places"
 

@@ -12,7 +12,7 @@ EnumType = TypeVar("EnumType", bound=StrEnum)
 
 
 class EnumText(TypeDecorator[EnumType], Generic[EnumType]):
-    """A text column whose values are read as members of an enumeration. The database checks them: see `enum_check`."""
+    """A text column whose values are members of an enumeration. The database checks them: see `enum_check`."""
 
     impl = String
     cache_ok = True
@@ -22,16 +22,16 @@ class EnumText(TypeDecorator[EnumType], Generic[EnumType]):
         self.states = states
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 - as the base has it
-        """The text of a member, or a text itself."""
+        """Return the text of a member, or a text unchanged."""
         return None if value is None else str(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> EnumType | None:  # noqa: ARG002 - as the base has it
-        """The member that a text means."""
+        """Return the member with this value."""
         return None if value is None else self.states(value)
 
 
 class Role(StrEnum):
-    """What a person may do, most to least: each role may do what those after it may."""
+    """What a person may do, from most to least. Each role includes the rights of those after it."""
 
     admin = "admin"
     reviewer = "reviewer"
@@ -40,7 +40,7 @@ class Role(StrEnum):
 
 
 class Scope(StrEnum):
-    """What a token may do at most."""
+    """The most that a token may do."""
 
     read = "read"
     write = "write"
@@ -67,7 +67,10 @@ class CandidateSource(StrEnum):
 
 
 class CandidateSetState(StrEnum):
-    """`sampling` is leased by a worker; `ready` may be claimed; `replaced` was taken back before anybody claimed it."""
+    """State of a candidate set.
+
+    `sampling`: leased by a worker. `ready`: claimable. `replaced`: withdrawn before anyone claimed it.
+    """
 
     sampling = "sampling"
     ready = "ready"
@@ -91,7 +94,7 @@ class VerdictKind(StrEnum):
 
 
 class Purpose(StrEnum):
-    """Why a set is before somebody: only `work` takes a slot of it."""
+    """Why a set was claimed. Only `work` takes a slot."""
 
     work = "work"
     gold = "gold"
@@ -100,10 +103,11 @@ class Purpose(StrEnum):
 
 
 class VerdictState(StrEnum):
-    """`kept_aside`: given after its slot had gone to somebody else; not counted unless an admin takes it.
+    """How a verdict counts.
 
-    `gold` and `repeat` tell of the critic, not of the prompt. `decided`: a reviewer's, which counts instead of all
-    others on its set.
+    `kept_aside`: it came after its slot had gone to another critic, and does not count unless an admin accepts it.
+    `gold` and `repeat` measure the critic, not the prompt. `decided`: a reviewer's verdict, which replaces all others
+    on its set.
     """
 
     counted = "counted"
@@ -120,7 +124,10 @@ class ReviewKind(StrEnum):
 
 
 class ReviewState(StrEnum):
-    """`sent_back`: it waits for a critic who was asked to look again; `dismissed`: nothing had to be decided."""
+    """State of a review.
+
+    `sent_back`: it waits for a critic who was asked to look again. `dismissed`: there was nothing to decide.
+    """
 
     open = "open"
     sent_back = "sent_back"
@@ -140,7 +147,7 @@ class RoundState(StrEnum):
 
     @property
     def is_active(self) -> bool:
-        """Whether the round is still going on."""
+        """Whether the round is still in progress."""
         return self in ACTIVE_ROUND_STATES
 
 
@@ -165,7 +172,7 @@ class SnapshotKind(StrEnum):
 
 
 class SnapshotItemRole(StrEnum):
-    """`rationale` and `guard` rows are trained on, `val` and `heldout` rows are scored."""
+    """`rationale` and `guard` rows are trained on; `val` and `heldout` rows are scored."""
 
     rationale = "rationale"
     guard = "guard"
@@ -174,7 +181,7 @@ class SnapshotItemRole(StrEnum):
 
 
 class ImportState(StrEnum):
-    """`draft`: somebody looks at what its columns mean; nothing is taken in yet."""
+    """State of an import. `draft`: its columns are being reviewed; nothing is imported yet."""
 
     draft = "draft"
     queued = "queued"
@@ -184,7 +191,7 @@ class ImportState(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """`failed`: given up after the last try."""
+    """State of a delivery. `failed`: given up after the last try."""
 
     pending = "pending"
     delivered = "delivered"
@@ -192,6 +199,6 @@ class DeliveryState(StrEnum):
 
 
 def enum_check(column: str, states: type[StrEnum]) -> CheckConstraint:
-    """A check that `column` holds one of `states`."""
+    """A check constraint: `column` holds one of `states`."""
     values = ", ".join(f"'{state.value}'" for state in states)
     return CheckConstraint(f"{column} IN ({values})", name=f"{column}_known")

@@ -13,10 +13,10 @@ from app.models.states import EnumText, RoundState, RoundTrigger, SnapshotItemRo
 
 
 class Snapshot(Base):
-    """The exact feedback, val prompts and settings a round used, or that an admin froze.
+    """The exact feedback, val prompts and settings that a round used, or that an admin froze.
 
-    `sha256` is of the NDJSON file of its rows; once something was redacted the file is `file_key`, and the hash stays.
-    `records_key` is the file of all records that stood then, `card` says what is in both.
+    `sha256` is the hash of the NDJSON file of its rows. After a redaction the file is `file_key`, and the hash stays.
+    `records_key` is the file of all records at that moment. `card` describes both files.
     """
 
     __tablename__ = "snapshots"
@@ -59,7 +59,7 @@ class SnapshotItem(Base):
 class ModelVersion(Base):
     """A base model and one whole adapter; number 0 is the base model itself.
 
-    `adapter` is the store's key, empty for a base.
+    `adapter` is a key of the store, empty for a base model.
     """
 
     __tablename__ = "model_versions"
@@ -118,9 +118,9 @@ class Round(Base):
 
 
 class RoundEvent(Base):
-    """A point of a curve or a line of a round's log: `step`, `epoch` or `log`.
+    """A point of a curve (`step`, `epoch`) or a line of a round's log (`log`).
 
-    `position` is its line in the child's event file.
+    `position` is its line in the event file of the child process.
     """
 
     __tablename__ = "round_events"
@@ -133,7 +133,7 @@ class RoundEvent(Base):
 
 
 class Evaluation(Base):
-    """The scores of one version on exact prompts with exact settings, kept so that they need not be made again."""
+    """The scores of one version on exact prompts with exact settings, cached so that they are computed only once."""
 
     __tablename__ = "evaluations"
     __table_args__ = (UniqueConstraint("version_id", "prompts_hash", "settings_hash"),)

@@ -1,4 +1,4 @@
-"""People and their keys."""
+"""People, their memberships, sessions and tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.models.states import EnumText, Role, Scope, enum_check
 
 
 class User(Base):
-    """A person. `role` is what they are where no membership says otherwise; an admin is one in every project."""
+    """A person. `role` applies where no membership says otherwise; an admin is an admin in every project."""
 
     __tablename__ = "users"
     __table_args__ = (enum_check("role", Role), Index("uq_users_email_lower", func.lower(text("email")), unique=True))
@@ -42,7 +42,7 @@ class Membership(Base):
 
 
 class WebSession(Base):
-    """A browser that is signed in. The cookie's value is stored hashed."""
+    """A signed-in browser. Only the hash of the cookie's value is stored."""
 
     __tablename__ = "sessions"
 
@@ -56,7 +56,7 @@ class WebSession(Base):
 
 
 class SignInAttempt(Base):
-    """A try to sign in, kept for a minute to limit how often; `key` is an account or an address, hashed."""
+    """An attempt to sign in, kept for a minute to limit the rate; `key` is a hashed account or address."""
 
     __tablename__ = "sign_in_tries"
     __table_args__ = (Index("ix_sign_in_tries_key_at", "key", "at"),)
@@ -67,7 +67,7 @@ class SignInAttempt(Base):
 
 
 class Token(Base):
-    """A key of the REST interface, stored hashed.
+    """A token for the REST interface. Only its hash is stored.
 
     `max_open` overrides how many claims its bearer may hold, `requests_per_minute` how often it may be used.
     """

@@ -1,4 +1,4 @@
-"""The OpenAPI description: what FastAPI makes of the routes, with errors as they are and an example for each call."""
+"""The OpenAPI description: FastAPI's, with errors as they really are and an example for each call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIST = "ListOut_"
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The description, made once."""
+    """The description, built once."""
     if app.openapi_schema is None:
         made = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes, openapi_version="3.1.0"
@@ -32,14 +32,14 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def calls_of(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Every call: its method, its path below /api/v1, and what is said of it."""
+    """All calls: method, path below /api/v1, and description."""
     for path, methods in description["paths"].items():
         for method, call in methods.items():
             yield method.upper(), path.removeprefix("/api/v1"), call
 
 
 def tell_errors(call: dict[str, Any]) -> None:
-    """Say that errors are problems (RFC 9457), also those that the server itself can do nothing about."""
+    """Declare errors as problems (RFC 9457), including those caused by the server."""
     errors = call["responses"].get("4XX")
     if errors is not None:
         errors["content"] = {PROBLEM: errors["content"].get(JSON, {})}
@@ -50,7 +50,7 @@ def tell_errors(call: dict[str, Any]) -> None:
 
 
 def show(call: dict[str, Any], description: dict[str, Any], own: dict[str, Any]) -> None:
-    """Give a call its examples: its own, else those of the shapes that it takes and answers."""
+    """Give a call its examples: its own, or else those of the shapes it accepts and returns."""
     for parameter in call.get("parameters", ()):
         if parameter["in"] == "path" and parameter["name"] in OF_PARAMETERS:
             parameter["example"] = OF_PARAMETERS[parameter["name"]]
@@ -60,19 +60,19 @@ def show(call: dict[str, Any], description: dict[str, Any], own: dict[str, Any])
     for status, answer in call["responses"].items():
         content = answer.get("content", {}).get(JSON)
         if content is not None and content.get("schema") == {"type": "string"}:
-            content["schema"] = {"type": "object"}  # JSON that PostgreSQL built
+            content["schema"] = {"type": "object"}  # JSON built by PostgreSQL
         if content is not None and status.startswith("2"):
             set_example(content, own.get(status, own.get("answer", example_of(content.get("schema", {}), description))))
 
 
 def set_example(content: dict[str, Any], example: Any) -> None:
-    """Set an example, where there is one."""
+    """Set an example, if there is one."""
     if example is not None:
         content["example"] = example
 
 
 def example_of(schema: dict[str, Any], description: dict[str, Any]) -> Any:
-    """The example of a shape, or a list with one in it; None where there is none."""
+    """The example of a shape, or a list of one; None if there is none."""
     name = schema.get("$ref", "").rpartition("/")[2]
     if not name:
         options = [example_of(one, description) for one in schema.get("anyOf", ())]

@@ -1,4 +1,4 @@
-"""Examples for the OpenAPI description, by the shapes of what is sent and answered, and of calls that have none."""
+"""Examples for the OpenAPI description: for the shapes of requests and responses, and for calls without a shape."""
 
 from __future__ import annotations
 

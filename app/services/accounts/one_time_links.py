@@ -1,4 +1,4 @@
-"""One-time links: by an invitation a person chooses their first password, by a reset another one."""
+"""One-time links: an invitation to choose the first password, or a password reset."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SPENT = "This link was used already, has expired, or was replaced by another: as
 
 
 def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose) -> tuple[OneTimeLink, str]:
-    """Make a link for a person. Returns its row and its text, which is kept nowhere; older links of theirs end.
+    """Make a link for a person. Returns its row and its plain text, which is not stored; their older links are deleted.
 
-    A link for a new password leaves the old one as it is until it is used.
+    A reset link leaves the old password valid until the link is used.
     """
     require_admin(actor)
     user = users.get_user(session, actor, user_id)
@@ -45,7 +45,7 @@ def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose
 
 
 def find_open_link(session: Session, user_id: int) -> OneTimeLink | None:
-    """The link that a person may still use."""
+    """The link that a person can still use."""
     return session.scalar(
         select(OneTimeLink).where(
             OneTimeLink.user_id == user_id, OneTimeLink.used_at.is_(None), OneTimeLink.expires_at > func.now()
@@ -54,7 +54,7 @@ def find_open_link(session: Session, user_id: int) -> OneTimeLink | None:
 
 
 def find_link(session: Session, plain: str) -> tuple[OneTimeLink, User]:
-    """The link and its person. Raises `NotFound` where it is spent, or its person shut out."""
+    """Return the link and its person. Raises `NotFound` if the link is spent or the person disabled."""
     found = session.execute(
         select(OneTimeLink, User)
         .join(User, User.id == OneTimeLink.user_id)
@@ -71,11 +71,11 @@ def find_link(session: Session, plain: str) -> tuple[OneTimeLink, User]:
 
 
 def use_link(session: Session, plain: str, password: str) -> User:
-    """Give its person this password, and end the link and their browser sessions. Raises `NotFound`, `Invalid`."""
+    """Set the person's password; the link and their browser sessions end. Raises `NotFound`, `Invalid`."""
     link, user = find_link(session, plain)
     themselves = Actor(user_id=user.id, email=user.email, role=user.role)
     users.set_password(session, themselves, user.id, password)
-    # Only one of two that use it at once gets through.
+    # If two requests use it at once, only one succeeds.
     spent = session.scalar(
         update(OneTimeLink)
         .where(OneTimeLink.id == link.id, OneTimeLink.used_at.is_(None))

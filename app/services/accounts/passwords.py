@@ -1,4 +1,4 @@
-"""Passwords, and what is kept of secrets."""
+"""Hashing of passwords and other secrets."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ MAX_PASSWORD = 1000
 
 @functools.cache
 def hasher() -> argon2.PasswordHasher:
-    """Argon2id with 19 MiB a check, so that many sign-ins at once fit the memory of the web process."""
+    """Argon2id with 19 MiB a check, so that many sign-ins at once fit into the memory of the web process."""
     return argon2.PasswordHasher(time_cost=3, memory_cost=19 * 1024, parallelism=1)
 
 
 @functools.cache
 def dummy_hash() -> str:
-    """What an unknown account's password is checked against, so that it takes as long as a known one's."""
+    """The hash to check an unknown account's password against, so that it takes as long as for a known one."""
     return hasher().hash(secrets.token_hex(16))
 
 
 def hash_password(password: str) -> str:
-    """What is kept of a password. Raises `Invalid` for a weak one."""
+    """Hash a password. Raises `Invalid` for a weak one."""
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
         raise Invalid(f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters.", field="password")
     return hasher().hash(password)
 
 
 def verify_password(stored: str, password: str) -> bool:
-    """Whether a password is the one of which `stored` is kept."""
+    """Whether `password` matches the hash `stored`."""
     try:
         return hasher().verify(stored, password)
     except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
@@ -43,10 +43,10 @@ def verify_password(stored: str, password: str) -> bool:
 
 
 def verify_user_password(user: User, password: str) -> bool:
-    """Whether `password` is the person's own."""
+    """Whether `password` is the person's password."""
     return user.password_hash is not None and verify_password(user.password_hash, password)
 
 
 def hash_secret(plain: str) -> str:
-    """What is kept of a token, a cookie or a link: these are long and random, and asked for often."""
+    """Hash a token, a cookie or a link. A plain hash will do: these are long and random, and checked often."""
     return hashlib.sha256(plain.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Signing in and out: tries that are counted, and browser sessions."""
+"""Signing in and out: rate-limited attempts, and browser sessions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ WRONG_CREDENTIALS = "The email address or the password is wrong."
 
 
 def check_password(session: Session, email: str, password: str, *, address: str) -> User:
-    """The person who signs in with this password from this network address.
+    """Return the person who signs in with this password from this network address.
 
-    Raises `TooMany` after a few failures a minute for the account or the address, known or not, and `Unauthenticated`.
-    The one service that commits: a try must stay counted although the sign-in fails, and its locks must not
-    be held while a password is checked.
+    Raises `Unauthenticated`, and `TooMany` after a few failures a minute for the account, known or not, or for the
+    address. This is the one service that commits: an attempt must stay counted even though the sign-in fails, and its
+    locks must not be held while a password is checked.
     """
     keys = sorted((hash_secret(f"account {email.strip().lower()}"), hash_secret(f"address {address}")))
     tries = _count_attempt(session, keys)
@@ -43,7 +43,7 @@ def check_password(session: Session, email: str, password: str, *, address: str)
 
 
 def _count_attempt(session: Session, keys: list[str]) -> list[int]:
-    """Note a try under each of `keys` (sorted, so that two tries cannot wait for each other). Returns its rows' ids."""
+    """Count an attempt under each of `keys`, which are sorted to avoid deadlocks. Returns the ids of its rows."""
     limit = get_settings().sign_in_tries
     for key in keys:
         session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7))"), {"key": key})
@@ -62,7 +62,7 @@ def _count_attempt(session: Session, keys: list[str]) -> list[int]:
 
 
 def open_web_session(session: Session, user: User) -> tuple[str, str]:
-    """Sign a browser in. Returns the cookie's value and the CSRF token; only the cookie's hash is kept."""
+    """Sign a browser in. Returns the cookie's value and the CSRF token; only the cookie's hash is stored."""
     cookie, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
     expires = database_now(session) + timedelta(hours=get_settings().session_hours)
     session.add(WebSession(token_hash=hash_secret(cookie), user_id=user.id, csrf_token=csrf, expires_at=expires))
@@ -71,7 +71,7 @@ def open_web_session(session: Session, user: User) -> tuple[str, str]:
 
 
 def actor_for_cookie(session: Session, cookie: str) -> tuple[Actor, str] | None:
-    """Who is behind a browser's cookie, and its CSRF token; None when it is unknown, over, or its person disabled."""
+    """The actor behind a cookie, and the CSRF token; None if it is unknown or expired, or the person disabled."""
     row = session.execute(
         select(User.id, User.email, User.role, WebSession.csrf_token)
         .join(User, User.id == WebSession.user_id)

@@ -1,4 +1,4 @@
-"""People, what they are in projects, and their tokens."""
+"""People, their roles in projects, and their tokens."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def add_user(
     password: str | None = None,
     project_slugs: Sequence[str] = (),
 ) -> User:
-    """Add a person, a member with `role` of the named projects. Without a password they only have tokens.
+    """Add a person as a member of the named projects, with `role`. Without a password they can only use tokens.
 
-    Raises `Conflict` for a known address, `Invalid` for a bad one, a weak password or an unknown project.
+    Raises `Conflict` for a known address, and `Invalid` for a bad one, a weak password or an unknown project.
     """
     require_admin(actor)
     email = email.strip()
@@ -57,7 +57,7 @@ def add_user(
 
 
 def get_user(session: Session, actor: Actor, user_id: int) -> User:
-    """The person, for an admin or themselves. Raises `NotFound`, `Forbidden`."""
+    """Return a person, to an admin or to themselves. Raises `NotFound`, `Forbidden`."""
     if actor.user_id != user_id:
         require_admin(actor)
     user = session.get(User, user_id)
@@ -67,12 +67,12 @@ def get_user(session: Session, actor: Actor, user_id: int) -> User:
 
 
 def find_user(session: Session, email: str) -> User | None:
-    """The person with this address, however it is capitalised."""
+    """Find the person with this address, ignoring case."""
     return session.scalar(select(User).where(func.lower(User.email) == email.strip().lower()))
 
 
 def list_users(session: Session, actor: Actor, *, limit: int = 1000, after: int = 0) -> list[User]:
-    """People by id, for an admin."""
+    """List people by id, for an admin."""
     require_admin(actor)
     return list(
         session.scalars(select(User).where(User.id > after, User.erased_at.is_(None)).order_by(User.id).limit(limit))
@@ -80,7 +80,7 @@ def list_users(session: Session, actor: Actor, *, limit: int = 1000, after: int 
 
 
 def list_project_roles(session: Session, user_ids: Sequence[int]) -> dict[int, dict[str, Role]]:
-    """The memberships of people: user id -> project slug -> role."""
+    """The roles of people in their projects: user id -> project slug -> role."""
     rows = session.execute(
         select(Membership.user_id, Project.slug, Membership.role)
         .join(Project, Project.id == Membership.project_id)
@@ -94,7 +94,7 @@ def list_project_roles(session: Session, user_ids: Sequence[int]) -> dict[int, d
 
 
 def set_memberships(session: Session, actor: Actor, user: User, project_slugs: Sequence[str]) -> None:
-    """Make `user` a member, with their own role, of exactly the named projects. Raises `Invalid` for an unknown one."""
+    """Make `user` a member of exactly the named projects, with their own role. Raises `Invalid` for an unknown one."""
     require_admin(actor)
     projects = session.scalars(select(Project).where(Project.slug.in_(project_slugs)))
     known = {project.slug: project.id for project in projects}
@@ -126,7 +126,7 @@ def set_project_roles(session: Session, actor: Actor, user: User, roles: Mapping
 
 
 def set_role(session: Session, actor: Actor, user_id: int, role: Role, *, in_projects: bool = True) -> User:
-    """Change what a person is, by default in their projects too. Raises `Conflict` for the last admin."""
+    """Change a person's role, by default in their projects too. Raises `Conflict` for the last admin."""
     require_admin(actor)
     user = get_user(session, actor, user_id)
     if user.role is Role.admin and role is not Role.admin:
@@ -140,7 +140,7 @@ def set_role(session: Session, actor: Actor, user_id: int, role: Role, *, in_pro
 
 
 def set_disabled(session: Session, actor: Actor, user_id: int, disabled: bool) -> User:
-    """Shut a person out at once, or let them in again. Raises `Conflict` for the last admin."""
+    """Disable a person, with immediate effect, or enable them again. Raises `Conflict` for the last admin."""
     require_admin(actor)
     user = get_user(session, actor, user_id)
     if disabled:
@@ -189,7 +189,7 @@ def create_token(
     max_open: int | None = None,
     requests_per_minute: int | None = None,
 ) -> tuple[Token, str]:
-    """Make a token for oneself, or for anybody as an admin. Returns its row and its text, which is kept nowhere."""
+    """Create a token for oneself, or as an admin for anybody. Returns its row and its text, which is not stored."""
     user = get_user(session, actor, user_id)
     require_scope(actor, Scope.admin)
     if len(name) > 200:
@@ -218,7 +218,7 @@ def create_token(
 
 
 def list_tokens(session: Session, actor: Actor, user_id: int) -> list[Token]:
-    """A person's tokens that are not revoked, for themselves or an admin."""
+    """List a person's tokens that are not revoked, for themselves or an admin."""
     user = get_user(session, actor, user_id)
     return list(
         session.scalars(select(Token).where(Token.user_id == user.id, Token.revoked_at.is_(None)).order_by(Token.id))
@@ -226,7 +226,7 @@ def list_tokens(session: Session, actor: Actor, user_id: int) -> list[Token]:
 
 
 def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
-    """End a token at once, one's own or, as an admin, anybody's. Raises `NotFound`."""
+    """Revoke a token with immediate effect: one's own or, as an admin, anybody's. Raises `NotFound`."""
     token = session.get(Token, token_id)
     if token is None or (token.user_id != actor.user_id and actor.role is not Role.admin):
         raise NotFound("There is no such token.")
@@ -236,7 +236,7 @@ def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
     session.flush()
 
 
-# As text, because every request asks it, and building it took longer than running it.
+# Plain SQL, because every request runs it, and building it took longer than running it.
 TOKEN_OWNER = text("""
 SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open, t.requests_per_minute,
     coalesce(t.last_used_at < now() - interval '1 minute', true) AS is_use_news
@@ -244,8 +244,8 @@ FROM tokens t JOIN users u ON u.id = t.user_id
 WHERE t.token_hash = :hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
   AND u.disabled_at IS NULL
 """)
-# Whether a token still bears whom it bore, with the same rights. Not where its use is news, which is to be noted, nor
-# where it has a limit of its own, which is counted elsewhere.
+# Whether a token still belongs to the same person with the same rights. False if its last use has to be recorded, and
+# if it has a limit of its own, which is counted elsewhere.
 TOKEN_STILL_VALID = f"""
 EXISTS (
     SELECT FROM ({TOKEN_OWNER.text}) b
@@ -257,7 +257,7 @@ EXISTS (
 
 
 def actor_for_token(session: Session, plain: str) -> Actor:
-    """Who bears a token. Raises `Unauthenticated`."""
+    """Return the bearer of a token. Raises `Unauthenticated`."""
     actor = find_actor_for_token(session, plain)
     if actor is None:
         raise Unauthenticated("The token is not valid: it is unknown, expired or revoked.")
@@ -265,7 +265,7 @@ def actor_for_token(session: Session, plain: str) -> Actor:
 
 
 def find_actor_for_token(session: Session, plain: str) -> Actor | None:
-    """Who bears a token; None where it is unknown, expired or revoked, or its person disabled."""
+    """Return the bearer of a token; None if it is unknown, expired or revoked, or its person disabled."""
     row = session.execute(TOKEN_OWNER, {"hash": hash_secret(plain)}).one_or_none()
     if row is None:
         return None
@@ -283,7 +283,7 @@ def find_actor_for_token(session: Session, plain: str) -> Actor | None:
 
 
 def token_parameters(actor: Actor, hashed: str) -> dict[str, str | int | None]:
-    """What `TOKEN_STILL_VALID` is run with."""
+    """The parameters of `TOKEN_STILL_VALID`."""
     return {
         "hash": hashed,
         "critic": actor.user_id,
@@ -294,7 +294,7 @@ def token_parameters(actor: Actor, hashed: str) -> dict[str, str | int | None]:
 
 
 def _record_use(session: Session, token_id: int) -> None:
-    # Skipping a locked row keeps the many requests of one token from waiting for each other.
+    # Skipping a locked row keeps concurrent requests with one token from waiting for each other.
     free = select(Token.id).where(Token.id == token_id).with_for_update(skip_locked=True).scalar_subquery()
     session.execute(
         update(Token).where(Token.id == free).values(last_used_at=func.now()),
@@ -306,6 +306,6 @@ def _record_use(session: Session, token_id: int) -> None:
 
 
 def pseudonym(project_id: int, user_id: int, secret: str) -> str:
-    """What a critic is called in a project's exports: the same there always, and not to be traced elsewhere."""
+    """The name of a critic in a project's exports: always the same there, and not traceable in other projects."""
     digest = hmac.new(secret.encode(), f"{project_id} {user_id}".encode(), hashlib.sha256).hexdigest()
     return f"critic-{digest[:12]}"

@@ -1,4 +1,4 @@
-"""Candidate sets: the leases of the workers that sample them, and what is stored."""
+"""Candidate sets: the sampling leases of workers, and storing what they sampled."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class PromptData:
-    """What a model or a snapshot needs of a prompt. `images` are sha256s, in order."""
+    """The data of a prompt that a model or a snapshot needs. `images` are sha256s, in order."""
 
     id: int
     external_id: str | None
@@ -49,7 +49,7 @@ class PromptData:
 
 @dataclass(frozen=True, slots=True)
 class SamplingClaim:
-    """A candidate set to be sampled; whoever stores its candidates must show the same `fence`."""
+    """A candidate set to be sampled. Storing its candidates requires the same `fence`."""
 
     set_id: int
     fence: int
@@ -59,7 +59,7 @@ class SamplingClaim:
 
 @dataclass(frozen=True, slots=True)
 class NewCandidate:
-    """A rationale a model wrote. `mean_logprob` is in nats per token."""
+    """A rationale that a model wrote. `mean_logprob` is in nats per token."""
 
     text: str
     temperature: float
@@ -68,11 +68,11 @@ class NewCandidate:
     n_tokens: int
 
 
-# Sampling: claim, keep, store
+# Sampling: claim, keep alive, store
 
 
 def claim_sampling_batch(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
-    """Up to `limit` candidate sets for `worker` to sample with the active version: abandoned ones first."""
+    """Claim up to `limit` candidate sets for `worker` to sample with the active version, abandoned ones first."""
     if project.active_version_id is None or limit <= 0:
         return []
     claims = _take_over_sets(session, project, worker=worker, limit=limit)
@@ -138,7 +138,7 @@ def _start_sets(session: Session, project: Project, *, worker: str, limit: int) 
         }
         for prompt_id in prompt_ids
     ]
-    # Another worker may have begun one of them since our snapshot of the tables: the unique index decides.
+    # Another worker may have started one of them since our snapshot of the tables: the unique index decides.
     made = session.execute(
         pg_insert(CandidateSet)
         .values(rows)
@@ -154,12 +154,12 @@ def _claims(project: Project, rows: Iterable[SqlRow[int, int, int]]) -> list[Sam
 
 
 def beat_sampling(session: Session, worker: str) -> int:
-    """Keep the leases of all sets that `worker` samples. Returns how many there are."""
+    """Renew the leases of all sets that `worker` samples. Returns their number."""
     return _update_leases(session, worker, {"beats_at": func.now()})
 
 
 def release_sampling(session: Session, worker: str) -> int:
-    """Give back every set that `worker` samples, so that others may take it at once; it does not count as a try."""
+    """Release all sets that `worker` samples, so that others may take them at once. Does not count as a try."""
     values = {"worker": None, "beats_at": None, "tries": func.greatest(CandidateSet.tries - 1, 0)}
     return _update_leases(session, worker, values)
 
@@ -184,13 +184,14 @@ def store_candidates(
     answer_source: str | None,
     rationales: Sequence[NewCandidate],
 ) -> bool:
-    """Keep what was sampled for a set and offer it to critics; False, and nothing kept, where the lease was lost.
+    """Store the candidates of a set and offer it to critics. Returns False and stores nothing if the lease was lost.
 
-    Equal rationales (after normalisation) are kept once, empty ones not at all; none left is a failed try. Where
-    another version became active meanwhile, the set is kept as `replaced` and its prompt goes on waiting.
+    Rationales that are equal after normalisation are stored once, empty ones not at all; if none is left the try has
+    failed. If another version became active meanwhile, the set is stored as `replaced` and its prompt keeps waiting.
     """
     project_id = session.scalar(select(CandidateSet.project_id).where(CandidateSet.id == set_id))
-    # The project is locked before the set, as activation does: so an activation and a late set never miss one another.
+    # The project is locked before the set, as in activation, so that an activation and a late set cannot miss each
+    # other.
     active = session.scalar(
         select(Project.active_version_id).where(Project.id == project_id).with_for_update(read=True)
     )
@@ -239,7 +240,7 @@ def logprob_spread(logprobs: Sequence[float]) -> float:
 
 
 def fail_sampling(session: Session, set_id: int, fence: int, *, error: str) -> bool:
-    """Note that a set could not be sampled: it is tried again, and fails for good the third time. False: lease lost."""
+    """Record a failed try to sample a set; the third is final. Returns False if the lease was lost."""
     found = _lock_set(session, set_id, fence)
     if found is None:
         return False
@@ -262,7 +263,7 @@ def _lock_set(session: Session, set_id: int, fence: int) -> CandidateSet | None:
 def _distinct(rationales: Iterable[NewCandidate]) -> list[NewCandidate]:
     kept: dict[str, NewCandidate] = {}
     for rationale in rationales:
-        # PostgreSQL cannot hold the null character, and some vocabularies can write it.
+        # PostgreSQL cannot store the NUL character, and some vocabularies can produce it.
         text = rationale.text.replace("\x00", "").strip()
         if text:
             clean = NewCandidate(
@@ -276,10 +277,10 @@ def _distinct(rationales: Iterable[NewCandidate]) -> list[NewCandidate]:
 
 
 def replace_unclaimed(session: Session, project: Project) -> int:
-    """Take back the ready sets of other versions that nobody holds or judged, and let prompts wait for the active one.
+    """Withdraw the unclaimed ready sets of other versions, so that their prompts wait for the active one.
 
     Prompts without an accepted rationale wait again once they have no live set; with `rejudge` the others too. Imported
-    sets, and sets judged in part, stay. Returns how many sets were replaced.
+    sets and partly judged sets stay. Returns how many sets were replaced.
     """
     replaced = session.scalars(
         update(CandidateSet)
@@ -313,16 +314,16 @@ def replace_unclaimed(session: Session, project: Project) -> int:
     return len(replaced)
 
 
-# What a prompt holds
+# Data of prompts
 
 
 def load_prompt_data(session: Session, prompt_id: int) -> PromptData:
-    """What a model needs of one prompt."""
+    """Load what a model needs of one prompt."""
     return load_prompts_data(session, [prompt_id])[prompt_id]
 
 
 def load_prompts_data(session: Session, prompt_ids: Sequence[int]) -> dict[int, PromptData]:
-    """What a model or a snapshot needs of prompts, by id."""
+    """Load what a model or a snapshot needs of prompts, by id."""
     images: dict[int, list[str]] = {}
     rows = session.execute(
         select(PromptImage.prompt_id, PromptImage.sha256)

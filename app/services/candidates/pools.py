@@ -1,4 +1,4 @@
-"""How full the pool of candidate sets is, and how much it needs."""
+"""The pool of candidate sets: how full it is, and how many sets it lacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from app.services.kernel.leases import held, lapsed
 from app.services.projects.projects import settings_of
 
 MAX_COUNTED = 1000
-"""So many sets on offer are counted one by one; of more, pages tell by the counts of prompts."""
+"""Up to this many claimable sets are counted exactly; beyond it, counts of prompts serve as an estimate."""
 SECONDS_PER_SET = """
 SELECT EXTRACT(EPOCH FROM now() - min(created_at))::double precision / nullif(count(*), 0)
 FROM (
@@ -36,7 +36,7 @@ LIVE_STATES = (CandidateSetState.sampling, CandidateSetState.ready)
 
 
 def count_claimable(session: Session, project: Project, *, limit: int | None = None) -> int:
-    """How many candidate sets critics could claim, counted up to `limit`."""
+    """The number of candidate sets that critics can claim, counted up to `limit`."""
     query = select(CandidateSet.id).where(
         CandidateSet.project_id == project.id,
         CandidateSet.state == CandidateSetState.ready,
@@ -46,7 +46,7 @@ def count_claimable(session: Session, project: Project, *, limit: int | None = N
 
 
 def estimate_claimable(session: Session, project: Project) -> int:
-    """How many candidate sets critics could claim; of many, how many prompts have a set that is not judged yet."""
+    """The number of claimable candidate sets; if there are many, the number of prompts with an unjudged set."""
     found = count_claimable(session, project, limit=MAX_COUNTED)
     if found < MAX_COUNTED:
         return found
@@ -54,12 +54,12 @@ def estimate_claimable(session: Session, project: Project) -> int:
 
 
 def count_waiting(session: Session, project: Project, *, limit: int | None = None) -> int:
-    """How many train prompts wait for candidates, counted up to `limit`."""
+    """The number of train prompts that wait for candidates, counted up to `limit`."""
     return _count(session, select(Prompt.id).where(*_waiting(project)), limit)
 
 
 def count_sampling(session: Session, project: Project) -> int:
-    """How many candidate sets are being sampled at this moment."""
+    """The number of candidate sets that are being sampled."""
     query = select(CandidateSet.id).where(
         CandidateSet.project_id == project.id,
         CandidateSet.state == CandidateSetState.sampling,
@@ -69,15 +69,15 @@ def count_sampling(session: Session, project: Project) -> int:
 
 
 def recent_seconds_per_set(session: Session, project: Project) -> float | None:
-    """How many seconds a candidate set took of late, with all workers together; None where none was made of late."""
+    """Seconds per candidate set in the last minutes, all workers together; None if none was made."""
     seconds: float | None = session.scalar(text(SECONDS_PER_SET), {"project": project.id})
     return seconds
 
 
 def count_missing_sets(session: Session, project: Project, *, target: int | None = None) -> int:
-    """How many more sets should be sampled now, so that `target` (the project's `pool_target`) can be claimed.
+    """How many more sets to sample now, so that `target` sets (by default the project's `pool_target`) are claimable.
 
-    Sets that somebody passed over are not counted: where they are the only critic, nobody else takes those.
+    Sets that a critic released are not counted: if that is the only critic, nobody else would take them.
     """
     if project.active_version_id is None:
         return 0
@@ -115,7 +115,7 @@ def _waiting(project: Project) -> tuple[ColumnElement[bool], ...]:
 
 
 def abandoned_sets(project: Project) -> tuple[ColumnElement[bool], ...]:
-    """Sets whose worker is gone, to be taken over."""
+    """Conditions for sets whose worker is gone, so that another may take over."""
     return (
         CandidateSet.project_id == project.id,
         CandidateSet.state == CandidateSetState.sampling,
@@ -124,7 +124,7 @@ def abandoned_sets(project: Project) -> tuple[ColumnElement[bool], ...]:
 
 
 def unsampled_prompts(project: Project) -> Select[int]:
-    """Waiting prompts that nobody samples and at which the active version has not failed for good."""
+    """Waiting prompts that nobody is sampling, without those that the active version has failed on for good."""
     other = aliased(CandidateSet)
     taken = or_(
         other.state.in_(LIVE_STATES),

@@ -1,4 +1,4 @@
-"""Erasing people, images and projects for good: what would go, and asking for it. The worker does the rest."""
+"""Erasing people, images and projects for good: the impact, and the request. A worker does the rest."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from app.services.rounds import rounds
 from app.services.rounds.versions import lock_project
 
 MAX_PROMPTS_SEARCHED = 50_000
-"""In so many prompts of a project its images are counted before it is erased: a page is there at once."""
+"""Images of a project are counted over at most this many prompts, so that the page appears at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErasureImpact:
-    """What an erasing would take: how many of each, and the slugs of the projects it touches.
+    """What an erasure would remove: how many of each, and the slugs of the affected projects.
 
-    `images_at_least`: there are more prompts than images were looked for in.
+    `images_at_least`: the project has more prompts than were searched for images.
     """
 
     name: str
@@ -71,7 +71,7 @@ def _count(session: Session, query: Any) -> int:
 def _impact(
     session: Session, name: str, verdicts: Any, projects: Any, *, images_at_least: bool = False, **more: int
 ) -> ErasureImpact:
-    """What goes, of the verdicts that go and the projects (their ids) that are touched."""
+    """The impact of removing these verdicts, in these projects (their ids)."""
     snapshots = select(Snapshot.id).where(Snapshot.project_id.in_(projects))
     slugs = session.scalars(select(Project.slug).where(Project.id.in_(projects)).order_by(Project.slug))
     counts = {"prompts": 0, "images": 0, "tokens": 0, **more}
@@ -89,7 +89,7 @@ def _impact(
 
 
 def person_impact(session: Session, actor: Actor, user_id: int) -> ErasureImpact:
-    """What would go with a person. Raises `NotFound`, `Conflict` for who cannot be erased."""
+    """The impact of erasing a person. Raises `NotFound`, and `Conflict` if they cannot be erased."""
     user = _get_erasable_person(session, actor, user_id)
     theirs = select(Verdict.id).where(Verdict.critic_id == user.id)
     projects = select(Verdict.project_id).where(Verdict.critic_id == user.id)
@@ -108,7 +108,7 @@ def _get_erasable_person(session: Session, actor: Actor, user_id: int) -> User:
 
 
 def erase_person(session: Session, actor: Actor, user_id: int) -> Erasure:
-    """Erase a person: shut out and nameless at once, what they said soon after. Raises `NotFound`, `Conflict`."""
+    """Erase a person: disabled and anonymised at once, their verdicts soon after. Raises `NotFound`, `Conflict`."""
     user = _get_erasable_person(session, actor, user_id)
     session.execute(update(Review).where(Review.decided_by == user.id).values(note=None))
     session.execute(update(ReturnedVerdict).where(ReturnedVerdict.created_by == user.id).values(note=""))
@@ -122,7 +122,7 @@ def erase_person(session: Session, actor: Actor, user_id: int) -> Erasure:
 
 
 def _forget_user_in(session: Session, table: Table, user_id: int) -> None:
-    """Delete a person's own rows of a table, and their name from others: as the table says of who goes."""
+    """Delete a person's rows of a table and clear references to them, as each foreign key declares."""
     for column in table.columns:
         for key in column.foreign_keys:
             if key.target_fullname != "users.id":
@@ -134,7 +134,7 @@ def _forget_user_in(session: Session, table: Table, user_id: int) -> None:
 
 
 def _release_claims(session: Session, user_id: int) -> None:
-    """Leave the sets that a person holds to others."""
+    """Release the sets that a person holds to other critics."""
     held = select(Assignment).where(Assignment.critic_id == user_id, Assignment.state == AssignmentState.open)
     for assignment in session.scalars(held.order_by(Assignment.id).with_for_update()):
         assignment.state = AssignmentState.released
@@ -151,7 +151,7 @@ def _release_claims(session: Session, user_id: int) -> None:
 
 
 def image_impact(session: Session, actor: Actor, sha256: str) -> ErasureImpact:
-    """What would go with an image: every prompt that shows it, in all projects. Raises `NotFound`."""
+    """The impact of erasing an image: every prompt that shows it, in all projects. Raises `NotFound`."""
     require_admin(actor)
     if session.get(Image, sha256) is None:
         raise NotFound("There is no such image.")
@@ -171,7 +171,7 @@ def erase_image(session: Session, actor: Actor, sha256: str) -> Erasure:
 
 
 def project_impact(session: Session, actor: Actor, slug: str) -> ErasureImpact:
-    """What would go with a project. Raises `NotFound`."""
+    """The impact of erasing a project. Raises `NotFound`."""
     project = _get_project(session, actor, slug)
     prompts = sum(one.n for one in prompt_counts(session, project))
     first = select(Prompt.id).where(Prompt.project_id == project.id).order_by(Prompt.id).limit(MAX_PROMPTS_SEARCHED)
@@ -197,7 +197,10 @@ def _get_project(session: Session, actor: Actor, slug: str) -> Project:
 
 
 def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
-    """Erase a project: out of reach at once, its content soon after; its snapshots keep their hashes. `NotFound`."""
+    """Erase a project: inaccessible at once, its content removed soon after. Snapshots keep their hashes.
+
+    Raises `NotFound`.
+    """
     project = _get_project(session, actor, slug)
     lock_project(session, project)
     active = rounds.active_round(session, project)
@@ -217,7 +220,7 @@ def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
     return _create_erasure(session, actor, ErasureKind.project, str(project.id))
 
 
-# What was asked for
+# Erasures
 
 
 def _create_erasure(session: Session, actor: Actor, kind: ErasureKind, subject: str) -> Erasure:
@@ -231,7 +234,7 @@ def _create_erasure(session: Session, actor: Actor, kind: ErasureKind, subject: 
 
 
 def get_erasure(session: Session, actor: Actor, erasure_id: int) -> Erasure:
-    """How far an erasing is, for an admin. Raises `NotFound`."""
+    """The progress of an erasure, for an admin. Raises `NotFound`."""
     require_admin(actor)
     found = session.get(Erasure, erasure_id)
     if found is None:
@@ -240,7 +243,7 @@ def get_erasure(session: Session, actor: Actor, erasure_id: int) -> Erasure:
 
 
 def list_erasures(session: Session, actor: Actor, *, limit: int = 100, cursor: str | None = None) -> Page[Erasure]:
-    """What was erased, the newest first, for an admin."""
+    """List erasures, newest first, for an admin."""
     require_admin(actor)
     query = select(Erasure).order_by(Erasure.id.desc()).limit(check_limit(limit) + 1)
     if cursor is not None:

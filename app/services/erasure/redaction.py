@@ -1,4 +1,4 @@
-"""Tombstones in the files of snapshots: what was erased goes, the hashes they are known by stay."""
+"""Redaction of snapshot files: erased rows become tombstones, the snapshots keep their hashes."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ REMOVAL_BATCH = 100
 
 @dataclass(frozen=True, slots=True)
 class RedactionScope:
-    """What goes: all that one critic said, all that shows an image, or everything."""
+    """What is erased: everything one critic said, everything that shows an image, or all of it."""
 
     critic_id: int | None = None
     image: str | None = None
     everything: bool = False
 
 
-def redact(snapshot_id: int, gone: RedactionScope) -> int:
-    """Put tombstones in both files of a snapshot; `redacted` grows. Returns how many rows and records were lost now.
+def redact(snapshot_id: int, scope: RedactionScope) -> int:
+    """Replace erased rows in both files of a snapshot by tombstones, and count them in `redacted`.
 
-    No transaction is open while files are written. Raises RuntimeError where somebody else changed the files meanwhile:
-    done again, it goes on from theirs.
+    Returns how many rows and records were redacted now. No transaction is open while files are written. Raises
+    RuntimeError if the files were changed meanwhile; a retry continues from the changed files.
     """
     with session_scope() as session:
         snapshot = session.get_one(Snapshot, snapshot_id)
-        goes = LineFilter(session, snapshot, gone)
+        lines = LineFilter(session, snapshot, scope)
         before = snapshot.file_key or snapshot.sha256, snapshot.records_key
-    records_key, records = (None, 0) if before[1] is None else rewrite_file(before[1], goes.record)
-    rows_key, rows = rewrite_file(before[0], goes.row)
+    records_key, records = (None, 0) if before[1] is None else rewrite_file(before[1], lines.erases_record)
+    rows_key, rows = rewrite_file(before[0], lines.erases_row)
     if (rows_key, records_key) == before:
         return 0
     with session_scope() as session:
         session.refresh(snapshot := session.get_one(Snapshot, snapshot_id), with_for_update=True)
         if (snapshot.file_key or snapshot.sha256, snapshot.records_key) != before:
-            raise RuntimeError("the snapshot's files were changed by somebody else")
+            raise RuntimeError("the snapshot's files were changed meanwhile")
         snapshot.records_key = records_key
         snapshot.file_key = rows_key if rows_key != snapshot.sha256 else None
         snapshot.redacted += records + rows
@@ -59,42 +59,42 @@ def redact(snapshot_id: int, gone: RedactionScope) -> int:
 
 
 class LineFilter:
-    """Whether a line of a snapshot's files goes. The rows go by the verdicts of the records that went, too."""
+    """Decides which lines of a snapshot's files are erased. Rows also go with the verdicts of erased records."""
 
-    def __init__(self, session: Session, snapshot: Snapshot, gone: RedactionScope) -> None:
-        self.gone = gone
+    def __init__(self, session: Session, snapshot: Snapshot, scope: RedactionScope) -> None:
+        self.scope = scope
         self.name = None
         self.verdicts: set[str] = set()
-        if gone.critic_id is not None:
-            self.name = pseudonym(snapshot.project_id, gone.critic_id, get_settings().secret_key)
+        if scope.critic_id is not None:
+            self.name = pseudonym(snapshot.project_id, scope.critic_id, get_settings().secret_key)
             theirs = (
                 select(SnapshotItem.verdict_id)
                 .join(Verdict, Verdict.id == SnapshotItem.verdict_id)
-                .where(SnapshotItem.snapshot_id == snapshot.id, Verdict.critic_id == gone.critic_id)
+                .where(SnapshotItem.snapshot_id == snapshot.id, Verdict.critic_id == scope.critic_id)
             )
             self.verdicts = {str(verdict) for verdict in session.scalars(theirs)}
 
-    def record(self, record: dict[str, Any]) -> bool:
-        """Whether a record goes."""
-        if "images" not in record:  # what is no record
-            return self.gone.everything
+    def erases_record(self, record: dict[str, Any]) -> bool:
+        """Whether a record is erased."""
+        if "images" not in record:  # not a record
+            return self.scope.everything
         shown = {image["sha256"] for image in record["images"]}
-        if self.gone.everything or self.gone.image in shown or (self.name and record["critic"] == self.name):
+        if self.scope.everything or self.scope.image in shown or (self.name and record["critic"] == self.name):
             self.verdicts.add(record["id"])
             return True
         return False
 
-    def row(self, row: dict[str, Any]) -> bool:
-        """Whether a row goes; the line on the snapshot itself does with everything."""
-        return self.gone.everything or row.get("verdict") in self.verdicts or self.gone.image in row.get("images", ())
+    def erases_row(self, row: dict[str, Any]) -> bool:
+        """Whether a row is erased; the header line of the snapshot only with everything."""
+        return self.scope.everything or row.get("verdict") in self.verdicts or self.scope.image in row.get("images", ())
 
 
-def rewrite_file(key: str, goes: Callable[[dict[str, Any]], bool]) -> tuple[str, int]:
-    """The key of a file like `key` with tombstones for the lines that go, and how many rows or records these were."""
+def rewrite_file(key: str, is_erased: Callable[[dict[str, Any]], bool]) -> tuple[str, int]:
+    """Rewrite a file with tombstones for erased lines. Returns its key, and how many rows or records were redacted."""
     with get_store().open(key) as source, tempfile.NamedTemporaryFile() as target:
         changed, n = False, 0
         for line in source:
-            kept = to_tombstone(line, goes)
+            kept = to_tombstone(line, is_erased)
             if kept is not line:
                 changed, n = True, n + (b'"snapshot"' not in kept)
             target.write(kept)
@@ -102,10 +102,10 @@ def rewrite_file(key: str, goes: Callable[[dict[str, Any]], bool]) -> tuple[str,
         return (get_store().put_file(Path(target.name)) if changed else key), n
 
 
-def to_tombstone(line: bytes, goes: Callable[[dict[str, Any]], bool]) -> bytes:
-    """The line itself, or what stays of it: which row or record it was, and nothing that was in it."""
+def to_tombstone(line: bytes, is_erased: Callable[[dict[str, Any]], bool]) -> bytes:
+    """Return the line itself, or its tombstone: which row or record it was, without any content."""
     data = orjson.loads(line)
-    if data.get("redacted") or not goes(data):
+    if data.get("redacted") or not is_erased(data):
         return line
     kept = {name: data[name] for name in KEPT_FIELDS if name in data}
     return orjson.dumps({**kept, "redacted": True}, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
@@ -115,14 +115,14 @@ def to_tombstone(line: bytes, goes: Callable[[dict[str, Any]], bool]) -> bytes:
 
 
 def schedule_removal(session: Session, keys: Iterable[str | None]) -> None:
-    """Have files of the store removed after the commit, once nothing names them any more."""
+    """Schedule files of the store for removal after the commit, once nothing refers to them."""
     rows = [{"key": key} for key in sorted({key for key in keys if key})]
     if rows:
         session.execute(insert(StoreRemoval).on_conflict_do_nothing(), rows)
 
 
 def remove_files(session: Session) -> int:
-    """Remove files that nothing names any more. Returns how many are gone."""
+    """Remove scheduled files that nothing refers to. Returns how many were processed."""
     keys = session.scalars(
         select(StoreRemoval.key).order_by(StoreRemoval.key).limit(REMOVAL_BATCH).with_for_update(skip_locked=True)
     ).all()
@@ -135,7 +135,7 @@ def remove_files(session: Session) -> int:
 
 
 def keys_in_use(session: Session, keys: Collection[str]) -> set[str]:
-    """Those of the keys that something names."""
+    """Those of the keys that something refers to."""
     queries = [
         select(column).where(column.in_(keys))
         for column in (

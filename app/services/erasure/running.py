@@ -1,4 +1,4 @@
-"""Erasing as a worker does it: step by step, each a short transaction that may be done again, until nothing is left."""
+"""The worker's part of an erasure: repeatable steps, each a short transaction, until nothing is left."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ log = logging.getLogger(__name__)
 VERDICT_BATCH = 100
 PROMPT_BATCH = 200
 Step = Callable[[], dict[str, int]]
-"""Erases some, and says how many of what; nothing once nothing is left."""
+"""Erases a batch and returns how many of what; empty once nothing is left."""
 
 
 def list_open_erasures(session: Session) -> list[int]:
-    """Erasings that are not done."""
+    """The erasures that are not done."""
     return list(session.scalars(select(Erasure.id).where(Erasure.state == ErasureState.open).order_by(Erasure.id)))
 
 
 def run_erasure(erasure_id: int, *, check: Callable[[], None] = lambda: None) -> None:
-    """Erase until nothing is left; `check` is called between steps and may raise. Done already: nothing happens.
+    """Erase until nothing is left. `check` is called between steps and may raise. A finished erasure is left alone.
 
-    What cannot be done yet is noted, and taken up by the sweep.
+    If something has to end first, the reason is stored and the sweep retries.
     """
     with session_scope() as session:
         found = session.get(Erasure, erasure_id)
@@ -72,11 +72,11 @@ def run_erasure(erasure_id: int, *, check: Callable[[], None] = lambda: None) ->
 
 
 class ErasureBlocked(Exception):
-    """Something has to end first."""
+    """Something else has to end first."""
 
 
 def in_session(work: Callable[[Session], dict[str, int]]) -> Step:
-    """A step that is one transaction."""
+    """A step that runs in one transaction."""
 
     def step() -> dict[str, int]:
         with session_scope() as session:
@@ -98,7 +98,7 @@ def _update_erasure(erasure_id: int, **values: Any) -> None:
 
 
 def remove_files() -> None:
-    """Remove the files that nothing names any more."""
+    """Remove all scheduled files that nothing refers to."""
     while True:
         with session_scope() as session:
             if not redaction.remove_files(session):
@@ -139,7 +139,7 @@ def _steps_of_image(sha256: str) -> Iterator[Step]:
     with session_scope() as session:
         shown_in = session.scalars(select(Prompt.project_id).where(Prompt.id.in_(showing)).distinct()).all()
         projects = session.scalars(select(Project.id).where(Project.erased_at.is_(None))).all()
-    # The prompts last but one: until then they say which projects these are.
+    # The prompts are erased late: they are needed to find the projects.
     yield in_session(_upload_step(shown_in))
     yield from _redaction_steps(projects, RedactionScope(image=sha256))
     yield in_session(prompts)
@@ -161,7 +161,7 @@ def _steps_of_project(subject: str) -> Iterator[Step]:
             return {}
         shown = session.scalars(select(PromptImage.sha256).where(PromptImage.prompt_id.in_(ids)).distinct()).all()
         verdicts = session.scalar(select(func.count()).where(Verdict.prompt_id.in_(ids), ~Verdict.deleted)) or 0
-        # First, because these name candidates, which go with the prompts.
+        # Before the prompts: snapshot items refer to candidates, which are deleted with their prompts.
         session.execute(
             update(SnapshotItem)
             .where(SnapshotItem.prompt_id.in_(ids))
@@ -179,7 +179,7 @@ def _steps_of_project(subject: str) -> Iterator[Step]:
 
 
 def _forget_images(session: Session, shown: Sequence[str]) -> int:
-    """Forget those of the images that no prompt shows any more. Returns how many."""
+    """Delete the images that no prompt shows any more. Returns how many."""
     elsewhere = select(PromptImage.sha256).where(PromptImage.sha256.in_(shown))
     gone = session.scalars(
         delete(Image).where(Image.sha256.in_(shown), Image.sha256.not_in(elsewhere)).returning(Image.sha256)
@@ -189,7 +189,7 @@ def _forget_images(session: Session, shown: Sequence[str]) -> int:
 
 
 def _forget_rest(session: Session, project_id: int) -> dict[str, int]:
-    """Forget what else a project has: adapters, curves, settings, comparisons. What is left is numbers."""
+    """Delete what else a project has: adapters, curves, settings, comparisons. Only numbers remain."""
     adapters = session.scalars(
         select(ModelVersion.adapter).where(ModelVersion.project_id == project_id, ModelVersion.adapter.is_not(None))
     ).all()
@@ -228,14 +228,14 @@ def _redaction_steps(projects: Sequence[int], gone: RedactionScope) -> Iterator[
 
 
 def _end_rounds_of(session: Session, snapshot_id: int) -> None:
-    """Cancel a round that trains on what has just gone."""
+    """Cancel a round that trains on what was just erased."""
     for found in session.scalars(select(Round).where(Round.snapshot_id == snapshot_id)).all():
         if found.state.is_active:
             rounds.cancel(session, SYSTEM, found.id)
 
 
 def _upload_step(projects: Sequence[int]) -> Callable[[Session], dict[str, int]]:
-    """Forget the files that were imported into the projects: they hold what is erased, and nothing needs them."""
+    """Remove the files that were imported into the projects: they hold erased data, and nothing needs them."""
 
     def uploads(session: Session) -> dict[str, int]:
         found = session.scalars(

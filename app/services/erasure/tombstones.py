@@ -1,4 +1,4 @@
-"""What is left of verdicts and prompts that were erased: that there were some, and nothing of what they said."""
+"""Tombstones of erased verdicts and prompts: they show that something existed, but nothing of its content."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from app.services.judging.change import give_slot_back, let_go_if_unflagged
 from app.services.quality import reviews
 
 ERASED_TEXT = "(erased)"
-TEXT_LISTS = ("rationales", "own", "gold")  # the lists of texts in an evaluation's scores, one entry a prompt
-# They stand in the feed once more, as deleted, behind whatever anybody has read of it.
+TEXT_LISTS = ("rationales", "own", "gold")  # lists of texts in an evaluation's scores, one entry per prompt
+# They appear in the feed once more, as deleted, behind everything that anybody has read.
 TOMBSTONE_VERDICTS = text("""
 WITH gone AS (
     UPDATE verdicts SET deleted = true, current = false, xid = pg_current_xact_id(), kind = 'skipped', reason = NULL,
@@ -57,13 +57,13 @@ FROM over WHERE a.candidate_set_id = over.id AND a.state IN ('open', 'judged')
 
 
 def tombstone_verdicts(session: Session, verdict_ids: Sequence[int]) -> None:
-    """Leave nothing of what these verdicts said; each is in the feed once more, as deleted."""
+    """Replace verdicts by tombstones; each appears in the feed once more, as deleted."""
     session.execute(TOMBSTONE_VERDICTS, {"verdicts": list(verdict_ids)})
     session.expire_all()
 
 
 def retract_verdicts(session: Session, verdict_ids: Sequence[int]) -> None:
-    """Bury verdicts of a critic: their slots are free for others, what stood by them alone stands no longer."""
+    """Replace a critic's verdicts by tombstones, free their slots, and recompute what is accepted."""
     prompts: dict[int, set[int]] = {}
     for verdict in session.scalars(select(Verdict).where(Verdict.id.in_(verdict_ids)).order_by(Verdict.id)):
         prompts.setdefault(verdict.project_id, set()).add(verdict.prompt_id)
@@ -75,7 +75,7 @@ def retract_verdicts(session: Session, verdict_ids: Sequence[int]) -> None:
 
 
 def _undo_verdict(session: Session, verdict: Verdict) -> None:
-    """Free the slot of a verdict that stands, and end what waited because of it."""
+    """Free the slot of a current verdict, and end what waited because of it."""
     lock: Mapping[str, Any] = {"with_for_update": {"key_share": True}, "populate_existing": True}
     assignment = session.get_one(Assignment, verdict.assignment_id, **lock)
     offered = session.get_one(CandidateSet, verdict.candidate_set_id, **lock)
@@ -91,9 +91,9 @@ def _undo_verdict(session: Session, verdict: Verdict) -> None:
 
 
 def tombstone_prompts(session: Session, prompt_ids: Sequence[int]) -> int:
-    """Leave nothing of these prompts, their candidates and what was said of them. Returns how many verdicts there were.
+    """Replace prompts by tombstones, with their candidates and verdicts. Returns how many verdicts there were.
 
-    Their rows stay, retired and empty, for the feed to say what is gone.
+    Their rows remain, retired and empty, so that the feed can say what is gone.
     """
     ids = list(prompt_ids)
     verdicts = session.scalars(select(Verdict.id).where(Verdict.prompt_id.in_(ids), ~Verdict.deleted)).all()
@@ -125,7 +125,7 @@ def tombstone_prompts(session: Session, prompt_ids: Sequence[int]) -> int:
 
 
 def blank_evaluations(session: Session, prompt_ids: Sequence[int]) -> None:
-    """Blank what versions wrote for these prompts when they were scored; the numbers stay."""
+    """Blank the texts that versions wrote for these prompts when they were scored; the numbers remain."""
     gone = {str(prompt) for prompt in prompt_ids}
     projects = select(Prompt.project_id).where(Prompt.id.in_(prompt_ids))
     of_projects = select(ModelVersion.id).where(ModelVersion.project_id.in_(projects))
@@ -138,7 +138,7 @@ def blank_evaluations(session: Session, prompt_ids: Sequence[int]) -> None:
 
 
 def blank_texts(scores: Mapping[str, Any], places: Set[int]) -> dict[str, Any]:
-    """Scores without the texts at these places of their lists."""
+    """The scores without the texts at these positions of their lists."""
     found: dict[str, Any] = {}
     for name, value in scores.items():
         if isinstance(value, dict):
@@ -151,5 +151,5 @@ def blank_texts(scores: Mapping[str, Any], places: Set[int]) -> dict[str, Any]:
 
 
 def blank_value(written: Any) -> Any:
-    """What stands for a text, or a list of texts, that went."""
+    """The replacement of an erased text, or of a list of texts."""
     return [] if isinstance(written, list) else None

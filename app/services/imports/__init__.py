@@ -1,1 +1,1 @@
-"""Prompts and verdicts from files."""
+"""Imports of prompts and verdicts from files."""

@@ -1,4 +1,4 @@
-"""An imported file: its table, and the images beside it, in it, or at a web address."""
+"""An imported file: its table, and images beside it, inside it, or at web addresses."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Fetch = Callable[[str], bytes]
 
 
 class Archive:
-    """A zip, whose files are found by path, or by their bare name where only one has it."""
+    """A zip archive. Its files are found by path, or by name if only one file has it."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `Invalid` for what is no zip, a bomb, or holds names that lead out of it."""
+        """Raises `Invalid` for a broken zip, for a zip bomb, and for names that point outside the archive."""
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
@@ -56,7 +56,7 @@ class Archive:
         return [name for name in self.names if PurePosixPath(name.lower()).suffix in SUFFIXES]
 
     def find(self, wanted: str) -> str | None:
-        """The file of this path or bare name. Raises `Invalid` where several have the name."""
+        """Find the file with this path or name. Raises `Invalid` if several have the name."""
         if wanted in self.zip.NameToInfo:
             return wanted
         if "/" in wanted:
@@ -68,7 +68,7 @@ class Archive:
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """A file of the zip. Raises `Invalid` where it is encrypted, broken or packed in an unknown way."""
+        """Open a file of the zip. Raises `Invalid` if it is encrypted, broken or packed in an unknown way."""
         try:
             with self.zip.open(name) as file:
                 yield io.BufferedReader(file)  # type: ignore[type-var]
@@ -77,17 +77,17 @@ class Archive:
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file of a zip is a folder, or what a file manager left in it."""
+    """Whether a name is a folder, or a file that a file manager left in the zip."""
     return name.endswith("/") or name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith(".")
 
 
 def escapes_folder(name: str) -> bool:
-    """Whether a path leads out of the folder it is read in."""
+    """Whether a path points outside the folder it is resolved in."""
     return ".." in PurePosixPath(name).parts or name.startswith("/") or "\\" in name or name[1:2] == ":"
 
 
 def check_members(members: list[zipfile.ZipInfo]) -> None:
-    """Raise `Invalid` for bombs and for names that lead out; sizes that lie are cut off when read."""
+    """Raise `Invalid` for zip bombs and for names that point outside. A false size is noticed when the file is read."""
     if len(members) > MAX_MEMBERS:
         raise Invalid(f"The zip holds over {MAX_MEMBERS:,} files: import it in parts.", field="file")
     bad = next((one.filename for one in members if escapes_folder(one.filename)), None)
@@ -102,10 +102,10 @@ def check_members(members: list[zipfile.ZipInfo]) -> None:
 
 
 class ImportFile:
-    """A file of prompts, called `name`, and where its images are found."""
+    """A file of prompts, called `name`, and the places where its images are found."""
 
     def __init__(self, path: Path, name: str, *, images_path: Path | None = None, fetch: Fetch | None = None) -> None:
-        """Raises `Invalid` where the file as a whole cannot be taken."""
+        """Raises `Invalid` if the file as a whole cannot be imported."""
         self._archive: Archive | None = None
         self._images: Archive | None = None
         self._fetch = fetch or fetch_image
@@ -141,13 +141,13 @@ class ImportFile:
         return Table(detect_kind(found[0], first), lambda: archive.open(found[0]))
 
     def close(self) -> None:
-        """Let the files go."""
+        """Close the files."""
         for archive in (self._archive, self._images):
             if archive is not None:
                 archive.zip.close()
 
     def keep_known(self) -> None:
-        """Note that the `pending` images are stored now, so that they need not be decoded again."""
+        """Remember the `pending` images as stored, so that they need not be decoded again."""
         self._known |= self._new
         self._new.clear()
         self.pending.clear()
@@ -155,7 +155,7 @@ class ImportFile:
             self._known.popitem(last=False)
 
     def image_key(self, named: Any) -> object:
-        """The sha256 of an image as a row names it, or what is to be checked as one; new ones are then `pending`.
+        """Return the sha256 of an image that a row names, or a value to be checked as one. New images become `pending`.
 
         Raises `Invalid`, `TooLarge`.
         """
@@ -179,7 +179,7 @@ class ImportFile:
         return any(one.find(path) is not None for one in places) and not escapes_folder(path)
 
     def _decoded(self, name: str, read: Callable[[], bytes], *, key: str | None) -> str:
-        """The image called `name`, from what is known of it or else decoded."""
+        """The image called `name`: a known one, or else decoded."""
         known = None if key is None else self._known.get(key) or self._new.get(key)
         if known is not None:
             return known
@@ -196,7 +196,7 @@ class ImportFile:
         return sha256
 
     def _read(self, name: str) -> bytes:
-        """The bytes of an image that lies in a zip."""
+        """Read an image from a zip."""
         if escapes_folder(name):
             raise Invalid(
                 f"The path '{name[:100]}' leads out of the file: name images by paths within it.", field="images"
@@ -218,17 +218,17 @@ class ImportFile:
 
 
 def coco_names(name: str) -> list[str]:
-    """The file names COCO gives an image that is named by its number."""
+    """The file names that COCO gives to an image with this number."""
     return [f"{prefix}{int(name):012d}.jpg" for prefix in COCO_PREFIXES] if name.isascii() and name.isdigit() else []
 
 
 def is_web_address(name: str) -> bool:
-    """Whether an image is named by an address; which of them are taken is seen when it is fetched."""
+    """Whether an image is named by a web address. Whether the address is allowed is checked when it is fetched."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name) is not None and name[1:2] != ":"
 
 
 def check_markup(data: bytes) -> None:
-    """Raise `Invalid` that says so for markup dressed as an image."""
+    """Raise `Invalid` for markup disguised as an image."""
     start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     kind = next((kind for mark, kind in MARKUP.items() if start.startswith(mark)), None)
     if kind is not None:
@@ -236,7 +236,7 @@ def check_markup(data: bytes) -> None:
 
 
 def fetch_image(url: str) -> bytes:
-    """An image at a web address. Raises `Invalid`, `TooLarge`."""
+    """Fetch an image from a web address. Raises `Invalid`, `TooLarge`."""
     try:
         return safe_http.fetch(url, reach=safe_http.reach_of_settings(), limit=images.MAX_BYTES, seconds=IMAGE_SECONDS)
     except (Invalid, TooLarge) as error:

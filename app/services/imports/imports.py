@@ -1,4 +1,4 @@
-"""Imports: files of prompts. Making one, looking at what it would bring, and at what it brought."""
+"""Imports of files of prompts: create, preview and list them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_FILE = 2 * 1024 * 1024 * 1024
 SAMPLE = 100
 
 
-# Making one
+# Creating
 
 
 def create_import(
@@ -45,10 +45,10 @@ def create_import(
     draft: bool = False,
     limit: int = MAX_FILE,
 ) -> Import:
-    """Keep a file of prompts and have a worker take it in; a `draft` waits for `start_import`. Needs the role reviewer.
+    """Store a file of prompts and queue its import; a `draft` waits for `start_import`. Needs the role reviewer.
 
-    `images_source` is a zip of the images that rows name; `mapping` says what columns become. Data sets exported as
-    records bring verdicts of others, and need the role admin. Raises `Invalid` where the file cannot be taken at all.
+    `images_source` is a zip of the images that rows name; `mapping` says what columns become. A data set exported as
+    records brings verdicts of others, and needs the role admin. Raises `Invalid` if the file cannot be imported at all.
     """
     require(session, actor, project, Role.reviewer)
     name = PurePosixPath(filename.replace("\\", "/")).name[-400:] or "file"
@@ -81,7 +81,7 @@ def create_import(
 
 
 def write_upload(source: IO[bytes], target: Any, limit: int) -> None:
-    """Copy an upload. Raises `Invalid` for an empty one and one over `limit` bytes."""
+    """Copy an upload. Raises `Invalid` if it is empty or over `limit` bytes."""
     size = 0
     while chunk := source.read(1 << 20):
         size += len(chunk)
@@ -96,7 +96,7 @@ def write_upload(source: IO[bytes], target: Any, limit: int) -> None:
 def plan_upload(
     path: Path, name: str, images_path: Path | None, *, split: Split, mapping: Mapping[str, str] | None, loose: bool
 ) -> ImportPlan:
-    """What the columns mean, by their names and by `mapping`. Raises `Invalid` where the file cannot be read."""
+    """Plan what the columns mean, by their names and by `mapping`. Raises `Invalid` if the file cannot be read."""
     file = ImportFile(path, name, images_path=images_path)
     try:
         columns = list_columns(file.table.first(SAMPLE))
@@ -112,12 +112,12 @@ def plan_upload(
 
 
 def list_columns(rows: Iterable[TableRow]) -> list[str]:
-    """The columns of some rows, in the order they come in."""
+    """The columns of some rows, in order of appearance."""
     return list(dict.fromkeys(column for row in rows if isinstance(row.values, dict) for column in row.values))
 
 
 def start_import(session: Session, actor: Actor, import_id: int) -> Import:
-    """Have a draft taken in. Raises `Conflict` where it is no draft any more."""
+    """Queue a draft. Raises `Conflict` if it is no longer a draft."""
     found = get_import(session, actor, import_id)
     session.refresh(found, with_for_update=True)
     if found.state is not ImportState.draft:
@@ -131,7 +131,7 @@ def start_import(session: Session, actor: Actor, import_id: int) -> Import:
 def change_plan(
     session: Session, actor: Actor, import_id: int, *, columns: Mapping[str, str], split: Split, question: str
 ) -> Import:
-    """Say what the columns of a draft mean. Raises `Invalid`, `Conflict`."""
+    """Change what the columns of a draft mean. Raises `Invalid`, `Conflict`."""
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
         raise Conflict("This import was started already: import the file again with other columns.")
@@ -145,7 +145,7 @@ def change_plan(
 
 
 def discard_import(session: Session, actor: Actor, import_id: int) -> None:
-    """Drop a draft. Raises `Conflict` where it was started."""
+    """Discard a draft. Raises `Conflict` if it was started."""
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
         raise Conflict("This import was started already.")
@@ -154,11 +154,11 @@ def discard_import(session: Session, actor: Actor, import_id: int) -> None:
     session.flush()
 
 
-# Looking at them
+# Reading
 
 
 def get_import(session: Session, actor: Actor, import_id: int) -> Import:
-    """An import. Raises `NotFound`."""
+    """Return an import. Raises `NotFound`."""
     found = session.get(Import, import_id)
     project = None if found is None else session.get(Project, found.project_id)
     if found is None or project is None:
@@ -170,7 +170,7 @@ def get_import(session: Session, actor: Actor, import_id: int) -> Import:
 def list_imports(
     session: Session, actor: Actor, project: Project, *, limit: int = 100, cursor: str | None = None
 ) -> Page[Import]:
-    """The imports of a project, the newest first."""
+    """The imports of a project, newest first."""
     require(session, actor, project, Role.reviewer)
     query = select(Import).where(Import.project_id == project.id).order_by(Import.id.desc())
     if cursor is not None:
@@ -180,14 +180,14 @@ def list_imports(
 
 
 def list_problems(session: Session, found: Import, *, limit: int = 1000, after: int = 0) -> list[ImportProblem]:
-    """The first rejected lines of an import behind line `after`, each with its reason."""
+    """The first rejected lines of an import after line `after`, each with its reason."""
     query = select(ImportProblem).where(ImportProblem.import_id == found.id, ImportProblem.line > after)
     return list(session.scalars(query.order_by(ImportProblem.line).limit(limit)))
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """A row of a draft as it would be taken in: the prompt, or what is wrong with it."""
+    """A row of a draft as it would be imported: the prompt, or what is wrong with it."""
 
     number: int
     values: dict[str, Any]
@@ -196,7 +196,7 @@ class PreviewRow:
 
 
 def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[PreviewRow]]:
-    """The first rows of an import; images at web addresses are not fetched. Raises `Invalid`."""
+    """The first rows of an import. Images at web addresses are not fetched. Raises `Invalid`."""
     plan = ImportPlan.from_json(found.plan)
     looked = []
     with open_file(found.file_key, found.filename, found.images_key, fetch=_placeholder_image) as file:
@@ -214,7 +214,7 @@ def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[Pre
 
 
 def _placeholder_image(_: str) -> bytes:
-    """A picture in place of one that is fetched later."""
+    """A placeholder for an image that is fetched later."""
     return PLACEHOLDER_IMAGE
 
 

@@ -1,4 +1,4 @@
-"""What the columns of a table mean: our own, those of known data sets, or as somebody said."""
+"""What the columns of a table mean: our own fields, those of known data sets, or a mapping chosen by a person."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTION_QUESTION = "What is the person doing?"
 
 
 class Layout(StrEnum):
-    """Whose columns a table has."""
+    """The data set whose columns a table has."""
 
     own = "own"
     vqa_x = "vqa-x"
@@ -33,7 +33,7 @@ class Layout(StrEnum):
 
 
 class Target(StrEnum):
-    """What a column may become. Several may be `image`, `reference` or `candidate`; `metadata` keeps it as it is."""
+    """What a column may become. Only `image`, `reference` and `candidate` may occur several times."""
 
     image = "image"
     question = "question"
@@ -51,7 +51,7 @@ MULTI_VALUED = (Target.image, Target.reference, Target.candidate)
 PROMPT_FIELDS = {Target.image: "images", Target.reference: "references", Target.candidate: "candidates"}
 SPLIT_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 
-# Names of columns that are understood, but for a number behind them (`reference_2`).
+# Column names that are recognised, also with a number at the end (`reference_2`).
 COLUMN_NAMES = {
     Target.image: ("image", "images", "file_name", "image_path", "image_url", "image_name", "img", "image_id"),
     Target.question: ("question",),
@@ -67,9 +67,10 @@ OWN_FIELDS = tuple(PromptIn.model_fields)
 
 @dataclass(frozen=True, slots=True)
 class ImportPlan:
-    """How rows become prompts. A row without a split gets `split`, one without a question `question`.
+    """How rows become prompts.
 
-    `strict`: a column without a target is an error, so that a misspelt one is not lost among the metadata.
+    A row without a split gets `split`, one without a question `question`. `strict`: a column without a target is an
+    error, so that a misspelt field is not lost among the metadata.
     """
 
     layout: Layout = Layout.own
@@ -80,7 +81,7 @@ class ImportPlan:
     flat: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """As it is kept in the import's row."""
+        """The plan as stored in the import's row."""
         return {
             "layout": self.layout.value,
             "columns": [[column, target.value] for column, target in self.columns.items()],  # JSONB keeps no order
@@ -92,13 +93,13 @@ class ImportPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ImportPlan:
-        """As it was kept."""
+        """Read a stored plan."""
         columns = {column: Target(target) for column, target in data["columns"]}
         return cls(**{**data, "layout": Layout(data["layout"]), "columns": columns, "split": Split(data["split"])})
 
 
 def detect_layout(columns: Iterable[str]) -> Layout:
-    """Whose columns these are."""
+    """Detect the data set from its columns."""
     names = set(columns)
     if {"candidate_set", "candidates", "shown", "kind"} <= names:
         return Layout.records
@@ -112,7 +113,7 @@ def detect_layout(columns: Iterable[str]) -> Layout:
 
 
 def guess_target(column: str) -> Target | None:
-    """What a column of this name most likely is."""
+    """Guess what a column is from its name."""
     name = re.sub(r"[_ -]?\d+$", "", column.strip().lower().replace(" ", "_"))
     return next((target for target, names in COLUMN_NAMES.items() if name in names or column.lower() in names), None)
 
@@ -120,12 +121,12 @@ def guess_target(column: str) -> Target | None:
 def make_plan(
     kind: TableKind, columns: Sequence[str], *, split: Split = Split.train, loose: bool = False
 ) -> ImportPlan:
-    """A plan by the names of the columns. `loose`: unknown ones of our own NDJSON become metadata too."""
+    """Make a plan from the column names. `loose`: unknown columns of our own NDJSON become metadata too."""
     layout = detect_layout(columns)
     own_lines = layout is Layout.own and kind is TableKind.ndjson and not loose
     targets: dict[str, Target] = {}
     taken: set[Target] = set()
-    # Of several columns that could be the image, the one named first among the names is it.
+    # If several columns could be the image, the one listed first in `COLUMN_NAMES` is chosen.
     for column in sorted(columns, key=_column_rank):
         target = guess_target(column)
         if own_lines:
@@ -161,7 +162,7 @@ def _is_numbered(column: str) -> bool:
 def with_columns(
     plan: ImportPlan, columns: Mapping[str, str], *, split: Split, question: str | None = None
 ) -> ImportPlan:
-    """The plan with the targets somebody chose. Raises `Invalid` that names the column."""
+    """The plan with the targets a person chose. Raises `Invalid`, which names the column."""
     chosen: dict[str, Target] = {}
     for column, text in columns.items():
         if text not in set(Target):
@@ -178,11 +179,11 @@ def with_columns(
     return ImportPlan(plan.layout, {**plan.columns, **chosen}, split, question, strict=False, flat=plan.flat)
 
 
-# A row
+# Rows
 
 
 def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A prompt as `parse_prompt` takes it, its images still as the row names them. Raises `Invalid`."""
+    """Convert a row to the input of `parse_prompt`; images are still named as in the row. Raises `Invalid`."""
     if plan.strict:
         return _own_row_to_prompt(plan, values)
     item: dict[str, Any] = {}
@@ -203,7 +204,7 @@ def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]
         answer = find_right_choice(values)
         item |= {} if answer is None else {"answer": answer}
     if "images" not in item and values.get(KEY_COLUMN) is not None:
-        item["images"] = [values[KEY_COLUMN]]  # rows by the name of their image, as ACT-X has them
+        item["images"] = [values[KEY_COLUMN]]  # rows keyed by the name of their image, as in ACT-X
     _fill_defaults(plan, item)
     if metadata:
         item["metadata"] = metadata
@@ -229,12 +230,12 @@ def _fill_defaults(plan: ImportPlan, item: dict[str, Any]) -> None:
 
 
 def to_list(value: Any) -> list[Any]:
-    """A value as several."""
+    """A value as a list."""
     return [one for one in value if not is_missing(one)] if isinstance(value, list | tuple) else [value]
 
 
 def to_prompt_value(target: Target, value: Any) -> Any:
-    """A value as a prompt has it: numbers as text, of several answers the one most gave, splits by our names."""
+    """Convert a value for a prompt: numbers to text, several answers to the most frequent one, splits to our names."""
     if target is Target.answer and isinstance(value, list) and value:
         given = [one.get("answer") if isinstance(one, dict) else one for one in value]
         most = Counter(one for one in given if isinstance(one, str)).most_common(1)
@@ -251,7 +252,7 @@ def to_prompt_value(target: Target, value: Any) -> Any:
 
 
 def find_right_choice(values: Mapping[str, Any]) -> Any:
-    """The answer of an A-OKVQA row: the right choice, or what most people said."""
+    """The answer of an A-OKVQA row: the right choice, or the most frequent answer."""
     choices, index = values.get("choices"), values.get("correct_choice_idx")
     if isinstance(choices, list) and isinstance(index, int) and 0 <= index < len(choices):
         return choices[index]
@@ -260,7 +261,7 @@ def find_right_choice(values: Mapping[str, Any]) -> Any:
 
 
 def to_metadata(column: str, value: Any, *, flat: bool) -> dict[str, Any]:
-    """A value to be kept as it is; an object in a column named `metadata` is taken apart. Raises `Invalid`."""
+    """Keep a value as metadata; an object in a column named `metadata` is unpacked. Raises `Invalid`."""
     if column == "metadata" and flat and isinstance(value, str):
         try:
             value = orjson.loads(value)
@@ -273,7 +274,7 @@ def to_metadata(column: str, value: Any, *, flat: bool) -> dict[str, Any]:
 
 
 def to_json_value(value: Any, column: str) -> Any:
-    """A value of a table as JSON. Raises `Invalid` for bytes."""
+    """Convert a value of a table to JSON. Raises `Invalid` for bytes."""
     if isinstance(value, dict):
         return {str(key): to_json_value(part, column) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -288,7 +289,7 @@ def to_json_value(value: Any, column: str) -> Any:
 
 
 def measure_depth(value: Any) -> int:
-    """How deeply a value is nested; counted without recursion, and no further than it takes."""
+    """How deeply a value is nested, measured without recursion and no further than `MAX_DEPTH`."""
     depth, level = 0, [value]
     while depth <= MAX_DEPTH and (level := [one for one in level if isinstance(one, dict | list)]):
         depth += 1

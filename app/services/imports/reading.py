@@ -1,4 +1,4 @@
-"""The rows of an imported file: which come twice, what each one is, and what is wrong with it."""
+"""Reading the rows of an imported file: find repeated ids, parse each row, and report what is wrong with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAX_KNOWN_SPLITS = 50_000
 
 @contextmanager
 def open_file(key: str, name: str, images_key: str | None, *, fetch: Fetch | None = None) -> Iterator[ImportFile]:
-    """The imported file, on this machine. Raises `Invalid` where it cannot be read."""
+    """Open an imported file on this machine. Raises `Invalid` if it cannot be read."""
     cache = get_settings().data_dir / "cache"
     path = get_store().local_path(key, cache)
     images_path = None if images_key is None else get_store().local_path(images_key, cache)
@@ -45,19 +45,19 @@ def open_file(key: str, name: str, images_key: str | None, *, fetch: Fetch | Non
         file.close()
 
 
-# What must be known of the whole file
+# Scanning the whole file
 
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """How many rows there are, and for each id that comes more than once (by its hash) the row it comes in first."""
+    """The number of rows, and for the hash of each repeated id the row where it occurs first."""
 
     total: int
     first: Mapping[int, int]
 
 
 def scan(plan: ImportPlan, file: ImportFile, keep: Callable[[], None]) -> ScanResult:
-    """Look through the whole file once, calling `keep` now and then. It takes 16 bytes of memory a row."""
+    """Scan the whole file once, calling `keep` now and then. Takes 16 bytes of memory per row."""
     columns = [name for name, target in plan.columns.items() if target is Target.external_id]
     hashes, numbers = array("q"), array("q")
     total = 0
@@ -75,14 +75,14 @@ def scan(plan: ImportPlan, file: ImportFile, keep: Callable[[], None]) -> ScanRe
 
 
 def hash_id(external_id: object) -> int:
-    """64 bits that stand for an id."""
+    """A 64-bit hash of an id."""
     return int.from_bytes(
         hashlib.blake2b(str(external_id).strip().encode(errors="replace"), digest_size=8).digest()
     ) - (1 << 63)
 
 
 def find_repeated(hashes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> dict[int, int]:
-    """For each hash that comes several times, the least of its numbers."""
+    """For each hash that occurs several times, the smallest of its numbers."""
     if not len(hashes):
         return {}
     order = np.argsort(hashes, kind="stable")
@@ -98,7 +98,7 @@ def find_repeated(hashes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -
 # Rows
 
 ParsedRow = tuple[int, Any]
-"""The number of a row, and the prompt or record it is, or what is wrong with it."""
+"""The number of a row, and the prompt or record in it, or what is wrong with it."""
 
 
 def read_batches(
@@ -110,9 +110,9 @@ def read_batches(
     first: Mapping[int, int],
     keep: Callable[[], None],
 ) -> Generator[list[ParsedRow], None, None]:
-    """The rows behind the first `after`, parsed, in pieces of so many rows or so many bytes of new images.
+    """Parse the rows after the first `after`, in batches limited by rows and by bytes of new images.
 
-    `keep` is called before each few rows.
+    `keep` is called before every few rows.
     """
 
     def parse(row: TableRow) -> ParsedRow:
@@ -133,14 +133,14 @@ def read_batches(
 
 
 def names_web_address(row: TableRow) -> bool:
-    """Whether some value of a row looks like a web address, so that reading the row may take its time."""
+    """Whether some value of a row looks like a web address, so that parsing the row may take a while."""
     values = row.values.values() if isinstance(row.values, dict) else ()
     texts = [one for value in values for one in (value if isinstance(value, list) else [value])]
     return any(isinstance(text, str) and is_web_address(text) for text in texts)
 
 
 def reject_repeated(parsed: PromptIn | DomainError, number: int, first: Mapping[int, int]) -> PromptIn | DomainError:
-    """A prompt, or an error where its id came earlier in the file."""
+    """Return the prompt, or an error if its id occurred earlier in the file."""
     if isinstance(parsed, DomainError) or parsed.external_id is None or not first:
         return parsed
     earlier = first.get(hash_id(parsed.external_id))
@@ -150,7 +150,7 @@ def reject_repeated(parsed: PromptIn | DomainError, number: int, first: Mapping[
 
 
 def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | DomainError:
-    """The prompt of a row, its images found and decoded, or what is wrong with it."""
+    """Parse a row into a prompt with its images found and decoded, or into what is wrong with it."""
     if isinstance(row.values, DomainError):
         return row.values
     try:
@@ -158,7 +158,7 @@ def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | D
         named = item.get("images")
         if not isinstance(named, list) or not named:
             return parse_prompt(item)
-        parse_prompt({**item, "images": [PLACEHOLDER] * len(named)})  # before an image is read for nothing
+        parse_prompt({**item, "images": [PLACEHOLDER] * len(named)})  # fail before an image is read in vain
         return parse_prompt({**item, "images": [file.image_key(one) for one in named]})
     except DomainError as error:
         return error
@@ -167,15 +167,15 @@ def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | D
 
 
 ImageSplits = dict[str, set[Split]]
-"""The splits that images stand in, as far as they were looked up."""
+"""A cache of the splits that images occur in."""
 
 
 def reject_leaks(
     session: Session, project: Project, items: Sequence[PromptIn | DomainError], splits: ImageSplits
 ) -> list[PromptIn | DomainError]:
-    """The items, those in error whose image stands in another split: what is tested must not have been trained on.
+    """Replace items whose image occurs in another split by an error: test images must never be trained on.
 
-    `splits` is kept between pieces: an image of thousands of prompts is looked up once.
+    `splits` is kept between batches, so that an image of thousands of prompts is looked up once.
     """
     if len(splits) > MAX_KNOWN_SPLITS:
         splits.clear()
@@ -204,7 +204,7 @@ def reject_leaks(
 
 
 def find_leak(item: PromptIn, splits: Mapping[str, set[Split]]) -> Split | None:
-    """Another split that has one of the item's images, but for images its own split has too."""
+    """Find another split that has one of the item's images, unless its own split has the image too."""
     for sha256 in item.images:
         there = splits.get(sha256, set())
         if there and item.split not in there:

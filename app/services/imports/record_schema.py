@@ -1,4 +1,4 @@
-"""The shape of exported records, as they come in again."""
+"""The schema of exported records that are imported again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RecordId = Annotated[str, StringConstraints(min_length=1, max_length=200), Stora
 
 
 class RecordCandidate(BaseModel):
-    """A candidate, and what the record's critic said of it."""
+    """A candidate, and what the record's critic said about it."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -38,7 +38,7 @@ class RecordCandidate(BaseModel):
 
 
 class RecordIn(BaseModel):
-    """A record as `records` exports it; what it holds besides is left out."""
+    """A record as exported by `records`; other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -71,32 +71,32 @@ class RecordIn(BaseModel):
 
     @property
     def prompt_key(self) -> str:
-        """What the prompt was where it comes from."""
+        """The identity of the prompt at its origin."""
         return hash_key("prompt", self.prompt, self.external_id, self.question, self.answer, self.split, *self.images)
 
     @property
     def set_key(self) -> str:
-        """What the candidate set was where it comes from."""
+        """The identity of the candidate set at its origin."""
         return hash_key("set", self.prompt_key, self.candidate_set, *(one.text for one in self.candidates))
 
     @property
     def verdict_key(self) -> str:
-        """What the verdict was where it comes from."""
+        """The identity of the verdict at its origin."""
         return hash_key("verdict", self.set_key, self.id, self.critic, self.created_at.isoformat())
 
     @property
     def critic_key(self) -> str:
-        """Who the critic was where the record comes from."""
+        """The identity of the critic at the record's origin."""
         return hash_key("critic", self.critic)
 
 
 def hash_key(*parts: object) -> str:
-    """A hash of what makes a row itself."""
+    """A hash of the values that identify a row."""
     return hashlib.sha256(repr(tuple(str(part) for part in parts)).encode(errors="replace")).hexdigest()
 
 
 def parse_record(row: TableRow, file: ImportFile | None = None) -> RecordIn | DomainError:
-    """The record of a row, its images found in `file`, or what is wrong with it."""
+    """Parse a row into a record with its images found in `file`, or into what is wrong with it."""
     if isinstance(row.values, DomainError):
         return row.values
     if isinstance(row.values, dict) and row.values.get("redacted"):

@@ -1,4 +1,4 @@
-"""Exported records on their way back in: prompts, candidate sets, and what critics said of them."""
+"""Importing exported records: prompts, candidate sets, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ from app.settings import get_settings
 
 @dataclass(frozen=True, slots=True)
 class ImportedKeys:
-    """What records became in this project, by their keys."""
+    """The rows that keys of records became in this project. `new` holds those to be stored."""
 
     rows: dict[str, int]
     new: dict[str, int]
 
     def get(self, key: str) -> int | None:
-        """The row a key became."""
+        """The row for a key, or None."""
         return self.rows.get(key)
 
     def put(self, key: str, row_id: int) -> None:
-        """Note what a key became."""
+        """Remember the row for a key."""
         self.rows[key] = self.new[key] = row_id
 
 
 def add_records(
     session: Session, actor: Actor, project: Project, items: Sequence[RecordIn | DomainError]
 ) -> list[AddResult]:
-    """Add what records hold, each verdict once; what is good is kept. Results are in the order of `items`."""
+    """Import records, each verdict once. Good ones are kept. Results are in the order of `items`."""
     records = [item for item in items if isinstance(item, RecordIn)]
     keys = {key for one in records for key in (one.prompt_key, one.set_key, one.verdict_key, one.critic_key)}
     query = select(ImportedRow.key, ImportedRow.row_id).where(
@@ -94,7 +94,7 @@ def add_records(
 
 
 def find_own_verdicts(session: Session, project: Project, records: Sequence[RecordIn]) -> dict[str, datetime]:
-    """Verdicts of this very project among those that records name: an export is not added to where it comes from."""
+    """Find verdicts of this very project among the records: an export is not imported into its own project."""
     ids = [int(one.id) for one in records if one.id.isascii() and one.id.isdigit() and len(one.id) < 19]
     query = select(Verdict.id, Verdict.created_at).where(Verdict.project_id == project.id, Verdict.id.in_(ids))
     return {str(verdict_id): created_at for verdict_id, created_at in session.execute(query)}
@@ -103,7 +103,7 @@ def find_own_verdicts(session: Session, project: Project, records: Sequence[Reco
 def _add_prompts(
     session: Session, actor: Actor, project: Project, records: Sequence[RecordIn], kept: ImportedKeys
 ) -> dict[str, DomainError]:
-    """Add the prompts that are not here yet; what is wrong with those that could not be."""
+    """Add the prompts that do not exist yet. Returns the errors of those that could not be added."""
     missing = {one.prompt_key: one for one in records if kept.get(one.prompt_key) is None}
     items: list[PromptIn | DomainError] = []
     for one in missing.values():
@@ -130,7 +130,7 @@ def _add_prompts(
 
 
 def _find_critics(session: Session, project: Project, records: Sequence[RecordIn], kept: ImportedKeys) -> None:
-    """Find the critics among the members by their pseudonym, or add people who cannot sign in for them."""
+    """Find critics among the members by pseudonym; for the others add users who cannot sign in."""
     missing = {one.critic_key: one.critic for one in records if kept.get(one.critic_key) is None}
     if not missing:
         return
@@ -149,7 +149,7 @@ def _find_critics(session: Session, project: Project, records: Sequence[RecordIn
 
 
 class _SetImporter:
-    """Candidate sets as they come in, and the verdicts on them."""
+    """Imports candidate sets and the verdicts on them."""
 
     def __init__(self, session: Session, project: Project, kept: ImportedKeys) -> None:
         self.session, self.project, self.kept = session, project, kept
@@ -159,7 +159,7 @@ class _SetImporter:
         self.versions = {row.number: row.id for row in session.execute(query)}
 
     def add_verdict(self, record: RecordIn) -> int:
-        """Add a verdict, and its set where that is not here yet. Returns its prompt."""
+        """Add a verdict, and its set if it does not exist yet. Returns the id of its prompt."""
         session, prompt_id = self.session, self.kept.rows[record.prompt_key]
         candidate_set = self._set_of(record, prompt_id)
         stored = session.scalars(
@@ -229,7 +229,7 @@ class _SetImporter:
     def _assignment(
         self, record: RecordIn, candidate_set: CandidateSet, critic_id: int, shown: list[int]
     ) -> Assignment:
-        """The claim a verdict answers; more slots than the project has now where more critics judged it."""
+        """Add the assignment of a verdict. The set gets a slot for each critic, whatever the project allows."""
         uses_slot = record.kind in USES_SLOT
         again = self.session.scalar(
             select(func.count()).where(
@@ -256,14 +256,14 @@ class _SetImporter:
 
 
 def _set_prompt_states(session: Session, project: Project, told: Mapping[int, PromptState | None]) -> None:
-    """Put prompts in the state they had, or where a record does not say in the one that goes with what was said."""
+    """Set prompts to their recorded state, or without one to the state that follows from the verdicts."""
     if not told:
         return
     prompts = session.scalars(select(Prompt).where(Prompt.id.in_(told)).with_for_update(key_share=True))
     for prompt in prompts.all():
         wanted = told[prompt.id] or _state_from_verdicts(session, prompt)
         if prompt.state is PromptState.retired or prompt.state is PromptState.ready:
-            continue  # it was here before, and is somebody's work
+            continue  # the prompt existed before and is in use
         if wanted is PromptState.ready and not _offer_again(session, prompt):
             wanted = PromptState.waiting
         prompt.state = wanted
@@ -272,7 +272,7 @@ def _set_prompt_states(session: Session, project: Project, told: Mapping[int, Pr
 
 
 def _state_from_verdicts(session: Session, prompt: Prompt) -> PromptState:
-    """The state that goes with the verdicts on a prompt."""
+    """The state that follows from the verdicts on a prompt."""
     kinds = set(session.scalars(select(Verdict.kind).where(Verdict.prompt_id == prompt.id, Verdict.current)))
     if VerdictKind.flagged in kinds:
         return PromptState.held
@@ -280,7 +280,7 @@ def _state_from_verdicts(session: Session, prompt: Prompt) -> PromptState:
 
 
 def _offer_again(session: Session, prompt: Prompt) -> bool:
-    """Offer the newest set of a prompt that has slots left; False where none has."""
+    """Offer the newest set of a prompt that has free slots. Returns False if there is none."""
     found = session.scalar(
         select(CandidateSet)
         .where(CandidateSet.prompt_id == prompt.id, CandidateSet.taken < CandidateSet.slots)

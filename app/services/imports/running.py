@@ -1,4 +1,4 @@
-"""Imports as a worker sees them: claim one, take it in piece by piece, end it. Every write must show the fence."""
+"""The worker's part of an import: claim it, store it batch by batch, finish it. Every write must match the fence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SLICE_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class ImportClaim:
-    """An import that a worker has taken up; `done` rows are finished."""
+    """An import that a worker has claimed. The first `done` rows are finished."""
 
     import_id: int
     fence: int
@@ -52,14 +52,15 @@ class LostLeaseError(Exception):
 
 @dataclass
 class Lease:
-    """Keeps an import ours while its rows are read, however long that takes."""
+    """Keeps the lease of an import while its rows are read, however long that takes."""
 
     claimed: ImportClaim
     check: Callable[[], None]
     beaten: float = field(default_factory=time.monotonic)
 
     def keep(self) -> None:
-        """Beat where it is time. Raises `LostLeaseError`, and what `check` raises where the worker is to end."""
+        """Send a heartbeat when it is time. Raises `LostLeaseError`, and what `check` raises when the worker has to
+        stop."""
         self.check()
         if time.monotonic() - self.beaten < get_settings().lease_seconds / 4:
             return
@@ -72,9 +73,9 @@ class Lease:
 def run_import(
     import_id: int, *, worker: str, check: Callable[[], None], fetch: Fetch | None = None, seconds: float | None = None
 ) -> None:
-    """Take in a file, a piece a transaction, going on where it was left; `check` raises where the worker is to end.
+    """Import a file from where it was left, one transaction per batch. `check` raises when the worker has to stop.
 
-    After `seconds` it is given back and sent for again, so that other tasks get their turn.
+    After `seconds` the import is released and queued again, so that other tasks get their turn.
     """
     with session_scope() as session:
         claimed = _claim(session, import_id, worker)
@@ -94,7 +95,7 @@ def run_import(
 
 
 def _import_rows(claimed: ImportClaim, file: ImportFile, lease: Lease, until: float | None) -> bool:
-    """Take in the rows that are left; False where the time was over before."""
+    """Import the remaining rows. Returns False if the time ran out."""
     scanned = scan(claimed.plan, file, lease.keep)
     with session_scope() as session:
         _held(session, claimed).total = scanned.total
@@ -148,7 +149,7 @@ def _claim(session: Session, import_id: int, worker: str) -> ImportClaim | None:
 
 
 def _held(session: Session, claimed: ImportClaim) -> Import:
-    """The import, locked. Raises `LostLeaseError` where this worker does not hold it any more."""
+    """Lock the import. Raises `LostLeaseError` if this worker no longer holds the lease."""
     found = session.scalar(
         select(Import)
         .where(Import.id == claimed.import_id, Import.fence == claimed.fence, Import.state == ImportState.running)
@@ -181,7 +182,7 @@ def _close(session: Session, found: Import, state: ImportState, error: str | Non
 
 
 def store_batch(claimed: ImportClaim, file: ImportFile, piece: Sequence[ParsedRow], *, total: int, done: int) -> None:
-    """Add what is good in a piece, and note the rest. Raises `LostLeaseError`."""
+    """Store the good rows of a batch and the errors of the others. Raises `LostLeaseError`."""
     try:
         _store(claimed, file, piece, total=total, done=done)
     except DataError as error:
@@ -212,7 +213,7 @@ def _store(claimed: ImportClaim, file: ImportFile, piece: Sequence[ParsedRow], *
 
 
 def record_results(session: Session, found: Import, piece: Sequence[ParsedRow], results: Sequence[AddResult]) -> None:
-    """Count what came of a piece, and keep each rejected line with its reason."""
+    """Count the results of a batch, and store each rejected line with its reason."""
     for (number, _), result in zip(piece, results, strict=True):
         if result.error is not None:
             field_name = None if result.error.field is None else result.error.field[:200]

@@ -1,4 +1,4 @@
-"""Tables as files bring them, row by row: NDJSON, CSV, JSON documents, Parquet."""
+"""Tables in files, read row by row: NDJSON, CSV, JSON documents, Parquet."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MAX_ROW_GROUP = 2 * 1024 * 1024 * 1024
 MAX_COLUMNS = 500
 PARQUET_ROWS = 16
 KEY_COLUMN = "key"
-"""The column of the name under which a row stands in a JSON document of rows by name."""
+"""In a JSON document of named rows, the column that holds each row's name."""
 
 OpenTable = Callable[[], AbstractContextManager[IO[bytes]]]
 
 
 class TableKind(StrEnum):
-    """How a table is written down."""
+    """The format of a table."""
 
     ndjson = "ndjson"
     csv = "csv"
@@ -50,7 +50,7 @@ UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row: its line, or its place among the rows of what has no lines; its values by column, or what is wrong."""
+    """A row: its line, or its position in a format without lines, and its values by column or what is wrong."""
 
     number: int
     values: dict[str, Any] | Invalid
@@ -58,16 +58,16 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table to be read as often as it takes. `path` is there where it is a file of its own."""
+    """A table that can be read repeatedly. `path` is set if it is a file of its own."""
 
     kind: TableKind
     open: OpenTable
     path: Path | None = None
 
     def rows(self, after: int = 0, *, columns: Sequence[str] | None = None) -> Generator[TableRow, None, None]:
-        """The rows behind the first `after`, with at least `columns` of what they hold.
+        """Yield the rows after the first `after`, with at least the columns `columns`.
 
-        Raises `Invalid` where the file as a whole cannot be read.
+        Raises `Invalid` if the file as a whole cannot be read.
         """
         if self.kind is TableKind.parquet:
             yield from parquet_rows(self, after, columns)
@@ -77,13 +77,13 @@ class Table:
             yield from islice(rows, after, None)
 
     def first(self, count: int) -> list[TableRow]:
-        """The first rows; the file is let go of at once. Raises as `rows`."""
+        """The first rows. The file is closed at once. Raises as `rows`."""
         with closing(self.rows()) as rows:
             return list(islice(rows, count))
 
 
 def detect_kind(name: str, first: bytes) -> TableKind:
-    """How a file is written down, by its name and its first bytes. Raises `Invalid` for what is none of these."""
+    """Detect the format of a file from its name and first bytes. Raises `Invalid` for an unknown one."""
     if first.startswith(b"PAR1"):
         return TableKind.parquet
     known = SUFFIXES.get(PurePosixPath(name.lower()).suffix)
@@ -98,7 +98,7 @@ def detect_kind(name: str, first: bytes) -> TableKind:
 
 
 def check_encoding(first: bytes) -> None:
-    """Raise `Invalid` for what begins like UTF-16 or UTF-32."""
+    """Raise `Invalid` if the file starts like UTF-16 or UTF-32."""
     if first.startswith(UTF_16_OR_32):
         raise Invalid("The file is UTF-16 or UTF-32: save it as UTF-8.", field="file")
     if b"\x00" in first[:4] and not first.startswith(b"PAR1"):
@@ -106,7 +106,7 @@ def check_encoding(first: bytes) -> None:
 
 
 def read_lines(source: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """The lines, each with whether it was cut off because it is over 4 MB; a byte-order mark is dropped."""
+    """Yield the lines, each with whether it was truncated at 4 MB; a byte-order mark is dropped."""
     first = True
     while line := source.readline(MAX_LINE):
         if first:
@@ -120,7 +120,7 @@ def read_lines(source: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 
 def ndjson_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
-    """The rows of a file with a JSON object a line; empty lines are none."""
+    """The rows of a file with one JSON object per line; empty lines are skipped."""
     with open_table() as source:
         for number, (line, cut) in enumerate(read_lines(source), 1):
             if cut:
@@ -130,7 +130,7 @@ def ndjson_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
 
 
 def parse_object(line: bytes) -> dict[str, Any] | Invalid:
-    """A JSON object, or what is wrong with it."""
+    """Parse a JSON object, or return what is wrong with it."""
     try:
         item = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -143,7 +143,7 @@ def parse_object(line: bytes) -> dict[str, Any] | Invalid:
 
 
 def csv_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
-    """The rows of a CSV file with a header; commas, semicolons or tabs stand between fields."""
+    """The rows of a CSV file with a header; fields are separated by commas, semicolons or tabs."""
     with open_table() as source:
         lines = (line.decode("utf-8", "surrogateescape") for line, _ in read_lines(source))
         header_line = next(lines, "")
@@ -177,7 +177,7 @@ def check_header(header: Sequence[str]) -> None:
 
 
 def csv_body_rows(reader: Any, header: Sequence[str]) -> Iterator[TableRow]:
-    """The rows below a header; `number` is the line a row begins at."""
+    """The rows below a header; `number` is the line where a row begins."""
     while True:
         number = reader.line_num + 1
         try:
@@ -198,7 +198,7 @@ def csv_body_rows(reader: Any, header: Sequence[str]) -> Iterator[TableRow]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text that was decoded with `surrogateescape` was UTF-8."""
+    """Whether a text decoded with `surrogateescape` was valid UTF-8."""
     return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
@@ -206,24 +206,24 @@ def is_utf8(text: str) -> bool:
 
 
 def json_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
-    """The rows of a JSON document: a list of rows, rows by name, or lists of values by column."""
+    """The rows of a JSON document: a list of rows, named rows, or a list of values per column."""
     with open_table() as source:
         data = source.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
         raise Invalid(f"A .json file may have {MAX_DOCUMENT >> 20} MB: bring more as .jsonl.", field="file")
     check_encoding(data[:4])
     document = parse_document(data)
-    if document is None:  # a line an object after all
+    if document is None:  # NDJSON after all
         yield from ndjson_rows(open_table)
         return
-    del data  # as large as what was made of it
+    del data  # as large as the document made from it
     for number, values in enumerate(document_rows(document), 1):
         fine = isinstance(values, dict)
         yield TableRow(number, values if fine else Invalid("The row is no JSON object."))
 
 
 def parse_document(data: bytes) -> Any:
-    """A JSON document; None where it is a line an object. NaN, which pandas writes for what is missing, is null."""
+    """Parse a JSON document; None if it is NDJSON. NaN, which pandas writes for missing values, becomes null."""
     try:
         return orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
@@ -252,7 +252,7 @@ def document_rows(document: Any) -> Iterator[Any]:
     elif all(isinstance(value, dict) for value in values):
         keys = [tuple(value) for value in values]
         by_column = len(values) > 1 and "question" in document
-        if by_column:  # as pandas writes a frame: by column, then by row
+        if by_column:  # as pandas writes a data frame: by column, then by row
             if len({len(one) for one in keys}) != 1:
                 raise Invalid("The columns of the JSON file have different lengths.", field="file")
             for key in keys[0]:
@@ -265,7 +265,7 @@ def document_rows(document: Any) -> Iterator[Any]:
 
 
 def column_rows(document: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """The rows of lists of values by column."""
+    """The rows of a document with a list of values per column."""
     lengths = {len(values) for values in document.values()}
     if len(lengths) != 1:
         raise Invalid("The columns of the JSON file have different lengths.", field="file")
@@ -277,7 +277,7 @@ def column_rows(document: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Generator[TableRow, None, None]:
-    """The rows of a Parquet file, few at a time; row groups before `after` are not read."""
+    """The rows of a Parquet file, a few at a time. Row groups before `after` are skipped."""
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -311,5 +311,5 @@ def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Gen
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value stands for none."""
+    """Whether a value means that there is none."""
     return value is None or (isinstance(value, float) and math.isnan(value))

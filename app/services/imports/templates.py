@@ -1,4 +1,4 @@
-"""Examples of files that can be imported, to begin with."""
+"""Example files for imports."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ HEADER = ("external_id", "image", "split", "question", "answer", "reference", "r
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """An example of a file."""
+    """An example file."""
 
     media_type: str
     make: Callable[[], bytes]
 
 
 def as_ndjson() -> bytes:
-    """A prompt a line."""
+    """One prompt per line."""
     return b"".join(orjson.dumps(prompt) + b"\n" for prompt in PROMPTS)
 
 
 def as_csv() -> bytes:
-    """A header and a prompt a line; a column we do not know is kept as metadata."""
+    """A header and one prompt per line. An unknown column becomes metadata."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(HEADER)

@@ -1,1 +1,1 @@
-"""What the other services stand on."""
+"""What all other services build on."""

@@ -19,7 +19,7 @@ MAX_ID = 2**63 - 1
 class Actor:
     """A person behind a request, or the system itself.
 
-    `scope` bounds what a token may do; a browser session has all of it.
+    `scope` limits what a token may do; a browser session has every scope.
     """
 
     user_id: int
@@ -32,12 +32,12 @@ class Actor:
 
     @property
     def is_admin(self) -> bool:
-        """Whether they may do everything everywhere."""
+        """Whether the actor may do everything everywhere."""
         return self.role is Role.admin
 
     @property
     def stored_id(self) -> int | None:
-        """The user id as columns hold it: the system is NULL."""
+        """The user id as stored in columns: NULL for the system."""
         return self.user_id or None
 
 
@@ -45,19 +45,19 @@ SYSTEM = Actor(user_id=0, email="system", role=Role.admin)
 
 
 def parse_id(text: str) -> int:
-    """The number behind an opaque id. Raises `NotFound` where it cannot be one."""
+    """Return the number behind an opaque id. Raises `NotFound` if it cannot be one."""
     if text.isascii() and text.isdigit() and 0 < int(text[:20]) <= MAX_ID and len(text) <= 20:
         return int(text)
     raise NotFound("There is no such thing: check the id.")
 
 
 def has_role(role: Role | None, need: Role) -> bool:
-    """Whether `role` may do what `need` may."""
+    """Whether `role` includes the rights of `need`."""
     return role is not None and ROLE_ORDER.index(role) >= ROLE_ORDER.index(need)
 
 
 def project_role(session: Session, actor: Actor, project: Project) -> Role | None:
-    """What `actor` is in `project`: an admin is one everywhere, others are what their membership says."""
+    """The role of `actor` in `project`: an admin is an admin everywhere, others have the role of their membership."""
     if actor.is_admin:
         return Role.admin
     role = session.scalar(
@@ -67,15 +67,15 @@ def project_role(session: Session, actor: Actor, project: Project) -> Role | Non
 
 
 def require_scope(actor: Actor, scope: Scope) -> None:
-    """Raise `Forbidden` where the actor's token may not do what needs `scope`."""
+    """Raise `Forbidden` if the actor's token lacks `scope`."""
     if SCOPE_ORDER.index(actor.scope) < SCOPE_ORDER.index(scope):
         raise Forbidden(f"This needs a token with the scope '{scope.value}'; yours has '{actor.scope.value}'.")
 
 
 def require(session: Session, actor: Actor, project: Project, need: Role) -> None:
-    """Raise `NotFound` for who is not of the project and `Forbidden` for who lacks `need`.
+    """Raise `NotFound` if the actor is not a member of the project, and `Forbidden` if they lack the role `need`.
 
-    What needs the role admin needs a token with the scope admin too.
+    What needs the role admin also needs a token with the scope admin.
     """
     role = project_role(session, actor, project)
     if role is None:
@@ -87,7 +87,7 @@ def require(session: Session, actor: Actor, project: Project, need: Role) -> Non
 
 
 def require_admin(actor: Actor) -> None:
-    """Raise `Forbidden` for who does not administer the installation."""
+    """Raise `Forbidden` if the actor does not administer the installation."""
     if not actor.is_admin:
         raise Forbidden(f"This needs the role 'admin'; you are '{actor.role.value}'.")
     require_scope(actor, Scope.admin)

@@ -1,4 +1,4 @@
-"""The audit log: who did what, written in the same transaction as the deed, and read by admins."""
+"""The audit log: who did what. Written in the same transaction as the action, and read by admins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.services.kernel.paging import check_limit
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A deed. `who` is an address; None for the system itself, or for somebody who was erased."""
+    """An entry of the audit log. `who` is an address; None for the system itself, or for an erased person."""
 
     id: int
     at: datetime
@@ -30,7 +30,7 @@ class AuditEntry:
 def record(
     session: Session, actor: Actor, action: str, subject: str, project_id: int | None = None, **data: Any
 ) -> None:
-    """Note that `actor` did `action` to `subject`, such as `version:12`; `data` is JSON without secrets."""
+    """Record that `actor` did `action` to `subject`, such as `version:12`. `data` is JSON without secrets."""
     session.add(AuditEvent(project_id=project_id, user_id=actor.stored_id, action=action, subject=subject, data=data))
 
 
@@ -46,9 +46,9 @@ def list_events(
     before: int | None = None,
     limit: int = 100,
 ) -> list[AuditEntry]:
-    """The newest deeds, for an admin; `before` is the id of the one to go on behind.
+    """The newest audit entries, for an admin. `before` is the id of the last entry of the previous page.
 
-    `who` is part of an address, `action` its beginning (`round` for all about rounds), `project` a slug.
+    `who` is part of an address, `action` a prefix (`round` for everything about rounds), `project` a slug.
     """
     require_admin(actor)
     query = (
@@ -77,6 +77,6 @@ def list_events(
 
 
 def list_subject_kinds(session: Session, actor: Actor) -> list[str]:
-    """The kinds of things deeds were done to: `round`, `user` ..."""
+    """The kinds of subjects in the audit log: `round`, `user` ..."""
     require_admin(actor)
     return sorted({action.partition(".")[0] for action in session.scalars(select(AuditEvent.action).distinct())})

@@ -1,8 +1,8 @@
-"""Counts over tables that grow: kept by triggers as deltas, folded by the sweep, exact at every moment.
+"""Counts over growing tables: kept as deltas by triggers, folded by the sweep, and exact at every moment.
 
-Each statement that changes prompts or verdicts appends what it changed to `count_deltas`, one row for each kind of
-thing; the sweep folds them into `counts`. A count is the sum of both. A counter row written in each verdict's
-transaction would line all critics up; a `count(*)` would take the longer the more there is.
+Each statement that changes prompts or verdicts appends its changes to `count_deltas`, one row per kind; the sweep folds
+them into `counts`. A count is the sum of both. A counter row written in each verdict's transaction would serialise all
+critics, and a `count(*)` would slow down as the table grows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WITH gone AS (
 INSERT INTO counts AS c (project_id, what, n) SELECT project_id, what, n FROM sums WHERE n <> 0 ORDER BY 1, 2
 ON CONFLICT (project_id, what) DO UPDATE SET n = c.n + excluded.n
 """
-# Days that are over a month ago are asked for by nobody: they become one.
+# Nobody asks for single days that are over a month ago: they are merged into one.
 MERGE_OLD_DAYS = """
 WITH old AS (
     DELETE FROM counts
@@ -44,7 +44,7 @@ INSERT INTO counts AS c (project_id, what, n)
 SELECT project_id, left(what, length(what) - 10) || 'before', sum(n) FROM old GROUP BY 1, 2 ORDER BY 1, 2
 ON CONFLICT (project_id, what) DO UPDATE SET n = c.n + excluded.n
 """
-# The names are those that the triggers give, which the migration made.
+# The names are those that the triggers use, which a migration created.
 REBUILD = (
     "DELETE FROM counts",
     "DELETE FROM count_deltas",
@@ -62,7 +62,7 @@ REBUILD = (
 
 @dataclass(frozen=True, slots=True)
 class PromptCount:
-    """How many prompts of a split are in a state, with or without an accepted rationale."""
+    """The number of prompts of a split in a state, with or without an accepted rationale."""
 
     split: Split
     state: PromptState
@@ -72,7 +72,7 @@ class PromptCount:
 
 @dataclass(frozen=True, slots=True)
 class VerdictCount:
-    """How many verdicts of a critic's stand, of a kind and a state, given on a day, UTC; None: over a month ago."""
+    """The number of current verdicts of a critic, by kind, state and day (UTC); None for days over a month ago."""
 
     critic_id: int
     state: str
@@ -82,7 +82,7 @@ class VerdictCount:
 
 
 def prompt_counts(session: Session, project: Project) -> list[PromptCount]:
-    """All prompts of a project, by split, state and whether an accepted rationale stands."""
+    """All prompts of a project, by split, state and whether they have an accepted rationale."""
     found = []
     for row in session.execute(text(READ), {"project": project.id, "kind": "prompt:%"}):
         _, split, state, accepted = row.what.split(":")
@@ -91,7 +91,7 @@ def prompt_counts(session: Session, project: Project) -> list[PromptCount]:
 
 
 def verdict_counts(session: Session, project: Project) -> list[VerdictCount]:
-    """All verdicts of a project that nothing superseded."""
+    """All current verdicts of a project."""
     found = []
     for row in session.execute(text(READ), {"project": project.id, "kind": "verdict:%"}):
         _, critic, state, kind, day = row.what.split(":")
@@ -101,7 +101,7 @@ def verdict_counts(session: Session, project: Project) -> list[VerdictCount]:
 
 
 def sum_by_kind(found: list[VerdictCount]) -> Counter[str]:
-    """How many verdicts there are of each kind."""
+    """The number of verdicts of each kind."""
     sums: Counter[str] = Counter()
     for one in found:
         sums[one.kind] += one.n
@@ -109,14 +109,14 @@ def sum_by_kind(found: list[VerdictCount]) -> Counter[str]:
 
 
 def fold_deltas(session: Session) -> None:
-    """Add what changed since the last time to the counts."""
+    """Fold the deltas into the counts."""
     session.execute(text(FOLD))
     session.execute(text(MERGE_OLD_DAYS))
     session.execute(text("DELETE FROM counts WHERE n = 0"))
 
 
 def rebuild(session: Session) -> None:
-    """Count everything anew, where rows came in without triggers."""
+    """Recount everything, for rows that were inserted without triggers."""
     session.execute(text("LOCK TABLE prompts, verdicts IN SHARE MODE"))
     for statement in REBUILD:
         session.execute(text(statement))

@@ -1,4 +1,4 @@
-"""Pages of lists, and the cursors between them."""
+"""Pages of lists, and their cursors."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Page(Generic[T]):
 
 
 def encode_cursor(*parts: int | str) -> str:
-    """An opaque cursor for the position `parts`."""
+    """Return an opaque cursor for the position `parts`."""
     return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str, *kinds: type) -> tuple[Any, ...]:
-    """The position in `cursor`, one part for each of `kinds`. Raises `Invalid` for anything we did not make."""
+    """Return the position in `cursor`, one part per type in `kinds`. Raises `Invalid` for a cursor that is not ours."""
     try:
         parts = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
     except (binascii.Error, ValueError):
@@ -41,7 +41,7 @@ def decode_cursor(cursor: str, *kinds: type) -> tuple[Any, ...]:
 
 
 def slice_page(items: Sequence[T], key: Callable[[T], int], *, limit: int, cursor: str | None) -> Page[T]:
-    """A page of a short list that is there as a whole, in the order of `key`: what comes behind `cursor`."""
+    """Return the page behind `cursor` of a short, complete list, in the order of `key`."""
     after = None if cursor is None else decode_cursor(cursor, int)[0]
     ordered = sorted(items, key=key)
     rest = [item for item in ordered if after is None or key(item) > after]
@@ -50,7 +50,7 @@ def slice_page(items: Sequence[T], key: Callable[[T], int], *, limit: int, curso
 
 
 def check_limit(limit: int) -> int:
-    """`limit` itself. Raises `Invalid` outside 1 to 1,000."""
+    """Return `limit`. Raises `Invalid` outside 1 to 1,000."""
     if not 1 <= limit <= MAX_LIMIT:
         raise Invalid(f"limit must be from 1 to {MAX_LIMIT}.", field="limit")
     return limit

@@ -1,7 +1,7 @@
 """The store: images, adapters and snapshots, named by the sha256 of their bytes.
 
-In a folder they are on the disk before the database says that they are there: what was written since is synced when a
-session commits, many at once in one go, which is a hundred times cheaper than one by one.
+In a folder, files are on disk before the database refers to them: new files are synced when a session commits. Syncing
+many at once is a hundred times cheaper than one by one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from app.settings import get_settings
 from illume.files import create_folder, replace_file
 
 CHUNK = 1 << 20
-SYNC_ALL_ABOVE = 32  # files, above which everything that is unwritten is synced in one go
+SYNC_ALL_ABOVE = 32  # files; above this, one sync of the whole system replaces single ones
 KEY_FORM = re.compile(r"[0-9a-f]{64}")
 
 
 class Store:
-    """Bytes by their sha256 under an fsspec URL: a folder, or a bucket."""
+    """Bytes named by their sha256 under an fsspec URL: a folder, or a bucket."""
 
     def __init__(self, url: str) -> None:
         options = {"auto_mkdir": True} if url.startswith("file:") else {}
@@ -53,7 +53,7 @@ class Store:
         return bool(self._fs.exists(self._path(key)))
 
     def put_bytes(self, data: bytes) -> str:
-        """Keep `data`; the same bytes twice are kept once. Returns their sha256."""
+        """Store `data` and return its sha256. The same bytes are stored once."""
         key = hashlib.sha256(data).hexdigest()
         if not self.has(key):
             with self._writing(key) as file:
@@ -61,7 +61,7 @@ class Store:
         return key
 
     def put_file(self, path: Path) -> str:
-        """Keep the file at `path`, read in pieces. Returns the sha256 of its bytes."""
+        """Store the file at `path`, read in chunks. Returns the sha256 of its bytes."""
         with path.open("rb") as source:
             key = hashlib.file_digest(source, "sha256").hexdigest()
             if not self.has(key):
@@ -71,13 +71,13 @@ class Store:
         return key
 
     def read_bytes(self, key: str) -> bytes:
-        """The bytes named `key`. Raises `NotFound`."""
+        """Return the bytes named `key`. Raises `NotFound`."""
         with self.open(key) as file:
             return file.read()
 
     @contextlib.contextmanager
     def open(self, key: str) -> Iterator[IO[bytes]]:
-        """The bytes named `key` as a file, to be read in pieces. Raises `NotFound`."""
+        """Open the bytes named `key` as a file. Raises `NotFound`."""
         try:
             file = self._fs.open(self._path(key), "rb")
         except FileNotFoundError as error:
@@ -86,20 +86,21 @@ class Store:
             yield file
 
     def read_chunks(self, key: str) -> Iterator[bytes]:
-        """The bytes named `key`, piece by piece. Raises `NotFound`."""
+        """Yield the bytes named `key` in chunks. Raises `NotFound`."""
         with self.open(key) as file:
             while piece := file.read(CHUNK):
                 yield piece
 
     def remove(self, key: str) -> None:
-        """Forget the bytes named `key`, if they are there."""
+        """Remove the bytes named `key` if they exist."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(key))
 
     def local_path(self, key: str, cache_dir: Path) -> Path:
-        """A file of this machine with the bytes named `key`.
+        """A local file with the bytes named `key`.
 
-        It is the store's own where that is a folder, else fetched into `cache_dir`. Raises `NotFound`.
+        It is the store's own file if the store is a folder; otherwise it is fetched into `cache_dir`. Raises
+        `NotFound`.
         """
         if self._is_local:
             path = Path(self._path(key))
@@ -114,7 +115,7 @@ class Store:
         return cached
 
     def put_folder(self, folder: Path) -> str:
-        """Keep a folder's files as one archive that depends on names and bytes alone. Returns its key."""
+        """Store a folder's files as one archive that depends only on names and bytes. Returns its key."""
         with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
             with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -126,7 +127,7 @@ class Store:
             return self.put_file(Path(archive.name))
 
     def fetch_folder(self, key: str, target: Path) -> Path:
-        """Lay the folder named `key` at `target`, whole or not at all; one that is there already stays."""
+        """Unpack the folder named `key` at `target`, completely or not at all. An existing one is kept."""
         if target.exists():
             return target
         with (
@@ -144,10 +145,10 @@ class Store:
 
     @contextlib.contextmanager
     def _writing(self, key: str) -> Iterator[IO[bytes]]:
-        """A file that gets its name only once it is whole: a killed writer leaves nothing that looks complete."""
+        """A file that gets its name only once it is complete: a killed writer leaves nothing that looks whole."""
         final = self._path(key)
         if not self._is_local:
-            with self._fs.open(final, "wb") as file:  # object stores show a thing only when it is closed
+            with self._fs.open(final, "wb") as file:  # object stores show a file only once it is closed
                 yield file
             return
         Path(final).parent.mkdir(parents=True, exist_ok=True)
@@ -157,10 +158,10 @@ class Store:
             self._unsynced.add(Path(final))
 
     def sync(self) -> None:
-        """Have on the disk what was written here since the last time."""
+        """Flush to disk what was written here since the last time."""
         if not self._unsynced:
             return
-        with self._syncing:  # who comes meanwhile waits until theirs is there too
+        with self._syncing:  # a second caller waits until its own files are flushed too
             if len(self._unsynced) > SYNC_ALL_ABOVE:
                 os.sync()
             else:
@@ -170,7 +171,7 @@ class Store:
 
 
 def sync_file(path: Path) -> None:
-    """Have a file of the store on the disk, with its name and its folder's. One that was removed meanwhile is none."""
+    """Flush a file of the store to disk, with its name and its folder's. A file removed meanwhile is skipped."""
     for one in (path, path.parent, path.parent.parent):
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(one, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What text and JSON from outside the database can keep."""
+"""Rules for text and JSON that come from outside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 
 
 def check_storable(value: Any) -> Any:
-    """`value`, a text or JSON. Raises ValueError for NUL characters, halves of surrogate pairs, NaN and infinities."""
+    """Return `value`, a text or JSON. Raises ValueError for NUL, lone surrogates, NaN and infinities."""
     if isinstance(value, str):
         if "\x00" in value:
             raise ValueError("holds a NUL character")
@@ -34,5 +34,5 @@ JsonObject = Annotated[dict[str, Any], Storable]
 
 
 def validation_message(problem: Mapping[str, object]) -> str:
-    """What pydantic says is wrong, in the words alone."""
+    """Return the message of a pydantic error without its prefix."""
     return str(problem["msg"]).removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""How many requests this process works on at the moment, so that what can wait may give way to them."""
+"""How many requests this process is working on, so that background work can pause for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Traffic:
-    """A count of what is under way; the gate keeps it."""
+    """A counter of requests in progress, maintained by the gate."""
 
     inside: int = 0
 

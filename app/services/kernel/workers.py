@@ -1,4 +1,4 @@
-"""Workers: who is alive, what they do, which device they hold."""
+"""Workers: which are alive, what they do, and which device they hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORGET_AFTER = timedelta(days=1)
 
 
 def beat_worker(session: Session, name: str, *, queues: str, device: str, doing: str, memory_mb: int) -> None:
-    """Say that the worker `name` is alive, what it does, and how much memory it has resident."""
+    """Record a heartbeat of the worker `name`: what it does, and its resident memory."""
     values = {"queues": queues, "device": device, "doing": doing, "memory_mb": memory_mb, "beats_at": func.now()}
     session.execute(
         insert(Worker)
@@ -27,25 +27,25 @@ def beat_worker(session: Session, name: str, *, queues: str, device: str, doing:
 
 
 def list_workers(session: Session, *, queue: str | None = None) -> list[Worker]:
-    """The workers that are alive, by name; with `queue`, those that serve it."""
+    """The workers that are alive, by name; with `queue`, only those that serve it."""
     query = select(Worker).where(held(Worker.beats_at)).order_by(Worker.name)
     workers = session.scalars(query.execution_options(populate_existing=True)).all()
     return [worker for worker in workers if queue is None or queue in worker.queues.split(",")]
 
 
 def list_worker_names(session: Session) -> list[str]:
-    """The names of all workers that are known, alive or not."""
+    """The names of all known workers, alive or not."""
     return list(session.scalars(select(Worker.name)))
 
 
 def remove_worker(session: Session, name: str) -> None:
-    """Forget a worker that has stopped, and free its devices."""
+    """Remove a worker that has stopped, and release its devices."""
     session.execute(delete(DeviceClaim).where(DeviceClaim.worker == name))
     session.execute(delete(Worker).where(Worker.name == name))
 
 
 def expire_leases(session: Session, names: list[str]) -> None:
-    """Let all leases of workers that are known to be dead lapse at once, so that nobody waits for it."""
+    """Expire all leases of workers that are known to be dead, so that nobody waits for the timeout."""
     if not names:
         return
     for held_table, going_on in (
@@ -64,7 +64,7 @@ def expire_leases(session: Session, names: list[str]) -> None:
 
 
 def delete_stale(session: Session) -> None:
-    """Drop device claims that lapsed, and workers not heard of for a day."""
+    """Delete lapsed device claims, and workers that were silent for a day."""
     session.execute(delete(DeviceClaim).where(lapsed(DeviceClaim.beats_at)))
     session.execute(delete(Worker).where(Worker.beats_at < func.now() - FORGET_AFTER))
 
@@ -73,7 +73,7 @@ def delete_stale(session: Session) -> None:
 
 
 def claim_device(session: Session, device: str, *, worker: str, purpose: str) -> bool:
-    """Take `device` (`host/cuda:0`) for `worker`, or keep it; False while another living worker holds it."""
+    """Claim `device` (`host/cuda:0`) for `worker`, or keep it. Return False if another living worker holds it."""
     statement = insert(DeviceClaim).values(device=device, worker=worker, purpose=purpose, beats_at=func.now())
     taken = session.scalar(
         statement.on_conflict_do_update(
@@ -88,7 +88,7 @@ def claim_device(session: Session, device: str, *, worker: str, purpose: str) ->
 
 
 def beat_devices(session: Session, worker: str) -> None:
-    """Keep what `worker` holds."""
+    """Record a heartbeat for the devices that `worker` holds."""
     session.execute(
         update(DeviceClaim)
         .where(DeviceClaim.worker == worker)
@@ -98,10 +98,10 @@ def beat_devices(session: Session, worker: str) -> None:
 
 
 def release_device(session: Session, device: str, *, worker: str) -> None:
-    """Give a device back."""
+    """Release a device."""
     session.execute(delete(DeviceClaim).where(DeviceClaim.device == device, DeviceClaim.worker == worker))
 
 
 def device_holder(session: Session, device: str) -> DeviceClaim | None:
-    """Who holds a device."""
+    """The claim of the worker that holds a device, or None."""
     return session.scalar(select(DeviceClaim).where(DeviceClaim.device == device, held(DeviceClaim.beats_at)))

@@ -1,4 +1,4 @@
-"""What critics are told to do, and when that changed."""
+"""The instructions for critics, and when they last changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.services.projects.projects import ProjectSettings
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A rationale that fits or does not, and why."""
+    """An example: a rationale that fits or does not, and why."""
 
     text: str
     fits: bool
@@ -24,7 +24,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Instructions:
-    """The instructions in force. `version` counts their changes from 1; other settings do not change it."""
+    """The instructions in force. `version` counts their changes, from 1; other settings do not count."""
 
     text: str
     examples: tuple[Example, ...]
@@ -47,7 +47,7 @@ SELECT count(*) AS version, max(created_at) AS changed_at FROM compared WHERE ch
 
 
 def load_instructions(session: Session, project: Project, settings: ProjectSettings) -> Instructions:
-    """The instructions of a project whose settings are at hand."""
+    """Load the instructions of a project."""
     row = session.execute(CHANGES, {"project": project.id}).one()
     return Instructions(
         settings.instructions, parse_examples(settings.instruction_examples), row.version, row.changed_at
@@ -55,7 +55,7 @@ def load_instructions(session: Session, project: Project, settings: ProjectSetti
 
 
 def parse_examples(lines: Sequence[str]) -> tuple[Example, ...]:
-    """Examples from their lines: `+ text | why` fits, `- text | why` does not."""
+    """Parse examples: `+ text | why` fits, `- text | why` does not."""
     found = []
     for line in lines:
         words, _, why = line[1:].partition("|")

@@ -1,4 +1,4 @@
-"""Which key does what on the judging page: as it is at first, and as a person chose."""
+"""The key bindings of the judging page: the defaults, and those a person chose."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_KEY_LENGTH = 20
 
 @dataclass(frozen=True, slots=True)
 class KeyAction:
-    """What a key does: its name in scripts, the key's name at first as browsers call it, and what it does in words."""
+    """An action: its name in scripts, its default key as browsers name it, and a description."""
 
     name: str
     first: str
@@ -43,12 +43,12 @@ ACTIONS = (
 
 
 def load_key_bindings(session: Session, actor: Actor) -> dict[str, str]:
-    """The keys a person chose, by the names of actions; those they left as they were are not among them."""
+    """The keys a person chose, by action; actions with their default key are left out."""
     return dict(session.scalar(select(User.judging_keys).where(User.id == actor.user_id)) or {})
 
 
 def save_key_bindings(session: Session, actor: Actor, chosen: Mapping[str, str]) -> None:
-    """Keep the keys a person chose. Raises `Invalid` for an unknown action, or where two share a key."""
+    """Store the keys a person chose. Raises `Invalid` for an unknown action, or if two share a key."""
     first = {action.name: action.first for action in ACTIONS}
     for name, key in chosen.items():
         if name not in first:

@@ -45,7 +45,7 @@ EXAMPLES = [
     "- it is yes because the answer is yes | says the answer again, which is no reason",
     "- the man holds a racket | there is no racket in the image",
 ]
-# Described as two numbers: not all readers of OpenAPI know tuples.
+# Described as a list of two numbers: not all readers of OpenAPI support tuples.
 TemperatureCount = Annotated[
     tuple[float, int],
     Strict(False),
@@ -150,7 +150,7 @@ class ProjectSettings(BaseModel):
 
 
 def parse_settings(values: Mapping[str, Any]) -> ProjectSettings:
-    """Settings from JSON values; missing ones get their default. Raises `Invalid` that names the setting."""
+    """Parse settings from JSON; missing ones get their defaults. Raises `Invalid`, which names the setting."""
     try:
         return ProjectSettings.model_validate(dict(values))
     except ValidationError as error:
@@ -164,9 +164,9 @@ def parse_settings(values: Mapping[str, Any]) -> ProjectSettings:
 def create_project(
     session: Session, actor: Actor, *, slug: str, name: str, settings: Mapping[str, Any] | None = None
 ) -> Project:
-    """Make a project with its first setting revision and version 0, which is active: the base model.
+    """Create a project with its first setting revision and its active version 0, the base model.
 
-    Raises `Conflict` for a slug that is taken, `Invalid` for a bad one or a bad setting.
+    Raises `Conflict` for a slug that is taken, and `Invalid` for a bad slug or setting.
     """
     require_admin(actor)
     if not SLUG_PATTERN.fullmatch(slug):
@@ -190,7 +190,7 @@ def create_project(
 
 
 def get_project(session: Session, actor: Actor, slug: str, need: Role = Role.viewer) -> Project:
-    """The project, where `actor` has the role `need`. Raises `NotFound`, `Forbidden`."""
+    """Return the project if `actor` has the role `need`. Raises `NotFound`, `Forbidden`."""
     project = session.scalar(select(Project).where(Project.slug == slug))
     if project is None:
         raise NotFound("There is no such project, or you are not a member of it.")
@@ -199,7 +199,7 @@ def get_project(session: Session, actor: Actor, slug: str, need: Role = Role.vie
 
 
 def list_projects(session: Session, actor: Actor) -> list[Project]:
-    """The projects `actor` is a member of, by name; all of them for an admin."""
+    """List the projects that `actor` is a member of, by name; all of them for an admin."""
     query = select(Project).where(Project.erased_at.is_(None)).order_by(func.lower(Project.name), Project.id)
     if actor.role is not Role.admin:
         query = query.join(Membership, Membership.project_id == Project.id).where(Membership.user_id == actor.user_id)
@@ -215,7 +215,7 @@ def settings_of(session: Session, project: Project) -> ProjectSettings:
 
 
 def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[str, Any]) -> Project:
-    """Change a project's name or settings; changed settings are a new revision. Raises `Invalid`, `Conflict`."""
+    """Change a project's name or settings; changed settings make a new revision. Raises `Invalid`, `Conflict`."""
     project = get_project(session, actor, slug, Role.admin)
     session.refresh(project, with_for_update={"key_share": True})
     changes = dict(changes)
@@ -264,7 +264,7 @@ def _change_base_model(session: Session, project: Project, base_model: str) -> N
 
 
 def _apply_changes(session: Session, project: Project, before: ProjectSettings, after: ProjectSettings) -> None:
-    """Bring what is on offer, and what is accepted, in line with changed settings."""
+    """Update what is offered and what is accepted for changed settings."""
 
     def changed(*names: str) -> bool:
         return any(getattr(before, name) != getattr(after, name) for name in names)

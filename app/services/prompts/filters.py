@@ -1,6 +1,6 @@
-"""What prompts may be looked for by, beyond their own columns: their words, what critics said, who wrote for them.
+"""Filters of prompts beyond their own columns: text, feedback, and the version that wrote candidates.
 
-Each is the prompts that fit, from an index in the order of their ids: a list reads no more of them than it shows.
+Each returns prompt ids from an index, in order, so that a list reads no more of them than it shows.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from sqlalchemy.orm import Session, aliased
 from app.models import CandidateSet, ModelVersion, Project, PromptWords, SetAgreement, Verdict, VerdictKind
 
 SORT_LIMIT = 10_000
-"""With up to so many prompts with some words they are read and put in order; with more, they are met often enough."""
+"""Up to this many matching prompts are read and sorted; with more, a scan by id finds them often enough."""
 NO_ID = 0
 """An id that no row has."""
 TRIGRAM_LENGTH = 3
-"""The index of words knows parts of so many characters, or more."""
+"""The trigram index finds parts of at least this many characters."""
 
 
 class FeedbackFilter(StrEnum):
-    """What critics said of a prompt, as a list is filtered by."""
+    """A filter of prompts by what critics said about them."""
 
     accepted = "accepted"
     open = "open"
@@ -45,7 +45,7 @@ def flagged_prompts(project: Project, after: int) -> Select[int]:
 
 
 def disagreeing_prompts(project: Project, after: int) -> Select[int]:
-    """Prompts over a set of which critics differ, as of the last sweep."""
+    """Prompts with a set that critics disagree on, as of the last sweep."""
     return (
         select(SetAgreement.prompt_id)
         .where(SetAgreement.project_id == project.id, SetAgreement.apart, SetAgreement.prompt_id > after)
@@ -54,7 +54,7 @@ def disagreeing_prompts(project: Project, after: int) -> Select[int]:
 
 
 def agreeing_prompts(project: Project, after: int) -> Select[int]:
-    """Prompts of which two or more critics judged a set, and over none of which they differ, as of the last sweep."""
+    """Prompts with a set that several critics judged, and none that they disagree on, as of the last sweep."""
     other = aliased(SetAgreement)
     differs = select(other.candidate_set_id).where(
         other.project_id == project.id, other.apart, other.prompt_id == SetAgreement.prompt_id
@@ -72,7 +72,7 @@ def agreeing_prompts(project: Project, after: int) -> Select[int]:
 
 
 def prompts_written_by(session: Session, project: Project, number: int, after: int) -> Select[int]:
-    """Prompts that the version of this number wrote candidates for."""
+    """Prompts for which the version with this number wrote candidates."""
     version_id = session.scalar(
         select(ModelVersion.id).where(ModelVersion.project_id == project.id, ModelVersion.number == number)
     )
@@ -84,7 +84,7 @@ def prompts_written_by(session: Session, project: Project, number: int, after: i
 
 
 def prompts_mentioning(session: Session, project: Project, part: str, after: int) -> Select[int]:
-    """Prompts with this part in their question, answer or external id, in whatever case."""
+    """Prompts with `part` in their question, answer or external id, ignoring case."""
     fits = select(PromptWords.prompt_id).where(
         PromptWords.project_id == project.id,
         PromptWords.prompt_id > after,

@@ -1,4 +1,4 @@
-"""Images: checked by decoding, re-encoded so that no foreign byte is ever served, and kept in the store."""
+"""Images: decoded, re-encoded so that no byte of the upload is ever served, and stored."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class EncodedImage:
 
 
 def reencode(data: bytes) -> EncodedImage:
-    """Decode `data` and write it anew, upright and without metadata.
+    """Decode `data` and re-encode it, upright and without metadata.
 
-    Raises `TooLarge` over 20 MB or 40 megapixels, and `Invalid` for what is no PNG, JPEG, WebP or GIF or is broken.
+    Raises `TooLarge` over 20 MB or 40 megapixels, and `Invalid` for a broken image or anything but PNG, JPEG, WebP and
+    GIF.
     """
     if len(data) > MAX_BYTES:
         raise TooLarge(f"The image has over {MAX_BYTES // 1024 // 1024} MB.", field="image")
@@ -61,13 +62,13 @@ def reencode(data: bytes) -> EncodedImage:
 
 
 def check_size(picture: ImageFile.ImageFile) -> None:
-    """Raise `TooLarge` by the size the header claims, before a pixel is decoded."""
+    """Raise `TooLarge` by the size in the header, before a pixel is decoded."""
     if picture.width * picture.height > MAX_PIXELS or max(picture.size) > MAX_SIDE:
         raise TooLarge(f"The image has over {MAX_PIXELS // 1_000_000} megapixels.", field="image")
 
 
 def _write(picture: ImageFile.ImageFile) -> EncodedImage:
-    """The first frame of `picture`, upright, without metadata."""
+    """Write the first frame of `picture`, upright and without metadata."""
     target = OUTPUT_FORMATS[picture.format or "PNG"]
     upright: Pictures.Image = ImageOps.exif_transpose(picture)
     if upright.mode not in OUTPUT_MODES[target]:
@@ -81,7 +82,7 @@ def _write(picture: ImageFile.ImageFile) -> EncodedImage:
 
 
 def _to_rgb(picture: Pictures.Image, *, transparent: bool) -> Pictures.Image:
-    """`picture` as RGB, or RGBA where it is transparent and may stay so; 16-bit greys keep their high byte."""
+    """Convert to RGB, or to RGBA if the picture is transparent and may stay so; 16-bit greys keep their high byte."""
     if picture.mode.startswith("I"):
         return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if transparent and picture.has_transparency_data:
@@ -90,12 +91,12 @@ def _to_rgb(picture: Pictures.Image, *, transparent: bool) -> Pictures.Image:
 
 
 def add_image(session: Session, actor: Actor, data: bytes) -> Image:
-    """Check, re-encode and keep an image; the same image twice is kept once. Raises as `reencode`."""
+    """Check, re-encode and store an image; the same image is stored once. Raises as `reencode`."""
     return add_images(session, actor, [reencode(data)])[0]
 
 
 def add_images(session: Session, actor: Actor, pictures: Sequence[EncodedImage]) -> list[Image]:
-    """Keep re-encoded pictures in the store, their rows and who brought them. Returns their images in order."""
+    """Store re-encoded images, their rows and who uploaded them. Returns the images in order."""
     store = get_store()
     images = [
         Image(
@@ -113,7 +114,7 @@ def add_images(session: Session, actor: Actor, pictures: Sequence[EncodedImage])
     }
     if not rows:
         return []
-    # In the order of their names, so that two uploads of the same images cannot wait for each other.
+    # Sorted, so that two uploads of the same images cannot deadlock.
     ordered = [rows[key] for key in sorted(rows)]
     session.execute(insert(Image).on_conflict_do_nothing(), ordered)
     if actor.user_id:
@@ -123,9 +124,9 @@ def add_images(session: Session, actor: Actor, pictures: Sequence[EncodedImage])
 
 
 def visible_to(actor: Actor) -> ColumnElement[bool]:
-    """A condition on `Image`: the actor brought it, or is a member of a project with a prompt that shows it."""
+    """A condition on `Image`: the actor uploaded it, or is a member of a project with a prompt that shows it."""
     if actor.is_admin:
-        return true()  # an admin sees all there is
+        return true()  # an admin sees everything
     granted = exists().where(ImageGrant.sha256 == Image.sha256, ImageGrant.user_id == actor.user_id)
     shown = exists().where(
         PromptImage.sha256 == Image.sha256,
@@ -137,7 +138,7 @@ def visible_to(actor: Actor) -> ColumnElement[bool]:
 
 
 def find_image(session: Session, actor: Actor, sha256: str) -> Image:
-    """The image, where `actor` may see it. Raises `NotFound`."""
+    """Find an image that `actor` may see. Raises `NotFound`."""
     image = session.scalar(select(Image).where(Image.sha256 == sha256, visible_to(actor)))
     if image is None:
         raise NotFound("There is no such image, or none that you may see.")
@@ -145,6 +146,6 @@ def find_image(session: Session, actor: Actor, sha256: str) -> Image:
 
 
 def read_image(session: Session, actor: Actor, sha256: str) -> tuple[Image, bytes]:
-    """The image and its bytes, where `actor` may see it. Raises `NotFound`."""
+    """Read an image that `actor` may see, with its bytes. Raises `NotFound`."""
     image = find_image(session, actor, sha256)
     return image, get_store().read_bytes(image.sha256)

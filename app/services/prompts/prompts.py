@@ -46,7 +46,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class PromptIn(BaseModel):
-    """A prompt as it comes in. Images are named by `sha256`; `candidates` are rationales made elsewhere."""
+    """A new prompt. Images are named by `sha256`; `candidates` are rationales made elsewhere."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,7 +63,7 @@ class PromptIn(BaseModel):
     @field_validator("images", mode="before")
     @classmethod
     def _name_images(cls, value: object) -> object:
-        """An image may be given as its sha256, or as an object that holds it, as lists show it."""
+        """Accept an image as its sha256, or as an object with a `sha256`, as lists show it."""
         if not isinstance(value, list):
             return value
         return [item.get("sha256") if isinstance(item, dict) else item for item in value]
@@ -76,7 +76,7 @@ class PromptIn(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class AddResult:
-    """What became of one item: the prompt (new, or there before), or why it was not taken."""
+    """The result for one item: the prompt (new or existing), or why it was rejected."""
 
     prompt: Prompt | None
     created: bool = False
@@ -87,7 +87,7 @@ WITH_IMAGES: tuple[ORMOption, ...] = (selectinload(Prompt.images).joinedload(Pro
 
 
 def parse_prompt(item: Mapping[str, Any]) -> PromptIn:
-    """A prompt from JSON. Raises `Invalid` that names the field."""
+    """Parse a prompt from JSON. Raises `Invalid`, which names the field."""
     try:
         return PromptIn.model_validate(dict(item))
     except ValidationError as error:
@@ -99,10 +99,10 @@ def parse_prompt(item: Mapping[str, Any]) -> PromptIn:
 def add_prompts(
     session: Session, actor: Actor, project: Project, items: Sequence[PromptIn | DomainError]
 ) -> list[AddResult]:
-    """Add prompts, each on its own: what is good is kept, what is not says why. Results are in the order of `items`.
+    """Add prompts, each on its own: good ones are kept, the others get an error. Results are in the order of `items`.
 
-    An `external_id` that is there already, with the same content, is that prompt again. An item that is an error
-    already (a line that could not be parsed) stays one. Needs the role reviewer.
+    An existing `external_id` with the same content returns the existing prompt. An item that is an error already (a
+    line that could not be parsed) stays one. Needs the role reviewer.
     """
     require(session, actor, project, Role.reviewer)
     if len(items) > MAX_ITEMS:
@@ -120,7 +120,7 @@ def add_prompts(
             todo[index] = item
     settings = settings_of(session, project)
     slots = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
-    # Somebody may add the same external ids at the same moment; theirs are found in the next turn.
+    # Another request may add the same external ids at this moment; the next attempt finds them.
     for _ in range(3):
         _match_existing(session, project, todo, results)
         try:
@@ -143,7 +143,7 @@ def _known_images(session: Session, actor: Actor, items: Sequence[PromptIn | Dom
 def _match_existing(
     session: Session, project: Project, todo: dict[int, PromptIn], results: dict[int, AddResult]
 ) -> None:
-    """Move what is there already, in the database or earlier among the items, from `todo` to `results`."""
+    """Move items that exist already, in the database or earlier in the list, from `todo` to `results`."""
     wanted = [item.external_id for item in todo.values() if item.external_id is not None]
     there = {
         prompt.external_id: prompt
@@ -216,7 +216,7 @@ def _insert(session: Session, project: Project, items: Sequence[PromptIn], slots
 
 
 def _insert_candidates(session: Session, brought: Sequence[tuple[Prompt, list[str]]], slots: int) -> None:
-    """Ready candidate sets of rationales that were made elsewhere."""
+    """Create ready candidate sets from the rationales that came with prompts."""
     sets = [
         {
             "project_id": prompt.project_id,
@@ -240,7 +240,7 @@ def _insert_candidates(session: Session, brought: Sequence[tuple[Prompt, list[st
 
 
 def get_prompt(session: Session, actor: Actor, prompt_id: int, need: Role = Role.viewer) -> Prompt:
-    """The prompt with its images loaded, where `actor` has the role `need` in its project. Raises `NotFound`."""
+    """Return the prompt with its images if `actor` has the role `need` in its project. Raises `NotFound`."""
     prompt = session.scalar(
         select(Prompt).where(Prompt.id == prompt_id).options(*WITH_IMAGES).execution_options(populate_existing=True)
     )
@@ -252,7 +252,7 @@ def get_prompt(session: Session, actor: Actor, prompt_id: int, need: Role = Role
 
 
 def load_prompts(session: Session, prompt_ids: Sequence[int]) -> list[Prompt]:
-    """Prompts with their images loaded, in the order of `prompt_ids`. Asks nothing about rights."""
+    """Load prompts with their images, in the order of `prompt_ids`. Does not check permissions."""
     found = session.scalars(
         select(Prompt).where(Prompt.id.in_(prompt_ids)).options(*WITH_IMAGES).execution_options(populate_existing=True)
     )
@@ -261,7 +261,7 @@ def load_prompts(session: Session, prompt_ids: Sequence[int]) -> list[Prompt]:
 
 
 def list_candidate_sets(session: Session, prompt: Prompt) -> list[CandidateSet]:
-    """The candidate sets of a prompt, oldest first, with their candidates. Not for critics."""
+    """The candidate sets of a prompt with their candidates, oldest first. Not for critics."""
     query = select(CandidateSet).where(CandidateSet.prompt_id == prompt.id).order_by(CandidateSet.id)
     return list(session.scalars(query.options(selectinload(CandidateSet.candidates))))
 
@@ -280,9 +280,10 @@ def list_prompts(
     said: FeedbackFilter | None = None,
     version: int | None = None,
 ) -> Page[Prompt]:
-    """Prompts in the order they came, with their images; `query` is a part of the question, answer or external id.
+    """List prompts with their images, in the order they were added.
 
-    `said`: by what critics said of them; `version`: those that the version of this number wrote candidates for.
+    `query` is part of the question, answer or external id. `said` filters by feedback, `version` by the number of the
+    version that wrote candidates.
     """
     require(session, actor, project, Role.viewer)
     check_limit(limit)
@@ -312,7 +313,7 @@ FEEDBACK_QUERIES: Mapping[FeedbackFilter, Callable[[Project, int], Select[int]]]
 
 
 def _restrict(wanted: Select[Prompt], ids: Select[int]) -> Select[Prompt]:
-    """`wanted`, only of the prompts whose ids these are."""
+    """Restrict `wanted` to prompts with these ids."""
     fits = ids.subquery()
     return wanted.join(fits, fits.c.prompt_id == Prompt.id)
 
@@ -321,12 +322,12 @@ CHANGEABLE = ("answer", "references", "metadata", "priority", "split", "state", 
 
 
 def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mapping[str, Any]) -> Prompt:
-    """Change a prompt; `state` may become `retired`, or come back from `retired` or `held`. Needs the role reviewer.
+    """Change a prompt. `state` may become `retired`, or change back from `retired` or `held`. Needs the role reviewer.
 
-    Question, answer and split stay as they are once candidates were made. Raises `Invalid`, `Conflict`.
+    Question, answer and split are fixed once there are candidates. Raises `Invalid`, `Conflict`.
     """
     prompt = get_prompt(session, actor, prompt_id, Role.reviewer)
-    live = _lock_live_set(session, prompt)  # locked before the prompt, as everywhere
+    live = _lock_live_set(session, prompt)  # locked before the prompt, as everywhere else
     session.refresh(prompt, with_for_update=True, attribute_names=["state", "priority", "has_accepted", "fresh"])
     for field in changes:
         if field not in CHANGEABLE:
@@ -357,7 +358,7 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
 
 
 def _lock_live_set(session: Session, prompt: Prompt) -> CandidateSet | None:
-    """The set that is being sampled or offered for a prompt, locked."""
+    """Lock and return the set that is being sampled or offered for a prompt."""
     return session.scalar(
         select(CandidateSet)
         .where(
@@ -370,7 +371,7 @@ def _lock_live_set(session: Session, prompt: Prompt) -> CandidateSet | None:
 
 
 def _change_state(session: Session, prompt: Prompt, live: CandidateSet | None, wanted: object) -> None:
-    """Retire a prompt, or bring it back to where it was before it was held or retired."""
+    """Retire a prompt, or restore the state it had before it was held or retired."""
     if wanted == prompt.state:
         return
     if wanted == PromptState.retired:

@@ -1,1 +1,1 @@
-"""How well critics judge: gold prompts, repeats, agreement, review."""
+"""How well critics judge: gold prompts, repeats, agreement, reviews."""

@@ -1,6 +1,6 @@
-"""How far critics agree: Krippendorff's alpha over candidates, each picked or not by who judged its set.
+"""Agreement between critics: Krippendorff's alpha over candidates, each picked or not by those who judged its set.
 
-Alpha is 1 for perfect agreement and 0 for what chance brings (Krippendorff 2011, "Computing Krippendorff's
+Alpha is 1 for perfect agreement and 0 for agreement by chance (Krippendorff 2011, "Computing Krippendorff's
 Alpha-Reliability"). The units are candidates, the values nominal. Candidates of a set are judged together, so the
 bootstrap draws sets, not candidates.
 """
@@ -24,9 +24,9 @@ from app.models import Project, Role
 from app.services.kernel.actors import Actor, require
 
 MAX_SETS = 500
-"""So many sets that two or more critics judged are looked at, the newest, so that a figure is there at once."""
+"""Only this many of the newest shared sets are used, so that the figure is available at once."""
 MAX_UNSWEPT = 1000
-"""So many of the newest verdicts may be on sets that the sweep has not looked at yet."""
+"""How many of the newest verdicts are also searched for sets that the sweep has not seen yet."""
 RESAMPLES = 1000
 FEW_SETS = 10
 NO_SHARED_SETS = (
@@ -38,8 +38,8 @@ NO_VARIETY = (
     "that alpha says nothing."
 )
 
-# The newest sets that two or more critics judged, as the sweep keeps them and the newest verdicts say; then what each
-# verdict on them picked. What it did not pick, it passed over.
+# The newest sets that two or more critics judged, according to the sweep and to the newest verdicts; then what each
+# verdict on them picked. A candidate that was not picked counts as rejected.
 VOTES = """
 WITH newest AS (
     SELECT v.candidate_set_id AS set_id FROM verdicts v
@@ -67,7 +67,7 @@ ORDER BY j.set_id, j.id
 
 
 class Vote(NamedTuple):
-    """What one critic said of one candidate. A tuple, because a page looks at tens of thousands."""
+    """What one critic said about one candidate. A tuple, because a page uses tens of thousands."""
 
     set_id: int
     candidate_id: int
@@ -80,7 +80,7 @@ class Vote(NamedTuple):
 class Agreement:
     """Alpha with its 95 % bootstrap interval, over `candidates` of `sets` that two or more critics judged.
 
-    `share`: how often two critics said the same of a candidate. Where alpha is None, `reason` says why.
+    `share`: how often two critics said the same about a candidate. If alpha is None, `reason` says why.
     """
 
     alpha: float | None
@@ -94,7 +94,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class CriticPair:
-    """Two critics, by id, and how far they agree on what both judged."""
+    """Two critics, by id, and their agreement on what both judged."""
 
     first: int
     second: int
@@ -102,7 +102,7 @@ class CriticPair:
 
 
 def load_votes(session: Session, project: Project, *, most: int = MAX_SETS) -> list[Vote]:
-    """The votes on the newest `most` sets that two or more critics judged. Planned repeats are out."""
+    """Load the votes on the newest `most` sets that two or more critics judged. Planned repeats are excluded."""
     rows = session.execute(text(VOTES), {"project": project.id, "most": most, "unseen": MAX_UNSWEPT})
     return [
         Vote(row.set_id, candidate, row.critic_id, row.created_at, candidate in row.picked)
@@ -112,13 +112,13 @@ def load_votes(session: Session, project: Project, *, most: int = MAX_SETS) -> l
 
 
 def project_agreement(session: Session, actor: Actor, project: Project) -> Agreement:
-    """How far the critics of a project agree."""
+    """The agreement of a project's critics."""
     require(session, actor, project, Role.viewer)
     return compute_agreement(load_votes(session, project))
 
 
 def compute_agreement(votes: Iterable[Vote], *, seed: int = 0) -> Agreement:
-    """Alpha of some votes. Sets are drawn anew with replacement for the interval."""
+    """Compute alpha of these votes. The interval resamples sets with replacement."""
     units: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     set_of: dict[int, int] = {}
     for vote in votes:
@@ -140,7 +140,7 @@ def compute_agreement(votes: Iterable[Vote], *, seed: int = 0) -> Agreement:
 
 
 def _share_of_agreeing_pairs(table: NDArray[np.float64]) -> float:
-    """Of all pairs of votes on a candidate, how many are alike."""
+    """The share of pairs of votes on a candidate that agree."""
     total = table.sum(axis=1)
     alike = (table * (table - 1)).sum()
     return float(alike / (total * (total - 1)).sum())
@@ -151,7 +151,7 @@ def bootstrap_alpha(
 ) -> tuple[float | None, float | None]:
     """The 95 % percentile interval of alpha over sets drawn with replacement; None for a single set.
 
-    Alpha of two nominal values only needs sums over the units: of observed disagreement, of both values, and of all.
+    Alpha of two nominal values needs only sums over the units: of observed disagreement, of both values, and of all.
     """
     if n_groups < 2:
         return None, None
@@ -159,7 +159,7 @@ def bootstrap_alpha(
     parts = np.stack([2 * table[:, 0] * table[:, 1] / (total - 1), table[:, 0], table[:, 1]], axis=1)
     by_set = np.zeros((n_groups, parts.shape[1]))
     np.add.at(by_set, groups, parts)
-    # Sets with the same sums are alike, and there are few different ones: how often each of those is drawn is enough.
+    # Few sums are distinct, so it is enough to draw how often each of them occurs.
     different, times = np.unique(by_set.round(9), axis=0, return_counts=True)
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(n_groups, times / times.sum(), size=RESAMPLES) @ different
@@ -174,7 +174,7 @@ def bootstrap_alpha(
 
 
 def _group_by_candidate(votes: Iterable[Vote]) -> Iterable[list[Vote]]:
-    """The votes on each candidate."""
+    """Group votes by candidate."""
     found: dict[int, list[Vote]] = defaultdict(list)
     for vote in votes:
         found[vote.candidate_id].append(vote)
@@ -182,9 +182,9 @@ def _group_by_candidate(votes: Iterable[Vote]) -> Iterable[list[Vote]]:
 
 
 def agreement_by_pair(votes: Sequence[Vote], *, most: int | None = None, of: int | None = None) -> list[CriticPair]:
-    """Every two critics who judged a set both, with how far they agree; those with the most shared sets first.
+    """The agreement of every two critics who share a set, those with the most shared sets first.
 
-    At most `most` of them; with `of`, those with this critic.
+    At most `most` pairs; with `of`, only those with this critic.
     """
     shared: dict[tuple[int, int], list[Vote]] = defaultdict(list)
     for on_one in _group_by_candidate(votes):
@@ -197,7 +197,7 @@ def agreement_by_pair(votes: Sequence[Vote], *, most: int | None = None, of: int
 
 
 def agreement_by_critic(votes: Sequence[Vote]) -> dict[int, Agreement]:
-    """How far each critic and the others agree, over the candidates that the critic judged."""
+    """The agreement between each critic and the others, over the candidates that the critic judged."""
     own: dict[int, list[Vote]] = defaultdict(list)
     for on_one in _group_by_candidate(votes):
         for critic_id in {vote.critic_id for vote in on_one}:
@@ -206,7 +206,7 @@ def agreement_by_critic(votes: Sequence[Vote]) -> dict[int, Agreement]:
 
 
 def agreement_by_period(votes: Sequence[Vote], key: Callable[[datetime], int]) -> dict[int, Agreement]:
-    """Agreement by period: `key` says in which one a moment lies. A set counts in the period of its last vote."""
+    """Agreement by period, where `key` maps a time to a period. A set counts in the period of its last vote."""
     last: dict[int, datetime] = {}
     for vote in votes:
         last[vote.set_id] = max(last.get(vote.set_id, vote.at), vote.at)
@@ -217,7 +217,7 @@ def agreement_by_period(votes: Sequence[Vote], key: Callable[[datetime], int]) -
 
 
 def as_json(found: Agreement) -> dict[str, Any]:
-    """An agreement as the REST interface answers it."""
+    """An agreement as the REST interface returns it."""
     return {
         "alpha": found.alpha,
         "low": found.low,

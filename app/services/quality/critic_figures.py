@@ -1,4 +1,4 @@
-"""How critics judge: by place on the page, and day by day."""
+"""How critics judge: by position on the page, and by day."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from illume.evaluation.metrics import Interval
 
 NEWEST = 4000
 
-# Of each verdict: at which places of the page it picked, and how many places there were.
+# For each verdict: the positions it picked, and how many positions there were.
 PICKED_POSITIONS = """
 SELECT v.critic_id, cardinality(v.shown) AS places,
     ARRAY(SELECT array_position(v.shown, k.candidate_id) FROM picks k WHERE k.verdict_id = v.id) AS picked
@@ -30,10 +30,10 @@ DAYS = 30
 
 @dataclass(frozen=True, slots=True)
 class PositionFigures:
-    """How often each place on the page was picked, of `verdicts` that picked something.
+    """How often each position on the page was picked, over `verdicts` that picked something.
 
-    `first`: how much more often the first place was picked than places are on average, with its 95 % interval. The
-    order is drawn by chance, so who looks at all of them alike has an interval around 0.
+    `first`: how much more often the first position was picked than positions are on average, with its 95 % interval.
+    The order is random, so a critic who looks at all candidates alike has an interval around 0.
     """
 
     rates: tuple[float, ...]
@@ -43,26 +43,26 @@ class PositionFigures:
 
 @dataclass(frozen=True, slots=True)
 class DailyVerdicts:
-    """The verdicts of one day, UTC, by critic's id."""
+    """The verdicts of one day (UTC), by critic id."""
 
     day: date
     verdicts: dict[int, int]
 
 
 def list_critic_names(session: Session, actor: Actor, project: Project) -> dict[int, str]:
-    """Everybody who has judged in a project: id -> address."""
+    """Everyone who has judged in a project: id -> address."""
     require(session, actor, project, Role.viewer)
     ids = {one.critic_id for one in counters.verdict_counts(session, project)}
     return {row.id: row.email for row in session.execute(select(User.id, User.email).where(User.id.in_(ids)))}
 
 
 def load_position_figures(session: Session, actor: Actor, project: Project) -> dict[int | None, PositionFigures]:
-    """Picks by place on the page: of each critic, and of all under None. The newest 4,000 verdicts count."""
+    """Picks by position on the page: for each critic, and for all under None. The newest 4,000 verdicts count."""
     require(session, actor, project, Role.viewer)
     rows = session.execute(text(PICKED_POSITIONS), {"project": project.id, "newest": NEWEST}).all()
     by_critic: dict[int | None, list[tuple[int, frozenset[int]]]] = {None: []}
     for row in rows:
-        # A picked candidate that was not shown stands at no place: it came with a change over the REST interface.
+        # A picked candidate that was not shown has no position: it came with a change over the REST interface.
         seen = (row.places, frozenset(place for place in row.picked if place is not None))
         by_critic[None].append(seen)
         by_critic.setdefault(row.critic_id, []).append(seen)
@@ -70,7 +70,7 @@ def load_position_figures(session: Session, actor: Actor, project: Project) -> d
 
 
 def compute_position_figures(seen: list[tuple[int, frozenset[int]]]) -> PositionFigures:
-    """The figures of verdicts, each the number of places and those that were picked, from 1."""
+    """Compute the figures of verdicts, each given as its number of positions and the picked ones, from 1."""
     most = max((places for places, _ in seen), default=0)
     rates = []
     for place in range(1, most + 1):
@@ -82,9 +82,9 @@ def compute_position_figures(seen: list[tuple[int, frozenset[int]]]) -> Position
 
 
 def bootstrap_mean(differences: list[float], *, resamples: int = 2000) -> Interval:
-    """Percentile bootstrap interval of a mean, as `illume.evaluation.metrics.bootstrap_interval` has it.
+    """A percentile bootstrap interval of a mean, as in `illume.evaluation.metrics.bootstrap_interval`.
 
-    There are few different values, so how often each is drawn is drawn at once: thousands of verdicts take no longer.
+    There are few distinct values, so drawing how often each occurs is enough, and fast for thousands of verdicts.
     """
     values, times = np.unique(np.array(differences), return_counts=True)
     drawn = np.random.default_rng(0).multinomial(len(differences), times / times.sum(), size=resamples)
@@ -93,7 +93,7 @@ def bootstrap_mean(differences: list[float], *, resamples: int = 2000) -> Interv
 
 
 def list_daily_verdicts(session: Session, actor: Actor, project: Project) -> list[DailyVerdicts]:
-    """The days of the last month that had verdicts."""
+    """The days of the last month with verdicts."""
     require(session, actor, project, Role.viewer)
     today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
     found: dict[date, dict[int, int]] = {}

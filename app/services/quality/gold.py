@@ -1,4 +1,4 @@
-"""Gold prompts: their right verdict is known. Mixed in unseen to measure critics, or judged first, as practice."""
+"""Gold prompts, whose right verdict is known: mixed in unnoticed to measure critics, or judged first, as practice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from app.services.prompts.prompts import get_prompt
 from app.services.quality import standings
 from app.services.quality.standings import GOLD_SCORE
 
-# A gold prompt as JSON for reviewers, with how its verdicts fared: one on which nobody is right may itself be wrong.
+# A gold prompt as JSON for reviewers, with the accuracy of its verdicts: if nobody is right, it may itself be wrong.
 GOLD_JSON = f"""
 jsonb_build_object(
     'id', g.id::text, 'prompt', g.prompt_id::text, 'candidate_set', g.candidate_set_id::text,
@@ -81,7 +81,7 @@ MAX_CANDIDATES = 50
 
 
 class GoldCandidate(BaseModel):
-    """A rationale of a gold prompt. `fits`: it must be picked, or must not be; none: either is right."""
+    """A rationale of a gold prompt. `fits`: whether it must or must not be picked; None if either is right."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,7 +90,7 @@ class GoldCandidate(BaseModel):
 
 
 class GoldIn(BaseModel):
-    """A gold prompt as it comes in: a prompt of the project with candidates whose fit is known."""
+    """A new gold prompt: a prompt of the project, and candidates of which it is known whether they fit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -102,9 +102,9 @@ class GoldIn(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class PracticeResult:
-    """What a critic is told of a practice prompt. `known` says of each candidate whether it fits, where that is known.
+    """The result of a practice prompt. `known` says whether each candidate fits, where that is known.
 
-    `left` is how many practice prompts are before them still.
+    `left` is how many practice prompts remain.
     """
 
     score: float
@@ -115,14 +115,14 @@ class PracticeResult:
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """The candidates that were picked and do not fit, or fit and were not picked."""
+        """The candidates that were picked but do not fit, or fit but were not picked."""
         return tuple(one for one, fits in self.known.items() if fits != (one in self.picked))
 
 
 def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> dict[str, Any]:
-    """Make a prompt a gold one, with candidates of its own. Needs the role reviewer.
+    """Make a prompt a gold prompt, with candidates of its own. Needs the role reviewer.
 
-    It is taken out of use otherwise: nothing is trained on what measures critics. Raises `Invalid`, `Conflict`.
+    It is not used otherwise: nothing that measures critics is trained on. Raises `Invalid`, `Conflict`.
     """
     require(session, actor, project, Role.reviewer)
     prompt = get_prompt(session, actor, candidate_id(item.prompt, "prompt"), Role.reviewer)
@@ -182,21 +182,21 @@ def _take_out_of_use(session: Session, prompt: Prompt) -> None:
 
 
 def gold_json(session: Session, gold_id: int) -> dict[str, Any]:
-    """A gold prompt as JSON, with how often it was answered and how right."""
+    """A gold prompt as JSON, with how often it was answered and how accurately."""
     statement = f"SELECT {GOLD_JSON} WHERE g.id = :gold"
     body: dict[str, Any] = session.execute(text(statement), {"gold": gold_id}).scalar_one()
     return body
 
 
 def list_gold(session: Session, actor: Actor, project: Project) -> list[dict[str, Any]]:
-    """The gold prompts of a project in use, the newest first; at most 1,000. Needs the role reviewer."""
+    """The active gold prompts of a project, newest first; at most 1,000. Needs the role reviewer."""
     require(session, actor, project, Role.reviewer)
     statement = f"SELECT {GOLD_JSON} WHERE g.project_id = :project AND g.active ORDER BY g.id DESC LIMIT 1000"
     return list(session.scalars(text(statement), {"project": project.id}))
 
 
 def list_candidate_texts(session: Session, prompt: Prompt) -> list[str]:
-    """The candidates a prompt has had, the newest set first."""
+    """The candidates a prompt has had, newest set first."""
     query = (
         select(Candidate.text)
         .join(CandidateSet, CandidateSet.id == Candidate.candidate_set_id)
@@ -208,12 +208,12 @@ def list_candidate_texts(session: Session, prompt: Prompt) -> list[str]:
 
 
 def find_gold_id(session: Session, prompt: Prompt) -> int | None:
-    """The id of the gold prompt that a prompt is, if it is one."""
+    """The id of the active gold prompt made from `prompt`, if there is one."""
     return session.scalar(select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active))
 
 
 def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project | None = None) -> None:
-    """Take a gold prompt out of use, of `project` only where it is given; what was answered stays counted.
+    """Deactivate a gold prompt; with `project`, only if it belongs to it. Its answers still count.
 
     Raises `NotFound`.
     """
@@ -231,7 +231,7 @@ def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project |
 
 
 def next_practice(session: Session, actor: Actor, project: Project) -> dict[str, Any] | None:
-    """The next practice prompt for a critic, with how many are `left`; None where none is."""
+    """The next practice prompt for a critic, and how many are `left`; None if there is none."""
     require(session, actor, project, Role.critic)
     left = standings.count_practice_left(session, project, actor.user_id)
     row = session.execute(text(NEXT_PRACTICE), {"project": project.id, "critic": actor.user_id}).one_or_none()
@@ -244,7 +244,7 @@ def next_practice(session: Session, actor: Actor, project: Project) -> dict[str,
 def answer_practice(
     session: Session, actor: Actor, project: Project, gold_id: int, picks: Sequence[str]
 ) -> PracticeResult:
-    """Judge a practice prompt, and be told what was right. A second answer is told the same, and not kept."""
+    """Judge a practice prompt and return what was right. A second answer is not stored."""
     require(session, actor, project, Role.critic)
     gold = session.get(GoldPrompt, gold_id)
     if gold is None or gold.project_id != project.id or not gold.practice or not gold.active:

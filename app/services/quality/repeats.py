@@ -1,4 +1,4 @@
-"""What repeats tell of critics: whether they say the same again, and whether the place of a candidate sways them."""
+"""What repeats say about critics: whether they judge the same again, and whether position influences them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from app.models import Project, Role
 from app.services.kernel.actors import Actor, require
 
-# Each candidate of each set that a critic judged twice: picked or not, and at which place, the first time and again.
-# A place is from 0, the first, to 1, the last.
+# Each candidate of each set that a critic judged twice: whether it was picked, and its position, the first time and
+# again. A position runs from 0, the first, to 1, the last.
 REPEATED_CHOICES = """
 WITH pairs AS (
     SELECT again.critic_id, again.id AS again_id, first.id AS first_id, again.candidate_set_id,
@@ -41,11 +41,11 @@ GROUP BY u.id, u.email ORDER BY lower(u.email)
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """How a critic judged what came back to them.
+    """How consistently a critic judged repeated sets.
 
-    `same` is the share of candidates they judged alike both times. `shift` is over those they judged differently: how
-    much further down a candidate stood when it was picked than when it was not, from -1 (they pick what stands first)
-    over 0 (the place has no say) to 1; None where nothing was judged differently.
+    `same` is the share of candidates judged alike both times. `shift` covers those judged differently: how much further
+    down a candidate stood when it was picked than when it was not. It runs from -1 (they pick what stands first) over 0
+    (position has no influence) to 1; None if nothing was judged differently.
     """
 
     critic_id: int
@@ -58,7 +58,7 @@ class Consistency:
 
 
 def measure_consistency(session: Session, actor: Actor, project: Project) -> list[Consistency]:
-    """The critics of a project to whom something came back, by email. Needs the role reviewer."""
+    """The consistency of each critic with repeats, by email. Needs the role reviewer."""
     require(session, actor, project, Role.reviewer)
     rows = session.execute(text(REPEATED_CHOICES), {"project": project.id})
     return [

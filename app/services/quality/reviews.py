@@ -1,4 +1,4 @@
-"""The queue of reviewers: disagreements, flags, and verdicts that came too late; what is decided there counts."""
+"""The reviewers' queue: disagreements, flags and late verdicts. A reviewer's decision counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 
 OPEN_STATES = (ReviewState.open, ReviewState.sent_back)
-# Whether those who judged the set `s` picked different candidates of it.
+# Whether the critics of the set `s` picked different candidates.
 PICKS_DIFFER = """
 (
     SELECT count(DISTINCT ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY 1)) > 1
@@ -33,7 +33,7 @@ SELECT s.project_id, s.id, 'disagreement' FROM candidate_sets s
 WHERE s.id = :set AND {PICKS_DIFFER} AND NOT {IS_DECIDED}
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - constants only
-# After a verdict was changed: the critics may agree by now, the flag may be gone, and a note is answered.
+# After a verdict was changed: the critics may agree now, the flag may be gone, and a note is answered.
 SETTLE_REVIEWS = f"""
 WITH answered AS (
     UPDATE returned_verdicts b SET answered_at = now() WHERE b.verdict_id = :verdict AND b.answered_at IS NULL
@@ -98,17 +98,17 @@ COUNT_OPEN_REVIEWS = "SELECT kind, count(*) FROM reviews WHERE project_id = :pro
 
 
 def open_review(session: Session, verdict_id: int, kind: ReviewKind) -> None:
-    """Put a verdict before the reviewers: it was a flag, or came too late."""
+    """Open a review of a verdict: it was a flag, or came too late."""
     session.execute(text(OPEN_REVIEW), {"verdict": verdict_id, "kind": kind.value})
 
 
 def open_review_if_disagreeing(session: Session, set_id: int) -> None:
-    """Put a set before the reviewers where its critics picked different candidates."""
+    """Open a review of a set if its critics picked different candidates."""
     session.execute(text(OPEN_DISAGREEMENT), {"set": set_id})
 
 
 def settle_reviews(session: Session, set_id: int, verdict_id: int) -> None:
-    """After a verdict was superseded: end what it settled, and have a reviewer look again at what waited for it."""
+    """After a verdict was superseded: close the reviews it settled, and reopen those that waited for it."""
     session.execute(text(SETTLE_REVIEWS), {"set": set_id, "verdict": verdict_id})
 
 
@@ -122,7 +122,7 @@ def list_reviews(
     limit: int = 20,
     cursor: str | None = None,
 ) -> Page[dict[str, Any]]:
-    """What is to be reviewed, the oldest first, each with its prompt, candidates and verdicts. Role reviewer."""
+    """List reviews, oldest first, each with its prompt, candidates and verdicts. Needs the role reviewer."""
     require(session, actor, project, Role.reviewer)
     check_limit(limit)
     rows = session.execute(
@@ -140,7 +140,7 @@ def list_reviews(
 
 
 def count_open_reviews(session: Session, actor: Actor, project: Project) -> dict[str, int]:
-    """How many reviews are open, by kind."""
+    """The number of open reviews, by kind."""
     require(session, actor, project, Role.reviewer)
     found = {
         str(kind): int(count) for kind, count in session.execute(text(COUNT_OPEN_REVIEWS), {"project": project.id})
@@ -165,7 +165,7 @@ def get_review(session: Session, actor: Actor, review_id: int) -> dict[str, Any]
 
 
 def lock_review(session: Session, actor: Actor, review_id: int, need: Role = Role.reviewer) -> tuple[Review, Project]:
-    """A review that is open or sent back, locked, and its project. Raises `NotFound`, `Forbidden`, `Conflict`."""
+    """Lock an open or sent-back review. Returns it with its project. Raises `NotFound`, `Forbidden`, `Conflict`."""
     row = session.scalar(
         select(Review).where(Review.id == review_id).with_for_update().execution_options(populate_existing=True)
     )
@@ -179,7 +179,7 @@ def lock_review(session: Session, actor: Actor, review_id: int, need: Role = Rol
 
 
 def check_note(note: str | None, *, needed: bool = False) -> str | None:
-    """A note without blanks around it. Raises `Invalid` where one is needed, or is too long."""
+    """Return a note without surrounding blanks. Raises `Invalid` if it is too long, or `needed` and empty."""
     note = (note or "").replace("\0", "").strip()
     if len(note) > 4000:
         raise Invalid("A note has at most 4,000 characters.", field="note")

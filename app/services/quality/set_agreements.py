@@ -1,7 +1,7 @@
-"""Where critics differ: kept for each candidate set that two or more judged, by following the feed of verdicts.
+"""Where critics disagree: kept for each candidate set that several judged, by following the feed of verdicts.
 
-Looking through all verdicts for it takes the longer the more there are, and keeping it with each verdict would cost
-critics time. So the sweep follows: a list is as old as the last one at most.
+Searching all verdicts would slow down as they grow, and updating it with each verdict would cost critics time. So the
+sweep follows the feed, and a list is as old as the last sweep.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 BATCH_SIZE = 5000
-# Verdicts behind the place of their project, in the order of the feed, as sets; and the last of them.
+# The sets of new verdicts behind each project's feed position, in the order of the feed, and the last verdict.
 NEW_VERDICTS = """
 SELECT p.id AS project_id, n.sets, n.last_xid, n.last_id, n.found
 FROM projects p LEFT JOIN agreement_places f ON f.project_id = p.id
@@ -29,8 +29,8 @@ CROSS JOIN LATERAL (
 ) n
 WHERE n.found > 0
 """
-# The sets as they stand now. Planned repeats do not count: who differs from themselves is shown elsewhere. One look-up
-# for each set, whatever the planner thinks of how many there are.
+# The current agreement of the sets. Planned repeats do not count: consistency is shown elsewhere. One look-up per set,
+# whatever number of sets the planner expects.
 UPDATE_AGREEMENTS = """
 WITH judged AS MATERIALIZED (
     SELECT s.id AS set_id, j.*
@@ -57,12 +57,12 @@ ON CONFLICT (project_id) DO UPDATE SET feed_xid = excluded.feed_xid, feed_id = e
 
 
 def update_agreements(session: Session, project_id: int, set_ids: Sequence[int]) -> None:
-    """Look whether the critics of these sets of a project differ, and keep it."""
+    """Recompute the agreement of these sets of a project."""
     session.execute(text(UPDATE_AGREEMENTS), {"project": project_id, "sets": list(set_ids)})
 
 
 def follow_feed(session: Session) -> int:
-    """Look at the sets that new verdicts are about, so many of each project at a time. How many verdicts there were."""
+    """Process new verdicts, a batch of each project. Returns how many verdicts there were."""
     found = 0
     for news in session.execute(text(NEW_VERDICTS), {"at_once": BATCH_SIZE}).all():
         update_agreements(session, news.project_id, news.sets)

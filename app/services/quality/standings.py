@@ -1,4 +1,4 @@
-"""How critics stand: their accuracy on gold prompts, what their verdicts weigh, and whether they may go on."""
+"""Critic standings: accuracy on gold prompts, weight of verdicts, and whether critics may continue."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from app.services.kernel.actors import SYSTEM, Actor, require
 from app.services.projects.projects import settings_of
 
 MAX_GOLD_VERDICTS = 50
-"""How many of a critic's newest gold prompts their accuracy is of."""
+"""A critic's accuracy covers this many of their newest gold prompts."""
 
-# How right a verdict `v` on a gold prompt `g` was: the share of the candidates with a known answer it has right.
+# The score of a verdict `v` on a gold prompt `g`: the share of candidates with a known answer that it has right.
 GOLD_SCORE = """
 (
     (SELECT count(*) FROM unnest(g.fits) f
@@ -26,7 +26,7 @@ GOLD_SCORE = """
         WHERE NOT EXISTS (SELECT FROM picks k WHERE k.verdict_id = v.id AND k.candidate_id = u))
 )::double precision / (cardinality(g.fits) + cardinality(g.unfit))
 """
-# The weight begins at 1 and nears the accuracy as gold prompts are answered.
+# The weight starts at 1 and approaches the accuracy as gold prompts are answered.
 UPDATE_STANDING = f"""
 INSERT INTO critic_standings AS d (project_id, critic_id, answered, score, weight)
 SELECT :project, :critic, count(*), avg(score), (coalesce(sum(score), 0) + 2) / (count(*) + 2)
@@ -59,7 +59,7 @@ class Standing:
 
 
 def update_standing(session: Session, project_id: int, critic_id: int) -> None:
-    """Count a critic's gold prompts anew, and pause them where they fall below what the project asks for."""
+    """Recompute a critic's standing, and pause them if they fall below the project's required accuracy."""
     row = session.execute(text(UPDATE_STANDING), {"project": project_id, "critic": critic_id}).one()
     project = session.get_one(Project, project_id)
     settings = settings_of(session, project)
@@ -75,15 +75,15 @@ def update_standing(session: Session, project_id: int, critic_id: int) -> None:
 
 
 def get_weight(session: Session, project_id: int, critic_id: int) -> float:
-    """What a verdict of a critic weighs now, from 0 to 1."""
+    """The current weight of a critic's verdicts, from 0 to 1."""
     standing = session.get(CriticStanding, (project_id, critic_id), populate_existing=True)
     return 1.0 if standing is None else standing.weight
 
 
 def require_may_judge(session: Session, actor: Actor, project: Project) -> None:
-    """Raise `Forbidden` with why a critic gets nothing to judge: they are paused, or have yet to practise.
+    """Raise `Forbidden`, with the reason, if a critic is paused or still has to practise.
 
-    Who has nothing left to practise has practised.
+    A critic with no practice prompts left counts as practised.
     """
     standing = session.get(CriticStanding, (project.id, actor.user_id), populate_existing=True)
     if standing is not None and standing.paused_at is not None:
@@ -102,7 +102,7 @@ def require_may_judge(session: Session, actor: Actor, project: Project) -> None:
 
 
 def count_practice_left(session: Session, project: Project, critic_id: int) -> int:
-    """How many practice prompts are before a critic; none for who has practised already."""
+    """How many practice prompts remain for a critic; 0 for one who has practised."""
     standing = session.get(CriticStanding, (project.id, critic_id), populate_existing=True)
     if standing is not None and standing.practised_at is not None:
         return 0
@@ -116,7 +116,7 @@ def count_practice_left(session: Session, project: Project, critic_id: int) -> i
 
 
 def record_practised(session: Session, project_id: int, critic_id: int) -> None:
-    """Let a critic begin with the work."""
+    """Record that a critic has practised and may start the work."""
     statement = """
         INSERT INTO critic_standings AS d (project_id, critic_id, practised_at) VALUES (:project, :critic, now())
         ON CONFLICT (project_id, critic_id) DO UPDATE SET practised_at = coalesce(d.practised_at, now())
@@ -125,7 +125,7 @@ def record_practised(session: Session, project_id: int, critic_id: int) -> None:
 
 
 def list_standings(session: Session, actor: Actor, project: Project, *, paused: bool = False) -> list[Standing]:
-    """How the critics of a project stand, by email; `paused`: only those who may not go on."""
+    """The standings of a project's critics, by email; `paused`: only those who are paused."""
     require(session, actor, project, Role.reviewer)
     query = (
         select(CriticStanding, User.email)
@@ -142,7 +142,7 @@ def list_standings(session: Session, actor: Actor, project: Project, *, paused: 
 
 
 def resume(session: Session, actor: Actor, project: Project, critic_id: int) -> None:
-    """Let a paused critic go on; gold prompts count anew from now. Needs the role admin. Raises `NotFound`."""
+    """Let a paused critic continue; gold prompts count afresh from now. Needs the role admin. Raises `NotFound`."""
     require(session, actor, project, Role.admin)
     standing = session.get(CriticStanding, (project.id, critic_id), populate_existing=True)
     if standing is None or standing.paused_at is None:
@@ -155,7 +155,7 @@ def resume(session: Session, actor: Actor, project: Project, critic_id: int) -> 
 
 
 def pause(session: Session, actor: Actor, project: Project, critic_id: int) -> None:
-    """Give a critic nothing more to judge in a project until an admin lets them go on. Needs the role admin."""
+    """Stop offering sets to a critic in a project until an admin resumes them. Needs the role admin."""
     require(session, actor, project, Role.admin)
     if session.get(User, critic_id) is None:
         raise NotFound("There is no such critic.")

@@ -1,1 +1,1 @@
-"""What pages show, computed from several nouns at once."""
+"""Read models: what pages show, computed from several domain objects at once."""

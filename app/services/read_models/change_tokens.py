@@ -1,8 +1,8 @@
-"""Whether anything that a project's live pages show has changed, for less than it takes to make one of them.
+"""Change tokens: whether anything on a project's live pages has changed, at less cost than rendering one.
 
-A mark is made of row versions (`ctid`, `xmin`) and small counts: each change of a row that is shown changes it,
-whichever column it was, and nothing has to be written for it. Where no transaction has ended since the last look, which
-PostgreSQL's snapshot tells, not even a mark is needed.
+A token is built from row versions (`ctid`, `xmin`) and small counts. Any change of a row that is shown changes it,
+whichever column it was, and nothing has to be written for it. If no transaction has ended since the last check, which
+PostgreSQL's snapshot shows, not even that token is needed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.services.candidates.pools import MAX_COUNTED
 from app.settings import get_settings
 
-# More than are shown, for those that are committed late and so come in behind others.
+# More than are shown: a verdict that commits late sorts in behind others.
 NEWEST_VERDICTS = "SELECT v.id FROM verdicts v WHERE v.project_id = p.id ORDER BY v.xid DESC, v.id DESC LIMIT 64"
 PROMPT_COUNTS = """(
     SELECT string_agg(concat(n.what, n.n), ' ' ORDER BY n.what) FROM (
@@ -32,7 +32,7 @@ CLAIMABLE_COUNT = f"""(
 
 
 def _row_versions(table: str, condition: str) -> str:
-    """The versions of some rows as one number, whatever their order."""
+    """An SQL expression for the versions of some rows as one number, whatever their order."""
     versions = f"SELECT t.ctid AS place, t.xmin AS made FROM {table} t WHERE {condition}"  # noqa: S608 - constants only
     hashed = "hashtextextended(concat(r.place, ' ', r.made), 0)"
     return f"(SELECT concat(count(*), ':', sum({hashed})) FROM ({versions}) r)"  # noqa: S608 - constants only
@@ -40,7 +40,7 @@ def _row_versions(table: str, condition: str) -> str:
 
 OF_PROJECT = "t.project_id = p.id"
 ALIVE = "beats_at >= now() - make_interval(secs => :lease)"
-# A worker's beat alone changes nothing that is shown.
+# A worker's heartbeat alone changes nothing that is shown.
 WORKERS = f"""(
     SELECT string_agg(md5(concat_ws(' ', name, queues, device, doing, memory_mb, started_at)), '' ORDER BY name)
     FROM workers WHERE {ALIVE}
@@ -73,20 +73,20 @@ ROW_VERSIONS = f"""
 SELECT concat_ws('|', {", ".join(PARTS)})
 FROM projects p LEFT JOIN sessions me ON me.token_hash = :session WHERE p.slug = :slug
 """  # noqa: S608 - constants only
-# Inside a transaction that has written, what was written is seen and the snapshot does not tell.
+# NULL inside a transaction that has written: it sees its own writes, which the snapshot does not show.
 CURRENT_SNAPSHOT = """
 SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN CAST(pg_current_snapshot() AS text) END
 """
 
 
 def database_token(session: Session) -> str | None:
-    """The state of the database: while it is the same, nothing at all has changed. None where that cannot be told."""
+    """The state of the database: while it is the same, nothing has changed. None if that is unknown."""
     found: str | None = session.scalar(text(CURRENT_SNAPSHOT))
     return found
 
 
 def project_token(session: Session, slug: str, session_hash: str) -> str | None:
-    """The mark of what the owner of a browser's session sees of a project; None without one."""
+    """The change token of a project as the owner of a browser session sees it; None without one."""
     values = {"slug": slug, "session": session_hash, "lease": get_settings().lease_seconds}
     found: str | None = session.scalar(text(ROW_VERSIONS), values)
     return found

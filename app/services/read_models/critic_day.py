@@ -1,4 +1,4 @@
-"""A critic's day: how many, how fast, how many days in a row, and what became of their picks."""
+"""A critic's day: verdicts, pace, streak, and what became of their picks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SATURDAY = 5
 
 @dataclass(frozen=True, slots=True)
 class CriticPace:
-    """How many verdicts since midnight UTC; the median seconds of the newest ones with a time, None without any."""
+    """A critic's verdicts since midnight UTC, and the median seconds of the newest timed ones; None without any."""
 
     today: int
     seconds: float | None
@@ -27,7 +27,7 @@ class CriticPace:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """A critic's pace, the round that is going on, and the number of the version that writes the candidates."""
+    """A critic's pace, the active round, and the number of the version that writes candidates."""
 
     pace: CriticPace
     round: Round | None
@@ -36,9 +36,9 @@ class Glance:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """A round that was trained on `picks` rationales a critic gave, and how much its version's score changed.
+    """A round that was trained on `picks` rationales of a critic, and how much its version's score changed.
 
-    `gain` is in points of ROUGE-L (100 is perfect) where `metric` is `rouge_l`, else in nats per token.
+    `gain` is in points of ROUGE-L (100 is perfect) if `metric` is `rouge_l`, else in nats per token.
     """
 
     round: int
@@ -51,7 +51,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class CriticDay:
-    """A critic's day in a project. `streak` counts the days in a row with a verdict; a weekend off does not end it."""
+    """A critic's day in a project. `streak` counts consecutive days with a verdict; a free weekend does not end it."""
 
     today: int
     hour: int
@@ -90,7 +90,7 @@ ORDER BY e.number DESC
 
 
 def load_glance(session: Session, actor: Actor, project: Project) -> Glance:
-    """The actor's pace, and where the project's loop is: one statement, because every verdict is answered with it."""
+    """The actor's pace and the project's loop: one statement, because every verdict is answered with it."""
     mine = (Verdict.critic_id == actor.user_id, Verdict.project_id == project.id, Verdict.current)
     midnight = func.date_trunc("day", func.now(), "UTC")
     newest = select(Verdict.seconds, Verdict.created_at).where(*mine).order_by(Verdict.id.desc()).limit(20).subquery()
@@ -111,7 +111,7 @@ def load_glance(session: Session, actor: Actor, project: Project) -> Glance:
 
 
 def load_critic_pace(session: Session, actor: Actor, project: Project) -> CriticPace:
-    """The actor's count of today, and their pace of today."""
+    """The actor's verdicts and pace of today."""
     return load_glance(session, actor, project).pace
 
 
@@ -133,7 +133,7 @@ def load_critic_day(session: Session, actor: Actor, project: Project) -> CriticD
 
 
 def list_credits(session: Session, actor: Actor, project: Project, *, limit: int = 5) -> tuple[Credit, ...]:
-    """Which of the newest rounds were trained on what the actor picked or wrote, the newest first."""
+    """The newest rounds that were trained on what the actor picked or wrote, newest first."""
     rows = session.execute(CREDITS, {"critic": actor.user_id, "project": project.id, "limit": limit})
     return tuple(
         Credit(
@@ -149,7 +149,7 @@ def list_credits(session: Session, actor: Actor, project: Project, *, limit: int
 
 
 def count_streak(days: frozenset[date], today: date) -> int:
-    """How many of `days` lie in a row up to today; today itself and weekends may be missing."""
+    """The number of consecutive days up to today; today itself and weekends may be missing."""
     count, day = 0, today
     while day in days or day == today or day.weekday() >= SATURDAY:
         count += day in days

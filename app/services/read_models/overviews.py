@@ -1,4 +1,4 @@
-"""What pages show of verdicts: one's own, the recent ones, all that was said of a prompt, and each critic's sum."""
+"""Verdicts as pages show them: one's own, recent ones, all on a prompt, and a summary for each critic."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from app.services.kernel.paging import check_limit
 
 MAX_SEARCH_WORDS = 10
 SEARCH_DEPTH = 5000
-"""Words are looked for in so many verdicts at once, the newest first, so that an answer does not take its time."""
+"""A text search covers this many verdicts at a time, newest first, so that it answers quickly."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictSummary:
-    """A verdict with what it was about. `image` is the sha256 of the prompt's first image, `picks` are texts."""
+    """A verdict with its context. `image` is the sha256 of the prompt's first image, `picks` are texts."""
 
     id: int
     assignment_id: int
@@ -69,7 +69,7 @@ class CandidateSummary:
 
 @dataclass(frozen=True, slots=True)
 class CandidateSetSummary:
-    """A candidate set with its verdicts. `version` is the number of the version that wrote it, None for an import."""
+    """A candidate set with its verdicts. `version` is the number of the version that wrote it; None for an import."""
 
     state: str
     version: int | None
@@ -81,9 +81,9 @@ class CandidateSetSummary:
 
 @dataclass(frozen=True, slots=True)
 class CriticSummary:
-    """The sum of a critic's verdicts that stand, with shares of them.
+    """The totals of a critic's current verdicts, and the share of each kind.
 
-    `picks_each` and `median_seconds` are of the newest 200, the latter of those with a time.
+    `picks_each` and `median_seconds` cover the newest 200, the latter only those with a time.
     """
 
     email: str
@@ -108,10 +108,10 @@ def list_own_verdicts(
     words: str = "",
     kind: VerdictKind | None = None,
 ) -> list[VerdictSummary]:
-    """The actor's own verdicts that stand, newest first; `before` is the id of the one to go on behind.
+    """The actor's own current verdicts, newest first. `before` is the id of the last one of the previous page.
 
-    `words` are all found, each somewhere in the question, the answer, a pick or what the critic wrote; they are looked
-    for down to `find_search_floor`.
+    All `words` must occur, each somewhere in the question, the answer, a pick or the critic's own text; the search goes
+    back to `find_search_floor`.
     """
     require(session, actor, project, Role.critic)
     query = _summaries_query(project).where(Verdict.critic_id == actor.user_id)
@@ -128,7 +128,7 @@ def list_own_verdicts(
 
 
 def find_search_floor(session: Session, actor: Actor, project: Project, *, before: int | None = None) -> int | None:
-    """Down to which of the actor's verdicts words are looked for at once; None where that is to the first of them."""
+    """The oldest of the actor's verdicts that one text search covers; None if it covers all."""
     query = select(Verdict.id).where(Verdict.critic_id == actor.user_id, Verdict.project_id == project.id)
     if before is not None:
         query = query.where(Verdict.id < before)
@@ -136,7 +136,7 @@ def find_search_floor(session: Session, actor: Actor, project: Project, *, befor
 
 
 def _contains_word(word: str) -> ColumnElement[bool]:
-    """Whether a verdict has to do with a word, in whatever case."""
+    """Whether a verdict, its prompt or its picks contain a word, ignoring case."""
     picked = (
         select(Pick.candidate_id)
         .join(Candidate, Candidate.id == Pick.candidate_id)
@@ -148,7 +148,7 @@ def _contains_word(word: str) -> ColumnElement[bool]:
 
 
 def get_own_verdict(session: Session, actor: Actor, project: Project, verdict_id: int) -> VerdictSummary | None:
-    """One of the actor's own verdicts, where it still stands."""
+    """One of the actor's own verdicts, if it is still current."""
     require(session, actor, project, Role.critic)
     query = _summaries_query(project).where(Verdict.critic_id == actor.user_id, Verdict.id == verdict_id)
     return next(iter(_load_summaries(session, query)), None)
@@ -163,7 +163,7 @@ def list_recent_verdicts(
     critic_id: int | None = None,
     before: int | None = None,
 ) -> list[VerdictSummary]:
-    """The newest verdicts of all critics, or of one; `before` is the id of the one to go on behind.
+    """The newest verdicts of all critics, or of one. `before` is the id of the last one of the previous page.
 
     Needs the role viewer; pages keep critics away from it.
     """
@@ -231,12 +231,12 @@ def _load_summaries(session: Session, query: Select[Any]) -> list[VerdictSummary
 
 
 def was_already_changed_to(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
-    """Whether the actor changed this verdict to exactly `wanted` already: a repeat whose answer was lost."""
+    """Whether the actor has already changed this verdict to exactly `wanted`: a repeat after a lost response."""
     return _equals(session, Verdict.supersedes == verdict_id, actor, wanted)
 
 
 def verdict_equals(session: Session, actor: Actor, verdict_id: int, wanted: VerdictIn) -> bool:
-    """Whether the actor's verdict says exactly what `wanted` does."""
+    """Whether the actor's verdict says exactly what `wanted` says."""
     return _equals(session, Verdict.id == verdict_id, actor, wanted)
 
 
@@ -255,11 +255,11 @@ def _equals(session: Session, which: ColumnElement[bool], actor: Actor, wanted: 
     )
 
 
-# A prompt
+# Prompts
 
 
 def list_candidate_sets(session: Session, actor: Actor, project: Project, prompt: Prompt) -> list[CandidateSetSummary]:
-    """All candidate sets of a prompt, the newest first, with what was said of them."""
+    """All candidate sets of a prompt with their verdicts, newest first."""
     require(session, actor, project, Role.viewer)
     sets = session.execute(
         select(CandidateSet, ModelVersion.number)
@@ -304,7 +304,7 @@ def _summarize_set(one: CandidateSet, number: int | None, said: Sequence[Verdict
 # Critics
 
 NEWEST = 200
-# Of each critic: what their newest verdicts say of how they judge.
+# For each critic: figures of their newest verdicts.
 RECENT_JUDGING = """
 SELECT u.id, u.email, of_them.picks_each, of_them.median_seconds, of_them.last_at
 FROM users u CROSS JOIN LATERAL (
@@ -322,7 +322,7 @@ WHERE u.id = ANY (:critics) ORDER BY lower(u.email)
 
 
 def list_critics(session: Session, actor: Actor, project: Project) -> list[CriticSummary]:
-    """Every critic who has judged in a project, by name."""
+    """All critics who have judged in a project, by name."""
     require(session, actor, project, Role.viewer)
     today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
     of_critic: dict[int, list[counters.VerdictCount]] = {}
@@ -348,7 +348,7 @@ def _summarize_critic(row: Row[Any], found: list[counters.VerdictCount], today: 
     )
 
 
-# Pace
+# Activity
 
 ACTIVITY = """
 SELECT count(*) FILTER (WHERE created_at >= date_trunc('day', now(), 'UTC')) AS today,
@@ -361,13 +361,13 @@ FROM (
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """How many verdicts a project got since midnight UTC and in the last hour, of the newest 20,000."""
+    """The verdicts of a project since midnight UTC and in the last hour, out of the newest 20,000."""
 
     today: int
     hour: int
 
 
 def load_activity(session: Session, project: Project) -> Activity:
-    """A project's pace."""
+    """Load a project's activity."""
     row = session.execute(text(ACTIVITY), {"project": project.id}).one()
     return Activity(today=row.today, hour=row.hour)

@@ -1,4 +1,4 @@
-"""How a project stands: counts, pace, agreement, the pool, the next round."""
+"""Statistics of a project: counts, pace, agreement, the pool, the next round."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ NEWEST = 20_000
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """Candidate sets made ahead: ready, being sampled, and prompts that wait for one.
+    """The pool of candidate sets: claimable, being sampled, and prompts that wait for one.
 
-    `claimable` is exact up to 1,000; of more it is the number of prompts that have a set.
+    `claimable` is exact up to 1,000; beyond it is the number of prompts with a set.
     """
 
     claimable: int
@@ -47,9 +47,9 @@ class PoolStats:
 
 @dataclass(frozen=True, slots=True)
 class ProjectPace:
-    """How fast verdicts come in, and how long a critic takes for one (median seconds of the last 200).
+    """How fast verdicts come in, and the median seconds a critic takes for one, over the last 200.
 
-    `last_hour` is of the newest 20,000.
+    `last_hour` covers the newest 20,000.
     """
 
     last_hour: int
@@ -59,7 +59,7 @@ class ProjectPace:
 
 @dataclass(frozen=True, slots=True)
 class ProjectStats:
-    """Everything the overview of a project shows. `complete`: every train prompt in use has an accepted rationale."""
+    """Everything on a project's overview page. `complete`: every train prompt in use has an accepted rationale."""
 
     prompts: dict[str, int]
     prompt_states: dict[str, int]
@@ -85,12 +85,12 @@ class ProjectStats:
 
     @property
     def n_verdicts(self) -> int:
-        """Verdicts that stand, of all kinds."""
+        """Current verdicts of all kinds."""
         return sum(self.verdicts.values())
 
 
 def load_project_stats(session: Session, actor: Actor, project: Project) -> ProjectStats:
-    """How `project` stands at this moment."""
+    """Load the current statistics of `project`."""
     require(session, actor, project, Role.viewer)
     settings = settings_of(session, project)
     prompts = counters.prompt_counts(session, project)
@@ -168,7 +168,7 @@ def _load_pace(session: Session, project: Project, standing: list[counters.Verdi
 
 
 def as_json(stats: ProjectStats) -> dict[str, Any]:
-    """The statistics as the REST interface answers them."""
+    """The statistics as the REST interface returns them."""
     version, active = stats.active_version, stats.active_round
     return {
         "counts": {
