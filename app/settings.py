@@ -23,27 +23,29 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=ROOT / "data", description="Where embedded services and the store keep their files")
     store_url: str = Field(default="", description="fsspec URL of the store; empty: a folder under data_dir")
     starter_dir: Path = Field(default=ROOT / "starter", description="What the demo ships")
-    secret_key: str = Field(default="", description="Key of signed forms; empty: made once and kept in data_dir")
+    secret_key: str = Field(default="", description="Key of signed forms; empty: generated once and kept in data_dir")
     host: str = "127.0.0.1"
     port: int = 8000
-    pool_size: int = Field(default=16, ge=1, description="Database connections, and so requests in flight, a process")
-    gate_wait: float = Field(default=2.0, gt=0, description="Seconds a request may wait for a place before it gets 503")
+    pool_size: int = Field(
+        default=16, ge=1, description="Database connections, and so concurrent requests, of a process"
+    )
+    gate_wait: float = Field(default=2.0, gt=0, description="Seconds a request may wait at the gate before it gets 503")
     secure_cookies: bool = Field(default=False, description="Set behind https")
     session_hours: int = 24 * 14
-    sign_in_tries: int = Field(default=5, description="Sign-in tries a minute for one account and for one address")
+    sign_in_tries: int = Field(default=5, description="Sign-in attempts per minute for one account and for one address")
     token_requests_per_minute: int = Field(
-        default=60_000, ge=0, description="How often a token without a limit of its own may be used; 0: no limit"
+        default=60_000, ge=0, description="Requests per minute of a token without a limit of its own; 0: no limit"
     )
-    sweep_seconds: float = Field(default=5.0, gt=0, description="How often what is due is looked for")
+    sweep_seconds: float = Field(default=5.0, gt=0, description="Seconds between two sweeps")
     lease_seconds: float = Field(
-        default=30.0, gt=0, description="How long a worker may be silent before others take over"
+        default=30.0, gt=0, description="Seconds a worker may be silent before others take over"
     )
     private_addresses: bool = Field(
         default=False,
         description="Let imports and webhooks reach private addresses and http: for trusted networks only",
     )
     device: str = Field(default="auto", description="Device of model workers: auto, cpu, cuda, cuda:0, mps")
-    torch_threads: int = Field(default=0, ge=0, description="Threads of a model process; 0: as many as there are cores")
+    torch_threads: int = Field(default=0, ge=0, description="Threads of a model process; 0: one per core")
     meteor: bool = Field(default=False, description="Score rounds by METEOR too; model workers need the extra `meteor`")
     database_wait: float = Field(default=60.0, description="Seconds to wait at start for a database that is down")
 

@@ -18,9 +18,7 @@ from app.api import (
 )
 from app.api.schemas import ProblemOut
 
-router = APIRouter(
-    responses={"4XX": {"model": ProblemOut, "description": "What is wrong, as application/problem+json"}}
-)
+router = APIRouter(responses={"4XX": {"model": ProblemOut, "description": "The error, as application/problem+json"}})
 WORK = (projects, images, prompts, imports, assignments, quality, rounds, comparisons, datasets)
 for part in (*WORK, users, webhooks, erasures):
     router.include_router(part.router)

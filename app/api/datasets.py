@@ -27,11 +27,11 @@ router = APIRouter(tags=["datasets"])
 NDJSON = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
 PACKED_TYPES = {"gzip": ("application/gzip", ".gz"), "zstd": ("application/zstd", ".zst")}
-UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "What If-None-Match names has not changed."}}
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Not modified since the ETag in If-None-Match."}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     **UNCHANGED,
     200: {
-        "description": "The rows, one a line, or as one Parquet file.",
+        "description": "The rows, one per line, or as one Parquet file.",
         "content": {
             NDJSON: {"schema": {"type": "string"}},
             PARQUET: {"schema": {"type": "string", "format": "binary"}},
@@ -39,10 +39,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": {
             "ETag": {"schema": {"type": "string"}},
             "Illume-Cursor": {
-                "description": "This moment's view, to take the stream up again: cursor=..., after=ID OF THE LAST ROW",
+                "description": "The view of this moment, to resume the stream: cursor=..., after=ID OF THE LAST ROW",
                 "schema": {"type": "string"},
             },
-            "Link": {"description": "The next page, where `limit` was given", "schema": {"type": "string"}},
+            "Link": {"description": "The next page, if `limit` was given", "schema": {"type": "string"}},
         },
     },
 }
@@ -50,8 +50,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def dataset_filters(
     format: Annotated[Format, Query()] = Format.records,  # noqa: A002 - the parameter's name in the contract
-    aggregation: Annotated[Aggregation | None, Query(description="Over critics; without it the project's own")] = None,
-    task: Annotated[Task, Query(description="What the rows of `sharegpt` are for")] = Task.sft,
+    aggregation: Annotated[Aggregation | None, Query(description="Over critics; by default the project's own")] = None,
+    task: Annotated[Task, Query(description="The purpose of `sharegpt` rows")] = Task.sft,
     round: Annotated[str | None, Query(description="A round's id: the verdicts in its snapshot")] = None,  # noqa: A002
     version: Annotated[str | None, Query(description="The id of the version that wrote the candidates")] = None,
     critic: Annotated[str | None, Query(description="A pseudonym, an id, or 'me'")] = None,
@@ -80,13 +80,15 @@ class DatasetEncoding:
 
 def dataset_encoding(
     request: Request,
-    as_: Annotated[Literal["ndjson", "parquet"] | None, Query(alias="as", description="Over the Accept header")] = None,
+    as_: Annotated[
+        Literal["ndjson", "parquet"] | None, Query(alias="as", description="Takes precedence over the Accept header")
+    ] = None,
     images: Annotated[
         Literal["embedded", "path"], Query(description="In Parquet: the bytes, or the path")
     ] = "embedded",
     compression: Annotated[
         Literal["gzip", "zstd", "none"] | None,
-        Query(description="Packs the file itself, whatever Accept-Encoding says"),
+        Query(description="Compresses the file itself, regardless of Accept-Encoding"),
     ] = None,
 ) -> DatasetEncoding:
     """The encoding that the query string and the headers ask for."""
@@ -116,9 +118,11 @@ def get_dataset(
     slug: str,
     rows: Annotated[Wanted, Depends(dataset_filters)],
     how: Annotated[DatasetEncoding, Depends(dataset_encoding)],
-    limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="A page of so many rows, not all")] = None,
-    cursor: Annotated[str | None, Query(description="A moment's view, or the next page of it")] = None,
-    after: Annotated[str | None, Query(description="The id of the last row that is there already")] = None,
+    limit: Annotated[
+        int | None, Query(ge=1, le=MAX_LIMIT, description="A page of this many rows instead of all")
+    ] = None,
+    cursor: Annotated[str | None, Query(description="The view of a moment, or its next page")] = None,
+    after: Annotated[str | None, Query(description="The id of the last row that was received")] = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Stream verdicts in the format a trainer reads; critics appear under pseudonyms.

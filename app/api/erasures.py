@@ -18,8 +18,8 @@ from app.services.erasure.erasures import ErasureImpact
 from app.services.kernel.actors import parse_id
 
 router = APIRouter(tags=["erasing"])
-DryRun = Annotated[bool, Query(description="Only say what would go")]
-WOULD_GO: dict[int | str, dict[str, Any]] = {200: {"description": "With `dry_run`: what would go"}}
+DryRun = Annotated[bool, Query(description="Only report what would be erased")]
+WOULD_GO: dict[int | str, dict[str, Any]] = {200: {"description": "With `dry_run`: what would be erased"}}
 
 
 class LossOut(Out):

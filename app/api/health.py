@@ -67,7 +67,7 @@ def metrics(request: Request) -> Response:
         with session_scope() as session:
             users.actor_for_token(session, token)
     elif not is_loopback(request):
-        raise Forbidden("The numbers are for this machine only: bring a token.")
+        raise Forbidden("Metrics are available from this machine only: send a token.")
     content, media_type = render_metrics()
     return Response(content, media_type=media_type)
 

@@ -34,7 +34,7 @@ def add_image(
     session: SessionDep,
     actor: ActorDep,
     file: Annotated[UploadFile | None, File(description="PNG, JPEG, WebP or GIF, at most 20 MB")] = None,
-    image: Annotated[UploadFile | None, File(description="The same, by another name")] = None,
+    image: Annotated[UploadFile | None, File(description="The same under another name")] = None,
 ) -> ImageOut:
     """Store an image: the multipart field `file`. It is decoded, rotated upright and re-encoded."""
     upload = file or image

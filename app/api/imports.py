@@ -117,7 +117,9 @@ def get_import(session: SessionDep, actor: ActorDep, import_id: str) -> ImportOu
 @router.get(
     "/imports/{import_id}/problems",
     response_class=Response,
-    responses={200: {"content": {"application/x-ndjson": {}, "text/csv": {}}, "description": "A line a rejected line"}},
+    responses={
+        200: {"content": {"application/x-ndjson": {}, "text/csv": {}}, "description": "One line per rejected line"}
+    },
 )
 def get_problems(
     session: SessionDep,

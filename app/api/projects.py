@@ -53,7 +53,7 @@ def check_base_model(session: Session, actor: Actor, wanted: object, known: str 
     found = base_checks.look_first(session, actor, name)
     if found is None:
         return None
-    detail = f"A worker looks at '{name}' before a project takes it: send this again in a moment."
+    detail = f"A worker checks '{name}' before a project uses it: send this again in a moment."
     extra = {"field": "base_model", "state": found.state}
     return Problem(409, "Conflict", detail, extra=extra, headers={"Retry-After": "5"})
 

@@ -70,7 +70,7 @@ def prompt_json(prompt: Prompt, role: Role | None, sets: list[CandidateSetOut] |
     "/projects/{slug}/prompts",
     status_code=201,
     response_model=PromptOut | PromptsAdded,
-    responses={200: {"description": "They were all there already"}},
+    responses={200: {"description": "All of them existed already"}},
 )
 def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]) -> Response:
     """Add one prompt, or several as `{"items": [...]}`. Each stands on its own: good ones are kept.
@@ -82,7 +82,7 @@ def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated
         return add_several(session, actor, project, body)
     result = prompts.add_prompts(session, actor, project, [prompts.parse_prompt(body)])[0]
     if result.prompt is None:
-        raise result.error or Invalid("The prompt was not taken.")
+        raise result.error or Invalid("The prompt was rejected.")
     prompt = prompts.get_prompt(session, actor, result.prompt.id)
     return Json(prompt_json(prompt, Role.reviewer), status_code=201 if result.created else 200)
 
@@ -91,7 +91,7 @@ def add_several(session: Session, actor: ActorDep, project: Project, body: dict[
     """Add each item on its own; 422 only if none was valid."""
     items = body["items"]
     if not isinstance(items, list) or not items or len(body) > 1:
-        raise Invalid('Send {"items": [prompt, ...]} with at least one prompt, and nothing beside.', field="items")
+        raise Invalid('Send {"items": [prompt, ...]} with at least one prompt and no other fields.', field="items")
     results = prompts.add_prompts(session, actor, project, [parse_item(item) for item in items])
     errors = [
         ItemError(index=index, field=result.error.field, detail=result.error.detail)
@@ -100,7 +100,7 @@ def add_several(session: Session, actor: ActorDep, project: Project, body: dict[
     ]
     if len(errors) == len(results):
         found = [error.model_dump() for error in errors]
-        return Problem(422, Invalid.title, f"None of the {len(items)} prompts was taken.", extra={"errors": found})
+        return Problem(422, Invalid.title, f"None of the {len(items)} prompts was accepted.", extra={"errors": found})
     good = prompts.load_prompts(session, [result.prompt.id for result in results if result.prompt is not None])
     created = sum(result.created for result in results)
     return Json(

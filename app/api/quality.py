@@ -89,7 +89,11 @@ def remove_gold(session: SessionDep, actor: ActorDep, gold_id: str) -> None:
     gold.remove_gold(session, actor, parse_id(gold_id))
 
 
-@router.get("/projects/{slug}/practice", response_class=Json, responses={200: {"description": "`item` is null: done"}})
+@router.get(
+    "/projects/{slug}/practice",
+    response_class=Json,
+    responses={200: {"description": "`item` is null when practice is done"}},
+)
 def next_practice(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """The next practice prompt."""
     project = projects.get_project(session, actor, slug, Role.critic)

@@ -302,8 +302,12 @@ class TokenIn(BaseModel):
 
     scope: Scope
     name: str = ""
-    max_open: int | None = Field(None, description="How many claims its bearer may hold, instead of the project's")
-    requests_per_minute: int | None = Field(None, description="How often it may be used, instead of the installation's")
+    max_open: int | None = Field(
+        None, description="How many claims its bearer may hold; by default the project's limit"
+    )
+    requests_per_minute: int | None = Field(
+        None, description="Requests per minute; by default the installation's limit"
+    )
     expires_at: datetime | None = None
 
 

@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 ErrorPage = Callable[[Request, int, str, str, Mapping[str, str]], Response]
 """Renders an error for a person: request, status, title, detail, headers."""
 MACHINE_PATHS = ("/api/", "/metrics", "/healthz", "/readyz")
-DATABASE_UNREACHABLE = Unavailable("The database cannot be reached at this moment: try again in a few seconds.")
+DATABASE_UNREACHABLE = Unavailable("The database cannot be reached at the moment: try again in a few seconds.")
 DISK_FULL = Unavailable(
-    "The server has no room left on its disk: nothing was changed. Tell who looks after it; then try again.",
+    "The server's disk is full; nothing was changed. Tell the administrator, then try again.",
     retry_after=30,
 )
-CONTENTION = Unavailable("Many people change the same thing at this moment: try again.", retry_after=1)
+CONTENTION = Unavailable("Many people are changing this at the moment: try again.", retry_after=1)
 
 
 def render(request: Request, error: DomainError) -> Response:
@@ -86,7 +86,7 @@ def to_domain_error(error: Exception) -> DomainError | None:
     if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
         return DATABASE_UNREACHABLE
     if isinstance(error, DataError):
-        return Invalid("Something in the request cannot be stored: a character or a number outside what is possible.")
+        return Invalid("Something in the request cannot be stored: a character or a number is out of range.")
     if isinstance(error, IntegrityError) and isinstance(cause, psycopg.errors.UniqueViolation):
         return CONTENTION
     return None
@@ -117,7 +117,7 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
     def on_system_error(request: Request, error: OSError) -> Response:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
-        log.error("%s %s: no room left on the disk: %s", request.method, request.url.path, error)
+        log.error("%s %s: the disk is full: %s", request.method, request.url.path, error)
         return render(request, DISK_FULL)
 
     @app.exception_handler(RequestValidationError)
@@ -134,7 +134,7 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
     @app.exception_handler(Exception)
     def on_fault(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        detail = "This is a fault of the server, which has been logged. Nothing was changed."
+        detail = "An internal error occurred and was logged. Nothing was changed."
         response = error_response(request, 500, "Internal error", detail)
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
@@ -147,7 +147,7 @@ def to_invalid(error: RequestValidationError) -> Invalid:
     for one in error.errors():
         where = [str(part) for part in one["loc"] if part not in ("body", "query", "path", "header")]
         field = ".".join(where) or str(one["loc"][0])
-        reason = "is no valid JSON" if one["type"] == "json_invalid" else validation_message(one)
+        reason = "is not valid JSON" if one["type"] == "json_invalid" else validation_message(one)
         found.append({"field": "body" if one["type"] == "json_invalid" else field, "detail": reason})
     first = found[0]
     return Invalid(f"{first['field']}: {first['detail']}.", field=first["field"], errors=found)

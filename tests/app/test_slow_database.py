@@ -176,7 +176,7 @@ class TestFull:
     def test_it_is_said_what_is_wrong(self, broken: TestClient, what: str) -> None:
         answer = broken.get(f"/api/{what}")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
-        assert "no room left on its disk" in answer.json()["detail"]
+        assert "disk is full" in answer.json()["detail"]
 
     def test_other_faults_stay_faults(self, broken: TestClient) -> None:
         assert broken.get("/api/other").status_code == 500

@@ -70,7 +70,7 @@ def test_a_full_disk_is_said_and_survived(small_disk: Path) -> None:
             def is_said() -> bool:
                 answer = image_upload(installation, 40 + len(said))
                 said.extend([answer] if answer is not None else [])
-                return any(one.status_code == 503 and "no room left" in one.text for one in said)
+                return any(one.status_code == 503 and "disk is full" in one.text for one in said)
 
             wait_for(is_said, "it is said that the disk is full", seconds=60)
             stuff(small_disk / "filler")

@@ -95,7 +95,7 @@ def test_the_whole_way(visitor: Visitor, scenes: world.World, size: tuple[int, i
     expect(page.get_by_role("status").filter(has_text="It is done.")).to_be_visible()
     rejected = page.get_by_role("table").get_by_role("row")
     expect(rejected).to_have_count(4)
-    expect(rejected.nth(3)).to_contain_text("no valid JSON")
+    expect(rejected.nth(3)).to_contain_text("not valid JSON")
     no_sideways_scroll(page)
     assert axe_violations(page) == []
     shoot(page, f"{name}-5-done")

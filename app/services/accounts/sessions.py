@@ -54,7 +54,7 @@ def _count_attempt(session: Session, keys: list[str]) -> list[int]:
     for _, count, seconds in session.execute(recent.group_by(SignInAttempt.key)):
         if count >= limit:
             wait = max(1, ATTEMPT_WINDOW - int(seconds))
-            raise TooMany(f"Too many tries to sign in: wait {wait} seconds.", retry_after=wait)
+            raise TooMany(f"Too many attempts to sign in: wait {wait} seconds.", retry_after=wait)
     rows = [SignInAttempt(key=key) for key in keys]
     session.add_all(rows)
     session.flush()

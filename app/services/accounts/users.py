@@ -43,14 +43,14 @@ def add_user(
     require_admin(actor)
     email = email.strip()
     if not EMAIL_FORM.fullmatch(email) or len(email) > 320:
-        raise Invalid("This is no email address.", field="email")
+        raise Invalid("This is not an email address.", field="email")
     user = User(email=email, role=role, password_hash=None if password is None else hash_password(password))
     try:
         with session.begin_nested():
             session.add(user)
             session.flush()
     except IntegrityError as error:
-        raise Conflict(f"There is a person with the address {email} already.", field="email") from error
+        raise Conflict(f"A person with the address {email} exists already.", field="email") from error
     set_memberships(session, actor, user, project_slugs)
     audit.record(session, actor, "user.add", f"user:{user.id}", role=role.value)
     return user
@@ -172,7 +172,7 @@ def _require_another_admin(session: Session, user: User) -> None:
         select(User.id).where(User.role == Role.admin, User.disabled_at.is_(None)).order_by(User.id).with_for_update()
     )
     if not [other for other in others if other != user.id]:
-        raise Conflict("This is the last admin: make somebody else one first.")
+        raise Conflict("This is the last admin: make another person an admin first.")
 
 
 # Tokens
@@ -200,7 +200,7 @@ def create_token(
         raise Invalid(f"requests_per_minute must be from 1 to {MAX_REQUESTS}.", field="requests_per_minute")
     for field, value in (("max_open", max_open), ("requests_per_minute", requests_per_minute)):
         if value is not None and actor.role is not Role.admin:
-            raise Forbidden(f"Only an admin sets {field}.", field=field)
+            raise Forbidden(f"Only an admin may set {field}.", field=field)
     plain = "ill_" + secrets.token_urlsafe(32)
     token = Token(
         user_id=user.id,

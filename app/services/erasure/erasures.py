@@ -103,7 +103,7 @@ def _get_erasable_person(session: Session, actor: Actor, user_id: int) -> User:
     if user.erased_at is not None:
         raise NotFound("This person was erased already.")
     if user.id == actor.user_id:
-        raise Conflict("Nobody erases themselves: ask another admin.")
+        raise Conflict("You cannot erase yourself: ask another admin.")
     return user
 
 
@@ -238,7 +238,7 @@ def get_erasure(session: Session, actor: Actor, erasure_id: int) -> Erasure:
     require_admin(actor)
     found = session.get(Erasure, erasure_id)
     if found is None:
-        raise NotFound("There is no such erasing.")
+        raise NotFound("There is no such erasure.")
     return found
 
 

@@ -212,7 +212,7 @@ def _checked_view(session: Session, seen: str) -> View:
         text("SELECT pg_input_is_valid(:seen, 'pg_snapshot')"), {"seen": seen}
     )
     if not known:
-        raise Invalid("This cursor is not one of ours: start again without it.", field="cursor")
+        raise Invalid("This cursor is not valid: start again without one.", field="cursor")
     return View(seen)
 
 

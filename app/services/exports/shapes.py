@@ -48,7 +48,7 @@ class Aggregation(StrEnum):
 
 
 class Task(StrEnum):
-    """What the rows of `sharegpt` are for."""
+    """The purpose of `sharegpt` rows."""
 
     sft = "sft"
     preference = "preference"

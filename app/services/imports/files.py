@@ -92,11 +92,11 @@ def check_members(members: list[zipfile.ZipInfo]) -> None:
         raise Invalid(f"The zip holds over {MAX_MEMBERS:,} files: import it in parts.", field="file")
     bad = next((one.filename for one in members if escapes_folder(one.filename)), None)
     if bad is not None:
-        raise Invalid(f"The zip holds the name '{bad[:100]}', which leads out of it.", field="file")
+        raise Invalid(f"The zip holds the name '{bad[:100]}', which points outside the archive.", field="file")
     unpacked, packed = sum(one.file_size for one in members), sum(one.compress_size for one in members)
     if unpacked > MAX_UNPACKED or (unpacked > BOMB_MIN_BYTES and unpacked > BOMB_RATIO * max(packed, 1)):
         raise Invalid(
-            f"The zip has {packed >> 10:,} kB and would unpack to {unpacked >> 20:,} MB: that is no data set.",
+            f"The zip has {packed >> 10:,} kB and would unpack to {unpacked >> 20:,} MB: this is refused.",
             field="file",
         )
 
@@ -199,7 +199,7 @@ class ImportFile:
         """Read an image from a zip."""
         if escapes_folder(name):
             raise Invalid(
-                f"The path '{name[:100]}' leads out of the file: name images by paths within it.", field="images"
+                f"The path '{name[:100]}' points outside the file: name images by paths within it.", field="images"
             )
         places = [one for one in (self._archive, self._images) if one is not None]
         if not places:
@@ -232,7 +232,7 @@ def check_markup(data: bytes) -> None:
     start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     kind = next((kind for mark, kind in MARKUP.items() if start.startswith(mark)), None)
     if kind is not None:
-        raise Invalid(f"This is {kind}, not an image: PNG, JPEG, WebP and GIF are taken.", field="images")
+        raise Invalid(f"This is {kind}, not an image: PNG, JPEG, WebP and GIF are accepted.", field="images")
 
 
 def fetch_image(url: str) -> bytes:

@@ -214,7 +214,9 @@ def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]
 def _own_row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]:
     unknown = next((column for column in values if column not in OWN_FIELDS), None)
     if unknown is not None:
-        raise Invalid(f"{unknown[:60]}: there is no such field: put what is yours under metadata.", field=unknown[:200])
+        raise Invalid(
+            f"{unknown[:60]}: there is no such field: put your own fields under metadata.", field=unknown[:200]
+        )
     item = dict(values)
     if measure_depth(item.get("metadata")) > MAX_DEPTH:
         raise Invalid("metadata: it is nested too deeply.", field="metadata")
@@ -266,7 +268,7 @@ def to_metadata(column: str, value: Any, *, flat: bool) -> dict[str, Any]:
         try:
             value = orjson.loads(value)
         except orjson.JSONDecodeError as error:
-            raise Invalid("metadata: this is no valid JSON object.", field="metadata") from error
+            raise Invalid("metadata: this is not a valid JSON object.", field="metadata") from error
     if measure_depth(value) > MAX_DEPTH:
         raise Invalid(f"{column[:60]}: it is nested too deeply.", field=column[:200])
     plain = to_json_value(value, column)
@@ -284,7 +286,7 @@ def to_json_value(value: Any, column: str) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, bytes | bytearray):
-        raise Invalid(f"{column[:60]}: bytes cannot be kept as metadata: leave the column out.", field=column[:200])
+        raise Invalid(f"{column[:60]}: bytes cannot be stored as metadata: leave the column out.", field=column[:200])
     return value
 
 

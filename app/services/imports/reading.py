@@ -146,7 +146,7 @@ def reject_repeated(parsed: PromptIn | DomainError, number: int, first: Mapping[
     earlier = first.get(hash_id(parsed.external_id))
     if earlier is None or earlier == number:
         return parsed
-    return Invalid(f"external_id '{parsed.external_id}' comes twice: it is in line {earlier}.", field="external_id")
+    return Invalid(f"external_id '{parsed.external_id}' occurs twice: first in line {earlier}.", field="external_id")
 
 
 def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | DomainError:

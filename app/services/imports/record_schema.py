@@ -100,7 +100,7 @@ def parse_record(row: TableRow, file: ImportFile | None = None) -> RecordIn | Do
     if isinstance(row.values, DomainError):
         return row.values
     if isinstance(row.values, dict) and row.values.get("redacted"):
-        return Invalid("The record was erased where it comes from.", field="redacted")
+        return Invalid("The record was erased at its origin.", field="redacted")
     try:
         record = RecordIn.model_validate(row.values)
     except ValidationError as error:
@@ -111,7 +111,7 @@ def parse_record(row: TableRow, file: ImportFile | None = None) -> RecordIn | Do
         return Invalid("The line is nested too deeply.")
     ids = {one.id for one in record.candidates}
     if record.deleted:
-        return Invalid("The record was deleted where it comes from.", field="deleted")
+        return Invalid("The record was deleted at its origin.", field="deleted")
     if len(ids) != len(record.candidates) or not set(record.shown) <= ids or record.edited_from not in {*ids, None}:
         return Invalid("candidates: 'shown' and 'edited_from' must name them, each once.", field="candidates")
     if file is None:

@@ -188,7 +188,7 @@ def store_batch(claimed: ImportClaim, file: ImportFile, piece: Sequence[ParsedRo
     except DataError as error:
         if len(piece) == 1:
             number = piece[0][0]
-            reason = Invalid(f"The database cannot keep it: {str(error.orig).splitlines()[0][:200]}.")
+            reason = Invalid(f"The database cannot store it: {str(error.orig).splitlines()[0][:200]}.")
             _store(claimed, file, [(number, reason)], total=total, done=done)
             return
         for place, one in enumerate(piece, 1):

@@ -102,7 +102,7 @@ def check_encoding(first: bytes) -> None:
     if first.startswith(UTF_16_OR_32):
         raise Invalid("The file is UTF-16 or UTF-32: save it as UTF-8.", field="file")
     if b"\x00" in first[:4] and not first.startswith(b"PAR1"):
-        raise Invalid("The file is no text: its first bytes hold NUL.", field="file")
+        raise Invalid("The file is not a text file: its first bytes contain NUL.", field="file")
 
 
 def read_lines(source: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
@@ -138,8 +138,8 @@ def parse_object(line: bytes) -> dict[str, Any] | Invalid:
             line.decode()
         except UnicodeDecodeError as wrong:
             return Invalid(f"The line is not UTF-8 (byte {wrong.start + 1}): save the file as UTF-8.")
-        return Invalid(f"The line is no valid JSON: {error.msg} (character {error.pos + 1}).")
-    return item if isinstance(item, dict) else Invalid("The line is no JSON object.")
+        return Invalid(f"The line is not valid JSON: {error.msg} (character {error.pos + 1}).")
+    return item if isinstance(item, dict) else Invalid("The line is not a JSON object.")
 
 
 def csv_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
@@ -148,7 +148,7 @@ def csv_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
         lines = (line.decode("utf-8", "surrogateescape") for line, _ in read_lines(source))
         header_line = next(lines, "")
         if len(header_line) > csv.field_size_limit():
-            raise Invalid("The first line is no header of a CSV file: it is far too long.", field="file")
+            raise Invalid("The first line is far too long for the header of a CSV file.", field="file")
         delimiter = max(",;\t", key=header_line.count)
         reader = csv.reader(chained(header_line, lines), delimiter=delimiter, strict=True)
         try:
@@ -185,7 +185,7 @@ def csv_body_rows(reader: Any, header: Sequence[str]) -> Iterator[TableRow]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield TableRow(number, Invalid(f"The line is no valid CSV: {error}."))
+            yield TableRow(number, Invalid(f"The line is not valid CSV: {error}."))
             continue
         if not any(fields):
             continue
@@ -210,7 +210,7 @@ def json_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
     with open_table() as source:
         data = source.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
-        raise Invalid(f"A .json file may have {MAX_DOCUMENT >> 20} MB: bring more as .jsonl.", field="file")
+        raise Invalid(f"A .json file may have {MAX_DOCUMENT >> 20} MB at most: use .jsonl for more.", field="file")
     check_encoding(data[:4])
     document = parse_document(data)
     if document is None:  # NDJSON after all
@@ -219,7 +219,7 @@ def json_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
     del data  # as large as the document made from it
     for number, values in enumerate(document_rows(document), 1):
         fine = isinstance(values, dict)
-        yield TableRow(number, values if fine else Invalid("The row is no JSON object."))
+        yield TableRow(number, values if fine else Invalid("The row is not a JSON object."))
 
 
 def parse_document(data: bytes) -> Any:
@@ -235,7 +235,7 @@ def parse_document(data: bytes) -> Any:
         except UnicodeDecodeError as wrong:
             raise Invalid("The file is not UTF-8: save it as UTF-8.", field="file") from wrong
         except (ValueError, RecursionError):
-            reason = f"The file is no valid JSON: {error.msg} (line {error.lineno})."
+            reason = f"The file is not valid JSON: {error.msg} (line {error.lineno})."
             raise Invalid(reason, field="file") from error
 
 
@@ -245,7 +245,7 @@ def document_rows(document: Any) -> Iterator[Any]:
         yield from document
         return
     if not isinstance(document, dict) or not document:
-        raise Invalid("The JSON file holds no list of rows.", field="file")
+        raise Invalid("The JSON file contains no list of rows.", field="file")
     values = list(document.values())
     if all(isinstance(value, list) for value in values):
         yield from column_rows(document)
@@ -261,7 +261,7 @@ def document_rows(document: Any) -> Iterator[Any]:
             for key, row in document.items():
                 yield {KEY_COLUMN: key, **row}
     else:
-        raise Invalid("The JSON file holds neither a list of rows, nor rows by name, nor columns.", field="file")
+        raise Invalid("The JSON file contains neither a list of rows, nor named rows, nor columns.", field="file")
 
 
 def column_rows(document: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -282,7 +282,7 @@ def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Gen
     from pyarrow import parquet
 
     if table.path is None:
-        raise Invalid("A Parquet file cannot stand in a zip: import it as it is.", field="file")
+        raise Invalid("A Parquet file cannot be inside a zip: import it as it is.", field="file")
     try:
         with parquet.ParquetFile(table.path) as file:
             groups: list[int] = []

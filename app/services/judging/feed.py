@@ -75,7 +75,7 @@ def feed(
         raise Forbidden("A critic sees their own verdicts: ask for critic=me.", field="critic")
     xid, after = ("0", 0) if cursor is None else decode_cursor(cursor, str, int)
     if not xid.isascii() or not xid.isdigit() or len(xid) > 19:
-        raise Invalid("This cursor is not one of ours: start again without it.", field="cursor")
+        raise Invalid("This cursor is not valid: start again without one.", field="cursor")
     rows = session.execute(
         text(FEED),
         {

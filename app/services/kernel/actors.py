@@ -48,7 +48,7 @@ def parse_id(text: str) -> int:
     """Return the number behind an opaque id. Raises `NotFound` if it cannot be one."""
     if text.isascii() and text.isdigit() and 0 < int(text[:20]) <= MAX_ID and len(text) <= 20:
         return int(text)
-    raise NotFound("There is no such thing: check the id.")
+    raise NotFound("This id does not exist: check it.")
 
 
 def has_role(role: Role | None, need: Role) -> bool:

@@ -36,7 +36,7 @@ def decode_cursor(cursor: str, *kinds: type) -> tuple[Any, ...]:
         parts = None
     fits = isinstance(parts, list) and len(parts) == len(kinds)
     if not fits or any(type(part) is not kind for part, kind in zip(parts or (), kinds, strict=True)):
-        raise Invalid("This cursor is not one of ours: start again without it.", field="cursor")
+        raise Invalid("This cursor is not valid: start again without one.", field="cursor")
     return tuple(parts or ())
 
 

@@ -66,19 +66,19 @@ class ProjectSettings(BaseModel):
     # Judging
     instructions: str = Field(INSTRUCTIONS, max_length=20_000)
     instruction_examples: list[ExampleLine] = Field(
-        EXAMPLES, max_length=20, description="'+' before one that fits, '-' before one that does not; '|' before why"
+        EXAMPLES, max_length=20, description="'+' marks one that fits, '-' one that does not; the reason follows '|'"
     )
-    blur_images: bool = Field(False, description="Images are blurred until a critic asks to see them")
+    blur_images: bool = Field(False, description="Blur images until a critic asks to see them")
     overlap: int = Field(1, ge=1, le=20, description="How many critics judge a candidate set")
     adaptive_overlap: bool = Field(
-        False, description="Begin with one critic, and ask up to `overlap` only where they are unsure or disagree"
+        False, description="Start with one critic, and ask up to `overlap` only if they are unsure or disagree"
     )
     aggregation: Literal["any", "majority", "all"] = "any"
     weigh_reliability: bool = Field(False, description="In a majority, votes weigh by accuracy on gold prompts")
     uncertain_first: bool = Field(
-        False, description="Offer first, within a priority, what the model is least sure about"
+        False, description="Within a priority, offer first what the model is least sure about"
     )
-    rejudge: bool = Field(False, description="Offer prompts again that have an accepted rationale")
+    rejudge: bool = Field(False, description="Also offer prompts that have an accepted rationale")
     max_open: int = Field(3, ge=1, le=1000, description="How many claims a critic may hold")
     lease_minutes: float = Field(15, gt=0, le=24 * 60, description="How long a claim lasts")
     skip_reasons: Labels = ["Not sure", "Too hard to see", "Not my field"]
@@ -93,15 +93,15 @@ class ProjectSettings(BaseModel):
     # Quality
     gold_share: float = Field(0.0, ge=0, le=0.5, description="Share of claims that are gold prompts")
     gold_minimum: int = Field(5, ge=1, le=50, description="Gold prompts before a critic can be paused")
-    gold_accuracy: float = Field(0.0, ge=0, le=1, description="A critic below it is paused; 0: nobody is")
-    practice_prompts: int = Field(0, ge=0, le=50, description="Practice prompts before the work")
-    repeat_share: float = Field(0.0, ge=0, le=0.5, description="Share of claims that come back to the same critic")
-    repeat_after: int = Field(20, ge=0, le=10_000, description="Verdicts before one of them may come back")
+    gold_accuracy: float = Field(0.0, ge=0, le=1, description="A critic below it is paused; 0: never")
+    practice_prompts: int = Field(0, ge=0, le=50, description="Practice prompts before the real work")
+    repeat_share: float = Field(0.0, ge=0, le=0.5, description="Share of claims that are repeats for the same critic")
+    repeat_after: int = Field(20, ge=0, le=10_000, description="Verdicts before one of them may be repeated")
 
     # Candidates
     pool_target: int = Field(40, ge=0, le=100_000, description="How many candidate sets are kept ready")
     pool_for_round: int = Field(
-        20, ge=0, le=100_000, description="How many are ready before a round may pause sampling"
+        20, ge=0, le=100_000, description="How many must be ready before a round may pause sampling"
     )
     base_model: str = Field("starter", min_length=1, max_length=500, description="'starter', a folder or a hub name")
     template: str = Field(DEFAULT_TEMPLATE, max_length=4000)
@@ -116,16 +116,16 @@ class ProjectSettings(BaseModel):
     )
     top_p: float = Field(CANDIDATES.top_p, gt=0, le=1)
     max_new_tokens: int = Field(CANDIDATES.max_new_tokens, ge=1, le=1024)
-    redraws: int = Field(CANDIDATES.redraws, ge=0, le=20, description="How often duplicates are drawn anew")
+    redraws: int = Field(CANDIDATES.redraws, ge=0, le=20, description="How often duplicates are redrawn")
 
     # Rounds
     round_every: int = Field(
-        20, ge=1, le=1_000_000, description="Prompts with a new accepted rationale a round waits for"
+        20, ge=1, le=1_000_000, description="Prompts with a new accepted rationale that start a round"
     )
     auto_rounds: bool = True
     epochs: int = Field(5, ge=1, le=100)
     learning_rate: float = Field(1e-3, gt=0, le=1)
-    batch_size: int = Field(32, ge=1, le=1024, description="Sequences an optimiser step")
+    batch_size: int = Field(32, ge=1, le=1024, description="Sequences per optimiser step")
     lora_rank: int = Field(16, ge=1, le=512)
     lora_alpha: int = Field(32, ge=1, le=1024)
     init: Literal["continue", "from_base"] = "continue"
@@ -133,7 +133,9 @@ class ProjectSettings(BaseModel):
     eval_prompts: int = Field(200, ge=1, le=10_000)
     primary_metric: Literal["auto", "rouge_l", "loglik"] = "auto"
     max_answer_drop: float = Field(2.0, ge=0, le=100, description="Points of answer accuracy a version may lose")
-    blind_gate: bool = Field(False, description="A better version becomes active only once critics prefer it, blindly")
+    blind_gate: bool = Field(
+        False, description="A better version becomes active only once critics prefer it in a blind comparison"
+    )
 
     @field_validator("temperatures")
     @classmethod
@@ -178,7 +180,7 @@ def create_project(
             session.add(project)
             session.flush()
     except IntegrityError as error:
-        raise Conflict(f"There is a project '{slug}' already.", field="slug") from error
+        raise Conflict(f"A project '{slug}' exists already.", field="slug") from error
     _add_revision(session, actor, project, checked, number=1)
     version = ModelVersion(project_id=project.id, number=0, base_model=checked.base_model)
     session.add(version)

@@ -56,7 +56,7 @@ def reencode(data: bytes) -> EncodedImage:
     except (Pictures.DecompressionBombError, Pictures.DecompressionBombWarning) as error:
         raise TooLarge(f"The image has over {MAX_PIXELS // 1_000_000} megapixels.", field="image") from error
     except UnidentifiedImageError as error:
-        raise Invalid("This is no PNG, JPEG, WebP or GIF image.", field="image") from error
+        raise Invalid("This is not a PNG, JPEG, WebP or GIF image.", field="image") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
         raise Invalid("The image is broken: it could not be decoded.", field="image") from error
 

@@ -132,7 +132,7 @@ def add_prompts(
         if any(prompt.state == PromptState.waiting and prompt.split == Split.train for prompt in added):
             queue.send(session, queue.FILL_POOL, project.id)
         return [results[index] for index in range(len(items))]
-    raise Conflict("The same prompts are being added by somebody else: try again.")
+    raise Conflict("Someone else is adding the same prompts: try again.")
 
 
 def _known_images(session: Session, actor: Actor, items: Sequence[PromptIn | DomainError]) -> set[str]:
@@ -162,7 +162,7 @@ def _match_existing(
             results[index] = _compare(prompt, item)
             del todo[index]
         elif item.external_id in seen:
-            error = Conflict(f"external_id '{item.external_id}' comes twice.", field="external_id")
+            error = Conflict(f"external_id '{item.external_id}' occurs twice.", field="external_id")
             results[index] = AddResult(None, error=error)
             del todo[index]
         seen.add(item.external_id)
@@ -178,7 +178,7 @@ def _compare(prompt: Prompt, item: PromptIn) -> AddResult:
     if same:
         return AddResult(prompt)
     error = Conflict(
-        f"A prompt with external_id '{item.external_id}' is there already, with another question, answer, split or "
+        f"A prompt with external_id '{item.external_id}' exists already with another question, answer, split or "
         "images: change that one instead.",
         field="external_id",
     )
@@ -344,7 +344,7 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     after = parse_prompt({**now, **{key: value for key, value in changes.items() if key != "state"}})
     frozen = [key for key in ("question", "answer", "split") if getattr(after, key) != now[key]]
     if frozen and session.scalar(select(CandidateSet.id).where(CandidateSet.prompt_id == prompt.id).limit(1)):
-        raise Conflict(f"The {frozen[0]} cannot change any more: candidates were made for it.", field=frozen[0])
+        raise Conflict(f"The {frozen[0]} cannot change any more: the prompt has candidates.", field=frozen[0])
     for key in ("question", "answer", "split", "references", "priority"):
         setattr(prompt, key, getattr(after, key))
     prompt.extra = after.metadata
@@ -380,11 +380,11 @@ def _change_state(session: Session, prompt: Prompt, live: CandidateSet | None, w
     gold = select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active)
     if session.scalar(gold) is not None:
         raise Conflict(
-            "It is a gold prompt, which nothing may be trained on: take it out of those first.", field="state"
+            "This is a gold prompt, which is never trained on: remove it from the gold prompts first.", field="state"
         )
     comes_back = prompt.state in (PromptState.held, PromptState.retired)
     if not comes_back or wanted not in (PromptState.waiting, PromptState.ready, PromptState.judged):
-        raise Invalid("A state may become 'retired'; one that is held or retired may come back.", field="state")
+        raise Invalid("The state may change to 'retired', or back from held or retired.", field="state")
     if live is not None and live.state is CandidateSetState.ready:
         prompt.state = PromptState.ready
     else:

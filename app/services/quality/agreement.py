@@ -34,8 +34,8 @@ NO_SHARED_SETS = (
     "critics judge the same sets."
 )
 NO_VARIETY = (
-    "All judged alike: every candidate was picked by everybody, or none by anybody. Chance would then agree too, so "
-    "that alpha says nothing."
+    "All verdicts are alike: every candidate was picked by everyone, or none by anyone. Chance would agree as well, so "
+    "alpha says nothing."
 )
 
 # The newest sets that two or more critics judged, according to the sweep and to the newest verdicts; then what each

@@ -127,13 +127,13 @@ def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> 
     require(session, actor, project, Role.reviewer)
     prompt = get_prompt(session, actor, candidate_id(item.prompt, "prompt"), Role.reviewer)
     if prompt.project_id != project.id:
-        raise Invalid("prompt: it is not of this project.", field="prompt")
+        raise Invalid("prompt: it does not belong to this project.", field="prompt")
     if len({one.text for one in item.candidates}) < len(item.candidates):
         raise Invalid("candidates: two of them are the same.", field="candidates")
     if all(one.fits is None for one in item.candidates):
-        raise Invalid("candidates: say of one at least whether it fits.", field="candidates")
+        raise Invalid("candidates: say for at least one whether it fits.", field="candidates")
     if find_gold_id(session, prompt) is not None:
-        raise Conflict("This prompt is a gold one already.", field="prompt")
+        raise Conflict("This prompt is a gold prompt already.", field="prompt")
     _take_out_of_use(session, prompt)
     candidate_set = CandidateSet(
         project_id=project.id,
@@ -252,7 +252,7 @@ def answer_practice(
     of_set = set(session.scalars(select(Candidate.id).where(Candidate.candidate_set_id == gold.candidate_set_id)))
     picked = {candidate_id(pick, "picks") for pick in picks}
     if not picked <= of_set:
-        raise Invalid("picks: one of them is not of this prompt.", field="picks")
+        raise Invalid("picks: one of them does not belong to this prompt.", field="picks")
     right = len(picked & set(gold.fits)) + len(set(gold.unfit) - picked)
     score = right / (len(gold.fits) + len(gold.unfit))
     session.execute(

@@ -184,5 +184,5 @@ def check_note(note: str | None, *, needed: bool = False) -> str | None:
     if len(note) > 4000:
         raise Invalid("A note has at most 4,000 characters.", field="note")
     if needed and not note:
-        raise Invalid("Say in a note what the critic is to look at again.", field="note")
+        raise Invalid("Say in a note what the critic should look at again.", field="note")
     return note or None

@@ -88,13 +88,13 @@ def require_may_judge(session: Session, actor: Actor, project: Project) -> None:
     standing = session.get(CriticStanding, (project.id, actor.user_id), populate_existing=True)
     if standing is not None and standing.paused_at is not None:
         raise Forbidden(
-            "You are paused in this project: too many of your verdicts differ from ones that are known to be right. "
-            "What you gave is kept. Read the instructions again and ask an admin of the project to let you go on.",
+            "You are paused in this project: too many of your verdicts on prompts with a known answer were wrong. "
+            "Your verdicts are kept. Read the instructions again, and ask an admin of the project to let you continue.",
             reason="paused",
         )
     if count_practice_left(session, project, actor.user_id) > 0:
         raise Forbidden(
-            "A short practice comes before the work in this project: a few prompts whose answers are known.",
+            "This project starts with a short practice: a few prompts whose answers are known.",
             reason="practice",
             practice=f"/api/v1/projects/{project.slug}/practice",
         )

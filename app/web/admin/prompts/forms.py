@@ -148,7 +148,7 @@ def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug
             item["external_id"] = typed["external_id"].strip()
         (added,) = prompts.add_prompts(session, who.actor, frame.project, [parse_prompt(item)])
         if added.prompt is None:
-            raise added.error or Invalid("The prompt was not taken.")
+            raise added.error or Invalid("The prompt was rejected.")
     except (Invalid, Conflict, TooLarge) as error:
         session.rollback()
         return new_page(frame, typed, error)

@@ -40,7 +40,7 @@ class TestImportFile:
         code, said, warned = take_in(tmp_path / "set")
         assert (code, said[-1]) == (1, "1 added, 0 unchanged, 2 rejected.")
         assert [line.split(":")[0] for line in warned] == ["line 3", "line 4"]
-        assert "leads out" in warned[0]
+        assert "points outside" in warned[0]
 
     def test_vqa_x_with_a_folder_of_images(
         self, committed_db: CommittedDatabase, project: Project, tmp_path: Path

@@ -69,9 +69,9 @@ class TestRun:
             (5, "images"),
             (6, None),
         ]
-        assert "no valid JSON" in told[0][2]
+        assert "not valid JSON" in told[0][2]
         assert "images/none.png" in told[1][2]
-        assert "leads out" in told[3][2]
+        assert "points outside" in told[3][2]
         again = run(committed_db, project, data)
         assert (again.added, again.unchanged) == (1, 1)  # the one with an external id is known
         with committed_db.sessions() as session:
@@ -211,9 +211,9 @@ BAD_LINES: list[tuple[Any, str | None, str]] = [
     ({"question": "q", "images": ["svg.png"]}, "images", "This is SVG"),
     ({"question": "q", "images": ["html.png"]}, "images", "This is HTML"),
     ({"question": "q", "images": ["bomb.png"]}, "images", "megapixels"),
-    ({"question": "q", "images": ["/etc/passwd"]}, "images", "leads out"),
-    ({"question": "q", "images": ["a/../../b.png"]}, "images", "leads out"),
-    ({"question": "q", "images": ["c:\\b.png"]}, "images", "leads out"),
+    ({"question": "q", "images": ["/etc/passwd"]}, "images", "points outside"),
+    ({"question": "q", "images": ["a/../../b.png"]}, "images", "points outside"),
+    ({"question": "q", "images": ["c:\\b.png"]}, "images", "points outside"),
     ({"question": "q", "images": ["file:///etc/passwd"]}, "images", "must begin with https"),
     ({"question": "q", "images": ["SHA"], "split": "dev"}, "split", "train"),
     (b'{"question": "q", "metadata": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "metadata", "too deeply"),
@@ -254,13 +254,13 @@ class TestRefusals:
             (b"", "x.zip", "empty"),
             (archive({"a.jsonl": b"{}", "b.jsonl": b"{}"}), "x.zip", "holds 2: a.jsonl, b.jsonl"),
             (archive({"readme": b"x"}), "x.zip", "holds 0"),
-            (archive({"../a.jsonl": b"{}"}), "x.zip", "leads out"),
-            (archive({"a.jsonl": b"{}", "/etc/x.png": b"{}"}), "x.zip", "leads out"),
-            (archive({"a.jsonl": b"0" * (80 << 20)}, method=8), "x.zip", "no data set"),
+            (archive({"../a.jsonl": b"{}"}), "x.zip", "points outside"),
+            (archive({"a.jsonl": b"{}", "/etc/x.png": b"{}"}), "x.zip", "points outside"),
+            (archive({"a.jsonl": b"0" * (80 << 20)}, method=8), "x.zip", "this is refused"),
             (archive({"a.jsonl": b"{}" * 99})[:60] + b"PK", "x.zip", "cannot be read"),
             (b"PAR1 and nothing", "x.parquet", "Parquet file cannot be read"),
             (b'{"question": [1, 2], "answer": [1]}', "x.json", "different lengths"),
-            (b'{"question": [1, 2', "x.json", "no valid JSON"),
+            (b'{"question": [1, 2', "x.json", "not valid JSON"),
             (b'{"question": "caf\xe9"}', "x.json", "not UTF-8"),
             (b'"text"', "x.json", "no list of rows"),
             (b"question,question\na,b\n", "x.csv", "twice"),
@@ -356,7 +356,7 @@ class TestFormats:
         told = reasons(committed_db, found)
         assert [(line, field) for line, field, _ in told] == [(4, "answer"), (5, None), (6, None)]
         assert "has 5 fields, the header has 9" in told[1][2]
-        assert "no valid CSV" in told[2][2]
+        assert "not valid CSV" in told[2][2]
         [prompt] = prompts_of(committed_db, project)
         assert prompt.question == 'Is it "red", or\nblue?'
         assert (prompt.references, prompt.extra, prompt.split) == (["it glows; warm"], {"source": "web"}, Split.val)

@@ -111,7 +111,7 @@ class TestForms:
         factories.make_candidate_set(session, project, prompt=prompt)
         refused = browser.post(f"{BASE}/{prompt.id}/edit", {**FIELDS, "question": "What sinks?"})
         assert refused.status_code == 409
-        assert "candidates were made for it" in refused.text
+        assert "the prompt has candidates" in refused.text
         assert "What sinks?" in refused.text
 
     def test_a_viewer_changes_nothing(self, browser: Browser, session: Session, project: Project) -> None:
