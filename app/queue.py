@@ -67,13 +67,13 @@ class Sender:
         if time.monotonic() < self.paused_until:
             return False
         try:
-            words = {} if until is None else {"until": until}
+            arguments = {} if until is None else {"until": until}
             self.celery.send_task(
-                name, args=list(ids), kwargs=words, queue=TASK_QUEUES[name], retry=False, ignore_result=True
+                name, args=list(ids), kwargs=arguments, queue=TASK_QUEUES[name], retry=False, ignore_result=True
             )
         except (KombuError, RedisError, OSError) as error:
             self.paused_until = time.monotonic() + RETRY_AFTER
-            log.warning("%s was not sent, the sweep will see to it: %s", name, error)
+            log.warning("%s was not sent, the sweep will send it again: %s", name, error)
             return False
         return True
 
@@ -102,12 +102,12 @@ def send(session: Session, name: str, *ids: int) -> None:
         raise ValueError(f"There is no task {name!r}.")
     if not session.in_transaction():
         session.begin()  # so that a rollback before the first statement counts as one
-    waiting: dict[Message, None] | None = session.info.get(__name__)
-    if waiting is None:
-        waiting = session.info[__name__] = {}
+    pending: dict[Message, None] | None = session.info.get(__name__)
+    if pending is None:
+        pending = session.info[__name__] = {}
         event.listen(session, "after_commit", _after_commit)
         event.listen(session, "after_soft_rollback", _after_rollback)
-    waiting[name, ids] = None
+    pending[name, ids] = None
 
 
 def _after_commit(session: Session) -> None:

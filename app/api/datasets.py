@@ -12,9 +12,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app.http.dependencies import ActorDep, SessionDep
 from app.models import Role, Split
-from app.services.exports import compression as export_compression
-from app.services.exports import plan as export_plan
-from app.services.exports.compression import Coding
+from app.services.exports import plan
+from app.services.exports.compression import Coding, compressed
 from app.services.exports.plan import Plan, Wanted
 from app.services.exports.shapes import Aggregation, Format, Task, dataset_info
 from app.services.kernel.actors import parse_id
@@ -101,13 +100,13 @@ def dataset_encoding(
 
 def choose_coding(accepted: str) -> Coding | None:
     """The content coding with the highest quality value in an Accept-Encoding header; zstd before gzip."""
-    liked: dict[str, float] = {}
+    qualities: dict[str, float] = {}
     for part in accepted.lower().split(","):
         name, _, parameter = part.partition(";")
         weight = parameter.replace(" ", "").removeprefix("q=") or "1"
-        liked[name.strip()] = float(weight) if weight.replace(".", "", 1).isdecimal() else 0.0
-    best: Coding = "zstd" if liked.get("zstd", 0) >= liked.get("gzip", 0) else "gzip"
-    return best if liked.get(best, 0) > 0 else None
+        qualities[name.strip()] = float(weight) if weight.replace(".", "", 1).isdecimal() else 0.0
+    best: Coding = "zstd" if qualities.get("zstd", 0) >= qualities.get("gzip", 0) else "gzip"
+    return best if qualities.get(best, 0) > 0 else None
 
 
 @router.get("/projects/{slug}/dataset", response_class=StreamingResponse, responses=RESPONSES)
@@ -117,7 +116,7 @@ def get_dataset(
     actor: ActorDep,
     slug: str,
     rows: Annotated[Wanted, Depends(dataset_filters)],
-    how: Annotated[DatasetEncoding, Depends(dataset_encoding)],
+    encoding: Annotated[DatasetEncoding, Depends(dataset_encoding)],
     limit: Annotated[
         int | None, Query(ge=1, le=MAX_LIMIT, description="A page of this many rows instead of all")
     ] = None,
@@ -131,64 +130,66 @@ def get_dataset(
     the last complete row.
     """
     project = projects.get_project(session, actor, slug)
-    plan = export_plan.plan(session, actor, project, rows, cursor=cursor, after=after)
+    export = plan.plan(session, actor, project, rows, cursor=cursor, after=after)
     session.commit()  # release this connection: pages use sessions of their own
-    etag = f'W/"{plan.etag}-{how.tag}{f"-{limit}" if limit else ""}"'
+    etag = f'W/"{export.etag}-{encoding.tag}{f"-{limit}" if limit else ""}"'
     headers = {
         "ETag": etag,
         "Vary": "Accept, Accept-Encoding",
         "Cache-Control": "private, no-cache",
-        "Illume-Cursor": plan.cursor(""),
+        "Illume-Cursor": export.cursor(""),
     }
     if etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
-    headers["Content-Disposition"] = f'attachment; filename="{file_name(plan, how)}"'
+    headers["Content-Disposition"] = f'attachment; filename="{file_name(export, encoding)}"'
     lines: Iterable[bytes] = ()
     if limit is not None:
-        page, following = export_plan.page_of(plan, limit)
+        page, following = plan.page_of(export, limit)
         lines = [page]
         if following is not None:
             headers["Illume-Next-Cursor"] = following
             headers["Link"] = (
                 f'<{request.url.include_query_params(cursor=following).remove_query_params("after")}>; rel="next"'
             )
-    elif not how.parquet:
-        lines = export_plan.line_pages(plan)
-    return parquet_answer(plan, how, headers, lines) if how.parquet else ndjson_answer(how, headers, lines)
+    elif not encoding.parquet:
+        lines = plan.line_pages(export)
+    return (
+        parquet_answer(export, encoding, headers, lines)
+        if encoding.parquet
+        else ndjson_answer(encoding, headers, lines)
+    )
 
 
-def ndjson_answer(how: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]) -> StreamingResponse:
+def ndjson_answer(encoding: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]) -> StreamingResponse:
     """Lines of JSON, compressed if requested."""
     pieces, media_type = lines, NDJSON
-    if how.compression in ("gzip", "zstd"):
-        pieces, media_type = export_compression.compressed(pieces, how.compression), PACKED_TYPES[how.compression][0]
-    elif how.coding is not None:
-        pieces = export_compression.compressed(pieces, how.coding)
-        headers["Content-Encoding"] = how.coding
+    if encoding.compression in ("gzip", "zstd"):
+        pieces, media_type = compressed(pieces, encoding.compression), PACKED_TYPES[encoding.compression][0]
+    elif encoding.coding is not None:
+        pieces = compressed(pieces, encoding.coding)
+        headers["Content-Encoding"] = encoding.coding
     return StreamingResponse(pieces, media_type=media_type, headers=headers)
 
 
 def parquet_answer(
-    plan: Plan, how: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]
+    export: Plan, encoding: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]
 ) -> StreamingResponse:
     """One Parquet file, of the page in `lines` or of all rows."""
     import orjson
 
-    from app.services.exports import parquet as export_parquet  # a large import that few requests need
+    from app.services.exports.parquet import parquet_of  # a large import that few requests need
 
-    pages = (
-        ([orjson.loads(line) for line in page.splitlines()] for page in lines) if lines else export_plan.row_pages(plan)
-    )
-    pieces = export_parquet.parquet_of(pages, plan.shape, embed=how.embed, codec=how.compression or "zstd")
+    pages = ([orjson.loads(line) for line in page.splitlines()] for page in lines) if lines else plan.row_pages(export)
+    pieces = parquet_of(pages, export.shape, embed=encoding.embed, codec=encoding.compression or "zstd")
     return StreamingResponse(pieces, media_type=PARQUET, headers=headers)
 
 
-def file_name(plan: Plan, how: DatasetEncoding) -> str:
+def file_name(export: Plan, encoding: DatasetEncoding) -> str:
     """The file name for the download."""
-    if how.parquet:
-        return f"{plan.slug}-{plan.shape.format}.parquet"
-    suffix = PACKED_TYPES[how.compression][1] if how.compression in PACKED_TYPES else ""
-    return f"{plan.slug}-{plan.shape.format}.jsonl{suffix}"
+    if encoding.parquet:
+        return f"{export.slug}-{export.shape.format}.parquet"
+    suffix = PACKED_TYPES[encoding.compression][1] if encoding.compression in PACKED_TYPES else ""
+    return f"{export.slug}-{export.shape.format}.jsonl{suffix}"
 
 
 def etag_matches(if_none_match: str | None, etag: str) -> bool:

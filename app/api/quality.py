@@ -12,7 +12,7 @@ from app.api.schemas import Limit, ListOut
 from app.http.dependencies import ActorDep, SessionDep
 from app.http.responses import Json
 from app.models import ReviewKind, ReviewState, Role
-from app.services.judging import decide as judging_decide
+from app.services.judging import decide
 from app.services.kernel.actors import parse_id
 from app.services.kernel.verdict_schema import VerdictIn, candidate_id
 from app.services.projects import projects
@@ -104,8 +104,8 @@ def next_practice(session: SessionDep, actor: ActorDep, slug: str) -> Json:
 def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: str, body: PracticeIn) -> PracticeOut:
     """Judge a practice prompt and get the right answer."""
     project = projects.get_project(session, actor, slug, Role.critic)
-    told = gold.answer_practice(session, actor, project, parse_id(gold_id), body.picks)
-    return PracticeOut(**{**asdict(told), "picked": list(told.picked)}, wrong=list(told.wrong))
+    result = gold.answer_practice(session, actor, project, parse_id(gold_id), body.picks)
+    return PracticeOut(**{**asdict(result), "picked": list(result.picked)}, wrong=list(result.wrong))
 
 
 # Standings
@@ -115,37 +115,37 @@ def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: st
 def list_standings(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[StandingOut]:
     """The standings of critics: gold prompts, repeats, pauses. For reviewers."""
     project = projects.get_project(session, actor, slug, Role.reviewer)
-    twice = {one.critic_id: one for one in repeats.measure_consistency(session, actor, project)}
-    found = {one.critic_id: one for one in standings.list_standings(session, actor, project)}
+    consistency = {one.critic_id: one for one in repeats.measure_consistency(session, actor, project)}
+    known = {one.critic_id: one for one in standings.list_standings(session, actor, project)}
     items = []
-    for critic_id in sorted({*twice, *found}):
-        stands, again = found.get(critic_id), twice.get(critic_id)
+    for critic_id in sorted({*consistency, *known}):
+        standing, repeated = known.get(critic_id), consistency.get(critic_id)
         items.append(
             StandingOut(
                 critic=str(critic_id),
-                email=stands.email if stands else again.email if again else "",
-                gold_answered=stands.answered if stands else 0,
-                gold_accuracy=stands.score if stands else None,
-                weight=stands.weight if stands else 1.0,
-                paused=bool(stands and stands.paused_at),
-                practised=bool(stands and stands.practised_at),
-                repeats=again.sets if again else 0,
-                consistency=again.same if again else None,
-                position_shift=again.shift if again else None,
+                email=standing.email if standing else repeated.email if repeated else "",
+                gold_answered=standing.answered if standing else 0,
+                gold_accuracy=standing.score if standing else None,
+                weight=standing.weight if standing else 1.0,
+                paused=bool(standing and standing.paused_at),
+                practised=bool(standing and standing.practised_at),
+                repeats=repeated.sets if repeated else 0,
+                consistency=repeated.same if repeated else None,
+                position_shift=repeated.shift if repeated else None,
             )
         )
     return ListOut(items=items, next=None)
 
 
 @router.post("/projects/{slug}/standings/{critic_id}/pause", status_code=204)
-def pause(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
+def pause_critic(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
     """Pause a critic: they are offered nothing more to judge. For admins."""
     project = projects.get_project(session, actor, slug, Role.admin)
     standings.pause(session, actor, project, parse_id(critic_id))
 
 
 @router.post("/projects/{slug}/standings/{critic_id}/resume", status_code=204)
-def resume(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
+def resume_critic(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
     """Let a paused critic continue; their gold prompts count afresh. For admins."""
     project = projects.get_project(session, actor, slug, Role.admin)
     standings.resume(session, actor, project, parse_id(critic_id))
@@ -177,44 +177,44 @@ def get_review(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
 
 
 @router.post("/reviews/{review_id}/decision", response_class=Json)
-def decide(session: SessionDep, actor: ActorDep, review_id: str, body: VerdictIn) -> Json:
+def decide_review(session: SessionDep, actor: ActorDep, review_id: str, body: VerdictIn) -> Json:
     """Decide which candidates fit. The decision replaces the critics' verdicts."""
-    return Json(judging_decide.decide(session, actor, parse_id(review_id), body))
+    return Json(decide.decide(session, actor, parse_id(review_id), body))
 
 
 @router.post("/reviews/{review_id}/dismissal", response_class=Json)
-def dismiss(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
+def dismiss_review(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
     """Close a review without a decision; a flagged prompt is offered again."""
-    return Json(judging_decide.dismiss(session, actor, parse_id(review_id), body.note))
+    return Json(decide.dismiss(session, actor, parse_id(review_id), body.note))
 
 
 @router.post("/reviews/{review_id}/retirement", response_class=Json)
-def retire(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
+def retire_prompt(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
     """Retire the prompt."""
-    return Json(judging_decide.retire(session, actor, parse_id(review_id), body.note))
+    return Json(decide.retire(session, actor, parse_id(review_id), body.note))
 
 
 @router.post("/reviews/{review_id}/acceptance", response_class=Json)
-def accept(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
+def accept_late_verdict(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
     """Count a late verdict. For admins."""
-    return Json(judging_decide.accept(session, actor, parse_id(review_id)))
+    return Json(decide.accept(session, actor, parse_id(review_id)))
 
 
 @router.post("/reviews/{review_id}/return", response_class=Json)
-def send_back(session: SessionDep, actor: ActorDep, review_id: str, body: ReturnIn) -> Json:
+def send_verdict_back(session: SessionDep, actor: ActorDep, review_id: str, body: ReturnIn) -> Json:
     """Ask a critic to look at a verdict again."""
     verdict = candidate_id(body.verdict, "verdict")
-    return Json(judging_decide.send_back(session, actor, parse_id(review_id), verdict, body.note))
+    return Json(decide.send_back(session, actor, parse_id(review_id), verdict, body.note))
 
 
 @router.get("/projects/{slug}/returned", response_model=ListOut[dict[str, Any]])
 def list_returned(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """Your own verdicts that were sent back; change them (`PUT /verdicts/{id}`), or confirm them."""
     project = projects.get_project(session, actor, slug, Role.critic)
-    return Json({"items": judging_decide.returned_to(session, actor, project), "next": None})
+    return Json({"items": decide.returned_to(session, actor, project), "next": None})
 
 
 @router.post("/returned/{returned_id}/stand", status_code=204)
-def stand_by(session: SessionDep, actor: ActorDep, returned_id: str) -> None:
+def confirm_verdict(session: SessionDep, actor: ActorDep, returned_id: str) -> None:
     """Confirm a verdict that was sent back."""
-    judging_decide.stand_by(session, actor, parse_id(returned_id))
+    decide.stand_by(session, actor, parse_id(returned_id))

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row as SqlRow
-from sqlalchemy import and_, func, insert, or_, select, text, update
+from sqlalchemy import Row, and_, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
@@ -148,7 +147,7 @@ def _start_sets(session: Session, project: Project, *, worker: str, limit: int) 
     return _claims(project, made)
 
 
-def _claims(project: Project, rows: Iterable[SqlRow[int, int, int]]) -> list[SamplingClaim]:
+def _claims(project: Project, rows: Iterable[Row[int, int, int]]) -> list[SamplingClaim]:
     version_id = project.active_version_id or 0
     return [SamplingClaim(set_id, fence, prompt_id, version_id) for set_id, fence, prompt_id in sorted(rows)]
 

@@ -34,13 +34,13 @@ ERASED_TEXT = "(erased)"
 TEXT_LISTS = ("rationales", "own", "gold")  # lists of texts in an evaluation's scores, one entry per prompt
 # They appear in the feed once more, as deleted, behind everything that anybody has read.
 TOMBSTONE_VERDICTS = text("""
-WITH gone AS (
+WITH tombstones AS (
     UPDATE verdicts SET deleted = true, current = false, xid = pg_current_xact_id(), kind = 'skipped', reason = NULL,
         rationale = NULL, edited_from = NULL, tags = '{}', comment = NULL, seconds = NULL, shown = '{}', weight = 1
     WHERE id = ANY (CAST(:verdicts AS bigint[]))
-), unpicked AS (
+), deleted_picks AS (
     DELETE FROM picks WHERE verdict_id = ANY (CAST(:verdicts AS bigint[]))
-), untold AS (
+), deleted_deliveries AS (
     DELETE FROM webhook_deliveries
     WHERE event = 'verdict' AND payload -> 'data' ->> 'id' = ANY (CAST(:verdicts AS text[]))
 )

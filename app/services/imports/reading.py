@@ -56,8 +56,8 @@ class ScanResult:
     first: Mapping[int, int]
 
 
-def scan(plan: ImportPlan, file: ImportFile, keep: Callable[[], None]) -> ScanResult:
-    """Scan the whole file once, calling `keep` now and then. Takes 16 bytes of memory per row."""
+def scan(plan: ImportPlan, file: ImportFile, keep_alive: Callable[[], None]) -> ScanResult:
+    """Scan the whole file once, calling `keep_alive` now and then. Takes 16 bytes of memory per row."""
     columns = [name for name, target in plan.columns.items() if target is Target.external_id]
     hashes, numbers = array("q"), array("q")
     total = 0
@@ -70,7 +70,7 @@ def scan(plan: ImportPlan, file: ImportFile, keep: Callable[[], None]) -> ScanRe
                 hashes.append(hash_id(external_id))
                 numbers.append(row.number)
             if total % 5000 == 0:
-                keep()
+                keep_alive()
     return ScanResult(total, find_repeated(np.asarray(hashes), np.asarray(numbers)))
 
 
@@ -87,10 +87,10 @@ def find_repeated(hashes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -
         return {}
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
-    again = ordered[1:][ordered[1:] == ordered[:-1]]
-    several = np.isin(ordered, again)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    is_repeated = np.isin(ordered, repeated)
     first: dict[int, int] = {}
-    for value, number in zip(ordered[several].tolist(), numbers[order][several].tolist(), strict=True):
+    for value, number in zip(ordered[is_repeated].tolist(), numbers[order][is_repeated].tolist(), strict=True):
         first.setdefault(value, number)
     return first
 
@@ -108,11 +108,11 @@ def read_batches(
     *,
     after: int,
     first: Mapping[int, int],
-    keep: Callable[[], None],
+    keep_alive: Callable[[], None],
 ) -> Generator[list[ParsedRow], None, None]:
     """Parse the rows after the first `after`, in batches limited by rows and by bytes of new images.
 
-    `keep` is called before every few rows.
+    `keep_alive` is called before every few rows.
     """
 
     def parse(row: TableRow) -> ParsedRow:
@@ -120,16 +120,16 @@ def read_batches(
             return row.number, record_schema.parse_record(row, file)
         return row.number, reject_repeated(parse_row(file, plan, row), row.number, first)
 
-    piece: list[ParsedRow] = []
+    batch: list[ParsedRow] = []
     with closing(file.table.rows(after)) as rows:
         while few := list(islice(rows, PARSE_THREADS)):
-            keep()
-            piece += pool.map(parse, few) if any(names_web_address(row) for row in few) else map(parse, few)
-            if len(piece) >= BATCH_ROWS or sum(len(one.data) for one in file.pending.values()) > BATCH_IMAGE_BYTES:
-                yield piece
-                piece = []
-    if piece:
-        yield piece
+            keep_alive()
+            batch += pool.map(parse, few) if any(names_web_address(row) for row in few) else map(parse, few)
+            if len(batch) >= BATCH_ROWS or sum(len(one.data) for one in file.pending.values()) > BATCH_IMAGE_BYTES:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
 
 
 def names_web_address(row: TableRow) -> bool:
@@ -206,7 +206,7 @@ def reject_leaks(
 def find_leak(item: PromptIn, splits: Mapping[str, set[Split]]) -> Split | None:
     """Find another split that has one of the item's images, unless its own split has the image too."""
     for sha256 in item.images:
-        there = splits.get(sha256, set())
-        if there and item.split not in there:
-            return min(there)
+        known = splits.get(sha256, set())
+        if known and item.split not in known:
+            return min(known)
     return None

@@ -69,27 +69,27 @@ def add_records(
     )
     kept = ImportedKeys({row.key: row.row_id for row in session.execute(query)}, {})
     own = find_own_verdicts(session, project, records)
-    there = {one.verdict_key for one in records if own.get(one.id) == one.created_at} | kept.rows.keys()
-    new = [one for one in records if one.verdict_key not in there]
-    wrong = _add_prompts(session, actor, project, new, kept)
+    existing = {one.verdict_key for one in records if own.get(one.id) == one.created_at} | kept.rows.keys()
+    new = [one for one in records if one.verdict_key not in existing]
+    errors = _add_prompts(session, actor, project, new, kept)
     _find_critics(session, project, new, kept)
     sets = _SetImporter(session, project, kept)
     results: list[AddResult] = []
-    told: dict[int, PromptState | None] = {}
+    states: dict[int, PromptState | None] = {}
     for item in items:
         if isinstance(item, DomainError):
             results.append(AddResult(None, error=item))
-        elif item.verdict_key in there or kept.get(item.verdict_key) is not None:
+        elif item.verdict_key in existing or kept.get(item.verdict_key) is not None:
             results.append(AddResult(None))
-        elif item.prompt_key in wrong:
-            results.append(AddResult(None, error=wrong[item.prompt_key]))
+        elif item.prompt_key in errors:
+            results.append(AddResult(None, error=errors[item.prompt_key]))
         else:
-            told[sets.add_verdict(item)] = item.prompt_state
+            states[sets.add_verdict(item)] = item.prompt_state
             results.append(AddResult(None, created=True))
     if kept.new:
         rows = [{"project_id": project.id, "key": key, "row_id": row_id} for key, row_id in kept.new.items()]
         session.execute(insert(ImportedRow).on_conflict_do_nothing(), rows)
-    _set_prompt_states(session, project, told)
+    _set_prompt_states(session, project, states)
     return results
 
 
@@ -120,13 +120,13 @@ def _add_prompts(
             items.append(parse_prompt(item))
         except DomainError as error:
             items.append(error)
-    wrong = {}
+    errors = {}
     for key, result in zip(missing, add_prompts(session, actor, project, items), strict=True):
         if result.error is not None:
-            wrong[key] = result.error
+            errors[key] = result.error
         elif result.prompt is not None:
             kept.put(key, result.prompt.id)
-    return wrong
+    return errors
 
 
 def _find_critics(session: Session, project: Project, records: Sequence[RecordIn], kept: ImportedKeys) -> None:
@@ -255,20 +255,20 @@ class _SetImporter:
         return made
 
 
-def _set_prompt_states(session: Session, project: Project, told: Mapping[int, PromptState | None]) -> None:
+def _set_prompt_states(session: Session, project: Project, states: Mapping[int, PromptState | None]) -> None:
     """Set prompts to their recorded state, or without one to the state that follows from the verdicts."""
-    if not told:
+    if not states:
         return
-    prompts = session.scalars(select(Prompt).where(Prompt.id.in_(told)).with_for_update(key_share=True))
+    prompts = session.scalars(select(Prompt).where(Prompt.id.in_(states)).with_for_update(key_share=True))
     for prompt in prompts.all():
-        wanted = told[prompt.id] or _state_from_verdicts(session, prompt)
+        wanted = states[prompt.id] or _state_from_verdicts(session, prompt)
         if prompt.state is PromptState.retired or prompt.state is PromptState.ready:
             continue  # the prompt existed before and is in use
         if wanted is PromptState.ready and not _offer_again(session, prompt):
             wanted = PromptState.waiting
         prompt.state = wanted
     session.flush()
-    rules.refresh_prompts(session, project.id, list(told))
+    rules.refresh_prompts(session, project.id, list(states))
 
 
 def _state_from_verdicts(session: Session, prompt: Prompt) -> PromptState:

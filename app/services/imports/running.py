@@ -54,7 +54,7 @@ class LostLeaseError(Exception):
 class Lease:
     """Keeps the lease of an import while its rows are read, however long that takes."""
 
-    claimed: ImportClaim
+    claim: ImportClaim
     check: Callable[[], None]
     beaten: float = field(default_factory=time.monotonic)
 
@@ -65,7 +65,7 @@ class Lease:
         if time.monotonic() - self.beaten < get_settings().lease_seconds / 4:
             return
         with session_scope() as session:
-            found = _held(session, self.claimed)
+            found = _held(session, self.claim)
             found.beats_at = func.now()
         self.beaten = time.monotonic()
 
@@ -78,37 +78,37 @@ def run_import(
     After `seconds` the import is released and queued again, so that other tasks get their turn.
     """
     with session_scope() as session:
-        claimed = _claim(session, import_id, worker)
-    if claimed is None:
+        claim = _claim(session, import_id, worker)
+    if claim is None:
         return
     until = None if seconds is None else time.monotonic() + seconds
     try:
-        with open_file(claimed.file_key, claimed.filename, claimed.images_key, fetch=fetch) as file:
-            ended = _import_rows(claimed, file, Lease(claimed, check), until)
+        with open_file(claim.file_key, claim.filename, claim.images_key, fetch=fetch) as file:
+            ended = _import_rows(claim, file, Lease(claim, check), until)
     except LostLeaseError:
         return
     except DomainError as error:
-        _finish(claimed, ImportState.failed, error=error.detail)
+        _finish(claim, ImportState.failed, error=error.detail)
         return
     if ended:
-        _finish(claimed, ImportState.succeeded)
+        _finish(claim, ImportState.succeeded)
 
 
-def _import_rows(claimed: ImportClaim, file: ImportFile, lease: Lease, until: float | None) -> bool:
+def _import_rows(claim: ImportClaim, file: ImportFile, lease: Lease, until: float | None) -> bool:
     """Import the remaining rows. Returns False if the time ran out."""
-    scanned = scan(claimed.plan, file, lease.keep)
+    scanned = scan(claim.plan, file, lease.keep)
     with session_scope() as session:
-        _held(session, claimed).total = scanned.total
-    done = claimed.done
+        _held(session, claim).total = scanned.total
+    done = claim.done
     with ThreadPoolExecutor(PARSE_THREADS) as pool:
-        pieces = read_batches(claimed.plan, file, pool, after=done, first=scanned.first, keep=lease.keep)
-        with contextlib.closing(pieces):
-            for piece in pieces:
-                store_batch(claimed, file, piece, total=scanned.total, done=done + len(piece))
-                done += len(piece)
+        batches = read_batches(claim.plan, file, pool, after=done, first=scanned.first, keep_alive=lease.keep)
+        with contextlib.closing(batches):
+            for batch in batches:
+                store_batch(claim, file, batch, total=scanned.total, done=done + len(batch))
+                done += len(batch)
                 lease.beaten = time.monotonic()
                 if until is not None and time.monotonic() > until and done < scanned.total:
-                    _give_back(claimed)
+                    _give_back(claim)
                     return False
     return True
 
@@ -131,7 +131,7 @@ def _claim(session: Session, import_id: int, worker: str) -> ImportClaim | None:
     )
     if row is None:
         return None
-    claimed = ImportClaim(
+    claim = ImportClaim(
         import_id=row.id,
         fence=row.fence,
         project_id=row.project_id,
@@ -145,14 +145,14 @@ def _claim(session: Session, import_id: int, worker: str) -> ImportClaim | None:
     if row.tries > MAX_TRIES:
         _close(session, row, ImportState.failed, f"Broken off {MAX_TRIES} times behind row {row.done}: see the log.")
         return None
-    return claimed
+    return claim
 
 
-def _held(session: Session, claimed: ImportClaim) -> Import:
+def _held(session: Session, claim: ImportClaim) -> Import:
     """Lock the import. Raises `LostLeaseError` if this worker no longer holds the lease."""
     found = session.scalar(
         select(Import)
-        .where(Import.id == claimed.import_id, Import.fence == claimed.fence, Import.state == ImportState.running)
+        .where(Import.id == claim.import_id, Import.fence == claim.fence, Import.state == ImportState.running)
         .with_for_update()
     )
     if found is None:
@@ -160,61 +160,61 @@ def _held(session: Session, claimed: ImportClaim) -> Import:
     return found
 
 
-def _give_back(claimed: ImportClaim) -> None:
+def _give_back(claim: ImportClaim) -> None:
     with session_scope() as session:
-        found = _held(session, claimed)
+        found = _held(session, claim)
         found.worker = found.beats_at = None
         queue.send(session, queue.RUN_IMPORT, found.id)
 
 
-def _finish(claimed: ImportClaim, state: ImportState, *, error: str | None = None) -> None:
+def _finish(claim: ImportClaim, state: ImportState, *, error: str | None = None) -> None:
     with contextlib.suppress(LostLeaseError), session_scope() as session:
-        _close(session, _held(session, claimed), state, error)
+        _close(session, _held(session, claim), state, error)
 
 
 def _close(session: Session, found: Import, state: ImportState, error: str | None) -> None:
     found.state, found.error, found.finished_at = state, error, func.now()
     found.worker = found.beats_at = None
     session.flush()
-    told = {"state": state.value, "filename": found.filename, "total": found.total, "error": error}
+    summary = {"state": state.value, "filename": found.filename, "total": found.total, "error": error}
     counts = {"added": found.added, "unchanged": found.unchanged, "rejected": found.rejected}
-    webhooks.emit(session, found.project_id, webhooks.IMPORT_FINISHED, {"id": str(found.id), **told, **counts})
+    webhooks.emit(session, found.project_id, webhooks.IMPORT_FINISHED, {"id": str(found.id), **summary, **counts})
 
 
-def store_batch(claimed: ImportClaim, file: ImportFile, piece: Sequence[ParsedRow], *, total: int, done: int) -> None:
+def store_batch(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, total: int, done: int) -> None:
     """Store the good rows of a batch and the errors of the others. Raises `LostLeaseError`."""
     try:
-        _store(claimed, file, piece, total=total, done=done)
+        _store(claim, file, batch, total=total, done=done)
     except DataError as error:
-        if len(piece) == 1:
-            number = piece[0][0]
+        if len(batch) == 1:
+            number = batch[0][0]
             reason = Invalid(f"The database cannot store it: {str(error.orig).splitlines()[0][:200]}.")
-            _store(claimed, file, [(number, reason)], total=total, done=done)
+            _store(claim, file, [(number, reason)], total=total, done=done)
             return
-        for place, one in enumerate(piece, 1):
-            store_batch(claimed, file, [one], total=total, done=done - len(piece) + place)
+        for place, one in enumerate(batch, 1):
+            store_batch(claim, file, [one], total=total, done=done - len(batch) + place)
     file.keep_known()
 
 
-def _store(claimed: ImportClaim, file: ImportFile, piece: Sequence[ParsedRow], *, total: int, done: int) -> None:
+def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, total: int, done: int) -> None:
     with session_scope() as session:
-        found = _held(session, claimed)
-        project = session.get_one(Project, claimed.project_id)
-        actor = _actor(session, claimed.created_by)
+        found = _held(session, claim)
+        project = session.get_one(Project, claim.project_id)
+        actor = _actor(session, claim.created_by)
         images.add_images(session, actor, list(file.pending.values()))
-        if claimed.plan.layout is Layout.records:
-            results = records.add_records(session, actor, project, [one for _, one in piece])
+        if claim.plan.layout is Layout.records:
+            results = records.add_records(session, actor, project, [one for _, one in batch])
         else:
-            items = reject_leaks(session, project, [one for _, one in piece], file.splits)
+            items = reject_leaks(session, project, [one for _, one in batch], file.splits)
             results = add_prompts(session, actor, project, items)
-        record_results(session, found, piece, results)
+        record_results(session, found, batch, results)
         found.total, found.done, found.tries = total, done, 1
         found.beats_at = func.now()
 
 
-def record_results(session: Session, found: Import, piece: Sequence[ParsedRow], results: Sequence[AddResult]) -> None:
+def record_results(session: Session, found: Import, batch: Sequence[ParsedRow], results: Sequence[AddResult]) -> None:
     """Count the results of a batch, and store each rejected line with its reason."""
-    for (number, _), result in zip(piece, results, strict=True):
+    for (number, _), result in zip(batch, results, strict=True):
         if result.error is not None:
             field_name = None if result.error.field is None else result.error.field[:200]
             reason = result.error.detail.replace("\x00", "\ufffd").encode(errors="replace").decode()

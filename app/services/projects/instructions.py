@@ -33,14 +33,15 @@ class Instructions:
 
 
 CHANGES = text("""
-WITH told AS (
-    SELECT number, created_at, settings -> 'instructions' AS words, settings -> 'instruction_examples' AS examples
+WITH revisions AS (
+    SELECT number, created_at, settings -> 'instructions' AS instructions,
+        settings -> 'instruction_examples' AS examples
     FROM setting_revisions WHERE project_id = :project
 ), compared AS (
-    SELECT number, created_at, words IS DISTINCT FROM lag(words) OVER w
+    SELECT number, created_at, instructions IS DISTINCT FROM lag(instructions) OVER w
         OR (examples IS DISTINCT FROM lag(examples) OVER w AND lag(examples) OVER w IS NOT NULL)
         OR number = 1 AS changed
-    FROM told WINDOW w AS (ORDER BY number)
+    FROM revisions WINDOW w AS (ORDER BY number)
 )
 SELECT count(*) AS version, max(created_at) AS changed_at FROM compared WHERE changed
 """)
@@ -56,8 +57,8 @@ def load_instructions(session: Session, project: Project, settings: ProjectSetti
 
 def parse_examples(lines: Sequence[str]) -> tuple[Example, ...]:
     """Parse examples: `+ text | why` fits, `- text | why` does not."""
-    found = []
+    examples = []
     for line in lines:
-        words, _, why = line[1:].partition("|")
-        found.append(Example(words.strip(), line.startswith("+"), why.strip()))
-    return tuple(found)
+        statement, _, why = line[1:].partition("|")
+        examples.append(Example(statement.strip(), line.startswith("+"), why.strip()))
+    return tuple(examples)

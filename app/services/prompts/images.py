@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image as Pictures
+import PIL.Image
 from PIL import ImageFile, ImageOps, UnidentifiedImageError
 from sqlalchemy import exists, or_, select, true
 from sqlalchemy.dialects.postgresql import insert
@@ -50,10 +50,10 @@ def reencode(data: bytes) -> EncodedImage:
     if len(data) > MAX_BYTES:
         raise TooLarge(f"The image has over {MAX_BYTES // 1024 // 1024} MB.", field="image")
     try:
-        with Pictures.open(io.BytesIO(data), formats=tuple(OUTPUT_FORMATS)) as picture:
+        with PIL.Image.open(io.BytesIO(data), formats=tuple(OUTPUT_FORMATS)) as picture:
             check_size(picture)
             return _write(picture)
-    except (Pictures.DecompressionBombError, Pictures.DecompressionBombWarning) as error:
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise TooLarge(f"The image has over {MAX_PIXELS // 1_000_000} megapixels.", field="image") from error
     except UnidentifiedImageError as error:
         raise Invalid("This is not a PNG, JPEG, WebP or GIF image.", field="image") from error
@@ -70,10 +70,10 @@ def check_size(picture: ImageFile.ImageFile) -> None:
 def _write(picture: ImageFile.ImageFile) -> EncodedImage:
     """Write the first frame of `picture`, upright and without metadata."""
     target = OUTPUT_FORMATS[picture.format or "PNG"]
-    upright: Pictures.Image = ImageOps.exif_transpose(picture)
+    upright: PIL.Image.Image = ImageOps.exif_transpose(picture)
     if upright.mode not in OUTPUT_MODES[target]:
         upright = _to_rgb(upright, transparent=target != "JPEG")
-    clean = Pictures.new(upright.mode, upright.size)
+    clean = PIL.Image.new(upright.mode, upright.size)
     clean.paste(upright)
     file = io.BytesIO()
     options = {"PNG": {"compress_level": 4}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
@@ -81,7 +81,7 @@ def _write(picture: ImageFile.ImageFile) -> EncodedImage:
     return EncodedImage(file.getvalue(), f"image/{target.lower()}", clean.width, clean.height)
 
 
-def _to_rgb(picture: Pictures.Image, *, transparent: bool) -> Pictures.Image:
+def _to_rgb(picture: PIL.Image.Image, *, transparent: bool) -> PIL.Image.Image:
     """Convert to RGB, or to RGBA if the picture is transparent and may stay so; 16-bit greys keep their high byte."""
     if picture.mode.startswith("I"):
         return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")

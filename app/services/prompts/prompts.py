@@ -107,7 +107,7 @@ def add_prompts(
     require(session, actor, project, Role.reviewer)
     if len(items) > MAX_ITEMS:
         raise Invalid(f"At most {MAX_ITEMS} prompts at once.", field="items")
-    known = _known_images(session, actor, items)
+    known = _find_known_images(session, actor, items)
     results: dict[int, AddResult] = {}
     todo: dict[int, PromptIn] = {}
     for index, item in enumerate(items):
@@ -135,7 +135,7 @@ def add_prompts(
     raise Conflict("Someone else is adding the same prompts: try again.")
 
 
-def _known_images(session: Session, actor: Actor, items: Sequence[PromptIn | DomainError]) -> set[str]:
+def _find_known_images(session: Session, actor: Actor, items: Sequence[PromptIn | DomainError]) -> set[str]:
     wanted = {sha256 for item in items if isinstance(item, PromptIn) for sha256 in item.images}
     return set(session.scalars(select(Image.sha256).where(Image.sha256.in_(wanted), visible_to(actor))))
 
@@ -145,7 +145,7 @@ def _match_existing(
 ) -> None:
     """Move items that exist already, in the database or earlier in the list, from `todo` to `results`."""
     wanted = [item.external_id for item in todo.values() if item.external_id is not None]
-    there = {
+    existing = {
         prompt.external_id: prompt
         for prompt in session.scalars(
             select(Prompt)
@@ -157,7 +157,7 @@ def _match_existing(
     for index, item in list(todo.items()):
         if item.external_id is None:
             continue
-        prompt = there.get(item.external_id)
+        prompt = existing.get(item.external_id)
         if prompt is not None:
             results[index] = _compare(prompt, item)
             del todo[index]
@@ -209,13 +209,15 @@ def _insert(session: Session, project: Project, items: Sequence[PromptIn], slots
         for position, sha256 in enumerate(item.images)
     ]
     session.execute(insert(PromptImage), images)
-    brought = [(prompt, item.candidates) for prompt, item in zip(prompts, items, strict=True) if item.candidates]
-    if brought:
-        _insert_candidates(session, brought, slots)
+    with_candidates = [
+        (prompt, item.candidates) for prompt, item in zip(prompts, items, strict=True) if item.candidates
+    ]
+    if with_candidates:
+        _insert_candidates(session, with_candidates, slots)
     return prompts
 
 
-def _insert_candidates(session: Session, brought: Sequence[tuple[Prompt, list[str]]], slots: int) -> None:
+def _insert_candidates(session: Session, with_candidates: Sequence[tuple[Prompt, list[str]]], slots: int) -> None:
     """Create ready candidate sets from the rationales that came with prompts."""
     sets = [
         {
@@ -228,12 +230,12 @@ def _insert_candidates(session: Session, brought: Sequence[tuple[Prompt, list[st
             "priority": prompt.priority,
             "slots": slots,
         }
-        for prompt, _ in brought
+        for prompt, _ in with_candidates
     ]
     ids = session.scalars(insert(CandidateSet).returning(CandidateSet.id, sort_by_parameter_order=True), sets)
     candidates = [
         {"candidate_set_id": set_id, "position": position, "text": text}
-        for set_id, (_, texts) in zip(ids, brought, strict=True)
+        for set_id, (_, texts) in zip(ids, with_candidates, strict=True)
         for position, text in enumerate(texts)
     ]
     session.execute(insert(Candidate), candidates)

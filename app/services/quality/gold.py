@@ -218,13 +218,13 @@ def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project |
     Raises `NotFound`.
     """
     gold = session.get(GoldPrompt, gold_id)
-    of = None if gold is None else session.get(Project, gold.project_id)
-    if gold is None or of is None or (project is not None and of.id != project.id):
+    owner = None if gold is None else session.get(Project, gold.project_id)
+    if gold is None or owner is None or (project is not None and owner.id != project.id):
         raise NotFound("There is no such gold prompt.")
-    require(session, actor, of, Role.reviewer)
+    require(session, actor, owner, Role.reviewer)
     gold.active = False
     session.flush()
-    audit.record(session, actor, "gold.remove", f"gold:{gold.id}", of.id)
+    audit.record(session, actor, "gold.remove", f"gold:{gold.id}", owner.id)
 
 
 # Practice
