@@ -29,7 +29,7 @@ def readings(source: str) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("package", ["app", "worker"])
-def test_no_time_is_our_own(package: str) -> None:
+def test_no_time_comes_from_the_local_clock(package: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in sorted((ROOT / package).rglob("*.py"))
@@ -40,6 +40,6 @@ def test_no_time_is_our_own(package: str) -> None:
         assert {one.split(":")[0] for one in found} == set(MEANT)
 
 
-def test_a_reading_is_found() -> None:
+def test_the_check_finds_a_clock_reading() -> None:
     assert list(readings("import datetime\nx = datetime.datetime.now(datetime.UTC)\ny = time.time()\n")) == [2, 3]
     assert list(readings("x = now_of(session)\ny = time.monotonic()\n")) == []

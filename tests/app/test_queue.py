@@ -52,7 +52,7 @@ class TestSend:
         session.commit()
         assert len(messages(broker, "model")) == 1
 
-    def test_a_savepoint_is_no_commit(self, broker: redis.Redis, session: Session) -> None:
+    def test_releasing_a_savepoint_sends_nothing(self, broker: redis.Redis, session: Session) -> None:
         with session.begin_nested():
             queue.send(session, queue.FILL_POOL, 1)
         assert not messages(broker, "model")
@@ -65,11 +65,11 @@ class TestSend:
         session.commit()
         assert not messages(broker, "model")
 
-    def test_a_name_nobody_listens_to_is_an_error(self, session: Session) -> None:
+    def test_an_unknown_task_is_an_error(self, session: Session) -> None:
         with pytest.raises(ValueError, match=r"no task 'illume\.nothing'"):
             queue.send(session, "illume.nothing", 1)
 
-    def test_a_broker_that_is_away_fails_no_commit(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unreachable_broker_fails_no_commit(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ILLUME_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
         get_settings.cache_clear()
         queue.send(session, queue.FILL_POOL, 1)
@@ -78,7 +78,7 @@ class TestSend:
 
 
 class TestSender:
-    def test_a_broker_that_does_not_answer_is_given_up_and_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_silent_broker_is_left_alone_for_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.socket() as deaf:
             deaf.bind(("127.0.0.1", 0))
             deaf.listen()

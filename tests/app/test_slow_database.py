@@ -95,7 +95,7 @@ def frozen(folder: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 class TestSlow:
-    def test_frozen_it_holds_up_as_many_as_have_places_and_no_more(self, alone: tuple[Embedded, httpx.Client]) -> None:
+    def test_a_frozen_database_blocks_only_admitted_requests(self, alone: tuple[Embedded, httpx.Client]) -> None:
         services, client = alone
         assert client.post(CLAIM).status_code == 201
         with ThreadPoolExecutor(CALLS) as threads:
@@ -115,7 +115,7 @@ class TestSlow:
         assert statuses == {503: CALLS - PLACES, 201: PLACES}
         assert client.post(CLAIM).status_code == 201
 
-    def test_locked_it_is_said_in_time_and_all_goes_on_after(self, alone: tuple[Embedded, httpx.Client]) -> None:
+    def test_a_locked_table_gives_503_in_time(self, alone: tuple[Embedded, httpx.Client]) -> None:
         services, client = alone
         with psycopg.connect(services.database_url) as hindering, ThreadPoolExecutor(CALLS) as threads:
             hindering.execute("LOCK TABLE assignments IN ACCESS EXCLUSIVE MODE")
@@ -132,7 +132,7 @@ class TestSlow:
             ).fetchone() or (0,)
         assert count <= PLACES + db_engine.EXTRA_CONNECTIONS
 
-    def test_gone_it_is_said_and_back_it_is_found(self, alone: tuple[Embedded, httpx.Client]) -> None:
+    def test_a_stopped_database_gives_503_until_it_is_back(self, alone: tuple[Embedded, httpx.Client]) -> None:
         services, client = alone
         assert client.post(CLAIM).status_code == 201
         for process in servers_in(services.base):
@@ -173,10 +173,10 @@ class TestFull:
         return TestClient(app, raise_server_exceptions=False)
 
     @pytest.mark.parametrize("what", ["store", "database"])
-    def test_it_is_said_what_is_wrong(self, broken: TestClient, what: str) -> None:
+    def test_a_full_disk_gives_503(self, broken: TestClient, what: str) -> None:
         answer = broken.get(f"/api/{what}")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
         assert "disk is full" in answer.json()["detail"]
 
-    def test_other_faults_stay_faults(self, broken: TestClient) -> None:
+    def test_other_errors_give_500(self, broken: TestClient) -> None:
         assert broken.get("/api/other").status_code == 500

@@ -25,7 +25,7 @@ def body(session: Session, project: Project) -> dict[str, object]:
     return {"old": str(old.id), "new": str(new.id), "pairs": 10}
 
 
-def test_critics_judge_one_to_its_end(
+def test_critics_complete_a_comparison(
     admin: TestClient, critic: TestClient, project: Project, body: dict[str, object]
 ) -> None:
     answer = admin.post(f"{URL}/projects/{project.slug}/comparisons", json=body)
@@ -57,7 +57,7 @@ def test_critics_judge_one_to_its_end(
     assert admin.post(f"{URL}/comparisons/{made['id']}/close").status_code == 409
 
 
-def test_who_may_what(admin: TestClient, critic: TestClient, project: Project, body: dict[str, object]) -> None:
+def test_permissions(admin: TestClient, critic: TestClient, project: Project, body: dict[str, object]) -> None:
     url = f"{URL}/projects/{project.slug}/comparisons"
     assert critic.post(url, json=body).status_code == 403
     made = admin.post(url, json=body).json()

@@ -123,7 +123,7 @@ def known(session: Session, project: Project, asker: User) -> dict[str, str]:
     hook, _ = webhooks.add_webhook(session, SYSTEM, url="https://8.8.8.8/", events=["verdict"], project=project)
     token, _ = users.create_token(session, SYSTEM, user_id=critic.user_id, scope=Scope.read)
     image = session.scalars(select(PromptImage.sha256).where(PromptImage.prompt_id == prompt.id)).one()
-    others = {**a_comparison(session, project), **asked_of(session, project, asker, flag)}
+    others = {**make_comparison(session, project), **personal_items(session, project, asker, flag)}
     factories.add(session, CriticStanding(project_id=project.id, critic_id=critic.user_id, answered=3, score=0.5))
     delivery = factories.add(
         session, WebhookDelivery(webhook_id=hook.id, event="verdict", payload={}, state=DeliveryState.failed)
@@ -151,7 +151,7 @@ def known(session: Session, project: Project, asker: User) -> dict[str, str]:
     }
 
 
-def a_comparison(session: Session, project: Project) -> dict[str, str]:
+def make_comparison(session: Session, project: Project) -> dict[str, str]:
     """A comparison of the active version with another, and a pair of it that is to be judged."""
     old = session.get_one(ModelVersion, project.active_version_id)
     new = factories.make_version(session, project, number=7, parent=old)
@@ -165,7 +165,7 @@ def a_comparison(session: Session, project: Project) -> dict[str, str]:
     return {"comparison_id": str(made.id), "pair_id": str(pair)}
 
 
-def asked_of(session: Session, project: Project, asker: User, verdict: Verdict) -> dict[str, str]:
+def personal_items(session: Session, project: Project, asker: User, verdict: Verdict) -> dict[str, str]:
     """A practice prompt, and a verdict that was sent back to `asker`."""
     item = gold.GoldIn(
         prompt=str(factories.make_prompt(session, project).id),
@@ -196,7 +196,7 @@ def headers(session: Session, asker: User, known: dict[str, str]) -> dict[str, s
 
 
 @pytest.fixture
-def ask(schema: Any, known: dict[str, str], headers: dict[str, str]) -> Callable[..., None]:
+def check_operation(schema: Any, known: dict[str, str], headers: dict[str, str]) -> Callable[..., None]:
     """Sends made-up requests of one kind as an admin and checks their answers."""
 
     def run(method: str, path: str, examples: int) -> None:
@@ -222,16 +222,16 @@ def ask(schema: Any, known: dict[str, str], headers: dict[str, str]) -> Callable
 
 
 @pytest.mark.parametrize(("method", "path"), SOME, ids=lambda value: value)
-def test_some(ask: Callable[..., None], method: str, path: str) -> None:
-    ask(method, path, 8)
+def test_a_few_made_up_requests(check_operation: Callable[..., None], method: str, path: str) -> None:
+    check_operation(method, path, 8)
 
 
-def test_what_paths_name_is_there(known: dict[str, str]) -> None:
+def test_path_parameters_exist(known: dict[str, str]) -> None:
     assert {name for _, path in OPERATIONS for name in re.findall(r"{(\w+)}", path)} <= known.keys()
 
 
 @pytest.mark.parametrize(("method", "path", "body"), GOOD, ids=lambda value: value if isinstance(value, str) else "")
-def test_good(
+def test_valid_requests(
     schema: Any, known: dict[str, str], headers: dict[str, str], method: str, path: str, body: dict[str, Any] | None
 ) -> None:
     names = re.findall(r"{(\w+)}", path)
@@ -245,15 +245,15 @@ def test_good(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=lambda value: value)
-def test_all(ask: Callable[..., None], method: str, path: str) -> None:
-    ask(method, path, 100)
+def test_many_made_up_requests(check_operation: Callable[..., None], method: str, path: str) -> None:
+    check_operation(method, path, 100)
 
 
 class TestExamples:
     """Each call has an example of what is sent and of what comes back, and they are of the shapes that it names."""
 
     @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=lambda value: value)
-    def test_of_a_call(self, method: str, path: str) -> None:
+    def test_every_call_has_examples(self, method: str, path: str) -> None:
         call = DESCRIPTION["paths"][path][method.lower()]
         contents = [call.get("requestBody", {})]
         contents += [answer for status, answer in call["responses"].items() if status.startswith("2")]

@@ -64,7 +64,7 @@ class TestDataset:
         assert answer.status_code == 422
         assert answer.json()["field"] == next(iter(params))
 
-    def test_a_third_download_is_told_to_wait(
+    def test_a_third_download_is_refused(
         self, project: Project, admin: TestClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         streaming, finish = threading.Semaphore(0), threading.Event()
@@ -107,8 +107,8 @@ class TestImports:
         assert found["finished_at"].endswith("Z")
 
 
-class TestDatabaseAway:
-    def test_is_503_and_back_by_itself(
+class TestDatabaseUnreachable:
+    def test_503_until_it_is_back(
         self, committed_db: CommittedDatabase, admin: TestClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert admin.get("/api/v1/projects").status_code == 200
@@ -134,7 +134,7 @@ class TestDatabaseAway:
         assert admin.get("/api/v1/projects").status_code == 200
 
 
-class TestForms:
+class TestEncodings:
     """How the rows travel: compressed, as Parquet, in pages, not at all where nothing changed."""
 
     def path(self, project: Project) -> str:
@@ -190,7 +190,9 @@ class TestForms:
         assert "next" not in rest.links
         assert admin.get(self.path(project), params={"limit": 0}).json()["field"] == "limit"
 
-    def test_a_cut_stream_goes_on(self, project: Project, admin: TestClient, committed_db: CommittedDatabase) -> None:
+    def test_an_interrupted_stream_is_resumed(
+        self, project: Project, admin: TestClient, committed_db: CommittedDatabase
+    ) -> None:
         whole = admin.get(self.path(project))
         first = whole.text.splitlines()[0]
         with committed_db.sessions() as session:

@@ -10,10 +10,10 @@ from tests.conftest import forget_settings
 
 
 class TestHealth:
-    def test_lives(self, client: TestClient) -> None:
+    def test_liveness(self, client: TestClient) -> None:
         assert client.get("/healthz").json() == {"status": "ok"}
 
-    def test_ready(self, client: TestClient) -> None:
+    def test_readiness(self, client: TestClient) -> None:
         answer = client.get("/readyz")
         assert answer.json() == {"status": "ready", "database": "ok", "broker": "ok"}
 
@@ -30,7 +30,7 @@ class TestHealth:
 
 
 class TestMetrics:
-    def test_for_who_brings_a_token(self, client: TestClient, admin: TestClient) -> None:
+    def test_metrics_need_a_token_from_elsewhere(self, client: TestClient, admin: TestClient) -> None:
         assert client.get("/metrics").status_code == 403  # the test client's address is no loopback
         assert client.get("/metrics", headers={"Authorization": "Bearer x"}).status_code == 401
         admin.get("/api/v1/projects")

@@ -96,7 +96,7 @@ class TestImports:
         assert answer.status_code == 422
         assert answer.json()["field"] == field
 
-    def test_who_may(self, admin: TestClient, committed_db: CommittedDatabase, project: Project) -> None:
+    def test_permissions(self, admin: TestClient, committed_db: CommittedDatabase, project: Project) -> None:
         with committed_db.sessions.begin() as session:
             critic = factories.make_member(session, project, Role.critic)
             _, token = users.create_token(session, SYSTEM, user_id=critic.id, scope=Scope.admin)
@@ -157,9 +157,7 @@ def comparable(line: str, names: dict[tuple[str, str], int]) -> dict[str, Any]:
 
 
 class TestRoundTrip:
-    def test_out_and_in_and_out_again(
-        self, admin: TestClient, committed_db: CommittedDatabase, project: Project
-    ) -> None:
+    def test_export_import_export(self, admin: TestClient, committed_db: CommittedDatabase, project: Project) -> None:
         judged_project(committed_db, project)
         first = admin.get("/api/v1/projects/scenes/dataset").text
         assert admin.post("/api/v1/projects", json={"slug": "other", "round_every": 1000}).status_code == 201
@@ -184,7 +182,7 @@ class TestRoundTrip:
         claimed = admin.post("/api/v1/projects/other/assignments")  # the skipped set has its slots still
         assert (claimed.status_code, claimed.json()["prompt"]["external_id"]) == (201, "e2")
 
-    def test_a_reviewer_may_not_speak_for_others(
+    def test_a_reviewer_may_not_import_verdicts_of_others(
         self, admin: TestClient, committed_db: CommittedDatabase, project: Project
     ) -> None:
         judged_project(committed_db, project)
@@ -199,9 +197,7 @@ class TestRoundTrip:
         )
         assert answer.status_code == 403
 
-    def test_records_that_do_not_hold_together(
-        self, admin: TestClient, committed_db: CommittedDatabase, project: Project
-    ) -> None:
+    def test_inconsistent_records(self, admin: TestClient, committed_db: CommittedDatabase, project: Project) -> None:
         judged_project(committed_db, project)
         record = json.loads(admin.get("/api/v1/projects/scenes/dataset").text.splitlines()[0])
         assert admin.post("/api/v1/projects", json={"slug": "other"}).status_code == 201

@@ -17,7 +17,7 @@ from tests.app.api.conftest import As
 
 
 class TestProjects:
-    def test_made_with_flat_settings(self, admin: TestClient) -> None:
+    def test_created_with_flat_settings(self, admin: TestClient) -> None:
         answer = admin.post("/api/v1/projects", json={"slug": "birds", "name": "Birds", "round_every": 7, "overlap": 2})
         assert answer.status_code == 201
         made = answer.json()
@@ -55,7 +55,7 @@ class TestProjects:
         assert answer.json()["field"] == field
         assert field in answer.json()["detail"] or field in ("slug", "name")
 
-    def test_a_base_model_is_looked_at_first(self, admin: TestClient, project: Project, session: Session) -> None:
+    def test_a_base_model_is_checked_first(self, admin: TestClient, project: Project, session: Session) -> None:
         wanted = {"base_model": "some/model"}
         for call, url, body in (
             (admin.post, "/api/v1/projects", {"slug": "ok", **wanted}),
@@ -73,7 +73,7 @@ class TestProjects:
         assert admin.patch(f"/api/v1/projects/{project.slug}", json=wanted).json()["base_model"] == "some/model"
         assert admin.post("/api/v1/projects", json={"slug": "ok", **wanted}).status_code == 201
 
-    def test_a_folder_as_base_model_has_all_it_needs(self, admin: TestClient, tmp_path: Path) -> None:
+    def test_a_folder_as_base_model(self, admin: TestClient, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text("{}")
         body = {"slug": "ok", "base_model": str(tmp_path)}
         answer = admin.post("/api/v1/projects", json=body)
@@ -84,11 +84,11 @@ class TestProjects:
         assert admin.post("/api/v1/projects", json=body).status_code == 201
 
     @pytest.mark.parametrize("wanted", ["", "x" * 501, 7, ["some/model"]])
-    def test_what_is_no_name_of_a_base_model(self, admin: TestClient, project: Project, wanted: object) -> None:
+    def test_an_invalid_base_model_name(self, admin: TestClient, project: Project, wanted: object) -> None:
         answer = admin.patch(f"/api/v1/projects/{project.slug}", json={"base_model": wanted})
         assert (answer.status_code, answer.json()["field"]) == (422, "base_model")
 
-    def test_changed_in_part(self, admin: TestClient, project: Project) -> None:
+    def test_partial_change(self, admin: TestClient, project: Project) -> None:
         answer = admin.patch(f"/api/v1/projects/{project.slug}", json={"round_every": 5, "name": "New"})
         assert answer.status_code == 200
         assert (answer.json()["round_every"], answer.json()["name"]) == (5, "New")
@@ -187,12 +187,12 @@ class TestProblems:
         assert answer.headers["content-type"] == "application/problem+json"
         assert "GET" in answer.headers["allow"] or "POST" in answer.headers["allow"]
 
-    def test_a_body_that_is_no_json(self, admin: TestClient) -> None:
+    def test_a_body_that_is_not_json(self, admin: TestClient) -> None:
         answer = admin.post("/api/v1/projects", content=b"{nope", headers={"Content-Type": "application/json"})
         assert answer.status_code == 422
         assert "JSON" in answer.json()["detail"]
 
-    def test_safe_headers(self, client: TestClient) -> None:
+    def test_security_headers(self, client: TestClient) -> None:
         for path in ("/healthz", "/api/v1/projects", "/nowhere"):
             headers = client.get(path).headers
             assert "default-src 'self'" in headers["content-security-policy"]

@@ -36,12 +36,12 @@ class TestImages:
         again = admin.get(image["url"], headers={"If-None-Match": answer.headers["etag"]})
         assert again.status_code == 304
 
-    def test_the_same_twice_is_one(self, admin: TestClient) -> None:
+    def test_the_same_image_is_stored_once(self, admin: TestClient) -> None:
         data = factories.image_bytes()
         assert upload(admin, data) == upload(admin, data)
 
     @pytest.mark.parametrize("data", [b"", b"no image", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
-    def test_no_image(self, admin: TestClient, data: bytes) -> None:
+    def test_not_an_image(self, admin: TestClient, data: bytes) -> None:
         answer = admin.post("/api/v1/images", files={"file": ("x.png", data)})
         assert answer.status_code == 422
         assert answer.json()["field"] == "image"
@@ -102,7 +102,7 @@ class TestAddPrompts:
         assert other.status_code == 409
         assert other.json()["field"] == "external_id"
 
-    def test_several_keep_what_is_good(self, admin: TestClient, project: Project) -> None:
+    def test_good_items_of_several_are_kept(self, admin: TestClient, project: Project) -> None:
         sha256 = upload(admin)["sha256"]
         good = {"external_id": "g", "images": [sha256], "question": "q"}
         items = [
@@ -192,7 +192,7 @@ class TestListPrompts:
         assert len(admin.get(path, params={"state": "held"}).json()["items"]) == 1
         assert admin.get(path, params={"split": "test"}).json()["items"] == []
 
-    def test_words(self, session: Session, project: Project, admin: TestClient) -> None:
+    def test_text_search(self, session: Session, project: Project, admin: TestClient) -> None:
         """In whatever case, in question, answer or external id, as they stand now, and of this project alone."""
         first = factories.make_prompt(
             session, project, question="Wo ist die ENTE?", answer="am Ärmel", external_id="X_7"
@@ -239,7 +239,7 @@ class TestChangePrompt:
         assert admin.patch(path, json={"state": "waiting"}).json()["state"] == "waiting"
         assert admin.patch(path, json={"state": "judged"}).status_code == 422
 
-    def test_content_stands_once_candidates_were_made(
+    def test_content_is_fixed_once_there_are_candidates(
         self, session: Session, project: Project, admin: TestClient
     ) -> None:
         prompt = factories.make_prompt(session, project)

@@ -44,7 +44,7 @@ class TestUsers:
         assert critic.get("/api/v1/users").status_code == 403
         assert critic.post("/api/v1/users", json={"email": "a@example.org", "role": "admin"}).status_code == 403
 
-    def test_a_token_makes_no_stronger_one(self, session: Session, project: Project, as_user: As) -> None:
+    def test_a_token_cannot_create_a_stronger_one(self, session: Session, project: Project, as_user: As) -> None:
         user = factories.make_member(session, project, Role.critic)
         writer = as_user(user, Scope.write)
         assert writer.post(f"/api/v1/users/{user.id}/tokens", json={"scope": "admin"}).status_code == 403

@@ -15,7 +15,7 @@ BODY = {"url": "https://8.8.8.8/hook", "events": ["verdict", "import.finished"]}
 
 
 class TestWebhooks:
-    def test_one_from_its_making_to_its_end(self, admin: TestClient, session: Session, project: Project) -> None:
+    def test_lifecycle(self, admin: TestClient, session: Session, project: Project) -> None:
         made = admin.post("/api/v1/webhooks", json={**BODY, "project": project.slug})
         assert made.status_code == 201
         hook = made.json()
@@ -48,14 +48,14 @@ class TestWebhooks:
             ({"events": []}, "events"),
         ],
     )
-    def test_what_is_refused(self, admin: TestClient, change: dict[str, object], field: str) -> None:
+    def test_invalid_input(self, admin: TestClient, change: dict[str, object], field: str) -> None:
         answer = admin.post("/api/v1/webhooks", json={**BODY, **change})
         assert answer.status_code == 422
         assert answer.json()["field"] == field
         made = admin.post("/api/v1/webhooks", json=BODY).json()
         assert admin.patch(f"/api/v1/webhooks/{made['id']}", json=change).status_code == 422
 
-    def test_who_may(self, admin: TestClient, session: Session, project: Project, as_user: As) -> None:
+    def test_permissions(self, admin: TestClient, session: Session, project: Project, as_user: As) -> None:
         made = admin.post("/api/v1/webhooks", json=BODY).json()
         reviewer = as_user(factories.make_member(session, project, Role.reviewer))
         manager = factories.make_member(session, project, Role.admin)

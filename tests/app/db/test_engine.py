@@ -16,7 +16,7 @@ KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application
 
 
 @pytest.mark.parametrize("idle_seconds", [0.0, 3600.0])
-def test_a_connection_lost_between_two_uses_is_made_anew(
+def test_a_connection_lost_between_uses_is_replaced(
     committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
 ) -> None:
     engine = engine_module.make_engine(committed_db.url, pool_size=2)
@@ -36,7 +36,7 @@ def test_a_connection_lost_between_two_uses_is_made_anew(
         engine.dispose()
 
 
-def test_one_lost_while_busy_fails_once_and_the_next_is_whole(committed_db: CommittedDatabase) -> None:
+def test_a_connection_lost_in_use_fails_once(committed_db: CommittedDatabase) -> None:
     engine = engine_module.make_engine(committed_db.url, pool_size=2)
     try:
         with engine.connect() as connection:

@@ -45,7 +45,7 @@ def empty(embedded: Embedded) -> Iterator[str]:
 
 
 @pytest.fixture
-def engine_of_empty(empty: str) -> Iterator[Engine]:
+def empty_engine(empty: str) -> Iterator[Engine]:
     """An engine on the database without any table."""
     engine = create_engine(sqlalchemy_url(empty))
     yield engine
@@ -62,8 +62,8 @@ def catalogue(connection: Connection) -> dict[str, set[tuple[object, ...]]]:
 
 
 class TestUpgrade:
-    def test_it_makes_exactly_what_the_models_say(self, engine: Engine, engine_of_empty: Engine) -> None:
-        with engine.connect() as migrated, engine_of_empty.begin() as made:
+    def test_creates_exactly_the_tables_of_the_models(self, engine: Engine, empty_engine: Engine) -> None:
+        with engine.connect() as migrated, empty_engine.begin() as made:
             Base.metadata.create_all(made)
             by_migrations, by_models = catalogue(migrated), catalogue(made)
         for name in CATALOGUE:
@@ -73,16 +73,16 @@ class TestUpgrade:
     def test_alembic_agrees(self, database_url: str) -> None:
         migrations.check(database_url)
 
-    def test_several_at_once_wait_for_each_other(self, empty: str) -> None:
+    def test_concurrent_upgrades_wait_for_each_other(self, empty: str) -> None:
         command = [sys.executable, "-m", "alembic", "upgrade", "head"]
         environment = {**os.environ, "ILLUME_DATABASE_URL": empty}
         several = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(3)]
         assert [process.wait() for process in several] == [0, 0, 0]
         assert migrations.current_revision(empty) == migrations.required_revision()
 
-    def test_it_does_not_wait_long_for_a_lock(self, empty: str, engine_of_empty: Engine) -> None:
+    def test_lock_timeout(self, empty: str, empty_engine: Engine) -> None:
         migrations.upgrade(empty)
-        with engine_of_empty.connect() as connection:
+        with empty_engine.connect() as connection:
             connection.execute(text("LOCK TABLE picks IN ACCESS EXCLUSIVE MODE"))
             with pytest.raises(OperationalError, match="lock timeout"):
                 migrations.downgrade(empty, "base")
@@ -90,10 +90,10 @@ class TestUpgrade:
 
 
 class TestDowngrade:
-    def test_down_leaves_nothing_and_up_works_again(self, empty: str, engine_of_empty: Engine) -> None:
+    def test_downgrade_removes_everything_and_upgrade_works_again(self, empty: str, empty_engine: Engine) -> None:
         migrations.upgrade(empty)
         migrations.downgrade(empty, "base")
         assert migrations.current_revision(empty) is None
-        assert inspect(engine_of_empty).get_table_names() == ["alembic_version"]
+        assert inspect(empty_engine).get_table_names() == ["alembic_version"]
         migrations.upgrade(empty)
         migrations.check(empty)

@@ -31,15 +31,15 @@ def broker(redis_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _anew() -> Iterator[None]:
+def fresh_counters() -> Iterator[None]:
     rate_limits.get_counter.cache_clear()
     yield
     rate_limits.get_counter.cache_clear()
     get_settings.cache_clear()
 
 
-class TestCounter:
-    def test_over_processes(self, broker: str) -> None:
+class TestUsageCounter:
+    def test_counts_across_processes(self, broker: str) -> None:
         one, other = UsageCounter(broker), UsageCounter(broker)
         assert one.count(per_minute(3), "a", shared=True)[:2] == (True, 2)
         assert other.count(per_minute(3), "a", shared=True)[:2] == (True, 1)
@@ -56,7 +56,7 @@ class TestCounter:
 
     @pytest.mark.parametrize("shared", [True, False])
     @pytest.mark.parametrize("jump", [timedelta(days=-400), timedelta(hours=-1), timedelta(hours=1)])
-    def test_a_clock_that_jumps_shuts_nobody_out(self, broker: str, jump: timedelta, shared: bool) -> None:
+    def test_a_clock_jump_locks_nobody_out(self, broker: str, jump: timedelta, shared: bool) -> None:
         counter = UsageCounter(broker)
         for _ in range(3):
             counter.count(per_minute(2), "a", shared=shared)
@@ -65,15 +65,15 @@ class TestCounter:
         assert (allowed, left) == ((False, 0) if shared else (True, 1))
         assert 1 <= seconds <= 60
 
-    def test_most_cost_no_round_trip(self, broker: str) -> None:
+    def test_tokens_without_own_limit_need_no_redis(self, broker: str) -> None:
         counter = UsageCounter(broker)
         assert counter.count(per_minute(2), "a", shared=False)[:2] == (True, 1)
         with redis.Redis.from_url(broker) as connection:
             assert connection.dbsize() == 0
 
 
-class TestAnswers:
-    def test_say_what_is_left(self, session: Session, project: Project, as_user: As) -> None:  # noqa: F811
+class TestResponses:
+    def test_report_the_remaining_uses(self, session: Session, project: Project, as_user: As) -> None:  # noqa: F811
         bearer = as_user(factories.make_user(session, role=Role.admin), requests_per_minute=3)
         found = []
         for path in ("/api/v1/projects", "/api/v1/prompts/none", f"/api/v1/projects/{project.slug}"):
@@ -87,7 +87,7 @@ class TestAnswers:
         assert "may be used 3 times a minute" in refused.json()["detail"]
         assert refused.headers["retry-after"] == refused.headers["ratelimit"].rpartition("=")[2]
 
-    def test_of_claims_too(self, session: Session, project: Project, as_user: As) -> None:  # noqa: F811
+    def test_claims_are_counted_too(self, session: Session, project: Project, as_user: As) -> None:  # noqa: F811
         critic = factories.make_member(session, project, Role.critic)
         bearer = as_user(critic, Scope.write, requests_per_minute=1)
         path = f"/api/v1/projects/{project.slug}/assignments"
@@ -95,7 +95,7 @@ class TestAnswers:
         assert (first.status_code, first.headers["ratelimit"][:11]) == (204, '"token";r=0')
         assert (second.status_code, "retry-after" in second.headers) == (429, True)
 
-    def test_by_setting(
+    def test_default_limit_by_setting(
         self,
         session: Session,
         as_user: As,  # noqa: F811
@@ -107,10 +107,10 @@ class TestAnswers:
         get_settings.cache_clear()
         assert "ratelimit" not in bearer.get("/api/v1/projects").headers
 
-    def test_not_of_who_bears_none(self, client: TestClient) -> None:  # noqa: F811
+    def test_sessions_are_not_counted(self, client: TestClient) -> None:  # noqa: F811
         assert "ratelimit" not in client.get("/api/v1/projects").headers
 
-    def test_who_sets_one(self, session: Session, project: Project, as_user: As) -> None:  # noqa: F811
+    def test_only_admins_set_a_limit(self, session: Session, project: Project, as_user: As) -> None:  # noqa: F811
         admin = factories.make_user(session, role=Role.admin)
         critic = factories.make_member(session, project, Role.critic)
         made = as_user(admin).post(

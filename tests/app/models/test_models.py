@@ -12,12 +12,12 @@ from tests import factories as make
 
 
 class TestUsers:
-    def test_an_email_is_one_person_whatever_its_case(self, session: Session) -> None:
+    def test_emails_are_unique_ignoring_case(self, session: Session) -> None:
         make.make_user(session, email="Ann@example.org")
         with pytest.raises(IntegrityError, match="uq_users_email_lower"):
             make.make_user(session, email="ann@EXAMPLE.org")
 
-    def test_a_role_nobody_knows_is_refused(self, session: Session) -> None:
+    def test_an_unknown_role_is_refused(self, session: Session) -> None:
         session.add(User(email="x@example.org", role="king"))
         with pytest.raises(IntegrityError, match="ck_users_role_known"):
             session.flush()
@@ -29,7 +29,7 @@ class TestProjects:
         with pytest.raises(IntegrityError, match="uq_projects_slug"):
             make.make_project(session, slug="scenes")
 
-    def test_a_slug_that_is_no_part_of_a_path_is_refused(self, session: Session) -> None:
+    def test_an_invalid_slug_is_refused(self, session: Session) -> None:
         with pytest.raises(IntegrityError, match="ck_projects_slug_form"):
             make.make_project(session, slug="a/b")
 
@@ -56,7 +56,7 @@ class TestCandidateSets:
         with pytest.raises(IntegrityError, match="uq_candidate_sets_live"):
             make.make_candidate_set(session, project, prompt=prompt, state=CandidateSetState.sampling)
 
-    def test_no_more_slots_are_taken_than_there_are(self, session: Session) -> None:
+    def test_taken_cannot_exceed_slots(self, session: Session) -> None:
         candidate_set = make.make_candidate_set(session, make.make_project(session), slots=2)
         candidate_set.taken = 3
         with pytest.raises(IntegrityError, match="ck_candidate_sets_taken_within_slots"):
@@ -71,7 +71,7 @@ class TestAssignments:
         with pytest.raises(IntegrityError, match="uq_assignments_slot"):
             make.make_assignment(session, candidate_set, make.make_critic(session, project))
 
-    def test_a_slot_given_back_can_be_taken_again(self, session: Session) -> None:
+    def test_a_released_slot_can_be_taken_again(self, session: Session) -> None:
         project = make.make_project(session)
         candidate_set = make.make_candidate_set(session, project)
         make.make_assignment(session, candidate_set, make.make_critic(session, project), state=AssignmentState.released)

@@ -48,7 +48,7 @@ class TestLinks:
             one_time_links.use_link(session, plain, "short")
         assert one_time_links.find_open_link(session, person.id) is not None
 
-    def test_a_new_one_ends_the_old(self, session: Session, admin: Actor, person: User) -> None:
+    def test_a_new_link_replaces_the_old_one(self, session: Session, admin: Actor, person: User) -> None:
         _, first = one_time_links.make_link(session, admin, person.id, LinkPurpose.password)
         _, second = one_time_links.make_link(session, admin, person.id, LinkPurpose.password)
         with pytest.raises(NotFound):
@@ -63,7 +63,7 @@ class TestLinks:
         with pytest.raises(NotFound, match="expired"):
             one_time_links.find_link(session, plain)
 
-    def test_not_for_who_is_shut_out(self, session: Session, admin: Actor, person: User) -> None:
+    def test_not_for_a_disabled_person(self, session: Session, admin: Actor, person: User) -> None:
         _, plain = one_time_links.make_link(session, admin, person.id, LinkPurpose.password)
         users.set_disabled(session, admin, person.id, True)
         with pytest.raises(NotFound):

@@ -53,7 +53,7 @@ class TestAddUser:
             users.add_user(session, SYSTEM, email="a@example.org", role=Role.critic, password=password)
         assert caught.value.field == "password"
 
-    def test_by_somebody_who_may_not(self, session: Session, user: User) -> None:
+    def test_needs_an_admin(self, session: Session, user: User) -> None:
         with pytest.raises(Forbidden):
             users.add_user(session, factories.actor_of(user), email="a@example.org", role=Role.admin)
 
@@ -78,13 +78,13 @@ class TestCheckPassword:
         assert self.check(session, user.email.upper(), PASSWORD) is user
         assert session.scalar(select(func.count()).select_from(SignInAttempt)) == 0
 
-    def test_an_old_hash_is_made_anew(self, session: Session, user: User) -> None:
+    def test_an_old_hash_is_replaced(self, session: Session, user: User) -> None:
         before = user.password_hash
         self.check(session, user.email, PASSWORD)
         assert user.password_hash != before
         assert passwords.verify_user_password(user, PASSWORD)
 
-    def test_wrong_unknown_disabled_and_without_password_are_told_alike(self, session: Session, user: User) -> None:
+    def test_all_failures_look_the_same(self, session: Session, user: User) -> None:
         disabled = factories.make_user(session, password=PASSWORD, disabled=True)
         robot = factories.make_user(session)
         told = set()
@@ -119,7 +119,7 @@ class TestCheckPassword:
             self.check(session, user.email, PASSWORD)
         assert self.check(session, user.email, PASSWORD, "192.0.2.2") is user
 
-    def test_after_a_minute_again(self, session: Session, user: User) -> None:
+    def test_allowed_again_after_a_minute(self, session: Session, user: User) -> None:
         for _ in range(get_settings().sign_in_tries):
             with pytest.raises(Unauthenticated):
                 self.check(session, user.email, "wrong")
@@ -145,7 +145,7 @@ class TestWebSessions:
         sessions.close_web_session(session, cookie)
         assert sessions.actor_for_cookie(session, cookie) is None
 
-    def test_over(self, session: Session, user: User) -> None:
+    def test_expired(self, session: Session, user: User) -> None:
         cookie, _ = sessions.open_web_session(session, user)
         session.execute(update(WebSession).values(expires_at=func.now()))
         assert sessions.actor_for_cookie(session, cookie) is None
@@ -161,7 +161,7 @@ class TestWebSessions:
 
 
 class TestTokens:
-    def test_stored_hashed_and_noted(self, session: Session, user: User) -> None:
+    def test_stored_hashed_and_audited(self, session: Session, user: User) -> None:
         token, plain = users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.write, name="n", max_open=9)
         assert plain not in (token.token_hash, token.name)
         actor = users.actor_for_token(session, plain)
@@ -169,7 +169,7 @@ class TestTokens:
         session.expire_all()
         assert session.get_one(Token, token.id).last_used_at is not None
 
-    def test_not_valid(self, session: Session, user: User) -> None:
+    def test_invalid_tokens(self, session: Session, user: User) -> None:
         late = datetime.now(UTC) - timedelta(seconds=1)
         _, expired = users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.read, expires_at=late)
         revoked, plain = users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.read)

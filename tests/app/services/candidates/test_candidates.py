@@ -60,7 +60,7 @@ def state_of(session: Session, prompt: Prompt) -> str:
     return prompt.state
 
 
-class TestPoolNeeds:
+class TestCountMissingSets:
     def test_as_many_as_are_missing_but_no_more_than_wait(self, session: Session, project: Project) -> None:
         assert pools.count_missing_sets(session, project) == 0
         for _ in range(2):
@@ -90,7 +90,7 @@ class TestPoolNeeds:
         assert pools.count_missing_sets(session, project) == 0
         assert pools.count_waiting(session, project) == 0
 
-    def test_makes_up_for_what_critics_passed_over(self, session: Session, project: Project) -> None:
+    def test_released_sets_are_replaced(self, session: Session, project: Project) -> None:
         for _ in range(3):
             offered = factories.make_candidate_set(session, project)
         for _ in range(2):
@@ -112,7 +112,7 @@ class TestClaimSamplingBatch:
         assert (stored.state, stored.slots, stored.priority, stored.worker) == ("sampling", 2, 5, "a")
         assert stored.version_id == project.active_version_id
 
-    def test_nobody_gets_what_another_samples(self, session: Session, project: Project) -> None:
+    def test_a_set_is_leased_to_one_worker(self, session: Session, project: Project) -> None:
         factories.make_prompt(session, project)
         assert len(claim(session, project)) == 1
         assert claim(session, project, worker="b") == []
@@ -160,7 +160,7 @@ class TestStoreCandidates:
         kept = session.scalars(select(Candidate.text).where(Candidate.candidate_set_id == mine.set_id)).all()
         assert sorted(kept) == ["It is red.", "sandy"]
 
-    def test_another_fence_writes_nothing(self, session: Session, project: Project) -> None:
+    def test_a_stale_fence_writes_nothing(self, session: Session, project: Project) -> None:
         prompt = factories.make_prompt(session, project)
         [mine] = claim(session, project)
         lapse(session, mine.set_id)
@@ -198,7 +198,7 @@ class TestStoreCandidates:
 
 
 class TestLeases:
-    def test_broken_off_three_times_is_failed(self, session: Session, project: Project) -> None:
+    def test_interrupted_three_times_is_failed(self, session: Session, project: Project) -> None:
         factories.make_prompt(session, project)
         for _ in range(candidates.MAX_TRIES):
             [mine] = claim(session, project)
@@ -206,14 +206,14 @@ class TestLeases:
         assert claim(session, project) == []
         assert found(session, mine.set_id).error == "Sampling was broken off 3 times."
 
-    def test_given_back_it_is_free_at_once_and_no_try(self, session: Session, project: Project) -> None:
+    def test_release_frees_it_at_once_and_is_no_try(self, session: Session, project: Project) -> None:
         factories.make_prompt(session, project)
         for _ in range(5):
             assert len(claim(session, project)) == 1
             assert candidates.release_sampling(session, "a") == 1
         assert pools.count_sampling(session, project) == 0
 
-    def test_beats_are_for_ones_own(self, session: Session, project: Project) -> None:
+    def test_heartbeats_renew_only_own_leases(self, session: Session, project: Project) -> None:
         factories.make_prompt(session, project)
         [mine] = claim(session, project)
         lapse(session, mine.set_id)
@@ -259,7 +259,7 @@ class TestReplaceUnclaimed:
         assert state_of(session, accepted) == PromptState.waiting
 
 
-class TestExamplesOf:
+class TestLoadPromptsData:
     def test_images_in_order(self, session: Session, project: Project) -> None:
         images = [factories.make_image(session) for _ in range(3)]
         prompt = factories.make_prompt(session, project, images=images, references=["because"], extra={"a": 1})
@@ -267,7 +267,7 @@ class TestExamplesOf:
         assert data.images == tuple(image.sha256 for image in images)
         assert (data.references, data.metadata, data.answer) == (("because",), {"a": 1}, "a red umbrella")
 
-    def test_more_than_a_statement_takes_parameters(self, session: Session, project: Project) -> None:
+    def test_more_ids_than_a_statement_has_parameters(self, session: Session, project: Project) -> None:
         """A round of 7,000 rationales has 70,000 prompts beside them."""
         prompt = factories.make_prompt(session, project)
         found = candidates.load_prompts_data(session, [prompt.id, *range(10**12, 10**12 + 70_000)])

@@ -235,7 +235,7 @@ class TestPerson:
         world.run(erasures.erase_person(world.session, world.admin, world.critics[0].user_id))
         assert world.session.get_one(Round, started.id).state is RoundState.cancelled
 
-    def test_a_flag_of_theirs_holds_nothing_any_more(self, world: World) -> None:
+    def test_their_flags_no_longer_hold_prompts(self, world: World) -> None:
         critic = world.critics[0]
         mine = give.history(world.session, critic, world.project)[0]
         flag = give.parse_verdict({"kind": "flagged", "reason": "Offensive"})
@@ -245,7 +245,7 @@ class TestPerson:
         world.run(erasures.erase_person(world.session, world.admin, critic.user_id))
         assert world.session.get_one(Prompt, int(mine["prompt"])).state is PromptState.ready
 
-    def test_who_may_and_whom(self, world: World) -> None:
+    def test_permissions(self, world: World) -> None:
         with pytest.raises(Forbidden):
             erasures.erase_person(world.session, world.critics[0], world.critics[1].user_id)
         with pytest.raises(Conflict, match="You cannot erase yourself"):
@@ -256,7 +256,7 @@ class TestPerson:
         with pytest.raises(NotFound, match="erased already"):
             erasures.erase_person(world.session, world.admin, world.critics[1].user_id)
 
-    def test_broken_off_and_gone_on_with(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_interrupted_erasure_continues(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         class Stopping(Exception):
             pass
 
@@ -325,7 +325,7 @@ class TestImage:
         with pytest.raises(Exception, match="not of this set"):
             give.give(world.session, world.critics[0], claim.id, picked)
 
-    def test_another_prompts_picture_stays(self, world: World) -> None:
+    def test_images_of_other_prompts_stay(self, world: World) -> None:
         one = world.lines()[0]["images"][0]["sha256"]
         others = set(world.session.scalars(select(Image.sha256))) - {one}
         world.run(erasures.erase_image(world.session, world.admin, one))
@@ -407,7 +407,7 @@ class TestProject:
         assert world.run(asked).error is None
 
 
-def test_what_is_no_verdict_is_no_kind(world: World) -> None:
+def test_a_tombstone_counts_nowhere(world: World) -> None:
     """A tombstone counts nowhere."""
     world.run(erasures.erase_person(world.session, world.admin, world.critics[1].user_id))
     rows = world.session.scalars(select(Verdict).where(Verdict.critic_id == world.critics[1].user_id)).all()

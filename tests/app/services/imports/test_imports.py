@@ -87,7 +87,7 @@ class TestRun:
         again = run(committed_db, project, data)
         assert (again.added, again.unchanged, again.rejected) == (0, 420, 1)
 
-    def test_goes_on_where_it_was_broken_off(self, committed_db: CommittedDatabase, project: Project) -> None:
+    def test_resumes_where_it_was_interrupted(self, committed_db: CommittedDatabase, project: Project) -> None:
         class Stopping(Exception):
             pass
 
@@ -95,13 +95,13 @@ class TestRun:
         items = [{"images": [sha256], "question": str(number)} for number in range(3 * BATCH_ROWS)]
         made = make(committed_db, project, table(*items), "x.jsonl")
 
-        def stop_in_the_second_piece() -> None:
+        def stop_in_the_second_batch() -> None:
             with committed_db.sessions() as session:
                 if session.get_one(Import, made).done:
                     raise Stopping
 
         with pytest.raises(Stopping):
-            run_import(made, worker="one", check=stop_in_the_second_piece)
+            run_import(made, worker="one", check=stop_in_the_second_batch)
         run_import(made, worker="two", check=lambda: None)  # still leased by `one`
         with committed_db.sessions() as session:
             broken = session.get_one(Import, made)
@@ -114,7 +114,7 @@ class TestRun:
             assert session.get_one(Import, made).state is ImportState.succeeded
             assert session.scalar(select(func.count()).select_from(Prompt)) == len(items)
 
-    def test_gives_others_their_turn(self, committed_db: CommittedDatabase, project: Project) -> None:
+    def test_yields_to_other_tasks(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256 = stored_image(committed_db)
         items = [{"images": [sha256], "question": str(number)} for number in range(2 * BATCH_ROWS)]
         made = make(committed_db, project, table(*items), "x.jsonl")
@@ -129,7 +129,7 @@ class TestRun:
             (ImportState.succeeded, 2 * BATCH_ROWS, 2 * BATCH_ROWS),
         ]
 
-    def test_one_that_never_gets_further_fails(self, committed_db: CommittedDatabase, project: Project) -> None:
+    def test_an_import_without_progress_fails(self, committed_db: CommittedDatabase, project: Project) -> None:
         made = make(committed_db, project, table({"question": "q"}), "x.jsonl")
         with committed_db.sessions() as session:
             session.get_one(Import, made).tries = 5
@@ -286,7 +286,7 @@ class TestRefusals:
             (451, "external_id"),
             (600, "external_id"),
         ]
-        assert "comes twice: it is in line 4" in reasons(committed_db, found)[0][2]
+        assert "occurs twice: first in line 4" in reasons(committed_db, found)[0][2]
 
     def test_an_image_in_two_splits(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256, other = stored_image(committed_db), stored_image(committed_db)
@@ -304,7 +304,7 @@ class TestRefusals:
         later = run(committed_db, project, table({"images": [sha256], "question": "six", "split": "val"}))
         assert (later.added, later.rejected) == (0, 1)
 
-    def test_what_only_the_database_refuses(
+    def test_rows_that_only_the_database_refuses(
         self, committed_db: CommittedDatabase, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sha256 = stored_image(committed_db)
@@ -387,7 +387,7 @@ class TestFormats:
             str(number) for number in range(40) if number not in (7, 9)
         }
 
-    def test_parquet_is_gone_on_with_in_the_middle(self, committed_db: CommittedDatabase, project: Project) -> None:
+    def test_parquet_is_resumed_in_the_middle(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256 = stored_image(committed_db)
         rows = [{"images": [sha256], "question": f"q{number}"} for number in range(450)]
         file = io.BytesIO()
@@ -397,7 +397,7 @@ class TestFormats:
             run_import(made, worker="one", check=lambda: None, seconds=0.0)
         assert [prompt.question for prompt in prompts_of(committed_db, project)] == [row["question"] for row in rows]
 
-    def test_vqa_x_as_it_is_published(self, committed_db: CommittedDatabase, project: Project) -> None:
+    def test_vqa_x_as_published(self, committed_db: CommittedDatabase, project: Project) -> None:
         columns = {
             "image_id": [456558, 17, 456558],
             "question_id": [456558002, 17001, 456558003],
@@ -502,7 +502,7 @@ class TestTexts:
     @example(words=["😀👩‍👩‍👧", "שלום \u202eabc", "a\nb\r\nc\u2028", "'\"`\\", "x" * 4000, "<script>alert(1)</script>"])
     @example(words=["{{ 7 * 7 }}", "%s %d %(x)s {0}", "a\x00b", "\x1b[31m", "\ufeff", "\u0000"])
     @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-    def test_texts_come_in_as_they_are_or_are_refused(
+    def test_texts_are_imported_unchanged_or_refused(
         self, committed_db: CommittedDatabase, project: Project, kind: str, words: list[str]
     ) -> None:
         import csv
@@ -541,7 +541,7 @@ def known_image(db: CommittedDatabase) -> str:
 
 
 class TestDraft:
-    def test_is_looked_at_then_taken_in(self, committed_db: CommittedDatabase, project: Project) -> None:
+    def test_is_previewed_then_imported(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256 = stored_image(committed_db)
         data = table({"file_name": sha256, "caption": "q", "answer": "a", "license": 1}, b"{broken")
         made = make(committed_db, project, data, "x.jsonl", draft=True)

@@ -15,7 +15,7 @@ from app.services.kernel.actors import Actor
 from tests import factories
 
 
-def assert_right(session: Session, project: Project) -> None:
+def assert_counts_match(session: Session, project: Project) -> None:
     """The counts say what the tables do."""
     prompts = Counter(
         (one.split, one.state, one.has_accepted)
@@ -48,30 +48,30 @@ def test_counts_follow_what_happens(session: Session) -> None:
     for number in range(4):
         factories.make_candidate_set(session, project)
         factories.make_prompt(session, other)
-        assert_right(session, project)
+        assert_counts_match(session, project)
         if number == 2:
             counters.fold_deltas(session)
     first = judge(session, project, critic)
     judge(session, project, critic, "none_fit")
     judge(session, project, critic, "flagged")
     session.expire_all()
-    assert_right(session, project)
+    assert_counts_match(session, project)
     counters.fold_deltas(session)
     assert session.scalar(select(CountDelta.id).limit(1)) is None
     give.change(session, critic, int(first), VerdictIn.model_validate({"kind": "none_fit"}))
     session.expire_all()
-    assert_right(session, project)
+    assert_counts_match(session, project)
     session.execute(text("DELETE FROM prompts WHERE project_id = :p AND state = 'held'"), {"p": project.id})
     session.expire_all()
-    assert_right(session, project)
-    assert_right(session, other)
+    assert_counts_match(session, project)
+    assert_counts_match(session, other)
     before = counters.verdict_counts(session, project)
     counters.rebuild(session)
     assert sorted(counters.verdict_counts(session, project), key=str) == sorted(before, key=str)
-    assert_right(session, project)
+    assert_counts_match(session, project)
 
 
-def test_days_long_over_become_one(session: Session) -> None:
+def test_old_days_are_merged(session: Session) -> None:
     project = factories.make_project(session)
     critic = factories.make_critic(session, project)
     for _ in range(2):

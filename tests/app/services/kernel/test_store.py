@@ -31,7 +31,7 @@ class TestBytes:
         assert store.read_bytes(key) == b"content"
 
     @pytest.mark.parametrize("key", ["0" * 64, "../../etc/passwd", "", "A" * 64])
-    def test_what_is_not_there(self, store: Store, key: str) -> None:
+    def test_missing_keys(self, store: Store, key: str) -> None:
         with pytest.raises(NotFound):
             store.read_bytes(key)
 
@@ -60,7 +60,7 @@ class TestBytes:
 
 class TestSync:
     @pytest.fixture
-    def done(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    def flushed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """What was brought to the disk, in order: names of files and folders, or all."""
         found: list[str] = []
         monkeypatch.setattr(os, "fsync", lambda file: found.append(Path(f"/proc/self/fd/{file}").readlink().name))
@@ -68,29 +68,29 @@ class TestSync:
         return found
 
     @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for the names")
-    def test_a_commit_comes_after_it(
-        self, session: Session, tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+    def test_a_commit_follows_the_flush(
+        self, session: Session, tmp_path: Path, flushed: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("ILLUME_STORE_URL", (tmp_path / "store").as_uri())
         forget_settings()
         key = get_store().put_bytes(b"content")
-        assert done == []
+        assert flushed == []
         session.execute(text("SELECT 1"))
         session.commit()
-        assert done == [key, key[:2], "store"]
+        assert flushed == [key, key[:2], "store"]
         session.execute(text("SELECT 1"))
         session.commit()
-        assert len(done) == 3
+        assert len(flushed) == 3
         forget_settings()
 
-    def test_many_go_at_once(self, tmp_path: Path, done: list[str]) -> None:
+    def test_many_files_are_flushed_at_once(self, tmp_path: Path, flushed: list[str]) -> None:
         store = Store((tmp_path / "store").as_uri())
         for number in range(100):
             store.put_bytes(b"%d" % number)
         store.sync()
-        assert done == ["all"]
+        assert flushed == ["all"]
 
-    def test_what_was_removed_meanwhile_is_no_hindrance(self, tmp_path: Path) -> None:
+    def test_a_removed_file_is_skipped(self, tmp_path: Path) -> None:
         store = Store((tmp_path / "store").as_uri())
         store.remove(store.put_bytes(b"content"))
         store.sync()
@@ -103,7 +103,7 @@ class TestFolders:
         (path / "deep" / "a.bin").write_bytes(b"\x00\x01")
         return path
 
-    def test_come_back_as_they_were(self, store: Store, tmp_path: Path) -> None:
+    def test_round_trip(self, store: Store, tmp_path: Path) -> None:
         key = store.put_folder(self.folder(tmp_path / "one"))
         target = store.fetch_folder(key, tmp_path / "made" / "two")
         found = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
@@ -117,7 +117,7 @@ class TestFolders:
         (two / "b.txt").write_text("c")
         assert store.put_folder(one) != store.put_folder(two)
 
-    def test_one_that_is_not_there_leaves_nothing(self, store: Store, tmp_path: Path) -> None:
+    def test_a_missing_folder_leaves_nothing(self, store: Store, tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             store.fetch_folder("0" * 64, tmp_path / "target")
         assert not (tmp_path / "target").exists()

@@ -19,7 +19,7 @@ def beat(session: Session, name: str, **values: str) -> None:
     workers.beat_worker(session, name, queues=queues, device="cpu", doing=values.get("doing", ""), memory_mb=10)
 
 
-def silence(session: Session, table: type[Worker] | type[DeviceClaim], name: str) -> None:
+def make_silent(session: Session, table: type[Worker] | type[DeviceClaim], name: str) -> None:
     column = table.name if table is Worker else table.worker
     session.execute(update(table).where(column == name).values(beats_at=func.now() - timedelta(days=2)))
 
@@ -31,12 +31,12 @@ class TestWorkers:
         beat(session, "a", doing="sampling")
         assert [(one.name, one.doing) for one in workers.list_workers(session)] == [("a", "sampling"), ("b", "")]
         assert [one.name for one in workers.list_workers(session, queue="model")] == ["a"]
-        silence(session, Worker, "a")
+        make_silent(session, Worker, "a")
         assert [one.name for one in workers.list_workers(session)] == ["b"]
         workers.delete_stale(session)
         assert workers.list_worker_names(session) == ["b"]
 
-    def test_who_stops_is_forgotten_with_their_devices(self, session: Session) -> None:
+    def test_a_stopped_worker_releases_its_devices(self, session: Session) -> None:
         beat(session, "a")
         assert workers.claim_device(session, "host/cpu", worker="a", purpose="round")
         workers.remove_worker(session, "a")
@@ -59,14 +59,14 @@ class TestDevices:
 
     def test_a_silent_holder_loses_it(self, session: Session) -> None:
         assert workers.claim_device(session, "host/cpu", worker="a", purpose="round")
-        silence(session, DeviceClaim, "a")
+        make_silent(session, DeviceClaim, "a")
         workers.beat_devices(session, "b")
         assert workers.claim_device(session, "host/cpu", worker="b", purpose="round")
         assert not workers.claim_device(session, "host/cpu", worker="a", purpose="round")
 
 
-class TestBury:
-    def test_all_leases_of_a_dead_worker_are_free_at_once(self, session: Session) -> None:
+class TestExpireLeases:
+    def test_all_leases_of_a_dead_worker_expire_at_once(self, session: Session) -> None:
         project = factories.make_project(session)
         factories.make_prompt(session, project)
         beat(session, "dead")

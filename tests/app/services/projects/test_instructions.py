@@ -12,7 +12,7 @@ from app.services.projects.projects import parse_settings
 from tests import factories
 
 
-def test_examples_of_lines() -> None:
+def test_parse_examples() -> None:
     lines = ["+ a red kite | it is seen", "-it is so because it is so"]
     assert parse_examples(lines) == (
         Example("a red kite", True, "it is seen"),
@@ -21,7 +21,7 @@ def test_examples_of_lines() -> None:
 
 
 @pytest.mark.parametrize("line", ["a red kite", "+ | why", "*  a kite"])
-def test_a_line_that_is_no_example_is_refused(line: str) -> None:
+def test_an_invalid_example_is_refused(line: str) -> None:
     with pytest.raises(Invalid, match="instruction_examples"):
         parse_settings({"instruction_examples": [line]})
 

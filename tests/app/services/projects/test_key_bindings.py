@@ -20,7 +20,7 @@ def critic(session: Session) -> Actor:
     return Actor(user.id, user.email, user.role)
 
 
-def test_are_kept_with_the_person(session: Session, critic: Actor) -> None:
+def test_are_stored_with_the_person(session: Session, critic: Actor) -> None:
     other = factories.make_user(session, role=Role.critic)
     save_key_bindings(session, critic, {"none": "x", "submit": "Enter"})
     assert load_key_bindings(session, critic) == {"none": "x"}

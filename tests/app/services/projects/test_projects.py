@@ -27,7 +27,7 @@ class TestCreateProject:
 
 
 class TestUpdateProject:
-    def test_is_a_new_revision_only_where_something_changed(self, session: Session) -> None:
+    def test_makes_a_revision_only_if_something_changed(self, session: Session) -> None:
         project = factories.make_project(session, round_every=5)
         before = project.revision_id
         projects.update_project(session, SYSTEM, project.slug, {"round_every": 5, "name": "Other"})
@@ -48,7 +48,7 @@ class TestUpdateProject:
             projects.update_project(session, SYSTEM, project.slug, {"base_model": "third"})
         assert caught.value.field == "base_model"
 
-    def test_more_overlap_opens_sets_on_offer_and_less_closes_them(self, session: Session) -> None:
+    def test_overlap_changes_apply_to_offered_sets(self, session: Session) -> None:
         project = factories.make_project(session)
         offered = factories.make_candidate_set(session, project)
         critic = factories.make_critic(session, project)
@@ -63,7 +63,7 @@ class TestUpdateProject:
         assert session.get_one(CandidateSet, offered.id).state is CandidateSetState.judged
         assert session.get_one(Prompt, offered.prompt_id).state is PromptState.judged
 
-    def test_another_aggregation_counts_anew(self, session: Session) -> None:
+    def test_aggregation_changes_recompute_acceptance(self, session: Session) -> None:
         project = factories.make_project(session, overlap=2)
         offered = factories.make_candidate_set(session, project, slots=2)
         for number in range(2):
@@ -80,7 +80,7 @@ class TestUpdateProject:
         projects.update_project(session, SYSTEM, project.slug, {"aggregation": "any"})
         assert rules.fresh_count(session, project) == 1
 
-    def test_waits_for_no_critic_who_is_at_work(self, committed_db: CommittedDatabase) -> None:
+    def test_does_not_wait_for_critics(self, committed_db: CommittedDatabase) -> None:
         with committed_db.sessions() as session:
             project = factories.make_project(session)
             critic = factories.make_critic(session, project)
@@ -93,7 +93,7 @@ class TestUpdateProject:
             changing.commit()
             judging.commit()
 
-    def test_a_bad_one_changes_nothing(self, session: Session) -> None:
+    def test_an_invalid_setting_changes_nothing(self, session: Session) -> None:
         project = factories.make_project(session)
         with pytest.raises(Invalid) as caught:
             projects.update_project(session, SYSTEM, project.slug, {"overlap": 2, "epochs": -1})

@@ -32,7 +32,7 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
 
 
-class TestEncode:
+class TestReencode:
     @pytest.mark.parametrize(
         ("data", "media_type"),
         [
@@ -50,7 +50,7 @@ class TestEncode:
             (encoded("P", "GIF"), "image/png"),
         ],
     )
-    def test_what_is_taken(self, data: bytes, media_type: str) -> None:
+    def test_accepted_formats(self, data: bytes, media_type: str) -> None:
         picture = images.reencode(data)
         assert (picture.media_type, picture.width, picture.height) == (media_type, 16, 9)
         with PIL.Image.open(io.BytesIO(picture.data)) as again:
@@ -62,7 +62,7 @@ class TestEncode:
         assert images.reencode(encoded()) == once
         assert images.reencode(once.data) == once
 
-    def test_foreign_bytes_are_gone(self) -> None:
+    def test_appended_bytes_are_removed(self) -> None:
         data = encoded(kind="JPEG", comment=b"<script>alert(1)</script>") + b"<html>tail</html>"
         picture = images.reencode(data)
         assert b"script" not in picture.data
@@ -98,13 +98,13 @@ class TestEncode:
             png_that_claims(10, 10),
         ],
     )
-    def test_what_is_not(self, data: bytes) -> None:
+    def test_rejected_files(self, data: bytes) -> None:
         with pytest.raises(Invalid):
             images.reencode(data)
 
 
 class TestReadImage:
-    def test_by_who_brought_it_by_members_and_by_admins(self, session: Session) -> None:
+    def test_visible_to_uploader_members_and_admins(self, session: Session) -> None:
         project = factories.make_project(session)
         reviewer = factories.actor_of(factories.make_member(session, project, Role.reviewer))
         critic = factories.make_critic(session, project)

@@ -29,7 +29,7 @@ def votes(table: dict[int, tuple[bool | None, ...]], *, per_set: int = 3) -> lis
 
 
 class TestAlpha:
-    def test_is_the_librarys_with_gaps_in_the_data(self) -> None:
+    def test_equals_the_library_with_missing_data(self) -> None:
         rows = {0: (True, True, None), 1: (False, True, False), 2: (None, True, True), 3: (False, False, False)}
         data = np.array([[np.nan if one is None else float(one) for one in row] for row in rows.values()]).T
         expected = krippendorff.alpha(reliability_data=data, level_of_measurement="nominal")
@@ -52,7 +52,7 @@ class TestAlpha:
         assert found.high is not None
         assert found.low < 0 < found.high
 
-    def test_the_interval_is_of_the_same_alpha(self) -> None:
+    def test_the_interval_uses_the_same_alpha(self) -> None:
         """Drawing a single set again and again is the estimate itself."""
         table = np.array([[3.0, 1.0], [1.0, 2.0], [0.0, 4.0]])
         low, high = agreement.bootstrap_alpha(np.vstack([table, table]), np.array([0, 0, 0, 1, 1, 1]), 2, seed=0)
@@ -60,14 +60,14 @@ class TestAlpha:
         assert low == pytest.approx(expected)
         assert high == pytest.approx(expected)
 
-    def test_undefined_says_why(self) -> None:
+    def test_undefined_alpha_has_a_reason(self) -> None:
         assert agreement.compute_agreement([]).reason == NO_SHARED_SETS
         assert agreement.compute_agreement(votes({0: (True, None), 1: (None, False)})).reason == NO_SHARED_SETS
         alike = agreement.compute_agreement(votes({0: (True, True), 1: (True, True)}))
         assert (alike.alpha, alike.share, alike.reason) == (None, 1.0, NO_VARIETY)
 
 
-class TestParts:
+class TestSubsets:
     def test_pairs_count_what_both_judged(self) -> None:
         found = agreement.agreement_by_pair(
             votes({0: (True, True, None), 1: (False, False, None), 3: (None, True, False), 4: (None, False, True)})
@@ -101,7 +101,7 @@ class TestProject:
         """A project."""
         return factories.make_project(session)
 
-    def test_none_fits_passes_over_every_candidate(self, session: Session, project: Project) -> None:
+    def test_none_fit_rejects_every_candidate(self, session: Session, project: Project) -> None:
         first, second = (factories.make_critic(session, project) for _ in range(2))
         for places in ((0,), ()):
             made = factories.make_candidate_set(session, project, slots=2)

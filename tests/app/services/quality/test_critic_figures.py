@@ -17,15 +17,15 @@ def project(session: Session) -> Project:
     return factories.make_project(session)
 
 
-class TestPlaces:
-    def test_who_always_picks_the_first_is_seen(self) -> None:
+class TestPositions:
+    def test_always_picking_the_first_shows(self) -> None:
         found = critic_figures.compute_position_figures([(4, frozenset({1}))] * 20)
         assert found.rates == (1.0, 0.0, 0.0, 0.0)
         assert found.first is not None
         assert found.first.mean == pytest.approx(0.75)
         assert found.first.low > 0
 
-    def test_who_picks_every_place_alike_is_not(self) -> None:
+    def test_picking_evenly_does_not(self) -> None:
         found = critic_figures.compute_position_figures([(3, frozenset({1 + number % 3})) for number in range(60)])
         assert found.first is not None
         assert found.first.low < 0 < found.first.high

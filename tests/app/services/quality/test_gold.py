@@ -72,7 +72,7 @@ class TestGold:
             answer(session, critic, project, right=True)
             assert assignments.claim(session, critic, project) is None
 
-    def test_is_taken_out_of_use_otherwise(self, session: Session) -> None:
+    def test_is_not_used_otherwise(self, session: Session) -> None:
         project = project_with(session)
         offered = factories.make_candidate_set(session, project)
         prompt = session.get_one(Prompt, offered.prompt_id)
@@ -102,9 +102,7 @@ class TestGold:
 
 
 class TestStanding:
-    def test_who_falls_below_is_paused_with_a_word_and_can_be_let_go_on(
-        self, session: Session, dice: dict[str, float]
-    ) -> None:
+    def test_low_accuracy_pauses_and_an_admin_resumes(self, session: Session, dice: dict[str, float]) -> None:
         project = project_with(session, gold_share=0.5, gold_accuracy=0.7, gold_minimum=2)
         for _ in range(4):
             add(session, project)
@@ -126,9 +124,7 @@ class TestStanding:
         standing = standings.list_standings(session, SYSTEM, project)[0]
         assert (standing.answered, standing.score, standing.paused_at) == (1, 1.0, None)
 
-    def test_verdicts_weigh_by_reliability_where_the_project_wants_it(
-        self, session: Session, dice: dict[str, float]
-    ) -> None:
+    def test_verdicts_are_weighed_by_reliability_if_set(self, session: Session, dice: dict[str, float]) -> None:
         project = project_with(session, gold_share=0.5, overlap=3, aggregation="majority", weigh_reliability=True)
         for _ in range(6):
             add(session, project)
@@ -178,7 +174,7 @@ class TestPractice:
         assert gold.next_practice(session, critic, project) is None
         assert assignments.claim(session, critic, project) is not None
 
-    def test_without_practice_prompts_nobody_waits_for_them(self, session: Session) -> None:
+    def test_no_practice_without_practice_prompts(self, session: Session) -> None:
         project = project_with(session, practice_prompts=5)
         factories.make_candidate_set(session, project)
         assert assignments.claim(session, factories.make_critic(session, project), project) is not None
@@ -191,7 +187,7 @@ class TestPractice:
 
 
 class TestConsistency:
-    def test_compares_both_times_and_the_places(self, session: Session, dice: dict[str, float]) -> None:
+    def test_compares_both_times_and_positions(self, session: Session, dice: dict[str, float]) -> None:
         project = project_with(session, repeat_share=0.5, repeat_after=0)
         factories.make_candidate_set(session, project, texts=("one", "two"))
         critic = factories.make_critic(session, project)

@@ -90,7 +90,7 @@ class TestDisagreement:
         assert accepted_ids(session, project) == []
         assert not session.get_one(Prompt, offered.prompt_id, populate_existing=True).has_accepted
 
-    def test_ends_where_a_critic_changes_their_mind(self, session: Session) -> None:
+    def test_closes_if_a_critic_changes_their_verdict(self, session: Session) -> None:
         project = project_with(session, overlap=2)
         offered = factories.make_candidate_set(session, project, slots=2)
         judged(session, project, offered, 0)
@@ -127,7 +127,7 @@ class TestSentBack:
         assert decide.returned_to(session, critic, project) == []
         assert [item["id"] for item in queue(session, project)] == [str(review_id)]
 
-    def test_or_stands_by_it(self, session: Session) -> None:
+    def test_its_critic_may_confirm_it(self, session: Session) -> None:
         project = project_with(session, overlap=2)
         offered = factories.make_candidate_set(session, project, slots=2)
         judged(session, project, offered, 0)
@@ -152,7 +152,7 @@ class TestFlag:
         assert prompt.state is PromptState.held
         return offered, prompt, queue(session, project)[0]
 
-    def test_that_is_dismissed_gives_the_prompt_back(self, session: Session) -> None:
+    def test_dismissal_offers_the_prompt_again(self, session: Session) -> None:
         project = project_with(session)
         _, prompt, item = self.flagged(session, project)
         assert (item["kind"], item["verdicts"][0]["reason"]) == ("flag", "Offensive")
@@ -161,7 +161,7 @@ class TestFlag:
         assert prompt.state is PromptState.ready
         assert assignments.claim(session, factories.make_critic(session, project), project) is not None
 
-    def test_may_end_a_prompt(self, session: Session) -> None:
+    def test_may_retire_a_prompt(self, session: Session) -> None:
         project = project_with(session)
         _, prompt, item = self.flagged(session, project)
         decide.retire(session, reviewer_of(session, project), int(item["id"]))
@@ -187,7 +187,7 @@ class TestLate:
         assert (out.status, out.body["state"]) == (202, "kept_aside")
         return offered, session.get_one(Verdict, int(out.body["id"])), queue(session, project)[0]
 
-    def test_is_kept_aside_shown_and_may_be_accepted(self, session: Session) -> None:
+    def test_is_kept_aside_listed_and_may_be_accepted(self, session: Session) -> None:
         project = project_with(session)
         offered, given, item = self.late(session, project)
         first, second, _ = (one.id for one in factories.candidates_of(session, offered))
@@ -213,7 +213,7 @@ class TestLate:
         with pytest.raises(Conflict, match="again"):
             decide.accept(session, factories.make_admin(session), int(item["id"]))
 
-    def test_may_be_left_aside(self, session: Session) -> None:
+    def test_may_be_dismissed(self, session: Session) -> None:
         project = project_with(session)
         _, given, item = self.late(session, project)
         decide.dismiss(session, SYSTEM, int(item["id"]))
@@ -231,7 +231,7 @@ class TestAdaptiveOverlap:
         project = project_with(session, overlap=3, adaptive_overlap=True)
         return project, factories.make_candidate_set(session, project, slots=1)
 
-    def test_one_is_enough_where_they_are_sure(self, session: Session) -> None:
+    def test_one_critic_is_enough_if_sure(self, session: Session) -> None:
         project, offered = self.adaptive(session)
         judged(session, project, offered, 0)
         assert self.state_of(session, offered) == (1, CandidateSetState.judged)
@@ -255,7 +255,7 @@ class TestAdaptiveOverlap:
         judged(session, project, offered)
         assert self.state_of(session, offered) == (2, CandidateSetState.judged)
 
-    def test_a_second_where_somebody_was_unsure(self, session: Session) -> None:
+    def test_a_second_critic_if_one_was_unsure(self, session: Session) -> None:
         project, offered = self.adaptive(session)
         critic = factories.make_critic(session, project)
         skip = parse_verdict({"kind": "skipped", "reason": "Not sure"})

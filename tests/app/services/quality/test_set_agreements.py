@@ -59,7 +59,7 @@ def test_sets_of_two_or_more_critics_are_kept(committed_db: CommittedDatabase, p
     assert kept(committed_db) == {same.id: False, none.id: False, differ.id: True, partly.id: True}
 
 
-def test_what_changes_is_looked_at_again(committed_db: CommittedDatabase, project: Project) -> None:
+def test_changed_sets_are_recomputed(committed_db: CommittedDatabase, project: Project) -> None:
     with committed_db.sessions.begin() as session:
         made = offer(session, project)
         (_, first), (critic, second) = say(session, made, [0], [1])
@@ -73,7 +73,7 @@ def test_what_changes_is_looked_at_again(committed_db: CommittedDatabase, projec
     assert kept(committed_db) == {}
 
 
-def test_what_does_not_count_is_left_out(committed_db: CommittedDatabase, project: Project) -> None:
+def test_uncounted_verdicts_are_left_out(committed_db: CommittedDatabase, project: Project) -> None:
     with committed_db.sessions.begin() as session:
         gold, again, skipped = (offer(session, project) for _ in range(3))
         say(session, gold, [0], [1])[1][1].state = "gold"
@@ -83,7 +83,7 @@ def test_what_does_not_count_is_left_out(committed_db: CommittedDatabase, projec
     assert kept(committed_db) == {}
 
 
-def test_the_past_is_gone_through_a_piece_at_a_time(
+def test_the_feed_is_processed_in_batches(
     committed_db: CommittedDatabase, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(set_agreements, "BATCH_SIZE", 3)
@@ -97,7 +97,7 @@ def test_the_past_is_gone_through_a_piece_at_a_time(
     assert kept(committed_db) == {made.id: True for made in sets}
 
 
-def test_a_verdict_committed_late_is_not_passed_over(committed_db: CommittedDatabase, project: Project) -> None:
+def test_a_late_commit_is_not_missed(committed_db: CommittedDatabase, project: Project) -> None:
     with committed_db.sessions.begin() as session:
         first, second = offer(session, project), offer(session, project)
     with committed_db.sessions.begin() as slow:

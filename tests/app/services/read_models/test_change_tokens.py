@@ -125,7 +125,7 @@ CHANGES: dict[str, Callable[[World], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_another_mark(world: World, change: str) -> None:
+def test_a_change_gives_another_token(world: World, change: str) -> None:
     before = world.mark()
     assert before is not None
     assert world.mark() == before
@@ -133,7 +133,7 @@ def test_a_change_is_another_mark(world: World, change: str) -> None:
     assert world.mark() != before
 
 
-def test_what_is_not_shown_changes_nothing(world: World) -> None:
+def test_hidden_changes_keep_the_token(world: World) -> None:
     before = world.mark()
     beat(world.session)
     other = factories.make_project(world.session)
@@ -149,7 +149,7 @@ def test_what_is_not_shown_changes_nothing(world: World) -> None:
     assert world.mark() == before
 
 
-def test_the_moment_is_the_same_until_a_transaction_ends(committed_db: CommittedDatabase) -> None:
+def test_the_database_token_is_stable_until_a_transaction_ends(committed_db: CommittedDatabase) -> None:
     def moment() -> str | None:
         with committed_db.sessions() as session:
             return change_tokens.database_token(session)
@@ -163,5 +163,5 @@ def test_the_moment_is_the_same_until_a_transaction_ends(committed_db: Committed
     assert moment() not in (first, during)
 
 
-def test_of_a_project_that_is_not_there(session: Session) -> None:
+def test_an_unknown_project_has_no_token(session: Session) -> None:
     assert change_tokens.project_token(session, "nowhere", "") is None

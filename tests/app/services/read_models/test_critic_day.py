@@ -55,8 +55,8 @@ def ended_round(session: Session, project: Project, number: int, gain: float, *v
     return made
 
 
-class TestDayOf:
-    def test_counts_what_stands_of_ones_own(self, session: Session, project: Project, critic: Actor) -> None:
+class TestLoadCriticDay:
+    def test_counts_own_current_verdicts(self, session: Session, project: Project, critic: Actor) -> None:
         for seconds in (2.0, 4.0, 30.0, None):
             judged(session, project, critic, seconds=seconds)
         old = judged(session, project, critic, seconds=500.0)
@@ -90,16 +90,14 @@ class TestCredits:
         assert (oldest.round, oldest.picks, round(oldest.gain, 6)) == (1, 2, 6.1)
         assert (oldest.version, oldest.active) == (None, False)
 
-    def test_a_pick_that_is_no_rationale_row_earns_none(
-        self, session: Session, project: Project, critic: Actor
-    ) -> None:
+    def test_only_rationale_rows_earn_credit(self, session: Session, project: Project, critic: Actor) -> None:
         made = ended_round(session, project, 1, 0.061, judged(session, project, critic))
         row = session.get_one(SnapshotItem, (made.snapshot_id, 1))
         row.role = SnapshotItemRole.heldout
         session.flush()
         assert critic_day.list_credits(session, critic, project) == ()
 
-    def test_a_round_that_goes_on_is_not_told(self, session: Session, project: Project, critic: Actor) -> None:
+    def test_an_active_round_is_left_out(self, session: Session, project: Project, critic: Actor) -> None:
         ended_round(session, project, 1, 0.061, judged(session, project, critic)).state = RoundState.evaluating
         session.flush()
         assert critic_day.list_credits(session, critic, project) == ()
@@ -117,7 +115,7 @@ class TestStreak:
         assert critic_day.count_streak(frozenset({FRIDAY, monday}), monday) == 2
         assert critic_day.count_streak(frozenset({FRIDAY, FRIDAY + timedelta(days=1), monday}), monday) == 3
 
-    def test_years_of_it_end_somewhere(self) -> None:
+    def test_the_streak_is_bounded(self) -> None:
         worked = frozenset(FRIDAY - timedelta(days=back) for back in range(1000))
         assert critic_day.count_streak(worked, FRIDAY) == critic_day.LOOK_BACK_DAYS + 1
 

@@ -44,16 +44,14 @@ class TestOwnVerdicts:
         assert (line.picks, line.rationale, line.kind) == (("two", "three"), "four", VerdictKind.picked)
         assert line.image is not None
 
-    def test_what_was_changed_is_gone(self, session: Session, project: Project) -> None:
+    def test_superseded_verdicts_are_left_out(self, session: Session, project: Project) -> None:
         ada = factories.make_critic(session, project)
         old = judged(session, project, ada)
         new = int(give.change(session, ada, old, VerdictIn(kind=VerdictKind.skipped, reason="dark"))["id"])
         assert [line.id for line in overviews.list_own_verdicts(session, ada, project)] == [new]
         assert overviews.get_own_verdict(session, ada, project, old) is None
 
-    def test_words_are_looked_for_a_part_at_a_time(
-        self, session: Session, project: Project, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_search_goes_in_steps(self, session: Session, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(overviews, "SEARCH_DEPTH", 2)
         ada = factories.make_critic(session, project)
         ids = [judged(session, project, ada) for _ in range(5)]
@@ -67,7 +65,7 @@ class TestOwnVerdicts:
         assert seen == [ids[4:2:-1], ids[2:0:-1], ids[:1]]
         assert before is None
 
-    def test_words_are_found_wherever_they_stand(self, session: Session, project: Project) -> None:
+    def test_search_covers_all_texts(self, session: Session, project: Project) -> None:
         ada = factories.make_critic(session, project)
 
         def given(question: str, *texts: str, rationale: str | None = None) -> int:
@@ -95,7 +93,7 @@ class TestOwnVerdicts:
             overviews.list_own_verdicts(session, stranger, project)
 
 
-class TestWasChangedTo:
+class TestWasAlreadyChangedTo:
     def test_the_same_change_only(self, session: Session, project: Project) -> None:
         ada, ben = factories.make_critic(session, project), factories.make_critic(session, project)
         old = judged(session, project, ada)
@@ -109,7 +107,7 @@ class TestWasChangedTo:
         )
 
 
-class TestSetsOf:
+class TestListCandidateSets:
     def test_candidates_with_how_often_they_were_picked(self, session: Session, project: Project) -> None:
         ada, ben = factories.make_critic(session, project), factories.make_critic(session, project)
         prompt = factories.make_prompt(session, project)
@@ -125,7 +123,7 @@ class TestSetsOf:
         assert line.version == 0
 
 
-class TestCriticsOf:
+class TestListCritics:
     def test_sums(self, session: Session, project: Project) -> None:
         ada = factories.make_critic(session, project)
         for seconds in (1.0, 3.0, 20.0):
