@@ -1,4 +1,4 @@
-"""Times that are stored or compared come from the database: clocks of several machines differ, and jump."""
+"""Times that are stored or compared come from the database, because the clocks of machines differ, and jump."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""128 critics at once against a real server process: nothing fails, nothing is counted twice, no set gets too many."""
+"""128 critics at once against a real server process: nothing fails, is counted twice, or is over-assigned."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def server(committed_db: CommittedDatabase, tmp_path: Path) -> Iterator[int]:
-    """A web server process on the test's database; the port it listens on."""
+    """A web server process on the test's database; yields its port."""
     port = free_port()
     with (tmp_path / "web.log").open("wb") as log:
         process = subprocess.Popen(
@@ -68,7 +68,7 @@ def server(committed_db: CommittedDatabase, tmp_path: Path) -> Iterator[int]:
 
 
 class Client:
-    """A critic's program: claims and judges until nothing is ready, on one connection."""
+    """A critic's client, which claims and judges on one connection until nothing is ready."""
 
     def __init__(self, port: int, token: str, number: int) -> None:
         self.connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
@@ -118,7 +118,7 @@ def test_128_critics_at_once(committed_db: CommittedDatabase, server: int) -> No
 
     with ThreadPoolExecutor(CRITICS) as threads:
         list(threads.map(rush, clients))
-    for client in clients:  # who skips last leaves a slot to others that have gone by then
+    for client in clients:  # the last to skip leaves a slot to clients that have finished by then
         client.judge_all("busy", ("none_fit",))
     statuses = sum((client.statuses for client in clients), Counter[tuple[str, int]]())
     assert {status for _, status in statuses} <= {201, 204}

@@ -1,4 +1,4 @@
-"""Messages go out after the commit, and a broker that is away disturbs nobody."""
+"""Tasks are sent after the commit, and an unreachable broker disturbs nobody."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TestSender:
                 with redis.Redis(port=port) as client:
                     wait_for(client)
                     sender.paused_until = 0
-                    while not sender.send(queue.SWEEP, ()):  # a connection to the one before may have to fail first
+                    while not sender.send(queue.SWEEP, ()):  # the previous connection may have to fail first
                         sender.paused_until = 0
                     assert len(messages(client, "default")) == 1
             finally:

@@ -1,4 +1,4 @@
-"""A database that is frozen, locked, slow or full: clear answers in time, no pile-up, and all is well again after."""
+"""A frozen, locked, slow or full database gives clear errors in time, causes no pile-up, and recovers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CLAIM = "/api/v1/projects/slow/assignments"
 
 @pytest.fixture
 def alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Embedded, httpx.Client]]:
-    """A PostgreSQL and a web server of the test's own with few places: the server, and a critic's client."""
+    """A PostgreSQL of its own and a web server with a small pool; yields the database and a critic's client."""
     folder = Path(tempfile.mkdtemp(dir=data_dir))
     folder.chmod(0o711)
     services = Embedded(folder, durable=False, with_redis=False)
@@ -75,13 +75,13 @@ def alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Emb
 
 
 def claims(client: httpx.Client, threads: ThreadPoolExecutor) -> list[Future[httpx.Response]]:
-    """Claims by many at once, under way."""
+    """Many concurrent claims, in progress."""
     return [threads.submit(client.post, CLAIM) for _ in range(CALLS)]
 
 
 @contextlib.contextmanager
 def frozen(folder: Path) -> Iterator[None]:
-    """PostgreSQL stands still while the block runs."""
+    """Freeze PostgreSQL during the block."""
     family = servers_in(folder)
     for process in family:
         process.suspend()
@@ -154,7 +154,7 @@ class TestSlow:
 class TestFull:
     @pytest.fixture
     def broken(self) -> TestClient:
-        """An application whose routes find no room."""
+        """An application whose routes find the disk full."""
         app = FastAPI()
         problems.install(app, error_page=errors.render)
 

@@ -20,14 +20,14 @@ from tests import factories
 
 @pytest.fixture(scope="session")
 def shared_app(database_url: str) -> FastAPI:
-    """One application for all tests: making one takes a moment."""
+    """One application for all tests, because creating one takes a moment."""
     assert database_url
     return create_app()
 
 
 @pytest.fixture
 def app(shared_app: FastAPI, session: Session) -> Iterator[FastAPI]:
-    """The application on the test's session, which each request commits to its savepoint, or rolls back to the last."""
+    """The application on the test's session. A request commits to its savepoint, or rolls back to the last one."""
 
     def test_session() -> Iterator[Session]:
         session.commit()
@@ -51,13 +51,13 @@ As = Callable[..., TestClient]
 
 @pytest.fixture
 def client(app: FastAPI) -> TestClient:
-    """Somebody without a token."""
+    """A client without a token."""
     return TestClient(app, raise_server_exceptions=False)
 
 
 @pytest.fixture
 def as_user(app: FastAPI, session: Session) -> As:
-    """Makes a client that bears a token of a person's."""
+    """Makes a client that sends a token of this person."""
 
     def make(user: User, scope: Scope = Scope.admin, **options: int) -> TestClient:
         _, token = users.create_token(session, SYSTEM, user_id=user.id, scope=scope, **options)
@@ -68,7 +68,7 @@ def as_user(app: FastAPI, session: Session) -> As:
 
 @pytest.fixture
 def project(session: Session) -> Project:
-    """A project whose rounds do not start in tests."""
+    """A project in which no round starts by itself."""
     return factories.make_project(session, round_every=1000)
 
 

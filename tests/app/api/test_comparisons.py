@@ -14,7 +14,7 @@ URL = "/api/v1"
 
 @pytest.fixture
 def body(session: Session, project: Project) -> dict[str, object]:
-    """What starts a comparison of two versions that wrote differently for two prompts, and alike for a third."""
+    """A comparison of two versions that wrote different texts for two prompts, and equal ones for a third."""
     old = session.get_one(ModelVersion, project.active_version_id)
     new = factories.make_version(session, project, number=1, parent=old)
     prompts = [factories.make_prompt(session, project, split=Split.val) for _ in range(3)]

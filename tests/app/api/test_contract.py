@@ -1,6 +1,6 @@
-"""The OpenAPI description is true: whatever is sent, the answer is one that it names, in the shape it names.
+"""The OpenAPI description is true: every response, whatever the request, is one that it describes.
 
-schemathesis makes up requests by the description, good ones and bad ones; some name things that are there.
+schemathesis generates valid and invalid requests from the description; some refer to existing objects.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from tests import factories
 from tests.app.services.feedback import judge
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-SOME = (  # of each kind of call one or two, for each run of the tests
+SOME = (  # one or two of each kind of call, for every test run
     ("GET", "/api/v1/projects"),
     ("POST", "/api/v1/projects"),
     ("PATCH", "/api/v1/projects/{slug}"),
@@ -75,7 +75,7 @@ SOME = (  # of each kind of call one or two, for each run of the tests
     ("GET", "/api/v1/imports/{import_id}"),
 )
 DESCRIPTION = create_app().openapi()
-# Calls whose good answer comes only for what `known` laid for them, with what is sent.
+# Calls that succeed only with the objects in `known`, with their bodies.
 GOOD = (
     ("GET", "/api/v1/projects/{slug}/gold", None),
     ("DELETE", "/api/v1/gold/{gold_id}", None),
@@ -99,13 +99,13 @@ OPERATIONS = {(one.method.upper(), one.path): one for one in (found.ok() for fou
 
 @pytest.fixture
 def asker(session: Session) -> User:
-    """The admin who asks."""
+    """The admin who sends the requests."""
     return factories.make_user(session, role=Role.admin)
 
 
 @pytest.fixture
 def known(session: Session, project: Project, asker: User) -> dict[str, str]:
-    """A project with one of everything, and what paths call these things."""
+    """A project with one of everything, and the path parameters that name these objects."""
     critic = factories.make_critic(session, project)
     prompt = judge(session, project, critic)
     open_set = factories.make_candidate_set(session, project)
@@ -152,7 +152,7 @@ def known(session: Session, project: Project, asker: User) -> dict[str, str]:
 
 
 def make_comparison(session: Session, project: Project) -> dict[str, str]:
-    """A comparison of the active version with another, and a pair of it that is to be judged."""
+    """A comparison of the active version with another one, and an unjudged pair of it."""
     old = session.get_one(ModelVersion, project.active_version_id)
     new = factories.make_version(session, project, number=7, parent=old)
     prompts = [str(factories.make_prompt(session, project, split=Split.val).id) for _ in range(2)]
@@ -182,13 +182,13 @@ def personal_items(session: Session, project: Project, asker: User, verdict: Ver
 
 @pytest.fixture
 def schema(app: FastAPI) -> Any:
-    """The description as the server gives it, which requests go by."""
+    """The description as the server returns it, which the requests follow."""
     return schemathesis.openapi.from_asgi("/api/v1/openapi.json", app)
 
 
 @pytest.fixture
 def headers(session: Session, asker: User, known: dict[str, str]) -> dict[str, str]:
-    """Those of an admin's requests, once everything is there."""
+    """The headers of an admin's requests, once all objects exist."""
     assert known
     _, token = users.create_token(session, SYSTEM, user_id=asker.id, scope=Scope.admin)
     session.commit()
@@ -197,7 +197,7 @@ def headers(session: Session, asker: User, known: dict[str, str]) -> dict[str, s
 
 @pytest.fixture
 def check_operation(schema: Any, known: dict[str, str], headers: dict[str, str]) -> Callable[..., None]:
-    """Sends made-up requests of one kind as an admin and checks their answers."""
+    """Sends generated requests of one kind as an admin, and checks their responses."""
 
     def run(method: str, path: str, examples: int) -> None:
         operation = schema[path][method]
@@ -250,7 +250,7 @@ def test_many_made_up_requests(check_operation: Callable[..., None], method: str
 
 
 class TestExamples:
-    """Each call has an example of what is sent and of what comes back, and they are of the shapes that it names."""
+    """Each call has an example of its request and its response, in the described shapes."""
 
     @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=lambda value: value)
     def test_every_call_has_examples(self, method: str, path: str) -> None:

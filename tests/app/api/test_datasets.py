@@ -125,7 +125,7 @@ class TestDatabaseUnreachable:
         assert admin.get("/healthz").status_code == 200
         here.configure(bind=get_engine())
         away.dispose()
-        # A connection that the server ended meanwhile is noticed too.
+        # A connection that the server closed meanwhile is noticed, too.
         with committed_db.engine.connect() as connection:
             connection.exec_driver_sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -135,7 +135,7 @@ class TestDatabaseUnreachable:
 
 
 class TestEncodings:
-    """How the rows travel: compressed, as Parquet, in pages, not at all where nothing changed."""
+    """How rows are sent: compressed, as Parquet, in pages, or not at all if nothing changed."""
 
     def path(self, project: Project) -> str:
         return f"/api/v1/projects/{project.slug}/dataset"

@@ -1,4 +1,4 @@
-"""Erasing over REST: what would go, asking for it, and how far it is."""
+"""Erasures over REST: the impact, the request, and the progress."""
 
 from __future__ import annotations
 

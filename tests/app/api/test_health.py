@@ -1,4 +1,4 @@
-"""Health, readiness, numbers."""
+"""Liveness, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TestHealth:
 
 class TestMetrics:
     def test_metrics_need_a_token_from_elsewhere(self, client: TestClient, admin: TestClient) -> None:
-        assert client.get("/metrics").status_code == 403  # the test client's address is no loopback
+        assert client.get("/metrics").status_code == 403  # the test client's address is not a loopback address
         assert client.get("/metrics", headers={"Authorization": "Bearer x"}).status_code == 401
         admin.get("/api/v1/projects")
 

@@ -1,4 +1,4 @@
-"""Imports over REST: files of several kinds, a mapping, and the report of rejected lines; out and in again."""
+"""Imports over REST: several kinds of files, a mapping, the report of rejected lines, and a round trip."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def admin(committed_db: CommittedDatabase) -> Iterator[TestClient]:
 
 
 def post(client: TestClient, data: bytes, name: str, slug: str = "scenes", **form: str) -> dict[str, Any]:
-    """Import a file to its end."""
+    """Run the import of a file to its end."""
     answer = client.post(f"/api/v1/projects/{slug}/imports", files={"file": (name, data)}, data=form)
     assert answer.status_code == 202, answer.text
     run_import(int(answer.json()["id"]), worker="w", check=lambda: None)
@@ -109,7 +109,7 @@ class TestImports:
 
 
 def judged_project(db: CommittedDatabase, project: Project) -> None:
-    """Feedback of every kind on prompts of every sort."""
+    """Feedback of every kind, on prompts of every kind."""
     texts = ("it stands in the sand", "😀 שלום\n{{ x }} %s <script>", "umbrellas")
     with db.sessions.begin() as session:
         critics = [factories.make_critic(session, project) for _ in range(2)]
@@ -141,7 +141,7 @@ NAMES = {"id": "verdict", "prompt": "prompt", "candidate_set": "set", "critic": 
 
 
 def comparable(line: str, names: dict[tuple[str, str], int]) -> dict[str, Any]:
-    """A record whose ids, which a project gives anew, are numbers in the order they first come in."""
+    """A record whose ids, which differ between projects, are replaced by numbers in order of appearance."""
 
     def number(kind: str, value: Any) -> Any:
         return value if value is None else names.setdefault((kind, value), len(names))
@@ -179,7 +179,7 @@ class TestRoundTrip:
             for slug in ("scenes", "other")
         }
         assert states["other"] == states["scenes"] == ["held", "judged", "judged", "judged", "ready"]
-        claimed = admin.post("/api/v1/projects/other/assignments")  # the skipped set has its slots still
+        claimed = admin.post("/api/v1/projects/other/assignments")  # the skipped set still has its slots
         assert (claimed.status_code, claimed.json()["prompt"]["external_id"]) == (201, "e2")
 
     def test_a_reviewer_may_not_import_verdicts_of_others(

@@ -193,7 +193,7 @@ class TestListPrompts:
         assert admin.get(path, params={"split": "test"}).json()["items"] == []
 
     def test_text_search(self, session: Session, project: Project, admin: TestClient) -> None:
-        """In whatever case, in question, answer or external id, as they stand now, and of this project alone."""
+        """In any case, in question, answer or external id, in their current text, and only in this project."""
         first = factories.make_prompt(
             session, project, question="Wo ist die ENTE?", answer="am Ärmel", external_id="X_7"
         )

@@ -1,4 +1,4 @@
-"""The pool's connections: lost ones are noticed before anybody meets them."""
+"""Lost connections of the pool are noticed before a request meets them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The migrations make exactly the tables of the models, and take them away again."""
+"""The migrations create exactly the tables of the models, and remove them again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CATALOGUE = {
 
 @pytest.fixture
 def empty(embedded: Embedded) -> Iterator[str]:
-    """The URL of a database without any table."""
+    """The URL of a database without tables."""
     name = f"empty_{next(numbers)}"
     with maintenance(embedded.database_url) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -46,14 +46,14 @@ def empty(embedded: Embedded) -> Iterator[str]:
 
 @pytest.fixture
 def empty_engine(empty: str) -> Iterator[Engine]:
-    """An engine on the database without any table."""
+    """An engine for the database without tables."""
     engine = create_engine(sqlalchemy_url(empty))
     yield engine
     engine.dispose()
 
 
 def catalogue(connection: Connection) -> dict[str, set[tuple[object, ...]]]:
-    """Everything PostgreSQL knows of our tables, but for alembic's own."""
+    """Everything PostgreSQL knows about our tables, without alembic's own."""
     found = {}
     for name, statement in CATALOGUE.items():
         rows = {tuple(row) for row in connection.execute(text(statement))}

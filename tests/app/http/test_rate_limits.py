@@ -1,4 +1,4 @@
-"""Limits of tokens: told in every answer, kept over processes where there is a Redis, and without one too."""
+"""Rate limits of tokens: reported in every response, shared between processes through Redis, and kept without one."""
 
 from __future__ import annotations
 

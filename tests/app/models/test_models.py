@@ -1,4 +1,4 @@
-"""The invariants that the database keeps, whatever the code above it does."""
+"""The invariants that the database keeps, whatever the code above does."""
 
 from __future__ import annotations
 

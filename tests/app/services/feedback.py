@@ -1,4 +1,4 @@
-"""Feedback for the tests of snapshots and rounds: prompts judged as a critic would."""
+"""Feedback for the tests of snapshots and rounds: prompts judged as by a critic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def judge(
     images: list[Image] | None = None,
     answer: str | None = "a red umbrella",
 ) -> Prompt:
-    """A prompt of which `picks` candidates were picked; its accepted rationales stand."""
+    """A prompt of which `picks` candidates were picked, with its accepted rationales."""
     prompt = factories.make_prompt(session, project, images=images, answer=answer)
     offered = factories.make_candidate_set(session, project, prompt=prompt)
     if answer is None:

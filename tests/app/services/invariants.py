@@ -1,4 +1,4 @@
-"""What must hold of assignments and verdicts at every moment, asked of the database."""
+"""Invariants of assignments and verdicts, as queries that find violations."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BROKEN = {
 
 
 def broken(session: Session) -> dict[str, int]:
-    """How many rows break each invariant; empty where none does. For projects that accept by any one critic."""
+    """How many rows violate each invariant; empty if none does. For projects with the aggregation `any`."""
     found = {
         name: session.scalar(text(f"SELECT count(*) FROM ({query.replace('HELD', HELD)}) x")) or 0  # noqa: S608 - constants only
         for name, query in BROKEN.items()

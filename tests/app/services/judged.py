@@ -19,9 +19,9 @@ NASTY = (
 
 
 def make_judged(session: Session, *, prompts: int = 4, critics: int = 1) -> tuple[Project, list[Actor]]:
-    """A project whose prompts are judged by all critics: they pick one, two, none, or write their own, in turns.
+    """A project whose prompts are judged by all critics: in turns they pick one, two, none, or write their own.
 
-    Candidates are hard texts, each prompt has an image of its own, the last one has two.
+    Candidates are difficult texts; each prompt has an image of its own, the last one has two.
     """
     project = factories.make_project(session, round_every=1000, overlap=critics)
     people = [factories.make_critic(session, project) for _ in range(critics)]

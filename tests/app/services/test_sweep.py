@@ -1,4 +1,4 @@
-"""The sweep: what is due is sent, what is old goes, and two sweeps at once do no harm."""
+"""The sweep: due work is sent, old rows are removed, and two sweeps at once do no harm."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TestRun:
         with committed_db.sessions() as session:
             due = factories.make_project(session, round_every=1)
             judge(session, due, factories.make_critic(session, due))
-            # A round that cannot start, for its prompt has no image any more, hinders no other.
+            # A round that cannot start, because its prompt has lost its image, does not block others.
             hindered = factories.make_project(session, round_every=1)
             prompt = judge(session, hindered, factories.make_critic(session, hindered))
             prompt.split = Split.val

@@ -25,7 +25,7 @@ def admin(session: Session) -> Actor:
 
 @pytest.fixture
 def person(session: Session) -> User:
-    """Somebody without a password."""
+    """A person without a password."""
     return factories.make_user(session)
 
 

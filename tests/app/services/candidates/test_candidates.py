@@ -1,4 +1,4 @@
-"""The pool of candidate sets: how full it is, who samples, what is stored, what an activation replaces."""
+"""Candidate sets: the pool, sampling leases, storing, and replacement after an activation."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ class TestLoadPromptsData:
         assert (data.references, data.metadata, data.answer) == (("because",), {"a": 1}, "a red umbrella")
 
     def test_more_ids_than_a_statement_has_parameters(self, session: Session, project: Project) -> None:
-        """A round of 7,000 rationales has 70,000 prompts beside them."""
+        """A round of 7,000 rationales has 70,000 guard prompts."""
         prompt = factories.make_prompt(session, project)
         found = candidates.load_prompts_data(session, [prompt.id, *range(10**12, 10**12 + 70_000)])
         assert list(found) == [prompt.id]

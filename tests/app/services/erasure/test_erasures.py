@@ -1,4 +1,4 @@
-"""Erasing a person, an image, a project: nothing of it is left, and everybody is told that it is gone."""
+"""Erasing a person, an image or a project leaves nothing of it, and every reader of the feed learns that it is gone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ WORDS = "words of this critic's own"
 
 @dataclass
 class World:
-    """A project that two critics judged, with a snapshot of a round, and an admin."""
+    """A project that two critics judged, with the snapshot of a round, and an admin."""
 
     session: Session
     project: Project
@@ -94,7 +94,7 @@ class World:
         return found
 
     def everything(self) -> str:
-        """All that the database and the store hold, as one text."""
+        """The whole content of the database and the store, as one text."""
         tables = self.session.scalars(
             text("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY 1")
         ).all()
@@ -176,7 +176,7 @@ class TestPerson:
 
     def test_webhooks_are_told_and_keep_nothing(self, world: World) -> None:
         hook, _ = webhooks.add_webhook(world.session, SYSTEM, url="https://8.8.8.8/", events=["verdict"], project=None)
-        hook.feed_xid = "0"  # as if it had been there before the verdicts
+        hook.feed_xid = "0"  # as if it had existed before the verdicts
         world.session.commit()
         sweep.run()
         log = select(WebhookDelivery).order_by(WebhookDelivery.id)
@@ -386,7 +386,7 @@ class TestProject:
         world.session.commit()
         sweep.run()
         assert WORDS in str(world.session.scalars(select(WebhookDelivery.payload)).all())
-        hook.feed_xid, hook.feed_id = "0", 0  # as if nothing had been told yet
+        hook.feed_xid, hook.feed_id = "0", 0  # as if nothing had been delivered yet
         erasure = erasures.erase_project(world.session, world.admin, world.project.slug)
         world.session.commit()
         sweep.run()

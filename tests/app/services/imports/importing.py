@@ -1,4 +1,4 @@
-"""What tests of imports share: files to import, and running them."""
+"""Files to import, and running imports, for the tests of imports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import CommittedDatabase
 
 
 def table(*items: Any) -> bytes:
-    """Lines of JSON; bytes are lines as they are."""
+    """Lines of JSON; bytes are used as they are."""
     return b"".join((item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in items)
 
 
@@ -64,7 +64,7 @@ def run(
     fetch: Fetch | None = None,
     **options: Any,
 ) -> Import:
-    """An import that ran."""
+    """An import that has run."""
     import_id = make(db, project, data, filename, **options)
     run_import(import_id, worker="w", check=lambda: None, fetch=fetch)
     with db.sessions() as session:
@@ -78,13 +78,13 @@ def problems(db: CommittedDatabase, found: Import) -> list[ImportProblem]:
 
 
 def prompts_of(db: CommittedDatabase, project: Project) -> list[Prompt]:
-    """The prompts of a project, the oldest first."""
+    """The prompts of a project, oldest first."""
     with db.sessions() as session:
         return list(session.query(Prompt).filter_by(project_id=project.id).order_by(Prompt.id))
 
 
 def stored_image(db: CommittedDatabase) -> str:
-    """The sha256 of an image that is there."""
+    """The sha256 of a stored image."""
     with db.sessions() as session:
         sha256 = images.add_image(session, SYSTEM, factories.image_bytes()).sha256
         session.commit()

@@ -1,4 +1,4 @@
-"""Imports: files of prompts, good and bad lines, broken off and gone on with."""
+"""Imports: files of prompts, good and bad lines, interruption and resumption."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ class TestRun:
 
         with pytest.raises(Stopping):
             run_import(made, worker="one", check=stop_in_the_second_batch)
-        run_import(made, worker="two", check=lambda: None)  # still leased by `one`
+        run_import(made, worker="two", check=lambda: None)  # still leased to `one`
         with committed_db.sessions() as session:
             broken = session.get_one(Import, made)
             assert (broken.state, broken.done) == (ImportState.running, BATCH_ROWS)
             broken.beats_at = None
             session.commit()
         run_import(made, worker="two", check=lambda: None)
-        run_import(made, worker="three", check=lambda: None)  # a doubled message does no harm
+        run_import(made, worker="three", check=lambda: None)  # a duplicate message does no harm
         with committed_db.sessions() as session:
             assert session.get_one(Import, made).state is ImportState.succeeded
             assert session.scalar(select(func.count()).select_from(Prompt)) == len(items)
@@ -221,7 +221,7 @@ BAD_LINES: list[tuple[Any, str | None, str]] = [
 
 
 class TestRefusals:
-    """Each with a clear word; what was good is kept."""
+    """Refused input gets a clear reason; good rows are kept."""
 
     def test_lines(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256 = stored_image(committed_db)
@@ -324,7 +324,7 @@ class TestRefusals:
 
 
 def bomb() -> bytes:
-    """A small file that says it is an image of 400 megapixels."""
+    """A small file that claims to be an image of 400 megapixels."""
     import struct
     import zlib
 
@@ -529,12 +529,12 @@ class TestTexts:
 
 
 def stripped(word: str) -> str:
-    """A text without the white space around it, as Unicode has it: Python also takes four separators for such."""
+    """A text without surrounding white space as Unicode defines it; Python strips four separators more."""
     return word.strip("".join(chr(code) for code in range(0x3001) if chr(code).isspace() and not 28 <= code <= 31))
 
 
 def known_image(db: CommittedDatabase) -> str:
-    """The sha256 of an image that is made once for a database."""
+    """The sha256 of an image, stored once per database."""
     with db.sessions() as session:
         known = session.scalar(text("SELECT sha256 FROM images LIMIT 1"))
     return str(known) if known else stored_image(db)
@@ -545,7 +545,7 @@ class TestDraft:
         sha256 = stored_image(committed_db)
         data = table({"file_name": sha256, "caption": "q", "answer": "a", "license": 1}, b"{broken")
         made = make(committed_db, project, data, "x.jsonl", draft=True)
-        run_import(made, worker="w", check=lambda: None)  # nobody has said yes yet
+        run_import(made, worker="w", check=lambda: None)  # not started yet
         with committed_db.sessions.begin() as session:
             found = imports.get_import(session, SYSTEM, made)
             assert found.state is ImportState.draft

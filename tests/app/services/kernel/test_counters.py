@@ -1,4 +1,4 @@
-"""Counts kept by deltas: always what a count of all rows says, folded or not."""
+"""Counts kept as deltas always equal a count of all rows, folded or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import factories
 
 
 def assert_counts_match(session: Session, project: Project) -> None:
-    """The counts say what the tables do."""
+    """Check that the counts match the tables."""
     prompts = Counter(
         (one.split, one.state, one.has_accepted)
         for one in session.scalars(select(Prompt).where(Prompt.project_id == project.id))
@@ -34,7 +34,7 @@ def assert_counts_match(session: Session, project: Project) -> None:
 
 
 def judge(session: Session, project: Project, critic: Actor, kind: str = "picked") -> str:
-    """Claim and judge; the verdict's id."""
+    """Claim and judge. Returns the verdict's id."""
     claimed = assignments.claim(session, critic, project)
     assert claimed is not None
     picks = [claimed.candidates[0]["id"]] if kind == "picked" else []

@@ -61,7 +61,7 @@ class TestBytes:
 class TestSync:
     @pytest.fixture
     def flushed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """What was brought to the disk, in order: names of files and folders, or all."""
+        """What was flushed to disk, in order: names of files and folders, or `all`."""
         found: list[str] = []
         monkeypatch.setattr(os, "fsync", lambda file: found.append(Path(f"/proc/self/fd/{file}").readlink().name))
         monkeypatch.setattr(os, "sync", lambda: found.append("all"))

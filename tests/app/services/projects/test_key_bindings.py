@@ -1,4 +1,4 @@
-"""Keys of one's own: kept with the person, refused where they clash."""
+"""Personal key bindings: stored with the person, refused if they clash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_are_stored_with_the_person(session: Session, critic: Actor) -> None:
     save_key_bindings(session, critic, {"none": "x", "submit": "Enter"})
     assert load_key_bindings(session, critic) == {"none": "x"}
     assert load_key_bindings(session, Actor(other.id, other.email, other.role)) == {}
-    save_key_bindings(session, critic, {"skip": "f", "flag": "s"})  # two change places
+    save_key_bindings(session, critic, {"skip": "f", "flag": "s"})  # two actions swap their keys
     assert load_key_bindings(session, critic) == {"skip": "f", "flag": "s"}
 
 

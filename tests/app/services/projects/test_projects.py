@@ -1,4 +1,4 @@
-"""Projects: revisions of settings, and what a change of settings does to what is going on."""
+"""Projects: revisions of settings, and the effect of changed settings on work in progress."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TestUpdateProject:
             factories.make_candidate_set(session, project)
             session.commit()
         with committed_db.sessions() as judging, committed_db.sessions() as changing:
-            assert assignments.claim(judging, critic, project) is not None  # its row refers to the project's
+            assert assignments.claim(judging, critic, project) is not None  # its row refers to the project's row
             changing.execute(text("SET LOCAL lock_timeout = 100"))
             projects.update_project(changing, SYSTEM, project.slug, {"max_open": 5})
             changing.commit()

@@ -1,4 +1,4 @@
-"""Images: what is taken, and that what is served was written by us."""
+"""Images: which are accepted, and that every served byte was written by us."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def encoded(mode: str = "RGB", kind: str = "PNG", size: tuple[int, int] = (16, 9
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG whose header names a size, and that ends where its pixels would begin."""
+    """A PNG whose header claims a size, and that ends where its pixels should begin."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -70,7 +70,7 @@ class TestReencode:
 
     def test_upright_and_without_metadata(self) -> None:
         exif = PIL.Image.Exif()
-        exif[0x0112] = 6  # turned by a quarter
+        exif[0x0112] = 6  # rotated by a quarter turn
         exif[0x010E] = "where it was taken"
         picture = images.reencode(encoded(kind="JPEG", exif=exif))
         assert (picture.width, picture.height) == (9, 16)

@@ -19,7 +19,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def votes(table: dict[int, tuple[bool | None, ...]], *, per_set: int = 3) -> list[Vote]:
-    """Votes of critics 1, 2 ... on candidates; None for who did not judge it."""
+    """Votes of critics 1, 2 ... on candidates; None for a critic who did not judge it."""
     return [
         Vote(candidate // per_set, candidate, critic, NOW, said)
         for candidate, row in table.items()
@@ -53,7 +53,7 @@ class TestAlpha:
         assert found.low < 0 < found.high
 
     def test_the_interval_uses_the_same_alpha(self) -> None:
-        """Drawing a single set again and again is the estimate itself."""
+        """Resampling a single set always gives the estimate itself."""
         table = np.array([[3.0, 1.0], [1.0, 2.0], [0.0, 4.0]])
         low, high = agreement.bootstrap_alpha(np.vstack([table, table]), np.array([0, 0, 0, 1, 1, 1]), 2, seed=0)
         expected = krippendorff.alpha(value_counts=np.vstack([table, table]), level_of_measurement="nominal")
@@ -89,7 +89,7 @@ class TestSubsets:
 
 
 def judge(session: Session, made: CandidateSet, critic: Actor, places: tuple[int, ...], *, slot: int) -> None:
-    """A verdict that picks the candidates at these places."""
+    """A verdict that picks the candidates at these positions."""
     assignment = factories.make_assignment(session, made, critic, slot=slot)
     kind = VerdictKind.picked if places else VerdictKind.none_fit
     factories.make_verdict(session, assignment, kind=kind, picks=[assignment.shown[place] for place in places])

@@ -1,4 +1,4 @@
-"""Figures of critics: places, days."""
+"""Figures of critics: positions, days."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gold prompts: unseen among others, scored, with what follows from it; and practice before the work."""
+"""Gold prompts: unrecognisable, scored, with consequences; and practice before the work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add(session: Session, project: Project, *, prompt: Prompt | None = None, **v
 
 
 def answer(session: Session, critic: Actor, project: Project, *, right: bool) -> int:
-    """Claim and judge, picking what fits or what does not; the verdict's id."""
+    """Claim and judge, picking what fits or what does not. Returns the verdict's id."""
     claimed = must_claim(session, critic, project)
     wanted = "it fits" if right else "it does not"
     pick = next(one["id"] for one in claimed.candidates if one["text"] == wanted)
@@ -119,7 +119,7 @@ class TestStanding:
             critic.user_id
         ]
         standings.resume(session, SYSTEM, project, critic.user_id)
-        assert wrong  # it stays, but counts no more
+        assert wrong  # it remains, but no longer counts
         answer(session, critic, project, right=True)
         standing = standings.list_standings(session, SYSTEM, project)[0]
         assert (standing.answered, standing.score, standing.paused_at) == (1, 1.0, None)
@@ -166,7 +166,7 @@ class TestPractice:
         assert (told.score, told.left, len(told.wrong)) == (0.0, 1, 2)
         assert told.explanation == "because 0"
         again = gold.answer_practice(session, critic, project, int(first["id"]), [])
-        assert again.left == 1  # the first answer stays
+        assert again.left == 1  # the first answer remains
         second = gold.next_practice(session, critic, project)
         assert second is not None
         assert second["id"] != first["id"]
@@ -198,7 +198,7 @@ class TestConsistency:
         assert [(one.critic_id, one.sets, one.candidates, one.same, one.changed) for one in found] == [
             (critic.user_id, 1, 2, 0.0, 2)
         ]
-        assert found[0].shift == -1.0  # both times what stood first
+        assert found[0].shift == -1.0  # the first position both times
         reviewer = factories.actor_of(factories.make_member(session, project, Role.reviewer))
         assert len(repeats.measure_consistency(session, reviewer, project)) == 1
         with pytest.raises(Forbidden):

@@ -1,4 +1,4 @@
-"""What reviewers get to see, and what becomes of it; and how many critics a set gets."""
+"""What reviewers see and decide, and how many critics a set gets."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from tests.app.services.judging.test_claim_order import must_claim, project_with
 
 
 def said(candidate_set: CandidateSet, session: Session, *places: int, **more: Any) -> VerdictIn:
-    """A verdict that picks the candidates at these places of the set's own order."""
+    """A verdict that picks the candidates at these positions of the set's own order."""
     ids = [str(one.id) for one in factories.candidates_of(session, candidate_set)]
     picks = [ids[place] for place in places]
     return parse_verdict({"kind": "picked", "picks": picks, **more} if picks else {"kind": "none_fit", **more})
 
 
 def judged(session: Session, project: Project, offered: CandidateSet, *places: int, **more: Any) -> tuple[Actor, int]:
-    """A new critic claims and judges; who that is, and the verdict's id."""
+    """A new critic claims and judges. Returns the critic and the verdict's id."""
     critic = factories.make_critic(session, project)
     claimed = must_claim(session, critic, project)
     verdict = said(offered, session, *places, **more)

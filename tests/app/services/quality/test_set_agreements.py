@@ -1,4 +1,4 @@
-"""Where critics differ: kept by following the feed of verdicts; nothing left out, nothing that does not stand."""
+"""Where critics disagree, by following the feed of verdicts: complete, and without verdicts that do not count."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def offer(session: Session, project: Project, *, slots: int = 2) -> CandidateSet
 
 
 def say(session: Session, made: CandidateSet, *picks: Sequence[int]) -> list[tuple[Actor, Verdict]]:
-    """Let one critic after the other have picked the candidates at these positions."""
+    """Have one critic after another pick the candidates at these positions."""
     said = []
     for slot, positions in enumerate(picks, start=1):
         critic = factories.make_critic(session, session.get_one(Project, made.project_id))
@@ -41,7 +41,7 @@ def say(session: Session, made: CandidateSet, *picks: Sequence[int]) -> list[tup
 
 
 def kept(db: CommittedDatabase) -> dict[int, bool]:
-    """What is kept, once all verdicts were looked at: whether critics differ, by set."""
+    """The stored agreement after all verdicts were processed: whether critics disagree, by set."""
     with db.sessions.begin() as session:
         while set_agreements.follow_feed(session):
             pass

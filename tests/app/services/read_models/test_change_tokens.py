@@ -1,4 +1,4 @@
-"""Marks: the same while nothing that is shown changes, another one after each kind of change."""
+"""Change tokens: equal while nothing that is shown changes, different after each kind of change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.conftest import CommittedDatabase
 
 
 class World:
-    """A project with something of everything, and the session of who looks at it."""
+    """A project with one of everything, and the session of a person who looks at it."""
 
     def __init__(self, session: Session) -> None:
         self.session = session

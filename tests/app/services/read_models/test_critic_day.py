@@ -29,7 +29,7 @@ def critic(session: Session, project: Project) -> Actor:
 
 
 def judged(session: Session, project: Project, critic: Actor, *, seconds: float | None = None) -> Verdict:
-    """A verdict of a critic's."""
+    """A verdict of a critic."""
     made = factories.make_assignment(session, factories.make_candidate_set(session, project), critic)
     verdict = factories.make_verdict(session, made)
     verdict.seconds = seconds
@@ -38,7 +38,7 @@ def judged(session: Session, project: Project, critic: Actor, *, seconds: float 
 
 
 def ended_round(session: Session, project: Project, number: int, gain: float, *verdicts: Verdict) -> Round:
-    """A round that was trained on picks of some verdicts and changed the score by `gain`."""
+    """A round that was trained on picks of some verdicts, and changed the score by `gain`."""
     snapshot = factories.make_snapshot(session, project, number=number)
     for position, verdict in enumerate(verdicts, start=1):
         row = SnapshotItem(

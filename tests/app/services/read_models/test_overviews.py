@@ -1,4 +1,4 @@
-"""What pages show of verdicts."""
+"""Verdicts as pages show them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def project(session: Session) -> Project:
 
 
 def judged(session: Session, project: Project, critic: Actor, verdict: VerdictIn | None = None) -> int:
-    """A verdict by the service, none fits by default. Returns its id."""
+    """A verdict made by the service, by default `none_fit`. Returns its id."""
     made = factories.make_assignment(session, factories.make_candidate_set(session, project), critic)
     out = give.give(session, critic, made.id, verdict or VerdictIn(kind=VerdictKind.none_fit))
     return int(out.body["id"])
@@ -55,7 +55,7 @@ class TestOwnVerdicts:
         monkeypatch.setattr(overviews, "SEARCH_DEPTH", 2)
         ada = factories.make_critic(session, project)
         ids = [judged(session, project, ada) for _ in range(5)]
-        word = "umbrella"  # stands in each answer
+        word = "umbrella"  # occurs in every answer
         seen, before = [], None
         for _ in range(3):
             seen.append(
