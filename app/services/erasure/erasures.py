@@ -91,10 +91,10 @@ def _impact(
 def person_impact(session: Session, actor: Actor, user_id: int) -> ErasureImpact:
     """The impact of erasing a person. Raises `NotFound`, and `Conflict` if they cannot be erased."""
     user = _get_erasable_person(session, actor, user_id)
-    theirs = select(Verdict.id).where(Verdict.critic_id == user.id)
+    verdicts = select(Verdict.id).where(Verdict.critic_id == user.id)
     projects = select(Verdict.project_id).where(Verdict.critic_id == user.id)
     tokens = _count(session, select(Token.id).where(Token.user_id == user.id))
-    return _impact(session, user.email, theirs, projects, tokens=tokens)
+    return _impact(session, user.email, verdicts, projects, tokens=tokens)
 
 
 def _get_erasable_person(session: Session, actor: Actor, user_id: int) -> User:

@@ -67,12 +67,12 @@ class LineFilter:
         self.verdicts: set[str] = set()
         if scope.critic_id is not None:
             self.name = pseudonym(snapshot.project_id, scope.critic_id, get_settings().secret_key)
-            theirs = (
+            verdicts = (
                 select(SnapshotItem.verdict_id)
                 .join(Verdict, Verdict.id == SnapshotItem.verdict_id)
                 .where(SnapshotItem.snapshot_id == snapshot.id, Verdict.critic_id == scope.critic_id)
             )
-            self.verdicts = {str(verdict) for verdict in session.scalars(theirs)}
+            self.verdicts = {str(verdict) for verdict in session.scalars(verdicts)}
 
     def erases_record(self, record: dict[str, Any]) -> bool:
         """Whether a record is erased."""

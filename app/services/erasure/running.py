@@ -109,8 +109,8 @@ def _steps_of_person(subject: str) -> Iterator[Step]:
     user_id = int(subject)
 
     def verdicts(session: Session) -> dict[str, int]:
-        theirs = select(Verdict.id).where(Verdict.critic_id == user_id, ~Verdict.deleted)
-        ids = session.scalars(theirs.order_by(Verdict.id).limit(VERDICT_BATCH)).all()
+        query = select(Verdict.id).where(Verdict.critic_id == user_id, ~Verdict.deleted)
+        ids = session.scalars(query.order_by(Verdict.id).limit(VERDICT_BATCH)).all()
         if not ids:
             return {}
         retract_verdicts(session, ids)
@@ -118,8 +118,8 @@ def _steps_of_person(subject: str) -> Iterator[Step]:
 
     yield in_session(verdicts)
     with session_scope() as session:
-        theirs = select(Verdict.project_id).where(Verdict.critic_id == user_id).distinct()
-        projects = session.scalars(theirs).all()
+        query = select(Verdict.project_id).where(Verdict.critic_id == user_id).distinct()
+        projects = session.scalars(query).all()
     yield from _redaction_steps(projects, RedactionScope(critic_id=user_id))
     yield in_session(_upload_step(projects))
 

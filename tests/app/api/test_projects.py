@@ -53,7 +53,7 @@ class TestProjects:
         answer = admin.post("/api/v1/projects", json=body)
         assert answer.status_code == 422
         assert answer.json()["field"] == field
-        assert field in answer.json()["detail"] or field in ("slug", "name")
+        assert field in answer.json()["detail"]
 
     def test_a_base_model_is_checked_first(self, admin: TestClient, project: Project, session: Session) -> None:
         wanted = {"base_model": "some/model"}
@@ -185,7 +185,7 @@ class TestProblems:
         answer = admin.delete("/api/v1/projects")
         assert answer.status_code == 405
         assert answer.headers["content-type"] == "application/problem+json"
-        assert "GET" in answer.headers["allow"] or "POST" in answer.headers["allow"]
+        assert answer.headers["allow"] == "GET"
 
     def test_a_body_that_is_not_json(self, admin: TestClient) -> None:
         answer = admin.post("/api/v1/projects", content=b"{nope", headers={"Content-Type": "application/json"})

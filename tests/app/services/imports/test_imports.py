@@ -304,11 +304,8 @@ class TestRefusals:
         later = run(committed_db, project, table({"images": [sha256], "question": "six", "split": "val"}))
         assert (later.added, later.rejected) == (0, 1)
 
-    def test_rows_that_only_the_database_refuses(
-        self, committed_db: CommittedDatabase, project: Project, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_rows_that_only_the_database_refuses(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256 = stored_image(committed_db)
-        monkeypatch.setattr("app.services.kernel.text_rules.check_storable", lambda value: value)
         items = [{"images": [sha256], "question": f"q{number}"} for number in range(4)]
         with committed_db.engine.begin() as connection:
             connection.execute(
