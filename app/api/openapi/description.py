@@ -24,21 +24,21 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for name, example in OF_SHAPES.items():
             if name in made["components"]["schemas"]:
                 made["components"]["schemas"][name]["examples"] = [example]
-        for method, path, call in calls_of(made):
-            tell_errors(call)
-            show(call, made, OF_CALLS.get((method, path), {}))
+        for method, path, call in iter_calls(made):
+            describe_errors(call)
+            add_examples(call, made, OF_CALLS.get((method, path), {}))
         app.openapi_schema = made
     return app.openapi_schema
 
 
-def calls_of(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def iter_calls(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """All calls: method, path below /api/v1, and description."""
     for path, methods in description["paths"].items():
         for method, call in methods.items():
             yield method.upper(), path.removeprefix("/api/v1"), call
 
 
-def tell_errors(call: dict[str, Any]) -> None:
+def describe_errors(call: dict[str, Any]) -> None:
     """Declare errors as problems (RFC 9457), including those caused by the server."""
     errors = call["responses"].get("4XX")
     if errors is not None:
@@ -49,20 +49,22 @@ def tell_errors(call: dict[str, Any]) -> None:
         }
 
 
-def show(call: dict[str, Any], description: dict[str, Any], own: dict[str, Any]) -> None:
+def add_examples(call: dict[str, Any], description: dict[str, Any], own: dict[str, Any]) -> None:
     """Give a call its examples: its own, or else those of the shapes it accepts and returns."""
     for parameter in call.get("parameters", ()):
         if parameter["in"] == "path" and parameter["name"] in OF_PARAMETERS:
             parameter["example"] = OF_PARAMETERS[parameter["name"]]
     asked = call.get("requestBody", {}).get("content", {}).get(JSON)
     if asked is not None:
-        set_example(asked, own.get("asked", example_of(asked.get("schema", {}), description)))
+        set_example(asked, own.get("asked", find_example(asked.get("schema", {}), description)))
     for status, answer in call["responses"].items():
         content = answer.get("content", {}).get(JSON)
         if content is not None and content.get("schema") == {"type": "string"}:
             content["schema"] = {"type": "object"}  # JSON built by PostgreSQL
         if content is not None and status.startswith("2"):
-            set_example(content, own.get(status, own.get("answer", example_of(content.get("schema", {}), description))))
+            set_example(
+                content, own.get(status, own.get("answer", find_example(content.get("schema", {}), description)))
+            )
 
 
 def set_example(content: dict[str, Any], example: Any) -> None:
@@ -71,14 +73,14 @@ def set_example(content: dict[str, Any], example: Any) -> None:
         content["example"] = example
 
 
-def example_of(schema: dict[str, Any], description: dict[str, Any]) -> Any:
+def find_example(schema: dict[str, Any], description: dict[str, Any]) -> Any:
     """The example of a shape, or a list of one; None if there is none."""
     name = schema.get("$ref", "").rpartition("/")[2]
     if not name:
-        options = [example_of(one, description) for one in schema.get("anyOf", ())]
+        options = [find_example(one, description) for one in schema.get("anyOf", ())]
         return next((one for one in options if one is not None), None)
     if name.startswith(LIST):
         inner = description["components"]["schemas"][name]["properties"]["items"].get("items", {})
-        one = example_of(inner, description)
+        one = find_example(inner, description)
         return None if one is None else {"items": [one], "next": "WyIxMiJd"}
     return OF_SHAPES.get(name)

@@ -219,7 +219,7 @@ def _redaction_steps(projects: Sequence[int], gone: RedactionScope) -> Iterator[
             lost = redaction.redact(snapshot_id, gone)
             if lost:
                 with session_scope() as session:
-                    _end_rounds_of(session, snapshot_id)
+                    _cancel_rounds(session, snapshot_id)
             return {"snapshots": 1, "redacted": lost} if lost else {}
 
         return redact
@@ -227,7 +227,7 @@ def _redaction_steps(projects: Sequence[int], gone: RedactionScope) -> Iterator[
     yield from map(step, snapshots)
 
 
-def _end_rounds_of(session: Session, snapshot_id: int) -> None:
+def _cancel_rounds(session: Session, snapshot_id: int) -> None:
     """Cancel a round that trains on what was just erased."""
     for found in session.scalars(select(Round).where(Round.snapshot_id == snapshot_id)).all():
         if found.state.is_active:

@@ -161,7 +161,7 @@ class _SetImporter:
     def add_verdict(self, record: RecordIn) -> int:
         """Add a verdict, and its set if it does not exist yet. Returns the id of its prompt."""
         session, prompt_id = self.session, self.kept.rows[record.prompt_key]
-        candidate_set = self._set_of(record, prompt_id)
+        candidate_set = self._get_or_add_set(record, prompt_id)
         stored = session.scalars(
             select(Candidate.id).where(Candidate.candidate_set_id == candidate_set.id).order_by(Candidate.position)
         )
@@ -192,7 +192,7 @@ class _SetImporter:
         self.kept.put(record.verdict_key, verdict.id)
         return prompt_id
 
-    def _set_of(self, record: RecordIn, prompt_id: int) -> CandidateSet:
+    def _get_or_add_set(self, record: RecordIn, prompt_id: int) -> CandidateSet:
         known = self.kept.get(record.set_key)
         if known is not None:
             return self.session.get_one(CandidateSet, known, with_for_update={"key_share": True})

@@ -14,7 +14,7 @@ from app.services.projects.projects import ProjectSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class InstructionExample:
     """An example: a rationale that fits or does not, and why."""
 
     text: str
@@ -27,7 +27,7 @@ class Instructions:
     """The instructions in force. `version` counts their changes, from 1; other settings do not count."""
 
     text: str
-    examples: tuple[Example, ...]
+    examples: tuple[InstructionExample, ...]
     version: int
     changed_at: datetime
 
@@ -55,10 +55,10 @@ def load_instructions(session: Session, project: Project, settings: ProjectSetti
     )
 
 
-def parse_examples(lines: Sequence[str]) -> tuple[Example, ...]:
+def parse_examples(lines: Sequence[str]) -> tuple[InstructionExample, ...]:
     """Parse examples: `+ text | why` fits, `- text | why` does not."""
     examples = []
     for line in lines:
         statement, _, why = line[1:].partition("|")
-        examples.append(Example(statement.strip(), line.startswith("+"), why.strip()))
+        examples.append(InstructionExample(statement.strip(), line.startswith("+"), why.strip()))
     return tuple(examples)

@@ -46,7 +46,7 @@ RETURNING answered, score, paused_at
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StandingSummary:
     """A critic's accuracy on `answered` gold prompts, the weight of their verdicts, and since when they are paused."""
 
     critic_id: int
@@ -124,7 +124,7 @@ def record_practised(session: Session, project_id: int, critic_id: int) -> None:
     session.execute(text(statement), {"project": project_id, "critic": critic_id})
 
 
-def list_standings(session: Session, actor: Actor, project: Project, *, paused: bool = False) -> list[Standing]:
+def list_standings(session: Session, actor: Actor, project: Project, *, paused: bool = False) -> list[StandingSummary]:
     """The standings of a project's critics, by email; `paused`: only those who are paused."""
     require(session, actor, project, Role.reviewer)
     query = (
@@ -136,7 +136,7 @@ def list_standings(session: Session, actor: Actor, project: Project, *, paused: 
     if paused:
         query = query.where(CriticStanding.paused_at.is_not(None))
     return [
-        Standing(one.critic_id, email, one.answered, one.score, one.weight, one.paused_at, one.practised_at)
+        StandingSummary(one.critic_id, email, one.answered, one.score, one.weight, one.paused_at, one.practised_at)
         for one, email in session.execute(query.execution_options(populate_existing=True))
     ]
 

@@ -19,7 +19,7 @@ from app.services.quality import agreement, critic_figures, repeats, standings
 from app.services.quality.agreement import Agreement, Vote
 from app.services.quality.critic_figures import DailyVerdicts, PositionFigures
 from app.services.quality.repeats import Consistency
-from app.services.quality.standings import Standing
+from app.services.quality.standings import StandingSummary
 from app.services.read_models import overviews
 from app.services.read_models.overviews import CriticSummary
 from app.services.rounds import rounds
@@ -67,7 +67,7 @@ class CriticRow:
     agreement: AgreementView
     bias: BiasView | None
     consistency: Consistency | None
-    standing: Standing | None
+    standing: StandingSummary | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from app.services.projects.projects import settings_of
 from app.services.prompts import prompts
 from app.services.quality import gold, standings
 from app.services.quality.gold import GoldIn
-from app.services.quality.standings import Standing
+from app.services.quality.standings import StandingSummary
 from app.web.access import Form, Me, Poster, SignedIn, managed_project, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.rendering import page
@@ -67,7 +67,7 @@ class GoldView:
     rules: tuple[str, ...]
     may_manage: bool
     cards: tuple[GoldCard, ...]
-    standings: tuple[Standing, ...]
+    standings: tuple[StandingSummary, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from app.services.judging import decide
 from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.verdict_schema import candidate_id, parse_verdict
 from app.services.quality import reviews, standings
-from app.services.quality.standings import Standing
+from app.services.quality.standings import StandingSummary
 from app.web.access import Form, Me, Poster, managed_project, text_of, texts_of
 from app.web.admin.frame import back_to, frame_of
 from app.web.rendering import page
@@ -91,7 +91,7 @@ class ReviewsView:
     kinds: tuple[tuple[str, str, int], ...]
     cards: tuple[ReviewCard, ...]
     next: str
-    paused: tuple[Standing, ...]
+    paused: tuple[StandingSummary, ...]
     may_manage: bool
 
 

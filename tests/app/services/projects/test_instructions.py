@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Invalid
 from app.services.projects import projects
-from app.services.projects.instructions import Example, load_instructions, parse_examples
+from app.services.projects.instructions import InstructionExample, load_instructions, parse_examples
 from app.services.projects.projects import parse_settings
 from tests import factories
 
@@ -15,8 +15,8 @@ from tests import factories
 def test_parse_examples() -> None:
     lines = ["+ a red kite | it is seen", "-it is so because it is so"]
     assert parse_examples(lines) == (
-        Example("a red kite", True, "it is seen"),
-        Example("it is so because it is so", False, ""),
+        InstructionExample("a red kite", True, "it is seen"),
+        InstructionExample("it is so because it is so", False, ""),
     )
 
 
