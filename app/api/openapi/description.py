@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api.openapi.examples import OF_CALLS, OF_PARAMETERS, OF_SHAPES
+from app.api.openapi.examples import CALL_EXAMPLES, PARAMETER_EXAMPLES, SHAPE_EXAMPLES
 
 PROBLEM = "application/problem+json"
 JSON = "application/json"
@@ -21,12 +21,12 @@ def describe(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes, openapi_version="3.1.0"
         )
-        for name, example in OF_SHAPES.items():
+        for name, example in SHAPE_EXAMPLES.items():
             if name in made["components"]["schemas"]:
                 made["components"]["schemas"][name]["examples"] = [example]
         for method, path, call in iter_calls(made):
             describe_errors(call)
-            add_examples(call, made, OF_CALLS.get((method, path), {}))
+            add_examples(call, made, CALL_EXAMPLES.get((method, path), {}))
         app.openapi_schema = made
     return app.openapi_schema
 
@@ -44,7 +44,7 @@ def describe_errors(call: dict[str, Any]) -> None:
     if errors is not None:
         errors["content"] = {PROBLEM: errors["content"].get(JSON, {})}
         call["responses"]["503"] = {
-            "description": "Too busy, or something we stand on is away: come back after Retry-After",
+            "description": "Too busy, or a dependency is unavailable: try again after Retry-After",
             "content": errors["content"],
         }
 
@@ -52,8 +52,8 @@ def describe_errors(call: dict[str, Any]) -> None:
 def add_examples(call: dict[str, Any], description: dict[str, Any], own: dict[str, Any]) -> None:
     """Give a call its examples: its own, or else those of the shapes it accepts and returns."""
     for parameter in call.get("parameters", ()):
-        if parameter["in"] == "path" and parameter["name"] in OF_PARAMETERS:
-            parameter["example"] = OF_PARAMETERS[parameter["name"]]
+        if parameter["in"] == "path" and parameter["name"] in PARAMETER_EXAMPLES:
+            parameter["example"] = PARAMETER_EXAMPLES[parameter["name"]]
     asked = call.get("requestBody", {}).get("content", {}).get(JSON)
     if asked is not None:
         set_example(asked, own.get("asked", find_example(asked.get("schema", {}), description)))
@@ -83,4 +83,4 @@ def find_example(schema: dict[str, Any], description: dict[str, Any]) -> Any:
         inner = description["components"]["schemas"][name]["properties"]["items"].get("items", {})
         one = find_example(inner, description)
         return None if one is None else {"items": [one], "next": "WyIxMiJd"}
-    return OF_SHAPES.get(name)
+    return SHAPE_EXAMPLES.get(name)

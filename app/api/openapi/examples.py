@@ -7,7 +7,7 @@ from typing import Any
 AT = "2026-01-31T12:00:00Z"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 IMAGE = {"sha256": SHA256, "url": f"/api/v1/images/{SHA256}", "width": 640, "height": 480}
-OF_PARAMETERS = {
+PARAMETER_EXAMPLES = {
     "slug": "scenes",
     "sha256": SHA256,
     "prompt_id": "12",
@@ -132,7 +132,7 @@ TOKEN = {
     "last_used_at": None,
 }
 WEBHOOK = {"url": "https://example.org/hook", "events": ["round.finished"], "project": "scenes"}
-OF_SHAPES: dict[str, Any] = {
+SHAPE_EXAMPLES: dict[str, Any] = {
     "ProblemOut": {
         "type": "about:blank",
         "title": "Invalid",
@@ -287,7 +287,7 @@ OF_SHAPES: dict[str, Any] = {
     },
 }
 ITEMS = "WyIxMiJd"
-OF_CALLS: dict[tuple[str, str], dict[str, Any]] = {
+CALL_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", "/projects/{slug}"): {"asked": {"round_every": 40}},
     ("GET", "/projects/{slug}/stats"): {
         "answer": {
