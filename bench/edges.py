@@ -21,7 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from illume.simulation.command import machine_name, n_cores, simulate
+from illume.simulation.command import machine_name, simulate
+from illume.simulation.options import n_cores
 from illume.simulation.report import TITLES
 from illume.simulation.settings import SimulationSettings
 from illume.simulation.stages import Display

@@ -7,7 +7,8 @@ import logging
 from app.db.sessions import session_scope
 from app.services.rounds import base_checks
 from app.services.rounds.versions import resolve_base
-from illume.model.loading import VlmError, load_processor, read_config
+from illume.errors import VlmError
+from illume.model.loading import load_processor, read_config
 
 log = logging.getLogger(__name__)
 

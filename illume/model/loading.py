@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from illume.errors import VlmError as VlmError
+from illume.errors import VlmError
 
 ADAPTER_RECORD = "illume_adapter.json"
 """The file in an adapter's folder that names the base model the adapter was trained on."""

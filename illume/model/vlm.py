@@ -20,12 +20,16 @@ from peft import PeftModel
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoModelForImageTextToText
 
-from illume.model.loading import ADAPTER_RECORD as ADAPTER_RECORD
-from illume.model.loading import VlmError as VlmError
-from illume.model.loading import base_fingerprint as base_fingerprint
-from illume.model.loading import check_adapter as check_adapter
-from illume.model.loading import load_processor, pick_device, pick_dtype
-from illume.model.loading import read_config as read_config
+from illume.errors import VlmError
+from illume.model.loading import (
+    ADAPTER_RECORD,
+    base_fingerprint,
+    check_adapter,
+    load_processor,
+    pick_device,
+    pick_dtype,
+    read_config,
+)
 
 IGNORED = -100
 """The label of tokens that are left out of the loss, as in torch's cross-entropy."""

@@ -20,7 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from illume.files import replace_file
-from illume.model.vlm import Vlm, base_fingerprint, load_vlm
+from illume.model.loading import base_fingerprint
+from illume.model.vlm import Vlm, load_vlm
 from illume.options import DTYPES, STARTER
 from illume.prompts_file import SPLITS, load_prompts
 from illume.records import AnswerSource, Example, Rationale

@@ -22,11 +22,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers.utils.logging import disable_progress_bar
 
+from illume.errors import VlmError
 from illume.evaluation.meteor import INSTALL, Meteor, MeteorError, MeteorMissingError
 from illume.figure import figure
 from illume.files import write_text
-from illume.model.loading import load_processor, pick_device, pick_dtype, read_config
-from illume.model.vlm import VlmError, base_fingerprint
+from illume.model.loading import base_fingerprint, load_processor, pick_device, pick_dtype, read_config
 from illume.scenes.emoji import EmojiMissingError
 from illume.simulation.baselines import planned, run_seed
 from illume.simulation.field import field_report, field_table

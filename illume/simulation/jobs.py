@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from illume.end_with_parent import end_with
-from illume.model.vlm import VlmError
+from illume.errors import VlmError
 from illume.scenes.emoji import EmojiMissingError
 from illume.simulation.baselines import run_beside
 from illume.simulation.loop import Simulation, run_loop, score_base, score_base_on_val

@@ -13,17 +13,11 @@ from peft.tuners.lora import Linear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from illume.errors import VlmError
 from illume.files import replace_folder
+from illume.model.loading import ADAPTER_RECORD, check_adapter
 from illume.model.merged_weights import is_plain_lora
-from illume.model.vlm import (
-    ADAPTER_RECORD,
-    Vlm,
-    VlmError,
-    bare_model,
-    check_adapter,
-    save_adapter,
-    without_peft_warning,
-)
+from illume.model.vlm import Vlm, bare_model, save_adapter, without_peft_warning
 from illume.records import stable_seed
 from illume.settings import Init, TuningSettings
 from illume.tuning.job import write_json

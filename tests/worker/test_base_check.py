@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.services.rounds.versions import starter_model
-from illume.model.loading import VlmError
+from illume.errors import VlmError
 from worker.base_check import describe
 
 

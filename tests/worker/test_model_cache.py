@@ -8,7 +8,8 @@ import pytest
 
 from app.errors import NotFound
 from app.services.kernel.store import get_store
-from illume.model.vlm import VlmError, load_vlm
+from illume.errors import VlmError
+from illume.model.vlm import load_vlm
 from illume.settings import TuningSettings
 from illume.tuning.lora import begin_adapter, store_adapter
 from worker.model_cache import ModelCache, adapter_folder, device_name

@@ -16,11 +16,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
+from illume.errors import VlmError
+from illume.model.loading import ADAPTER_RECORD
 from illume.model.vlm import (
-    ADAPTER_RECORD,
     IGNORED,
     Vlm,
-    VlmError,
     append_continuations,
     bare_model,
     decode,
