@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -150,19 +150,13 @@ def csv_rows(open_table: OpenTable) -> Generator[TableRow, None, None]:
         if len(header_line) > csv.field_size_limit():
             raise Invalid("The first line is far too long for the header of a CSV file.", field="file")
         delimiter = max(",;\t", key=header_line.count)
-        reader = csv.reader(chained(header_line, lines), delimiter=delimiter, strict=True)
+        reader = csv.reader(chain([header_line], lines), delimiter=delimiter, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
         except csv.Error as error:
             raise Invalid(f"The header of the CSV file cannot be read: {error}.", field="file") from error
         check_header(header)
         yield from csv_body_rows(reader, header)
-
-
-def chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    """`first`, then the rest."""
-    yield first
-    yield from rest
 
 
 def check_header(header: Sequence[str]) -> None:
