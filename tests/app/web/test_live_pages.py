@@ -33,13 +33,13 @@ def etag(session: Session, browser: Browser, project: Project) -> str:
 def renderings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one whenever the page is rendered."""
     times: list[int] = []
-    make = overview.stations_of
+    make = overview.make_stations
 
     def counting(*args: object) -> object:
         times.append(1)
         return make(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(overview, "stations_of", counting)
+    monkeypatch.setattr(overview, "make_stations", counting)
     return times
 
 
