@@ -135,9 +135,9 @@ def faithful(rationale: str, *, question: str, answer: str, metadata: Mapping[st
     scene = metadata.get("scene")
     if scene is None:
         return None
-    from illume.scenes.truth import truth  # not needed without scenes
+    from illume.scenes.faithfulness import is_faithful  # not needed without scenes
 
-    return bool(truth(rationale, scene, question=question, answer=answer))
+    return bool(is_faithful(rationale, scene, question=question, answer=answer))
 
 
 # Scores of a corpus

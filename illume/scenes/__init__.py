@@ -1,1 +1,6 @@
-"""The procedural data set of scenes, and the recipe of the starter model that is trained on it."""
+"""The procedural data set of scenes. `starter` trains the starter model on it.
+
+Reading order: `kinds` (what a scene can contain), `graph` (the scene graph), `questions` (questions, their answers, and
+scenes that fit them), `rationales` (correct, circular and hallucinated ones), `parsing` and `faithfulness` (whether a
+rationale is true of a scene), `drawing` and `emoji` (pictures), `making` (the data set as files).
+"""

@@ -1,4 +1,4 @@
-"""`illume scenes make|train|score`: makes scenes, trains the starter model on them, scores a model."""
+"""`illume scenes make|train|score`: generates scenes, trains the starter model on them, scores a model."""
 
 from __future__ import annotations
 
@@ -13,42 +13,40 @@ from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="illume scenes", description="Make scenes, train the starter model on them, score a model."
+        prog="illume scenes", description="Generate scenes, train the starter model on them, score a model."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    text = "make prompts with images: pictures of scenes, questions, answers, reference rationales"
+    text = "generate prompts: pictures of scenes with questions, answers and reference rationales"
     make = commands.add_parser("make", help=text, description=text)
     make.add_argument(
         "--n",
         type=count,
         default=500,
-        help="how many prompts, three fifths train, the rest val and test; default: %(default)s",
+        help="number of prompts: 60 %% train, 20 %% val, 20 %% test; default: %(default)s",
     )
-    make.add_argument("--seed", type=int, default=0, help="another one makes others; default: %(default)s")
+    make.add_argument("--seed", type=int, default=0, help="seed of the scenes and questions; default: %(default)s")
     make.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and images")
     _add_emoji(make)
-    text = "train the starter model by its recipe, which takes about an hour on a CPU"
+    text = "train the starter model with its recipe, which takes about an hour on a CPU"
     train = commands.add_parser("train", help=text, description=text)
-    train.add_argument(
-        "--out", type=Path, required=True, help="folder of the run: tokenizer, checkpoint, loss curve, model"
-    )
+    train.add_argument("--out", type=Path, required=True, help="folder for tokenizer, checkpoint, loss curve and model")
     train.add_argument(
         "--share",
         type=number(float, above=0, most=1),
         default=1.0,
-        help="train this share of the recipe's steps only; default: %(default)s",
+        help="run only this share of the recipe's steps; default: %(default)s",
     )
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU where there is one")
-    train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    train.add_argument("--resume", action="store_true", help="continue from the checkpoint in the folder")
     _add_emoji(train)
-    text = "score a model on prompts made by `make`: answers, and how true and how near the references rationales are"
+    text = "score a model on prompts of `make`: answer accuracy, and faithfulness and ROUGE-L of rationales"
     score = commands.add_parser("score", help=text, description=text)
-    score.add_argument("--model", type=Path, required=True, help="a model's folder")
+    score.add_argument("--model", type=Path, required=True, help="folder of the model")
     score.add_argument("--prompts", type=Path, required=True, help="a prompts.jsonl")
-    score.add_argument("--split", choices=SPLITS, help="only this split")
-    score.add_argument("--limit", type=count, default=None, metavar="N", help="only the first N of them")
-    score.add_argument("--out", type=Path, default=None, help="write the scores to this JSON file too")
+    score.add_argument("--split", choices=SPLITS, help="use only this split")
+    score.add_argument("--limit", type=count, default=None, metavar="N", help="use only the first N prompts")
+    score.add_argument("--out", type=Path, default=None, help="also write the scores to this JSON file")
     return parser
 
 
@@ -63,7 +61,7 @@ def _add_emoji(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status. What a person can mend is one line, never a traceback."""
+    """Runs one command; returns the exit status. Errors that a user can fix are one line without a traceback."""
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
@@ -72,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         kept = options.command == "train" and (options.out / "checkpoint.pt").is_file()
-        rest = "; the same command with --resume goes on from the last checkpoint" if kept else ""
+        rest = "; the same command with --resume continues from the last checkpoint" if kept else ""
         print(f"\nstopped{rest}", file=sys.stderr)
         return 130
 
@@ -82,13 +80,13 @@ def _run(options: argparse.Namespace) -> int:
         from illume.scenes.making import make_scenes
 
         sprites = load_sprites(find_emoji(options.emoji))
-        make_scenes(options.out, n=options.n, seed=options.seed, sprites=sprites, report=_say)
+        make_scenes(options.out, n=options.n, seed=options.seed, sprites=sprites, report=_print_line)
         return 0
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     if options.command == "train":
-        from illume.scenes.starter.lessons import Recipe
+        from illume.scenes.starter.curriculum import Recipe
         from illume.scenes.starter.training import train
 
         recipe = Recipe(seed=options.seed).scaled(options.share)
@@ -98,16 +96,18 @@ def _run(options: argparse.Namespace) -> int:
             emoji=options.emoji,
             device=None if options.device == "auto" else options.device,
             resume=options.resume,
-            report=_say,
+            report=_print_line,
         )
         return 0
     from illume.scenes.starter.scoring import score_model
 
-    score_model(options.model, options.prompts, split=options.split, limit=options.limit, out=options.out, report=_say)
+    score_model(
+        options.model, options.prompts, split=options.split, limit=options.limit, out=options.out, report=_print_line
+    )
     return 0
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Draws a scene: a sky for weather and time, a background for the setting, and the objects in their cells."""
+"""Draws a scene: a sky for weather and time of day, a background for the setting, and the objects in their cells."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from illume.scenes.kinds import INDOORS, KINDS
 SIZE = 192
 HORIZON = 66
 _COLUMN_X = {"left": 35, "middle": 96, "right": 157}
-_ROW_Y = {"back": 118, "front": 184}  # where the objects' feet are
+_ROW_Y = {"back": 118, "front": 184}  # the bottom of the objects
 _WINDOW = (10, 6, 182, 56)
 
 Color = tuple[int, int, int]
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two outside
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are exclusive
 
 _SKIES: dict[str, tuple[Color, Color]] = {
     "morning": ((176, 214, 250), (255, 226, 150)),
@@ -44,19 +44,19 @@ def _blend(one: Color, other: Color, share: float) -> Color:
     return mixed[0], mixed[1], mixed[2]
 
 
-def _gradient(top: Color, bottom: Color, width: int, height: int) -> Image.Image:
+def _make_gradient(top: Color, bottom: Color, width: int, height: int) -> Image.Image:
     strip = Image.new("RGB", (1, max(1, height)))
     strip.putdata([_blend(top, bottom, y / max(1, height - 1)) for y in range(max(1, height))])
     return strip.resize((width, max(1, height)))
 
 
-def _lit(color: Color, time: str) -> Color:
-    """A colour under the light of this time of day."""
+def _light_color(color: Color, time: str) -> Color:
+    """The colour in the light of this time of day."""
     light = _LIGHT[time]
     return color[0] * light[0] // 255, color[1] * light[1] // 255, color[2] * light[2] // 255
 
 
-def _sky(scene: Scene, rng: random.Random) -> Image.Image:
+def _draw_sky(scene: Scene, rng: random.Random) -> Image.Image:
     """The sky strip, the image's width by HORIZON + 10."""
     height = HORIZON + 10
     top, bottom = _SKIES[scene.time]
@@ -64,20 +64,20 @@ def _sky(scene: Scene, rng: random.Random) -> Image.Image:
         grey = {"morning": (206, 206, 202), "noon": (176, 186, 198), "evening": (170, 124, 122), "night": (34, 36, 58)}
         share = {"cloudy": 0.45, "rainy": 0.7, "snowy": 0.6}[scene.weather]
         top, bottom = _blend(top, grey[scene.time], share), _blend(bottom, grey[scene.time], share)
-    sky = _gradient(top, bottom, SIZE, height)
+    sky = _make_gradient(top, bottom, SIZE, height)
     draw = ImageDraw.Draw(sky, "RGBA")
     if scene.time == "night" and scene.weather == "clear":
         for _ in range(40):
             x, y, r = rng.randrange(SIZE), rng.randrange(height), rng.choice((0.6, 0.9, 1.4))
             draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 230, 235))
-    _draw_light(draw, scene, rng)
+    _draw_sun_or_moon(draw, scene, rng)
     if scene.weather != "clear":
         _draw_clouds(draw, scene, rng)
     return sky
 
 
-def _draw_light(draw: ImageDraw.ImageDraw, scene: Scene, rng: random.Random) -> None:
-    """The sun, or the moon."""
+def _draw_sun_or_moon(draw: ImageDraw.ImageDraw, scene: Scene, rng: random.Random) -> None:
+    """Draws the sun or the moon."""
     jitter = rng.randint(-8, 8)
     if scene.time == "night":
         x, y, r = 160 + jitter, 20, 12
@@ -102,62 +102,64 @@ def _draw_light(draw: ImageDraw.ImageDraw, scene: Scene, rng: random.Random) -> 
 
 
 def _draw_clouds(draw: ImageDraw.ImageDraw, scene: Scene, rng: random.Random) -> None:
-    """Two rows of clouds that leave the sun's or moon's side readable."""
+    """Draws clouds at two heights, which leave the position of the sun or moon visible."""
     tone = {"cloudy": (244, 246, 250), "rainy": (118, 126, 142), "snowy": (214, 222, 234)}[scene.weather]
-    tone = _lit(tone, scene.time) if scene.time in ("evening", "night") else tone
+    tone = _light_color(tone, scene.time) if scene.time in ("evening", "night") else tone
     for center in (22, 62, 104, 142, 178):
         x, y = center + rng.randint(-10, 10), rng.choice((10, 16, 34, 40))
         for dx, dy, r in ((-13, 3, 8), (-4, -2, 10), (8, 0, 9), (16, 4, 6)):
             draw.ellipse((x + dx - r, y + dy - r * 0.8, x + dx + r, y + dy + r * 0.8), fill=(*tone, 235))
 
 
-def _outdoors(image: Image.Image, scene: Scene, rng: random.Random) -> None:
+def _draw_outdoors(image: Image.Image, scene: Scene, rng: random.Random) -> None:
     draw = ImageDraw.Draw(image, "RGBA")
     match scene.setting:
         case "beach":
-            _sea(draw, scene.time)
+            _draw_sea(draw, scene.time)
         case "park":
             for x in (8, 40, 84, 128, 164, 190):
-                _tree(draw, x + rng.randint(-8, 8), HORIZON + 8, scene.time, rng)
+                _draw_tree(draw, x + rng.randint(-8, 8), HORIZON + 8, scene.time, rng)
         case "street":
             for x in range(0, SIZE, 32):
-                _house(draw, x, scene.time, rng)
+                _draw_house(draw, x, scene.time, rng)
             for x in range(6, SIZE, 44):
-                draw.rectangle((x, 148, x + 22, 152), fill=_lit((250, 240, 200), scene.time))
+                draw.rectangle((x, 148, x + 22, 152), fill=_light_color((250, 240, 200), scene.time))
         case "mountain":
             for x, h in ((20, 46), (78, 56), (140, 42), (186, 52)):
-                _peak(draw, x + rng.randint(-8, 8), h, scene.time)
+                _draw_peak(draw, x + rng.randint(-8, 8), h, scene.time)
         case "desert":
-            _dunes(draw, scene.time, rng)
+            _draw_dunes(draw, scene.time, rng)
         case _:
-            _farmyard(draw, scene.time, rng)
+            _draw_farmyard(draw, scene.time, rng)
 
 
-def _sea(draw: ImageDraw.ImageDraw, time: str) -> None:
-    draw.rectangle((0, HORIZON - 14, SIZE, HORIZON + 8), fill=_lit((30, 136, 200), time))
+def _draw_sea(draw: ImageDraw.ImageDraw, time: str) -> None:
+    draw.rectangle((0, HORIZON - 14, SIZE, HORIZON + 8), fill=_light_color((30, 136, 200), time))
     for row, y in enumerate((HORIZON - 8, HORIZON - 1, HORIZON + 6)):
         for x in range(-10 + 7 * row, SIZE, 22):
-            draw.arc((x, y - 3, x + 14, y + 5), 200, 340, fill=_lit((236, 250, 255), time), width=2)
+            draw.arc((x, y - 3, x + 14, y + 5), 200, 340, fill=_light_color((236, 250, 255), time), width=2)
 
 
-def _dunes(draw: ImageDraw.ImageDraw, time: str, rng: random.Random) -> None:
+def _draw_dunes(draw: ImageDraw.ImageDraw, time: str, rng: random.Random) -> None:
     for center, height in ((30, 22), (110, 28), (176, 20)):
         x = center + rng.randint(-10, 10)
         box = (x - 64, HORIZON - height, x + 64, HORIZON + 44)
-        draw.ellipse(box, fill=_lit((226, 158, 78), time))
-        draw.arc(box, 200, 300, fill=_lit((250, 206, 130), time), width=2)
+        draw.ellipse(box, fill=_light_color((226, 158, 78), time))
+        draw.arc(box, 200, 300, fill=_light_color((250, 206, 130), time), width=2)
 
 
-def _tree(draw: ImageDraw.ImageDraw, x: int, y: int, time: str, rng: random.Random) -> None:
-    draw.rectangle((x - 3, y - 22, x + 3, y), fill=_lit((120, 78, 44), time))
-    green = _lit(rng.choice(((44, 138, 62), (62, 158, 70), (34, 118, 70))), time)
+def _draw_tree(draw: ImageDraw.ImageDraw, x: int, y: int, time: str, rng: random.Random) -> None:
+    draw.rectangle((x - 3, y - 22, x + 3, y), fill=_light_color((120, 78, 44), time))
+    green = _light_color(rng.choice(((44, 138, 62), (62, 158, 70), (34, 118, 70))), time)
     for dx, dy, r in ((-8, -24, 11), (8, -24, 11), (0, -34, 13)):
         draw.ellipse((x + dx - r, y + dy - r, x + dx + r, y + dy + r), fill=green)
 
 
-def _house(draw: ImageDraw.ImageDraw, x: int, time: str, rng: random.Random) -> None:
+def _draw_house(draw: ImageDraw.ImageDraw, x: int, time: str, rng: random.Random) -> None:
     height = rng.randint(32, 52)
-    wall = _lit(rng.choice(((226, 120, 96), (240, 200, 120), (150, 176, 214), (206, 160, 196), (160, 200, 160))), time)
+    wall = _light_color(
+        rng.choice(((226, 120, 96), (240, 200, 120), (150, 176, 214), (206, 160, 196), (160, 200, 160))), time
+    )
     draw.rectangle((x + 1, HORIZON - height + 10, x + 30, HORIZON + 10), fill=wall)
     glass = (255, 226, 120) if time in ("night", "evening") else (232, 246, 255)
     for wx in (x + 6, x + 18):
@@ -165,36 +167,36 @@ def _house(draw: ImageDraw.ImageDraw, x: int, time: str, rng: random.Random) -> 
             draw.rectangle((wx, wy, wx + 6, wy + 7), fill=glass)
 
 
-def _peak(draw: ImageDraw.ImageDraw, x: int, height: int, time: str) -> None:
+def _draw_peak(draw: ImageDraw.ImageDraw, x: int, height: int, time: str) -> None:
     top = HORIZON + 10 - height
-    draw.polygon(((x, top), (x - 44, HORIZON + 12), (x + 44, HORIZON + 12)), fill=_lit((112, 110, 130), time))
-    draw.polygon(((x, top), (x + 44, HORIZON + 12), (x + 12, HORIZON + 12)), fill=_lit((84, 82, 104), time))
+    draw.polygon(((x, top), (x - 44, HORIZON + 12), (x + 44, HORIZON + 12)), fill=_light_color((112, 110, 130), time))
+    draw.polygon(((x, top), (x + 44, HORIZON + 12), (x + 12, HORIZON + 12)), fill=_light_color((84, 82, 104), time))
     draw.polygon(
-        ((x, top), (x - 11, top + 14), (x - 2, top + 11), (x + 11, top + 14)), fill=_lit((238, 240, 250), time)
+        ((x, top), (x - 11, top + 14), (x - 2, top + 11), (x + 11, top + 14)), fill=_light_color((238, 240, 250), time)
     )
 
 
-def _farmyard(draw: ImageDraw.ImageDraw, time: str, rng: random.Random) -> None:
-    draw.rectangle((0, HORIZON - 8, SIZE, HORIZON + 10), fill=_lit((126, 186, 88), time))
+def _draw_farmyard(draw: ImageDraw.ImageDraw, time: str, rng: random.Random) -> None:
+    draw.rectangle((0, HORIZON - 8, SIZE, HORIZON + 10), fill=_light_color((126, 186, 88), time))
     x = rng.choice((20, 72, 124))
-    red, white = _lit((190, 48, 42), time), _lit((250, 244, 236), time)
+    red, white = _light_color((190, 48, 42), time), _light_color((250, 244, 236), time)
     draw.rectangle((x, HORIZON - 30, x + 48, HORIZON + 6), fill=red)
     draw.polygon(
         ((x - 5, HORIZON - 30), (x + 10, HORIZON - 48), (x + 38, HORIZON - 48), (x + 53, HORIZON - 30)),
-        fill=_lit((112, 60, 52), time),
+        fill=_light_color((112, 60, 52), time),
     )
     draw.rectangle((x + 16, HORIZON - 14, x + 32, HORIZON + 6), fill=white)
     draw.line((x + 16, HORIZON - 14, x + 32, HORIZON + 6), fill=red, width=2)
     draw.line((x + 32, HORIZON - 14, x + 16, HORIZON + 6), fill=red, width=2)
-    wood = _lit((246, 238, 220), time)
+    wood = _light_color((246, 238, 220), time)
     for post in range(4, SIZE, 18):
         if not x - 6 < post < x + 52:
             draw.rectangle((post, HORIZON - 6, post + 4, HORIZON + 12), fill=wood)
             draw.rectangle((post, HORIZON - 2, post + 17, HORIZON + 1), fill=wood)
 
 
-def _indoors(image: Image.Image, scene: Scene, sky: Image.Image) -> None:
-    """A wall with a wide window that shows the sky, and furniture that tells the room."""
+def _draw_indoors(image: Image.Image, scene: Scene, sky: Image.Image) -> None:
+    """Draws a wall with a wide window that shows the sky, and the furniture of the room."""
     draw = ImageDraw.Draw(image, "RGBA")
     dim = {"night": "night", "evening": "evening"}.get(scene.time, "noon")
     share = _LIGHT[dim] if dim != "night" else (186, 182, 200)
@@ -223,15 +225,15 @@ def _indoors(image: Image.Image, scene: Scene, sky: Image.Image) -> None:
         draw.rectangle(box, outline=(252, 250, 244), width=3)
 
 
-def _floor(image: Image.Image, scene: Scene, rng: random.Random) -> None:
-    """The ground from the horizon down, with some texture."""
+def _draw_ground(image: Image.Image, scene: Scene, rng: random.Random) -> None:
+    """Draws the ground below the horizon, with some texture."""
     indoors = scene.setting in INDOORS
     time = {"night": "night", "evening": "evening"}.get(scene.time, "noon") if indoors else scene.time
-    top, bottom = (_lit(color, time) for color in _GROUNDS[scene.setting])
+    top, bottom = (_light_color(color, time) for color in _GROUNDS[scene.setting])
     if indoors and time == "night":
         top, bottom = (_blend(a, b, 0.45) for a, b in zip((top, bottom), _GROUNDS[scene.setting], strict=True))
     start = HORIZON + (12 if indoors else 6)
-    image.paste(_gradient(top, bottom, SIZE, SIZE - start), (0, start))
+    image.paste(_make_gradient(top, bottom, SIZE, SIZE - start), (0, start))
     draw = ImageDraw.Draw(image, "RGBA")
     darker = (*_blend(bottom, (0, 0, 0), 0.22), 120)
     lighter = (*_blend(top, (255, 255, 255), 0.35), 130)
@@ -251,8 +253,8 @@ def _floor(image: Image.Image, scene: Scene, rng: random.Random) -> None:
                 draw.ellipse((x, y, x + 2, y + 1), fill=rng.choice((darker, lighter)))
 
 
-def _weather_over(image: Image.Image, scene: Scene, rng: random.Random) -> None:
-    """Rain or snow over the whole picture; indoors only in the window."""
+def _draw_precipitation(image: Image.Image, scene: Scene, rng: random.Random) -> None:
+    """Draws rain or snow over the whole picture; indoors only in the window."""
     if scene.weather not in ("rainy", "snowy"):
         return
     left, top, right, bottom = _WINDOW if scene.setting in INDOORS else (0, 0, SIZE, SIZE)
@@ -266,8 +268,8 @@ def _weather_over(image: Image.Image, scene: Scene, rng: random.Random) -> None:
             draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255, 240))
 
 
-def _put(image: Image.Image, sprite: Image.Image, x: int, y: int, longest: int, rng: random.Random) -> Box:
-    """Pastes a sprite, feet at (x, y), with a shadow; returns where it came to stand."""
+def _paste_sprite(image: Image.Image, sprite: Image.Image, x: int, y: int, longest: int, rng: random.Random) -> Box:
+    """Pastes a sprite and its shadow, with the bottom centre near (x, y); returns the box of the sprite."""
     scale = longest / max(sprite.size)
     small = sprite.resize(
         (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.LANCZOS
@@ -283,43 +285,43 @@ def _put(image: Image.Image, sprite: Image.Image, x: int, y: int, longest: int, 
 
 
 def draw_scene(scene: Scene, sprites: Mapping[str, Image.Image], rng: random.Random) -> Image.Image:
-    """The picture of a scene, SIZE x SIZE, RGB. What the scene leaves open (clouds, trees, inches) comes from `rng`."""
-    return draw_with_boxes(scene, sprites, rng)[0]
+    """Draws a scene, SIZE x SIZE, RGB. What the scene leaves open (clouds, trees, small offsets) comes from `rng`."""
+    return draw_scene_with_boxes(scene, sprites, rng)[0]
 
 
-def draw_with_boxes(
+def draw_scene_with_boxes(
     scene: Scene, sprites: Mapping[str, Image.Image], rng: random.Random
 ) -> tuple[Image.Image, list[Box]]:
-    """The picture of a scene, and for each of its items where it stands; later ones may hide earlier ones."""
+    """Draws a scene; also returns the box of each item. Later items may cover earlier ones."""
     image = Image.new("RGB", (SIZE, SIZE))
-    sky = _sky(scene, rng)
+    sky = _draw_sky(scene, rng)
     image.paste(sky, (0, 0))
     if scene.setting in INDOORS:
-        _floor(image, scene, rng)
-        _indoors(image, scene, sky)
+        _draw_ground(image, scene, rng)
+        _draw_indoors(image, scene, sky)
     else:
-        _outdoors(image, scene, rng)
-        _floor_below(image, scene, rng)
+        _draw_outdoors(image, scene, rng)
+        _draw_ground_below_horizon(image, scene, rng)
     boxes: list[Box] = []
     for item in scene.items:
         size = KINDS[item.kind].size
         longest = 48 if size < 15 else 54 if size < 100 else 60
-        dimmed = _dimmed(sprites[item.kind], scene)
+        dimmed = _dim_sprite(sprites[item.kind], scene)
         x, y = _COLUMN_X[item.column], _ROW_Y[item.row]
-        boxes.append(_put(image, dimmed, x, y, longest + rng.randint(-3, 3), rng))
-    _weather_over(image, scene, rng)
+        boxes.append(_paste_sprite(image, dimmed, x, y, longest + rng.randint(-3, 3), rng))
+    _draw_precipitation(image, scene, rng)
     return image, boxes
 
 
-def _floor_below(image: Image.Image, scene: Scene, rng: random.Random) -> None:
-    """The ground under what stands at the horizon."""
+def _draw_ground_below_horizon(image: Image.Image, scene: Scene, rng: random.Random) -> None:
+    """Draws the ground without covering the objects at the horizon."""
     backdrop = image.crop((0, 0, SIZE, HORIZON + 8))
-    _floor(image, scene, rng)
+    _draw_ground(image, scene, rng)
     image.paste(backdrop, (0, 0))
 
 
-def _dimmed(sprite: Image.Image, scene: Scene) -> Image.Image:
-    """The sprite in the light of the evening or the night; still easy to tell."""
+def _dim_sprite(sprite: Image.Image, scene: Scene) -> Image.Image:
+    """Tints the sprite with the light of the evening or the night; it stays easy to recognise."""
     if scene.time not in ("evening", "night") or scene.setting in INDOORS:
         return sprite
     light = Image.new("RGB", sprite.size, _LIGHT[scene.time])

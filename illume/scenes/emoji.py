@@ -1,4 +1,4 @@
-"""Finds the emoji pictures that scenes are composed of, and fetches them once where there are none."""
+"""Finds the emoji pictures of which scenes are composed, and downloads them if they are missing."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ _NEEDED = ("package/emoji.json", "package/LICENSE", "package/img/google/64/")
 
 
 class EmojiMissingError(RuntimeError):
-    """There are no emoji pictures, and they cannot be fetched."""
+    """The emoji pictures are missing and cannot be downloaded."""
 
 
 def cache_folder() -> Path:
-    """Where fetched pictures are kept: below XDG_CACHE_HOME, or the user's `.cache`."""
+    """The folder of downloaded pictures: in XDG_CACHE_HOME, or in the user's `.cache`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "illume" / f"{PACKAGE}-{VERSION}"
 
 
 def find_emoji(folder: Path | None = None) -> Path:
-    """The unpacked npm package: `folder` if given, else the cached one, fetched through npm where needed."""
+    """The folder of the unpacked npm package: `folder` if given, else the cached one, downloaded if needed.
+
+    Raises EmojiMissingError.
+    """
     where = folder if folder is not None else cache_folder()
     if _complete(where):
         return where
     if folder is not None:
-        raise EmojiMissingError(f"{folder} holds no {PACKAGE}: it needs emoji.json and img/google/64.")
+        raise EmojiMissingError(f"{folder} does not contain {PACKAGE}: emoji.json and img/google/64 are needed.")
     _fetch(where)
     return where
 
@@ -45,7 +48,7 @@ def _complete(folder: Path) -> bool:
 
 
 def _fetch(where: Path) -> None:
-    """Downloads the package with npm and keeps its 64 px pictures. Raises EmojiMissingError."""
+    """Downloads the package with npm, and keeps its 64 px pictures. Raises EmojiMissingError."""
     npm = shutil.which("npm")
     if npm is None:
         raise EmojiMissingError(
@@ -70,7 +73,7 @@ def _fetch(where: Path) -> None:
 
 
 def load_sprites(folder: Path) -> dict[str, Image.Image]:
-    """Kind -> its picture, RGBA, cut to what is drawn."""
+    """Loads the picture of each kind, RGBA, cropped to its visible part."""
     files = {entry["short_name"]: entry["image"] for entry in json.loads((folder / "emoji.json").read_text())}
     sprites = {}
     for kind in KINDS.values():

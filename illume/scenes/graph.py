@@ -1,4 +1,4 @@
-"""The scene graph: which objects stand where, in which setting, weather and time of day."""
+"""The scene graph: the objects and their cells, the setting, the weather and the time of day."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CELLS = tuple((column, row) for row in ROWS for column in COLUMNS)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Item:
-    """One object and its cell: column left, middle or right; row back or front."""
+    """One object and its cell: the column is left, middle or right, the row back or front."""
 
     kind: str
     column: str
@@ -29,7 +29,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What one image shows. Items are in the order of `CELLS`."""
+    """The content of one image. Items are in the order of `CELLS`."""
 
     setting: str
     weather: str
@@ -37,11 +37,11 @@ class Scene:
     items: tuple[Item, ...]
 
     def count(self, kind: str) -> int:
-        """How many items are of this kind."""
+        """The number of items of this kind."""
         return sum(item.kind == kind for item in self.items)
 
     def only(self, kind: str) -> Item | None:
-        """The one item of this kind, or None where there is none or more than one."""
+        """The item of this kind, or None unless there is exactly one."""
         found = [item for item in self.items if item.kind == kind]
         return found[0] if len(found) == 1 else None
 
@@ -53,12 +53,12 @@ class Scene:
         """The distinct kinds in the order of the cells."""
         return tuple(dict.fromkeys(item.kind for item in self.items))
 
-    def of(self, trait: str) -> tuple[Item, ...]:
-        """The items whose kind has this trait."""
+    def with_trait(self, trait: str) -> tuple[Item, ...]:
+        """The items of kinds with this trait."""
         return tuple(item for item in self.items if trait in KINDS[item.kind].traits)
 
-    def graph(self) -> dict[str, Any]:
-        """The scene as plain JSON."""
+    def to_graph(self) -> dict[str, Any]:
+        """The scene as JSON data."""
         return {
             "setting": self.setting,
             "weather": self.weather,
@@ -68,49 +68,49 @@ class Scene:
 
     @classmethod
     def from_graph(cls, graph: Mapping[str, Any]) -> Scene:
-        """The scene of a JSON graph. Raises KeyError or ValueError where the graph is no scene."""
-        items = [Item(thing["kind"], thing["column"], thing["row"]) for thing in graph["objects"]]
+        """Reads a scene from JSON data. Raises KeyError or ValueError if `graph` is not a scene."""
+        items = [Item(one["kind"], one["column"], one["row"]) for one in graph["objects"]]
         for item in items:
             if item.kind not in KINDS or (item.column, item.row) not in CELLS:
                 raise ValueError(f"not an object of a scene: {item}")
-        return arranged(graph["setting"], graph["weather"], graph["time"], items)
+        return make_scene(graph["setting"], graph["weather"], graph["time"], items)
 
 
-def arranged(setting: str, weather: str, time: str, items: list[Item]) -> Scene:
-    """A scene with its items in the order of the cells."""
+def make_scene(setting: str, weather: str, time: str, items: list[Item]) -> Scene:
+    """Builds a scene, with its items in the order of the cells."""
     return Scene(setting, weather, time, tuple(sorted(items, key=lambda item: CELLS.index((item.column, item.row)))))
 
 
 def column_distance(one: Item, other: Item) -> int:
-    """Columns from `one` to `other`: positive where `other` is further right."""
+    """The number of columns from `one` to `other`, positive if `other` is further right."""
     return COLUMNS.index(other.column) - COLUMNS.index(one.column)
 
 
 def relation(one: Item, other: Item) -> str:
-    """Where `one` stands seen from `other`: one of four phrases."""
+    """The position of `one` relative to `other`, as one of four phrases."""
     distance = column_distance(one, other)
     if distance == 0:
         return "in front of" if one.row == "front" else "behind"
     return "left of" if distance > 0 else "right of"
 
 
-def neighbour(scene: Scene, item: Item) -> Item:
-    """The item of another kind one would name to say where `item` is: near, and the only one of its kind."""
+def find_neighbour(scene: Scene, item: Item) -> Item:
+    """The item of another kind by which to locate `item`: preferably the only one of its kind, then the nearest."""
 
-    def farness(other: Item) -> tuple[bool, int, bool]:
+    def rank(other: Item) -> tuple[bool, int, bool]:
         return scene.count(other.kind) > 1, abs(column_distance(item, other)), other.row != item.row
 
-    return min((other for other in scene.items if other.kind != item.kind), key=farness)
+    return min((other for other in scene.items if other.kind != item.kind), key=rank)
 
 
-def _random_kinds(rng: random.Random, n: int, *, danger: bool) -> list[str]:
-    """`n` distinct kinds, each group of kinds with its share; dangerous ones only if asked for."""
-    shares = {"animal": 5, "food": 3, "ride": 3, "music": 2, "thing": 3, "plant": 1}
+def _sample_kinds(rng: random.Random, n: int, *, danger: bool) -> list[str]:
+    """Samples `n` distinct kinds, with a weight for each group of kinds; one is dangerous if `danger` is true."""
+    weights = {"animal": 5, "food": 3, "ride": 3, "music": 2, "thing": 3, "plant": 1}
     chosen: list[str] = []
     if danger:
         chosen.append(rng.choice([kind.name for kind in KINDS.values() if "danger" in kind.traits]))
     while len(chosen) < n:
-        group = rng.choices(list(shares), list(shares.values()))[0]
+        group = rng.choices(list(weights), list(weights.values()))[0]
         kind = rng.choice([k for k in KINDS.values() if group in k.traits and "danger" not in k.traits])
         if kind.name not in chosen:
             chosen.append(kind.name)
@@ -118,19 +118,19 @@ def _random_kinds(rng: random.Random, n: int, *, danger: bool) -> list[str]:
     return chosen
 
 
-def random_scene(rng: random.Random, *, max_items: int = 5) -> Scene:
-    """Any scene: two to four kinds, sometimes one of them two or three times, in three to `max_items` cells."""
-    kinds = _random_kinds(rng, rng.choice((2, 3, 3, 4)), danger=rng.random() < 0.35)
+def sample_scene(rng: random.Random, *, max_items: int = 5) -> Scene:
+    """Samples a scene of two to four kinds, sometimes one of them two or three times, in three to `max_items` cells."""
+    kinds = _sample_kinds(rng, rng.choice((2, 3, 3, 4)), danger=rng.random() < 0.35)
     if rng.random() < 0.4 or len(kinds) == 2:
         kinds.extend([kinds[0]] * rng.choice((1, 2)))
     kinds = kinds[:max_items]
     cells = rng.sample(CELLS, len(kinds))
     items = [Item(kind, column, row) for kind, (column, row) in zip(kinds, cells, strict=True)]
-    return arranged(rng.choice(list(SETTINGS)), rng.choice(list(WEATHERS)), rng.choice(list(TIMES)), items)
+    return make_scene(rng.choice(list(SETTINGS)), rng.choice(list(WEATHERS)), rng.choice(list(TIMES)), items)
 
 
-def well_formed(scene: Scene) -> bool:
-    """At least two kinds, none more than three times, every cell used once."""
+def is_well_formed(scene: Scene) -> bool:
+    """Whether there are at least two kinds, none more than three times, and at most one item in each cell."""
     cells = Counter((item.column, item.row) for item in scene.items)
     kinds = Counter(item.kind for item in scene.items)
     return len(kinds) >= 2 and max(kinds.values()) <= 3 and max(cells.values()) == 1

@@ -1,4 +1,4 @@
-"""What a scene can hold: kinds of object with what they are good for, settings, weather, times of day."""
+"""What a scene can contain: kinds of object with their traits, settings, weather, times of day."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROWS = ("back", "front")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of object. `size` is its usual length or height in centimetres."""
+    """A kind of object. `size` is its usual length or height in centimetres; `emoji` names its picture."""
 
     name: str
     plural: str
@@ -20,7 +20,7 @@ class Kind:
 
 
 def _kinds(traits: str, *rows: tuple[str, str, int]) -> list[Kind]:
-    """Kinds that share `traits`; a row is name (and irregular plural after a slash), emoji short name, size."""
+    """Builds kinds that share `traits`. A row is name (with irregular plural after a slash), emoji short name, size."""
     kinds = []
     for names, emoji, size in rows:
         name, _, plural = names.partition("/")
@@ -122,9 +122,9 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A setting, a weather or a time of day, with the phrases that show it.
+    """A setting, a weather or a time of day.
 
-    `signs` are noun phrases of what is seen; `words` are all single words that claim it.
+    `signs` are noun phrases for what shows the condition in a picture; `words` are all single words that claim it.
     """
 
     name: str
@@ -176,7 +176,7 @@ NEEDS = {"umbrella": "wet", "coat": "cold", "torch": "lost", "sunglasses": "dazz
 
 
 def need_of(weather: str, time: str) -> str | None:
-    """What one would take along in this weather at this time of day; None where nothing stands out."""
+    """What a person would need in this weather at this time of day; None if nothing in particular."""
     if weather == "rainy":
         return "umbrella"
     if weather == "snowy":

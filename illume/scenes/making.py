@@ -1,4 +1,4 @@
-"""Makes a data set of scenes: images and a prompts file, the same for the same seed."""
+"""Generates a data set of scenes: images and a prompts file, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from illume.prompts_file import write_prompts
 from illume.records import stable_seed
 from illume.scenes.drawing import draw_scene
 from illume.scenes.graph import Scene
-from illume.scenes.questions import FAMILIES, Question, draw_asked, scene_for
-from illume.scenes.rationales import right_forms
+from illume.scenes.questions import FAMILIES, Question, sample_question, sample_scene_for
+from illume.scenes.rationales import correct_rationales
 
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
 def splits_of(n: int) -> list[str]:
-    """The split of each of `n` prompts: three fifths train, a fifth val, a fifth test."""
+    """The split of each of `n` prompts: 60 % train, 20 % val, 20 % test."""
     train, val = round(n * SPLITS["train"]), round(n * SPLITS["val"])
     return ["train"] * train + ["val"] * val + ["test"] * (n - train - val)
 
 
-def draw_prompts(n: int, seed: int) -> Iterator[tuple[Question, Scene]]:
-    """`n` questions with a scene each, the families in turn; no two scenes are equal."""
+def sample_prompts(n: int, seed: int) -> Iterator[tuple[Question, Scene]]:
+    """Samples `n` questions with a scene each, cycling through the families; no two scenes are equal."""
     seen: set[Scene] = set()
     index = 0
     while index < n:
         rng = random.Random(stable_seed("scene", seed, index, len(seen)))
-        question = draw_asked(rng, FAMILIES[index % len(FAMILIES)])
-        scene = scene_for(question.asked, question.answer, rng)
+        question = sample_question(rng, FAMILIES[index % len(FAMILIES)])
+        scene = sample_scene_for(question.query, question.answer, rng)
         if scene not in seen:
             seen.add(scene)
             index += 1
@@ -41,8 +41,8 @@ def draw_prompts(n: int, seed: int) -> Iterator[tuple[Question, Scene]]:
 
 
 def prompt_row(question: Question, scene: Scene, *, name: str, split: str, rng: random.Random) -> dict[str, Any]:
-    """One line of the prompts file."""
-    references = list(dict.fromkeys(right_forms(question.asked, question.answer, scene)))
+    """The data of one line of the prompts file."""
+    references = list(dict.fromkeys(correct_rationales(question.query, question.answer, scene)))
     rng.shuffle(references)
     return {
         "external_id": name,
@@ -51,12 +51,12 @@ def prompt_row(question: Question, scene: Scene, *, name: str, split: str, rng: 
         "question": question.text,
         "answer": question.answer,
         "references": references,
-        "metadata": {"family": question.asked.family, "scene": scene.graph()},
+        "metadata": {"family": question.query.family, "scene": scene.to_graph()},
     }
 
 
 def save_small(image: Image.Image, path: Path) -> None:
-    """Saves a PNG with a palette of 192 colours, a third of the size and hardly to be told from the original."""
+    """Saves a PNG with a palette of 192 colours: a third of the size, with hardly a visible difference."""
     quantised = image.quantize(192, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     quantised.save(path, optimize=True)
 
@@ -69,19 +69,19 @@ def make_scenes(
     sprites: Mapping[str, Image.Image],
     report: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Writes `n` prompts with an image each to `out`. Families take turns, so every split holds them all.
+    """Writes `n` prompts with an image each to `out`. The families alternate, so every split contains all of them.
 
-    Raises FileExistsError where `out` holds other prompts: their images would stay among these.
+    Raises FileExistsError if `out` contains other prompts, because their images would be left among the new ones.
     """
     if (out / "prompts.jsonl").exists():
         before = [line.partition('"external_id": "')[2] for line in (out / "prompts.jsonl").read_text().splitlines()]
         if len(before) != n or not all(line.startswith(f"s{seed}-") for line in before):
-            raise FileExistsError(f"{out} holds other prompts: name another folder")
+            raise FileExistsError(f"{out} contains other prompts: choose another folder")
     (out / "images").mkdir(parents=True, exist_ok=True)
     splits = splits_of(n)
     rows = []
     started = time.monotonic()
-    for index, (question, scene) in enumerate(draw_prompts(n, seed)):
+    for index, (question, scene) in enumerate(sample_prompts(n, seed)):
         rng = random.Random(stable_seed("picture", seed, index))
         name = f"s{seed}-{index:05d}"
         save_small(draw_scene(scene, sprites, rng), out / "images" / f"{name}.png")

@@ -1,4 +1,4 @@
-"""The families of question: their wordings, their answers in a scene, and scenes in which they can be asked."""
+"""The question families: their wordings, their answers in a scene, and scenes in which they make sense."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from illume.scenes.graph import CELLS, Item, Scene, arranged, column_distance, random_scene, well_formed
+from illume.scenes.graph import CELLS, Item, Scene, column_distance, is_well_formed, make_scene, sample_scene
 from illume.scenes.kinds import COLUMNS, KINDS, SETTINGS, TIMES, WEATHERS, need_of
 
 NUMBERS = ("no", "one", "two", "three")
@@ -37,8 +37,8 @@ FAMILIES = tuple(WORDINGS)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a question asks: its family, the kinds it names, the cell it names."""
+class Query:
+    """The meaning of a question: its family, and the kinds and the cell that it names."""
 
     family: str
     kinds: tuple[str, ...] = ()
@@ -47,29 +47,29 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question in words, with its meaning and its answer."""
+    """The text of a question, with its meaning and its answer."""
 
     text: str
     answer: str
-    asked: Asked
+    query: Query
 
 
-def article(noun: str) -> str:
+def with_article(noun: str) -> str:
     """The noun with its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def worded(asked: Asked, rng: random.Random) -> str:
-    """The question in one of its wordings."""
-    kind = asked.kinds[0] if asked.kinds else ""
+def phrase_question(query: Query, rng: random.Random) -> str:
+    """Phrases a query in one of its wordings, chosen at random."""
+    kind = query.kinds[0] if query.kinds else ""
     fields = {
         "kind": kind,
-        "a_kind": article(kind) if kind else "",
+        "a_kind": with_article(kind) if kind else "",
         "kinds": KINDS[kind].plural if kind else "",
-        "other": asked.kinds[1] if len(asked.kinds) > 1 else "",
-        "cell": f"{asked.cell[1]} {asked.cell[0]}" if asked.cell else "",
+        "other": query.kinds[1] if len(query.kinds) > 1 else "",
+        "cell": f"{query.cell[1]} {query.cell[0]}" if query.cell else "",
     }
-    return rng.choice(WORDINGS[asked.family]).format(**fields)
+    return rng.choice(WORDINGS[query.family]).format(**fields)
 
 
 _GROUPS = {
@@ -92,8 +92,8 @@ _PATTERNS = [(family, _pattern(wording)) for family, wordings in WORDINGS.items(
 _SINGULAR = {kind.plural: kind.name for kind in KINDS.values()}
 
 
-def understood(question: str) -> Asked | None:
-    """What a question asks, or None where it is none of ours."""
+def parse_question(question: str) -> Query | None:
+    """The meaning of a question, or None if it belongs to no family."""
     text = " ".join(question.lower().split()).rstrip("? .")
     for family, pattern in _PATTERNS:
         if match := pattern.fullmatch(text):
@@ -102,13 +102,13 @@ def understood(question: str) -> Asked | None:
             kinds = tuple(name for name in names if name)
             if all(kind in KINDS for kind in kinds):
                 cell = (groups["column"], groups["row"]) if groups.get("row") else None
-                return Asked(family, kinds, cell)
+                return Query(family, kinds, cell)
     return None
 
 
-def answer_of(asked: Asked, scene: Scene) -> str | None:
-    """The answer in this scene; None where the question makes no sense there."""
-    match asked.family:
+def answer_query(query: Query, scene: Scene) -> str | None:
+    """The answer in this scene; None if the question makes no sense there."""
+    match query.family:
         case "setting":
             return scene.setting
         case "weather":
@@ -118,36 +118,36 @@ def answer_of(asked: Asked, scene: Scene) -> str | None:
         case "need":
             return need_of(scene.weather, scene.time)
         case "safety":
-            return "no" if scene.of("danger") else "yes"
+            return "no" if scene.with_trait("danger") else "yes"
         case "eat" | "ride" | "hear" | "alive":
-            found = {item.kind for item in scene.of(TRAIT_OF[asked.family])}
+            found = {item.kind for item in scene.with_trait(TRAIT_OF[query.family])}
             return found.pop() if len(found) == 1 else None
         case "at":
-            item = scene.at(*asked.cell) if asked.cell else None
+            item = scene.at(*query.cell) if query.cell else None
             return item.kind if item else None
         case _:
-            return _answer_about(asked, scene)
+            return _answer_about_kinds(query, scene)
 
 
-def _answer_about(asked: Asked, scene: Scene) -> str | None:
-    """The answer to a question that names kinds."""
-    kind = asked.kinds[0]
-    if asked.family == "presence":
+def _answer_about_kinds(query: Query, scene: Scene) -> str | None:
+    """The answer to a query that names kinds."""
+    kind = query.kinds[0]
+    if query.family == "presence":
         return "yes" if scene.count(kind) else "no"
-    if asked.family == "count":
+    if query.family == "count":
         return NUMBERS[scene.count(kind)] if 1 <= scene.count(kind) <= 3 else None
     item = scene.only(kind)
     if item is None:
         return None
-    if asked.family == "place":
+    if query.family == "place":
         return item.column
-    if asked.family == "left_of":
+    if query.family == "left_of":
         columns = [other for other in scene.items if other.row == item.row and column_distance(other, item) == 1]
         return columns[0].kind if columns and columns[0].kind != kind else None
-    other = scene.only(asked.kinds[1])
+    other = scene.only(query.kinds[1])
     if other is None:
         return None
-    if asked.family == "larger":
+    if query.family == "larger":
         sizes = sorted((KINDS[kind].size, KINDS[other.kind].size))
         if sizes[1] < 1.5 * sizes[0]:
             return None
@@ -155,44 +155,44 @@ def _answer_about(asked: Asked, scene: Scene) -> str | None:
     return None if item.row == other.row else (kind if item.row == "front" else other.kind)
 
 
-def askable(scene: Scene, family: str, rng: random.Random) -> Question | None:
-    """A question of this family about this scene, or None where none can be asked."""
+def make_question(scene: Scene, family: str, rng: random.Random) -> Question | None:
+    """A question of this family about this scene, or None if none makes sense."""
     for _ in range(6):
-        asked = _draw(scene, family, rng)
-        answer = answer_of(asked, scene)
+        query = _sample_query(scene, family, rng)
+        answer = answer_query(query, scene)
         if answer is not None:
-            return Question(worded(asked, rng), answer, asked)
+            return Question(phrase_question(query, rng), answer, query)
     return None
 
 
-def _draw(scene: Scene, family: str, rng: random.Random) -> Asked:
-    """One way to ask of this family; it may turn out to make no sense in the scene."""
+def _sample_query(scene: Scene, family: str, rng: random.Random) -> Query:
+    """Samples a query of this family. It may make no sense in the scene."""
     if family == "presence" and rng.random() < 0.5:
-        return Asked(family, (rng.choice([kind for kind in KINDS if not scene.count(kind)]),))
+        return Query(family, (rng.choice([kind for kind in KINDS if not scene.count(kind)]),))
     if family == "count" and rng.random() < 0.75:
-        return Asked(family, (max(scene.kinds(), key=scene.count),))
+        return Query(family, (max(scene.kinds(), key=scene.count),))
     if family in ("presence", "count", "place", "left_of"):
-        return Asked(family, (rng.choice(scene.kinds()),))
+        return Query(family, (rng.choice(scene.kinds()),))
     if family in ("larger", "nearer"):
         one, other = rng.sample(scene.kinds(), 2)
-        return Asked(family, (one, other))
+        return Query(family, (one, other))
     if family == "at":
         item = rng.choice(scene.items)
-        return Asked(family, (), (item.column, item.row))
-    return Asked(family)
+        return Query(family, (), (item.column, item.row))
+    return Query(family)
 
 
-def scene_for(asked: Asked, answer: str, rng: random.Random) -> Scene:
-    """A random scene in which the question has this answer; all that the two leave open is drawn anew."""
+def sample_scene_for(query: Query, answer: str, rng: random.Random) -> Scene:
+    """Samples a scene in which the query has this answer. Everything else about the scene is random."""
     while True:
-        scene = _imposed(random_scene(rng), asked, answer, rng)
-        if scene is not None and well_formed(scene) and answer_of(asked, scene) == answer:
+        scene = _adapt_scene(sample_scene(rng), query, answer, rng)
+        if scene is not None and is_well_formed(scene) and answer_query(query, scene) == answer:
             return scene
 
 
-def _imposed(scene: Scene, asked: Asked, answer: str, rng: random.Random) -> Scene | None:
-    """The scene changed towards the wanted answer."""
-    family = asked.family
+def _adapt_scene(scene: Scene, query: Query, answer: str, rng: random.Random) -> Scene | None:
+    """Changes the scene so that the query is likely to have this answer; None if it cannot have it."""
+    family = query.family
     if family in ("setting", "weather", "time"):
         known = {"setting": SETTINGS, "weather": WEATHERS, "time": TIMES}[family]
         if answer not in known:
@@ -201,37 +201,37 @@ def _imposed(scene: Scene, asked: Asked, answer: str, rng: random.Random) -> Sce
         return Scene(parts["setting"], parts["weather"], parts["time"], scene.items)
     if family in ("need", "safety") or (family == "presence" and answer == "no"):
         return scene
-    wanted = set(asked.kinds) | ({answer} if answer in KINDS else set())
+    wanted = set(query.kinds) | ({answer} if answer in KINDS else set())
     trait = TRAIT_OF.get(family)
     kept = [i for i in scene.items if i.kind not in wanted and not (trait and trait in KINDS[i.kind].traits)]
     rng.shuffle(kept)
-    new = _placed(asked, answer, sorted(wanted), rng)
+    new = _place_items(query, answer, sorted(wanted), rng)
     cells = {(item.column, item.row) for item in new}
     total = max(3, len(scene.items), len(new) + 1)
     kept = [item for item in kept if (item.column, item.row) not in cells][: max(0, total - len(new))]
-    return arranged(scene.setting, scene.weather, scene.time, [*new, *kept])
+    return make_scene(scene.setting, scene.weather, scene.time, [*new, *kept])
 
 
-def _placed(asked: Asked, answer: str, wanted: list[str], rng: random.Random) -> list[Item]:
-    """Items of the wanted kinds in cells that fit the answer."""
-    if asked.family == "count":
+def _place_items(query: Query, answer: str, wanted: list[str], rng: random.Random) -> list[Item]:
+    """Items of the wanted kinds, in cells that fit the answer."""
+    if query.family == "count":
         return [Item(wanted[0], *cell) for cell in rng.sample(CELLS, NUMBERS.index(answer))]
-    if asked.family == "place":
+    if query.family == "place":
         return [Item(wanted[0], answer, rng.choice(("back", "front")))]
-    if asked.family == "at" and asked.cell:
-        return [Item(answer, *asked.cell)]
-    if asked.family == "left_of":
+    if query.family == "at" and query.cell:
+        return [Item(answer, *query.cell)]
+    if query.family == "left_of":
         column, row = rng.randrange(2), rng.choice(("back", "front"))
-        return [Item(answer, COLUMNS[column], row), Item(asked.kinds[0], COLUMNS[column + 1], row)]
-    if asked.family == "nearer":
-        other = next(kind for kind in asked.kinds if kind != answer)
+        return [Item(answer, COLUMNS[column], row), Item(query.kinds[0], COLUMNS[column + 1], row)]
+    if query.family == "nearer":
+        other = next(kind for kind in query.kinds if kind != answer)
         return [Item(answer, rng.choice(COLUMNS), "front"), Item(other, rng.choice(COLUMNS), "back")]
     return [Item(kind, *cell) for kind, cell in zip(wanted, rng.sample(CELLS, len(wanted)), strict=True)]
 
 
-def draw_asked(rng: random.Random, family: str) -> Question:
-    """A question of this family with an answer, before there is a scene: what `scene_for` starts from."""
+def sample_question(rng: random.Random, family: str) -> Question:
+    """Samples a question of this family with an answer, for `sample_scene_for`."""
     while True:
-        question = askable(random_scene(rng), family, rng)
+        question = make_question(sample_scene(rng), family, rng)
         if question is not None:
             return question

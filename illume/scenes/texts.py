@@ -1,4 +1,4 @@
-"""The texts a model is shown of a scene: its description, a question, a question with its answer."""
+"""Prompt texts about a scene, and the expected continuations, for training the starter model."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ HOW_MANY = "Q: how many of each? A:"
 WHICH_SIDE = "Q: on which side is each? A:"
 
 Pairs = list[tuple[str, str]]
-"""What is given, and what is to be said of it."""
+"""What is given, and what should be said about it."""
 
 
-def description(scene: Scene) -> str:
-    """All that a scene holds: setting, weather, time, then the six cells in turn. Every word is one token."""
+def describe_scene(scene: Scene) -> str:
+    """Describes a scene: setting, weather, time, then the content of the six cells. Every word is one token."""
     cells = [scene.at(*cell) for cell in CELLS]
     return " ".join([scene.setting, scene.weather, scene.time, *(item.kind if item else "none" for item in cells)])
 
 
-def cells_with_kinds(scene: Scene, rng: random.Random) -> Pairs:
-    """All cells in any order, and what is in each."""
+def list_cells(scene: Scene, rng: random.Random) -> Pairs:
+    """All cells in random order, and the content of each."""
     items = [(f"{row} {column}", scene.at(column, row)) for column, row in rng.sample(CELLS, len(CELLS))]
     return [(cell, item.kind if item else "none") for cell, item in items]
 
 
-def kinds_with_cells(scene: Scene, rng: random.Random) -> Pairs:
-    """The objects that are alone of their kind in any order, and the cell of each."""
-    return [(item.kind, item.place) for item in _alone(scene, rng)]
+def list_places(scene: Scene, rng: random.Random) -> Pairs:
+    """The objects that are the only ones of their kind, in random order, and the cell of each."""
+    return [(item.kind, item.place) for item in _sample_unique_items(scene, rng)]
 
 
-def kinds_with_columns(scene: Scene, rng: random.Random) -> Pairs:
-    """The objects that are alone of their kind in any order, and the column of each."""
-    return [(item.kind, item.column) for item in _alone(scene, rng)]
+def list_sides(scene: Scene, rng: random.Random) -> Pairs:
+    """The objects that are the only ones of their kind, in random order, and the column of each."""
+    return [(item.kind, item.column) for item in _sample_unique_items(scene, rng)]
 
 
-def _alone(scene: Scene, rng: random.Random) -> list[Item]:
+def _sample_unique_items(scene: Scene, rng: random.Random) -> list[Item]:
     alone = [item for item in scene.items if scene.count(item.kind) == 1]
     return rng.sample(alone, len(alone))
 
 
-def kinds_with_counts(scene: Scene, rng: random.Random) -> Pairs:
-    """The kinds of the scene and as many others in any order, and how many there are of each."""
+def list_counts(scene: Scene, rng: random.Random) -> Pairs:
+    """The kinds in the scene and as many others, in random order, and the number of each."""
     present = scene.kinds()
     absent = rng.sample([kind for kind in KINDS if kind not in present], len(present))
     kinds = [*present, *absent]
     return [(kind, NUMBERS[scene.count(kind)]) for kind in rng.sample(kinds, len(kinds))]
 
 
-def vqa_prompt(question: Question) -> str:
-    """The text before an answer."""
+def answer_prompt(question: Question) -> str:
+    """The prompt for an answer."""
     return f"Q: {question.text} A:"
 
 
-def why_prompt(question: Question) -> str:
-    """The text before a rationale."""
+def rationale_prompt(question: Question) -> str:
+    """The prompt for a rationale."""
     return f"Q: {question.text} A: {question.answer}, seeing that"

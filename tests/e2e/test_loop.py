@@ -21,7 +21,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from illume.scenes.truth import truth
+from illume.scenes.faithfulness import is_faithful
 
 # Bounds for a busy machine; on an idle one everything takes a tenth of them.
 READY_SECONDS = 400
@@ -133,7 +133,7 @@ class Knowledge:
         """Indexes of the texts that are true."""
         prompt = self.prompts[sha256, question]
         scene = prompt["metadata"]["scene"]
-        return [i for i, t in enumerate(texts) if truth(t, scene, question=question, answer=prompt["answer"])]
+        return [i for i, t in enumerate(texts) if is_faithful(t, scene, question=question, answer=prompt["answer"])]
 
 
 def wait_for(what: str, seconds: float, look: Callable[[], T | None]) -> T:

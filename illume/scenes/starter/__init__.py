@@ -1,1 +1,5 @@
-"""The starter model's architecture, lessons and training."""
+"""The small model that the demo ships, trained from scratch on scenes.
+
+Reading order: `architecture` (model, tokenizer, processor), `curriculum` (the recipe and its batches), `training` (the
+loop), `scoring` (how good a trained model is).
+"""

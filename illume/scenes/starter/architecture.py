@@ -1,4 +1,4 @@
-"""The starter model: a LLaVA of about five million parameters, its tokenizer and processor, untrained."""
+"""The untrained starter model, a LLaVA of about five million parameters, with its tokenizer and processor."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from illume.scenes.graph import random_scene
-from illume.scenes.questions import FAMILIES, WORDINGS, askable
-from illume.scenes.rationales import CIRCULAR, right_forms
-from illume.scenes.texts import DESCRIBE, description, vqa_prompt, why_prompt
+from illume.scenes.graph import sample_scene
+from illume.scenes.questions import FAMILIES, WORDINGS, make_question
+from illume.scenes.rationales import CIRCULAR, correct_rationales
+from illume.scenes.texts import DESCRIBE, answer_prompt, describe_scene, rationale_prompt
 
 IMAGE_SIZE = 96
 PATCH = 12
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
 PAD, EOS, IMAGE = "<pad>", "<eos>", "<image>"
 
-# One turn of a person is the images and the text as they stand; one of the model is its text and the end token.
+# A user turn is the images, then the text; an assistant turn is the text, then the end token.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- set parts = [{'type': 'text', 'text': message['content']}] if message['content'] is string"
@@ -43,24 +43,24 @@ CHAT_TEMPLATE = (
 
 
 def _corpus(seed: int, n: int) -> Iterator[str]:
-    """Texts as the model will see them, all wordings included."""
+    """Texts like those that the model is trained on, with all wordings."""
     rng = random.Random(seed)
     for index in range(n):
-        scene = random_scene(rng)
-        yield f"{DESCRIBE} {description(scene)}"
-        question = askable(scene, FAMILIES[index % len(FAMILIES)], rng)
+        scene = sample_scene(rng)
+        yield f"{DESCRIBE} {describe_scene(scene)}"
+        question = make_question(scene, FAMILIES[index % len(FAMILIES)], rng)
         if question is None:
             continue
-        yield f"{vqa_prompt(question)} {question.answer}"
-        for text in right_forms(question.asked, question.answer, scene):
-            yield f"{why_prompt(question)} {text}"
+        yield f"{answer_prompt(question)} {question.answer}"
+        for text in correct_rationales(question.query, question.answer, scene):
+            yield f"{rationale_prompt(question)} {text}"
     for _ in range(5):
         yield from (wording for wordings in WORDINGS.values() for wording in wordings)
         yield from CIRCULAR
 
 
 def build_tokenizer(seed: int = 0, *, n: int = 12_000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which every word of the data set is one token, and any other text still encodes."""
+    """Trains a byte-level BPE tokenizer in which every word of the data set is one token; it can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -85,7 +85,7 @@ def build_tokenizer(seed: int = 0, *, n: int = 12_000) -> PreTrainedTokenizerFas
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """The processor: pictures to 96 px, `<image>` to 64 tokens, and the chat template."""
+    """Builds the processor: images are resized to 96 px, `<image>` becomes 64 tokens; with the chat template."""
     return LlavaProcessor(
         image_processor=SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
         tokenizer=tokenizer,
@@ -97,7 +97,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
-    """The untrained model: a SigLIP tower of 4 layers of 192, a Llama of 4 layers of 256, tied embeddings."""
+    """Builds the untrained model: SigLIP (4 layers, width 192) and Llama (4 layers, width 256, tied embeddings)."""
     torch.manual_seed(seed)
     vision = SiglipVisionConfig(
         hidden_size=192,
@@ -138,7 +138,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
 
 
 def save_starter(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Saves model and processor; the weights in half precision, to be loaded in single."""
+    """Saves model and processor. The weights are stored in float16 and meant to be loaded in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.to(torch.float16) for name, value in model.state_dict().items() if name != "lm_head.weight"}
     model.save_pretrained(folder, state_dict=state)

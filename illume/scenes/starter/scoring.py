@@ -1,4 +1,4 @@
-"""Scores a model on scenes: answer accuracy, and faithfulness and ROUGE-L of its greedy and its sampled rationales."""
+"""Scores a model on scenes: answer accuracy, and faithfulness and ROUGE-L of greedy and sampled rationales."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from illume.model.loading import read_config
 from illume.prompts_file import load_prompts
 from illume.records import Example
-from illume.scenes.truth import truth
+from illume.scenes.faithfulness import is_faithful
 from illume.settings import CANDIDATES
 
 BATCH = 50
@@ -27,7 +27,7 @@ TEMPERATURE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Shares and means over `n` prompts, from 0 to 1."""
+    """Shares and means over `n` prompts, each from 0 to 1."""
 
     n: int
     answer_accuracy: float
@@ -39,15 +39,18 @@ class Scores:
     faithfulness_by_family: dict[str, float]
 
 
-def write(
+def generate_texts(
     model: Any, processor: Any, examples: Sequence[Example], texts: Sequence[str], *, temperature: float, seed: int = 0
 ) -> Iterator[str]:
-    """What the model writes after each text and its image; greedy at temperature 0, else from the likeliest tenth."""
+    """Generates the continuation of each text and its image.
+
+    Greedy at temperature 0, else sampled from the most likely tenth of the vocabulary.
+    """
     torch.manual_seed(seed)
-    how: dict[str, Any] = {"do_sample": False}
+    options: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         top_k = max(1, int(CANDIDATES.top_k_share * len(processor.tokenizer)))
-        how = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": CANDIDATES.top_p}
+        options = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": CANDIDATES.top_p}
     for start in range(0, len(texts), BATCH):
         pictures = []
         for example in examples[start : start + BATCH]:
@@ -56,7 +59,7 @@ def write(
         prompts = [f"{processor.image_token}{text}" for text in texts[start : start + BATCH]]
         inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            ids = model.generate(**inputs, max_new_tokens=TOKENS, **how)
+            ids = model.generate(**inputs, max_new_tokens=TOKENS, **options)
         for row in processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True):
             yield row.strip()
 
@@ -66,12 +69,12 @@ def _prompt(example: Example) -> str:
 
 
 def score_examples(model: Any, processor: Any, examples: Sequence[Example], *, seed: int = 0) -> Scores:
-    """The scores of a model on examples with scene graphs; rationales follow the gold answer."""
+    """Scores a model on examples with scene graphs. Rationales are generated after the gold answer."""
     questions = [f"Q: {example.question} A:" for example in examples]
-    answers = list(write(model, processor, examples, questions, temperature=0.0))
-    whys = [_prompt(example) for example in examples]
-    greedy = list(write(model, processor, examples, whys, temperature=0.0))
-    sampled = list(write(model, processor, examples, whys, temperature=TEMPERATURE, seed=seed))
+    answers = list(generate_texts(model, processor, examples, questions, temperature=0.0))
+    rationale_prompts = [_prompt(example) for example in examples]
+    greedy = list(generate_texts(model, processor, examples, rationale_prompts, temperature=0.0))
+    sampled = list(generate_texts(model, processor, examples, rationale_prompts, temperature=TEMPERATURE, seed=seed))
     right = [answer == example.answer for answer, example in zip(answers, examples, strict=True)]
     greedy_true = [_is_faithful(text, example) for text, example in zip(greedy, examples, strict=True)]
     sampled_true = [_is_faithful(text, example) for text, example in zip(sampled, examples, strict=True)]
@@ -89,7 +92,7 @@ def score_examples(model: Any, processor: Any, examples: Sequence[Example], *, s
 
 
 def _is_faithful(text: str, example: Example) -> bool:
-    return truth(text, example.metadata["scene"], question=example.question, answer=example.answer or "")
+    return is_faithful(text, example.metadata["scene"], question=example.question, answer=example.answer or "")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -97,7 +100,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _rouge_l(texts: Sequence[str], examples: Sequence[Example]) -> float:
-    """Mean over the prompts of the best ROUGE-L F to a reference."""
+    """The mean over the prompts of the best ROUGE-L F-measure with a reference."""
     scorer = RougeScorer(["rougeL"])
     best = [
         max(scorer.score(reference, text)["rougeL"].fmeasure for reference in example.references)
@@ -122,20 +125,20 @@ def score_model(
     out: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Scores:
-    """Loads the model, scores it on the prompts and reports a line per score.
+    """Loads the model, scores it on the prompts and reports one line for each score.
 
-    Raises VlmError for a folder without such a model, ValueError for prompts that cannot be scored.
+    Raises VlmError if the folder contains no suitable model, ValueError for prompts that cannot be scored.
     """
     read_config(str(folder))
     if not prompts.is_file():
         raise FileNotFoundError(f"there is no prompts file {prompts}")
     examples = [example for example in load_prompts(prompts) if split in (None, example.split)][:limit]
     if not examples:
-        raise ValueError(f"{prompts} holds no prompts" + (f" of the split {split}" if split else ""))
+        raise ValueError(f"{prompts} contains no prompts" + (f" of the split {split}" if split else ""))
     for example in examples:
         if not {"scene", "family"} <= set(example.metadata) or not example.references:
             raise ValueError(
-                f"{prompts.name}: {example.id} is no scene: its metadata lack the scene, or it has no references"
+                f"{prompts.name}: {example.id} is not a scene: its metadata has no scene, or it has no references"
             )
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     scores = score_examples(model, AutoProcessor.from_pretrained(folder), examples)

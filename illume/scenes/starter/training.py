@@ -1,7 +1,8 @@
-"""Trains the starter model on scenes drawn as it goes, so that it never sees one twice.
+"""Trains the starter model on scenes that are generated during training, so that it never sees one twice.
 
-First the vision tower learns what each patch shows, by the likeness of its feature to the embedding of the object's
-word; so the language model finds an object by its name with ease. Then both learn to read and to explain.
+First the vision tower learns what each patch shows: the loss is the similarity of the patch's feature to the embedding
+of the object's word, which makes it easy for the language model to find an object by name. Then both learn to answer
+and to explain.
 """
 
 from __future__ import annotations
@@ -23,27 +24,34 @@ from illume.files import replace_file
 from illume.model.loading import pick_device
 from illume.scenes.emoji import find_emoji, load_sprites
 from illume.scenes.starter.architecture import IMAGE_TOKENS, build_model, build_processor, build_tokenizer, save_starter
-from illume.scenes.starter.lessons import IGNORED, NAMED, WORDS, Batch, Recipe, batches
+from illume.scenes.starter.curriculum import (
+    IGNORED,
+    OBJECT_LABELS,
+    PATCH_LABELS,
+    Batch,
+    Recipe,
+    iterate_batches,
+)
 
-KEEP_EVERY = 200  # steps between checkpoints
-SAY_EVERY = 50  # steps between lines of the report
-LIKENESS = 16.0  # what a cosine is multiplied by before the softmax over what a patch can show
-BARE_WEIGHT = 0.2  # of a patch without an object, of which there are many
-PLACE_WEIGHT = 0.5  # of where a patch's object stands, beside what it is
+CHECKPOINT_EVERY = 200  # steps between checkpoints
+REPORT_EVERY = 50  # steps between report lines
+COSINE_SCALE = 16.0  # factor of the cosine similarities before the softmax over the labels of a patch
+BARE_WEIGHT = 0.2  # weight of patches without an object, which are frequent
+PLACE_WEIGHT = 0.5  # weight of a patch's column and row relative to its kind of object
 
 
-def loss_of(
+def compute_losses(
     model: LlavaForConditionalGeneration, batch: Batch, words: Sequence[torch.Tensor], seeing: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two losses: mean cross-entropy over all target tokens (0 without texts), and `seeing` times that of the patches.
+    """Returns the mean cross-entropy of all target tokens (0 without texts), and `seeing` times the patch loss.
 
-    `words` are the token ids of WORDS.
+    `words` are the token ids of PATCH_LABELS.
     """
     image = torch.stack(list(model.get_image_features(pixel_values=batch.pixels).pooler_output))
     embed = model.get_input_embeddings()
-    seen = seeing * patch_loss(image, [embed(one) for one in words], batch.patches)
+    patch_part = seeing * patch_loss(image, [embed(one) for one in words], batch.patches)
     if not batch.ids.shape[1]:
-        return seen.new_zeros(()), seen
+        return patch_part.new_zeros(()), patch_part
     texts = embed(batch.ids)
     hidden = model.model.language_model(
         inputs_embeds=torch.cat([image.to(texts.dtype), texts], dim=1),
@@ -51,38 +59,39 @@ def loss_of(
         position_ids=batch.positions,
         use_cache=False,
     ).last_hidden_state
-    taught = batch.labels != IGNORED
-    logits = model.lm_head(hidden[:, IMAGE_TOKENS - 1 : -1][taught])
-    return F.cross_entropy(logits.float(), batch.labels[taught]), seen
+    is_target = batch.labels != IGNORED
+    logits = model.lm_head(hidden[:, IMAGE_TOKENS - 1 : -1][is_target])
+    return F.cross_entropy(logits.float(), batch.labels[is_target]), patch_part
 
 
 def patch_loss(image: torch.Tensor, words: Sequence[torch.Tensor], patches: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of what can be said of each patch, by the cosine of its feature to each word's embedding.
+    """Cross-entropy of the labels of each patch, with the cosine similarities to the words' embeddings as logits.
 
-    `image` is (batch, IMAGE_TOKENS, width), `words` for each of WORDS (its length, width), `patches` their classes.
+    `image` is (batch, IMAGE_TOKENS, width), `words` one (labels, width) for each group of PATCH_LABELS, and `patches`
+    (batch, IMAGE_TOKENS, 3) are the labels.
     """
-    features = LIKENESS * F.normalize(image.float(), dim=-1).flatten(0, 1)
-    named = torch.ones(len(NAMED), device=image.device)
-    named[-1] = BARE_WEIGHT
+    features = COSINE_SCALE * F.normalize(image.float(), dim=-1).flatten(0, 1)
+    weights = torch.ones(len(OBJECT_LABELS), device=image.device)
+    weights[-1] = BARE_WEIGHT
     loss = features.new_zeros(())
     for index, names in enumerate(words):
         logits = features @ F.normalize(names.float(), dim=-1).T
         classes = patches[..., index].flatten()
         if index == 0:
-            loss = loss + F.cross_entropy(logits, classes, weight=named, ignore_index=IGNORED)
+            loss = loss + F.cross_entropy(logits, classes, weight=weights, ignore_index=IGNORED)
         else:
             loss = loss + PLACE_WEIGHT * F.cross_entropy(logits, classes, ignore_index=IGNORED)
     return loss
 
 
-def word_ids(tokenizer: PreTrainedTokenizerFast) -> list[torch.Tensor]:
-    """The token of each word of WORDS, as it stands within a text."""
+def label_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[torch.Tensor]:
+    """The token of each word of PATCH_LABELS, as it occurs within a text."""
 
     def token(word: str) -> int:
         ids: list[int] = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         return ids[0]
 
-    return [torch.tensor([token(word) for word in group]) for group in WORDS]
+    return [torch.tensor([token(word) for word in group]) for group in PATCH_LABELS]
 
 
 def _optimizer(model: LlavaForConditionalGeneration, recipe: Recipe) -> torch.optim.AdamW:
@@ -93,8 +102,8 @@ def _optimizer(model: LlavaForConditionalGeneration, recipe: Recipe) -> torch.op
 
 
 @dataclass(slots=True)
-class _Run:
-    """The state of a training run, as its checkpoint keeps it."""
+class _TrainingState:
+    """The progress of a training run, as stored in its checkpoint."""
 
     step: int
     scenes: int
@@ -111,66 +120,66 @@ def train(
     resume: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Trains, with a checkpoint every KEEP_EVERY steps in `out`, and returns the folder of the finished model.
+    """Trains the model, with a checkpoint in `out` every CHECKPOINT_EVERY steps; returns the folder of the model.
 
-    Resumed runs go on where they were: the same batches, optimiser state and schedule. Raises FileNotFoundError when
-    there is nothing to resume, ValueError when the checkpoint belongs to another recipe, FileExistsError when there is
-    something to resume and it was not asked for.
+    A resumed run continues with the same batches, optimiser state and schedule. Raises FileNotFoundError if there is
+    no checkpoint to resume from, FileExistsError if there is one but `resume` is false, and ValueError if the
+    checkpoint is of another recipe.
     """
     where = pick_device(device or "auto")
     checkpoint = out / "checkpoint.pt"
     if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"{out} holds no checkpoint to go on from: leave --resume out")
+        raise FileNotFoundError(f"{out} contains no checkpoint to continue from: leave --resume out")
     if not resume and checkpoint.is_file():
-        raise FileExistsError(f"{out} holds a checkpoint: --resume goes on from it, or name another folder")
+        raise FileExistsError(f"{out} contains a checkpoint: continue from it with --resume, or choose another folder")
     sprites = load_sprites(find_emoji(emoji))
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer") if resume else build_tokenizer(recipe.seed)
     tokenizer.save_pretrained(out / "tokenizer")
     model = build_model(tokenizer, recipe.seed).to(where)
     optimizer = _optimizer(model, recipe)
-    run = _restore(checkpoint, recipe, model, optimizer, where) if resume else _Run(0, 0, 0.0, [])
+    run = _load_checkpoint(checkpoint, recipe, model, optimizer, where) if resume else _TrainingState(0, 0, 0.0, [])
     size = sum(parameter.numel() for parameter in model.parameters())
     report(f"{size:,} parameters, {len(tokenizer)} tokens, {recipe.steps} steps on {where}")
-    _steps(model, optimizer, tokenizer, sprites, recipe, run, checkpoint, where, report)
+    _run_steps(model, optimizer, tokenizer, sprites, recipe, run, checkpoint, where, report)
     save_starter(model.cpu(), build_processor(tokenizer), out / "model")
     report(f"saved {out / 'model'} after {run.seconds / 60:.0f} minutes")
     return out / "model"
 
 
-def _steps(
+def _run_steps(
     model: LlavaForConditionalGeneration,
     optimizer: torch.optim.AdamW,
     tokenizer: PreTrainedTokenizerFast,
     sprites: Mapping[str, Image.Image],
     recipe: Recipe,
-    run: _Run,
+    run: _TrainingState,
     checkpoint: Path,
     where: torch.device,
     report: Callable[[str], None],
 ) -> None:
-    """All steps that are left."""
+    """Runs the remaining steps."""
     model.train()
-    words = [ids.to(where) for ids in word_ids(tokenizer)]
+    words = [ids.to(where) for ids in label_token_ids(tokenizer)]
     losses: list[tuple[float, float]] = []
     first, started = run.step, time.monotonic()
-    begun = started - run.seconds
-    drawn = batches(first, recipe, tokenizer, sprites)
+    run_started = started - run.seconds
+    upcoming = iterate_batches(first, recipe, tokenizer, sprites)
     for step in range(first, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(step)
         stage, _ = recipe.stage_at(step)
-        batch = next(drawn)
+        batch = next(upcoming)
         batch = Batch(*(getattr(batch, name).to(where) for name in Batch.__slots__))
         with torch.autocast(where.type, dtype=torch.bfloat16):
-            read, seen = loss_of(model, batch, words, stage.seeing)
+            text_loss, patch_part = compute_losses(model, batch, words, stage.seeing)
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(read + seen)
+        torch.autograd.backward(text_loss + patch_part)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append((read.item(), seen.item() / stage.seeing))
+        losses.append((text_loss.item(), patch_part.item() / stage.seeing))
         run.scenes += stage.batch
-        if (step + 1) % SAY_EVERY == 0 or step + 1 == recipe.steps:
+        if (step + 1) % REPORT_EVERY == 0 or step + 1 == recipe.steps:
             means = [sum(values) / len(losses) for values in zip(*losses, strict=True)]
             losses.clear()
             point = {
@@ -185,44 +194,44 @@ def _steps(
                 f"step {step + 1} of {recipe.steps}, loss {means[0]:.3f}, patches {means[1]:.3f}, "
                 f"{run.scenes:,} scenes, {rate:.2f} steps/s, about {(recipe.steps - step - 1) / rate / 60:.0f} min left"
             )
-        if (step + 1) % KEEP_EVERY == 0 or step + 1 == recipe.steps:
-            run.step, run.seconds = step + 1, time.monotonic() - begun
-            _keep(checkpoint, recipe, model, optimizer, run)
-            write_curve(checkpoint.parent, {"recipe": _plain(recipe), "curve": run.curve})
-            report(f"kept step {run.step} in {checkpoint.name}")
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
+            run.step, run.seconds = step + 1, time.monotonic() - run_started
+            _save_checkpoint(checkpoint, recipe, model, optimizer, run)
+            write_curve(checkpoint.parent, {"recipe": _recipe_as_json(recipe), "curve": run.curve})
+            report(f"saved step {run.step} in {checkpoint.name}")
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON has it."""
+def _recipe_as_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON data."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     return plain
 
 
 def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes the loss curve, as numbers (`curve.json`) and drawn (`curve.svg`)."""
+    """Writes the loss curve as numbers (`curve.json`) and as a figure (`curve.svg`)."""
     (folder / "curve.json").write_text(json.dumps(content, indent=1))
     points = content["curve"]
-    read = [(float(point["step"]), point["loss"]) for point in points if point["loss"] > 0]
-    seen = [(float(point["step"]), point["patch_loss"]) for point in points]
+    text_losses = [(float(point["step"]), point["loss"]) for point in points if point["loss"] > 0]
+    patch_losses = [(float(point["step"]), point["patch_loss"]) for point in points]
     panels = [
         Panel(title, "step", [Line(words, line, marks=False)])
         for title, words, line in (
-            ("What is read and written", "cross-entropy of a token", read),
-            ("What is seen", "cross-entropy of a patch", seen),
+            ("Texts", "cross-entropy of a token", text_losses),
+            ("Patches", "cross-entropy of a patch", patch_losses),
         )
         if line
     ]
     if not panels:
-        return  # before the first losses
+        return  # no losses yet
     (folder / "curve.svg").write_text(draw(panels, title="Loss by step"), encoding="utf-8")
 
 
-def _keep(
-    path: Path, recipe: Recipe, model: LlavaForConditionalGeneration, optimizer: torch.optim.AdamW, run: _Run
+def _save_checkpoint(
+    path: Path, recipe: Recipe, model: LlavaForConditionalGeneration, optimizer: torch.optim.AdamW, run: _TrainingState
 ) -> None:
     """Writes the checkpoint, whole or not at all."""
     state = {
-        "recipe": _plain(recipe),
+        "recipe": _recipe_as_json(recipe),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "run": asdict(run),
@@ -231,19 +240,19 @@ def _keep(
         torch.save(state, file)
 
 
-def _restore(
+def _load_checkpoint(
     path: Path,
     recipe: Recipe,
     model: LlavaForConditionalGeneration,
     optimizer: torch.optim.AdamW,
     where: torch.device,
-) -> _Run:
+) -> _TrainingState:
     state: dict[str, Any] = torch.load(path, map_location=where, weights_only=True)
-    if state["recipe"] != _plain(recipe):
-        other = [name for name, value in _plain(recipe).items() if state["recipe"].get(name) != value]
+    if state["recipe"] != _recipe_as_json(recipe):
+        other = [name for name, value in _recipe_as_json(recipe).items() if state["recipe"].get(name) != value]
         words = {"stages": "--share", "warmup": "--share", "seed": "--seed"}
         names = ", ".join(dict.fromkeys(words.get(name, name) for name in other))
-        raise ValueError(f"{path} was made with other settings ({names}): give the same ones, or another folder")
+        raise ValueError(f"{path} was made with other settings ({names}): use the same ones, or choose another folder")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return _Run(**state["run"])
+    return _TrainingState(**state["run"])

@@ -1,4 +1,4 @@
-"""Pictures for tests: a package of emoji as npm would bring it, drawn here."""
+"""Pictures for tests: an emoji package like the one of npm, with drawn shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data set: the same for the same seed, no image in two splits, the shipped one made by the stated command."""
+"""The data set is the same for the same seed, no image is in two splits, and the shipped one is reproducible."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from illume.scenes.__main__ import main
 from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
 from illume.scenes.graph import Scene
 from illume.scenes.kinds import KINDS, SETTINGS
-from illume.scenes.making import draw_prompts, make_scenes
-from illume.scenes.questions import FAMILIES, answer_of, understood
+from illume.scenes.making import make_scenes, sample_prompts
+from illume.scenes.questions import FAMILIES, answer_query, parse_question
 
 SHIPPED = Path(__file__).parents[3] / "starter" / "scenes" / "prompts.jsonl"
 SHIPPED_SEED = 1
@@ -50,7 +50,7 @@ class TestMake:
         assert len(KINDS) >= 60
         assert len(SETTINGS) == 8
         assert len(FAMILIES) >= 12
-        seen = {item.kind for _, scene in draw_prompts(600, 2) for item in scene.items}
+        seen = {item.kind for _, scene in sample_prompts(600, 2) for item in scene.items}
         assert len(seen) >= 60
 
 
@@ -66,10 +66,10 @@ def _assert_apart(prompts: Path) -> None:
 
 
 class TestShipped:
-    def test_made_by_the_stated_command(self) -> None:
+    def test_reproducible_by_the_documented_command(self) -> None:
         rows = [json.loads(line) for line in SHIPPED.read_text().splitlines()]
         assert len(rows) == 500
-        for row, (question, scene) in zip(rows, draw_prompts(500, SHIPPED_SEED), strict=True):
+        for row, (question, scene) in zip(rows, sample_prompts(500, SHIPPED_SEED), strict=True):
             assert (row["question"], row["answer"]) == (question.text, question.answer)
             assert Scene.from_graph(row["metadata"]["scene"]) == scene
 
@@ -79,9 +79,9 @@ class TestShipped:
         assert len({example.id for example in examples}) == 500
         assert {example.metadata["family"] for example in examples} == set(FAMILIES)
         for example in examples:
-            asked = understood(example.question)
-            assert asked is not None
-            assert answer_of(asked, Scene.from_graph(example.metadata["scene"])) == example.answer
+            query = parse_question(example.question)
+            assert query is not None
+            assert answer_query(query, Scene.from_graph(example.metadata["scene"])) == example.answer
             assert len(set(example.references)) >= 3
             assert all(Path(image).is_absolute() for image in example.images)
 
@@ -97,8 +97,8 @@ class TestLoadPrompts:
             load_prompts(tmp_path / "prompts.jsonl")
         assert "line 2" in str(caught.value)
 
-    def test_brings_no_torch(self) -> None:
-        code = "import sys, illume.prompts_file, illume.scenes.truth; sys.exit('torch' in sys.modules)"
+    def test_does_not_import_torch(self) -> None:
+        code = "import sys, illume.prompts_file, illume.scenes.faithfulness; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -148,16 +148,16 @@ class TestCommand:
         assert main([*words, "7"]) == 0
         assert main([*words, "7"]) == 0
         capsys.readouterr()
-        assert "holds other prompts: name another folder" in self.error([*words, "8"], capsys)
+        assert "contains other prompts: choose another folder" in self.error([*words, "8"], capsys)
 
-    def test_what_is_not_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_missing_files_and_folders(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         starter, file = str(SHIPPED.parents[1] / "model"), tmp_path / "file"
         file.write_text("")
         nowhere = str(tmp_path / "nowhere")
-        assert "holds no emoji" in self.error(["make", "--out", nowhere, "--emoji", str(tmp_path)], capsys)
+        assert "does not contain emoji" in self.error(["make", "--out", nowhere, "--emoji", str(tmp_path)], capsys)
         assert "no model folder" in self.error(["score", "--model", nowhere, "--prompts", str(SHIPPED)], capsys)
         assert "no prompts file" in self.error(["score", "--model", starter, "--prompts", nowhere], capsys)
-        assert "holds no prompts" in self.error(["score", "--model", starter, "--prompts", str(file)], capsys)
+        assert "contains no prompts" in self.error(["score", "--model", starter, "--prompts", str(file)], capsys)
         assert "--resume out" in self.error(["train", "--out", nowhere, "--resume"], capsys)
         assert "unknown device abacus" in self.error(["train", "--out", nowhere, "--device", "abacus"], capsys)
         assert not (tmp_path / "nowhere").exists()
@@ -166,7 +166,7 @@ class TestCommand:
         path = tmp_path / "prompts.jsonl"
         path.write_text('{"external_id": "a", "images": ["a.png"], "question": "?"}\n')
         words = ["score", "--model", str(SHIPPED.parents[1] / "model"), "--prompts", str(path)]
-        assert "a is no scene" in self.error(words, capsys)
+        assert "a is not a scene" in self.error(words, capsys)
 
 
 class TestPromptsFile:
@@ -192,7 +192,7 @@ class TestPromptsFile:
             load_prompts(path)
         assert message in str(caught.value)
 
-    def test_null_is_nothing_and_line_separators_stay(self, tmp_path: Path) -> None:
+    def test_null_counts_as_missing_and_line_separators_are_kept(self, tmp_path: Path) -> None:
         path = tmp_path / "prompts.jsonl"
         path.write_text(self.GOOD.replace("}", ', "references": null, "metadata": null, "answer": "x\u2028y"}'))
         [found] = load_prompts(path)

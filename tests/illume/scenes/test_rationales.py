@@ -1,4 +1,4 @@
-"""Without the image, right and hallucinated rationales cannot be told apart."""
+"""Without the image, correct and hallucinated rationales cannot be told apart."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from illume.scenes.questions import FAMILIES, Question, draw_asked, scene_for
-from illume.scenes.rationales import circular, hallucinated, right, right_forms
+from illume.scenes.questions import FAMILIES, Question, sample_question, sample_scene_for
+from illume.scenes.rationales import correct_rationales, sample_circular, sample_correct, sample_hallucinated
 
 Row = tuple[list[str], bool]
 
@@ -17,8 +17,8 @@ def _words(question: Question, rationale: str) -> list[str]:
     """What a reader without the image has: the rationale's words and pairs of words, question and answer."""
     words = rationale.split()
     pairs = [f"{one} {two}" for one, two in pairwise(words)]
-    asked = [f"q:{word}" for word in question.text.split()] + [f"a:{question.answer}"]
-    return [*words, *pairs, *asked]
+    query = [f"q:{word}" for word in question.text.split()] + [f"a:{question.answer}"]
+    return [*words, *pairs, *query]
 
 
 def _rows(n: int, seed: int, wrong: str) -> list[Row]:
@@ -26,13 +26,13 @@ def _rows(n: int, seed: int, wrong: str) -> list[Row]:
     rng = random.Random(seed)
     rows = []
     for index in range(n):
-        question = draw_asked(rng, FAMILIES[index % len(FAMILIES)])
-        scene = scene_for(question.asked, question.answer, rng)
+        question = sample_question(rng, FAMILIES[index % len(FAMILIES)])
+        scene = sample_scene_for(question.query, question.answer, rng)
         good = (index // len(FAMILIES)) % 2 == 0
         if good:
-            text = right(question, scene, rng)
+            text = sample_correct(question, scene, rng)
         else:
-            text = circular(question, rng) if wrong == "circular" else hallucinated(question, scene, rng)
+            text = sample_circular(question, rng) if wrong == "circular" else sample_hallucinated(question, scene, rng)
         rows.append((_words(question, text), good))
     return rows
 
@@ -62,19 +62,21 @@ def _accuracy(train: list[Row], test: list[Row]) -> float:
 
 
 class TestBagOfWords:
-    def test_cannot_tell_hallucinated_from_right(self) -> None:
+    def test_cannot_tell_hallucinated_from_correct(self) -> None:
         assert _accuracy(_rows(3200, 1, "hallucinated"), _rows(1600, 2, "hallucinated")) <= 0.60
 
-    def test_tells_circular_from_right(self) -> None:
+    def test_tells_circular_from_correct(self) -> None:
         assert _accuracy(_rows(800, 1, "circular"), _rows(400, 2, "circular")) >= 0.95
 
 
-class TestForms:
+class TestCorrectRationales:
     def test_worded_differently(self) -> None:
         rng = random.Random(4)
         for family in FAMILIES:
             for _ in range(20):
-                question = draw_asked(rng, family)
-                forms = right_forms(question.asked, question.answer, scene_for(question.asked, question.answer, rng))
+                question = sample_question(rng, family)
+                forms = correct_rationales(
+                    question.query, question.answer, sample_scene_for(question.query, question.answer, rng)
+                )
                 assert len({form.split()[0] for form in forms}) >= 2
                 assert len(set(forms)) >= 3

@@ -1,4 +1,4 @@
-"""The shipped model: loads without network and warnings, is small, and scores what its card says."""
+"""The shipped model loads without network and warnings, is small, and has the scores of its card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from illume.prompts_file import load_prompts
-from illume.scenes.starter.lessons import Recipe
+from illume.scenes.starter.curriculum import Recipe
 from illume.scenes.starter.scoring import Scores, score_examples
 
 STARTER = Path(__file__).parents[4] / "starter"
@@ -46,7 +46,7 @@ class TestStarter:
         said = [line for line in done.stderr.splitlines() if line.strip() and "Loading weights" not in line]
         assert said == []
 
-    def test_its_recipe_is_the_one_that_is_here(self) -> None:
+    def test_its_recipe_is_the_current_one(self) -> None:
         """The curve it came with names what it was trained by: the default recipe, to its last step."""
         stored = json.loads((STARTER / "curve.json").read_text())
         assert stored["recipe"] == json.loads(json.dumps(asdict(Recipe())))
@@ -63,7 +63,7 @@ class TestStarter:
         assert scores.greedy_faithfulness == pytest.approx(card["greedy_faithfulness"], abs=0.05)
         assert scores.sampled_faithfulness == pytest.approx(card["sampled_faithfulness"], abs=0.12)
 
-    def test_scores_are_by_design(self, scores: Scores) -> None:
+    def test_scores_are_in_the_intended_range(self, scores: Scores) -> None:
         """Answers right; rationales of mixed quality, so that picking among them matters."""
         assert scores.answer_accuracy >= 0.9
         assert scores.greedy_faithfulness <= 0.5

@@ -1,4 +1,4 @@
-"""The recipe: packed texts are what they are one by one; a run that was killed ends as one that was not."""
+"""The training recipe: packed texts have the same loss as separate ones; a killed run can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from illume.scenes.emoji import load_sprites
-from illume.scenes.graph import Item, arranged
-from illume.scenes.questions import draw_asked, scene_for
+from illume.scenes.faithfulness import is_faithful_to_scene
+from illume.scenes.graph import Item, make_scene
+from illume.scenes.questions import sample_question, sample_scene_for
 from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS, build_model, build_processor, build_tokenizer
-from illume.scenes.starter.lessons import (
+from illume.scenes.starter.curriculum import (
     IGNORED,
     MIXING,
-    NAMED,
+    OBJECT_LABELS,
+    PATCH_LABELS,
+    PATCHES_PER_SIDE,
     READING,
     SEEING,
-    SIDE,
-    WORDS,
     Recipe,
     Stage,
-    draw_batch,
-    encoded,
-    listing,
-    mixed_rationale,
-    patches_of,
+    encode_text,
+    label_patches,
+    make_batch,
+    make_listing,
+    sample_rationale,
     scene_texts,
 )
-from illume.scenes.starter.training import loss_of, patch_loss, train, word_ids
-from illume.scenes.truth import is_true
+from illume.scenes.starter.training import compute_losses, label_token_ids, patch_loss, train
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -55,13 +55,13 @@ TINY = Recipe(
 
 
 class TestPacking:
-    def test_loss_is_that_of_the_texts_alone(self, emoji: Path) -> None:
-        """Each text after its image through the model's ordinary forward gives the loss of the packed batch."""
+    def test_loss_equals_that_of_separate_texts(self, emoji: Path) -> None:
+        """The model's ordinary forward pass on each text after its image gives the loss of the packed batch."""
         tokenizer = build_tokenizer(n=300)
         model = build_model(tokenizer).eval()
-        batch = draw_batch(5, TINY, tokenizer, load_sprites(emoji))
+        batch = make_batch(5, TINY, tokenizer, load_sprites(emoji))
         with torch.no_grad():
-            packed, _ = loss_of(model, batch, word_ids(tokenizer), 1.0)
+            packed, _ = compute_losses(model, batch, label_token_ids(tokenizer), 1.0)
         losses = []
         for row in range(len(batch.ids)):
             starts = [i for i, position in enumerate(batch.positions[row].tolist()) if position == IMAGE_TOKENS]
@@ -77,34 +77,34 @@ class TestPacking:
                 )
                 with torch.no_grad():
                     logits = model(input_ids=ids[None], pixel_values=batch.pixels[row : row + 1]).logits[0]
-                taught = labels[:last] != IGNORED
+                is_target = labels[:last] != IGNORED
                 losses.append(
                     F.cross_entropy(
-                        logits[IMAGE_TOKENS - 1 : -1][taught].float(), labels[:last][taught], reduction="none"
+                        logits[IMAGE_TOKENS - 1 : -1][is_target].float(), labels[:last][is_target], reduction="none"
                     )
                 )
         assert len(losses) > len(batch.ids)
         assert torch.allclose(torch.cat(losses).mean(), packed, atol=1e-4)
 
 
-class TestSeeing:
-    def test_patches_of_a_scene(self) -> None:
-        """A box over two whole patches and a sliver of a third, and one that hides half of the second."""
-        edge = 192 // SIDE
+class TestPatches:
+    def test_labels_of_a_scene(self) -> None:
+        """A box over two whole patches and a sliver of a third, and one that covers the second."""
+        edge = 192 // PATCHES_PER_SIDE
         items = [Item("dog", "left", "back"), Item("cat", "middle", "back")]
-        scene = arranged("park", "sunny", "noon", items)
-        classes = patches_of(scene, [(0, 0, 2 * edge + 4, edge), (edge, 0, 2 * edge, edge)])
-        dog, cat, bare = NAMED.index("dog"), NAMED.index("cat"), NAMED.index("none")
+        scene = make_scene("park", "sunny", "noon", items)
+        classes = label_patches(scene, [(0, 0, 2 * edge + 4, edge), (edge, 0, 2 * edge, edge)])
+        dog, cat, bare = OBJECT_LABELS.index("dog"), OBJECT_LABELS.index("cat"), OBJECT_LABELS.index("none")
         assert classes[:4, 0].tolist() == [dog, cat, IGNORED, bare]
         assert classes[:4, 1].tolist() == [0, 1, IGNORED, IGNORED]
         assert classes[:2, 2].tolist() == [0, 0]
         assert set(classes[4:, 0].tolist()) == {bare}
         assert set(classes[4:, 1:].flatten().tolist()) == {IGNORED}
 
-    def test_loss_falls_with_likeness(self) -> None:
-        """A feature that points where its words' embeddings point costs next to nothing, another much."""
-        space = torch.eye(sum(len(group) for group in WORDS))
-        words = list(space.split([len(group) for group in WORDS]))
+    def test_loss_falls_with_similarity(self) -> None:
+        """A feature in the direction of its words' embeddings has nearly no loss, another one a large loss."""
+        space = torch.eye(sum(len(group) for group in PATCH_LABELS))
+        words = list(space.split([len(group) for group in PATCH_LABELS]))
         patches = torch.tensor([[[3, 1, 0], [IGNORED] * 3]])
         right, wrong = (
             patch_loss((words[0][kind] + words[1][1] + words[2][0]).expand(1, 2, -1), words, patches).item()
@@ -113,14 +113,14 @@ class TestSeeing:
         assert right < 0.01 < 5 < wrong
 
     def test_words_are_single_tokens(self) -> None:
-        ids = torch.cat(word_ids(build_tokenizer(n=3000)))
-        assert len(set(ids.tolist())) == sum(len(group) for group in WORDS)
+        ids = torch.cat(label_token_ids(build_tokenizer(n=3000)))
+        assert len(set(ids.tolist())) == sum(len(group) for group in PATCH_LABELS)
 
 
 class TestListing:
-    def test_only_what_is_said_is_learnt(self) -> None:
+    def test_only_the_second_elements_are_targets(self) -> None:
         tokenizer = build_tokenizer(n=300)
-        ids, labels = encoded(listing("Q: how many of each? A:", [("dog", "no"), ("cat", "two")]), tokenizer)
+        ids, labels = encode_text(make_listing("Q: how many of each? A:", [("dog", "no"), ("cat", "two")]), tokenizer)
         assert tokenizer.decode(ids) == "Q: how many of each? A: dog no cat two<eos>"
         assert tokenizer.decode([label for label in labels if label != IGNORED]) == " no two"
 
@@ -131,12 +131,12 @@ class TestTrain:
         monkeypatch.setattr("illume.scenes.starter.training.build_tokenizer", lambda seed: build_tokenizer(seed, n=300))
 
     def test_resumed_equals_uninterrupted(self, emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("illume.scenes.starter.training.KEEP_EVERY", 3)
+        monkeypatch.setattr("illume.scenes.starter.training.CHECKPOINT_EVERY", 3)
         lines: list[str] = []
         train(tmp_path / "whole", recipe=TINY, emoji=emoji, device="cpu", report=lines.append)
 
         def stop(line: str) -> None:
-            if line.startswith("kept step 3"):
+            if line.startswith("saved step 3"):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -155,7 +155,7 @@ class TestTrain:
             "import sys; from pathlib import Path; import illume.scenes.starter.training as training;"
             "from illume.scenes.starter.architecture import build_tokenizer;"
             "from tests.illume.scenes.starter.test_training import TINY;"
-            "training.KEEP_EVERY = 1; training.build_tokenizer = lambda seed: build_tokenizer(seed, n=300);"
+            "training.CHECKPOINT_EVERY = 1; training.build_tokenizer = lambda seed: build_tokenizer(seed, n=300);"
             "out = Path(sys.argv[1]); resume = (out / 'checkpoint.pt').exists();"
             "training.train(out, recipe=TINY, emoji=Path(sys.argv[2]), device='cpu', resume=resume)"
         )
@@ -193,7 +193,7 @@ class TestTrain:
         with pytest.raises(ValueError) as caught:
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu", resume=True)
         assert "other settings (--share)" in str(caught.value)
-        with pytest.raises(FileExistsError, match="--resume goes on from it"):
+        with pytest.raises(FileExistsError, match="continue from it with --resume"):
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu")
 
 
@@ -205,18 +205,18 @@ class TestMixture:
         assert len(scene_texts(rng, READING)[1]) >= READING.questions
         n = right = circular = 0
         for _ in range(2000):
-            question = draw_asked(rng, "place")
-            scene = scene_for(question.asked, question.answer, rng)
-            text = mixed_rationale(question, scene, rng, stage)
+            question = sample_question(rng, "place")
+            scene = sample_scene_for(question.query, question.answer, rng)
+            text = sample_rationale(question, scene, rng, stage)
             n += 1
-            right += is_true(text, scene, question.asked, question.answer)
+            right += is_faithful_to_scene(text, scene, question.query, question.answer)
             circular += text.startswith("it ")
         assert abs(right / n - stage.right) < 0.04
         assert abs(circular / n - stage.circular) < 0.04
 
 
 class TestProcessor:
-    def test_chat_template_says_the_same(self) -> None:
+    def test_chat_template_equals_the_plain_prompt(self) -> None:
         processor = build_processor(build_tokenizer(n=300))
         text = "Q: is there a dog? A: yes, seeing that"
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}

@@ -1,4 +1,4 @@
-"""Rationales written by hand, right and wrong, in an order of words the data set does not use."""
+"""Handwritten rationales, correct and wrong ones, in word orders that the data set does not use."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from illume.scenes.questions import FAMILIES, draw_asked, scene_for
-from illume.scenes.rationales import circular, hallucinated, right_forms
-from illume.scenes.truth import is_true, truth
+from illume.scenes.faithfulness import is_faithful, is_faithful_to_scene
+from illume.scenes.questions import FAMILIES, sample_question, sample_scene_for
+from illume.scenes.rationales import correct_rationales, sample_circular, sample_hallucinated
 
 BEACH: dict[str, Any] = {
     "setting": "beach",
@@ -277,32 +277,34 @@ WRONG += [
 ]
 
 
-class TestTruth:
+class TestIsFaithful:
     @pytest.mark.parametrize(("scene", "question", "answer", "rationale"), RIGHT, ids=[case[3] for case in RIGHT])
-    def test_right_by_hand(self, scene: dict[str, Any], question: str, answer: str, rationale: str) -> None:
-        assert truth(rationale, scene, question=question, answer=answer)
+    def test_correct_by_hand(self, scene: dict[str, Any], question: str, answer: str, rationale: str) -> None:
+        assert is_faithful(rationale, scene, question=question, answer=answer)
 
     @pytest.mark.parametrize(("scene", "question", "answer", "rationale"), WRONG, ids=[f"{c[1]} {c[3]}" for c in WRONG])
     def test_wrong_by_hand(self, scene: dict[str, Any], question: str, answer: str, rationale: str) -> None:
-        assert not truth(rationale, scene, question=question, answer=answer)
+        assert not is_faithful(rationale, scene, question=question, answer=answer)
 
     def test_no_scene(self) -> None:
         with pytest.raises(KeyError):
-            truth("a dog", {"setting": "beach"}, question="is there a dog?", answer="yes")
+            is_faithful("a dog", {"setting": "beach"}, question="is there a dog?", answer="yes")
         broken = {**BEACH, "objects": [{"kind": "sphinx", "column": "left", "row": "back"}]}
         with pytest.raises(ValueError) as caught:
-            truth("a dog", broken, question="is there a dog?", answer="yes")
+            is_faithful("a dog", broken, question="is there a dog?", answer="yes")
         assert "sphinx" in str(caught.value)
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_agrees_with_the_generator(self, family: str) -> None:
         rng = random.Random(f"truth {family}")
         for _ in range(60):
-            question = draw_asked(rng, family)
-            scene = scene_for(question.asked, question.answer, rng)
-            forms = right_forms(question.asked, question.answer, scene)
+            question = sample_question(rng, family)
+            scene = sample_scene_for(question.query, question.answer, rng)
+            forms = correct_rationales(question.query, question.answer, scene)
             assert len(set(forms)) >= 3
             for text in forms:
-                assert is_true(text, scene, question.asked, question.answer), text
-            assert not is_true(hallucinated(question, scene, rng), scene, question.asked, question.answer)
-            assert not is_true(circular(question, rng), scene, question.asked, question.answer)
+                assert is_faithful_to_scene(text, scene, question.query, question.answer), text
+            assert not is_faithful_to_scene(
+                sample_hallucinated(question, scene, rng), scene, question.query, question.answer
+            )
+            assert not is_faithful_to_scene(sample_circular(question, rng), scene, question.query, question.answer)

@@ -1,4 +1,4 @@
-"""Says whether a rationale is true of a scene and explains the answer: a critic, and the metric `faithfulness`."""
+"""Whether a rationale is true of a scene and explains the answer: the simulated critic and the faithfulness metric."""
 
 from __future__ import annotations
 
@@ -7,42 +7,44 @@ from typing import Any
 
 from illume.scenes.graph import Item, Scene, column_distance
 from illume.scenes.kinds import KINDS, SETTINGS, TIMES, WEATHERS
-from illume.scenes.questions import NUMBERS, Asked, answer_of, understood
-from illume.scenes.reading import ANYTHING, Mention, Reading, Sign, read
+from illume.scenes.parsing import ANYTHING, Mention, ParsedRationale, Sign, parse_rationale
+from illume.scenes.questions import NUMBERS, Query, answer_query, parse_question
 
 Fact = tuple[str, ...]
 
 
-def truth(rationale: str, scene: Mapping[str, Any], *, question: str, answer: str) -> bool:
-    """Whether the rationale claims only what the scene holds, supports the answer, and tells more than the two do.
+def is_faithful(rationale: str, scene: Mapping[str, Any], *, question: str, answer: str) -> bool:
+    """Whether the rationale is true of the scene, supports the answer, and goes beyond question and answer.
 
-    `scene` is a scene graph. Words that cannot be understood cannot be checked, so a rationale with such a word is not
-    true. Of a question that is none of the known families only the claims are checked. Raises KeyError or ValueError
-    where `scene` is no scene graph.
+    `scene` is a scene graph as JSON data. A rationale with an unknown word is not faithful, because the word cannot be
+    checked. For a question of an unknown family only the claims are checked. Raises KeyError or ValueError if `scene`
+    is not a scene graph.
     """
-    return is_true(rationale, Scene.from_graph(scene), understood(question), answer.strip().strip(".").lower())
+    return is_faithful_to_scene(
+        rationale, Scene.from_graph(scene), parse_question(question), answer.strip().strip(".").lower()
+    )
 
 
-def is_true(rationale: str, scene: Scene, asked: Asked | None, answer: str) -> bool:
-    """`truth` for a scene and a question that are understood already."""
-    reading = read(rationale)
-    if reading.unknown or not _holds(reading, scene):
+def is_faithful_to_scene(rationale: str, scene: Scene, query: Query | None, answer: str) -> bool:
+    """`is_faithful` for a scene and a question that are parsed already. `query` is None for unknown families."""
+    reading = parse_rationale(rationale)
+    if reading.unknown or not _claims_hold(reading, scene):
         return False
-    facts = _facts(reading)
-    if asked is None:
+    facts = _claimed_facts(reading)
+    if query is None:
         return bool(facts)
-    if answer_of(asked, scene) != answer:
+    if answer_query(query, scene) != answer:
         return False
-    return bool(facts - _known(asked, answer)) and _supports(reading, scene, asked, answer)
+    return bool(facts - _implied_facts(query, answer)) and _supports(reading, scene, query, answer)
 
 
-def _holds(reading: Reading, scene: Scene) -> bool:
-    """Whether everything claimed is so."""
+def _claims_hold(reading: ParsedRationale, scene: Scene) -> bool:
+    """Whether all claims are true of the scene."""
     signs = all(_sign_holds(sign, scene) for sign in reading.signs)
     return (
         signs
         and all(_mention_holds(mention, scene) for mention in reading.mentions)
-        and all(_exhausts(group, scene) for group in reading.exhaustive)
+        and all(_is_exhaustive(group, scene) for group in reading.exhaustive)
     )
 
 
@@ -68,7 +70,7 @@ def _in_place(item: Item, words: frozenset[str]) -> bool:
 
 
 def _matching(mention: Mention, scene: Scene, *, any_kind: bool = False) -> list[Item]:
-    """The items all that is said of the mention fits; with `any_kind` whatever their kind."""
+    """The items that fit everything said about the mention; with `any_kind`, except its kind."""
     wanted = [words for words, positive in mention.places if positive]
     banned = [words for words, positive in mention.places if not positive]
     found = []
@@ -121,8 +123,8 @@ def _related(name: str, item: Item, other: Item) -> bool:
     }[name]
 
 
-def _exhausts(group: list[Mention], scene: Scene) -> bool:
-    """Whether nothing but the group's kinds fits what is said of it."""
+def _is_exhaustive(group: list[Mention], scene: Scene) -> bool:
+    """Whether only items of the group's kinds fit what is said about the group."""
     limits = [mention for mention in group if mention.kind == ANYTHING]
     named = {mention.kind for mention in group if not mention.negated} - {ANYTHING}
     if not named or not all(_traits_fit(kind, limit) for kind in named for limit in limits):
@@ -132,8 +134,8 @@ def _exhausts(group: list[Mention], scene: Scene) -> bool:
     return all(item.kind in named for item in items if all(_traits_fit(item.kind, limit) for limit in limits))
 
 
-def _facts(reading: Reading) -> set[Fact]:
-    """What can be seen, as far as the rationale tells it. Common sense (sizes, uses) is no such fact."""
+def _claimed_facts(reading: ParsedRationale) -> set[Fact]:
+    """The visible facts that the rationale claims. Sizes and uses are common knowledge, not visible facts."""
     facts: set[Fact] = {("sign", sign.field, sign.word) for sign in reading.signs}
     if reading.exhaustive:
         facts.add(("only",))
@@ -150,38 +152,38 @@ def _facts(reading: Reading) -> set[Fact]:
     return facts
 
 
-def _known(asked: Asked, answer: str) -> set[Fact]:
-    """What question and answer alone tell already."""
-    facts: set[Fact] = {("kind", kind) for kind in (*asked.kinds, answer)}
-    kind = asked.kinds[0] if asked.kinds else ""
-    match asked.family:
+def _implied_facts(query: Query, answer: str) -> set[Fact]:
+    """The facts that question and answer alone imply."""
+    facts: set[Fact] = {("kind", kind) for kind in (*query.kinds, answer)}
+    kind = query.kinds[0] if query.kinds else ""
+    match query.family:
         case "presence":
             facts = {("kind" if answer == "yes" else "absent", kind)}
         case "count":
             facts.add(("number", kind, str(NUMBERS.index(answer))))
         case "place":
             facts.add(("place", kind, answer))
-        case "at" if asked.cell:
-            facts |= {("place", answer, word) for word in asked.cell}
+        case "at" if query.cell:
+            facts |= {("place", answer, word) for word in query.cell}
         case "setting" | "weather" | "time":
-            facts.add(("sign", asked.family, answer))
+            facts.add(("sign", query.family, answer))
         case "left_of":
             facts |= {("relation", answer, name, kind) for name in ("left_of", "beside")}
             facts |= {("relation", kind, name, answer) for name in ("right_of", "beside")}
         case "nearer":
-            other = next((name for name in asked.kinds if name != answer), "")
+            other = next((name for name in query.kinds if name != answer), "")
             facts |= {("relation", answer, "in_front_of", other), ("relation", other, "behind", answer)}
         case _:
             pass
     return facts
 
 
-def _supports(reading: Reading, scene: Scene, asked: Asked, answer: str) -> bool:
-    """Whether what is told speaks for the answer."""
-    told = [mention for mention in reading.mentions if not mention.negated]
-    named = {mention.kind for mention in told}
-    kind = asked.kinds[0] if asked.kinds else ""
-    match asked.family:
+def _supports(reading: ParsedRationale, scene: Scene, query: Query, answer: str) -> bool:
+    """Whether the claims support the answer."""
+    present = [mention for mention in reading.mentions if not mention.negated]
+    named = {mention.kind for mention in present}
+    kind = query.kinds[0] if query.kinds else ""
+    match query.family:
         case "presence" if answer == "no":
             absent = any(m.negated and m.kind == kind and not m.places for m in reading.mentions)
             everything = named >= set(scene.kinds()) or any(
@@ -189,33 +191,36 @@ def _supports(reading: Reading, scene: Scene, asked: Asked, answer: str) -> bool
             )
             return absent or everything
         case "presence" | "eat" | "ride" | "hear" | "alive" | "at":
-            return (kind if asked.family == "presence" else answer) in named
+            return (kind if query.family == "presence" else answer) in named
         case "count":
             number = NUMBERS.index(answer)
-            spoken = [mention for mention in told if mention.kind == kind]
-            placed = sum(max(1, len(mention.places)) for mention in spoken)
-            return any(mention.number == number for mention in spoken) or placed == number
+            counted = [mention for mention in present if mention.kind == kind]
+            placed = sum(max(1, len(mention.places)) for mention in counted)
+            return any(mention.number == number for mention in counted) or placed == number
         case "place":
-            return _placed(kind, told)
+            return _tells_place(kind, present)
         case "setting" | "weather" | "time" | "need":
-            return _sign_supports(reading, scene, asked.family)
+            return _sign_supports(reading, scene, query.family)
         case "safety" if answer == "no":
             return any(name in KINDS and "danger" in KINDS[name].traits for name in named)
         case "safety":
             calm = any(m.negated and m.kind == ANYTHING for m in reading.mentions)
             return calm or any(name in KINDS for name in named)
         case _:
-            return answer in named or any(name in named for name in asked.kinds if name != answer)
+            return answer in named or any(name in named for name in query.kinds if name != answer)
 
 
-def _placed(kind: str, told: list[Mention]) -> bool:
-    """Whether it is told where the kind stands."""
-    own = any(mention.kind == kind and (mention.places or mention.relations) for mention in told)
-    return own or any(other.kind == kind for mention in told for _, other, _ in mention.relations)
+def _tells_place(kind: str, mentions: list[Mention]) -> bool:
+    """Whether a mention tells where the object of this kind is."""
+    own = any(mention.kind == kind and (mention.places or mention.relations) for mention in mentions)
+    return own or any(other.kind == kind for mention in mentions for _, other, _ in mention.relations)
 
 
-def _sign_supports(reading: Reading, scene: Scene, family: str) -> bool:
-    """Whether signs leave no other setting, weather or time, or none of those that one would need something else in."""
+def _sign_supports(reading: ParsedRationale, scene: Scene, family: str) -> bool:
+    """Whether the signs leave only the scene's setting, weather or time.
+
+    For the family `need` these are the weather, the time, or one of them, whichever the answer follows from.
+    """
     values = {"setting": scene.setting, "weather": scene.weather, "time": scene.time}
     if family != "need":
         wanted = {family}
@@ -225,11 +230,11 @@ def _sign_supports(reading: Reading, scene: Scene, family: str) -> bool:
         wanted = {"time"}
     else:
         wanted = {"weather", "time"}
-    return any(_left_by_signs(reading, name) == {values[name]} for name in wanted)
+    return any(_values_left(reading, name) == {values[name]} for name in wanted)
 
 
-def _left_by_signs(reading: Reading, name: str) -> set[str]:
-    """The settings, weathers or times that all signs together leave."""
+def _values_left(reading: ParsedRationale, name: str) -> set[str]:
+    """The settings, weathers or times that are compatible with all signs."""
     left = set({"setting": SETTINGS, "weather": WEATHERS, "time": TIMES}[name])
     for sign in reading.signs:
         if sign.field == name:

@@ -1,7 +1,7 @@
-"""Reads a rationale into claims: objects with places, relations, numbers and uses, and signs of conditions.
+"""Parses a rationale into claims: objects with places, relations, numbers and traits, and signs of conditions.
 
-The order of words is free within reason: a place or a use belongs to the object before it, or to the next one where
-none came before; `beside the bus there is a dog` and `a dog is beside the bus` say the same.
+The word order is fairly free: a place or a trait belongs to the object before it, or to the next one if there is none
+before. So `beside the bus there is a dog` and `a dog is beside the bus` have the same meaning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ANYTHING = "*"  # the kind of `something`, `nothing`
 
 @dataclass(slots=True, eq=False)
 class Mention:
-    """One object spoken of: what is said of it. Every place must hold one such object."""
+    """A mentioned object, and what is said about it. If there are several places, each must contain such an object."""
 
     kind: str
     negated: bool = False
@@ -25,12 +25,12 @@ class Mention:
     places: list[tuple[frozenset[str], bool]] = field(default_factory=list)
     relations: list[tuple[str, Mention, bool]] = field(default_factory=list)
     traits: list[tuple[str, bool]] = field(default_factory=list)
-    partner: Mention | None = None  # the second object of `between`, held by the first
+    partner: Mention | None = None  # the second object of `between`, stored in the first
 
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """A claim about a condition: `field` is setting, weather or time, `values` are those the word fits."""
+    """A claim about a condition: `field` is setting, weather or time; `values` are those compatible with the word."""
 
     field: str
     values: frozenset[str]
@@ -39,10 +39,11 @@ class Sign:
 
 
 @dataclass(slots=True)
-class Reading:
-    """All claims of a rationale; `unknown` are words not understood.
+class ParsedRationale:
+    """All claims of a rationale, and the `unknown` words.
 
-    `exhaustive` are mentions said to be the only ones: of all, or of those with the traits of an `ANYTHING` among them.
+    `exhaustive` holds groups of mentions that are claimed to be the only objects: the only ones at all, or, if an
+    `ANYTHING` is among them, the only ones with its traits.
     """
 
     mentions: list[Mention] = field(default_factory=list)
@@ -143,21 +144,21 @@ def relation_name(words: str) -> str:
     return _RELATION_WORDS[words]
 
 
-def read(text: str) -> Reading:
-    """All claims of a rationale."""
-    reader = _Reader()
+def parse_rationale(text: str) -> ParsedRationale:
+    """Parses the claims of a rationale."""
+    parser = _Parser()
     text = text.lower().replace("’", "'")
     for pattern, marker in _PHRASES:
         text = pattern.sub(marker, text)
     tokens = re.findall(r"<\w+>|[a-z]+(?:['-][a-z]+)*|\d+|[.,;:!?]", text)
     for index, word in enumerate(tokens):
-        reader.take(word, tokens[index - 1] if index else "", tokens[index + 1 :])
-    reader.end_clause()
-    return reader.reading
+        parser.take(word, tokens[index - 1] if index else "", tokens[index + 1 :])
+    parser.end_clause()
+    return parser.parsed
 
 
 def _object_follows(after: list[str]) -> bool:
-    """Whether an object comes before the clause ends."""
+    """Whether an object follows before the end of the clause."""
     for word in after:
         if word in _BREAKS:
             return False
@@ -166,8 +167,8 @@ def _object_follows(after: list[str]) -> bool:
     return False
 
 
-def _fronts(after: list[str]) -> bool:
-    """Whether the relation before these words belongs to an object still to come: `behind the dog is a duck`."""
+def _is_fronted(after: list[str]) -> bool:
+    """Whether the relation before these words belongs to an object that follows: `behind the dog is a duck`."""
     objects = [index for index, word in enumerate(after) if _SINGULAR.get(word, word) in KINDS]
     verb = objects[0] + 1 if objects else len(after)
     if after[verb : verb + 1] == ["and"] and len(objects) > 1:  # between the dog and the bus
@@ -175,19 +176,19 @@ def _fronts(after: list[str]) -> bool:
     return after[verb : verb + 1] != [] and after[verb] in _FRONTED_VERBS and _object_follows(after[verb + 1 :])
 
 
-class _Reader:
-    """Reads word by word; remembers which objects the next words belong to."""
+class _Parser:
+    """Parses word by word, and keeps track of the objects that the next words belong to."""
 
     def __init__(self) -> None:
-        self.reading = Reading()
-        self.earlier: Mention | None = None  # what `it` and `another` point to
+        self.parsed = ParsedRationale()
+        self.earlier: Mention | None = None  # the antecedent of `it` and `another`
         self.start_clause()
 
     def start_clause(self) -> None:
         self.group: list[Mention] = []  # the subject: one object, or several joined by `and`
-        self.last: Mention | None = None  # what a place belongs to
-        self.recent: Mention | None = None  # the object named last, what `which` points to
-        self.between: Mention | None = None  # waits for its partner
+        self.last: Mention | None = None  # the object that a place belongs to
+        self.recent: Mention | None = None  # the object named last, the antecedent of `which`
+        self.between: Mention | None = None  # waiting for its partner
         self.relation: tuple[str, bool, list[Mention]] | None = None  # waiting for its object
         self.fronted: list[tuple[str, Mention, bool]] = []  # relations before their subject
         self.places: list[tuple[frozenset[str], bool]] = []
@@ -195,18 +196,18 @@ class _Reader:
         self.number: int | None = None
         self.negated = False
         self.only: list[Mention] | None = None
-        self.scenery = False  # a sign is the subject: `waves are behind the dog` says nothing of the dog's place
+        self.scenery = False  # a sign is the subject: `waves are behind the dog` does not locate the dog
         self.joined_verb = False
         self.joining = False
         self.adjacent_place = False
 
     def end_clause(self) -> None:
         if self.only is not None:
-            self.reading.exhaustive.append(self.only)
+            self.parsed.exhaustive.append(self.only)
         if self.places or self.traits or self.fronted:
             loose = Mention(ANYTHING, places=self.places, relations=self.fronted, traits=self.traits)
             if not self.group and not self.scenery:
-                self.reading.mentions.append(loose)
+                self.parsed.mentions.append(loose)
         if self.group:
             self.earlier = self.group[-1]
         self.start_clause()
@@ -220,7 +221,7 @@ class _Reader:
         elif word == "<only>":
             self.only = []
         elif word == "<nothing_else>":
-            self.reading.exhaustive.append(list(self.reading.mentions))
+            self.parsed.exhaustive.append(list(self.parsed.mentions))
         elif word in ("<its_left>", "<its_right>"):
             self.take_side(word[5:-1])
         elif word in _RELATIONS:
@@ -240,22 +241,22 @@ class _Reader:
         else:
             self.take_word(word)
 
-    def flip(self) -> bool:
-        """Whether the coming claim stands as said; uses a negator up."""
+    def take_polarity(self) -> bool:
+        """Whether the next claim is positive; resets the negation."""
         positive, self.negated = not self.negated, False
         return positive
 
     def take_relation(self, name: str, after: list[str]) -> None:
-        if self.joining and self.group and _fronts(after):
+        if self.joining and self.group and _is_fronted(after):
             self.end_clause()
-        self.relation = (name, self.flip(), list(self.group))
+        self.relation = (name, self.take_polarity(), list(self.group))
 
     def take_object(self, word: str, kind: str, after: list[str]) -> None:
-        negated = not self.flip() or word == "nothing"
+        negated = not self.take_polarity() or word == "nothing"
         plural = kind in KINDS and word != kind and word == KINDS[kind].plural
         mention = Mention(kind if kind in KINDS else ANYTHING, negated, self.number, plural)
         self.number = None
-        self.reading.mentions.append(mention)
+        self.parsed.mentions.append(mention)
         self.recent = mention
         joins, self.joining = self.joining, False
         if joins and self.between is not None:
@@ -294,13 +295,13 @@ class _Reader:
 
     def take_place(self, word: str, after: list[str], *, joined: bool) -> None:
         if self.joining and self.last is not None and not joined and _object_follows(after):
-            self.last, self.places = None, []  # `..., and at the left the dog`: the place of what comes next
+            self.last, self.places = None, []  # `..., and at the left the dog`: the place of the next object
             self.earlier = self.group[-1] if self.group else self.earlier
         targets = [self.places]
         if self.last is not None:
             owners = self.group if self.joined_verb and self.last in self.group else [self.last]
             targets = [owner.places for owner in owners]
-        positive = self.flip()
+        positive = self.take_polarity()
         for places in targets:
             if joined and places:
                 words, sign = places.pop()
@@ -310,7 +311,7 @@ class _Reader:
         self.adjacent_place = True
 
     def take_trait(self, trait: str, after: list[str]) -> None:
-        positive = self.flip()
+        positive = self.take_polarity()
         adjective = bool(after) and _SINGULAR.get(after[0], after[0]) in KINDS
         if self.only is not None and not adjective:  # the only animals are ..., only ... is food
             alone = not self.only
@@ -325,7 +326,7 @@ class _Reader:
 
     def take_sign(self, word: str) -> None:
         name, values = _SIGNS[word]
-        self.reading.signs.append(Sign(name, values, word, not self.flip()))
+        self.parsed.signs.append(Sign(name, values, word, not self.take_polarity()))
         if not self.group:
             self.scenery = True
 
@@ -338,7 +339,7 @@ class _Reader:
         known = self.group[-1] if self.group else self.earlier
         if word in ("one", "another") and known is not None and known.kind in KINDS:
             mention = Mention(known.kind, places=self.places, relations=self.fronted)
-            self.reading.mentions.append(mention)
+            self.parsed.mentions.append(mention)
             self.group, self.last, self.recent = [mention], mention, mention
             self.places, self.fronted = [], []
 
@@ -358,4 +359,4 @@ class _Reader:
         if word not in ("a", "an", "the", "also"):
             self.joining = self.joining and word not in ("is", "are")
         if word not in _NEUTRAL:
-            self.reading.unknown.append(word)
+            self.parsed.unknown.append(word)
