@@ -17,7 +17,7 @@ from app.settings import ROOT, get_settings
 from illume.tuning import launcher
 from illume.tuning.job import JobError, read_json
 
-CHILD = "child.json"
+CHILD = "process.json"
 LEFT_OVER_PATIENCE = 10.0
 STOP_PATIENCE = 8.0
 """Seconds a tuning process has for its checkpoint when it is told to stop."""

@@ -37,12 +37,12 @@ class TestEndLeftOver:
         sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
         left, other = subprocess.Popen(sleeper), subprocess.Popen(sleeper)
         created = psutil.Process(left.pid).create_time()
-        (tmp_path / "child.json").write_text(json.dumps([{"pid": left.pid, "created": created}]))
+        (tmp_path / "process.json").write_text(json.dumps([{"pid": left.pid, "created": created}]))
         child_process.end_left_over(tmp_path)
         assert not psutil.pid_exists(left.pid)
         left.wait()
-        assert not (tmp_path / "child.json").exists()
-        (tmp_path / "child.json").write_text(json.dumps([{"pid": other.pid, "created": created - 100}]))
+        assert not (tmp_path / "process.json").exists()
+        (tmp_path / "process.json").write_text(json.dumps([{"pid": other.pid, "created": created - 100}]))
         child_process.end_left_over(tmp_path)
         assert other.poll() is None
         other.kill()
@@ -55,7 +55,7 @@ class TestEndLeftOver:
         assert deaf.stdout is not None
         deaf.stdout.readline()
         created = psutil.Process(deaf.pid).create_time()
-        (tmp_path / "child.json").write_text(json.dumps([{"pid": deaf.pid, "created": created}]))
+        (tmp_path / "process.json").write_text(json.dumps([{"pid": deaf.pid, "created": created}]))
         child_process.end_left_over(tmp_path)
         assert not psutil.pid_exists(deaf.pid)
         deaf.wait()
@@ -97,6 +97,6 @@ class TestEventTail:
 def test_the_clock_is_not_needed_for_a_process_that_is_gone(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    (tmp_path / "child.json").write_text(json.dumps([{"pid": gone.pid, "created": time.time()}]))
+    (tmp_path / "process.json").write_text(json.dumps([{"pid": gone.pid, "created": time.time()}]))
     child_process.end_left_over(tmp_path)
-    loop.wait_until(lambda: not (tmp_path / "child.json").exists())
+    loop.wait_until(lambda: not (tmp_path / "process.json").exists())

@@ -102,7 +102,7 @@ class TestRoundThroughKills:
         folder = installation / "rounds" / str(round_id)
         with running("--queues", "default,model") as first:
             loop.wait_until(lambda: n_epochs(folder) >= 2, seconds=300)
-            child = json.loads((folder / "child.json").read_text())["pid"]
+            child = json.loads((folder / "process.json").read_text())[0]["pid"]
             first.kill()
             first.wait()
             loop.wait_until(lambda: not psutil.pid_exists(child))
@@ -111,7 +111,7 @@ class TestRoundThroughKills:
             loop.wait_until(lambda: loop.round_now(round_id).fence == 2, seconds=120)
             loop.wait_until(lambda: n_epochs(folder) >= 4, seconds=300)
             # The tuning process alone is killed now, under a worker that lives on.
-            os.kill(json.loads((folder / "child.json").read_text())["pid"], signal.SIGKILL)
+            os.kill(json.loads((folder / "process.json").read_text())[0]["pid"], signal.SIGKILL)
             loop.wait_until(lambda: loop.round_now(round_id).state == RoundState.succeeded, seconds=300)
             assert stop(second) == 0
         done = loop.round_now(round_id)
@@ -127,7 +127,7 @@ class TestRoundThroughKills:
         folder = installation / "rounds" / str(round_id)
         with running("--queues", "default,model") as worker:
             loop.wait_until(lambda: n_epochs(folder) >= 1, seconds=300)
-            child = json.loads((folder / "child.json").read_text())["pid"]
+            child = json.loads((folder / "process.json").read_text())[0]["pid"]
             assert stop(worker) == 0
         assert not psutil.pid_exists(child)
         put_back = loop.round_now(round_id)

@@ -42,8 +42,8 @@ def epochs_in(folder: Path) -> list[int]:
 
 
 def child_of(folder: Path) -> int | None:
-    path = folder / "child.json"
-    return int(json.loads(path.read_text())["pid"]) if path.exists() else None
+    path = folder / "process.json"
+    return int(json.loads(path.read_text())[0]["pid"]) if path.exists() else None
 
 
 def kill_child(folder: Path) -> None:
