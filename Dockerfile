@@ -20,7 +20,7 @@ WORKDIR /srv/illume
 COPY pyproject.toml constraints.txt README.md ./
 RUN mkdir app illume worker \
  && touch app/__init__.py illume/__init__.py worker/__init__.py \
- && pip install --constraint constraints.txt --editable .
+ && pip install --constraint constraints.txt --editable '.[figures]'
 
 COPY app app
 COPY illume illume

@@ -1,22 +1,38 @@
-"""The figure of a simulation, as SVG: scores by round, sets with a fitting rationale, labels used."""
+"""Charts side by side as SVG, drawn by matplotlib, and the figure of a simulation made of them."""
 
 from __future__ import annotations
 
-import math
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-from xml.sax.saxutils import escape
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-WIDTH, HEIGHT = 330, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 34, 40
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 3.4, 3.6
+"""Inches of one panel with its legend."""
+
 COLOURS = ("#0b62a4", "#c2410c", "#3f7d20", "#7a4fa3", "#6b7280")
 """Told apart by people who see colours differently too; lines also differ in their dashes."""
 
-MOST_LABELS = 12
-"""So many points have their x written below them; of more, round values stand there."""
+DASHES = ("-", (0, (3, 1.5)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (0.5, 2)))
 
-DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # texts stay texts: they can be searched and read aloud
+    "svg.hashsalt": "illume",  # the same figure has the same bytes
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e5e7eb",
+}
+
+INSTALL = "matplotlib, which the extra `figures` brings"
+"""What to install where figures cannot be drawn: it is large, and all else works without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,83 +56,53 @@ class Panel:
     percent: bool = False
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
 def draw(panels: Sequence[Panel], *, title: str) -> str:
-    """The panels side by side."""
-    legends = max(len(panel.lines) for panel in panels)
-    height = HEIGHT + 16 * legends + 8
-    width = WIDTH * len(panels)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        ' font-family="system-ui, sans-serif" font-size="11" role="img">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-    ]
-    for number, panel in enumerate(panels):
-        parts += [f'<g transform="translate({number * WIDTH} 0)">', *_panel(panel), "</g>"]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    """The panels side by side, as SVG on white. Needs matplotlib."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        drawn = Figure(figsize=(WIDTH * len(panels), HEIGHT), layout="constrained")
+        for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _draw_panel(axes, panel)
+        content = io.StringIO()
+        drawn.savefig(content, format="svg", metadata={"Title": title, "Date": None, "Creator": None})
+    return content.getvalue()
 
 
-def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
-    """Round values that hold `low` and `high` between the first and the last."""
-    if high <= low:
-        high = low + 1.0
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 10) for number in range(first, last + 1)]
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-
-def _panel(panel: Panel) -> list[str]:
-    xs = sorted({x for line in panel.lines for x, _ in line.points})
-    ys = [y for line in panel.lines for _, y in line.points]
-    ys += [edge for line in panel.lines for span in line.spans for edge in span]
-    marks = ticks(min([0.0, *ys]) if panel.percent else min(ys), max(ys))
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low)
-        up = (y - marks[0]) / (marks[-1] - marks[0])
-        return LEFT + 8 + across * (WIDTH - LEFT - RIGHT - 16), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
-
-    parts = [f'<text x="{LEFT}" y="18" font-size="13" font-weight="600">{escape(panel.title)}</text>']
-    for mark in marks:
-        y = place(x_low, mark)[1]
-        label = f"{mark:.0%}" if panel.percent else f"{mark:g}"
-        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#e5e7eb"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#4b5563">{label}</text>')
-    for x in xs if len(xs) <= MOST_LABELS else ticks(x_low, x_high):
-        if not x_low <= x <= x_high:
-            continue
-        across = place(x, marks[0])[0]
-        parts.append(f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
-        f'<text x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle" fill="#4b5563">{escape(panel.x_name)}</text>'
-    )
     for number, line in enumerate(panel.lines):
-        parts += _line(line, number, [place(x, y) for x, y in line.points], place)
-    return parts
-
-
-def _line(line: Line, number: int, at: Sequence[tuple[float, float]], place: Any) -> list[str]:
-    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
-    style = f'stroke="{colour}" stroke-width="2" fill="none"' + (f' stroke-dasharray="{dash}"' if dash else "")
-    parts = [f'<path d="M{" L".join(f"{x:.1f} {y:.1f}" for x, y in at)}" {style}/>']
-    for (x, _), (low, high) in zip(line.points, line.spans, strict=False):
-        (across, bottom), (_, top) = place(x, low), place(x, high)
-        parts.append(f'<path d="M{across:.1f} {bottom:.1f}V{top:.1f}" stroke="{colour}" stroke-width="1.5"/>')
-        ends = f"M{across - 3:.1f} {bottom:.1f}h6M{across - 3:.1f} {top:.1f}h6"
-        parts.append(f'<path d="{ends}" stroke="{colour}" stroke-width="1.5"/>')
-    if line.marks and not line.level:
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at]
-    y = HEIGHT + 8 + 16 * number
-    parts.append(f'<path d="M{LEFT} {y}h24" {style}/><text x="{LEFT + 30}" y="{y + 4}">{escape(line.name)}</text>')
-    return parts
+        xs, ys = zip(*line.points, strict=True)
+        colour = COLOURS[number % len(COLOURS)]
+        marker = "o" if line.marks and not line.level else ""
+        style: dict[str, Any] = {
+            "color": colour,
+            "linestyle": DASHES[number % len(DASHES)],
+            "marker": marker,
+            "markersize": 4,
+        }
+        axes.plot(xs, ys, label=line.name, **style)
+        for x, span in zip(xs, line.spans, strict=False):
+            axes.plot((x, x), span, color=colour, linewidth=1, marker="_", markersize=6)
+    axes.set_title(panel.title, loc="left", fontsize=9, fontweight="bold")
+    axes.set_xlabel(panel.x_name)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.tick_params(length=0)
+    if panel.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylim(bottom=0.0)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), frameon=False, handlelength=3)
 
 
 def figure(result: Mapping[str, Any]) -> str:
-    """The figure of a simulation's result."""
+    """The figure of a simulation's result: scores by round, sets with a fitting rationale, labels used."""
     versions = result["mean"]["versions"]
     rounds = sorted((name for name in versions if name.startswith("round ")), key=lambda name: int(name[6:]))
     panels = [

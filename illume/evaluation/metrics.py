@@ -157,26 +157,25 @@ def bleu_counts(candidates: Sequence[str], references: Sequence[Sequence[str]], 
 
     A row holds the matches of each order, the n-grams of each order, the length of the candidate and the closest length
     of a reference. The statistics of a corpus are the sum of its rows, so that a corpus can be resampled without
-    counting again.
+    counting again. sacrebleu counts.
     """
+    from sacrebleu.metrics import BLEU  # most of a second to import, and the server imports this module
+
     _check_corpus(candidates, references)
+    scorer = BLEU(tokenize="none", max_ngram_order=max_order, smooth_method="none", effective_order=True)
     rows = np.zeros((len(candidates), 2 * max_order + 2))
     for row, text, texts in zip(rows, candidates, references, strict=True):
-        tokens, others = caption_words(text), [caption_words(other) for other in texts]
-        row[-2] = len(tokens)
-        row[-1] = min((abs(len(other) - len(tokens)), len(other)) for other in others)[1]
-        for order in range(1, max_order + 1):
-            counts = _ngrams(tokens, order)
-            limit: Counter[Ngram] = Counter()
-            for other in others:
-                limit |= _ngrams(other, order)
-            row[order - 1] = (counts & limit).total()
-            row[max_order + order - 1] = counts.total()
+        split, *others = (" ".join(caption_words(one)) for one in (text, *texts))
+        found = scorer.sentence_score(split, others)
+        row[:] = [*found.counts, *found.totals, found.sys_len, found.ref_len]
     return rows
 
 
 def bleu_of_counts(sums: Counts) -> Counts:
-    """BLEU of each order from sums of rows of `bleu_counts`: (..., 2 * orders + 2) -> (..., orders)."""
+    """BLEU of each order from sums of rows of `bleu_counts`: (..., 2 * orders + 2) -> (..., orders).
+
+    Our own: sacrebleu computes one corpus at a time, and an interval needs thousands of resampled ones at once.
+    """
     max_order = (sums.shape[-1] - 2) // 2
     matches, totals = sums[..., :max_order], sums[..., max_order:-2]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from illume.figure import Line, Panel, draw
+from illume.figure import Line, Panel, can_draw, draw
 from illume.files import replace_file
 from illume.model.loading import pick_device
 from illume.scenes.emoji import find_emoji, load_sprites
@@ -208,7 +208,7 @@ def _recipe_as_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes the loss curve as numbers (`curve.json`) and as a figure (`curve.svg`)."""
+    """Writes the loss curve as numbers (`curve.json`) and, where matplotlib is installed, as a figure (`curve.svg`)."""
     (folder / "curve.json").write_text(json.dumps(content, indent=1))
     points = content["curve"]
     text_losses = [(float(point["step"]), point["loss"]) for point in points if point["loss"] > 0]
@@ -221,8 +221,8 @@ def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
         )
         if line
     ]
-    if not panels:
-        return  # no losses yet
+    if not panels or not can_draw():
+        return  # without panels there are no losses yet
     (folder / "curve.svg").write_text(draw(panels, title="Loss by step"), encoding="utf-8")
 
 

@@ -40,7 +40,7 @@ from illume.scenes.starter.curriculum import (
     sample_rationale,
     scene_texts,
 )
-from illume.scenes.starter.training import compute_losses, label_token_ids, patch_loss, train
+from illume.scenes.starter.training import compute_losses, label_token_ids, patch_loss, train, write_curve
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -195,6 +195,17 @@ class TestTrain:
         assert "other settings (--share)" in str(caught.value)
         with pytest.raises(FileExistsError, match="continue from it with --resume"):
             train(tmp_path, recipe=TINY, emoji=emoji, device="cpu")
+
+
+class TestWriteCurve:
+    def test_without_matplotlib_there_are_the_numbers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        content = {"curve": [{"step": 50, "loss": 0.5, "patch_loss": 1.0}]}
+        monkeypatch.setattr("illume.scenes.starter.training.can_draw", lambda: False)
+        write_curve(tmp_path, content)
+        assert [path.name for path in tmp_path.iterdir()] == ["curve.json"]
+        monkeypatch.undo()
+        write_curve(tmp_path, content)
+        assert "cross-entropy of a token" in (tmp_path / "curve.svg").read_text()
 
 
 class TestMixture:
