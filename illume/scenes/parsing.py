@@ -139,11 +139,6 @@ def _sign_words() -> dict[str, tuple[str, frozenset[str]]]:
 _SIGNS = _sign_words()
 
 
-def relation_name(words: str) -> str:
-    """The name of a spatial relation given in words, e.g. `in front of` -> `in_front_of`."""
-    return _RELATION_WORDS[words]
-
-
 def parse_rationale(text: str) -> ParsedRationale:
     """Parses the claims of a rationale."""
     parser = _Parser()
