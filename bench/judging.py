@@ -43,7 +43,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import load
-from bench.browsers import beside
+from bench.browsers.beside import Beside
 from bench.browsers.installation import Installation, Usage
 from bench.browsers.recording import FILE, load_recording
 from bench.browsers.replay import Order, Replay, Seen
@@ -214,9 +214,8 @@ class Bench:
         before = stock.stored_verdicts(project[1])
         options = self.options
         with stock.installation.working():
-            beside.prepare(stock)
             mark = f"{self.mark}-{case.overlap}-{case.processes}-{turn}"
-            with beside.Beside(stock, rows=options.rows, mark=mark) as work:
+            with Beside(stock, rows=options.rows, mark=mark) as work:
                 order = self.order(stock, project[0], people, pace=options.pace, ramp=options.warm)
                 replay = Replay(order)
                 replay.wait_ready()

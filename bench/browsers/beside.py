@@ -13,10 +13,10 @@ from typing import Self
 
 from bench.browsers.stock import Stock
 
-SCENES, EXPORTED = "scenes", "exported"
+EXPORTED = "exported"
 PICKED = 75
 """Prompts with a pick for each round: it tunes on these, and on ten times as many examples that guard the answers."""
-OFFERED = 3 * PICKED
+OFFERED = 2 * PICKED
 """Scenes whose references are offered; candidates of the others are sampled by the model worker."""
 EPOCHS = 20
 """More than by default, so that a round trains for longer than a turn is measured; it is cancelled then."""
@@ -26,17 +26,18 @@ OVER = ("succeeded", "failed", "cancelled")
 END_IMPORT = "UPDATE imports SET state = 'failed', finished_at = now() WHERE state IN ('queued', 'running')"
 
 
-def prepare(stock: Stock) -> None:
-    """The project whose picks are trained, from what the starter ships, and one with judged sets to export."""
-    if stock.find_project(EXPORTED) is not None:
-        return
-    stock.add_project(SCENES, prompts=0, overlap=1, round_every=1_000_000, pool_target=40, epochs=EPOCHS)
-    stock.installation.run_command("import", SCENES, str(stock.installation.root / "starter" / "scenes"))
-    project = stock.find_project(SCENES)
-    assert project is not None
+def add_scenes(stock: Stock, slug: str) -> None:
+    """A project of what the starter ships, whose picks are trained."""
+    project = stock.add_project(slug, prompts=0, overlap=1, round_every=1_000_000, pool_target=40, epochs=EPOCHS)
+    stock.installation.run_command("import", slug, str(stock.installation.root / "starter" / "scenes"))
     stock.offer_references(project, OFFERED)
-    stock.judge_all(stock.add_project(EXPORTED, prompts=EXPORTED_SETS, overlap=1))
-    stock.settle()
+
+
+def add_exported(stock: Stock) -> None:
+    """A project with judged sets to export, where it is not there yet."""
+    if stock.find_project(EXPORTED) is None:
+        stock.judge_all(stock.add_project(EXPORTED, prompts=EXPORTED_SETS, overlap=1))
+        stock.settle()
 
 
 def wait_for(condition: Callable[[], bool], problem: str) -> None:
@@ -70,8 +71,10 @@ class Beside:
     """Work beside the critics, from `start` to the end of the block; `report` says what went on meanwhile."""
 
     def __init__(self, stock: Stock, *, rows: int, mark: str) -> None:
-        self.stock, self.mark = stock, mark
-        self.project = f"imports-{mark}"
+        self.stock = stock
+        self.project, self.scenes = f"imports-{mark}", f"scenes-{mark}"
+        add_scenes(stock, self.scenes)
+        add_exported(stock)
         stock.add_project(self.project, prompts=0, overlap=1)
         images = stock.add_images(50)
         self.rows, self.file = rows, import_lines(rows, images, mark)
@@ -88,9 +91,7 @@ class Beside:
     def _judge(self) -> None:
         """Give the picks that the round trains on, over REST as any client."""
         for _ in range(PICKED):
-            claim = self.stock.rest("POST", f"/projects/{SCENES}/assignments")
-            if claim is None:
-                raise SystemExit("no scene is left to judge for another round: begin with new data")
+            claim = self.stock.rest("POST", f"/projects/{self.scenes}/assignments")
             verdict = {"kind": "picked", "picks": [claim["candidates"][0]["id"]], "seconds": 4}
             self.stock.rest("POST", f"/assignments/{claim['id']}/verdict", verdict)
 
@@ -99,7 +100,7 @@ class Beside:
 
     def start(self) -> None:
         """Begin, and come back once the round trains and rows come in. What goes on counts from then."""
-        self.round_id = self.stock.rest("POST", f"/projects/{SCENES}/rounds")["id"]
+        self.round_id = self.stock.rest("POST", f"/projects/{self.scenes}/rounds")["id"]
         wait_for(lambda: self._round_state() not in ("queued", "preparing"), "the round did not begin")
         self.import_id = self.stock.send_file(f"/projects/{self.project}/imports", "rows.jsonl", self.file)["id"]
         for thread in self._threads:
