@@ -30,6 +30,7 @@ import contextlib
 import itertools
 import math
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -352,6 +353,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Record or replay."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     with contextlib.ExitStack() as closing:
         folder = options.data or Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="illume-judging-")))
         folder.mkdir(parents=True, exist_ok=True)
