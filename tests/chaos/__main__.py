@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: storms over whole installations, one for each seed; ends with 1 where one did harm.
+"""`python -m tests.chaos`: one storm over a whole installation for each seed; exits with 1 if one did damage.
 
     python -m tests.chaos [--seeds 1 2 3] [--seconds 90] [--every 3] [--rounds 2] [--keep DIR]
 

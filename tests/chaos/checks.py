@@ -1,4 +1,4 @@
-"""What must hold after a storm, asked of the database."""
+"""The checks of the database after a storm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SELECT v.id, v.assignment_id, v.state, v.kind, ARRAY(
 FROM verdicts v
 """
 STATE_OF = {201: "counted", 202: "kept_aside"}
-# Each counts rows that should not be there.
+# Each one counts rows that should not exist.
 FOR_NONE = {
     "assignments still open": """
         SELECT id FROM assignments WHERE state = 'open'""",
@@ -44,7 +44,7 @@ FOR_NONE = {
 
 
 def faults(session: Session, ledger: Ledger, seen: Sequence[int]) -> list[str]:
-    """Everything that is not as it should be, in sentences. `seen`: the ids of verdicts that the feed gave out."""
+    """All faults, as sentences. `seen` has the ids of verdicts that the feed returned."""
     found = [f"{name}: {count}" for name, count in broken(session).items()]
     for name, query in FOR_NONE.items():
         count = session.scalar(text(f"SELECT count(*) FROM ({query}) x"))  # noqa: S608 - constants only
@@ -55,7 +55,7 @@ def faults(session: Session, ledger: Ledger, seen: Sequence[int]) -> list[str]:
 
 
 def answers(session: Session, answered: Sequence[Answered]) -> list[str]:
-    """Whether every answered verdict is there, once, and as it was given."""
+    """Check that every answered verdict is stored once, and as it was given."""
     rows = {row.id: row for row in session.execute(text(GIVEN))}
     found = []
     for one in answered:
@@ -83,7 +83,7 @@ def answers(session: Session, answered: Sequence[Answered]) -> list[str]:
 
 
 def select_keys(session: Session, keys: Sequence[str]) -> dict[str, int]:
-    """The status that is kept under each key."""
+    """The stored status of each idempotency key."""
     query = text("SELECT key, status FROM idempotency_keys WHERE key IN :keys").bindparams(
         bindparam("keys", expanding=True)
     )
@@ -91,7 +91,7 @@ def select_keys(session: Session, keys: Sequence[str]) -> dict[str, int]:
 
 
 def feed(session: Session, seen: Sequence[int]) -> list[str]:
-    """Whether the feed gave out every verdict once."""
+    """Check that the feed returned every verdict once."""
     there = set(session.scalars(text("SELECT id FROM verdicts")))
     twice = len(seen) - len(set(seen))
     missing = there - set(seen)
@@ -102,7 +102,7 @@ def feed(session: Session, seen: Sequence[int]) -> list[str]:
 
 
 def rounds_differ(session: Session, first: int, second: int) -> list[str]:
-    """How the result of two rounds of one snapshot differs: the adapter by its hash, and every score."""
+    """The differences between two rounds of one snapshot: the adapter's hash and every score."""
     query = text("""
         SELECT r.snapshot_id, v.adapter, v.metrics
         FROM rounds r JOIN model_versions v ON v.id = r.version_id WHERE r.id = :round

@@ -1,4 +1,4 @@
-"""Simulated critics who work over HTTP through whatever happens, and write down what they were told."""
+"""Simulated critics who work over HTTP through all failures, and record every response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAUSE = 0.2
 
 @dataclass(frozen=True)
 class Answered:
-    """A verdict whose answer reached its critic."""
+    """A verdict whose response reached its critic."""
 
     verdict: int
     assignment: int
@@ -35,7 +35,7 @@ class Answered:
 
 @dataclass
 class Ledger:
-    """What the critics saw: every answered verdict, every status, and the longest time without an answer."""
+    """What the critics saw: every answered verdict, every status, and the times of responses."""
 
     answered: list[Answered] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -53,14 +53,14 @@ class Ledger:
             self.moments.append(time.monotonic())
 
     def longest_gap(self) -> float:
-        """Seconds of the longest stretch in which no critic got an answer to a verdict."""
+        """The longest time, in seconds, in which no verdict was answered."""
         moments = sorted(self.moments)
         return max((after - before for before, after in pairwise(moments)), default=0.0)
 
 
 @dataclass
 class Critic:
-    """One critic. Claims, thinks, judges; now and then forgets a claim, gives one back, or takes too long."""
+    """One critic, who claims, thinks and judges, and sometimes forgets a claim, releases one, or takes too long."""
 
     client: httpx.Client
     ledger: Ledger
@@ -70,7 +70,7 @@ class Critic:
     think: float = 0.3
 
     def run(self) -> None:
-        """Work until told to stop; what is under way is answered before."""
+        """Work until stopped. A request that is under way is finished first."""
         with self.client:
             while not self.stop.is_set():
                 claimed = self.claim()
@@ -88,7 +88,7 @@ class Critic:
                     self.give(claimed)
 
     def claim(self) -> dict[str, Any] | None:
-        """The next set; None where there is none, or the critic was told to stop before one came."""
+        """Claim the next set; None where there is none, or where the critic was stopped first."""
         while not self.stop.is_set():
             answer = self.send("claim", lambda: self.client.post(f"/projects/{SLUG}/assignments"))
             if answer is not None and answer.status_code in (200, 201):
@@ -99,7 +99,7 @@ class Critic:
         return None
 
     def ask(self, what: str, call: Callable[[str], httpx.Response], subject: str) -> httpx.Response:
-        """Ask until there is an answer that is one, however long the server is away."""
+        """Retry until the server answers, however long it is unavailable."""
         while True:
             answer = self.send(what, lambda: call(subject))
             if answer is not None and answer.status_code not in TRY_AGAIN:
@@ -107,7 +107,7 @@ class Critic:
             time.sleep(PAUSE)
 
     def give(self, claimed: dict[str, Any]) -> None:
-        """Judge a set: tried again under the same Idempotency-Key until the server has answered."""
+        """Judge a set; retried with the same Idempotency-Key until the server has answered."""
         kind = self.dice.choices(("picked", "none_fit", "skipped"), (7, 2, 1))[0]
         ids = [int(one["id"]) for one in claimed["candidates"]]
         picks = tuple(self.dice.sample(ids, self.dice.randint(1, 2))) if kind == "picked" else ()
@@ -128,7 +128,7 @@ class Critic:
         self.ledger.note(Answered(verdict, assignment, answer.status_code, kind, picks, key, tries))
 
     def send(self, what: str, call: Callable[[], httpx.Response]) -> httpx.Response | None:
-        """One try; None where the connection failed, and the server may have acted or not."""
+        """Try once; None where the connection failed and the server may have acted or not."""
         try:
             answer = call()
         except httpx.HTTPError as error:
@@ -139,7 +139,7 @@ class Critic:
 
 
 class Follower:
-    """Reads the feed of verdicts all the while, from where it was, as a program of somebody else's would."""
+    """Follows the feed of verdicts from its last cursor, as another program would."""
 
     def __init__(self, client: httpx.Client, stop: threading.Event) -> None:
         self.client, self.stop = client, stop
@@ -147,7 +147,7 @@ class Follower:
         self._cursor: str | None = None
 
     def run(self) -> None:
-        """Read until told to stop."""
+        """Read until stopped."""
         while not self.stop.is_set():
             try:
                 read = self.read()
@@ -157,7 +157,7 @@ class Follower:
                 self.stop.wait(0.5)
 
     def read(self) -> int:
-        """Read the next page; how many verdicts were on it."""
+        """Read the next page. Returns the number of verdicts on it."""
         parameters = {"limit": "200", **({"cursor": self._cursor} if self._cursor else {})}
         answer = self.client.get(f"/projects/{SLUG}/verdicts", params=parameters)
         if answer.status_code != 200:
@@ -169,7 +169,7 @@ class Follower:
 
 
 class Crowd:
-    """Critics and a follower, each in a thread of their own."""
+    """Critics and a follower of the feed, each in its own thread."""
 
     def __init__(self, installation: Installation, tokens: list[str], *, seed: int, lease_seconds: float) -> None:
         self.ledger = Ledger()
@@ -184,18 +184,18 @@ class Crowd:
         self._threads = [threading.Thread(target=one.run) for one in (*self.critics, self.follower)]
 
     def start(self) -> None:
-        """Let them work from now on."""
+        """Start them."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Let them finish what they are at, and read the feed to its end."""
+        """Stop them once their requests are finished, and read the feed to its end."""
         self.stopping.set()
         for thread in self._threads:
             thread.join(120)
         assert not any(thread.is_alive() for thread in self._threads), "a critic got no answer"
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all connections."""
         self.stopping.set()
         self.follower.client.close()

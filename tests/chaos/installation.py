@@ -1,4 +1,4 @@
-"""An installation of its own for a storm: `illume demo` with a small project, and what a storm needs to know of it."""
+"""The installation of a storm: `illume demo` with a small project, and access to its parts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SETTINGS = {
     "max_new_tokens": 16,
     "temperatures": [[0.0, 1], [1.0, 2]],
 }
-# Everything is noticed soon, so that a storm of a minute sees leases lapse too.
+# Short times, so that leases lapse within a storm of a minute.
 ENVIRONMENT = {
     "ILLUME_SWEEP_SECONDS": "1",
     "ILLUME_LEASE_SECONDS": "8",
@@ -56,7 +56,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is to judge: sets for critics, prompts for the model to sample, prompts to score versions on."""
+    """The amount of work: sets for critics, prompts for the model to sample, val prompts to score versions on."""
 
     sets: int = 600
     to_sample: int = 20
@@ -67,7 +67,7 @@ class Size:
 
 @dataclass
 class Installation:
-    """A demo that runs. `said` is what it printed."""
+    """A running demo. `said` is its output."""
 
     process: subprocess.Popen[str]
     folder: Path
@@ -77,11 +77,11 @@ class Installation:
 
     @property
     def urls(self) -> dict[str, str]:
-        """Where its database and broker are."""
+        """The addresses of its database and broker."""
         return dict(json.loads((self.folder / SERVICES_FILE).read_text()))
 
     def api(self, token: str = "") -> httpx.Client:
-        """A client of its REST interface; the admin's without `token`."""
+        """A client of its REST interface; without `token` the admin's."""
         headers = {"Authorization": f"Bearer {token or self.token}"}
         return httpx.Client(base_url=f"{self.address}/api/v1", headers=headers, timeout=20)
 
@@ -90,7 +90,7 @@ class Installation:
         return redis.Redis.from_url(self.urls["redis_url"], socket_timeout=5)
 
     def find(self, target: str) -> psutil.Process | None:
-        """The process that `target` names at this moment."""
+        """The process that currently is `target`."""
         try:
             family = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -104,14 +104,14 @@ class Installation:
         return None
 
     def is_ready(self) -> bool:
-        """Whether the server, its database and its broker answer."""
+        """Whether the server, its database and its broker respond."""
         try:
             return httpx.get(f"{self.address}/readyz", timeout=5).status_code == 200
         except httpx.HTTPError:
             return False
 
     def stop(self) -> int:
-        """Tell it to stop; its exit code."""
+        """Stop it. Returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
@@ -121,7 +121,7 @@ TARGETS = ("web", "worker-model", "worker-default", "beat", "tuning", "redis", "
 
 
 def is_it(target: str, process: psutil.Process) -> bool:
-    """Whether `process` is what `target` names; `backend` is a process of PostgreSQL's that serves a connection."""
+    """Whether `process` is `target`; a `backend` is the PostgreSQL process of one connection."""
     if target == "redis":
         return process.name().startswith("redis-server")
     if target == "postgres":
@@ -139,7 +139,7 @@ def is_it(target: str, process: psutil.Process) -> bool:
 
 
 def make_starter(folder: Path, model: Path) -> Path:
-    """What a demo ships, without prompts of its own: the storm's project is the only one with work."""
+    """Demo files without prompts, so that only the storm's project has work."""
     (folder / "scenes").mkdir(parents=True)
     (folder / "scenes" / "prompts.jsonl").touch()
     (folder / "model").symlink_to(model.resolve())
@@ -148,7 +148,7 @@ def make_starter(folder: Path, model: Path) -> Path:
 
 @contextmanager
 def running(folder: Path, model: Path, **environment: str) -> Iterator[Installation]:
-    """A demo in `folder` whose starter model is `model`; stopped at the end."""
+    """A demo in `folder` with `model` as its starter model. It is stopped at the end."""
     starter = make_starter(folder / "starter", model)
     port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("ILLUME_")}
@@ -188,14 +188,14 @@ def running(folder: Path, model: Path, **environment: str) -> Iterator[Installat
 
 
 def remove_cluster(folder: Path) -> None:
-    """Remove PostgreSQL's files, where root has them beside the data directory."""
+    """Remove PostgreSQL's files where they are outside the data directory (as root)."""
     link = folder / "postgres"
     if link.is_symlink():
         shutil.rmtree(link.resolve().parent, ignore_errors=True)
 
 
 def fill(installation: Installation, size: Size, *, critics: int) -> list[str]:
-    """Make the storm's project, with sets to judge, prompts to sample, and critics; the critics' tokens."""
+    """Make the storm's project with sets to judge, prompts to sample, and critics. Returns the critics' tokens."""
     with installation.api() as api:
         settings = {**SETTINGS, "lease_minutes": size.lease_seconds / 60, "round_every": size.round_every}
         expect(api.post("/projects", json={"slug": SLUG, "name": "A storm", "auto_rounds": False, **settings}), 201)
@@ -209,7 +209,7 @@ def fill(installation: Installation, size: Size, *, critics: int) -> list[str]:
 
 
 def prompt(number: int, pictures: list[str], **more: Any) -> dict[str, Any]:
-    """A prompt as the REST interface takes it. Val prompts have pictures of their own: the same one would leak."""
+    """A prompt for the REST interface. Val prompts have their own pictures: shared ones would leak."""
     half = len(pictures) // 2
     own = pictures[:half] if more.get("split") == "val" else pictures[half:]
     return {
@@ -223,27 +223,27 @@ def prompt(number: int, pictures: list[str], **more: Any) -> dict[str, Any]:
 
 
 def upload(api: httpx.Client, number: int) -> str:
-    """Store one of the starter's pictures; its sha256."""
+    """Store one of the starter's pictures. Returns its sha256."""
     path = sorted((ROOT / "starter" / "scenes" / "images").iterdir())[number]
     answer = expect(api.post("/images", files={"file": (path.name, path.read_bytes(), "image/png")}), 201)
     return str(answer["sha256"])
 
 
 def make_critic(api: httpx.Client, number: int) -> str:
-    """A critic's token."""
+    """Make a critic. Returns their token."""
     body = {"email": f"critic{number}@storm.example.org", "role": "critic", "projects": [SLUG]}
     user = expect(api.post("/users", json=body), 201)
     return str(expect(api.post(f"/users/{user['id']}/tokens", json={"scope": "write"}), 201)["token"])
 
 
 def expect(answer: httpx.Response, *statuses: int) -> Any:
-    """The JSON of an answer that must have one of `statuses`."""
+    """The JSON of a response, whose status must be one of `statuses`."""
     assert answer.status_code in statuses, f"{answer.request.url}: {answer.status_code} {answer.text[:500]}"
     return answer.json()
 
 
 def insist(call: Callable[[], httpx.Response], *statuses: int) -> Any:
-    """`expect`, asking again while the server is away or busy."""
+    """Like `expect`, with retries while the server is unavailable or busy."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -257,7 +257,7 @@ def insist(call: Callable[[], httpx.Response], *statuses: int) -> Any:
 
 
 def wait_for(condition: Callable[[], object], what: str, *, seconds: float = PATIENCE) -> float:
-    """Wait until `condition()` holds; how long that took. Raises AssertionError with `what` did not happen."""
+    """Wait until `condition()` holds. Returns the seconds it took. Raises AssertionError naming `what`."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < seconds, f"not within {seconds:g} s: {what}"

@@ -1,4 +1,4 @@
-"""A storm: critics work and rounds run while processes are killed at random moments; then what must hold is checked."""
+"""A storm: critics work and rounds run while processes are killed at random moments; then the results are checked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.chaos.installation import SLUG, TARGETS, Installation, Size, expect, 
 
 EMPTY = "empty redis"
 ACTIONS = (*TARGETS, EMPTY)
-# Seconds between two kills of the same: the demo gives up on what keeps ending, a round on what never gets anywhere.
+# Seconds between two kills of the same process: the demo gives up on a process that keeps ending, as does a round.
 GAPS = {"worker-model": 20.0, "tuning": 15.0}
 GAP = 9.0
 AWAY = "not there"
@@ -35,7 +35,7 @@ GOING_ON = ("queued", "preparing", "training", "evaluating", "cancelling")
 
 @dataclass(frozen=True)
 class Weather:
-    """How a storm is: its seed, how long, and the mean seconds between two blows."""
+    """The parameters of a storm: seed, duration, mean seconds between two kills, number of critics."""
 
     seed: int
     seconds: float
@@ -47,7 +47,7 @@ class Weather:
 
 @dataclass
 class Outcome:
-    """What a storm did and what was found after it. `faults` is empty where all is as it should be."""
+    """What happened in a storm and what was found after it. `faults` is empty where all is well."""
 
     seed: int
     blows: list[tuple[float, str, str]] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def plan(weather: Weather) -> list[tuple[float, str]]:
-    """When what is struck: every action at least once where the time allows, else by chance, the same for one seed."""
+    """The times of all actions: each action at least once where time allows, the rest at random by the seed."""
     dice = random.Random(weather.seed)
     left = list(ACTIONS)
     dice.shuffle(left)
@@ -84,7 +84,7 @@ def plan(weather: Weather) -> list[tuple[float, str]]:
 
 
 def blow(installation: Installation, action: str) -> str:
-    """Strike once; what happened, in a word or two."""
+    """Do one action. Returns what happened in a few words."""
     if action == EMPTY:
         with contextlib.suppress(redis.RedisError), installation.broker() as broker:
             broker.flushall()
@@ -113,7 +113,7 @@ def database(installation: Installation) -> Iterator[Session]:
 
 
 def storm(folder: Path, model: Path, weather: Weather) -> Outcome:
-    """Let it blow, wait until it is calm, and look at what is left."""
+    """Run the storm, wait until everything works again, and check the result."""
     outcome = Outcome(weather.seed)
     with running(folder, model) as installation:
         tokens = fill(installation, weather.size, critics=weather.critics)
@@ -137,19 +137,19 @@ def storm(folder: Path, model: Path, weather: Weather) -> Outcome:
 
 
 def rage(installation: Installation, weather: Weather, outcome: Outcome) -> None:
-    """Strike as planned."""
+    """Do the planned actions."""
     started, dice = time.monotonic(), random.Random(weather.seed)
     blows = plan(weather)
     for (at, action), (next_at, _) in pairwise([*blows, (weather.seconds, "")]):
         time.sleep(max(0.0, started + at - time.monotonic()))
         while (what := blow(installation, action)) == AWAY and time.monotonic() < started + next_at - 0.2:
-            time.sleep(dice.uniform(0.1, 0.3))  # it is just starting, or there is no round yet
+            time.sleep(dice.uniform(0.1, 0.3))  # the process is just starting, or there is no round yet
         outcome.blows.append((round(time.monotonic() - started, 1), action, what))
     time.sleep(max(0.0, started + weather.seconds - time.monotonic()))
 
 
 def calm_down(installation: Installation, weather: Weather, outcome: Outcome) -> None:
-    """Everything comes back by itself while the critics go on, and as many rounds as are wanted end."""
+    """Wait until everything has recovered while critics work, and until enough rounds have ended."""
     there = [target for target in TARGETS if target not in ("tuning", "backend")]
     outcome.calm_after = wait_for(
         lambda: installation.is_ready() and all(installation.find(target) for target in there),
@@ -162,7 +162,7 @@ def calm_down(installation: Installation, weather: Weather, outcome: Outcome) ->
 
 
 def rounds_of(installation: Installation, *states: str) -> list[dict[str, Any]]:
-    """The rounds in one of these states, or all, the oldest first; one goes on, it seems, while the server is away."""
+    """The rounds in these states, or all, the oldest first. While the server is unavailable, one is assumed to run."""
     with contextlib.suppress(httpx.HTTPError), installation.api() as api:
         answer = api.get(f"/projects/{SLUG}/rounds")
         if answer.status_code == 200:
@@ -171,10 +171,10 @@ def rounds_of(installation: Installation, *states: str) -> list[dict[str, Any]]:
 
 
 def settle(installation: Installation, crowd: Crowd, weather: Weather, outcome: Outcome) -> None:
-    """Let the last leases lapse, check the database, and run the rounds again undisturbed."""
+    """Wait for the last leases to lapse, check the database, and rerun the rounds without kills."""
     with database(installation) as session:
         held = text("SELECT count(*) FROM assignments WHERE state = 'open'")
-        with contextlib.suppress(AssertionError):  # else it is among the faults
+        with contextlib.suppress(AssertionError):  # otherwise it is reported as a fault
             wait_for(lambda: not session.scalar(held), "claims lapse", seconds=weather.size.lease_seconds + 10)
         project = session.scalars(select(Project).where(Project.slug == SLUG)).one()
         wait_for(lambda: pools.count_missing_sets(session, project) == 0, "the pool of candidates is filled again")
@@ -194,7 +194,7 @@ def settle(installation: Installation, crowd: Crowd, weather: Weather, outcome: 
 
 
 def note(outcome: Outcome, crowd: Crowd) -> None:
-    """Write down what the critics saw."""
+    """Store what the critics saw."""
     ledger = crowd.ledger
     outcome.verdicts = len(ledger.answered)
     outcome.kept_aside = sum(one.status == 202 for one in ledger.answered)
@@ -206,7 +206,7 @@ def note(outcome: Outcome, crowd: Crowd) -> None:
 
 
 def report(outcomes: Sequence[Outcome]) -> str:
-    """The storms as text."""
+    """The report of the storms as text."""
     lines = []
     for one in outcomes:
         struck: dict[str, int] = {}

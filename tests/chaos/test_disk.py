@@ -1,4 +1,4 @@
-"""A disk that is full for a while: it is said, nothing answered is lost, and all goes on once there is room."""
+"""A disk that is full for a while: errors say so, nothing answered is lost, and work resumes once there is space."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = Size(sets=400, to_sample=0, val=3, lease_seconds=5.0, round_every=100_000
 
 @pytest.fixture
 def small_disk(data_dir: Path) -> Iterator[Path]:
-    """A folder on a file system of its own that is soon full."""
+    """A folder on a small file system of its own."""
     if os.geteuid() != 0:
         pytest.skip("not run: making a small disk needs root")
     folder = Path(tempfile.mkdtemp(dir=data_dir))
@@ -40,7 +40,7 @@ def small_disk(data_dir: Path) -> Iterator[Path]:
 
 
 def stuff(path: Path) -> None:
-    """Take all the room that is left."""
+    """Use up all free space."""
     with path.open("ab", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
             with contextlib.suppress(OSError):
@@ -49,7 +49,7 @@ def stuff(path: Path) -> None:
 
 
 def image_upload(installation: Installation, number: int) -> httpx.Response | None:
-    """Store a picture; None where there was no answer."""
+    """Store a picture; None where the server did not answer."""
     path = sorted((ROOT / "starter" / "scenes" / "images").iterdir())[number]
     with contextlib.suppress(httpx.HTTPError), installation.api() as api:
         return api.post("/images", files={"file": (path.name, path.read_bytes(), "image/png")})
@@ -76,7 +76,7 @@ def test_a_full_disk_is_said_and_survived(small_disk: Path) -> None:
             stuff(small_disk / "filler")
             server = installation.find("postgres")
             assert server is not None
-            server.kill()  # it cannot start while there is no room
+            server.kill()  # it cannot start while the disk is full
             time.sleep(6)
             (small_disk / "filler").unlink()
             wait_for(installation.is_ready, "the server is ready again")

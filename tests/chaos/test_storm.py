@@ -1,4 +1,4 @@
-"""A short storm over a whole installation with a tiny model; `make chaos` has longer ones with the starter model."""
+"""A short storm over a whole installation with a tiny model. `make chaos` runs longer ones with the starter model."""
 
 from __future__ import annotations
 

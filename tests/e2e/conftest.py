@@ -42,14 +42,14 @@ FLAGS = (
 DESK = (1280, 800)
 PHONE = (390, 844)
 AXE = (ROOT / "node_modules" / "axe-core" / "axe.min.js", ROOT / "static" / "vendor" / "axe.min.js")
-# A busy machine is slow, not wrong: what comes is not waited for any longer by these.
+# Generous limits for a busy machine; they do not slow down tests that pass.
 SERVER_SECONDS = 60.0
 PATIENCE_MS = 60_000
 
 
 @dataclass
 class Site:
-    """The served application. `stop` and `start` let a test take the server away and bring it back."""
+    """The served application. With `stop` and `start` a test can make the server unavailable for a while."""
 
     url: str
     sessions: sessionmaker[Session]
@@ -87,7 +87,7 @@ class Site:
 
 
 def free_port() -> int:
-    """A port nobody listens at."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -96,7 +96,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def site(committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """The application, served on a database of the test's own."""
+    """The application, served with the test's own database."""
     monkeypatch.setenv("ILLUME_SIGN_IN_TRIES", "1000")
     monkeypatch.setenv("ILLUME_GATE_WAIT", str(SERVER_SECONDS))
     port = free_port()
@@ -110,24 +110,24 @@ def site(committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture(scope="session")
 def plain_world(embedded: Embedded) -> world.World:
-    """The world in the database `world_plain`, which tests get copies of."""
+    """The plain world, in the database `world_plain` that tests copy."""
     return build_world(embedded, "world_plain", rich=False)
 
 
 @pytest.fixture(scope="session")
 def rich_world(embedded: Embedded) -> world.World:
-    """The world in the database `world_rich`, which tests get copies of."""
+    """The world with a history, in the database `world_rich` that tests copy."""
     return build_world(embedded, "world_rich", rich=True)
 
 
 def build_world(embedded: Embedded, name: str, *, rich: bool) -> world.World:
-    """Build a world in a database of its own: once, since a history takes seconds and its copy a fraction of one."""
+    """Build a world in its own database, once: building a history takes seconds, copying it a fraction of one."""
     engine = create_engine(sqlalchemy_url(copy_database(embedded, name, MIGRATED)), poolclass=pool.NullPool)
     try:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             made = world.build(session, rich=rich)
         with Session(engine) as session, session.begin():
-            set_agreements.follow_feed(session)  # as the sweep does: the site of a test has none
+            set_agreements.follow_feed(session)  # what the sweep would do; the site of a test has none
         return made
     finally:
         engine.dispose()
@@ -135,7 +135,7 @@ def build_world(embedded: Embedded, name: str, *, rich: bool) -> world.World:
 
 @pytest.fixture
 def template(request: pytest.FixtureRequest) -> str:
-    """The database that the test's own is a copy of: with the world that it asks for."""
+    """The database to copy for the test: the one with the world that it asks for."""
     for fixture, built, name in (("history", "rich_world", "world_rich"), ("scenes", "plain_world", "world_plain")):
         if fixture in request.fixturenames:
             request.getfixturevalue(built)
@@ -156,7 +156,7 @@ def history(site: Site, rich_world: world.World) -> world.World:
 
 
 def chromium() -> str:
-    """The browser's program. Fails, never skips, where there is none."""
+    """The path of the browser. Fails, rather than skips, where there is none."""
     named = os.environ.get("ILLUME_CHROMIUM")
     found = named or next((path for name in CHROMIUMS if (path := shutil.which(name))), None)
     if not found:
@@ -166,14 +166,14 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
-    """Playwright, for the whole run."""
+    """Playwright, shared by the whole run."""
     with sync_playwright() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def browser(playwright: Playwright) -> Iterator[Browser]:
-    """One Chromium for the whole run; tests have contexts of their own."""
+    """Chromium, shared by the whole run; each test has its own contexts."""
     expect.set_options(timeout=PATIENCE_MS)
     browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
     yield browser
@@ -182,24 +182,24 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 
 @dataclass
 class Watch:
-    """What the pages of a test complained of. `allow` names what the test brings about itself."""
+    """Errors that the pages of a test logged. `allow` names those that the test causes itself."""
 
     complaints: list[str] = field(default_factory=list)
     allow: list[str] = field(default_factory=list)
 
     def on_console(self, message: ConsoleMessage) -> None:
-        """Keep what a console says in anger."""
+        """Record an error or warning of the console."""
         if message.type in ("error", "warning"):
             self.complaints.append(message.text)
 
     def unexpected(self) -> list[str]:
-        """The complaints nobody expected."""
+        """The errors that were not allowed."""
         return [text for text in self.complaints if not any(part in text for part in self.allow)]
 
 
 @dataclass
 class Visit:
-    """Somebody at a browser of their own."""
+    """A person with a browser of their own."""
 
     site: Site
     context: BrowserContext
@@ -212,7 +212,7 @@ class Visit:
         return self.page
 
     def sign_in(self, email: str, *, to: str = "/") -> Page:
-        """Have a session as the form opens one, and stand on `to`, its scripts run."""
+        """Open a session without the form, and go to `to` until its scripts have run."""
         with self.site.sessions.begin() as session:
             user = session.scalars(select(User).where(User.email == email)).one()
             secret, _ = account_sessions.open_web_session(session, user)
@@ -224,7 +224,7 @@ class Visit:
         return self.page
 
     def sign_in_by_form(self, email: str, *, to: str) -> Page:
-        """Sign in as people do, and land on `to`, its scripts run."""
+        """Sign in with the form, and arrive at `to` until its scripts have run."""
         self.open(f"/sign-in?next={to}")
         self.page.get_by_label("E-mail").fill(email)
         self.page.get_by_label("Password").fill(world.PASSWORD)
@@ -239,7 +239,7 @@ Visitor = Callable[..., Visit]
 
 @pytest.fixture
 def visitor(site: Site, browser: Browser, size: tuple[int, int]) -> Iterator[Visitor]:
-    """Makes people at browsers; afterwards their consoles must be clean."""
+    """Makes visits. After the test their consoles must have no errors."""
     with contextlib.ExitStack() as closing:
         visits: list[Visit] = []
 
@@ -262,14 +262,14 @@ def visitor(site: Site, browser: Browser, size: tuple[int, int]) -> Iterator[Vis
 
 @pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
 def size(request: pytest.FixtureRequest) -> tuple[int, int]:
-    """The size of the window: whoever asks for it, a critic or an admin is tested at a desk and on a phone."""
+    """The size of the window. A test that asks for it, a critic or an admin runs at a desktop's and a phone's size."""
     found: tuple[int, int] = request.param
     return found
 
 
 @pytest.fixture
 def critic(visitor: Visitor, scenes: world.World, size: tuple[int, int]) -> Visit:
-    """A critic who is signed in at the judging page."""
+    """A critic who is signed in, on the judging page."""
     visit = visitor(size)
     visit.sign_in(scenes.critic, to=f"/annotate/{scenes.slug}")
     return visit
@@ -277,7 +277,7 @@ def critic(visitor: Visitor, scenes: world.World, size: tuple[int, int]) -> Visi
 
 @pytest.fixture
 def admin(visitor: Visitor, history: world.World, size: tuple[int, int]) -> Visit:
-    """An admin who is signed in at a project with a history."""
+    """An admin who is signed in, on a project with a history."""
     visit = visitor(size)
     visit.sign_in(history.admin, to=f"/admin/projects/{history.slug}")
     return visit
@@ -292,8 +292,8 @@ def axe_source() -> Path:
 
 
 def axe_violations(page: Page) -> list[str]:
-    """What axe finds wrong with the page as it is, by WCAG 2.2 AA."""
-    # Evaluated from outside, it needs no permission of the page's CSP.
+    """The violations of WCAG 2.2 AA that axe finds on the current page."""
+    # Evaluated through the debugger, the script is not subject to the page's CSP.
     page.evaluate(axe_source().read_text(encoding="utf-8") + "; null")
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
     result = page.evaluate("tags => axe.run(document, {runOnly: tags, resultTypes: ['violations']})", tags)

@@ -1,4 +1,4 @@
-"""A fortnight around a world with a history, so that every page has something to show: days, rows, reviews, imports."""
+"""Two weeks of work added to a world with a history, so that every page has content: days, rows, reviews, imports."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tests import factories
 from tests.app.services.imports.importing import archive
 from tests.e2e.world import World
 
-# Verdicts are spread over the days before today, the newest of them stay; all else happened before, or in between.
+# Verdicts are spread over the days before today, except the newest; everything else happened before or in between.
 SPREAD = """
 WITH placed AS (
     SELECT id, (row_number() OVER (ORDER BY created_at DESC))::int AS place FROM verdicts WHERE project_id = :project
@@ -74,8 +74,8 @@ PAST = (
 )
 
 
-def live_through(session: Session, made: World) -> None:
-    """Give a world with a history all that a fortnight of work leaves behind."""
+def add_fortnight(session: Session, made: World) -> None:
+    """Add everything that two weeks of work leave behind."""
     project = session.get_one(Project, made.project_id)
     boss = session.query(User).filter_by(email=made.admin).one()
     admin = Actor(boss.id, boss.email, Role.admin)
@@ -84,7 +84,7 @@ def live_through(session: Session, made: World) -> None:
     add_imports(session, admin, project)
     add_webhook(session, project)
     add_people(session, admin)
-    add_deeds(session, admin, project)
+    add_audit_events(session, admin, project)
     add_gold(session, admin, project, made.prompt_ids[1:3])
     session.flush()
     session.execute(text(SPREAD), {"project": project.id})
@@ -94,7 +94,7 @@ def live_through(session: Session, made: World) -> None:
 
 
 def fill_snapshots(session: Session, project: Project) -> None:
-    """Rows for the rounds' snapshots: more for each one, of what is accepted now."""
+    """Add rows to the rounds' snapshots, from what is accepted now; each round has more than the one before."""
     settings = projects.settings_of(session, project)
     found = choose_rows(session, project, settings, seed=1)
     for snapshot in session.query(Snapshot).filter_by(project_id=project.id):
@@ -110,7 +110,7 @@ def fill_snapshots(session: Session, project: Project) -> None:
 
 
 def ask_reviewers(session: Session, project: Project) -> None:
-    """Two sets that critics disagree about, and a flag."""
+    """Add two sets on which critics disagree, and a flag."""
     judged_twice = session.query(CandidateSet).filter_by(project_id=project.id, slots=2).order_by(CandidateSet.id)
     for candidate_set in judged_twice.limit(6):
         reviews.open_review_if_disagreeing(session, candidate_set.id)
@@ -122,7 +122,7 @@ def ask_reviewers(session: Session, project: Project) -> None:
 
 
 def add_imports(session: Session, admin: Actor, project: Project) -> None:
-    """A file that came in with some rejected lines, one that is under way, and one that is still looked at."""
+    """Add an import with some rejected lines, a running one, and a draft."""
     kept = {"project_id": project.id, "file_key": get_store().put_bytes(b"{}\n"), "created_by": admin.user_id}
     day = datetime.now(UTC) - timedelta(days=13)
     done = Import(
@@ -158,7 +158,7 @@ def add_imports(session: Session, admin: Actor, project: Project) -> None:
 
 
 def add_webhook(session: Session, project: Project) -> None:
-    """A webhook with deliveries of all states."""
+    """Add a webhook with deliveries in all states."""
     events = ["round.finished", "version.activated"]
     hook = Webhook(project_id=project.id, url="https://hooks.example.org/illume", events=events, salt="0" * 32)
     factories.add(session, hook)
@@ -185,7 +185,7 @@ def add_webhook(session: Session, project: Project) -> None:
 
 
 def add_people(session: Session, admin: Actor) -> None:
-    """Tokens, a person who was shut out, and one with an open invitation."""
+    """Add tokens, a disabled person, and one with an open invitation."""
     ada = session.query(User).filter_by(email="ada@example.org").one()
     for name, scope in (("notebook", Scope.read), ("nightly export", Scope.write)):
         users.create_token(session, admin, user_id=ada.id, scope=scope, name=name)
@@ -194,20 +194,20 @@ def add_people(session: Session, admin: Actor) -> None:
     one_time_links.make_link(session, admin, eve.id, LinkPurpose.invitation)
 
 
-def add_deeds(session: Session, admin: Actor, project: Project) -> None:
-    """What the audit log shows besides."""
-    deeds: tuple[tuple[str, str, dict[str, Any]], ...] = (
+def add_audit_events(session: Session, admin: Actor, project: Project) -> None:
+    """Add events to the audit log."""
+    events: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("project.settings", f"project:{project.slug}", {"changed": ["overlap", "round_every"]}),
         ("version.activate", "version:2", {"number": 1}),
         ("version.activate", "version:3", {"number": 2}),
         ("prompt.change", "prompt:7", {"changed": ["answer"]}),
     )
-    for action, subject, data in deeds:
+    for action, subject, data in events:
         audit.record(session, admin, action, subject, project.id, **data)
 
 
 def ask_practice(session: Session, made: World) -> None:
-    """Have critics practise first, on two prompts with known answers."""
+    """Make critics practise first, on two prompts with known answers."""
     project = session.get_one(Project, made.project_id)
     boss = session.query(User).filter_by(email=made.admin).one()
     admin = Actor(boss.id, boss.email, Role.admin)
@@ -218,7 +218,7 @@ def ask_practice(session: Session, made: World) -> None:
 def add_gold(
     session: Session, admin: Actor, project: Project, prompt_ids: Sequence[int], *, practice: bool = False
 ) -> None:
-    """Make prompts gold ones: their references fit, and to say the answer again does not."""
+    """Turn prompts into gold prompts: their references fit, and repeating the answer does not."""
     for prompt_id in prompt_ids:
         prompt = session.get_one(Prompt, prompt_id)
         fits = [GoldCandidate(text=words, fits=True) for words in prompt.references[:2]]

@@ -1,4 +1,4 @@
-"""More of a made-up history: what versions wrote when they were scored, and critics who judged the same sets."""
+"""More of the made-up history: evaluations of versions, and critics who judged the same sets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests import factories
 
 
 class Scene(Protocol):
-    """What is used of a scene."""
+    """The parts of a scene that are used here."""
 
     @property
     def question(self) -> str: ...
@@ -43,7 +43,7 @@ class Scene(Protocol):
 def add_evaluations(
     session: Session, project: Project, versions: Sequence[ModelVersion], scenes: Sequence[Scene]
 ) -> None:
-    """Val prompts of `scenes`, and what each version wrote for them: later ones come closer to the references."""
+    """Add val prompts of `scenes` and each version's rationales for them; later ones are closer to the references."""
     prompts = [
         factories.make_prompt(
             session,
@@ -76,14 +76,14 @@ def add_evaluations(
 
 
 def written(scene: Scene, other: Scene, number: int, draw: random.Random) -> str:
-    """A rationale as a version of this number writes one."""
+    """A rationale as the version with this number would write it."""
     if draw.random() < 0.35 + 0.2 * number:
         return draw.choice(scene.references)
     return draw.choice((draw.choice(other.references), f"it is {scene.answer} because the answer is {scene.answer}"))
 
 
 def part(scenes: Sequence[Scene], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Texts and their scores, as an evaluation keeps them."""
+    """Texts and their scores in the form that an evaluation stores."""
     scores = [
         sum(rouge_l(text, scene.references) for text in row) / len(row)
         for scene, row in zip(scenes, texts, strict=True)
@@ -94,7 +94,7 @@ def part(scenes: Sequence[Scene], texts: Sequence[Sequence[str]]) -> dict[str, A
 def add_second_opinions(
     session: Session, project: Project, critics: Sequence[User], draw: random.Random, *, every: int = 2
 ) -> None:
-    """Let another critic judge every second set that was judged, not always alike."""
+    """Make another critic judge every second judged set, sometimes differently."""
     rows = (
         session.query(Verdict, Assignment, CandidateSet)
         .join(Assignment, Assignment.id == Verdict.assignment_id)
@@ -122,7 +122,7 @@ def add_second_opinions(
 def add_comparison(
     session: Session, project: Project, versions: Sequence[ModelVersion], critics: Sequence[User]
 ) -> None:
-    """An open comparison of the last two versions, which some critics have begun to judge."""
+    """Add an open comparison of the last two versions that some critics have begun to judge."""
     comparisons.start(session, SYSTEM, project, old=versions[-2], new=versions[-1], each=2)
     draw = random.Random(5)
     for critic in critics[1:3]:

@@ -1,4 +1,4 @@
-"""`python -m tests.e2e.screens`: pictures of the pages for docs/screens, from a made-up history of three rounds."""
+"""`python -m tests.e2e.screens` takes the pictures in docs/screens, from a made-up history of three rounds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ADMIN, CRITIC, ADA = "admin@example.org", "critic@example.org", "ada@example.org
 
 @dataclass(frozen=True)
 class Shot:
-    """A page to take pictures of: `keys` are pressed before, `phone` asks for a picture at a phone's size too."""
+    """A page to take pictures of. `keys` are pressed before; with `phone` there is a picture at a phone's size too."""
 
     name: str
     email: str
@@ -79,7 +79,7 @@ SHOTS = (
     Shot("erase", ADMIN, "/admin/erase/users/3"),
     Shot("erasures", ADMIN, "/admin/erasures"),
 )
-# What is taken once a round runs and the pool is empty; and once critics practise first.
+# Taken later: while a round runs and the pool is empty; and with a practice round first.
 LATER = (
     Shot("loop-running", ADMIN, LOOP),
     Shot("round-running", ADMIN, f"{LOOP}/rounds/9"),
@@ -92,7 +92,7 @@ PRACTICE = (
 
 
 def main() -> None:
-    """Make all pictures anew."""
+    """Take all pictures again."""
     with tempfile.TemporaryDirectory(prefix="illume-screens-") as folder:
         Path(folder).chmod(0o711)  # as root PostgreSQL runs as another account and has to pass
         os.environ["ILLUME_DATA_DIR"] = folder
@@ -117,7 +117,7 @@ def photograph(database_url: str) -> None:
     sessions = sessionmaker(create_engine(sqlalchemy_url(database_url)), expire_on_commit=False)
     with sessions.begin() as session:
         made = world.build(session, prompts=24, rich=True)
-        fortnight.live_through(session, made)
+        fortnight.add_fortnight(session, made)
     with sessions.begin() as session:
         set_agreements.follow_feed(session)
     port = free_port()
@@ -143,7 +143,7 @@ def photograph(database_url: str) -> None:
 
 
 def take_all(browser: Browser, site: Site, shots: Sequence[Shot], *, stranger: bool = False) -> None:
-    """The pictures of some pages, by somebody who is signed in as each needs; a `stranger` sees the sign-in form."""
+    """Take the pictures of some pages, each signed in as it needs; a `stranger` sees the sign-in form."""
     contexts: dict[str, BrowserContext] = {}
     for shot in shots:
         with site.sessions.begin() as session:
@@ -160,7 +160,7 @@ def take_all(browser: Browser, site: Site, shots: Sequence[Shot], *, stranger: b
 
 
 def sign_in(context: BrowserContext, site: Site, email: str) -> None:
-    """Sign in as people do."""
+    """Sign in with the form."""
     page = context.new_page()
     page.goto(f"{site.url}/sign-in?next=/annotate")
     page.get_by_label("E-mail").fill(email)
@@ -171,9 +171,9 @@ def sign_in(context: BrowserContext, site: Site, email: str) -> None:
 
 
 def take(context: BrowserContext, site: Site, shot: Shot) -> None:
-    """The pictures of one page: light and dark, and on a phone."""
+    """Take the pictures of one page: light, dark, and perhaps at a phone's size."""
     page = context.new_page()
-    # Each picture is of a page as it is opened for the first time.
+    # Each picture shows the page as it is when it is opened for the first time.
     page.add_init_script("localStorage.clear()")
     looks = [("light", "light", DESK), ("dark", "dark", DESK), *([("phone", "light", PHONE)] if shot.phone else [])]
     for name, scheme, size in looks:
@@ -192,14 +192,14 @@ def take(context: BrowserContext, site: Site, shot: Shot) -> None:
 
 
 def keep(picture: bytes, target: Path) -> None:
-    """Store a picture with as many colours as it takes for it to look the same, and no more."""
+    """Store a picture with a palette of 256 colours, which keeps it small and looks the same."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     palette = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     palette.save(target, optimize=True)
 
 
 def pick_some(page: Page) -> None:
-    """Pick two candidates that speak of what the question asks for."""
+    """Pick two candidates that mention the thing in the question."""
     if page.locator(".judge").count():
         expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
     thing = page.get_by_role("heading", level=1).inner_text().rstrip("?").split()[-1]

@@ -44,7 +44,7 @@ class TestLoop:
         with page.expect_response(lambda answer: answer.status == 304):
             pass
         page.evaluate(hide, True)
-        page.wait_for_timeout(500)  # what was under way
+        page.wait_for_timeout(500)  # for requests that are under way
         asked.clear()
         page.wait_for_timeout(5000)
         assert asked == []

@@ -1,4 +1,4 @@
-"""Charts in a browser: drawn from their table, redrawn as it changes, readable everywhere, and never needed."""
+"""Charts in a browser: drawn from their table, redrawn when it changes, readable everywhere, and optional."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Char
 <link rel="icon" href="/static/icon.svg">
 {% for name in ("tokens", "base", "parts") %}<link rel="stylesheet" href="/static/css/{{ name }}.css">{% endfor %}
 {{ parts.chart_scripts() }}</head><body><main><h1>Charts</h1>{{ parts.chart(chart) }}</main></body></html>"""
-# The plot's frame, points, intervals and texts as they lie on the screen, relative to the frame.
+# The plot's frame, points, intervals and texts by their positions on the screen, relative to the frame.
 MEASURES = """figure => {
     const frame = figure.querySelector(".plot").getBoundingClientRect();
     const boxes = (selector) => [...figure.querySelectorAll(".plot " + selector)].map((one) => {
@@ -53,7 +53,7 @@ def chart_of(*lines: Line, **options: Any) -> Chart:
 
 
 def show(visit: Visit, chart: Chart) -> Locator:
-    """A page with one chart, under the site's policy; the figure, drawn."""
+    """Show a page with one chart, under the site's CSP. Returns the figure once it is drawn."""
 
     def answer(route: Route) -> None:
         body = environment().from_string(PAGE).render(chart=chart)
@@ -67,13 +67,13 @@ def show(visit: Visit, chart: Chart) -> Locator:
 
 @pytest.fixture
 def visit(visitor: Visitor, site: Site) -> Visit:
-    """Somebody at a browser."""
+    """A person with a browser."""
     made: Visit = visitor()
     return made
 
 
 class TestSteps:
-    """The ticks of the y axis, as the script works them out."""
+    """The ticks of the y axis as the script computes them."""
 
     @pytest.fixture
     def page(self, visit: Visit) -> Iterator[Page]:
@@ -142,7 +142,7 @@ class TestDrawing:
             assert 0 <= dot["x"] <= found["width"] - dot["width"]
             middle = dot["y"] + dot["height"] / 2
             assert 0.3 + (lines[0] - middle) * per_pixel == pytest.approx(sample.y, abs=2 * per_pixel)
-        # An interval is inserted behind its series, so the last comes first.
+        # Intervals are inserted before the points of their series, so the last one comes first.
         for whisker, sample in zip(reversed(found["whiskers"]), SCORES.samples, strict=True):
             assert sample.low is not None
             assert sample.high is not None
@@ -190,7 +190,7 @@ class TestDrawing:
         after = figure.evaluate(MEASURES)
         assert after["width"] < before["width"]
         assert after["height"] == before["height"]
-        # Text keeps its size: the drawing is made for the width, not shrunk.
+        # Text keeps its size: the chart is drawn for the width, not scaled down.
         assert after["labels"][0]["height"] == pytest.approx(before["labels"][0]["height"], abs=0.5)
 
     def test_names_are_text(self, visit: Visit) -> None:
@@ -211,7 +211,7 @@ class TestDrawing:
         visit.page.emulate_media(color_scheme="dark", media="print")
         assert line.evaluate(colour) == seen["light"] != seen["dark"]
         assert figure.locator("text").first.evaluate("one => getComputedStyle(one).fill") == "rgb(87, 90, 95)"
-        # A sheet is narrower than the screen: the drawing shrinks with it and stays whole.
+        # Paper is narrower than the screen: the drawing is scaled down and stays complete.
         visit.page.set_viewport_size({"width": 500, "height": 800})
         found = figure.evaluate(MEASURES)
         assert all(0 <= dot["x"] <= found["width"] - dot["width"] for dot in found["dots"])
@@ -255,14 +255,14 @@ class TestOnPages:
         rows = loss.get_by_role("row").count()
         page.evaluate("document.querySelector('.plot svg').dataset.first = 'yes'")
         before = loss.locator("path.line").first.get_attribute("d")
-        # Another figure on the page changes: the drawing is left as it is.
+        # Another figure on the page changes: the drawing is not touched.
         with site.sessions.begin() as session:
             running = session.scalars(select(Round).where(Round.number == 9)).one()
             running.progress = {**running.progress, "fraction": 0.81}
         expect(page.get_by_text("81 %")).to_be_visible()
         expect(page.locator(".plot svg[data-first]")).to_have_count(1)
         page.evaluate("window.shifts = 0")
-        # A step comes: it is drawn, and listed in the table, which stays open.
+        # A new step is drawn and listed in the table, which stays open.
         with site.sessions.begin() as session:
             running = session.scalars(select(Round).where(Round.number == 9)).one()
             data = {"step": 1000, "loss": 0.4, "answer_loss": 0.1, "rationale_loss": 0.3}

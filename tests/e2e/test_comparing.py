@@ -1,4 +1,4 @@
-"""Versions held against each other in a browser: side by side by an admin, blindly by a critic."""
+"""Comparing versions in a browser: side by side by an admin, blindly by a critic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is held back: a base model until it was looked at, a better version until critics agree, who sees gold."""
+"""Gates: a base model waits for its check, a better version waits for critics, and gold prompts look like others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_base_model_is_looked_at_before_it_is_taken(
     visit.watch.allow.append("422")
     page = visit.sign_in(scenes.admin, to="/admin/projects/scenes/settings")
     field = page.get_by_label("Base model", exact=True)
-    field.fill(str(tmp_path))  # seen from here: an empty folder is said at once
+    field.fill(str(tmp_path))  # a local folder that is empty is reported at once
     page.get_by_role("button", name="Save the settings").click()
     expect(field).to_have_attribute("aria-invalid", "true")
     expect(field).to_have_value(str(tmp_path))
@@ -67,7 +67,7 @@ def test_a_base_model_is_looked_at_before_it_is_taken(
 
 
 def two_versions(site: Site, made: world.World) -> None:
-    """An active version and a better one, which critics are to compare on a few prompts before it becomes active."""
+    """An active version, and a better one that critics must compare on a few prompts before it is activated."""
     with site.sessions.begin() as session:
         project = session.get_one(Project, made.project_id)
         old = session.get_one(ModelVersion, project.active_version_id)
@@ -109,7 +109,7 @@ def test_critics_decide_whether_a_better_version_becomes_active(
 
 
 def shape(page: Page) -> str:
-    """The page of a prompt without what differs from prompt to prompt: texts, numbers, addresses."""
+    """The page of a prompt without the parts that differ between prompts: texts, numbers, addresses."""
     html = page.locator("[data-assignment]").first.evaluate("(card) => card.outerHTML")
     return re.sub(r"\s+", " ", re.sub(r'="[^"]*"|>[^<]*<|style', lambda found: found[0][:1] + found[0][-1:], html))
 
@@ -126,7 +126,7 @@ def test_a_gold_prompt_is_not_told_apart(
         texts = [{"text": f"it is so because of reason {number}", "fits": number == 0} for number in range(6)]
         gold.add_gold(session, SYSTEM, project, GoldIn.model_validate({"prompt": str(prompt.id), "candidates": texts}))
         projects.update_project(session, SYSTEM, scenes.slug, {"gold_share": 0.5})
-    monkeypatch.setattr(claim_sql.random, "random", lambda: 0.0)  # the dice of each claim: gold where there is some
+    monkeypatch.setattr(claim_sql.random, "random", lambda: 0.0)  # each claim gets a gold prompt where there is one
     page = visitor(size).sign_in(scenes.critic, to="/annotate/scenes")
     ready(page)
     expect(page.locator(".candidate").first).to_contain_text("because of reason")

@@ -1,4 +1,4 @@
-"""Importing prompts in the browser: bring a file, say what its columns mean, take it in, read what was rejected."""
+"""Importing prompts in the browser: upload a file, set what its columns mean, import it, read what was rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOTS = os.environ.get("ILLUME_SHOTS", "")
 
 
 def shoot(page: Page, name: str) -> None:
-    """Keep a picture where somebody wants to look at the pages, in light and in dark."""
+    """Save pictures of the page, light and dark, where a folder for them is set."""
     if SHOTS:
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def test_the_whole_way(visitor: Visitor, scenes: world.World, size: tuple[int, i
     assert axe_violations(page) == []
     shoot(page, f"{name}-1-choose")
 
-    # What cannot be read at all is said beside the file.
+    # An unreadable file is reported beside the file field.
     page.get_by_label("File of prompts").set_input_files({"name": "x.zip", "mimeType": "", "buffer": archive({})})
     page.get_by_role("button", name="Look at it").press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("must hold one table")
@@ -78,7 +78,7 @@ def test_the_whole_way(visitor: Visitor, scenes: world.World, size: tuple[int, i
     page.get_by_role("button", name="Look again").press("Enter")
     expect(page.get_by_text("2 of the first 8 would be rejected")).to_be_visible()
     expect(page.get_by_text("There is no file 'images/none.png' in the zip or folder.")).to_be_visible()
-    expect(page.get_by_text("a <b>tree</b>").first).to_be_visible()  # text, never markup
+    expect(page.get_by_text("a <b>tree</b>").first).to_be_visible()  # shown as text, not as markup
     no_sideways_scroll(page)
     assert axe_violations(page) == []
     shoot(page, f"{name}-3-looked")

@@ -16,34 +16,34 @@ pytestmark = pytest.mark.browser
 
 
 def ready(page: Page) -> None:
-    """Wait until the image is rendered and the verdict may be given."""
+    """Wait until the image is painted and a verdict may be given."""
     expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
 
 
 def stocked(page: Page) -> None:
-    """Wait until the next prompts are there, too, with their images."""
+    """Wait until the next prompts are there too, with their images decoded."""
     ready(page)
     expect(page.locator(".judge")).to_have_attribute("data-ahead", "2")
 
 
 def question(page: Page) -> str:
-    """The question that is shown."""
+    """The current question."""
     return page.get_by_role("heading", level=1).inner_text()
 
 
 def saved(page: Page) -> Locator:
-    """The place that says whether everything is saved."""
+    """The indicator of whether everything is saved."""
     return page.locator("#save-state")
 
 
 def verdicts(site: Site) -> list[Verdict]:
-    """All verdicts that stand, in their order."""
+    """All verdicts that have not been superseded, in order."""
     with site.sessions() as session:
         return list(session.scalars(select(Verdict).where(Verdict.current).order_by(Verdict.id)))
 
 
 def wait_for_verdicts(page: Page, site: Site, count: int) -> list[Verdict]:
-    """The verdicts, once there are `count` of them and the page knows."""
+    """The verdicts, once there are `count` of them and the page shows them as saved."""
     expect(page.get_by_role("link", name=re.compile(rf"^{count} today"))).to_be_visible()
     found = verdicts(site)
     assert len(found) == count
@@ -86,7 +86,7 @@ class TestJudging:
     def test_the_next_prompt_is_there_at_once(self, critic: Visit) -> None:
         page = critic.page
         stocked(page)
-        # The server is not needed to show the next one: it was claimed and its image decoded before.
+        # The next one shows without the server: it was claimed and its image decoded before.
         page.route("**/annotate/**", lambda route: route.abort())
         critic.watch.allow.append("net::ERR_FAILED")
         before = question(page)
@@ -358,7 +358,7 @@ class TestFairness:
 
     def test_no_verdict_before_the_image_is_rendered(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
         visit = visitor()
-        page = visit.sign_in(scenes.critic, to="/annotate")  # it has no images: none is held for a page that is left
+        page = visit.sign_in(scenes.critic, to="/annotate")  # this page has no images that could be blocked
         held: list[Route] = []
         released = False
 
@@ -369,7 +369,7 @@ class TestFairness:
                 held.append(route)
 
         page.route("**/api/v1/images/*", hold)
-        page.goto(f"{site.url}/annotate/scenes", wait_until="domcontentloaded")  # the load waits for the image
+        page.goto(f"{site.url}/annotate/scenes", wait_until="domcontentloaded")  # the load event waits for the image
         page.keyboard.press("1")
         page.keyboard.press("Enter")
         expect(page.get_by_role("region", name="Messages")).to_contain_text("The image is not there yet")

@@ -1,4 +1,4 @@
-"""A critic's day on the page: pace, what the picks trained, and a break."""
+"""The critic's day on the page: pace, what their picks trained, and a break."""
 
 from __future__ import annotations
 

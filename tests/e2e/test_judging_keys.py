@@ -1,4 +1,4 @@
-"""The critic's keys: editing, tagging, choosing other keys; and what is kept of them."""
+"""Keyboard shortcuts: editing, tagging, changing keys, and what is stored of that."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_a_candidate_is_edited_into_own_words(critic: Visit, site: Site) -> None
     expect(own).to_have_value(wanted)
     expect(own).to_be_focused()
     expect(page.get_by_text("edited from 2")).to_be_visible()
-    page.keyboard.type(" u0 s f")  # no key acts while somebody types
-    page.reload()  # a draft survives
+    page.keyboard.type(" u0 s f")  # shortcuts do nothing while typing
+    page.reload()  # the draft survives
     ready(page)
     expect(own).to_have_value(f"{wanted} u0 s f")
     expect(page.get_by_text("edited from 2")).to_be_visible()
@@ -40,7 +40,7 @@ def test_a_candidate_is_edited_into_own_words(critic: Visit, site: Site) -> None
     assert given.rationale == f"{wanted} u0 s f"
     assert given.edited_from == given.shown[1]
 
-    # What is picked is what is edited; left as it was, it is a pick and no edit.
+    # The picked candidate is edited. Left unchanged, it is a pick, not an edit.
     ready(page)
     page.keyboard.press("1")
     page.keyboard.press("e")
@@ -104,7 +104,7 @@ def test_keys_of_ones_own(critic: Visit, site: Site, visitor: Visitor, size: tup
     expect(elsewhere.locator('.actions [data-key="none"]')).to_have_text("X")
     page.keyboard.press("Escape")
     expect(page.locator('.actions [data-key="none"]')).to_have_text("X")
-    if size == DESK:  # a phone's buttons leave their keys out
+    if size == DESK:  # on a phone buttons do not show their keys
         expect(page.get_by_role("button", name="None fits X")).to_be_visible()
 
     page.reload()

@@ -1,4 +1,4 @@
-"""Judging over bad networks: cut in the middle of a verdict, and slow for two critics at once."""
+"""Judging over bad networks: interrupted in the middle of a verdict, and slow for two critics at once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.browser
 
 
 def all_verdicts(site: Site) -> int:
-    """How many verdicts there are, changes and repeats included."""
+    """The number of verdicts, including changes and repeats."""
     with site.sessions() as session:
         return session.scalar(select(func.count()).select_from(Verdict)) or 0
 
 
 def slow(page: Page, milliseconds: int) -> None:
-    """Let every request of a page take so much longer."""
+    """Delay every request of a page."""
     wire = page.context.new_cdp_session(page)
     wire.send(
         "Network.emulateNetworkConditions",
@@ -32,7 +32,7 @@ def slow(page: Page, milliseconds: int) -> None:
 
 
 def judge_some(page: Page, count: int) -> None:
-    """Give verdicts as fast as prompts come."""
+    """Give verdicts as fast as prompts arrive."""
     for _ in range(count):
         ready(page)
         before = question(page)
@@ -47,9 +47,9 @@ def test_the_network_is_cut_in_the_middle_of_a_verdict(critic: Visit, site: Site
     stocked(page)
 
     def cut(route: Route) -> None:
-        route.fetch()  # the server takes the verdict
+        route.fetch()  # the server stores the verdict
         critic.context.set_offline(True)
-        route.abort()  # and nobody hears of it
+        route.abort()  # and its response is lost
 
     page.route(re.compile("/verdict$"), cut, times=1)
     judge_some(page, 2)
@@ -67,7 +67,7 @@ def test_what_waits_to_be_sent_is_taken_back(critic: Visit, site: Site) -> None:
     stocked(page)
 
     def cut(route: Route) -> None:
-        route.fetch()  # the server takes the first verdict, and nobody hears of it
+        route.fetch()  # the server stores the first verdict, and its response is lost
         critic.context.set_offline(True)
         route.abort()
 
@@ -85,7 +85,7 @@ def test_what_waits_to_be_sent_is_taken_back(critic: Visit, site: Site) -> None:
     expect(candidate(page, 1)).to_be_checked()
     expect(saved(page)).to_have_text("Offline, 1 waiting")
     page.keyboard.press("2")
-    page.keyboard.press("Escape")  # leaves it as it was given
+    page.keyboard.press("Escape")  # keeps it as it was given
     expect(page.get_by_role("heading", level=1)).to_have_text(asked[2])
     expect(saved(page)).to_have_text("Offline, 2 waiting")
 

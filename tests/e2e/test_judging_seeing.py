@@ -1,4 +1,4 @@
-"""What a critic sees: images in place and several at once, differences, folds, blur, instructions that change."""
+"""What a critic sees: zooming in place, several images, differences, folded texts, blur, changed instructions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG = "because the kite in the upper left corner of the picture has a tail of m
 
 @pytest.fixture
 def two_images(site: Site) -> world.World:
-    """A project with one prompt of two images, long and alike candidates."""
+    """A project with one prompt that has two images and long, similar candidates."""
     with site.sessions.begin() as session:
         made = world.build(session, prompts=1)
         project = projects.get_project(session, factories.make_admin(session), made.slug)
@@ -33,7 +33,7 @@ def two_images(site: Site) -> world.World:
 
 
 def scale(page: Page, number: int) -> float:
-    """How much an image is zoomed in place."""
+    """The scale of an image in place."""
     found: float = page.evaluate(
         "n => new DOMMatrix(getComputedStyle(document.querySelectorAll('.picture img')[n]).transform).a", number
     )
@@ -136,4 +136,4 @@ def test_time_counts_while_the_prompt_is_seen_only(critic: Visit, site: Site) ->
     page.keyboard.press("0")
     [given] = wait_for_verdicts(page, site, 1)
     assert given.seconds is not None
-    assert 0 < given.seconds < until - since - 0.5  # were it counted, it would be more than all of that
+    assert 0 < given.seconds < until - since - 0.5  # the time before was not counted

@@ -1,4 +1,4 @@
-"""More ways through a critic's day: flags, practice, finding a verdict again, breaks, fingers; and nothing jumps."""
+"""More of the critic's page: flags, practice, searching verdicts, breaks, touch, and a layout that does not shift."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.e2e.test_judging import candidate, question, ready, wait_for_verdicts
 from tests.e2e.test_judging_seeing import scale
 
 pytestmark = pytest.mark.browser
-# Shifts of the layout are added up, those right after a key too: a browser's own count forgives these.
+# All layout shifts are added up, also those right after a key press, which the browser's own score ignores.
 COUNT_SHIFTS = """window.shifts = [];
 new PerformanceObserver((list) => {
     for (const one of list.getEntries()) {
@@ -70,7 +70,7 @@ def test_practice_comes_first_and_tells_what_is_right(
     expect(page.get_by_role("status")).to_contain_text("All right.")
     page.get_by_role("link", name="Begin the work").click()
     ready(page)
-    with site.sessions() as session:  # practice is no verdict
+    with site.sessions() as session:  # practice stores no verdict
         assert len(session.scalars(select(Verdict.id)).all()) == before
 
 
@@ -153,7 +153,7 @@ def test_two_fingers_zoom(visitor: Visitor, scenes: world.World, size: tuple[int
     touch("touchEnd", 0)
     expect(page.locator(".picture")).to_have_class(re.compile("is-zoomed"))
     assert scale(page, 0) == pytest.approx(3, rel=0.2)
-    assert page.evaluate("visualViewport.scale") == 1  # the image, not the page
+    assert page.evaluate("visualViewport.scale") == 1  # the image was zoomed, not the page
 
 
 def test_nothing_jumps_from_prompt_to_prompt(critic: Visit, site: Site) -> None:

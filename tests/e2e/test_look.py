@@ -1,4 +1,4 @@
-"""The look that all pages share: figures, dates, motion, the loop; and what stays while a page follows the server."""
+"""What all pages share: figures, dates, motion, the loop; and what live updates leave unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_figures_line_up_and_lead_to_what_they_count(admin: Visit, size: tuple[i
     page = admin.open("/admin/projects/scenes/critics")
     figure = page.get_by_role("cell").filter(has=page.get_by_role("link")).first
     assert figure.evaluate("one => getComputedStyle(one).fontVariantNumeric") == "tabular-nums"
-    if size == DESK:  # on a phone a row is a card, and its figures stand behind their names
+    if size == DESK:  # on a phone a row is a card, with each figure after its name
         assert figure.evaluate("one => getComputedStyle(one).textAlign") == "right"
     count = int(figure.get_by_role("link").inner_text())
     figure.get_by_role("link").click()
@@ -73,7 +73,7 @@ def test_focus_stays_while_the_page_follows_the_server(
     expect(page.get_by_text("81 %").first).to_be_visible()
     expect(link).to_be_focused()
     assert page.evaluate("scrollY") == place
-    # What is new is told, once: the stage, not every figure.
+    # Only a new stage is announced, once, not every figure.
     status = page.get_by_role("region", name="The loop").get_by_role("status")
     expect(status).to_have_text(re.compile("^Round: "))
     with site.sessions.begin() as session:

@@ -1,4 +1,4 @@
-"""The whole loop, for real: the demo's own processes, the starter model, a critic in a browser and one over REST."""
+"""The whole loop with the demo's own processes, the starter model, a critic in a browser and one over REST."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Demo:
-    """A demo that runs."""
+    """A running demo."""
 
     address: str
     folder: Path
@@ -43,13 +43,13 @@ class Demo:
     closing: contextlib.ExitStack
 
     def client(self, who: str) -> httpx.Client:
-        """A REST client of one of the accounts; it is closed before the demo is told to end."""
+        """A REST client of one of the accounts. It is closed before the demo is stopped."""
         headers = {"Authorization": f"Bearer {self.accounts[who]['token']}"}
         client = httpx.Client(base_url=f"{self.address}/api/v1", headers=headers, timeout=30)
         return self.closing.enter_context(client)
 
     def page(self, browser: Browser) -> Page:
-        """A page of a browser without cookies; it is closed before the demo is told to end."""
+        """A page of a browser without cookies. It is closed before the demo is stopped."""
         context = browser.new_context()
         self.closing.callback(context.close)
         context.set_default_timeout(STEP_MS)
@@ -58,7 +58,7 @@ class Demo:
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Demo]:
-    """`illume demo` on a fresh data directory, as a newcomer starts it; every process must end with it."""
+    """`illume demo` with an empty data directory, as a newcomer starts it. All its processes must end with it."""
     folder = Path(tempfile.mkdtemp(prefix="illume-loop-"))
     folder.chmod(0o711)  # as root PostgreSQL runs as another account and has to pass
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ILLUME_")}
@@ -66,7 +66,7 @@ def demo() -> Iterator[Demo]:
     command = [sys.executable, "-m", "app.cli", "demo", "--port", "0", "--data-dir", str(folder), "--no-browser"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    # What it says after it is ready must not fill the pipe.
+    # Its later output must not fill the pipe.
     drain = threading.Thread(target=process.stdout.read, daemon=True)
     try:
         address = _wait_until_ready(process)
@@ -103,7 +103,7 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> str:
 
 
 def sign_in(browser: Browser, demo: Demo, who: str, *, to: str) -> Page:
-    """A page of somebody who has just signed in by the form."""
+    """A page of a person who has just signed in with the form."""
     page = demo.page(browser)
     page.goto(f"{demo.address}/sign-in?next={to}")
     page.get_by_label("E-mail").fill(demo.accounts[who]["email"])
@@ -114,7 +114,7 @@ def sign_in(browser: Browser, demo: Demo, who: str, *, to: str) -> Page:
 
 
 class Knowledge:
-    """What a critic who knows the scenes knows: which candidates are true."""
+    """A critic who knows the scenes, and so which candidates are true."""
 
     def __init__(self, demo: Demo) -> None:
         self.prompts: dict[tuple[str, str], dict[str, Any]] = {}
@@ -137,7 +137,7 @@ class Knowledge:
 
 
 def wait_for(what: str, seconds: float, look: Callable[[], T | None]) -> T:
-    """What `look` finds, looked for every half second."""
+    """The first result of `look`, which is called every half second."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = look()
@@ -163,7 +163,7 @@ def ended(client: httpx.Client, number: int) -> dict[str, Any] | None:
 
 
 def judge_one_by_keyboard(page: Page, knowledge: Knowledge) -> int:
-    """Judge the prompt on the page, and wait until another stands there. How many candidates were picked."""
+    """Judge the prompt on the page and wait for the next one. Returns the number of picks."""
     work = page.locator("#work[data-assignment]")
     work.wait_for(timeout=STEP_MS)
     assignment = work.get_attribute("data-assignment")
@@ -171,7 +171,7 @@ def judge_one_by_keyboard(page: Page, knowledge: Knowledge) -> int:
     source = work.locator("img").first.get_attribute("src") or ""
     texts = work.locator(".candidate .text").all_inner_texts()
     fitting = knowledge.fitting(source.rsplit("/", 1)[1].split("?")[0], question, texts)
-    page.locator(".judge[data-state=judging]").wait_for(timeout=STEP_MS)  # its images are painted: keys count from now
+    page.locator(".judge[data-state=judging]").wait_for(timeout=STEP_MS)  # its images are painted: keys work now
     for index in fitting[:9]:
         page.keyboard.press(str(index + 1))
     page.keyboard.press("Enter" if fitting else "0")

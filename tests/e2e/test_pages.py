@@ -119,7 +119,7 @@ def test_pages_of_critics_are_accessible_and_light(visitor: Visitor, history: wo
 
 def test_pages_of_admins_are_accessible_and_light(visitor: Visitor, history: world.World, site: Site) -> None:
     with site.sessions.begin() as session:
-        fortnight.live_through(session, history)
+        fortnight.add_fortnight(session, history)
         world.add_running_round(session, history)
     admin = visitor(reduced_motion="reduce")
     admin.sign_in(history.admin)
@@ -151,7 +151,7 @@ def table_parts(page: Page) -> dict[str, Counter[str]]:
 
 def test_cards_on_a_phone_are_tables_to_who_cannot_see_them(visitor: Visitor, history: world.World, site: Site) -> None:
     with site.sessions.begin() as session:
-        fortnight.live_through(session, history)
+        fortnight.add_fortnight(session, history)
         world.add_running_round(session, history)
     visit = visitor(PHONE)
     visit.sign_in(history.admin)

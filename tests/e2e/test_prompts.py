@@ -27,7 +27,7 @@ def narrow(page: Page, label: str, value: str) -> int:
 
 def test_found_by_words_and_filters(admin: Visit, history: world.World, site: Site) -> None:
     with site.sessions.begin() as session:
-        fortnight.live_through(session, history)
+        fortnight.add_fortnight(session, history)
         flagged = session.scalars(select(Verdict).where(Verdict.kind == VerdictKind.flagged)).all()
         val = session.scalars(select(Prompt.id).where(Prompt.split == Split.val)).all()
         waiting = session.scalars(select(Prompt.id).where(Prompt.state == PromptState.waiting)).all()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 
 def test_what_it_was_made_of(admin: Visit, history: world.World, site: Site) -> None:
     with site.sessions.begin() as session:
-        fortnight.live_through(session, history)
+        fortnight.add_fortnight(session, history)
     page = admin.open("/admin/projects/scenes/rounds")
     page.get_by_role("link", name="Round 2", exact=True).click()
     log = page.get_by_role("log", name="Lines of the log")

@@ -1,4 +1,4 @@
-"""Set-up: everything is pinned, nothing names a place to download from, and what is missing is said in one sentence."""
+"""Set-up: versions are pinned, no file names a download address, and missing programs are reported in one sentence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pins() -> dict[str, str]:
 
 
 def needed(names: list[str]) -> set[str]:
-    """Every distribution that `names` bring on this machine, themselves included."""
+    """All distributions that `names` depend on, on this machine, including themselves."""
     found: set[str] = set()
     waiting = [Requirement(name) for name in names]
     while waiting:
@@ -104,6 +104,6 @@ class TestMissing:
 
 
 def said(tool: str, *, path: str, words: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a tool of set-up where only `path` has programs."""
+    """Run a tool of set-up with `path` as its only search path."""
     command = ["/bin/bash", str(ROOT / "tools" / tool), *words]
     return subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A client of the application whose requests share the test's session, so that all is rolled back."""
+"""A client of the application whose requests share the test's database session, so that everything is rolled back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PASSWORD = "a long password"
 
 @dataclass
 class Browser:
-    """A browser without scripts: it keeps cookies and sends the form token of the page it saw last."""
+    """A browser without scripts. It keeps cookies and sends the form token of the last page."""
 
     client: TestClient
     token: str = ""
@@ -41,7 +41,7 @@ class Browser:
         return self.client.post(path, data=fields, follow_redirects=False, **options)  # type: ignore[arg-type]
 
     def sign_in(self, user: User, *, to: str = "/") -> Response:
-        """Sign in by the form."""
+        """Sign in with the form."""
         self.get("/sign-in")
         response = self.post("/sign-in", {"email": user.email, "password": PASSWORD, "next": to})
         self.get("/annotate")
@@ -50,7 +50,7 @@ class Browser:
 
 @pytest.fixture
 def app(session: Session, redis_url: str) -> FastAPI:
-    """The application; every request works in the test's own session."""
+    """The application. Every request uses the test's own database session."""
     app = create_app()
 
     def test_session() -> Iterator[Session]:
@@ -71,7 +71,7 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 @pytest.fixture
 def browser(client: TestClient) -> Browser:
-    """A browser nobody is signed in at."""
+    """A browser in which nobody is signed in."""
     return Browser(client)
 
 

@@ -1,4 +1,4 @@
-"""Charts as data: what is drawn, in words and as numbers. How it is drawn stands in tests/e2e/test_charts.py."""
+"""Charts as data: the numbers and their texts. tests/e2e/test_charts.py tests how they are drawn."""
 
 from __future__ import annotations
 

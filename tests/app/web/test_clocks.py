@@ -1,4 +1,4 @@
-"""A web server whose clock jumps: nobody is signed out, no claim is lost, no verdict is refused."""
+"""A web server whose clock jumps: nobody is signed out, no claim is lost, no verdict is rejected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JUMPS = (timedelta(days=-400), timedelta(hours=-2), timedelta(hours=2), timedelt
 
 
 class Jumping:
-    """The application on a machine whose clock is `jump` away from the right time, which the browser's is not."""
+    """The application on a machine whose clock is off by `jump`, while the browser's is right."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

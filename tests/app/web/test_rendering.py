@@ -1,4 +1,4 @@
-"""What templates get to write numbers and times with."""
+"""The template filters for numbers and times."""
 
 from __future__ import annotations
 

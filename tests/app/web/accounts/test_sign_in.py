@@ -1,4 +1,4 @@
-"""Signing in and out: the form, its token, where it leads, and who is turned away."""
+"""Signing in and out: the form, its token, the page that follows, and rejected attempts."""
 
 from __future__ import annotations
 

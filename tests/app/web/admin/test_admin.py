@@ -1,4 +1,4 @@
-"""The admin's routes: live fragments, forms and their faults, rights."""
+"""The admin's routes: live fragments, forms and their problems, permissions."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ class TestCompare:
 
 class TestCritics:
     def judged_twice(self, session: Session, project: Project) -> list[User]:
-        """Two critics who judged a set both, not alike."""
+        """Two critics who judged the same set differently."""
         critics = [factories.make_member(session, project) for _ in range(2)]
         made = factories.make_candidate_set(session, project, slots=2)
         for slot, critic in enumerate(critics, start=1):

@@ -1,4 +1,4 @@
-"""Tables that become cards on phones say what they are: what their parts look like there tells nobody."""
+"""Tables that become cards on phones have explicit roles, because their display style removes the implicit ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The admin's pages for erasing: what would go, a name to be typed, and what went."""
+"""The admin's pages for erasing: the preview, the name to be typed, and the list of erasures."""
 
 from __future__ import annotations
 

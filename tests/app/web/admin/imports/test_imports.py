@@ -1,4 +1,4 @@
-"""The admin's routes of imports and webhooks: rights, form tokens, faults."""
+"""The admin's routes of imports and webhooks: permissions, form tokens, problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A project's prompts on pages: looking for them, adding one, changing one; and what a round was made of."""
+"""Prompts on pages: filtering, adding and changing them; and the rows of a round's snapshot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIELDS: dict[str, object] = {"question": "What floats?", "answer": "a boat", "sp
 
 
 def judged(session: Session, project: Project, question: str, *counts: int) -> None:
-    """A prompt whose set was judged by as many critics as there are `counts`, each picking so many candidates."""
+    """Make a prompt whose set was judged by one critic for each of `counts`, who picked that many candidates."""
     made = factories.make_candidate_set(
         session, project, prompt=factories.make_prompt(session, project, question=question), slots=max(1, len(counts))
     )

@@ -1,4 +1,4 @@
-"""Gold prompts on pages: made by a form, listed with how critics fare, taken out; nobody trains on them."""
+"""Gold prompts on pages: made with a form, listed with accuracies, removed, and never trained on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = ("it stands in the sand", "it is red", "umbrellas are umbrellas")
 
 @pytest.fixture
 def project(session: Session) -> Project:
-    """A project where every claim is gold if it can be."""
+    """A project where every second claim is gold."""
     return factories.make_project(session, slug="scenes", name="Scenes", gold_share=0.5, gold_accuracy=0.8)
 
 
@@ -34,7 +34,7 @@ def prompt(session: Session, project: Project) -> Prompt:
 
 
 def filled(*pairs: tuple[str, str], **more: str) -> dict[str, object]:
-    """The form, filled in."""
+    """The form with these values."""
     return {"text": [text for text, _ in pairs], "fits": [fits for _, fits in pairs], **more}
 
 

@@ -1,4 +1,4 @@
-"""The reviewers' page."""
+"""The page of the review queue."""
 
 from __future__ import annotations
 
