@@ -7,7 +7,7 @@ COPY package.json package-lock.json .npmrc ./
 RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 
 FROM python:3.11-slim
-# Where pip finds more wheels, such as the CPU builds of torch: docker compose build --build-arg PIP_EXTRA_INDEX_URL=...
+# An additional package index, for example for the CPU builds of torch: docker compose build --build-arg PIP_EXTRA_INDEX_URL=...
 ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
@@ -16,7 +16,7 @@ RUN groupadd --gid 10001 illume \
  && install -d -o illume -g illume /data
 WORKDIR /srv/illume
 
-# The packages first: they change less often than the code.
+# The packages come first because they change less often than the code.
 COPY pyproject.toml constraints.txt README.md ./
 RUN mkdir app illume worker \
  && touch app/__init__.py illume/__init__.py worker/__init__.py \

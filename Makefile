@@ -1,4 +1,4 @@
-# The one place that knows how to set up. `make demo` runs everything on this machine, `make test` tests it.
+# The only place that knows how to set up. `make demo` runs everything on this machine, `make test` runs the tests.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -11,19 +11,19 @@ ASSETS := static/vendor/fetched
 DEMO :=
 TESTS :=
 CHAOS :=
-# Two test files at a time: most of a test is waiting for a process or a browser. In the order they are found.
+# Two test files at a time, in the order of collection: tests mostly wait for processes or a browser.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-slow chaos check screens clean
 
 help:
 	@echo "make demo    run everything on this machine; DEMO='--port 8001' passes options"
-	@echo "make test    run the tests, in a browser too; TESTS='tests/app -x' passes options"
-	@echo "make test-slow   run the tests that take long"
-	@echo "make chaos   kill everything at random moments, and look what is lost; CHAOS='--seeds 4 5' passes options"
+	@echo "make test    run the tests, also in a browser; TESTS='tests/app -x' passes options"
+	@echo "make test-slow   run the slow tests"
+	@echo "make chaos   kill everything at random moments, and check that nothing is lost; CHAOS='--seeds 4 5' passes options"
 	@echo "make check   lint, types, imports, migrations"
-	@echo "make screens   take the pictures in docs/screens anew"
-	@echo "make clean   remove what set-up made; data stays"
+	@echo "make screens   take the pictures in docs/screens again"
+	@echo "make clean   remove what set-up made; data are kept"
 
 demo: $(INSTALLED) $(ASSETS)
 	@exec $(PYTHON) -m app.cli demo $(DEMO)

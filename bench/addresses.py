@@ -1,6 +1,6 @@
-"""What `bench/pages.py` asks for: every page and every list, with each filter that a person can choose.
+"""The addresses that `bench/pages.py` requests: every page and every list, with each filter that a person can choose.
 
-A test holds that no route is missing here and that every parameter is one that its route knows.
+A test checks that no route is missing and that each route has the parameters used here.
 """
 
 from __future__ import annotations

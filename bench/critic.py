@@ -1,10 +1,10 @@
-"""How long a critic waits for the machine: a hundred verdicts by keyboard in Chromium, as fast as keys can be pressed.
+"""How long a critic waits for the next prompt: a hundred verdicts by keyboard in Chromium, without pauses.
 
     python bench/critic.py [--verdicts 100] [--pause 0]
 
-A wait runs from the Enter that submits a verdict to the next prompt being painted with its image. The keys are real
-ones, one pick and Enter for each verdict; with `--pause` a person's seconds lie between them. The pages are served by a
-process of their own, from an embedded PostgreSQL, with the shipped scenes.
+A wait is the time from the Enter that submits a verdict until the next prompt is painted with its image. Each verdict
+is one pick and Enter, sent as real key events; `--pause` adds seconds between them. The server is a separate process
+with an embedded PostgreSQL and the shipped scenes.
 """
 
 from __future__ import annotations

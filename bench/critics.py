@@ -1,18 +1,18 @@
-"""Simulated critics over HTTP: claim, judge, claim again, as fast as they can.
+"""Simulated critics over HTTP, which claim, judge and claim again as fast as they can.
 
     python bench/critics.py [--critics 1 8 32 128] [--prompts 5000] [--seconds 10] [--processes 1] [--overlap 1]
     python bench/critics.py --done 100000 --prompts 1000000 --overlap 3
     python bench/critics.py --base-url https://illume.example.org --slug scenes --tokens tokens.txt
 
-Without `--base-url` it starts a PostgreSQL and a web server of its own (`illume serve`) and fills a project by SQL: so
-many prompts of six candidates each. A small project is filled anew for each row, and a row ends when nothing in it is
-ready any more. With `--base-url`, the critics work on that installation, each with a token from the file (one on each
-line), and what only the server's machine knows is left out. A loop is a claim and a verdict. Critics run on the same
-machine, in a process of their own (`bench/load.py` says what they do); before the first row they work for `--warm`
-seconds, so that processes are started and connections have their plans. `--done` has one critic judge so many of the
-sets before, and compares what a claim costs PostgreSQL for that critic and for one who judged nothing, in turns and
-without HTTP. `--plan` prints the claim's query plan for the first critic. Ends with 1 where something failed or a set
-was given to more critics than it has slots.
+Without `--base-url` it starts its own PostgreSQL and web server (`illume serve`) and fills a project by SQL with
+`--prompts` prompts of six candidates each. A small project is filled again for each row, and a row ends when no set
+is ready any more. With `--base-url` the critics work on that installation, each with a token from the file (one on
+each line), and figures that only the server's machine has are left out. A loop is a claim and a verdict. The critics
+run in one process on the same machine (see `bench/load.py`). Before the first row they work for `--warm` seconds, so
+that processes have started and connections have their plans. With `--done` one critic has judged that many sets
+before; the cost of a claim in PostgreSQL for that critic is compared with that for a new one, alternating and without
+HTTP. `--plan` prints the query plan of the first critic's claim. Exits with 1 where a request failed or a set was
+given to more critics than it has slots.
 """
 
 from __future__ import annotations

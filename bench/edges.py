@@ -1,9 +1,9 @@
-"""What happens at the edges of the method: the loop of `illume simulate` with one thing changed at a time.
+"""Unusual settings of the method: the loop of `illume simulate` with one parameter changed at a time.
 
     python bench/edges.py --out FOLDER [--heldout-scenes 500] [--seeds 1] [--rounds 2] [--cases NAME,...]
 
-Each case is a simulation of its own below the folder, without baselines and controls; the held-out scenes and the base
-model's scores are shared. Everything done is kept: a run that was killed goes on, and `table.md` holds what is there.
+Each case is a simulation in its own subfolder, without baselines and controls; the held-out scenes and the base
+model's scores are shared. Finished work is kept: an interrupted run resumes, and `table.md` has all results so far.
 """
 
 from __future__ import annotations

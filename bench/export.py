@@ -1,12 +1,12 @@
-"""How fast data gets out: rows a second, the first byte, what the web process grows by, and how much critics wait.
+"""How fast exports are: rows a second, time to the first byte, memory of the web process, and waits of critics.
 
     python bench/export.py [--candidates 60000] [--formats records preference] [--pulls 2] [--critics 8]
 
-Starts a PostgreSQL of its own and the web server, fills a project with judged candidate sets of six by SQL, and pulls
-each format whole over HTTP, uncompressed. A row is a line: of `records` a verdict with its prompt and all six
-candidates, of `preference` a pair, five a set. Then so many critics claim and judge as fast as they can, alone and
-while somebody pulls a format over and over. Everything runs on the same machine; the load before tells how quiet it
-was.
+Starts its own PostgreSQL and web server, fills a project by SQL with judged sets of six candidates, and downloads
+each format completely over HTTP, uncompressed. A row is a line: in `records` a verdict with its prompt and all six
+candidates, in `preference` a pair, of which each set has five. Then `--critics` critics claim and judge as fast as
+they can, first alone and then during repeated downloads. Everything runs on the same machine; the load average before
+the run shows how idle it was.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How claim and verdict fare under many critics at once: requests a second, waits, errors.
+"""Claims and verdicts under many concurrent critics: requests a second, latencies, errors.
 
     python bench/gate.py [--clients 1 16 32 128] [--seconds 10] [--processes 1]
 
-Starts a PostgreSQL of its own and the web server, gives every client a critic's token, and lets each claim and judge as
-fast as it can. Clients run on the same machine, in a process of their own. After each run the database is asked whether
-all verdicts that were answered are there, and no set was judged more often than it has slots.
+Starts its own PostgreSQL and web server, gives every client a critic's token, and makes each claim and judge as fast
+as it can. The clients run in one process on the same machine. After each run a query checks that all answered
+verdicts are stored, and that no set has more verdicts than slots.
 """
 
 from __future__ import annotations

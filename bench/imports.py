@@ -2,8 +2,8 @@
 
     python bench/imports.py [--lines 100000] [--bad 0.01]
 
-Starts a PostgreSQL of its own. A process takes the file in and is killed once it is half done; a second one takes it up
-again. Then the database is asked whether anything came in twice or is missing, and each bad line has its report.
+Starts its own PostgreSQL. A process imports the file and is killed halfway; a second one resumes the
+import. Then queries check that nothing is duplicated or missing, and that each bad line is reported.
 """
 
 from __future__ import annotations

@@ -11,16 +11,17 @@
 heartbeats, with their headers and their time since a verdict. The other modes need no browser: they replay it from a
 process of their own on the same machine, in many browsers with a session, a form token, a cache and connections each.
 
-`--paced`: 200 browsers give a verdict every 5 s each, while a round trains on what the starter ships, 100,000 rows are
-imported and an export is pulled over and over, all by real workers. `--full`: browsers judge as fast as they are
-answered, the requests beside verdicts in proportion. `--rest`: clients with tokens claim and judge as fast as they can.
+`--paced`: 200 browsers give a verdict every 5 s each, while a round trains on what the starter ships, 100,000 rows
+are imported and an export is pulled over and over, all by real workers. `--full`: browsers judge as fast as they are
+answered, the requests beside verdicts in proportion. `--rest`: clients with tokens claim and judge as fast as they
+can.
 
-`--against` names a checkout of another commit and runs both in turns; each runs its own code as a subprocess on its own
-database. Sizes, overlaps and web processes may be several; with two sizes the cost of the larger is compared with that
-of the smaller. Small projects are filled anew for each turn. `--data` keeps what was filled for the next run. After
-each turn the database is asked whether any set has too many critics, any assignment two current verdicts, any count of
-taken slots is wrong, and whether all answered verdicts are there. Ends with 1 where one of these fails or a request
-did.
+`--against` names a checkout of another commit and runs both in turns; each runs its own code as a subprocess on its
+own database. Sizes, overlaps and web processes may be several; with two sizes the cost of the larger is compared with
+that of the smaller. Small projects are filled anew for each turn. `--data` keeps what was filled for the next run.
+After each turn the database is asked whether any set has too many critics, any assignment two current verdicts, any
+count of taken slots is wrong, and whether all answered verdicts are there. Ends with 1 where one of these fails or a
+request did.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A large project as years of judging leave it, for `bench/pages.py`: filled by SQL, with something for every filter.
+"""A large project after years of judging, for `bench/pages.py`: filled by SQL, with matches for every filter.
 
-Critics judged in twos and differ over some sets, the first of them judged every set; some prompts are flagged and
-held, some sets were written by versions, some answers measure critics. What is rare lies at the end, where a list that
-looks at one prompt after the other comes last.
+Each set has two critics, who disagree on some; the first critic judged every set. Some prompts are flagged and held,
+some sets are by tuned versions, and some prompts are gold. Rare rows are at the end, where a sequential scan finds
+them last.
 """
 
 from __future__ import annotations

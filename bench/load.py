@@ -1,11 +1,10 @@
-"""The critics of a benchmark: each claims, judges and claims again over HTTP, as fast as it is answered.
+"""The critics of a benchmark: each one claims, judges and claims again over HTTP, as fast as the server answers.
 
-They share the cores with what they measure, so they are cheap: one process and one event loop for all of them, one
-connection each that is kept open, requests written as bytes, answers parsed by httptools. What they ask for is what any
-client would: every claim is read as JSON, the verdict picks the first candidate of it, nothing is pipelined, and a
-critic begins a call when it has the answer to the one before. Where nothing is ready, a critic asks again after 50 ms.
-A call's time runs from the writing of the request to the whole answer being there, what the loop had to do meanwhile
-included.
+They share the cores with the server, so they are cheap: one process and one event loop for all, one persistent
+connection for each, requests written as bytes, responses parsed by httptools. They behave like any client: every
+claim is parsed as JSON, the verdict picks its first candidate, nothing is pipelined, and a critic sends a request
+only after the response to the one before. Where no set is ready, a critic asks again after 50 ms. The time of a call
+is from writing the request until the whole response is there, including delays of the event loop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How long METEOR takes: `python bench/meteor.py` scores references of the shipped scenes by the others of the prompt.
 
-The first row is the program's start with one text; in the last one all texts were scored before.
+The first row includes the start of the program; in the last row all texts have been scored before.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
     python bench/pages.py [--prompts 1000000] [--candidates 10] [--verdicts 300000] [--critics 50] [--requests 20]
 
-Starts a PostgreSQL and a web server of its own (`illume serve`), fills a project by SQL (`bench/large.py`), and asks
-for one page after the other (`bench/addresses.py`), as an admin, a critic and a program, one request at a time. A sweep
-has caught up before. Prints the 95th percentile of each, the slowest first; ends with 1 where one is over 300 ms or
-is answered with an error.
+Starts its own PostgreSQL and web server (`illume serve`), fills a project by SQL (`bench/large.py`), runs a sweep,
+and then requests all pages (`bench/addresses.py`) as an admin, a critic and a REST client, one at a time. Prints the
+95th percentile of each, the slowest first; exits with 1 where one is over 300 ms or is an error.
 """
 
 from __future__ import annotations

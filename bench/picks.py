@@ -1,12 +1,12 @@
-"""What 40 picks do: one tuning round of truthful picks against the base model, random picks and hallucinated picks.
+"""The effect of 40 picks: a round of truthful picks compared with the base model, random picks and hallucinated picks.
 
     python bench/picks.py --out FOLDER [--seeds 3] [--picks 40] [--scenes 1000]
 
-For each seed candidates are sampled for shipped train prompts until `--picks` prompts have a truthful one. Three rounds
-of equal size are tuned on these prompts, one candidate each: a truthful one, any one, an untruthful one. Every version
-is scored on held-out prompts (rationales behind the gold answer, greedy and at T = 0.7; own answers) and compared
-prompt by prompt. Rounds are real ones: `python -m illume.tuning` in a folder, the shipped val split chooses the epoch.
-Everything done is kept in the folder: a run that was killed goes on.
+For each seed candidates are sampled for shipped train prompts until `--picks` prompts have a truthful one. Three
+rounds of equal size are tuned on these prompts, one candidate each: a truthful one, any one, an untruthful one. Every
+version is scored on held-out prompts (rationales behind the gold answer, greedy and at T = 0.7; own answers) and
+compared prompt by prompt. Rounds run as in production: `python -m illume.tuning` in a folder, with the epoch chosen
+on the shipped val split. Finished work is kept in the folder: an interrupted run resumes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python bench/ready.py [--runs 3]
 
-Each run has a new data directory; set-up (`make`) is done before. Prints a table.
+Each run has a new data directory; the set-up by `make` is not included. Prints a table.
 """
 
 from __future__ import annotations

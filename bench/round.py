@@ -1,7 +1,7 @@
-"""How long is a round of 40 prompts with a pick, on the demo's settings? Everything is real but the critic.
+"""How long a round of 40 prompts with a pick takes with the demo's settings. Only the critic is simulated.
 
-Starts a database, a broker and the demo's workers of their own, seeds the demo's project, judges prompts as a truthful
-critic until a round starts by itself, and prints when what happened.
+Starts its own database, broker and workers, makes the demo's project, judges prompts as a truthful critic until a
+round starts by itself, and prints the time of each event.
 
     python bench/round.py [--picks 40] [--critic any]
 """

@@ -1,11 +1,11 @@
-"""How fast rationales are sampled: Illume's sampler against the plain way, on one model.
+"""How fast rationales are sampled: Illume's sampler compared with a plain loop, on the same model.
 
     python bench/sampling.py [--model starter/model] [--prompts starter/scenes/prompts.jsonl] [--n 60] [--threads 2]
 
-The plain way takes one prompt at a time and calls transformers' `generate`, with its cache, once per temperature with
-`num_return_sequences`. Model, precision, threads, temperatures, top-k, longest text and stop rule are the same, neither
-redraws duplicates, and both count distinct rationales and their tokens, from files to texts. Each way runs once to warm
-up, on a few prompts; then they take turns `--repeat` times, and the medians are shown.
+The plain loop takes one prompt at a time and calls transformers' `generate`, with its KV cache, once for each
+temperature with `num_return_sequences`. Model, precision, threads, temperatures, top-k, maximum length and stop rule
+are the same. Neither redraws duplicates, and both count distinct rationales and their tokens, from image files to
+texts. Each is warmed up with a few prompts; then they alternate `--repeat` times, and the medians are printed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The web server in processes of its own, for benchmarks that load it."""
+"""The web server in separate processes, for load benchmarks."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Idle browser tabs: so many open pages of the loop, each asking every 10 s whether anything is new.
+"""Idle browser tabs: `--tabs` open pages of the loop, each polling every 10 s.
 
     python bench/tabs.py [--tabs 1000] [--every 10] [--seconds 30] [--processes 1] [--beats 0]
 
-It starts a PostgreSQL and a web server of its own with a project of three rounds. A visible tab asks as the page's
-script does once nothing has changed for a while: with the ETag it knows, and is answered 304. Hidden tabs ask nothing
-(tests/e2e/test_admin.py), so this is the most that so many tabs can cost. With `--beats` somebody writes so often a
-second what no page shows, a worker's beat. Prints how long answers took, and what the
-web server and PostgreSQL used of a processor meanwhile. Ends with 1 where an answer was neither 200 nor 304.
+Starts its own PostgreSQL and web server, with a project of three rounds. A visible tab polls as the page's script
+does after a while without changes: with its last ETag, and the response is 304. Hidden tabs do not poll
+(tests/e2e/test_admin.py), so this is the maximum cost of that many tabs. With `--beats` a worker's heartbeat, which
+no page shows, is written so many times a second. Prints the response times, and the CPU use of the web server and
+PostgreSQL. Exits with 1 where a response is neither 200 nor 304.
 """
 
 from __future__ import annotations

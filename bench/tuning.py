@@ -1,11 +1,11 @@
-"""Training texts a second and peak memory: illume's tuner beside transformers' Trainer, same model, data, schedule.
+"""Training texts a second and peak memory: Illume's trainer and transformers' Trainer with the same model and data.
 
     python bench/tuning.py [--base starter/model] [--n 10] [--epochs 3] [--threads 2] [--repeat 3]
 
-Both train the same LoRA on the same texts with AdamW, the same batch size, epochs, threads and dtype, and store a
-checkpoint each epoch. The Trainer has peft's own layers and encodes texts and images in its collator, as is usual. Each
-run is a process of its own, the ways take turns, and medians are shown; loading is not counted, preparing inputs is.
-`base` is the same process without training: what peak memory was already taken by libraries and the model.
+Both train the same LoRA on the same texts with AdamW, the same batch size, epochs, threads, schedule and dtype, and
+store a checkpoint after each epoch. The Trainer uses peft's layers and encodes texts and images in its collator, as
+is usual. Each run is a separate process, the two alternate, and the medians are printed; preparing inputs is
+included, loading is not. `base` is the same process without training: the memory of the libraries and the model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compares the migrations with the models, on a PostgreSQL of its own that is gone afterwards."""
+"""Compares the migrations with the models, in a temporary PostgreSQL."""
 
 from __future__ import annotations
 

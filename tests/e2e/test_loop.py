@@ -182,7 +182,7 @@ def judge_one_by_keyboard(page: Page, knowledge: Knowledge) -> int:
 
 
 class TestTheLoop:
-    """In this order: a critic in a browser brings about the first round, one over REST the second."""
+    """In this order: the picks of a critic in a browser start the first round, those of one over REST the second."""
 
     def test_a_critic_in_a_browser_brings_about_a_better_version(self, demo: Demo, browser: Browser) -> None:
         knowledge = Knowledge(demo)

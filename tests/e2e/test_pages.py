@@ -1,4 +1,4 @@
-"""Every page: accessible, light, within the policy, at a desk and on a phone, in light and dark."""
+"""Every page: accessible, small, compliant with the CSP, at a desktop's and a phone's size, in light and dark."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ ADMINS = (
     "/admin/erase/projects/scenes",
 )
 MOST_BYTES = 150_000
-LEAST_FILES = 5  # the page, its styles and scripts: with fewer, nothing was weighed
+LEAST_FILES = 5  # the page, its styles and scripts: with fewer, the measurement failed
 
 
 def faults(page: Page) -> list[str]:
-    """What is wrong with the page: rules of accessibility, or a need to scroll sideways."""
+    """The problems of the page: violated accessibility rules, or horizontal scrolling."""
     found = axe_violations(page)
     width = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     return [*found, *([f"scrolls sideways: {width}"] if width[0] > width[1] else [])]
@@ -69,7 +69,7 @@ def test_the_judging_page_is_one_screen(visitor: Visitor, scenes: world.World) -
 
 
 def looks(page: Page) -> Iterator[str]:
-    """The page as it is shown at a desk and on a phone, in light and in dark: the name of each."""
+    """Show the page at a desktop's and a phone's size, in light and dark. Yields the name of each variant."""
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         for size in (DESK, PHONE):
@@ -78,7 +78,7 @@ def looks(page: Page) -> Iterator[str]:
 
 
 def weight(page: Page) -> dict[str, int]:
-    """The bytes of the page on first load, as they are transferred, without images and by address."""
+    """The transferred bytes of the first load, by address and without images."""
     # What the browser has from another page counts as it did there; 300 bytes stand for an answer's headers.
     found: dict[str, int] = page.evaluate(
         """() => Object.fromEntries(
@@ -90,7 +90,7 @@ def weight(page: Page) -> dict[str, int]:
 
 
 def assert_good(visit: Visit, paths: Iterable[str]) -> None:
-    """Pages are light on first load, accessible, and no wider than the screen."""
+    """Pages are small on first load, accessible, and no wider than the screen."""
     wrong: dict[str, object] = {}
     for path in paths:
         page = visit.open(path)
@@ -128,7 +128,7 @@ def test_pages_of_admins_are_accessible_and_light(visitor: Visitor, history: wor
 
 
 def table_parts(page: Page) -> dict[str, Counter[str]]:
-    """The parts of the tables that are cards on a phone, by role: as meant, and as Chromium tells them."""
+    """The roles of the parts of tables that are cards on a phone: as intended, and as Chromium reports them."""
     meant = page.evaluate(
         """() => [...document.querySelectorAll(".stacks, .stacks *")].map((one) => ({
             table: "table", tr: "row", td: "cell", th: one.scope === "row" ? "rowheader" : "columnheader",

@@ -1,4 +1,4 @@
-"""People and their rights in a browser: roles, links, the audit log, and what a page says to who may not see it."""
+"""People and permissions in a browser: roles, one-time links, the audit log, and pages that a person may not see."""
 
 from __future__ import annotations
 

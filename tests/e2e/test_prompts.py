@@ -1,4 +1,4 @@
-"""The prompts' pages: looking for some, one with all that was said about it, adding and changing one."""
+"""The pages of prompts: the filtered list, one prompt with its verdicts, adding and changing one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 
 
 def narrow(page: Page, label: str, value: str) -> int:
-    """How many prompts are left of all when a filter has a value."""
+    """The number of prompts that match when a filter has a value."""
     page.goto(page.url.split("?")[0])
     page.get_by_label(label, exact=True).select_option(value)
     page.get_by_role("button", name="Filter").click()

@@ -1,4 +1,4 @@
-"""The reviewers' page in a browser: accessible at a desk and on a phone, and a decision is a few clicks."""
+"""The review queue in a browser: accessible at a desktop's and a phone's size, and a decision takes a few clicks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.browser
 
 
 def disagree(site: Site, scenes: world.World) -> None:
-    """Two critics pick differently, a third flags and is paused."""
+    """Two critics pick differently; a third one flags and is paused."""
     with site.sessions.begin() as session:
         project = session.get_one(Project, scenes.project_id)
         session.execute(

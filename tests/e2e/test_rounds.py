@@ -1,4 +1,4 @@
-"""A round's page: what it was made of, its log, and taking it up again or running it anew."""
+"""The page of a round: its snapshot, its log, and retrying or rerunning it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhooks in the browser: one is added, its secret is shown once."""
+"""Webhooks in the browser: one is added, and its secret is shown once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small world to look at: a project of scenes with hand-made candidates, and on demand a history of three rounds."""
+"""A small made-up world: a project of scenes with hand-made candidates, and if wanted a history of three rounds."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 @dataclass(frozen=True)
 class World:
-    """What was made: ids stay valid in other sessions."""
+    """The rows that were made. Their ids stay valid in other sessions."""
 
     project_id: int
     slug: str
@@ -60,7 +60,7 @@ class World:
 
 @dataclass(frozen=True)
 class Scene:
-    """One prompt of the shipped scenes, its image as bytes."""
+    """One prompt of the shipped scenes, with the bytes of its image."""
 
     question: str
     answer: str
@@ -167,7 +167,7 @@ def add_history(session: Session, project: Project, past: Sequence[Scene], criti
 
 
 def add_items(session: Session, project: Project) -> None:
-    """What the rounds were trained on: the first picks for the first, more of them for each one after it."""
+    """The snapshots of the rounds: the first picks for the first round, and more for each later one."""
     verdicts = session.query(Verdict).filter_by(project_id=project.id, kind=VerdictKind.picked).order_by(Verdict.id)
     for snapshot in session.query(Snapshot).filter_by(project_id=project.id):
         for position, verdict in enumerate(verdicts.limit(18 * snapshot.number), start=1):
@@ -191,7 +191,7 @@ def judged(
     number: int,
     draw: random.Random,
 ) -> None:
-    """A prompt that was judged some time ago."""
+    """Add a prompt that was judged some time ago."""
     prompt = add_prompt(session, project, scene, f"past-{number:04d}", state=PromptState.judged)
     texts = candidate_texts(scene, other, draw)
     made: CandidateSet = factories.make_candidate_set(
@@ -216,7 +216,7 @@ SCORES = ((0.512, 0.866), (0.573, 0.871), (0.608, 0.868), (0.611, 0.842))
 
 
 def means(score: float, accuracy: float) -> dict[str, Any]:
-    """Mean scores around a primary one."""
+    """Mean scores that fit the primary one."""
     return {
         "score": score,
         "means": {
@@ -231,7 +231,7 @@ def means(score: float, accuracy: float) -> dict[str, Any]:
 
 
 def metrics_of(number: int) -> dict[str, Any]:
-    """What a round's version measured, with its parent's scores and the change."""
+    """The metrics of a round's version, with its parent's scores and the change."""
     new, parent = SCORES[number], SCORES[number - 1]
     gain = new[0] - parent[0]
     change = {"mean": gain, "low": gain - 0.016, "high": gain + 0.017, "n": 100}
@@ -264,7 +264,7 @@ def add_rounds(session: Session, project: Project) -> list[ModelVersion]:
 
 
 def add_round(session: Session, project: Project, parent: ModelVersion, number: int) -> ModelVersion:
-    """A round that is done."""
+    """A finished round."""
     metrics = metrics_of(number)
     version = factories.make_version(
         session,
@@ -300,7 +300,7 @@ def add_round(session: Session, project: Project, parent: ModelVersion, number: 
 
 
 def decision_of(number: int, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the rule said of a round's version."""
+    """The activation rule's decision about a round's version."""
     change = metrics["change"]["score"]
     gain = (
         f"ROUGE-L of samples changed by {change['mean']:+.4f} "
@@ -311,7 +311,7 @@ def decision_of(number: int, metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_curve(session: Session, made: Round, *, steps: int, epochs: int = 5) -> None:
-    """The events of a round that trained for `steps` steps."""
+    """The log of a round that trained for `steps` steps."""
     draw = random.Random(made.number)
     position = 0
 
@@ -340,7 +340,7 @@ def add_curve(session: Session, made: Round, *, steps: int, epochs: int = 5) -> 
 
 
 def add_running_round(session: Session, world: World) -> None:
-    """A round that is in its third epoch."""
+    """Add a round that is in its third epoch."""
     project = session.get_one(Project, world.project_id)
     snapshot = factories.make_snapshot(session, project, number=9)
     snapshot.counts = {"prompts": 40, "rationale": 44, "guard": 440, "val": 100, "heldout": 0}
@@ -360,7 +360,7 @@ def add_running_round(session: Session, world: World) -> None:
 
 
 def empty_pool(session: Session, world: World) -> None:
-    """Take all candidates back: the prompts wait for theirs."""
+    """Remove all open candidate sets, so that their prompts wait for new ones."""
     for made in session.query(CandidateSet).filter_by(project_id=world.project_id, state=CandidateSetState.ready):
         made.state = CandidateSetState.replaced
     for prompt in session.query(Prompt).filter_by(project_id=world.project_id, split=Split.train):
@@ -370,13 +370,13 @@ def empty_pool(session: Session, world: World) -> None:
 
 
 def refill(session: Session, world: World) -> None:
-    """Make new candidates for the prompts whose were taken back."""
+    """Make new candidate sets for the prompts that wait for one."""
     project = session.get_one(Project, world.project_id)
     for prompt in session.query(Prompt).filter_by(project_id=world.project_id, state=PromptState.waiting):
         factories.make_candidate_set(session, project, prompt=prompt)
 
 
 def beat_workers(session: Session) -> None:
-    """Let all workers be alive at this moment."""
+    """Make all workers alive now."""
     for worker in session.query(Worker):
         worker.beats_at = datetime.now(UTC)
