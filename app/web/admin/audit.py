@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from sqlalchemy.orm import Session
 
 from app.http.dependencies import SessionDep
 from app.services.kernel import audit
-from app.services.kernel.actors import parse_id, require_admin
+from app.services.kernel.actors import Actor, parse_id, require_admin
 from app.services.kernel.audit import AuditEntry
 from app.services.projects import projects
 from app.web.access import Me
@@ -20,6 +21,17 @@ from app.web.rendering import page, shell_for
 
 router = APIRouter()
 PAGE_SIZE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilters:
+    """The filters of the log, as texts from its address."""
+
+    person: str
+    kind: str
+    project: str
+    since: str
+    until: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,35 +78,40 @@ def show(
 ) -> Response:
     """Show the newest events that match the filters."""
     require_admin(who.actor)
-    first, last = parse_day(since), parse_day(until)
+    view = audit_view(session, who.actor, AuditFilters(person, kind, project, since, until), before)
+    shell = shell_for(request, who.actor, who.csrf_token, title="Audit log", section="users")
+    return page("admin/audit.html", shell=shell, view=view)
+
+
+def audit_view(session: Session, actor: Actor, filters: AuditFilters, before: str) -> AuditView:
+    """A page of the events that match the filters, from the one older than `before`."""
+    first, last = parse_day(filters.since), parse_day(filters.until)
     events = audit.list_events(
         session,
-        who.actor,
-        who=person.strip(),
-        action=f"{kind}." if kind else "",
-        project=project,
+        actor,
+        who=filters.person.strip(),
+        action=f"{filters.kind}." if filters.kind else "",
+        project=filters.project,
         since=first,
         until=last + timedelta(days=1) if last else None,
         before=parse_id(before) if before else None,
         limit=PAGE_SIZE,
     )
-    fields = {"person": person, "kind": kind, "project": project, "since": since, "until": until}
-    unreadable = [text for text, day in ((since, first), (until, last)) if text and day is None]
-    view = AuditView(
-        who=person,
-        kind=kind,
-        kinds=tuple(audit.list_subject_kinds(session, who.actor)),
-        project=project,
-        projects=tuple((one.slug, one.name) for one in projects.list_projects(session, who.actor)),
-        since=since,
-        until=until,
+    fields = asdict(filters)
+    unreadable = [text for text, day in ((filters.since, first), (filters.until, last)) if text and day is None]
+    return AuditView(
+        who=filters.person,
+        kind=filters.kind,
+        kinds=tuple(audit.list_subject_kinds(session, actor)),
+        project=filters.project,
+        projects=tuple((one.slug, one.name) for one in projects.list_projects(session, actor)),
+        since=filters.since,
+        until=filters.until,
         problem=f"'{unreadable[0]}' is no day: write 2026-01-31. All days are shown." if unreadable else "",
         filtered=any(fields.values()),
         rows=tuple(audit_row(one) for one in events),
         next="?" + urlencode({**fields, "before": events[-1].id}) if len(events) == PAGE_SIZE else "",
     )
-    shell = shell_for(request, who.actor, who.csrf_token, title="Audit log", section="users")
-    return page("admin/audit.html", shell=shell, view=view)
 
 
 def parse_day(text: str) -> datetime | None:

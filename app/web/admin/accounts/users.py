@@ -123,6 +123,16 @@ class UserForm:
     field: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenForm:
+    """The token that a form asks for; without `days` it never expires."""
+
+    scope: Scope
+    name: str
+    days: int | None
+    requests_per_minute: int | None
+
+
 def project_choices(session: Session, actor: Actor, chosen: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
     """All projects, and whether each one is chosen."""
     return tuple((one.slug, one.name, one.slug in chosen) for one in projects.list_projects(session, actor))
@@ -332,27 +342,36 @@ def enable(session: SessionDep, who: Poster, user_id: str) -> RedirectResponse:
 def make_token(request: Request, session: SessionDep, who: Poster, form: Form, user_id: str) -> Response:
     """Make a token. The page shows it once."""
     person = find_person(session, who, user_id)
+    wanted = parse_token(form)
+    _, plain = users.create_token(
+        session,
+        who.actor,
+        user_id=person.id,
+        scope=wanted.scope,
+        name=wanted.name,
+        expires_at=database_now(session) + timedelta(days=wanted.days) if wanted.days else None,
+        requests_per_minute=wanted.requests_per_minute,
+    )
+    return user_page(request, session, who, person, secret=Secret("The new token:", plain), status=201)
+
+
+def parse_token(form: FormData) -> TokenForm:
+    """The token that a form asks for. Raises `Invalid`."""
     scope = text_of(form, "scope")
     if scope not in set(Scope):
         raise Invalid("Choose one of the scopes.", field="scope")
-    name = text_of(form, "name").strip()
     limit = text_of(form, "requests").strip()
     if limit and not limit.isdecimal():
         raise Invalid("Requests a minute must be a number.", field="requests")
     days = text_of(form, "expires")
     if days not in dict(EXPIRIES):
         raise Invalid("Choose one of the times.", field="expires")
-    expires_at = database_now(session) + timedelta(days=int(days)) if days else None
-    _, plain = users.create_token(
-        session,
-        who.actor,
-        user_id=person.id,
+    return TokenForm(
         scope=Scope(scope),
-        name=name,
-        expires_at=expires_at,
+        name=text_of(form, "name").strip(),
+        days=int(days) if days else None,
         requests_per_minute=int(limit[:10]) if limit else None,
     )
-    return user_page(request, session, who, person, secret=Secret("The new token:", plain), status=201)
 
 
 @router.post("/users/{user_id}/tokens/{token_id}/revoke")

@@ -162,26 +162,30 @@ def import_row(found: Import) -> ImportRow:
 def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
     """Store an uploaded file as a draft, to be checked first."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Role.reviewer)
-    file, pictures = form.get("file"), form.get("images")
     try:
-        if not isinstance(file, UploadFile) or not file.filename:
-            raise Invalid("Choose a file first.", field="file")
-        has_pictures = isinstance(pictures, UploadFile) and bool(pictures.filename)
-        made = imports.create_import(
-            session,
-            who.actor,
-            frame.project,
-            filename=file.filename,
-            source=file.file,
-            images_source=pictures.file if has_pictures and isinstance(pictures, UploadFile) else None,
-            split=parse_split(form),
-            draft=True,
-        )
+        made = create_draft(session, who, frame, form)
     except Invalid as error:
         session.rollback()
         split = text_of(form, "split", "train")
         return list_page(session, who, frame, problem=error.detail, split=split, status=422)
     return RedirectResponse(f"/admin/projects/{slug}/imports/{made.id}", status_code=303)
+
+
+def create_draft(session: Session, who: SignedIn, frame: Frame, form: FormData) -> Import:
+    """Store the files of the form as a draft. Raises `Invalid`."""
+    file, images = form.get("file"), form.get("images")
+    if not isinstance(file, UploadFile) or not file.filename:
+        raise Invalid("Choose a file first.", field="file")
+    return imports.create_import(
+        session,
+        who.actor,
+        frame.project,
+        filename=file.filename,
+        source=file.file,
+        images_source=images.file if isinstance(images, UploadFile) and images.filename else None,
+        split=parse_split(form),
+        draft=True,
+    )
 
 
 @router.get("/projects/{slug}/imports/template.{kind}")

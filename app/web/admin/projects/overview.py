@@ -25,7 +25,7 @@ from app.services.read_models import overviews
 from app.services.read_models.overviews import Activity
 from app.services.rounds import rounds, versions
 from app.web.access import Me
-from app.web.admin.frame import frame_of
+from app.web.admin.frame import Frame, frame_of
 from app.web.admin.rounds.scores import VersionRow, metric_of, score_chart, version_rows
 from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart
@@ -154,17 +154,25 @@ def version_name(session: Session, actor: Actor, project: Project) -> str:
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the loop."""
     frame = frame_of(request, session, who, slug, tab="Loop", title="Loop")
+    view = loop_view(session, who.actor, frame)
+    if wants_fragment(request):
+        return live(request, "admin/projects/project.html", "live", shell=frame.shell, view=view)
+    return page("admin/projects/project.html", shell=frame.shell, view=view)
+
+
+def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
+    """The loop of a project as its page shows it."""
     project = frame.project
     settings = projects.settings_of(session, project)
     running = rounds.active_round(session, project)
-    known = versions.list_versions(session, who.actor, project)
+    known = versions.list_versions(session, actor, project)
     pace = overviews.load_activity(session, project)
-    made_by = {one.id: one for one in rounds.list_rounds(session, who.actor, project, limit=200).items}
+    made_by = {one.id: one for one in rounds.list_rounds(session, actor, project, limit=200).items}
     rows = version_rows(known, made_by, project.active_version_id)
     stations, sentence = make_stations(session, project, settings, running, known, rows, pace)
     waiting = next((row for row in rows if row.waits), None)
-    view = LoopView(
-        slug=slug,
+    return LoopView(
+        slug=project.slug,
         name=project.name,
         may_manage=frame.may_manage,
         may_review=frame.may_review,
@@ -175,15 +183,10 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
         metric=metric_of(known),
         chart=score_chart(known, project.active_version_id),
         pace=f"{number(pace.today)} today, {number(pace.hour)} in the last hour",
-        verdicts=tuple(
-            verdict_row(line) for line in overviews.list_recent_verdicts(session, who.actor, project, limit=6)
-        ),
+        verdicts=tuple(verdict_row(line) for line in overviews.list_recent_verdicts(session, actor, project, limit=6)),
         versions=rows[:5],
         workers=tuple(workers.list_workers(session)),
     )
-    if wants_fragment(request):
-        return live(request, "admin/projects/project.html", "live", shell=frame.shell, view=view)
-    return page("admin/projects/project.html", shell=frame.shell, view=view)
 
 
 def running_round(running: Round) -> RunningRound:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import TypeVar
@@ -11,11 +11,12 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.http.dependencies import SessionDep
 from app.models import Prompt, PromptState, Role, Split
-from app.services.kernel.actors import parse_id
+from app.services.kernel.actors import Actor, parse_id
 from app.services.prompts import prompts
 from app.services.prompts.filters import FeedbackFilter
 from app.services.quality import gold
@@ -23,7 +24,7 @@ from app.services.read_models import overviews
 from app.services.read_models.overviews import CandidateSetSummary, CandidateSummary, VerdictSummary
 from app.services.rounds import versions
 from app.web.access import Form, Me, Poster, managed_project, text_of
-from app.web.admin.frame import back_to, frame_of
+from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.prompts import forms
 from app.web.judging.views import Picture
 from app.web.rendering import page
@@ -40,6 +41,17 @@ VERDICT_FILTERS = (
     ("alike", "critics agree"),
 )
 Member = TypeVar("Member", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFilters:
+    """The filters of the list, as texts from its address. Unknown values filter nothing."""
+
+    q: str
+    split: str
+    state: str
+    said: str
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,38 +158,45 @@ def index(
 ) -> Response:
     """List the prompts that match the filters."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts")
+    filters = PromptFilters(q, split, state, said, version)
+    view = prompts_view(session, who.actor, frame, filters, cursor)
+    return page("admin/prompts/prompts.html", shell=frame.shell, view=view)
+
+
+def prompts_view(session: Session, actor: Actor, frame: Frame, filters: PromptFilters, cursor: str) -> PromptsView:
+    """A page of the prompts that match the filters."""
+    number = filters.version
     found = prompts.list_prompts(
         session,
-        who.actor,
+        actor,
         frame.project,
         limit=PAGE_SIZE,
         cursor=cursor or None,
-        split=parse_member(Split, split),
-        state=parse_member(PromptState, state),
-        query=q.strip() or None,
-        said=parse_member(FeedbackFilter, said),
-        version=int(version) if version.isascii() and version.isdigit() and len(version) < 10 else None,
+        split=parse_member(Split, filters.split),
+        state=parse_member(PromptState, filters.state),
+        query=filters.q.strip() or None,
+        said=parse_member(FeedbackFilter, filters.said),
+        version=int(number) if number.isascii() and number.isdigit() and len(number) < 10 else None,
     )
-    known = versions.list_versions(session, who.actor, frame.project)
-    fields = {"q": q, "split": split, "state": state, "said": said, "version": version}
-    view = PromptsView(
-        slug=slug,
+    known = versions.list_versions(session, actor, frame.project)
+    fields = asdict(filters)
+    return PromptsView(
+        slug=frame.project.slug,
         counts="What is judged: images, a question, usually an answer.",
-        query=q,
-        split=split,
-        state=state,
+        query=filters.q,
+        split=filters.split,
+        state=filters.state,
         splits=tuple(Split),
         states=tuple(PromptState),
-        said=said,
-        version=version,
+        said=filters.said,
+        version=filters.version,
         sayings=VERDICT_FILTERS,
         versions=tuple(sorted(one.number for one in known)),
         may_review=frame.may_review,
-        filtered=bool(q or split or state or said or version),
+        filtered=any(fields.values()),
         rows=tuple(prompt_row(prompt) for prompt in found.items),
         next="?" + urlencode({**fields, "cursor": found.next}) if found.next else "",
     )
-    return page("admin/prompts/prompts.html", shell=frame.shell, view=view)
 
 
 def prompt_row(prompt: Prompt) -> PromptRow:
@@ -204,10 +223,16 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: s
     prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id))
     if prompt.project_id != frame.project.id:
         raise NotFound("There is no such prompt in this project.")
+    view = prompt_view(session, who.actor, frame, prompt)
+    return page("admin/prompts/prompt.html", shell=frame.shell, view=view)
+
+
+def prompt_view(session: Session, actor: Actor, frame: Frame, prompt: Prompt) -> PromptView:
+    """A prompt with its candidate sets and verdicts, as its page shows it."""
     state = PromptState(prompt.state)
     is_gold = gold.find_gold_id(session, prompt) is not None
-    view = PromptView(
-        slug=slug,
+    return PromptView(
+        slug=frame.project.slug,
         id=str(prompt.id),
         question=prompt.question,
         answer=prompt.answer,
@@ -220,11 +245,10 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: s
         images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images),
         references=tuple(prompt.references),
         metadata=json.dumps(prompt.extra, ensure_ascii=False, indent=2) if prompt.extra else "",
-        sets=tuple(set_view(one) for one in overviews.list_candidate_sets(session, who.actor, frame.project, prompt)),
+        sets=tuple(set_view(one) for one in overviews.list_candidate_sets(session, actor, frame.project, prompt)),
         actions=allowed_changes(state) if frame.may_review and not is_gold else (),
         gold="" if not frame.may_review else "is" if is_gold else "may",
     )
-    return page("admin/prompts/prompt.html", shell=frame.shell, view=view)
 
 
 def allowed_changes(state: PromptState) -> tuple[tuple[str, str, str], ...]:

@@ -24,7 +24,7 @@ from app.services.read_models import overviews
 from app.services.read_models.overviews import CriticSummary
 from app.services.rounds import rounds
 from app.web.access import Me
-from app.web.admin.frame import frame_of
+from app.web.admin.frame import Frame, frame_of
 from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.rendering import page, signed
@@ -145,12 +145,17 @@ def bias_view(found: PositionFigures | None) -> BiasView | None:
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """List the critics of a project."""
     frame = frame_of(request, session, who, slug, tab="Critics", title="Critics")
-    actor, project = who.actor, frame.project
+    return page("admin/quality/critics.html", shell=frame.shell, view=critics_view(session, who.actor, frame))
+
+
+def critics_view(session: Session, actor: Actor, frame: Frame) -> CriticsView:
+    """The critics of a project as their page shows them."""
+    project = frame.project
     votes = agreement.load_votes(session, project)
     places = critic_figures.load_position_figures(session, actor, project)
     names = critic_figures.list_critic_names(session, actor, project)
-    view = CriticsView(
-        slug=slug,
+    return CriticsView(
+        slug=project.slug,
         may_manage=frame.may_manage,
         may_review=frame.may_review,
         all=agreement_view(agreement.compute_agreement(votes)),
@@ -161,7 +166,6 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
         days=days_chart(critic_figures.list_daily_verdicts(session, actor, project), names),
         places=places_chart({"all": places[None]}),
     )
-    return page("admin/quality/critics.html", shell=frame.shell, view=view)
 
 
 def critic_rows(
