@@ -81,7 +81,6 @@ _RELATIONS = {
     f"<{name}>": name
     for name in ("left_of", "right_of", "in_front_of", "behind", "beside", "between", "larger", "smaller")
 }
-_RELATION_WORDS = {name.replace("_", " "): name for name in ("left_of", "right_of", "in_front_of", "behind", "beside")}
 _NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "1": 1, "2": 2, "3": 3, "4": 4, "single": 1}
 _PLACES = {
     **{word: word for word in ("left", "middle", "right", "front", "back")},

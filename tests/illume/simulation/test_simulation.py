@@ -173,7 +173,7 @@ class TestWholeRun:
         self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out, result = run
-        for name in ("evaluate", "sample_rationales", "tuning_round"):
+        for name in ("evaluate", "sample_rationales", "run_job"):
             monkeypatch.setattr(f"illume.simulation.loop.{name}", None)
         assert simulate(with_all(settings), out, display=quiet()) == result
 
@@ -690,7 +690,7 @@ class TestCommand:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr("illume.simulation.run_seed", press)
+            patched.setattr("illume.simulation.command.run_seed", press)
             assert main([*words, "--no-meteor"]) == 130
         assert "stopped; the same command goes on from here" in capsys.readouterr().err
         assert main([*words, "--no-meteor"]) == 0
