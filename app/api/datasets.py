@@ -12,10 +12,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app.http.dependencies import ActorDep, SessionDep
 from app.models import Role, Split
+from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan
 from app.services.exports.compression import Coding, compressed
 from app.services.exports.plan import Plan, Wanted
-from app.services.exports.shapes import Aggregation, Format, Task, dataset_info
+from app.services.exports.shapes import Format, Task, dataset_info
 from app.services.kernel.actors import parse_id
 from app.services.kernel.paging import MAX_LIMIT
 from app.services.kernel.store import get_store

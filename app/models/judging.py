@@ -12,6 +12,7 @@ from sqlalchemy.types import UserDefinedType
 
 from app.db.base import Base
 from app.models.states import AssignmentState, EnumText, Purpose, VerdictKind, VerdictState, enum_check
+from illume.texts import normalise_rationale
 
 
 class Xid8(UserDefinedType[int]):
@@ -22,6 +23,12 @@ class Xid8(UserDefinedType[int]):
     def get_col_spec(self, **_: Any) -> str:
         """The type's name in SQL."""
         return "xid8"
+
+
+def _key_of_rationale(context: Any) -> str | None:
+    """The key of the rationale that is inserted; SQLAlchemy calls it for each row."""
+    rationale: str | None = context.get_current_parameters().get("rationale")
+    return None if rationale is None else normalise_rationale(rationale)
 
 
 class Assignment(Base):
@@ -77,7 +84,9 @@ class Verdict(Base):
 
     Its content never changes: a change is a new verdict that `supersedes` it. `current`: no other verdict superseded
     it. `deleted`: it was erased and is only a tombstone; `xid` is then that of the erasure. `xid` orders the feed by
-    commit. `weight` is how reliable its critic was when it was given.
+    commit. `weight` is how reliable its critic was when it was given. `exhaustive`: its critic looked at
+    all candidates, so that those not picked were rejected. `rationale_key` is the normalised form of the critic's own
+    rationale; equal keys are the same rationale.
     """
 
     __tablename__ = "verdicts"
@@ -85,6 +94,7 @@ class Verdict(Base):
         enum_check("kind", VerdictKind),
         enum_check("state", VerdictState),
         CheckConstraint("seconds IS NULL OR seconds >= 0", name="seconds_positive"),
+        CheckConstraint("(rationale IS NULL) = (rationale_key IS NULL)", name="rationale_has_key"),
         Index("uq_verdicts_supersedes", "supersedes", unique=True),
         Index("uq_verdicts_assignment_current", "assignment_id", unique=True, postgresql_where=text("current")),
         Index("ix_verdicts_feed", "project_id", "xid", "id"),
@@ -110,10 +120,12 @@ class Verdict(Base):
     supersedes: Mapped[int | None] = mapped_column(ForeignKey("verdicts.id"))
     reason: Mapped[str | None] = mapped_column(Text)
     rationale: Mapped[str | None] = mapped_column(Text)
+    rationale_key: Mapped[str | None] = mapped_column(Text, default=_key_of_rationale)
     edited_from: Mapped[int | None] = mapped_column(ForeignKey("candidates.id"))
     tags: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     comment: Mapped[str | None] = mapped_column(Text)
     seconds: Mapped[float | None]
+    exhaustive: Mapped[bool] = mapped_column(server_default=text("true"))
     shown: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     weight: Mapped[float] = mapped_column(server_default="1")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -14,10 +14,11 @@ import orjson
 from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say
 from app.db.sessions import session_scope
 from app.processes.connect import Refused
+from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan as export_plan
 from app.services.exports.compression import Coding, compressed
 from app.services.exports.plan import Wanted, parse_wanted
-from app.services.exports.shapes import Aggregation, Format, Row, Task, dataset_info, paths_of, sha256_of
+from app.services.exports.shapes import Format, Row, Task, dataset_info, paths_of, sha256_of
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.projects.projects import get_project

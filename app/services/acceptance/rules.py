@@ -1,4 +1,4 @@
-"""Which rationales are accepted, after aggregation over critics."""
+"""What rounds go by: the accepted rationales of a project's prompts, and which prompts have some."""
 
 from __future__ import annotations
 
@@ -8,67 +8,68 @@ from dataclasses import dataclass
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from app.models import Project, Prompt, PromptState
+from app.models import Project, Prompt
+from app.services.acceptance.counting import OUT_OF_USE, OUT_OF_USE_SQL, counting
 from illume.texts import normalise_rationale
 
-# A vote is a pick of a candidate, or a text of a critic's own; equal texts of several critics are one text with several
-# votes. `any` takes one vote, `majority` more than half of the set's slots, `all` every slot: so that what was
-# accepted after the first verdicts stays accepted after the last. Where reliability counts, a majority is one of the
-# weights, and a slot that nobody judged yet weighs 1. A reviewer's decision stands instead of all others on its set.
+# A reviewer's decision stands instead of all others on its set.
 STANDS = """
-v.current AND v.kind IN ('picked', 'none_fit') AND (v.state = 'decided' OR (v.state = 'counted' AND NOT EXISTS (
+v.current AND (v.state = 'decided' OR (v.state = 'counted' AND NOT EXISTS (
     SELECT FROM verdicts w WHERE w.candidate_set_id = v.candidate_set_id AND w.current AND w.state = 'decided'
 )))
 """
-VOTES = f"""
-WITH rule AS MATERIALIZED (
-    SELECT r.settings ->> 'aggregation' AS aggregation,
-        coalesce((r.settings -> 'weigh_reliability')::boolean, false) AS weigh
-    FROM projects j JOIN setting_revisions r ON r.id = j.revision_id WHERE j.id = :project
-), judged AS (
-    SELECT v.id, v.prompt_id, v.candidate_set_id, v.rationale, s.slots, v.state = 'decided' AS decided,
-        CASE WHEN (SELECT weigh FROM rule) THEN v.weight ELSE 1 END AS weight,
-        sum(CASE WHEN (SELECT weigh FROM rule) THEN v.weight ELSE 1 END) OVER same_set
-            + greatest(s.slots - count(*) OVER same_set, 0) AS whole
-    FROM verdicts v
-    JOIN candidate_sets s ON s.id = v.candidate_set_id
-    JOIN prompts p ON p.id = v.prompt_id
-    WHERE v.project_id = :project AND {STANDS}
-      AND p.state NOT IN ('held', 'retired')
-      AND (CAST(:prompts AS bigint[]) IS NULL OR v.prompt_id = ANY (CAST(:prompts AS bigint[])))
-    WINDOW same_set AS (PARTITION BY v.candidate_set_id)
-), votes AS (
-    SELECT j.prompt_id, min(j.id) AS verdict_id, k.candidate_id, c.text, count(*) AS votes, sum(j.weight) AS weight,
-        max(j.whole) AS whole, bool_or(j.decided) AS decided, j.slots
-    FROM judged j JOIN picks k ON k.verdict_id = j.id JOIN candidates c ON c.id = k.candidate_id
-    GROUP BY j.prompt_id, k.candidate_id, c.text, j.slots
-    UNION ALL
-    SELECT j.prompt_id, min(j.id), NULL, j.rationale, count(*), sum(j.weight), max(j.whole), bool_or(j.decided), j.slots
-    FROM judged j WHERE j.rationale IS NOT NULL
-    GROUP BY j.prompt_id, j.candidate_set_id, j.rationale, j.slots
-), accepted AS (
-    SELECT prompt_id, verdict_id, candidate_id, text FROM votes
-    WHERE decided
-        OR CASE (SELECT aggregation FROM rule)
-            WHEN 'any' THEN true WHEN 'majority' THEN 2 * weight > whole ELSE votes >= slots END
-)
+
+
+def _accepted_of(project: str, prompts: str) -> str:
+    """What stands after WITH in a statement that has what is `accepted`, by ballots that are sets."""
+    rule = f"""
+        SELECT r.settings ->> 'aggregation' AS aggregation,
+            coalesce((r.settings -> 'weigh_reliability')::boolean, false) AS weigh
+        FROM projects j JOIN setting_revisions r ON r.id = j.revision_id WHERE j.id = {project}"""  # noqa: S608
+    judged = f"""
+        SELECT v.id AS verdict_id, v.prompt_id, v.candidate_set_id AS ballot, v.kind, s.slots,
+            p.state AS prompt_state, v.state = 'decided' AS decided, v.weight, v.exhaustive, v.rationale_key
+        FROM verdicts v
+        JOIN candidate_sets s ON s.id = v.candidate_set_id
+        JOIN prompts p ON p.id = v.prompt_id
+        WHERE v.project_id = {project} AND {STANDS} AND ({prompts} IS NULL OR v.prompt_id = ANY ({prompts}))"""  # noqa: S608
+    return counting(rule=rule, judged=judged, picks="JOIN picks k ON k.verdict_id = b.verdict_id")
+
+
+def refresh_sql(*, project: str, prompts: str) -> str:
+    """One statement that sets `has_accepted` and `fresh` of prompts from the verdicts that count.
+
+    `project` and `prompts` are expressions of SQL: a bigint and an array of bigints (null: all of the project), as
+    parameters of whatever driver runs it or as queries in brackets. It may be followed by `RETURNING` of the prompts
+    `p` that it changed.
+    """
+    return f"""WITH {_accepted_of(project, prompts)}
+UPDATE prompts p
+SET has_accepted = now.stands, fresh = now.stands AND p.split = 'train' AND (p.fresh OR NOT p.has_accepted)
+FROM (
+    SELECT q.id, EXISTS (SELECT FROM accepted a WHERE a.prompt_id = q.id) AS stands
+    FROM prompts q
+    WHERE q.project_id = {project} AND q.state NOT IN ({OUT_OF_USE_SQL})
+      AND ({prompts} IS NULL OR q.id = ANY ({prompts}))
+) now
+WHERE p.id = now.id AND p.has_accepted <> now.stands
+"""  # noqa: S608 - expressions of SQL, no values
+
+
+PROJECT, PROMPTS = ":project", "CAST(:prompts AS bigint[])"
+REFRESH = refresh_sql(project=PROJECT, prompts=PROMPTS)
+# The wording of a text of critics' own is that of the first who gave it.
+LIST = f"""WITH {_accepted_of(PROJECT, PROMPTS)}
+SELECT a.prompt_id, a.verdict_id, a.candidate_id, coalesce(c.text, v.rationale) AS text
+FROM accepted a
+LEFT JOIN candidates c ON c.id = a.candidate_id
+LEFT JOIN verdicts v ON a.candidate_id IS NULL AND v.id = a.verdict_id
+ORDER BY a.prompt_id, a.verdict_id, a.candidate_id
 """  # noqa: S608 - constants only
 AGGREGATION = """
 SELECT r.settings ->> 'aggregation' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
 WHERE j.id = :project
 """
-LIST = f"{VOTES} SELECT * FROM accepted ORDER BY prompt_id, verdict_id, candidate_id"  # noqa: S608 - constants only
-REFRESH = f"""{VOTES}
-UPDATE prompts p
-SET has_accepted = now.stands, fresh = now.stands AND p.split = 'train' AND (p.fresh OR NOT p.has_accepted)
-FROM (
-    SELECT q.id, EXISTS (SELECT FROM accepted WHERE accepted.prompt_id = q.id) AS stands
-    FROM prompts q
-    WHERE q.project_id = :project AND q.state NOT IN ('held', 'retired')
-      AND (CAST(:prompts AS bigint[]) IS NULL OR q.id = ANY (CAST(:prompts AS bigint[])))
-) now
-WHERE p.id = now.id AND p.has_accepted <> now.stands
-"""  # noqa: S608 - constants only
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def fresh_count(session: Session, project: Project, *, limit: int | None = None)
         .where(
             Prompt.project_id == project.id,
             Prompt.fresh,
-            Prompt.state.not_in((PromptState.held, PromptState.retired)),
+            Prompt.state.not_in(OUT_OF_USE),
         )
         .limit(limit)
         .subquery()

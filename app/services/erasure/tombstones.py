@@ -36,7 +36,8 @@ TEXT_LISTS = ("rationales", "own", "gold")  # lists of texts in an evaluation's 
 TOMBSTONE_VERDICTS = text("""
 WITH tombstones AS (
     UPDATE verdicts SET deleted = true, current = false, xid = pg_current_xact_id(), kind = 'skipped', reason = NULL,
-        rationale = NULL, edited_from = NULL, tags = '{}', comment = NULL, seconds = NULL, shown = '{}', weight = 1
+        rationale = NULL, rationale_key = NULL, edited_from = NULL, tags = '{}', comment = NULL, seconds = NULL,
+        exhaustive = true, shown = '{}', weight = 1
     WHERE id = ANY (CAST(:verdicts AS bigint[]))
 ), deleted_picks AS (
     DELETE FROM picks WHERE verdict_id = ANY (CAST(:verdicts AS bigint[]))

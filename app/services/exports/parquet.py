@@ -75,6 +75,8 @@ RECORD = [
     ("reason", TEXT),
     ("comment", TEXT),
     ("seconds", NUMBER),
+    ("exhaustive", TRUTH),
+    ("critic_weight", NUMBER),
     ("supersedes", TEXT),
     ("deleted", TRUTH),
     ("snapshots", pa.list_(TEXT)),
@@ -87,7 +89,7 @@ def columns_of(shape: Shape, *, embed: bool) -> list[tuple[str, pa.DataType]]:
     """The columns of a format, in order."""
     if shape.format is Format.records:
         return RECORD
-    task = shape.task if shape.format is Format.sharegpt else Task(shape.format.value)
+    task = shape.rows_for
     rejected = [("rejected_candidate", TEXT)] if task is Task.preference else []
     if shape.format is Format.sharegpt:
         said = [("chosen", TURN), ("rejected", TURN)] if task is Task.preference else []

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import Any
 
 import orjson
@@ -17,26 +16,24 @@ from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, Invalid, NotFound
 from app.models import AuditEvent, ModelVersion, Project, Role, Round, Snapshot, Split, User, Verdict
+from app.services.acceptance.counting import Aggregation
 from app.services.accounts.users import pseudonym
+from app.services.exports.judged_prompts import JudgedPrompt, Kept, kept_pages, kept_prompts, live_prompts
 from app.services.exports.reader import (
     Choice,
     View,
     current_view,
     giving_way,
     one_line,
-    pages_by_prompt,
     pages_by_verdict,
 )
-from app.services.exports.shapes import SCHEMA_VERSION, Aggregation, Format, Record, Row, Shape, Task, Wording, rows_of
+from app.services.exports.shapes import SCHEMA_VERSION, Format, Row, Shape, Task, Wording, counting, rows_of
 from app.services.kernel.actors import Actor, parse_id, project_role, require
 from app.services.kernel.paging import check_limit, decode_cursor, encode_cursor
-from app.services.kernel.store import get_store
 from app.services.projects.projects import settings_of
 from app.settings import get_settings
 from illume.model.prompting import render_answer_prompt, render_rationale_prompt
 
-LINES_A_PAGE = 500
-PROMPTS_AT_ONCE = 50
 SNAPSHOT_FORM = re.compile(r"[0-9]+:[0-9]+:[0-9,]*")
 
 
@@ -82,39 +79,16 @@ def parse_wanted(values: Mapping[str, str]) -> Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """The records of a snapshot: the store's key of their file, and which of its lines are wanted."""
-
-    key: str
-    version: str | None
-    critic: str | None
-    since: str | None
-    split: str | None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all lines are wanted."""
-        return self.version is self.critic is self.since is self.split is None
-
-    def wants(self, record: Record) -> bool:
-        """Whether this record is wanted."""
-        return (
-            (self.version is None or record["version"] == self.version)
-            and (self.critic is None or record["critic"] == self.critic)
-            and (self.since is None or record["created_at"] >= self.since)
-            and (self.split is None or record["split"] == self.split)
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """A dataset whose content is fixed: later verdicts are not in it.
 
-    `after` is the id of the row behind which it begins; `etag` changes whenever the content might.
+    `weigh`: votes weigh as much as their critics are reliable. `after` is the id of the row behind which it begins;
+    `etag` changes whenever the content might.
     """
 
     slug: str
     shape: Shape
+    weigh: bool
     choice: Choice
     kept: Kept | None
     etag: str
@@ -150,7 +124,8 @@ def plan(
     settings = settings_of(session, project).model_dump() if snapshot is None else snapshot.settings.get("project", {})
     aggregation = wanted.aggregation or Aggregation(settings.get("aggregation", "any"))
     template = str(settings.get("template") or settings_of(session, project).template)
-    digest = _digest(wanted.format, wanted.task, aggregation, template, critic, sorted(wanted.filters().items()))
+    weigh = bool(settings.get("weigh_reliability"))
+    digest = _digest(wanted.format, wanted.task, aggregation, weigh, template, critic, sorted(wanted.filters().items()))
     view, after = _position(session, digest, cursor, after)
     choice = Choice(
         project_id=project.id,
@@ -167,6 +142,7 @@ def plan(
     return Plan(
         slug=project.slug,
         shape=Shape(wanted.format, aggregation, wording(template), wanted.task),
+        weigh=weigh,
         choice=choice,
         kept=kept,
         etag=_digest(SCHEMA_VERSION, digest, state, after),
@@ -305,67 +281,24 @@ def row_pages(found: Plan) -> Iterator[list[Row]]:
     return ([orjson.loads(line) for line in page.splitlines()] for page in line_pages(found))
 
 
-def kept_pages(kept: Kept, after: str) -> Iterator[bytes]:
-    """The records of a snapshot's file, behind the record `after`."""
-    page: list[bytes] = []
-    begun = not after
-    with get_store().open(kept.key) as file:
-        for line in file:
-            if not (begun and kept.is_whole):
-                record = orjson.loads(line)
-                if not begun:
-                    begun = record["id"] == after
-                    continue
-                if not kept.is_whole and (record.get("redacted") or not kept.wants(record)):
-                    continue
-            page.append(line)
-            if len(page) == LINES_A_PAGE:
-                yield b"".join(page)
-                page = []
-    if page:
-        yield b"".join(page)
-
-
 def shaped_pages(found: Plan) -> Iterator[list[Row]]:
     """The rows that the records of each prompt become, behind the row `after`."""
     prompt, _, position = found.after.partition("-")
+    start = int(prompt or 0)
 
-    def rows_of_page(page: list[tuple[str, list[Record]]]) -> list[Row]:
+    def rows_of_page(page: list[JudgedPrompt]) -> list[Row]:
         rows: list[Row] = []
-        for prompt_id, records in page:
-            made = rows_of(records, found.shape)
-            rows += made[int(position or 0) + 1 :] if prompt_id == prompt else made
+        for one in page:
+            made = rows_of(one.records, one.outcomes, found.shape)
+            rows += made[int(position or 0) + 1 :] if prompt and one.id == start else made
         return rows
 
-    return filter(None, map(giving_way(rows_of_page), record_groups(found, int(prompt or 0))))
-
-
-def record_groups(found: Plan, start: int) -> Iterator[list[tuple[str, list[Record]]]]:
-    """The records of each prompt from prompt `start` on, few prompts at a time.
-
-    Few, because what they become is hundreds of small objects each, which the collector of garbage looks through again
-    and again while they are in use: with all prompts of a page at once, that took longer than making them.
-    """
+    counted_by = counting(found.shape, weigh=found.weigh)
     if found.kept is None:
-        pages = pages_by_prompt(found.choice, start=start)
-        records: Iterator[Record] = (orjson.loads(line) for page in pages for line in page.splitlines())
+        pages = live_prompts(found.choice, counted_by, start)
     else:
-        lines = (line for page in kept_pages(found.kept, "") for line in page.splitlines())
-        records = (record for line in lines if not (record := orjson.loads(line)).get("redacted"))
-    groups: list[tuple[str, list[Record]]] = []
-    for prompt, group in groupby(records, prompt_of):
-        if int(prompt) >= start:
-            groups.append((prompt, list(group)))
-        if len(groups) == PROMPTS_AT_ONCE:
-            yield groups
-            groups = []
-    if groups:
-        yield groups
-
-
-def prompt_of(record: Record) -> str:
-    """The id of a record's prompt."""
-    return str(record["prompt"])
+        pages = kept_prompts(found.kept, counted_by, start)
+    return filter(None, map(giving_way(rows_of_page), pages))
 
 
 def page_of(found: Plan, limit: int) -> tuple[bytes, str | None]:

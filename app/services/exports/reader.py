@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from app.db.engine import FETCHERS_PER_STREAM
 from app.db.sessions import session_scope
 from app.models import Split
+from app.services.acceptance.outcomes import Counting, outcomes_query, page_counting
 from app.services.accounts.users import pseudonym
 from app.services.kernel import traffic
 from app.settings import get_settings
@@ -83,6 +84,7 @@ _RECORD = f"""concat(
     array_to_string(v.shown, '","'), '"],"kind":"', v.kind, '","rationale":', {_json("v.rationale")},
     ',"edited_from":', {_id("v.edited_from")},
     ',"reason":', {_json("v.reason")}, ',"comment":', {_json("v.comment")}, ',"seconds":', {_json("v.seconds")},
+    ',"exhaustive":', CASE WHEN v.exhaustive THEN 'true' ELSE 'false' END, ',"critic_weight":', v.weight,
     ',"supersedes":', {_id("v.supersedes")}, ',"deleted": false,"snapshots":[',
     CASE WHEN CAST(:any_snapshots AS boolean) THEN {_SNAPSHOTS} END,
     '],"created_at":"', to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '"}}'
@@ -107,11 +109,11 @@ _STANDS = f"""v.project_id = :project AND NOT v.deleted AND {_COUNTS} AND {_SEEN
 # One look-up for each row of the page, whatever the planner thinks of the tables' sizes. A page is a few texts: what
 # has to be done for each record by hand, in a process that answers critics too, would take longer than the query, and
 # texts over 128 KB cost both sides more for fresh memory than for their making.
-def _page(chosen: str, order: str) -> str:
+def _page(chosen: str, order: str, *, counting: str = "", outcomes: str = "") -> str:
     return f"""
 WITH v AS MATERIALIZED (
     SELECT v.*, v.tags <> '{{}}' AS tagged, row_number() OVER (ORDER BY {order}) AS place {chosen}
-)
+){counting}
 SELECT place / {TOGETHER} AS part, string_agg(line, '' ORDER BY place) AS lines FROM (
     SELECT v.place, concat(
         '{{"schema_version":', 1, ',"critic":"', n.names ->> CAST(v.critic_id AS text), '",', {_RECORD}, chr(10)
@@ -123,7 +125,7 @@ SELECT place / {TOGETHER} AS part, string_agg(line, '' ORDER BY place) AS lines 
     LEFT JOIN model_versions m ON m.id = s.version_id
     LEFT JOIN LATERAL (SELECT array_agg(x.candidate_id) AS picks FROM picks x WHERE x.verdict_id = v.id) k ON true
 ) page
-GROUP BY part ORDER BY part
+GROUP BY part {outcomes} ORDER BY part
 """  # noqa: S608 - constants only
 
 
@@ -143,11 +145,19 @@ BY_VERDICT = _page(
         AND (v.xid, v.id) <= (CAST(CAST(:last_xid AS text) AS xid8), :last)""",
     "v.xid, v.id",
 )
-BY_PROMPT = _page(
-    f"""FROM candidate_sets x JOIN verdicts v ON v.candidate_set_id = x.id
-    WHERE x.prompt_id = ANY (CAST(:prompts AS bigint[])) AND {_STANDS} AND {_OF_SETS}""",
-    "v.prompt_id, v.id",
-)
+_OF_PROMPTS = f"""FROM candidate_sets x JOIN verdicts v ON v.candidate_set_id = x.id
+    WHERE x.prompt_id = ANY (CAST(:prompts AS bigint[])) AND {_STANDS} AND {_OF_SETS}"""
+BY_PROMPT = _page(_OF_PROMPTS, "v.prompt_id, v.id")
+
+
+def _counted(*, turned_down: bool) -> str:
+    """Records by prompt, and before them a line with their outcomes."""
+    outcomes = f"UNION ALL SELECT -1, outcomes || chr(10) FROM ({outcomes_query(turned_down=turned_down)}) o"  # noqa: S608
+    counting = f", {page_counting(turned_down=turned_down)}"
+    return _page(_OF_PROMPTS, "v.prompt_id, v.id", counting=counting, outcomes=outcomes)
+
+
+BY_PROMPT_COUNTED = {turned_down: _counted(turned_down=turned_down) for turned_down in (False, True)}
 JUDGED_PROMPTS = """
 SELECT p.id FROM prompts p
 WHERE p.project_id = :project AND p.id >= :start AND (CAST(:split AS text) IS NULL OR p.split = :split)
@@ -267,13 +277,19 @@ def pages_by_verdict(choice: Choice, *, after: int = 0, limit: int | None = None
     return fetched(ranges(), read)
 
 
-def pages_by_prompt(choice: Choice, *, start: int = 0, session: Session | None = None) -> Iterator[bytes]:
+def pages_by_prompt(
+    choice: Choice, *, start: int = 0, counted_by: Counting | None = None, session: Session | None = None
+) -> Iterator[bytes]:
     """The chosen records as lines, prompt by prompt from prompt `start` on; those of a prompt are in one page.
 
-    Each page has a short session of its own, unless one is given.
+    With `counted_by` each page begins with a line more: its outcomes, for `parse_outcomes`. Each page has a short
+    session of its own, unless one is given.
     """
+    statement = BY_PROMPT if counted_by is None else BY_PROMPT_COUNTED[counted_by.turned_down]
     with open_session(session) as used:
         values = {**choice.parameters(), "names": names_of(used, choice.project_id)}
+    if counted_by is not None:
+        values |= counted_by.parameters()
     size = Size(FIRST_PAGE)
 
     def prompts() -> Iterator[list[int]]:
@@ -290,7 +306,7 @@ def pages_by_prompt(choice: Choice, *, start: int = 0, session: Session | None =
 
     def read(found: list[int]) -> bytes:
         with open_session(session) as used:
-            lines = lines_of(used, BY_PROMPT, {**values, "prompts": found})
+            lines = lines_of(used, statement, {**values, "prompts": found})
         size.learn(len(found), len(lines))
         return lines
 

@@ -13,9 +13,11 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from app.services.acceptance.counting import Aggregation
+from app.services.acceptance.outcomes import Counting, Outcome
+from illume.texts import normalise_rationale
+
 SCHEMA_VERSION = 1
-JUDGES = ("picked", "none_fit")
-OUT_OF_USE = ("held", "retired")
 MEDIA_TAG = re.compile(r"<(?=(?:image|video|audio)>)")
 
 Record = Mapping[str, Any]
@@ -32,19 +34,6 @@ class Format(StrEnum):
     preference = "preference"
     kto = "kto"
     sharegpt = "sharegpt"
-
-
-class Aggregation(StrEnum):
-    """What it takes that a rationale fits where several critics judged it.
-
-    `any`: one vote; `majority`: more than half of the set's slots; `all`: every slot; `each`: every critic's verdict
-    makes rows of its own.
-    """
-
-    any = "any"
-    majority = "majority"
-    all = "all"
-    each = "each"
 
 
 class Task(StrEnum):
@@ -64,13 +53,22 @@ class Shape:
     wording: Wording
     task: Task = Task.sft
 
+    @property
+    def rows_for(self) -> Task:
+        """What the rows are for, in whatever format; `records` are for nothing of it."""
+        return self.task if self.format is Format.sharegpt else Task(self.format.value)
+
 
 class Said(NamedTuple):
-    """A rationale somebody judged or wrote. `votes` critics were for it; `candidate` is None for a critic's own."""
+    """A rationale that is accepted or turned down. `votes` critics were for it, `first` was the first verdict that was.
+
+    `candidate` is None for a critic's own.
+    """
 
     text: str
     candidate: str | None
     votes: int
+    first: str | None = None
     edited_from: str | None = None
     edited_text: str | None = None
 
@@ -81,121 +79,120 @@ class Said(NamedTuple):
             return "candidate"
         return "own" if self.edited_from is None else "edited"
 
+    @property
+    def place(self) -> tuple[int, bool, int]:
+        """Where it stands among what is accepted of a prompt, in the order that rounds read it in."""
+        return int(self.first or 0), self.candidate is None, int(self.candidate or 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the critics hold of one candidate set. What is not decided yet is in none of the three."""
+    """What the critics hold of one candidate set. What is undecided or in dispute is in none of the three."""
 
     record: Record
     group_id: str
     critic: str | None
-    fits: tuple[Said, ...]
-    unfit: tuple[Said, ...]
+    accepted: tuple[Said, ...]
+    turned_down: tuple[Said, ...]
     own: tuple[Said, ...]
 
 
-def rows_of(records: Sequence[Record], shape: Shape) -> list[Row]:
-    """The rows of one prompt, of all its records. Their weights sum to 1; their ids go by their order."""
-    found = [row for judged in judgements(records, shape.aggregation) for row in rows_of_set(judged, shape)]
-    task = Task(shape.format.value) if shape.format is not Format.sharegpt else shape.task
-    if task is Task.sft:
-        found = without_repeats(found)
-    for position, (row, _) in enumerate(found):
+def counting(shape: Shape, *, weigh: bool) -> Counting:
+    """How the verdicts are counted that become rows of this shape."""
+    return Counting(shape.aggregation, weigh=weigh, turned_down=shape.rows_for is not Task.sft)
+
+
+def rows_of(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> list[Row]:
+    """The rows of one prompt, of all its records and their outcomes. Their weights sum to 1; ids go by their order."""
+    made = [row for judged in judgements(records, outcomes, shape) for row in rows_of_set(judged, shape)]
+    found = without_repeats(made) if shape.rows_for is Task.sft else [row for row, _ in made]
+    for position, row in enumerate(found):
         row["id"] = f"{records[0]['prompt']}-{position}"
         row["weight"] = 1 / len(found)
-    return [row for row, _ in found]
+    return found
 
 
-def judgements(records: Sequence[Record], aggregation: Aggregation) -> Iterator[Judgement]:
-    """What was said of each candidate set of a prompt, set by set (by `each`, verdict by verdict)."""
-    sets: dict[str, list[Record]] = {}
+def judgements(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> Iterator[Judgement]:
+    """What came of each ballot of a prompt: of each candidate set, by `each` of each verdict."""
+    of_ballots: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        of_ballots.setdefault(outcome.ballot, []).append(outcome)
+    is_each = shape.aggregation is Aggregation.each
+    ballots: dict[str, list[Record]] = {}
     for record in records:
-        if record["kind"] in JUDGES and record["prompt_state"] not in OUT_OF_USE:
-            sets.setdefault(record["candidate_set"], []).append(record)
-    for key, verdicts in sets.items():
-        if aggregation is Aggregation.each:
-            for verdict in verdicts:
-                yield judgement([verdict], Aggregation.any, f"{key}-{verdict['id']}", verdict["critic"])
-        else:
-            yield judgement(verdicts, aggregation, key, None)
+        ballot = f"{record['candidate_set']}-{record['id']}" if is_each else record["candidate_set"]
+        if ballot in of_ballots:
+            ballots.setdefault(ballot, []).append(record)
+    for ballot, verdicts in ballots.items():
+        yield judgement(verdicts, of_ballots[ballot], ballot, verdicts[0]["critic"] if is_each else None)
 
 
-def judgement(verdicts: Sequence[Record], aggregation: Aggregation, group_id: str, critic: str | None) -> Judgement:
-    """The verdicts on one set, put together."""
-    record, n = verdicts[0], len(verdicts)
-    slots = record["slots"]
-    texts = {candidate["id"]: candidate["text"] for candidate in record["candidates"]}
-    votes = dict.fromkeys(texts, 0)
-    own: dict[str, tuple[int, str | None]] = {}
-    for verdict in verdicts:
-        for candidate in verdict["candidates"]:
-            votes[candidate["id"]] += candidate["picked"]
-        text = verdict["rationale"]
-        if text is not None:
-            count, source = own.get(text, (0, None))
-            own[text] = count + 1, source or verdict["edited_from"]
-    said = [Said(text, key, votes[key]) for key, text in texts.items()]
-    written = (Said(text, None, count, source, texts.get(source or "")) for text, (count, source) in own.items())
+def judgement(verdicts: Sequence[Record], outcomes: Sequence[Outcome], group_id: str, critic: str | None) -> Judgement:
+    """The outcomes of one ballot with their texts: candidates in the order of their set, then texts of critics' own."""
+    texts = {candidate["id"]: candidate["text"] for candidate in verdicts[0]["candidates"]}
+    of_candidates = {one.candidate: one for one in outcomes}
+    said = [
+        (Said(text, key, one.votes, one.verdict), one.is_accepted)
+        for key, text in texts.items()
+        if (one := of_candidates.get(key)) is not None
+    ]
     return Judgement(
-        record=record,
+        record=verdicts[0],
         group_id=group_id,
         critic=critic,
-        fits=tuple(one for one in said if fits(one.votes, slots, aggregation)),
-        unfit=tuple(one for one in said if does_not_fit(one.votes, n, slots, aggregation)),
-        own=tuple(one for one in written if fits(one.votes, slots, aggregation)),
+        accepted=tuple(one for one, is_accepted in said if is_accepted),
+        turned_down=tuple(one for one, is_accepted in said if not is_accepted),
+        own=tuple(own_of(verdicts, texts, one) for one in sorted(outcomes, key=first_of) if one.candidate is None),
     )
 
 
-def fits(votes: int, slots: int, aggregation: Aggregation) -> bool:
-    """Whether a rationale is accepted: by the rule that rounds go by."""
-    if aggregation is Aggregation.majority:
-        return 2 * votes > slots
-    return votes >= (slots if aggregation is Aggregation.all else 1)
+def first_of(outcome: Outcome) -> int:
+    """The number of the first verdict for it; 0 where it is turned down."""
+    return int(outcome.verdict or 0)
 
 
-def does_not_fit(votes: int, critics: int, slots: int, aggregation: Aggregation) -> bool:
-    """Whether a rationale is turned down, whatever the critics say who may still come (by `any`: by those so far)."""
-    if aggregation is Aggregation.majority:
-        return 2 * (critics - votes) >= slots
-    return votes < critics if aggregation is Aggregation.all else votes == 0
+def own_of(verdicts: Sequence[Record], texts: Mapping[str, str], outcome: Outcome) -> Said:
+    """An accepted text of critics' own, in the wording of the first; edited where one of them edited a candidate."""
+    text = next(one["rationale"] for one in verdicts if one["id"] == outcome.verdict)
+    key = normalise_rationale(text)
+    same = (one for one in verdicts if one["rationale"] is not None and normalise_rationale(one["rationale"]) == key)
+    source = next((one["edited_from"] for one in same if one["edited_from"] is not None), None)
+    return Said(text, None, outcome.votes, outcome.verdict, source, texts.get(source or ""))
 
 
-def rows_of_set(judged: Judgement, shape: Shape) -> list[tuple[Row, str]]:
-    """The rows of one judged set, each with the text that it is for."""
+def rows_of_set(judged: Judgement, shape: Shape) -> list[tuple[Row, Said]]:
+    """The rows of one judged set, each with the rationale that it is for."""
     if shape.format is Format.sharegpt:
         return list(sharegpt_rows(judged, shape))
     origin = origin_of(judged)
     asked = {"prompt": prompt_of(judged, shape), "images": images_of(judged.record)}
     if shape.format is Format.sft:
-        return [(sft_row(origin, said, asked), said.text) for said in judged.fits + judged.own]
+        return [(sft_row(origin, said, asked), said) for said in judged.accepted + judged.own]
     if shape.format is Format.preference:
         return list(preference_rows(judged, origin, asked))
-    return [(kto_row(origin, said, label, asked), said.text) for said, label in labelled(judged)]
+    return [(kto_row(origin, said, label, asked), said) for said, label in labelled(judged)]
 
 
 def pairs(judged: Judgement) -> list[tuple[Said, Said]]:
-    """What is preferred to what: each that fits to each that does not, an edited one to what it was edited from."""
-    found = [(one, other) for one in judged.fits for other in judged.unfit]
+    """What is preferred to what: all accepted to all turned down, an edited one to what it was edited from."""
+    found = [(one, other) for one in judged.accepted for other in judged.turned_down]
     found += [(own, Said(own.edited_text, own.edited_from, 0)) for own in judged.own if own.edited_text is not None]
     return [(one, other) for one, other in found if one.text != other.text]
 
 
 def labelled(judged: Judgement) -> list[tuple[Said, bool]]:
-    """All that was decided of a set, with whether it fits."""
-    return [(said, True) for said in judged.fits + judged.own] + [(said, False) for said in judged.unfit]
+    """All that was decided of a set, with whether it is accepted."""
+    return [(said, True) for said in judged.accepted + judged.own] + [(said, False) for said in judged.turned_down]
 
 
-def plain(text: str) -> str:
-    """A text without what two equal ones may differ in."""
-    return " ".join(text.split()).casefold()
-
-
-def without_repeats(found: Sequence[tuple[Row, str]]) -> list[tuple[Row, str]]:
-    """Each text of a prompt once (by `each`: once a critic)."""
-    kept: dict[tuple[str | None, str], tuple[Row, str]] = {}
-    for row, text in found:
-        kept.setdefault((row["critic"], plain(text)), (row, text))
-    return list(kept.values())
+def without_repeats(found: Sequence[tuple[Row, Said]]) -> list[Row]:
+    """Each text of a prompt once (by `each`: once a critic), in the wording that rounds train on."""
+    kept: dict[tuple[str | None, str], tuple[Row, Said]] = {}
+    for row, said in found:
+        key = row["critic"], normalise_rationale(said.text)
+        if key not in kept or said.place < kept[key][1].place:
+            kept[key] = row, said
+    return [row for row, said in found if kept[row["critic"], normalise_rationale(said.text)][0] is row]
 
 
 def origin_of(judged: Judgement) -> Row:
@@ -255,14 +252,14 @@ def sft_row(origin: Row, said: Said, asked: Row) -> Row:
     return {**origin, **said_of(said), **asked, "completion": answer_of(said)}
 
 
-def preference_rows(judged: Judgement, origin: Row, asked: Row) -> Iterator[tuple[Row, str]]:
+def preference_rows(judged: Judgement, origin: Row, asked: Row) -> Iterator[tuple[Row, Said]]:
     """The pairs of a set: TRL's preference with images. What rows have in common is made once: sets have many pairs."""
     answers: dict[Said, list[Row]] = {}
     for chosen, group in groupby(pairs(judged), itemgetter(0)):
         common = {**origin, **said_of(chosen), "rejected_candidate": None, **asked, "chosen": answer_of(chosen)}
         for _, rejected in group:
             answer = answers.get(rejected) or answers.setdefault(rejected, answer_of(rejected))
-            yield {**common, "rejected_candidate": rejected.candidate, "rejected": answer}, chosen.text
+            yield {**common, "rejected_candidate": rejected.candidate, "rejected": answer}, chosen
 
 
 def kto_row(origin: Row, said: Said, label: bool, asked: Row) -> Row:
@@ -270,7 +267,7 @@ def kto_row(origin: Row, said: Said, label: bool, asked: Row) -> Row:
     return {**origin, **said_of(said), **asked, "completion": answer_of(said), "label": label}
 
 
-def sharegpt_rows(judged: Judgement, shape: Shape) -> Iterator[tuple[Row, str]]:
+def sharegpt_rows(judged: Judgement, shape: Shape) -> Iterator[tuple[Row, Said]]:
     """Rows as LLaMA-Factory reads them; `dataset_info` names their columns."""
     record = judged.record
     text = "<image>" * len(record["images"]) + defused(shape.wording(record["question"], record["answer"]))
@@ -280,15 +277,15 @@ def sharegpt_rows(judged: Judgement, shape: Shape) -> Iterator[tuple[Row, str]]:
     if shape.task is Task.preference:
         for chosen, rejected in pairs(judged):
             row = {"conversations": [asked], "chosen": turn(chosen), "rejected": turn(rejected), "images": images}
-            yield {**origin, **said_of(chosen), "rejected_candidate": rejected.candidate, **row}, chosen.text
+            yield {**origin, **said_of(chosen), "rejected_candidate": rejected.candidate, **row}, chosen
         return
     if shape.task is Task.kto:
         for said, label in labelled(judged):
             said_so = {"conversations": [asked, turn(said)], "label": label, "images": images}
-            yield {**origin, **said_of(said), **said_so}, said.text
+            yield {**origin, **said_of(said), **said_so}, said
         return
-    for said in judged.fits + judged.own:
-        yield {**origin, **said_of(said), "conversations": [asked, turn(said)], "images": images}, said.text
+    for said in judged.accepted + judged.own:
+        yield {**origin, **said_of(said), "conversations": [asked, turn(said)], "images": images}, said
 
 
 def turn(said: Said) -> Row:

@@ -66,6 +66,8 @@ class RecordIn(BaseModel):
     reason: Reason | None = None
     comment: Words | None = None
     seconds: float | None = Field(None, ge=0, le=10_000_000)
+    exhaustive: bool = True
+    critic_weight: float = Field(1, ge=0, le=1)
     deleted: bool = False
     created_at: AwareDatetime
 

@@ -182,6 +182,8 @@ class _SetImporter:
             tags={str(ids[one.id]): one.tags for one in record.candidates if one.tags},
             comment=record.comment,
             seconds=record.seconds,
+            exhaustive=record.exhaustive,
+            weight=record.critic_weight,
             shown=shown,
             created_at=record.created_at,
         )

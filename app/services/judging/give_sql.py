@@ -42,10 +42,11 @@ WITH mine AS (
     FOR NO KEY UPDATE OF a, s, p
 ), v AS (
     INSERT INTO verdicts (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, state, reason,
-        rationale, edited_from, tags, comment, seconds, shown, weight)
+        rationale, rationale_key, edited_from, tags, comment, seconds, exhaustive, shown, weight)
     SELECT project_id, id, candidate_set_id, prompt_id, critic_id, :kind,
-        CASE WHEN purpose = 'work' THEN 'counted' ELSE purpose END, :reason, :rationale, CAST(:edited_from AS bigint),
-        CAST(:tags AS jsonb), :comment, CAST(:seconds AS double precision), shown, weight
+        CASE WHEN purpose = 'work' THEN 'counted' ELSE purpose END, :reason, :rationale, :rationale_key,
+        CAST(:edited_from AS bigint), CAST(:tags AS jsonb), :comment, CAST(:seconds AS double precision),
+        CAST(:exhaustive AS boolean), shown, weight
     FROM mine
     RETURNING *
 ), picked AS (
@@ -125,10 +126,12 @@ def give_values(actor: Actor, assignment_id: int, verdict: VerdictIn) -> dict[st
         "kind": verdict.kind.value,
         "reason": verdict.reason,
         "rationale": verdict.rationale,
+        "rationale_key": verdict.rationale_key,
         "edited_from": None if edited_from is None else str(edited_from),
         "tags": verdict_tags(verdict),
         "comment": verdict.comment,
         "seconds": None if verdict.seconds is None else str(verdict.seconds),
+        "exhaustive": verdict.exhaustive,
         "picks": array_text(picks),
         "gives_text": verdict.gives_text,
         "uses_slot": verdict.uses_slot,

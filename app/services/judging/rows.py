@@ -171,6 +171,7 @@ def new_verdict(
         tags=verdict.tags,
         comment=verdict.comment,
         seconds=verdict.seconds,
+        exhaustive=verdict.exhaustive,
         shown=assignment.shown,
         weight=standings.get_weight(session, assignment.project_id, assignment.critic_id),
     )

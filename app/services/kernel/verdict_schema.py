@@ -11,6 +11,7 @@ from app.errors import Invalid, NotFound
 from app.models import VerdictKind
 from app.services.kernel.actors import parse_id
 from app.services.kernel.text_rules import Storable, validation_message
+from illume.texts import normalise_rationale
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000), Storable]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), Storable]
@@ -33,6 +34,7 @@ class VerdictIn(BaseModel):
     edited_from: str | None = None
     comment: Words | None = None
     seconds: float | None = Field(None, ge=0, le=10_000_000)
+    exhaustive: bool = Field(True, description="Whether all candidates were looked at: only then others do not fit")
 
     @field_validator("reason", "rationale", "comment", mode="after")
     @classmethod
@@ -48,6 +50,11 @@ class VerdictIn(BaseModel):
         if self.edited_from is not None and self.rationale is None:
             raise ValueError("edited_from needs the edited rationale")
         return self
+
+    @property
+    def rationale_key(self) -> str | None:
+        """The form in which the critic's own rationale is compared with those of others."""
+        return None if self.rationale is None else normalise_rationale(self.rationale)
 
     @property
     def gives_text(self) -> bool:
@@ -112,6 +119,7 @@ jsonb_build_object(
     'edited_from', v.edited_from::text,
     'comment', v.comment,
     'seconds', v.seconds,
+    'exhaustive', v.exhaustive,
     'shown', to_jsonb(CAST(v.shown AS text[])),
     'supersedes', v.supersedes::text,
     'current', v.current,

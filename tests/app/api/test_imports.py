@@ -128,6 +128,7 @@ def judged_project(db: CommittedDatabase, project: Project) -> None:
                 own = "my own words" if kind is VerdictKind.picked and slot == 2 else None
                 verdict = factories.make_verdict(session, assignment, kind=kind, rationale=own)
                 verdict.seconds, verdict.comment, verdict.reason = 1.5 + number, "c", "r"
+                verdict.exhaustive, verdict.weight = slot == 1, 1 / slot
                 verdict.tags = {str(assignment.shown[0]): ["too vague"]}
                 verdict.edited_from = assignment.shown[1] if own else None
             uses_slots = kind in (VerdictKind.picked, VerdictKind.none_fit)

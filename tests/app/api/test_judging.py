@@ -79,6 +79,16 @@ class TestVerdict:
         assert (verdict["kind"], verdict["picks"], verdict["seconds"]) == ("picked", picks, 2.5)
         assert critic.get(f"/api/v1/verdicts/{verdict['id']}").json() == verdict
 
+    @pytest.mark.parametrize("said", [{}, {"exhaustive": True}, {"exhaustive": False}])
+    def test_says_whether_all_candidates_were_looked_at(
+        self, claimed: dict[str, Any], critic: TestClient, said: dict[str, bool]
+    ) -> None:
+        picks = [claimed["candidates"][0]["id"]]
+        verdict = critic.post(verdict_url(claimed), json={"kind": "picked", "picks": picks, **said}).json()
+        assert verdict["exhaustive"] is said.get("exhaustive", True)
+        changed = critic.put(f"/api/v1/verdicts/{verdict['id']}", json={"kind": "picked", "picks": picks}).json()
+        assert changed["exhaustive"] is True
+
     def test_twice(self, claimed: dict[str, Any], critic: TestClient) -> None:
         assert critic.post(verdict_url(claimed), json={"kind": "none_fit"}).status_code == 201
         answer = critic.post(verdict_url(claimed), json={"kind": "none_fit"})

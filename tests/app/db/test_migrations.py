@@ -88,6 +88,23 @@ class TestUpgrade:
                 migrations.downgrade(empty, "base")
         assert migrations.current_revision(empty) == "0001"  # which makes the locked table, and was not undone
 
+    def test_rationales_of_before_get_their_keys(self, empty: str, empty_engine: Engine) -> None:
+        migrations.upgrade(empty, "0011")
+        with empty_engine.begin() as connection:
+            connection.execute(text("SET LOCAL session_replication_role = replica"))  # without the rows it names
+            connection.execute(
+                text("""
+                    INSERT INTO verdicts
+                        (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, shown, rationale)
+                    SELECT 1, n, 1, 1, 1, 'picked', '{}', CASE WHEN n % 2 = 0 THEN 'It  is red, ' || n || '.' END
+                    FROM generate_series(1, 4100) n""")
+            )
+        migrations.upgrade(empty)
+        with empty_engine.connect() as connection:
+            rows = connection.execute(text("SELECT assignment_id, rationale_key, exhaustive FROM verdicts ORDER BY 1"))
+            expected = [(n, None if n % 2 else f"it is red, {n}", True) for n in range(1, 4101)]
+            assert [tuple(row) for row in rows] == expected
+
 
 class TestDowngrade:
     def test_downgrade_removes_everything_and_upgrade_works_again(self, empty: str, empty_engine: Engine) -> None:

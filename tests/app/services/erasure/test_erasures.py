@@ -113,7 +113,8 @@ def world(committed_db: CommittedDatabase, tmp_path: Path, monkeypatch: pytest.M
         project, critics = make_judged(session, prompts=8, critics=2)
         session.execute(
             text(
-                "UPDATE verdicts SET rationale = :words, comment = :words WHERE critic_id = :critic AND kind = 'picked'"
+                "UPDATE verdicts SET rationale = :words, rationale_key = lower(:words), comment = :words "
+                "WHERE critic_id = :critic AND kind = 'picked'"
             ),
             {"words": WORDS, "critic": critics[1].user_id},
         )

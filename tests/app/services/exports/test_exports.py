@@ -17,11 +17,12 @@ from sqlalchemy.orm import Session
 
 from app.errors import Invalid
 from app.models import Prompt, SnapshotKind
+from app.services.acceptance.outcomes import outcomes_of_records
 from app.services.exports import compression
 from app.services.exports import plan as export_plan
 from app.services.exports.parquet import GROUP_ROWS, parquet_of
 from app.services.exports.plan import Plan, Wanted
-from app.services.exports.shapes import Format, Task, rows_of
+from app.services.exports.shapes import Format, Task, counting, rows_of
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.paging import encode_cursor
 from app.services.kernel.store import get_store
@@ -137,7 +138,12 @@ class TestTexts:
         """What the pages give is what the pure functions make of all records."""
         plan = planned(judged, Wanted(format=Format.preference))
         records = rows(planned(judged, Wanted()))
-        expected = [row for record in records for row in rows_of([record], plan.shape)]
+        counted_by = counting(plan.shape, weigh=plan.weigh)
+        expected = [
+            row
+            for record in records
+            for row in rows_of([record], outcomes_of_records(judged[0], [record], counted_by), plan.shape)
+        ]
         assert [(row["id"], row["chosen"]) for row in rows(plan)] == [(row["id"], row["chosen"]) for row in expected]
 
 

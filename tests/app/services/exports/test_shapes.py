@@ -10,10 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.db.sessions import session_scope
+from app.services.acceptance.counting import Aggregation
+from app.services.acceptance.outcomes import outcomes_of_records
 from app.services.exports.plan import wording
-from app.services.exports.shapes import Aggregation, Format, Row, Shape, Task, dataset_info, rows_of
+from app.services.exports.shapes import Format, Row, Shape, Task, counting, dataset_info, rows_of
 from illume.model.prompting import DEFAULT_TEMPLATE
 
+pytestmark = pytest.mark.usefixtures("embedded")
 WORDING = wording(DEFAULT_TEMPLATE)
 NASTY = (
     "🦆👩\u200d👩\u200d👧",
@@ -44,6 +48,8 @@ def record(
     texts: Sequence[str] = (),
     candidate_set: str = "7",
     state: str = "judged",
+    exhaustive: bool = True,
+    critic_weight: float = 1,
 ) -> dict[str, Any]:
     """What a critic said of the set of prompt 5 with `n` candidates, of which those numbered `picked` fit."""
     said = list(texts) or [f"reason {one}" for one in range(n)]
@@ -67,11 +73,22 @@ def record(
         "kind": kind or ("picked" if picked or rationale else "none_fit"),
         "rationale": rationale,
         "edited_from": None if edited_from is None else f"{candidate_set}0{edited_from}",
+        "exhaustive": exhaustive,
+        "critic_weight": critic_weight,
     }
 
 
-def shaped(format: Format, *records: dict[str, Any], by: str = "any", task: Task = Task.sft) -> list[Row]:  # noqa: A002
-    return rows_of(list(records), Shape(format, Aggregation(by), WORDING, task))
+def shaped(
+    format: Format,  # noqa: A002 - as in the service
+    *records: dict[str, Any],
+    by: str = "any",
+    task: Task = Task.sft,
+    weigh: bool = False,
+) -> list[Row]:
+    shape = Shape(format, Aggregation(by), WORDING, task)
+    with session_scope() as session:
+        outcomes = outcomes_of_records(session, records, counting(shape, weigh=weigh))
+    return rows_of(list(records), outcomes, shape)
 
 
 def said(messages: list[Row]) -> str:
@@ -83,8 +100,8 @@ def pairs(*records: dict[str, Any], by: str = "any") -> list[tuple[str, str]]:
     return [(said(row["chosen"]), said(row["rejected"])) for row in shaped(Format.preference, *records, by=by)]
 
 
-def labels(*records: dict[str, Any], by: str = "any") -> list[tuple[str, bool]]:
-    return [(said(row["completion"]), row["label"]) for row in shaped(Format.kto, *records, by=by)]
+def labels(*records: dict[str, Any], by: str = "any", weigh: bool = False) -> list[tuple[str, bool]]:
+    return [(said(row["completion"]), row["label"]) for row in shaped(Format.kto, *records, by=by, weigh=weigh)]
 
 
 class TestPreference:
@@ -169,9 +186,11 @@ class TestAggregation:
 
     records = (record(0, 1, 2, slots=3), record(0, 1, slots=3, number=2), record(0, slots=3, number=3))
 
-    @pytest.mark.parametrize(("by", "fit"), [("any", {0, 1, 2}), ("majority", {0, 1}), ("all", {0})])
-    def test_of_all_critics(self, by: str, fit: set[int]) -> None:
-        wanted = {(f"reason {one}", one in fit) for one in range(4)}
+    @pytest.mark.parametrize(
+        ("by", "fit", "in_dispute"), [("any", {0, 1, 2}, set()), ("majority", {0, 1}, set()), ("all", {0}, {1})]
+    )
+    def test_of_all_critics(self, by: str, fit: set[int], in_dispute: set[int]) -> None:
+        wanted = {(f"reason {one}", one in fit) for one in range(4) if one not in in_dispute}
         assert set(labels(*self.records, by=by)) == wanted
         assert {said(row["completion"]) for row in shaped(Format.sft, *self.records, by=by)} == {
             f"reason {one}" for one in fit
@@ -190,6 +209,39 @@ class TestAggregation:
         assert labels(record(0, n=2, slots=2), by="all") == [("reason 1", False)]
         two = [record(0, n=2, slots=3, number=number) for number in (1, 2)]
         assert labels(*two, by="majority") == [("reason 0", True), ("reason 1", False)]
+
+    def test_a_tie_is_in_dispute(self) -> None:
+        two = [record(0, 1, n=3, slots=2), record(0, n=3, slots=2, number=2)]
+        for by in ("majority", "all"):
+            assert labels(*two, by=by) == [("reason 0", True), ("reason 2", False)]
+
+    def test_only_who_looked_at_all_candidates_turns_some_down(self) -> None:
+        assert labels(record(0, n=2, exhaustive=False)) == [("reason 0", True)]
+        assert pairs(record(0, n=2, exhaustive=False)) == []
+        two = [record(0, n=2, slots=2, number=one, exhaustive=one == 1) for one in (1, 2)]
+        assert labels(*two) == [("reason 0", True)]
+        three = [record(0, n=2, slots=3, number=one, exhaustive=one != 1) for one in (1, 2, 3)]
+        assert labels(*three) == [("reason 0", True), ("reason 1", False)]
+        assert labels(*two, by="each") == [("reason 0", True), ("reason 1", False), ("reason 0", True)]
+
+    def test_reliable_critics_weigh_more(self) -> None:
+        three = [
+            record(0, n=2, slots=3, critic_weight=1),
+            record(1, n=2, slots=3, number=2, critic_weight=0.4),
+            record(1, n=2, slots=3, number=3, critic_weight=0.4),
+        ]
+        assert labels(*three, by="majority") == [("reason 1", True), ("reason 0", False)]
+        assert labels(*three, by="majority", weigh=True) == [("reason 0", True), ("reason 1", False)]
+
+    def test_records_of_before_weigh_one_and_looked_at_all(self) -> None:
+        old = record(0, n=2)
+        del old["exhaustive"], old["critic_weight"]
+        assert labels(old, weigh=True) == [("reason 0", True), ("reason 1", False)]
+
+    def test_own_texts_that_differ_in_case_or_full_stop_are_one(self) -> None:
+        two = [record(n=1, slots=2, rationale="Ours."), record(n=1, slots=2, number=2, rationale="ours", edited_from=0)]
+        [row] = shaped(Format.sft, *two, by="all")
+        assert (said(row["completion"]), row["votes"], row["source"]) == ("Ours.", 2, "edited")
 
     def test_own_texts_are_voted_on_too(self) -> None:
         two = [record(n=1, slots=2, number=number, rationale="ours") for number in (1, 2)]
