@@ -270,7 +270,7 @@ def main() -> int:
         folder.chmod(0o711)
         os.environ |= {"ILLUME_DATA_DIR": name, "ILLUME_SECRET_KEY": "a key for this bench only"}
         with Embedded(folder) as services:
-            connect.use({"database_url": services.database_url, "redis_url": services.redis_url})
+            connect.use_services({"database_url": services.database_url, "redis_url": services.redis_url})
             try:
                 migrations.upgrade(services.database_url)
                 return 0 if bench_here(options, folder) else 1

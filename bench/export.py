@@ -192,7 +192,7 @@ def main() -> None:
         Path(folder).chmod(0o711)
         os.environ |= {"ILLUME_DATA_DIR": folder, "ILLUME_SECRET_KEY": "a key for this bench only"}
         with Embedded(Path(folder)) as services:
-            connect.use({"database_url": services.database_url, "redis_url": services.redis_url})
+            connect.use_services({"database_url": services.database_url, "redis_url": services.redis_url})
             migrations.upgrade(services.database_url)
             token, tokens = fill(options.candidates // SET, ready, options.critics)
             print(f"load before: {os.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores\n", flush=True)

@@ -165,7 +165,7 @@ def main() -> None:
         Path(folder).chmod(0o711)
         os.environ |= {"ILLUME_DATA_DIR": folder, "ILLUME_SECRET_KEY": "a key for this bench only"}
         with Embedded(Path(folder)) as services:
-            connect.use({"database_url": services.database_url, "redis_url": services.redis_url})
+            connect.use_services({"database_url": services.database_url, "redis_url": services.redis_url})
             migrations.upgrade(services.database_url)
             port = free_port()
             server = serve(port, options.processes, Path(folder) / "web.log")

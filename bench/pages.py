@@ -127,7 +127,7 @@ def main() -> int:
         folder.chmod(0o711)
         os.environ |= {"ILLUME_DATA_DIR": str(folder), "ILLUME_SECRET_KEY": "a key for this bench only"}
         services = stack.enter_context(Embedded(folder))
-        connect.use({"database_url": services.database_url, "redis_url": services.redis_url})
+        connect.use_services({"database_url": services.database_url, "redis_url": services.redis_url})
         stack.callback(connect.forget_settings)
         migrations.upgrade(services.database_url)
         if not is_filled:

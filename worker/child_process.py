@@ -45,7 +45,7 @@ def environment() -> dict[str, str]:
 
 def end_left_over(folder: Path) -> None:
     """End the tuning process of an earlier run on this machine, if it is still there: two must not share a folder."""
-    supervise.end_left_over(folder / CHILD, stop_signal=signal.SIGTERM, patience=LEFT_OVER_PATIENCE)
+    supervise.end_leftovers(folder / CHILD, stop_signal=signal.SIGTERM, patience=LEFT_OVER_PATIENCE)
 
 
 def epochs_done(folder: Path) -> int:

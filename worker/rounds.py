@@ -11,7 +11,7 @@ from typing import Any
 from app.db.sessions import session_scope
 from app.errors import DomainError
 from app.models import RoundState
-from app.processes.supervise import ending
+from app.processes.supervise import describe_exit
 from app.services.rounds import lease
 from app.services.rounds.lease import Beat, RoundClaim
 from illume.tuning.job import EXIT_DONE, EXIT_FAILED
@@ -202,6 +202,6 @@ def _put_back_or_fail(folder: Path, claim: RoundClaim, code: int) -> None:
         if code == EXIT_FAILED:
             lease.fail(session, claim, child_process.read_error(folder))
         else:
-            log.warning("round %s: the tuning process ended with %s", claim.round_id, ending(code))
-            error = f"the tuning process ended with {ending(code)}"
+            log.warning("round %s: the tuning process ended with %s", claim.round_id, describe_exit(code))
+            error = f"the tuning process ended with {describe_exit(code)}"
             lease.release(session, claim, error=error, counts=True)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.terminal import at_least_one, data_dir_option, say
 from app.db import engine, migrations
-from app.processes.connect import reason_of, services
+from app.processes.connect import connection_failure, services
 from app.settings import ROOT, Settings, get_settings
 
 HEAVY = ("torch", "transformers", "peft")
@@ -98,7 +98,7 @@ def check_database(settings: Settings) -> Finding:
         with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
             version = connection.info.server_version
     except (psycopg.Error, ValueError) as error:
-        reason = reason_of(error) if isinstance(error, psycopg.Error) else str(error)
+        reason = connection_failure(error) if isinstance(error, psycopg.Error) else str(error)
         return Finding("database", False, reason, "Start it, or correct ILLUME_DATABASE_URL.")
     if version < 170000:
         return Finding("database", False, f"PostgreSQL {version // 10000}", "Illume needs PostgreSQL 17 or newer.")

@@ -1,4 +1,4 @@
-"""Which database and broker a command uses: those of the environment, of the running demo, or some for the while."""
+"""The database and broker of a command: those of the environment, of the running demo, or temporary ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STARTING_SECONDS = 30.0
 
 
 class Refused(RuntimeError):
-    """A command cannot do what it was asked to; the text is a sentence a person can act on, `code` the exit code."""
+    """A command cannot do what it was asked to do. The text is a sentence a person can act on, `code` the exit code."""
 
     def __init__(self, text: str, *, code: int = 1) -> None:
         super().__init__(text)
@@ -33,17 +33,17 @@ class Refused(RuntimeError):
 
 
 class Stopped(BaseException):
-    """Somebody asked this process to stop; not an `Exception`, so that nothing on the way takes it for a failure."""
+    """This process was asked to stop. Not an `Exception`, so that no handler mistakes it for a failure."""
 
 
 def set_environment(values: Mapping[str, str]) -> None:
-    """Set variables for this process and those it starts, and forget settings read before."""
+    """Set variables for this process and its children, and discard the settings read before."""
     os.environ.update(values)
     forget_settings()
 
 
 def forget_settings() -> None:
-    """Make this process read its settings anew, and close connections made with the old ones."""
+    """Make this process read its settings again, and close the connections made with the old ones."""
     if engine.get_engine.cache_info().currsize:
         engine.get_engine().dispose()
     get_settings.cache_clear()
@@ -53,12 +53,12 @@ def forget_settings() -> None:
 
 @contextlib.contextmanager
 def services(*, share: bool = True) -> Iterator[Embedded | None]:
-    """Have the settings name a database and a broker while the block runs.
+    """Point the settings at a database and a broker during the block.
 
-    Yields the embedded services this process started and has to watch; None where somebody else runs them. Without
-    `share` the data directory is this process's alone: Refused where another one holds it.
+    Yields the embedded services that this process started and has to supervise; None if another process runs them.
+    Without `share` this process needs the data directory for itself: raises Refused if another one holds it.
     """
-    keep_secret_key(get_settings())
+    ensure_secret_key(get_settings())
     settings = get_settings()
     if share and settings.database_url and settings.redis_url:
         yield None
@@ -69,21 +69,21 @@ def services(*, share: bool = True) -> Iterator[Embedded | None]:
     except InUse as error:
         if not share:
             raise Refused(str(error), code=2) from error
-        use(urls_of_running(settings.data_dir, error))
+        use_services(find_running_urls(settings.data_dir, error))
         yield None
         return
     except EmbeddedError as error:
         raise Refused(str(error), code=2) from error
     try:
-        use({"database_url": embedded.database_url, "redis_url": embedded.redis_url})
+        use_services({"database_url": embedded.database_url, "redis_url": embedded.redis_url})
         yield embedded
     finally:
         forget_settings()
         embedded.stop()
 
 
-def use(urls: Mapping[str, str]) -> None:
-    """Let the settings name `urls` where the environment names none."""
+def use_services(urls: Mapping[str, str]) -> None:
+    """Point the settings at `urls`, except where the environment names a service."""
     settings = get_settings()
     found = {
         "ILLUME_DATABASE_URL": settings.database_url or urls.get("database_url", ""),
@@ -92,8 +92,8 @@ def use(urls: Mapping[str, str]) -> None:
     set_environment(found)
 
 
-def urls_of_running(data_dir: Path, refusal: InUse) -> dict[str, str]:
-    """Where the services of the process that holds `data_dir` are; it may just be starting them."""
+def find_running_urls(data_dir: Path, refusal: InUse) -> dict[str, str]:
+    """The service addresses of the process that holds `data_dir`; it may still be starting them."""
     path = data_dir / SERVICES_FILE
     end = time.monotonic() + STARTING_SECONDS
     while time.monotonic() < end:
@@ -106,8 +106,8 @@ def urls_of_running(data_dir: Path, refusal: InUse) -> dict[str, str]:
     raise Refused(str(refusal), code=2) from refusal
 
 
-def keep_secret_key(settings: Settings) -> None:
-    """Where the environment names no secret key, make one once and keep it in the data directory. Raises Refused."""
+def ensure_secret_key(settings: Settings) -> None:
+    """If the environment has no secret key, generate one and keep it in the data directory. Raises Refused."""
     if settings.secret_key:
         return
     path = settings.data_dir / "secret.key"
@@ -125,7 +125,7 @@ def keep_secret_key(settings: Settings) -> None:
 
 
 def refuse_used_port(host: str, port: int) -> None:
-    """Raise Refused where somebody listens on `port` of `host` already."""
+    """Raise Refused if another process listens on `port` of `host`."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -138,9 +138,9 @@ def refuse_used_port(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def until_stopped() -> Iterator[Callable[[], None]]:
-    """Turn SIGINT, SIGTERM and SIGHUP into the end of the block. Calling what it yields makes later ones be ignored."""
+    """Turn SIGINT, SIGTERM and SIGHUP into the end of the block. Call the yielded function to ignore later signals."""
     signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # somebody may have said `nohup`
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # the process may run under `nohup`
         signals.append(signal.SIGHUP)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -161,15 +161,15 @@ def until_stopped() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
-def reason_of(error: psycopg.Error) -> str:
-    """Why the database did not answer, in one line: the last that is no advice of the driver's."""
+def connection_failure(error: psycopg.Error) -> str:
+    """Why the database did not answer, in one line: the driver's last line that is not a hint."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reasons = [line for line in lines if not line.startswith("\t")] or lines
     return reasons[-1].strip()
 
 
 def wait_for_database(settings: Settings, *, say: Callable[[str], None]) -> None:
-    """Wait until the database answers, saying so; raises Refused after `settings.database_wait` seconds."""
+    """Wait until the database answers, and report it. Raises Refused after `settings.database_wait` seconds."""
     try:
         url = engine.libpq_url(settings.database_url)
     except ValueError as error:
@@ -181,12 +181,12 @@ def wait_for_database(settings: Settings, *, say: Callable[[str], None]) -> None
             with psycopg.connect(url, connect_timeout=3):
                 return
         except psycopg.OperationalError as error:
-            reason = reason_of(error)
+            reason = connection_failure(error)
         left = end - time.monotonic()
         if left <= 0:
             raise Refused(
                 f"The database did not answer within {settings.database_wait:g} s ({reason}). "
-                "Check that it runs and that ILLUME_DATABASE_URL names it."
+                "Check that it runs and that ILLUME_DATABASE_URL points to it."
             )
         if time.monotonic() - said > 5:
             say(f"The database does not answer yet; waiting up to {left:.0f} s more.")

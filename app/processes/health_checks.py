@@ -1,4 +1,4 @@
-"""Whether a process of ours on this machine lives and does its work: what the health checks of containers ask."""
+"""Health checks of containers: whether a process on this machine is alive and does its work."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from app.services.kernel import workers
 from app.settings import Settings
 
 
-def web(settings: Settings) -> bool:
-    """Whether the web server answers and reaches the database and the broker."""
+def is_web_healthy(settings: Settings) -> bool:
+    """Whether the web server answers, and reaches the database and the broker."""
     return answers(f"http://127.0.0.1:{settings.port}/readyz")
 
 
@@ -30,8 +30,8 @@ def answers(url: str) -> bool:
         return False
 
 
-def worker(queues: Sequence[str]) -> bool:
-    """Whether a worker of this machine that serves `queues` has a fresh heartbeat."""
+def is_worker_healthy(queues: Sequence[str]) -> bool:
+    """Whether a worker on this machine that serves `queues` has a recent heartbeat."""
     here = f"{socket.gethostname()}:"
     try:
         with session_scope() as session:
@@ -41,8 +41,8 @@ def worker(queues: Sequence[str]) -> bool:
     return any(set(queues) <= set(worker.queues.split(",")) for worker in alive)
 
 
-def beat(settings: Settings) -> bool:
-    """Whether a beat runs on this machine and its broker answers. It keeps no row of its own."""
+def is_beat_healthy(settings: Settings) -> bool:
+    """Whether beat runs on this machine and its broker answers. Beat has no row of its own."""
     running = any(
         (process.info["cmdline"] or [])[-3:] == ["-m", "worker", "beat"] for process in psutil.process_iter(["cmdline"])
     )

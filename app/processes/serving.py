@@ -1,4 +1,4 @@
-"""The web server, as everything that serves Illume runs it."""
+"""The web server, configured the same way wherever Illume is served."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from illume.end_with_parent import watch_parent
 
 
 class ServerConfig(Config):
-    """uvicorn's settings, with a listening socket whose connections send at once.
+    """uvicorn's settings, with TCP_NODELAY on the listening socket.
 
-    Head and body of an answer are two writes. The kernel holds the second back until the first is acknowledged, 40 ms
-    later; asyncio turns that off only for sockets made with a protocol number, and uvicorn's are not. Accepted
+    Head and body of a response are two writes. The kernel delays the second until the first is acknowledged, 40 ms
+    later. asyncio disables that only for sockets made with a protocol number, and uvicorn's are not. Accepted
     connections inherit the option.
     """
 
     def bind_socket(self) -> socket.socket:
-        """The listening socket."""
+        """Create the listening socket."""
         listening = super().bind_socket()
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
 
     def load(self) -> None:
-        """Make the application, in the process that serves it."""
+        """Create the application in the process that serves it."""
         stop_with_parent()
         super().load()
 
 
 def stop_with_parent() -> None:
-    """In one of several web processes: stop, as when told, once the process that started it is gone.
+    """In one of several web processes: stop gracefully once the parent process is gone.
 
-    Nobody could stop it then, nor start another in its place, and it would keep the port from the next server.
+    Nobody could stop or replace it then, and it would keep the port from the next server.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         watch_parent(parent.pid, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def config_of(*, host: str, port: int, processes: int = 1) -> ServerConfig:
-    """How the application is served: on uvloop and httptools where they can be had."""
+def server_config(*, host: str, port: int, processes: int = 1) -> ServerConfig:
+    """The server's configuration: uvloop and httptools if they are installed."""
     return ServerConfig(
         "app.main:create_app",
         factory=True,
@@ -61,7 +61,7 @@ def config_of(*, host: str, port: int, processes: int = 1) -> ServerConfig:
 
 
 def serve(config: ServerConfig) -> None:
-    """Serve until a signal says stop, in as many processes as `config` wants. Exits where it cannot start."""
+    """Serve until a signal arrives, in as many processes as `config` says. Exits if it cannot start."""
     listening = config.bind_socket()
     if config.workers > 1:
         Multiprocess(config, sockets=[listening]).run()

@@ -1,4 +1,4 @@
-"""Child processes that never outlive us: started, watched, restarted with a limit, stopped in order."""
+"""Child processes that never outlive us: started, supervised, restarted within limits, stopped in order."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def start_child(
     account: tuple[int, int] | None = None,
     feed: bytes | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, so that Ctrl-C in a terminal reaches us alone and we choose the order.
+    """Start `command` in a session of its own, so that Ctrl-C in a terminal reaches only us and we choose the order.
 
-    Its output is appended to `log`; `account` is the (uid, gid) it runs as; `feed` is its standard input. On Linux
-    the kernel sends it `stop_signal` when we end, so call this from the main thread; elsewhere the next start ends
-    what is left (`end_left_over`).
+    Its output is appended to `log`; `account` is the (uid, gid) it runs as; `feed` is its standard input. On Linux the
+    kernel sends it `stop_signal` when we end, so call this from the main thread; elsewhere the next start ends what is
+    left (`end_leftovers`).
     """
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(log.open("ab")) if log is not None else None
@@ -56,7 +56,7 @@ def start_child(
 def stop_child(
     process: subprocess.Popen[bytes], *, stop_signal: signal.Signals = signal.SIGTERM, patience: float = 10.0
 ) -> int:
-    """Ask `process` to stop, and end it after `patience` seconds. Its return code."""
+    """Ask `process` to stop, and kill it after `patience` seconds. Returns its exit code."""
     if process.poll() is None:
         process.send_signal(stop_signal)
         try:
@@ -67,7 +67,7 @@ def stop_child(
 
 
 def record_children(path: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Write down which processes are ours, for a start after we were killed."""
+    """Record our child processes, for a start after we were killed."""
     rows = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -75,38 +75,38 @@ def record_children(path: Path, processes: Sequence[subprocess.Popen[bytes]]) ->
     write_text(path, json.dumps(rows))
 
 
-def end_left_over(path: Path, *, stop_signal: signal.Signals = signal.SIGINT, patience: float = 20.0) -> int:
-    """End the processes that `record_children` wrote to `path` and that still run. How many there were."""
+def end_leftovers(path: Path, *, stop_signal: signal.Signals = signal.SIGINT, patience: float = 20.0) -> int:
+    """End the processes recorded in `path` that are still running. Returns their number."""
     try:
         rows = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return 0
-    left = []
+    remaining = []
     for row in rows:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(row["pid"])
             if abs(process.create_time() - row["created"]) < 0.05:
                 process.send_signal(stop_signal)
-                left.append(process)
-    _, alive = psutil.wait_procs(left, timeout=patience)
+                remaining.append(process)
+    _, alive = psutil.wait_procs(remaining, timeout=patience)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=5)
     path.unlink(missing_ok=True)
-    return len(left)
+    return len(remaining)
 
 
 class GaveUp(RuntimeError):
-    """A child ended too often to be started again."""
+    """A child ended too often to be restarted."""
 
 
 @dataclass
 class Supervised:
-    """A child that is started again when it ends, waiting 0.5, 1, 2 s ... before.
+    """A child that is restarted when it ends, after a delay of 0.5, 1, 2 s ...
 
-    One that keeps ending soon after its start is given up: after `restarts` such ends within a minute. An end after
-    `settled` seconds is an accident, and does not count.
+    A child that keeps ending soon after its start is given up: after `restarts` such ends within a minute. An end after
+    `settled` seconds is an accident and does not count.
     """
 
     name: str
@@ -119,8 +119,8 @@ class Supervised:
     start_at: float = 0.0
     started_at: float = 0.0
 
-    def look(self, now: float) -> str | None:
-        """Start it again where it is due. A sentence when it just ended; raises `GaveUp` when it ended too often."""
+    def check(self, now: float) -> str | None:
+        """Restart it if that is due. Returns a sentence if it has just ended. Raises `GaveUp` if it ended too often."""
         if self.process is None:
             if now >= self.start_at:
                 self.process = self.start()
@@ -133,14 +133,14 @@ class Supervised:
         recent = [moment for moment in self.ended if now - moment < 60]
         self.ended = recent if now - self.started_at >= self.settled else [*recent, now]
         if len(self.ended) > self.restarts:
-            raise GaveUp(f"{self.name} ended {len(self.ended)} times within a minute (last with {ending(code)})")
+            raise GaveUp(f"{self.name} ended {len(self.ended)} times within a minute (last with {describe_exit(code)})")
         wait = 0.5 * 2 ** max(0, len(self.ended) - 1)
         self.start_at = now + wait
-        return f"{self.name} ended with {ending(code)}; starting it again in {wait:g} s"
+        return f"{self.name} ended with {describe_exit(code)}; restarting it in {wait:g} s"
 
 
-def ending(code: int) -> str:
-    """How a process ended, in words."""
+def describe_exit(code: int) -> str:
+    """Describe how a process ended."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -150,7 +150,7 @@ def ending(code: int) -> str:
 
 
 def stop_all(children: Sequence[Supervised]) -> None:
-    """Ask all children to stop at once, then wait for each, ending those that take longer than their patience."""
+    """Ask all children to stop at once, then wait for each. Those that exceed their patience are killed."""
     running = [child for child in children if child.process is not None and child.process.poll() is None]
     for child in running:
         if child.process is not None:

@@ -28,7 +28,7 @@ from sqlalchemy.engine import make_url
 from app.cli.server import demo
 from app.db.engine import sqlalchemy_url
 from app.processes.embedded import Embedded, free_port, redis_program
-from app.processes.postgres_install import binaries_for
+from app.processes.postgres_install import find_binaries
 from app.processes.supervise import start_child, stop_child
 from app.settings import ROOT, get_settings
 from tests.conftest import maintenance, numbers
@@ -220,6 +220,6 @@ class TestContainers:
         check = SERVICES["postgres"]["healthcheck"]["test"]
         assert check[:2] == ["CMD", "pg_isready"]
         sockets = embedded.database_url.split("host=")[1].split("&")[0]
-        command = [str(binaries_for() / "pg_isready"), *check[2:]]
+        command = [str(find_binaries() / "pg_isready"), *check[2:]]
         assert subprocess.run(command, env={"PGHOST": sockets, "PGPORT": "5432"}, check=False).returncode == 0
         assert subprocess.run(command, env={"PGHOST": sockets, "PGPORT": "5433"}, check=False).returncode == 2

@@ -21,7 +21,7 @@ from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say
 from app.db import migrations
 from app.db.engine import libpq_url
 from app.processes.connect import Refused
-from app.processes.postgres_install import binaries_for, clean_environment
+from app.processes.postgres_install import clean_environment, find_binaries
 from app.services.kernel.store import KEY_FORM
 from app.settings import Settings
 from illume.files import replace_file
@@ -147,7 +147,7 @@ def add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def run(command: Sequence[str], *, progress: Callable[[], None]) -> None:
     """Run one of PostgreSQL's programs, calling `progress` regularly. Raises Refused with its first error message."""
-    program = binaries_for() / command[0]
+    program = find_binaries() / command[0]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own programs
             [str(program), *command[1:]],

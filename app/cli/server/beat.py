@@ -19,5 +19,5 @@ def beat(*, check: bool) -> int:
         from app.processes import health_checks
 
         with services():
-            return report_health(health_checks.beat(get_settings()))
+            return report_health(health_checks.is_beat_healthy(get_settings()))
     return run_worker_program(["beat"])

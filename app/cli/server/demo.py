@@ -104,14 +104,14 @@ def serve(
     give_up_at: float | None = time.monotonic() + READY_SECONDS
     while True:
         now = time.monotonic()
-        for sentence in embedded.look(now) if embedded else ():
+        for sentence in embedded.check(now) if embedded else ():
             say(sentence)
         for child in children:
-            ended = child.look(now)
+            ended = child.check(now)
             if ended:
                 say(f"{ended}; its log is {settings.data_dir / 'logs' / child.name}.log")
         if give_up_at is not None:
-            if health_checks.web(settings):
+            if health_checks.is_web_healthy(settings):
                 give_up_at = None
                 announce(settings, address, browser=browser, say=say)
             elif now > give_up_at:

@@ -47,7 +47,7 @@ def run_beside(embedded: Embedded, program: Sequence[str], stopping: Callable[[]
     try:
         with contextlib.suppress(Stopped):
             while child.poll() is None:
-                for sentence in embedded.look(time.monotonic()):
+                for sentence in embedded.check(time.monotonic()):
                     warn(sentence)
                 time.sleep(0.2)
     except GaveUp as error:

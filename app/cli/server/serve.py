@@ -23,7 +23,7 @@ def serve(host: str | None, port: int | None, workers: int, *, check: bool) -> i
     from app.processes import health_checks, serving
 
     if check:
-        return report_health(health_checks.web(get_settings()))
+        return report_health(health_checks.is_web_healthy(get_settings()))
     settings = get_settings()
     host, port = host or settings.host, settings.port if port is None else port
     refuse_used_port(host, port)
@@ -32,5 +32,5 @@ def serve(host: str | None, port: int | None, workers: int, *, check: bool) -> i
         if embedded is not None:
             words = ["serve", "--host", host, "--port", str(port), "--workers", str(workers)]
             return run_beside(embedded, ["-m", "app.cli", *words], stopping)
-        serving.serve(serving.config_of(host=host, port=port, processes=workers))
+        serving.serve(serving.server_config(host=host, port=port, processes=workers))
     return 0

@@ -35,5 +35,5 @@ def worker(queues: list[str], *, check: bool) -> int:
         from app.processes import health_checks
 
         with services():
-            return report_health(health_checks.worker(queues))
+            return report_health(health_checks.is_worker_healthy(queues))
     return run_worker_program(["--queues", ",".join(queues)])

@@ -222,7 +222,7 @@ class TestDemo:
         web.kill()
         web.wait()
         assert demo.process.stdout is not None
-        assert "web ended with SIGKILL; starting it again in 0.5 s" in demo.process.stdout.readline()
+        assert "web ended with SIGKILL; restarting it in 0.5 s" in demo.process.stdout.readline()
         while not is_up(demo):
             assert demo.process.poll() is None
         assert answer(demo, "/readyz") == 200

@@ -1,4 +1,4 @@
-"""A PostgreSQL and a Redis of our own: they start, hold data, are one's alone, and leave nothing behind."""
+"""A PostgreSQL and a Redis of our own: they start, keep data, belong to one process, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import redis
 
 from app.processes import postgres_install, supervise
 from app.processes.embedded import SERVICES_FILE, Embedded, InUse
-from app.processes.postgres_install import EmbeddedError, binaries_for, can_pass, redirected
+from app.processes.postgres_install import EmbeddedError, can_traverse, copy_binaries, find_binaries
 from app.processes.supervise import GaveUp
 from app.settings import ROOT
 
@@ -42,7 +42,7 @@ signal.pause()
 
 @pytest.fixture
 def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A data directory that is not there yet, and a place for root's files that is the test's own."""
+    """A data directory that does not exist yet, and a place of the test's own for root's files."""
     made = Path(tempfile.mkdtemp(dir=data_dir))
     made.chmod(0o711)
     monkeypatch.setattr(postgres_install, "ROOT_BASE", made / "base")
@@ -52,7 +52,7 @@ def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def holder(folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes to be ended whatever happens."""
+    """Processes to be ended, whatever happens."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
     for process in processes:
@@ -90,16 +90,16 @@ def servers_in(folder: Path) -> list[psutil.Process]:
 
 
 def recorded_in(folder: Path) -> set[int]:
-    """The process ids that are written down for a start after a crash."""
+    """The process ids that are recorded for a start after a crash."""
     return {one["pid"] for one in json.loads((folder / "embedded-processes.json").read_text())}
 
 
 def come_back(services: Embedded) -> list[str]:
-    """Look after the servers until both answer again; what was said."""
+    """Supervise the servers until both answer again. Returns the messages."""
     said: list[str] = []
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        said += services.look(time.monotonic())
+        said += services.check(time.monotonic())
         time.sleep(0.05)
         with contextlib.suppress(psycopg.OperationalError, redis.RedisError):
             if said and query(services.database_url, "SELECT 1") == 1:
@@ -119,7 +119,7 @@ class TestEmbedded:
             assert urls == {"database_url": services.database_url, "redis_url": services.redis_url}
             assert stat.S_IMODE((folder / SERVICES_FILE).stat().st_mode) == 0o600
             assert servers_in(folder)
-            assert services.look(time.monotonic()) == []
+            assert services.check(time.monotonic()) == []
         assert not servers_in(folder)
         assert not (folder / SERVICES_FILE).exists()
         with Embedded(folder, durable=False) as services:
@@ -141,7 +141,7 @@ class TestEmbedded:
             assert len(killed) == 2
             for process_id in killed:
                 os.kill(process_id, signal.SIGKILL)
-            for process_id in killed:  # both are looked for at once, so both must be over by then
+            for process_id in killed:  # both are checked at once, so both must have ended by then
                 while psutil.pid_exists(process_id) and psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE:
                     time.sleep(0.01)
             said = come_back(services)
@@ -167,7 +167,7 @@ class TestEmbedded:
             os.kill(process_id, signal.SIGKILL)
             end = time.monotonic() + 30
             while True:
-                services.look(time.monotonic())
+                services.check(time.monotonic())
                 with contextlib.suppress(redis.RedisError):
                     if broker.ping():
                         break
@@ -227,7 +227,7 @@ class TestInUse:
         self, folder: Path, holder: list[subprocess.Popen[str]]
     ) -> None:
         if not sys.platform.startswith("linux"):
-            return  # elsewhere the next start clears up, which is tested above
+            return  # elsewhere the next start cleans up, which is tested above
         first = hold(folder, "")
         holder.append(first)
         children = psutil.Process(first.pid).children()
@@ -251,7 +251,7 @@ class TestRefusals:
             Embedded(folder, durable=False).start()
         (base / "postgres" / "PG_VERSION").write_text("18\n")
         with Embedded(folder, durable=False):
-            pass  # the refusal let the directory go
+            pass  # the refusal released the directory
 
     def test_a_cluster_of_somebody_else(self, folder: Path) -> None:
         with Embedded(folder, durable=False) as services:
@@ -277,15 +277,15 @@ class TestStalePid:
 
 
 class TestAsRoot:
-    """What only root meets; others have nothing to look at, so these tests ask the functions directly."""
+    """What only root meets. Without root there is nothing to observe, so these tests call the functions directly."""
 
     def test_who_may_pass(self, folder: Path) -> None:
         folder.mkdir(mode=0o700)
         state = folder.stat()
-        assert can_pass(folder, (state.st_uid, state.st_gid))
-        assert not can_pass(folder, (state.st_uid + 1, state.st_gid + 1))
+        assert can_traverse(folder, (state.st_uid, state.st_gid))
+        assert not can_traverse(folder, (state.st_uid + 1, state.st_gid + 1))
         folder.chmod(0o711)
-        assert can_pass(folder, (state.st_uid + 1, state.st_gid + 1))
+        assert can_traverse(folder, (state.st_uid + 1, state.st_gid + 1))
 
     def test_no_mode_of_a_home_is_changed(self, folder: Path) -> None:
         home = folder
@@ -300,12 +300,12 @@ class TestAsRoot:
 
     def test_programs_out_of_reach_are_copied(self, folder: Path) -> None:
         stranger = (os.geteuid() + 4321, os.getegid() + 4321)
-        programs = redirected(postgres_install.wheel_folder(), folder.parent)
-        assert programs != postgres_install.wheel_folder() / "pginstall" / "bin"
+        programs = copy_binaries(postgres_install.find_wheel_folder(), folder.parent)
+        assert programs != postgres_install.find_wheel_folder() / "pginstall" / "bin"
         said = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
         assert "(PostgreSQL) 18" in said
-        assert can_pass(programs, stranger)
-        assert binaries_for(None) == postgres_install.wheel_folder() / "pginstall" / "bin"
+        assert can_traverse(programs, stranger)
+        assert find_binaries(None) == postgres_install.find_wheel_folder() / "pginstall" / "bin"
 
 
 def test_children_are_recorded_and_found_again(folder: Path) -> None:
@@ -315,9 +315,9 @@ def test_children_are_recorded_and_found_again(folder: Path) -> None:
     supervise.record_children(record, [child])
     rows = json.loads(record.read_text())
     record.write_text(json.dumps([{**rows[0], "created": rows[0]["created"] - 100}]))
-    assert supervise.end_left_over(record) == 0  # that number belongs to another process now
+    assert supervise.end_leftovers(record) == 0  # that number belongs to another process now
     assert child.poll() is None
     record.write_text(json.dumps(rows))
-    assert supervise.end_left_over(record) == 1
+    assert supervise.end_leftovers(record) == 1
     child.wait()
     assert not psutil.pid_exists(child.pid)

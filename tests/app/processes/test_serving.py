@@ -1,4 +1,4 @@
-"""How the web server is run: connections that send at once, several processes, and a quiet end."""
+"""Running the web server: connections without delay, several processes, and a quiet end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOG = "web.log"
 
 class TestSocket:
     def test_an_accepted_connection_sends_at_once(self) -> None:
-        config = serving.config_of(host="127.0.0.1", port=0)
+        config = serving.server_config(host="127.0.0.1", port=0)
         with config.bind_socket() as listening:
             listening.listen()
             with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:

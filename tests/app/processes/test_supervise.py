@@ -1,4 +1,4 @@
-"""Children that are started again, given up, and stopped."""
+"""Children that are restarted, given up, and stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.processes.supervise import GaveUp, Supervised, ending, start_child, stop_all, stop_child
+from app.processes.supervise import GaveUp, Supervised, describe_exit, start_child, stop_all, stop_child
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 DEAF = [
@@ -20,13 +20,13 @@ DEAF = [
 class TestSupervised:
     def test_one_that_ends_is_started_again_after_a_while(self) -> None:
         child = Supervised("web", lambda: start_child([sys.executable, "-c", "raise SystemExit(3)"]))
-        assert child.look(100.0) is None
+        assert child.check(100.0) is None
         assert child.process is not None
         child.process.wait()
-        assert child.look(101.0) == "web ended with exit code 3; starting it again in 0.5 s"
-        child.look(101.4)
+        assert child.check(101.0) == "web ended with exit code 3; restarting it in 0.5 s"
+        child.check(101.4)
         assert child.process is None
-        child.look(101.6)
+        child.check(101.6)
         assert child.process is not None
         child.process.wait()
 
@@ -34,32 +34,32 @@ class TestSupervised:
         child = Supervised("web", lambda: start_child([sys.executable, "-c", "raise SystemExit(3)"]), restarts=1)
         now = 100.0
         for _ in range(2):
-            child.look(now)
+            child.check(now)
             assert child.process is not None
             child.process.wait()
             now += 10
             if now == 110:
-                child.look(now)
+                child.check(now)
                 now += 1
         with pytest.raises(GaveUp, match=r"web ended 2 times within a minute \(last with exit code 3\)"):
-            child.look(now)
+            child.check(now)
 
     def test_ends_long_ago_do_not_count(self) -> None:
         child = Supervised("web", lambda: start_child([sys.executable, "-c", ""]), restarts=1)
         for now in (100.0, 200.0, 300.0):
-            child.look(now)
+            child.check(now)
             assert child.process is not None
             child.process.wait()
-            assert child.look(now + 1) is not None
+            assert child.check(now + 1) is not None
 
     def test_accidents_of_one_that_runs_for_long_do_not_count(self) -> None:
         child = Supervised("web", lambda: start_child([sys.executable, "-c", ""]), restarts=0, settled=5.0)
         now = 100.0
         for _ in range(5):
-            child.look(now)
+            child.check(now)
             assert child.process is not None
             child.process.wait()
-            assert child.look(now + 6) == "web ended with exit code 0; starting it again in 0.5 s"
+            assert child.check(now + 6) == "web ended with exit code 0; restarting it in 0.5 s"
             now += 8
 
 
@@ -67,7 +67,7 @@ class TestStopping:
     def test_all_are_stopped(self) -> None:
         children = [Supervised("one", lambda: start_child(SLEEPER)), Supervised("two", lambda: start_child(SLEEPER))]
         for child in children:
-            child.look(0.0)
+            child.check(0.0)
         stop_all(children)
         assert all(child.process is not None and child.process.returncode == -15 for child in children)
 
@@ -85,6 +85,6 @@ class TestStopping:
 
 
 def test_endings_in_words() -> None:
-    assert ending(1) == "exit code 1"
-    assert ending(-9) == "SIGKILL"
-    assert ending(-99) == "signal 99"
+    assert describe_exit(1) == "exit code 1"
+    assert describe_exit(-9) == "SIGKILL"
+    assert describe_exit(-99) == "signal 99"
