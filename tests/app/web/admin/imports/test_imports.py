@@ -1,4 +1,4 @@
-"""The admin's routes of imports and webhooks: permissions, form tokens, problems."""
+"""The pages of imports: permissions, form tokens, templates."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import DeliveryState, Import, Project, Role, Webhook, WebhookDelivery
-from app.services.integrations import webhooks
+from app.models import Import, Project, Role
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -42,32 +41,3 @@ class TestWho:
         browser.sign_in(factories.make_member(session, project, role, user=person(session)))
         assert browser.get(f"{HERE}/imports").status_code == status
         assert browser.get(f"{HERE}/webhooks").status_code == 403
-
-
-@pytest.mark.usefixtures("admin")
-class TestWebhooks:
-    def test_one_is_added_and_sent_again(self, browser: Browser, session: Session, project: Project) -> None:
-        fields = {"url": "https://8.8.8.8/hook", "events": ["import.finished"]}
-        answer = browser.post(f"{HERE}/webhooks", fields)
-        assert answer.status_code == 201
-        hook = session.scalars(select(Webhook)).one()
-        assert webhooks.secret_of(hook) in answer.text
-        assert webhooks.secret_of(hook) not in browser.get(f"{HERE}/webhooks").text
-        webhooks.emit(session, project.id, "import.finished", {"x": "<script>"})
-        delivery = session.scalars(select(WebhookDelivery)).one()
-        delivery.state, delivery.error = DeliveryState.failed, "It answered <b>500</b>."
-        session.flush()
-        assert "It answered &lt;b&gt;500&lt;/b&gt;." in browser.get(f"{HERE}/webhooks").text
-        answer = browser.post(f"{HERE}/webhooks/{hook.id}/deliveries/{delivery.id}/replay", {})
-        assert answer.status_code == 303
-        session.refresh(delivery)
-        assert delivery.state is DeliveryState.pending
-        assert browser.post(f"{HERE}/webhooks/{hook.id}/remove", {}).status_code == 303
-        assert session.scalars(select(Webhook)).all() == []
-
-    def test_what_is_refused_is_said_and_stays_typed(self, browser: Browser, session: Session) -> None:
-        answer = browser.post(f"{HERE}/webhooks", {"url": "https://127.0.0.1/hook", "events": ["verdict"]})
-        assert answer.status_code == 422
-        assert "private address" in answer.text
-        assert 'value="https://127.0.0.1/hook"' in answer.text
-        assert session.scalars(select(Webhook)).all() == []

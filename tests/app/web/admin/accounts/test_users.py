@@ -1,0 +1,85 @@
+"""The pages of people: roles, tokens, one-time links, the audit log."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import LinkPurpose, Project, Role, Scope, Token, User
+from app.services.accounts import one_time_links, passwords, users
+from tests import factories
+from tests.app.web.conftest import Browser, person
+
+
+@pytest.mark.usefixtures("admin")
+class TestUsers:
+    def test_a_token_is_shown_once(self, browser: Browser, session: Session, admin: User) -> None:
+        browser.get(f"/admin/users/{admin.id}")
+        response = browser.post(f"/admin/users/{admin.id}/tokens", {"scope": "read", "name": "mine", "expires": "30"})
+        assert "ill_" in response.text
+        assert "ill_" not in browser.get(f"/admin/users/{admin.id}").text
+        token = session.scalars(select(Token).where(Token.user_id == admin.id)).one()
+        assert (token.scope, token.name) == (Scope.read, "mine")
+        assert token.expires_at is not None
+        assert timedelta(days=29) < token.expires_at - datetime.now(UTC) < timedelta(days=31)
+
+    def test_a_role_in_each_project(self, browser: Browser, session: Session, project: Project) -> None:
+        other = factories.make_project(session, slug="signs", name="Signs")
+        user = factories.make_member(session, project, Role.critic, user=person(session, role=Role.critic))
+        browser.get(f"/admin/users/{user.id}")
+        form: dict[str, object] = {"role": "critic", "project-scenes": "", "project-signs": "reviewer"}
+        assert browser.post(f"/admin/users/{user.id}/role", form).status_code == 303
+        assert users.list_project_roles(session, [user.id]) == {user.id: {other.slug: Role.reviewer}}
+        assert "signs (reviewer)" in browser.get("/admin/users").text
+        browser.sign_in(user)
+        assert "Signs" in browser.get("/admin").text
+
+    def test_an_invitation_becomes_a_password_once(self, browser: Browser, session: Session) -> None:
+        browser.get("/admin/users")
+        form: dict[str, object] = {"email": "eve@example.org", "role": "critic", "projects": "scenes"}
+        page = browser.post("/admin/users", form).text
+        found = re.search(r"http://127\.0\.0\.1:8000(/account/link/[\w-]+)", page)
+        assert found is not None
+        assert found[1] not in browser.get("/admin/users").text
+        browser.client.cookies.clear()
+        assert "eve@example.org" in browser.get(found[1]).text
+        refused = browser.post(found[1], {"password": "long enough", "again": "something else"})
+        assert (refused.status_code, "not the same" in refused.text) == (422, True)
+        browser.get(found[1])
+        assert browser.post(found[1], {"password": "short", "again": "short"}).status_code == 422
+        browser.get(found[1])
+        done = browser.post(found[1], {"password": "long enough", "again": "long enough"})
+        assert done.headers["location"] == "/sign-in?done=password"
+        assert browser.get(found[1]).status_code == 404
+        user = users.find_user(session, "eve@example.org")
+        assert user is not None
+        assert passwords.verify_user_password(user, "long enough")
+
+    def test_a_password_needs_the_pages_own_token(self, browser: Browser, session: Session, admin: User) -> None:
+        user = person(session)
+        _, plain = one_time_links.make_link(session, factories.actor_of(admin), user.id, LinkPurpose.password)
+        browser.client.cookies.clear()
+        form: dict[str, object] = {"password": "long enough", "again": "long enough"}
+        assert browser.post(f"/account/link/{plain}", form).status_code == 403
+        assert not passwords.verify_user_password(user, "long enough")
+
+    def test_the_audit_log_is_filtered(self, browser: Browser, session: Session, project: Project) -> None:
+        browser.get("/admin/users")
+        browser.post("/admin/users", {"email": "eve@example.org", "role": "critic", "projects": "scenes"})
+        page = browser.get("/admin/audit").text
+        assert "user.add" in page
+        assert "user.add" not in browser.get("/admin/audit?kind=link").text
+        assert "No deed fits" in browser.get("/admin/audit?person=nobody").text
+        assert "is no day" in browser.get("/admin/audit?since=soon").text
+        browser.sign_in(person(session, role=Role.reviewer))
+        assert browser.get("/admin/audit").status_code == 403
+
+    def test_the_last_admin_stays(self, browser: Browser, session: Session, admin: User) -> None:
+        browser.get(f"/admin/users/{admin.id}")
+        response = browser.post(f"/admin/users/{admin.id}/role", {"role": "critic"})
+        assert response.status_code == 409
+        assert "last admin" in response.text

@@ -1,0 +1,87 @@
+"""The settings of a project on pages, and the form for a new project."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import Project, User
+from app.services.projects import projects
+from app.services.rounds import base_checks
+from tests.app.web.conftest import Browser
+
+
+def form_of(text: str) -> dict[str, object]:
+    """The fields of a settings page as a browser would send them."""
+    fields: dict[str, object] = dict(re.findall(r'<input class="input[^>]* name="(\w+)"[^>]* value="([^"]*)"', text))
+    fields |= dict(re.findall(r'<textarea[^>]* name="(\w+)"[^>]*>([^<]*)</textarea>', text))
+    for name, options in re.findall(r'<select[^>]* name="(\w+)"[^>]*>(.*?)</select>', text, re.DOTALL):
+        chosen = re.search(r'value="(\w+)" selected', options)
+        fields[name] = chosen.group(1) if chosen else ""
+    for name in re.findall(r'type="checkbox" id="\S+" name="(\w+)" value="yes" checked', text):
+        fields[name] = "yes"
+    return fields
+
+
+@pytest.mark.usefixtures("admin")
+class TestSettings:
+    def test_saved_as_shown_changes_nothing(self, browser: Browser, session: Session, project: Project) -> None:
+        before = projects.settings_of(session, project)
+        page = browser.get("/admin/projects/scenes/settings").text
+        response = browser.post("/admin/projects/scenes/settings", form_of(page))
+        assert response.status_code == 303
+        assert projects.settings_of(session, project) == before
+        session.refresh(project)
+        assert project.name == "Scenes"
+
+    def test_all_faults_at_once_with_what_was_typed(self, browser: Browser, session: Session, project: Project) -> None:
+        page = browser.get("/admin/projects/scenes/settings").text
+        typed = {"epochs": "many", "top_p": "3", "temperatures": "0.3 x two", "template": "{question}"}
+        response = browser.post("/admin/projects/scenes/settings", {**form_of(page), **typed})
+        assert response.status_code == 422
+        assert "4 fields need another look" in response.text
+        again = form_of(response.text)
+        assert {name: again[name] for name in typed} == typed
+        assert projects.settings_of(session, project).epochs == 5
+
+    def test_new_values_are_kept(self, browser: Browser, session: Session, project: Project) -> None:
+        page = browser.get("/admin/projects/scenes/settings").text
+        changes = {"temperatures": "0 x 1, 0,9 x 3", "skip_reasons": "Too dark\n\nBlurred", "name": "Lit scenes"}
+        changes["temperatures"] = "0 x 1; 0.9 x 3"
+        fields = {**form_of(page), **changes}
+        fields.pop("auto_rounds")
+        assert browser.post("/admin/projects/scenes/settings", fields).status_code == 303
+        settings = projects.settings_of(session, session.get_one(Project, project.id, populate_existing=True))
+        assert settings.temperatures == [(0.0, 1), (0.9, 3)]
+        assert settings.skip_reasons == ["Too dark", "Blurred"]
+        assert not settings.auto_rounds
+
+    def test_a_new_base_model_is_looked_at_before_it_is_taken(
+        self, browser: Browser, session: Session, project: Project, admin: User
+    ) -> None:
+        fields = form_of(browser.get("/admin/projects/scenes/settings").text) | {"base_model": "some/model"}
+        refused = browser.post("/admin/projects/scenes/settings", fields)
+        assert refused.status_code == 422
+        assert "It is looked at before it is taken" in refused.text
+        address = re.search(r'hx-get="(/admin/base-checks/\d+)"', refused.text)
+        assert address is not None
+        assert "No model worker is alive" in browser.get(address[1]).text
+        base_checks.finish(session, int(address[1].rpartition("/")[2]), good=True, detail="a fine model")
+        answer = browser.get(address[1]).text
+        assert "can be used" in answer
+        assert "hx-get" not in answer
+        assert browser.post("/admin/projects/scenes/settings", fields).status_code == 303
+        session.expire_all()
+        assert projects.settings_of(session, project).base_model == "some/model"
+
+    def test_a_new_project(self, browser: Browser, session: Session) -> None:
+        page = browser.get("/admin/new-project").text
+        fields = {**form_of(page), "name": "Signs", "slug": "signs"}
+        assert browser.post("/admin/new-project", fields).headers["location"] == "/admin/projects/signs"
+        assert session.scalars(select(Project).where(Project.slug == "signs")).one().active_version_id
+        again = browser.post("/admin/new-project", fields)
+        assert again.status_code == 422
+        assert "already" in again.text

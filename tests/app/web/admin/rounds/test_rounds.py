@@ -1,0 +1,42 @@
+"""The pages of rounds and versions: starting, cancelling, decisions."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.models import Project, Round, RoundState
+from tests import factories
+from tests.app.web.conftest import Browser
+
+
+@pytest.mark.usefixtures("admin")
+class TestRounds:
+    def test_nothing_accepted_is_said_before_and_refused_after(self, browser: Browser) -> None:
+        preview = browser.get("/admin/projects/scenes/rounds/preview")
+        assert "Nothing is accepted yet" in preview.text
+        browser.get("/admin/projects/scenes/settings")
+        assert browser.post("/admin/projects/scenes/rounds").status_code == 409
+
+    def test_cancelled(self, browser: Browser, session: Session, project: Project) -> None:
+        snapshot = factories.make_snapshot(session, project)
+        plan = {"parent": project.active_version_id, "base_model": "starter", "metric": "rouge_l", "seed": 1}
+        snapshot.settings = {**plan, "project": snapshot.settings}
+        made = factories.make_round(session, project, snapshot=snapshot)
+        browser.get("/admin/projects/scenes/settings")
+        response = browser.post("/admin/projects/scenes/rounds/1/cancel")
+        assert response.headers["location"] == "/admin/projects/scenes/rounds/1?done=cancelled"
+        assert session.get_one(Round, made.id).state is RoundState.cancelled
+        assert "The round is being cancelled." in browser.get(response.headers["location"]).text
+
+    def test_the_list_says_why_with_real_minus_signs(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        made = factories.make_round(session, project, state=RoundState.succeeded)
+        made.decision = {"activate": False, "reason": "Not clearly better: -0.0130 to +0.0200."}
+        assert "\N{MINUS SIGN}0.0130 to +0.0200" in browser.get("/admin/projects/scenes/rounds").text
+
+    def test_an_unknown_one(self, browser: Browser) -> None:
+        response = browser.get("/admin/projects/scenes/rounds/7")
+        assert response.status_code == 404
+        assert "There is no round 7" in response.text
