@@ -1,4 +1,4 @@
-"""Blind comparisons as an admin sees them: start one, see how it stands, look at its pairs."""
+"""The pages of blind comparisons for admins: starting one, its result so far, and its pairs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonsView:
-    """The list, and the form for another one."""
+    """The list, and the form for a new comparison."""
 
     slug: str
     may_manage: bool
@@ -59,7 +59,7 @@ class ComparisonsView:
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """A pair with what critics said of it."""
+    """A pair with the critics' preferences."""
 
     prompt: str
     image: str
@@ -83,7 +83,7 @@ class ComparisonView:
 
 
 def comparison_row(session: Session, one: Comparison, numbers: Mapping[int, int]) -> ComparisonRow:
-    """A comparison, as pages show it."""
+    """A comparison as pages show it."""
     standing = comparisons.standing_of(session, one)
     rate = standing.rate
     return ComparisonRow(
@@ -103,7 +103,7 @@ def comparison_row(session: Session, one: Comparison, numbers: Mapping[int, int]
 
 
 def numbers_of(known: list[ModelVersion]) -> dict[int, int]:
-    """The numbers of versions, by id."""
+    """The numbers of versions by id."""
     return {one.id: one.number for one in known}
 
 
@@ -111,7 +111,7 @@ def numbers_of(known: list[ModelVersion]) -> dict[int, int]:
 def index(
     request: Request, session: SessionDep, who: Me, slug: str, old: int | None = None, new: int | None = None
 ) -> Response:
-    """The comparisons, newest first."""
+    """List the comparisons, the newest first."""
     frame = frame_of(request, session, who, slug, tab="Versions", title="Blind comparisons")
     known = versions.list_versions(session, who.actor, frame.project)
     newest = max(known, key=lambda one: one.number)
@@ -135,7 +135,7 @@ def list_page(
     error: DomainError | None = None,
     status: int = 200,
 ) -> Response:
-    """The list, with the form as it was filled in."""
+    """The list, with the form as it was submitted."""
     known = versions.list_versions(session, who.actor, frame.project)
     numbers = numbers_of(known)
     options = tuple((str(number), f"Version {number}") for number in sorted(numbers.values()))
@@ -165,7 +165,7 @@ def list_page(
 
 @router.post("/projects/{slug}/comparisons")
 def start(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
-    """Start a comparison; what was typed stays where something is wrong with it."""
+    """Start a comparison. Where the form is invalid, it keeps what was typed."""
     frame = frame_of(request, session, who, slug, tab="Versions", title="Blind comparisons")
     typed = {name: text_of(form, name).strip() for name in ("old", "new", "pairs", "each", "gate")}
     known = {str(one.number): one for one in versions.list_versions(session, who.actor, frame.project)}
@@ -187,14 +187,14 @@ def start(request: Request, session: SessionDep, who: Poster, form: Form, slug: 
 
 
 def chosen(known: Mapping[str, ModelVersion], typed: Mapping[str, str], name: str) -> ModelVersion:
-    """The version that was chosen. Raises `Invalid`."""
+    """The chosen version. Raises `Invalid`."""
     if typed[name] not in known:
         raise Invalid("Choose one of the versions.", field=name)
     return known[typed[name]]
 
 
 def whole(typed: Mapping[str, str], name: str) -> int:
-    """A whole number that was typed. Raises `Invalid`."""
+    """A submitted integer. Raises `Invalid`."""
     text = typed[name]
     if not text.isascii() or not text.isdigit() or len(text) > 6:
         raise Invalid("Write a whole number.", field=name)
@@ -203,7 +203,7 @@ def whole(typed: Mapping[str, str], name: str) -> int:
 
 @router.get("/projects/{slug}/comparisons/{number}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, number: int) -> Response:
-    """One comparison with its pairs."""
+    """Show one comparison with its pairs."""
     frame = frame_of(request, session, who, slug, tab="Versions", title=f"Comparison {number}")
     found = comparisons.get_comparison(session, who.actor, frame.project, number)
     numbers = numbers_of(versions.list_versions(session, who.actor, frame.project))
@@ -218,7 +218,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, number: int)
 
 
 def pair_row(pair: ComparisonPair, prompt: Prompt, said: list[Preferred]) -> PairRow:
-    """A pair, as the page shows it."""
+    """A pair as the page shows it."""
     new, old, neither = (said.count(one) for one in (Preferred.new, Preferred.old, Preferred.neither))
     parts = [(new, "new"), (old, "old"), (neither, "neither")]
     words = ", ".join(name if count == 1 else f"{name} {count}\u00d7" for count, name in parts if count)
@@ -237,7 +237,7 @@ def pair_row(pair: ComparisonPair, prompt: Prompt, said: list[Preferred]) -> Pai
 
 @router.post("/projects/{slug}/comparisons/{number}/close")
 def close(session: SessionDep, who: Poster, request: Request, slug: str, number: int) -> Response:
-    """End a comparison with what was said."""
+    """Close a comparison; its result stays."""
     frame = frame_of(request, session, who, slug, tab="Versions", title=f"Comparison {number}")
     comparisons.close(session, who.actor, frame.project, number)
     return back_to(f"/admin/projects/{slug}/comparisons/{number}", "closed")

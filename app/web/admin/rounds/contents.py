@@ -1,4 +1,4 @@
-"""What a round was trained and scored on, row by row."""
+"""The rows of a round's snapshot: what it was trained and scored on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ContentRow:
 
 @dataclass(frozen=True, slots=True)
 class ContentView:
-    """A page of a snapshot's rows of one role."""
+    """A page of a snapshot's rows with one role."""
 
     slug: str
     number: int
@@ -59,7 +59,7 @@ class ContentView:
 def show_contents(
     request: Request, session: SessionDep, who: Me, slug: str, number: int, role: str = "rationale", start: int = 0
 ) -> Response:
-    """What a round was trained and scored on, row by row."""
+    """Show the rows of a round's snapshot."""
     frame = frame_of(request, session, who, slug, tab="Rounds", title=f"Snapshot of round {number}", need=Role.reviewer)
     found = rounds.get_round_by_number(session, who.actor, frame.project, number)
     snapshot = snapshots.get_snapshot(session, who.actor, found.snapshot_id)
@@ -84,7 +84,7 @@ def show_contents(
 
 
 def content_row(row: Row) -> ContentRow:
-    """A row, as the page shows it."""
+    """A row as the page shows it."""
     return ContentRow(
         prompt=str(row.prompt.id),
         image=image_url(row.prompt.images[0] if row.prompt.images else None),

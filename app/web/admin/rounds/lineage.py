@@ -1,4 +1,4 @@
-"""The lineage of a project's versions as SVG coordinates: parents to the left, a branch takes a lane of its own."""
+"""The graph of a project's versions as SVG coordinates: parents on the left, each branch in its own lane."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RADIUS = 22
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A drawn version."""
+    """A version in the graph."""
 
     number: int
     x: int
@@ -26,7 +26,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A drawn line from a parent to its child, with what the child's round changed."""
+    """The line from a parent to its child, with the change of the score."""
 
     path: str
     label: str
@@ -36,7 +36,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Everything a template needs to draw the graph."""
+    """Everything that a template needs to draw the graph."""
 
     summary: str
     width: int
@@ -47,11 +47,11 @@ class Lineage:
 
 
 def lineage(versions: Sequence[ModelVersion], scores: dict[int, float | None], active_id: int | None) -> Lineage | None:
-    """The graph of `versions`; `scores` are by id. None for fewer than two: there is nothing to see then."""
+    """The graph of `versions`; `scores` are by id. None for fewer than two versions."""
     ordered = sorted(versions, key=lambda one: one.number)
     if len(ordered) < 2:
         return None
-    lanes = lanes_of(ordered)
+    lanes = assign_lanes(ordered)
     columns = {one.id: index for index, one in enumerate(ordered)}
     places = {one.id: (LEFT + STEP * columns[one.id], TOP + LANE * lanes[one.id]) for one in ordered}
     numbers = {one.id: one.number for one in ordered}
@@ -87,8 +87,8 @@ def _score(score: float | None) -> str:
     return "" if score is None else f"{score:.3f}"
 
 
-def lanes_of(ordered: Sequence[ModelVersion]) -> dict[int, int]:
-    """The lane of each version: the first child goes on in its parent's, every later one begins another."""
+def assign_lanes(ordered: Sequence[ModelVersion]) -> dict[int, int]:
+    """The lane of each version: the first child continues its parent's lane, each later one starts a new lane."""
     lanes: dict[int, int] = {}
     continued: set[int] = set()
     last = 0
@@ -106,7 +106,7 @@ def lanes_of(ordered: Sequence[ModelVersion]) -> dict[int, int]:
 
 
 def edge(start: tuple[int, int], end: tuple[int, int], before: float | None, after: float | None) -> Edge:
-    """A line between two places; along a lane it is straight, to another one it bends."""
+    """A line between two points: straight within a lane, curved to another one."""
     x1, y1, x2, y2 = start[0] + RADIUS, start[1], end[0] - RADIUS, end[1]
     middle = x2 - (STEP // 2 - RADIUS)
     path = f"M{x1} {y1}H{x2}" if y1 == y2 else f"M{x1} {y1}C{middle} {y1} {middle - 12} {y2} {x2} {y2}"

@@ -1,4 +1,4 @@
-"""Tuning rounds: the list, one with its curves and log, and starting, cancelling and repeating one."""
+"""The pages of tuning rounds: the list, one round with its curves and log; starting, cancelling and rerunning."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class RoundsView:
 
 @dataclass(frozen=True, slots=True)
 class PreviewView:
-    """What a round started now would do, or what is in the way."""
+    """What a round started now would train on, or why none can start."""
 
     slug: str
     obstacle: str
@@ -86,7 +86,7 @@ class PreviewView:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotView:
-    """What a round is made of."""
+    """The contents of a round's snapshot."""
 
     number: int
     sha256: str
@@ -138,7 +138,7 @@ class RoundView:
 
 @router.get("/projects/{slug}/rounds")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The rounds, newest first."""
+    """List the rounds, the newest first."""
     frame = frame_of(request, session, who, slug, tab="Rounds", title="Rounds")
     settings = projects.settings_of(session, frame.project)
     numbers = version_numbers(session, who.actor, frame)
@@ -156,12 +156,12 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
 
 
 def version_numbers(session: Session, actor: Actor, frame: Frame) -> dict[int, int]:
-    """The numbers of a project's versions, by id."""
+    """The numbers of a project's versions by id."""
     return {version.id: version.number for version in versions.list_versions(session, actor, frame.project)}
 
 
 def round_row(one: Round, numbers: Mapping[int, int]) -> RoundRow:
-    """A round, as the list shows it."""
+    """A round in the list."""
     state = RoundState(one.state)
     took = (one.finished_at - one.started_at).total_seconds() if one.finished_at and one.started_at else None
     return RoundRow(
@@ -184,7 +184,7 @@ def round_row(one: Round, numbers: Mapping[int, int]) -> RoundRow:
 
 @router.get("/projects/{slug}/rounds/preview")
 def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """What a round started now would train on, and about how long it takes."""
+    """Show what a round started now would train on, and about how long it would take."""
     frame = frame_of(request, session, who, slug, tab="Rounds", title="Start a round")
     settings = projects.settings_of(session, frame.project)
     running = rounds.active_round(session, frame.project)
@@ -211,7 +211,7 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
 
 
 def obstacle_of(running: Round | None, found: RoundPreview) -> str:
-    """Why no round can start now; empty when one can."""
+    """Why no round can start now; empty where one can."""
     if running is not None:
         return f"Round {running.number} is going on: wait for it or cancel it first."
     if not found.n_rationales:
@@ -237,7 +237,7 @@ CHANGES: Mapping[str, tuple[Change, str]] = {
 
 @router.post("/projects/{slug}/rounds/{number}/{change}")
 def change(session: SessionDep, who: Poster, slug: str, number: int, change: str) -> RedirectResponse:
-    """Cancel a round, let it go on, or run it again."""
+    """Cancel, retry or rerun a round."""
     project = managed_project(session, who.actor, slug)
     found = rounds.get_round_by_number(session, who.actor, project, number)
     if change not in CHANGES:
@@ -252,7 +252,7 @@ def change(session: SessionDep, who: Poster, slug: str, number: int, change: str
 
 @router.get("/projects/{slug}/rounds/{number}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, number: int) -> Response:
-    """One round: how far it is, its curves, what it is made of, what came of it."""
+    """Show one round: its progress, curves, snapshot and result."""
     frame = frame_of(request, session, who, slug, tab="Rounds", title=f"Round {number}")
     found = rounds.get_round_by_number(session, who.actor, frame.project, number)
     view = round_view(session, who.actor, frame, found)
@@ -262,7 +262,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, number: int)
 
 
 def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> RoundView:
-    """A round, as its page shows it."""
+    """A round as its page shows it."""
     state = RoundState(found.state)
     numbers = version_numbers(session, actor, frame)
     snapshot = snapshots.get_snapshot(session, actor, found.snapshot_id)
@@ -299,7 +299,7 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
 
 
 def snapshot_view(snapshot: Snapshot, settings: Mapping[str, Any]) -> SnapshotView:
-    """A snapshot, as its round's page shows it."""
+    """A snapshot as its round's page shows it."""
     return SnapshotView(
         number=snapshot.number,
         sha256=snapshot.sha256,
@@ -309,7 +309,7 @@ def snapshot_view(snapshot: Snapshot, settings: Mapping[str, Any]) -> SnapshotVi
 
 
 def loss_chart(events: Sequence[RoundEvent]) -> Chart | None:
-    """Loss by optimiser step. A resumed round wrote some steps twice: the later one stands."""
+    """The loss by optimiser step. A resumed round may have logged a step twice; the later value counts."""
     steps = {event.data["step"]: event.data for event in events if event.kind == "step" and "step" in event.data}
     ordered = [steps[step] for step in sorted(steps)]
     kept = ordered[:: max(1, len(ordered) // MOST_POINTS)]
@@ -321,7 +321,7 @@ def loss_chart(events: Sequence[RoundEvent]) -> Chart | None:
 
 
 def epoch_chart(events: Sequence[RoundEvent], best: int | None) -> Chart | None:
-    """Score on val by epoch, the best one lit."""
+    """The score on val by epoch, with the best one highlighted."""
     epochs = {event.data["epoch"]: event.data for event in events if event.kind == "epoch" and "epoch" in event.data}
     samples = tuple(
         Sample(epoch, epochs[epoch]["score"], lit=epoch == best)
@@ -338,7 +338,7 @@ def epoch_chart(events: Sequence[RoundEvent], best: int | None) -> Chart | None:
 
 
 def log_of(events: Sequence[RoundEvent], found: Round) -> tuple[LogLine, ...]:
-    """The last lines of a round's log, with its epochs."""
+    """The last lines of a round's log, including its epochs."""
     lines = []
     for event in events:
         if event.kind == "log":

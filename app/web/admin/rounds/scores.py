@@ -12,7 +12,7 @@ from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.rendering import percent, with_minus
 from app.web.words import METRIC_WORDS
 
-# The scores of the table before and after: key in the metrics, name, whether it is a share.
+# The scores of the before/after table: key in the metrics, name, whether it is a share.
 NAMES = (
     ("sampled_rouge_l", "ROUGE-L, sampled at T = 0.7", False),
     ("greedy_rouge_l", "ROUGE-L, greedy", False),
@@ -53,7 +53,7 @@ class VersionRow:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """A score of a round's parent and of what it made."""
+    """A score of a round's parent and of its new version."""
 
     name: str
     parent: str
@@ -71,7 +71,7 @@ def means_of(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
 def version_rows(
     versions: Sequence[ModelVersion], rounds: Mapping[int, Round], active_id: int | None
 ) -> tuple[VersionRow, ...]:
-    """Versions, newest first, as rows. `rounds` are by id."""
+    """The rows of versions, the newest first. `rounds` are by id."""
     numbers = {version.id: version.number for version in versions}
     base_scores = _base_scores(versions)
     return tuple(_row(version, rounds, numbers, base_scores, active_id) for version in versions)
@@ -113,7 +113,7 @@ def _row(
 
 
 def _base_scores(versions: Sequence[ModelVersion]) -> dict[int, Mapping[str, Any]]:
-    """What rounds measured of their parents: the only scores a base model has."""
+    """The scores that rounds measured of their parents. A base model has no others."""
     found: dict[int, Mapping[str, Any]] = {}
     for version in sorted(versions, key=lambda one: one.number):
         if version.parent_id is not None and version.metrics.get("parent"):
@@ -122,13 +122,13 @@ def _base_scores(versions: Sequence[ModelVersion]) -> dict[int, Mapping[str, Any
 
 
 def scores_by_id(versions: Sequence[ModelVersion]) -> dict[int, float | None]:
-    """The primary score of each version; of a base model what rounds measured of it."""
+    """The primary score of each version by id; for a base model the one that a round measured."""
     base_scores = _base_scores(versions)
     return {one.id: (one.metrics or base_scores.get(one.id, {})).get("score") for one in versions}
 
 
 def score_chart(versions: Sequence[ModelVersion], active_id: int | None) -> Chart | None:
-    """The primary score of each version; the whiskers are the interval of its change from its parent."""
+    """A chart of the versions' primary scores; the whiskers are the interval of the change from the parent."""
     scores = scores_by_id(versions)
     samples = []
     for version in sorted(versions, key=lambda one: one.number):
@@ -150,7 +150,7 @@ def score_chart(versions: Sequence[ModelVersion], active_id: int | None) -> Char
 
 
 def metric_of(versions: Sequence[ModelVersion]) -> str:
-    """What the score of the newest measured version is."""
+    """The name of the metric of the newest scored version."""
     for version in sorted(versions, key=lambda one: -one.number):
         if version.metrics.get("metric"):
             return METRIC_WORDS.get(str(version.metrics["metric"]), str(version.metrics["metric"]))
@@ -158,7 +158,7 @@ def metric_of(versions: Sequence[ModelVersion]) -> str:
 
 
 def score_rows(metrics: Mapping[str, Any]) -> tuple[ScoreRow, ...]:
-    """The table before and after, of a round's metrics."""
+    """The before/after table of a round's metrics."""
     new, parent = means_of(metrics), means_of(metrics.get("parent") or {})
     changes: Mapping[str, Any] = metrics.get("change") or {}
     return tuple(

@@ -1,4 +1,4 @@
-"""Two versions side by side on the prompts that rounds scored both on."""
+"""Two versions side by side, on the prompts on which rounds scored both."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Word = tuple[str, bool]
 
 @dataclass(frozen=True, slots=True)
 class SideView:
-    """What one version wrote; each text is its words, each with whether the other version did not write it."""
+    """The texts of one version. Each text is a list of words, marked where the other version's text differs."""
 
     texts: tuple[tuple[Word, ...], ...]
     score: float | None
@@ -55,7 +55,7 @@ class SideView:
 
 @dataclass(frozen=True, slots=True)
 class PairView:
-    """A prompt with what both wrote."""
+    """A prompt with the texts of both versions."""
 
     prompt: str
     question: str
@@ -70,7 +70,7 @@ class PairView:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many pairs are of a kind, and where they are listed."""
+    """The number of pairs of a kind, with a link to them."""
 
     label: str
     count: int
@@ -80,7 +80,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class CompareView:
-    """The page."""
+    """The page of two versions side by side."""
 
     slug: str
     numbers: tuple[int, ...]
@@ -114,7 +114,7 @@ def show(
     show: str = "",
     start: int = 0,
 ) -> Response:
-    """Two versions side by side; without a choice, the newest and its parent."""
+    """Show two versions side by side; by default the newest one and its parent."""
     frame = frame_of(request, session, who, slug, tab="Versions", title="Compare")
     known = versions.list_versions(session, who.actor, frame.project)
     left, right = chosen(known, old, new)
@@ -146,7 +146,7 @@ def show(
         change=change_words(found),
         tone="" if found.change is None else "good" if found.change.low > 0 else "bad" if found.change.high < 0 else "",
         same_settings=found.same_settings,
-        shares=shares_of(found, kind, address),
+        shares=count_kinds(found, kind, address),
         pairs=tuple(pair_view(one) for one in listed[start : start + PAGE_SIZE]),
         previous=address(show=kind, start=max(0, start - PAGE_SIZE)) if start else "",
         next=address(show=kind, start=start + PAGE_SIZE) if start + PAGE_SIZE < len(listed) else "",
@@ -157,7 +157,7 @@ def show(
 def chosen(
     known: Sequence[ModelVersion], old: int | None, new: int | None
 ) -> tuple[ModelVersion | None, ModelVersion | None]:
-    """The two versions that were asked for, else the newest and its parent. Raises `NotFound` for an unknown one."""
+    """The two requested versions; by default the newest one and its parent. Raises `NotFound`."""
     by_number = {one.number: one for one in known}
     for number in (old, new):
         if number is not None and number not in by_number:
@@ -179,8 +179,8 @@ def change_words(found: SideBySide) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def shares_of(found: SideBySide, kind: str, address: Callable[..., str]) -> tuple[Share, ...]:
-    """How many are better, the same and worse, each with its list."""
+def count_kinds(found: SideBySide, kind: str, address: Callable[..., str]) -> tuple[Share, ...]:
+    """The numbers of better, equal and worse pairs, with links to them."""
     better, worse = found.count(better=True), found.count(better=False)
     same = len(found.pairs) - better - worse
     counts = (
@@ -193,8 +193,8 @@ def shares_of(found: SideBySide, kind: str, address: Callable[..., str]) -> tupl
 
 
 def pair_view(one: Pair) -> PairView:
-    """A pair, as the page shows it."""
-    old, new = marked(one.old.texts, one.new.texts)
+    """A pair as the page shows it."""
+    old, new = mark_differences(one.old.texts, one.new.texts)
     difference = one.difference
     return PairView(
         prompt=str(one.prompt_id),
@@ -210,12 +210,14 @@ def pair_view(one: Pair) -> PairView:
 
 
 def side_view(one: Written, texts: tuple[tuple[Word, ...], ...]) -> SideView:
-    """What one version wrote, as the page shows it."""
+    """The texts of one version as the page shows them."""
     return SideView(texts, one.rouge_l, one.own_answer or "")
 
 
-def marked(old: Sequence[str], new: Sequence[str]) -> tuple[tuple[tuple[Word, ...], ...], tuple[tuple[Word, ...], ...]]:
-    """Both sides' texts in words, marked where the text at the same place of the other side differs."""
+def mark_differences(
+    old: Sequence[str], new: Sequence[str]
+) -> tuple[tuple[tuple[Word, ...], ...], tuple[tuple[Word, ...], ...]]:
+    """The words of both sides' texts, marked where they differ from the text at the same position on the other side."""
     left, right = [], []
     for index in range(max(len(old), len(new))):
         before = old[index].split() if index < len(old) else []

@@ -23,7 +23,7 @@ router = APIRouter()
 
 @dataclass(frozen=True, slots=True)
 class VersionsView:
-    """The lineage."""
+    """The versions with their lineage."""
 
     slug: str
     may_manage: bool
@@ -36,7 +36,7 @@ class VersionsView:
 
 @router.get("/projects/{slug}/versions")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The versions, newest first."""
+    """List the versions, the newest first."""
     frame = frame_of(request, session, who, slug, tab="Versions", title="Versions")
     known = versions.list_versions(session, who.actor, frame.project)
     made_by = {one.id: one for one in rounds.list_rounds(session, who.actor, frame.project, limit=1000).items}
@@ -57,7 +57,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
 
 @router.post("/projects/{slug}/versions/{number}/activate")
 def activate(session: SessionDep, who: Poster, slug: str, number: int) -> RedirectResponse:
-    """Make a version the active one."""
+    """Activate a version."""
     project = managed_project(session, who.actor, slug)
     for version in versions.list_versions(session, who.actor, project):
         if version.number == number:

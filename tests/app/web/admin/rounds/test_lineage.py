@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.models import ModelVersion
-from app.web.admin.rounds.lineage import lanes_of, lineage
+from app.web.admin.rounds.lineage import assign_lanes, lineage
 
 
 def version(number: int, parent: int | None) -> ModelVersion:
@@ -25,7 +25,7 @@ class TestLineage:
         assert "v1 0.600, from v0, active" in found.summary
 
     def test_a_second_child_begins_a_lane(self) -> None:
-        lanes = lanes_of([*CHAIN, version(3, 1), version(4, 3), version(5, 0)])
+        lanes = assign_lanes([*CHAIN, version(3, 1), version(4, 3), version(5, 0)])
         assert [lanes[10 + number] for number in range(6)] == [0, 0, 0, 1, 1, 2]
 
     def test_one_version_is_no_graph(self) -> None:
