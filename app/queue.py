@@ -21,6 +21,7 @@ from app.settings import get_settings
 log = logging.getLogger(__name__)
 
 FILL_POOL = "illume.fill_pool"  # (project id)
+PREPARE_ROUND = "illume.prepare_round"  # (round id)
 RUN_ROUND = "illume.run_round"  # (round id)
 SWEEP = "illume.sweep"  # ()
 RUN_IMPORT = "illume.run_import"  # (import id)
@@ -32,6 +33,7 @@ DEFAULT_QUEUE = "default"
 MODEL_QUEUE = "model"
 TASK_QUEUES = {
     FILL_POOL: MODEL_QUEUE,
+    PREPARE_ROUND: DEFAULT_QUEUE,  # it needs no device, and must not wait for one
     RUN_ROUND: MODEL_QUEUE,
     SWEEP: DEFAULT_QUEUE,
     RUN_IMPORT: DEFAULT_QUEUE,

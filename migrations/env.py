@@ -7,13 +7,14 @@ from sqlalchemy import create_engine, pool, text
 from sqlalchemy.dialects.postgresql.base import ischema_names
 
 from app.db.engine import sqlalchemy_url
+from app.db.types import PgSnapshot, Xid8
 from app.models import Base
-from app.models.judging import Xid8
 from app.settings import get_settings
 
 ONE_AT_A_TIME = 0x111E  # key of the advisory lock
 
-ischema_names.setdefault("xid8", Xid8)  # so that `alembic check` can compare the column's type
+for name, known in (("xid8", Xid8), ("pg_snapshot", PgSnapshot)):
+    ischema_names.setdefault(name, known)  # so that `alembic check` can compare the types of columns
 
 
 def migrate() -> None:

@@ -19,6 +19,7 @@ from worker.celery_app import make_celery, stop_on_shutdown
 from worker.process import WorkerProcess, bury_dead, make_process
 
 log = logging.getLogger("worker")
+STOP_SECONDS = 10.0
 KNOWN_QUEUES = (queue.DEFAULT_QUEUE, queue.MODEL_QUEUE)
 
 
@@ -75,6 +76,8 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
         worker.start()
         return int(worker.exitcode or 0)
     finally:
+        process.stop.set()
+        process.wait_beside(STOP_SECONDS)
         process.heartbeat.stop()
 
 

@@ -34,7 +34,7 @@ class Heartbeat:
         settings = get_settings()
         self._interval = min(3.0, settings.lease_seconds / 6)
         self._engine = make_engine(settings.database_url, pool_size=1)
-        self._round: RoundClaim | None = None
+        self._rounds: frozenset[RoundClaim] = frozenset()
         self._ended = threading.Event()
         self._memory = psutil.Process()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -56,12 +56,12 @@ class Heartbeat:
         self._engine.dispose()
 
     def hold_round(self, claim: RoundClaim) -> None:
-        """Keep the lease of a round from now on."""
-        self._round = claim
+        """Keep the lease of a round from now on. One may be prepared while another one trains."""
+        self._rounds |= {claim}
 
-    def drop_round(self) -> None:
-        """Keep no round's lease any more."""
-        self._round = None
+    def drop_round(self, claim: RoundClaim) -> None:
+        """Keep the round's lease no more."""
+        self._rounds -= {claim}
 
     def _run(self) -> None:
         while True:
@@ -71,7 +71,6 @@ class Heartbeat:
 
     def beat(self) -> None:
         """One beat. Without a database it does nothing: leases then lapse for everybody, and fences keep order."""
-        claim = self._round
         try:
             with Session(self._engine) as session, session.begin():
                 workers.beat_worker(
@@ -86,7 +85,7 @@ class Heartbeat:
                     candidates.beat_sampling(session, self.worker)
                 if self.holds_device:
                     workers.beat_devices(session, self.worker)
-                if claim is not None:
+                for claim in self._rounds:
                     lease.beat(session, claim)
         except SQLAlchemyError as error:
             log.warning("no heartbeat: %s", error)

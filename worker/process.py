@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
@@ -31,11 +32,23 @@ class WorkerProcess:
     device: str
     heartbeat: Heartbeat
     stop: threading.Event = field(default_factory=threading.Event)
+    _beside: threading.Thread | None = None
 
     def check(self) -> None:
         """Raise `Stopping` where this process was asked to end."""
         if self.stop.is_set():
             raise Stopping
+
+    def run_beside(self, work: Callable[[], None]) -> None:
+        """Have `work` done by a thread beside the tasks, unless that is still busy with what it was given before."""
+        if self._beside is None or not self._beside.is_alive():
+            self._beside = threading.Thread(target=work, name="beside", daemon=True)
+            self._beside.start()
+
+    def wait_beside(self, seconds: float) -> None:
+        """Give what runs beside the tasks time to end, which it does once `stop` is set."""
+        if self._beside is not None:
+            self._beside.join(seconds)
 
     @property
     def device_key(self) -> str:

@@ -20,6 +20,7 @@ from app.models import ModelVersion, Round, RoundState, Snapshot, SnapshotItemRo
 from app.services.kernel.store import get_store
 from app.services.rounds import snapshots, versions
 from app.services.rounds.lease import RoundClaim, RoundResult
+from app.services.rounds.row_files import row_json
 from app.services.rounds.snapshots import RoundPlan
 from app.services.rounds.training_set import Row
 from app.settings import get_settings
@@ -142,7 +143,7 @@ def job_of(order: Order, rows: Sequence[Row]) -> TuningJob:
 def prompts_hash(rows: Sequence[Row]) -> str:
     """What scores depend on besides the version and the settings: the val prompts and the held-out rationales."""
     scored = [row for row in rows if row.role in (SnapshotItemRole.val, SnapshotItemRole.heldout)]
-    lines = (orjson.dumps(snapshots.row_json(row), option=orjson.OPT_SORT_KEYS) for row in scored)
+    lines = (orjson.dumps(row_json(row), option=orjson.OPT_SORT_KEYS) for row in scored)
     return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 

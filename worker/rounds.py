@@ -4,97 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from app.db.sessions import session_scope
 from app.errors import DomainError
-from app.models import RoundState
 from app.processes.supervise import describe_exit
 from app.services.rounds import lease
-from app.services.rounds.lease import Beat, RoundClaim
+from app.services.rounds.lease import LeaseLostError, RoundClaim
 from illume.tuning.job import EXIT_DONE, EXIT_FAILED
-from illume.tuning.launcher import read_progress
 from worker import child_process, round_folder
 from worker.device import holding_device
 from worker.filling import fill_for_round
 from worker.model_cache import ModelCache
 from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
+from worker.watch import Cancelled, Watch
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.25
-BEAT_SECONDS = 1.0
 MAX_EVENTS = 500
-STATE_OF_STAGE = {
-    "preparing": RoundState.preparing,
-    "training": RoundState.training,
-    "evaluating": RoundState.evaluating,
-}
-
-
-class LeaseLost(Exception):
-    """Another worker has taken the round over, or it has ended."""
-
-
-class Cancelled(Exception):
-    """The round is to be cancelled."""
-
-
-@dataclass
-class Watch:
-    """Keeps a round's lease and says how far it is, about once a second."""
-
-    process: WorkerProcess
-    claim: RoundClaim
-    state: RoundState = RoundState.preparing
-    progress: dict[str, Any] = field(default_factory=dict)
-    epochs_done: int | None = None
-    beat_at: float = 0.0
-
-    def report(self, ready: int, wanted: int) -> None:
-        """The pool is being filled before the round."""
-        self.progress = {"stage": "filling", "ready": ready, "wanted": wanted, "fraction": 0.0, "eta_seconds": None}
-        self.process.heartbeat.doing = f"filling the pool before round {self.claim.round_id}: {ready} of {wanted}"
-        self.beat_at = 0.0
-        self()
-
-    def __call__(self, *, advanced: bool = False) -> None:
-        """Raise `Stopping`, `Cancelled` or `LeaseLost` where the work should end."""
-        self.process.check()
-        moment = time.monotonic()
-        if moment - self.beat_at < BEAT_SECONDS and not advanced:
-            return
-        self.beat_at = moment
-        found = self._beat(advanced)
-        if found is not None and not found.held:
-            raise LeaseLost
-        if found is not None and found.cancelling:
-            raise Cancelled
-
-    def _beat(self, advanced: bool) -> Beat | None:
-        try:
-            with session_scope() as session:
-                return lease.beat(
-                    session, self.claim, state=self.state, progress=self.progress or None, advanced=advanced
-                )
-        except DATABASE_AWAY as error:
-            # The round goes on without a database; whether it is still ours is known when it is back.
-            log.warning("round %s: no database: %s", self.claim.round_id, error)
-            return None
-
-    def look(self, folder: Path) -> None:
-        """Take over what the tuning process says of itself, and beat."""
-        progress = read_progress(folder)
-        epochs_done = child_process.epochs_done(folder)
-        advanced = self.epochs_done is not None and epochs_done > self.epochs_done
-        self.epochs_done = epochs_done
-        if progress:
-            self.progress = progress
-            self.state = STATE_OF_STAGE.get(progress.get("stage", ""), self.state)
-            self.process.heartbeat.doing = f"round {self.claim.round_id}: {progress.get('stage')}"
-        self(advanced=advanced)
 
 
 def run_next_round(process: WorkerProcess, models: ModelCache) -> None:
@@ -115,7 +43,7 @@ def run_next_round(process: WorkerProcess, models: ModelCache) -> None:
         try:
             _run(process, models, claim)
         finally:
-            process.heartbeat.drop_round()
+            process.heartbeat.drop_round(claim)
             process.heartbeat.doing = ""
 
 
@@ -125,7 +53,7 @@ def _run(process: WorkerProcess, models: ModelCache, claim: RoundClaim) -> None:
         fill_for_round(process, models, claim.project_id, report=watch.report, watch=watch)
         models.drop()
         _tune(claim, watch)
-    except LeaseLost:
+    except LeaseLostError:
         log.warning("round %s is no longer ours", claim.round_id)
     except Cancelled:
         log.info("round %s: cancelled", claim.round_id)
@@ -162,7 +90,7 @@ def _tune(claim: RoundClaim, watch: Watch) -> None:
     with session_scope() as session:
         version = lease.finish(session, claim, result)
     if version is None:
-        raise LeaseLost
+        raise LeaseLostError
     log.info("round %s: made version %s", claim.round_id, version.number)
     round_folder.forget(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -52,6 +53,12 @@ class Tasks:
 
         fill_pool(self.process, self.models, project_id)
 
+    def prepare_round(self, round_id: int) -> None:  # noqa: ARG002 - the message only says 'look'
+        """Make the snapshots of the rounds that wait for one, beside other tasks: a large one takes minutes."""
+        from worker.preparing import prepare_rounds
+
+        self.process.run_beside(functools.partial(prepare_rounds, self.process))
+
     def run_round(self, round_id: int) -> None:  # noqa: ARG002 - the message only says 'look'
         """Run the oldest round that waits for a worker."""
         from worker.rounds import run_next_round
@@ -89,6 +96,7 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
     own = Tasks(process)
     for name, function in (
         (queue.FILL_POOL, own.fill_pool),
+        (queue.PREPARE_ROUND, own.prepare_round),
         (queue.RUN_ROUND, own.run_round),
         (queue.SWEEP, own.sweep),
         (queue.RUN_IMPORT, own.run_import),

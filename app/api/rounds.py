@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from app.api.schemas import Limit, ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
 from app.errors import NotFound
 from app.http.dependencies import ActorDep, SessionDep
-from app.models import ModelVersion, Project, Role, Round, RoundTrigger, Snapshot, SnapshotKind
+from app.models import ModelVersion, Project, Role, Round, RoundTrigger, Snapshot
 from app.services.kernel.actors import parse_id
 from app.services.kernel.paging import slice_page
 from app.services.kernel.store import get_store
@@ -29,7 +29,7 @@ def round_out(found: Round, losses: list[dict[str, Any]] | None = None) -> Round
         state=found.state,
         progress=found.progress,
         trigger=found.trigger,
-        snapshot=str(found.snapshot_id),
+        snapshot=None if found.snapshot_id is None else str(found.snapshot_id),
         parent=str(found.parent_id),
         version=None if found.version_id is None else str(found.version_id),
         losses=losses,
@@ -60,7 +60,10 @@ def list_rounds(
 
 @router.post("/projects/{slug}/rounds", status_code=202)
 def start_round(session: SessionDep, actor: ActorDep, slug: str) -> RoundOut:
-    """Start a round of all that is accepted by now; 409 with the count when that is nothing."""
+    """Start a round of all that is accepted by now; 409 with the count when that is nothing.
+
+    `snapshot` is null until a worker has made it of what stood at this moment.
+    """
     project = projects.get_project(session, actor, slug)
     return round_out(rounds.start(session, actor, project, trigger=RoundTrigger.manual), losses=[])
 
@@ -180,7 +183,7 @@ def take_snapshot(session: SessionDep, actor: ActorDep, slug: str, body: Snapsho
     project = projects.get_project(session, actor, slug, Role.admin)
     versions.lock_project(session, project)
     name = "" if body is None else body.name
-    return snapshot_out(snapshots.take(session, actor, project, kind=SnapshotKind.frozen, name=name))
+    return snapshot_out(snapshots.freeze(session, actor, project, name=name))
 
 
 @router.get("/snapshots/{snapshot_id}")

@@ -148,7 +148,7 @@ class RoundOut(Out):
     state: RoundState
     progress: dict[str, Any]
     trigger: RoundTrigger
-    snapshot: Id
+    snapshot: Id | None
     parent: Id
     version: Id | None
     losses: list[dict[str, Any]] | None = None

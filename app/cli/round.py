@@ -98,7 +98,7 @@ def watch(round_id: int, *, say: Say) -> int:
                 say(ending_words(session, found))
                 return 0 if state is RoundState.succeeded else 1
         if words != said:
-            say(words)
+            say(words[:1].upper() + words[1:])
             said = words
         time.sleep(LOOK_SECONDS)
 

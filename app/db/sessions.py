@@ -35,3 +35,8 @@ def session_scope() -> Iterator[Session]:
     """A session that commits at the end and rolls back on an error, for workers, commands and streams."""
     with session_factory()() as session, session.begin():
         yield session
+
+
+def open_session(session: Session | None) -> contextlib.AbstractContextManager[Session]:
+    """`session` itself to be left open, or a short one of its own."""
+    return session_scope() if session is None else contextlib.nullcontext(session)

@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.base import Base
+from app.db.types import Xid8
 from app.models.states import CandidateSetState, CandidateSource, EnumText, ImportState, PromptState, Split, enum_check
 
 
@@ -88,7 +89,7 @@ class Prompt(Base):
     """One or more images, a question, and usually an answer.
 
     `has_accepted`: the prompt has an accepted rationale. `fresh`: it got one since the last snapshot; fresh prompts
-    start rounds.
+    start rounds. A trigger stores in `fresh_xid` which transaction made it fresh.
     """
 
     __tablename__ = "prompts"
@@ -101,7 +102,7 @@ class Prompt(Base):
         Index("ix_prompts_project_id_id", "project_id", "id"),
         Index("ix_prompts_project_id_state_id", "project_id", "state", "id"),
         Index("ix_prompts_val", "project_id", "id", postgresql_where=text("split = 'val'")),
-        Index("ix_prompts_fresh", "project_id", postgresql_where=text("fresh")),
+        Index("ix_prompts_fresh", "project_id", "fresh_xid", postgresql_where=text("fresh")),
         Index(
             "ix_prompts_waiting",
             "project_id",
@@ -123,6 +124,7 @@ class Prompt(Base):
     priority: Mapped[int] = mapped_column(server_default="0")
     has_accepted: Mapped[bool] = mapped_column(server_default=text("false"))
     fresh: Mapped[bool] = mapped_column(server_default=text("false"))
+    fresh_xid: Mapped[int | None] = mapped_column(Xid8)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     images: Mapped[list[PromptImage]] = relationship(lazy="raise", order_by="PromptImage.position")

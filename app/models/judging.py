@@ -8,21 +8,11 @@ from typing import Any
 from sqlalchemy import BigInteger, CheckConstraint, FetchedValue, ForeignKey, Identity, Index, String, Text, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column, relationship
-from sqlalchemy.types import UserDefinedType
 
 from app.db.base import Base
+from app.db.types import Xid8
 from app.models.states import AssignmentState, EnumText, Purpose, VerdictKind, VerdictState, enum_check
 from illume.texts import normalise_rationale
-
-
-class Xid8(UserDefinedType[int]):
-    """PostgreSQL's 64-bit transaction id."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        """The type's name in SQL."""
-        return "xid8"
 
 
 def _key_of_rationale(context: Any) -> str | None:

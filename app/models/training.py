@@ -5,15 +5,29 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, UniqueConstraint, func, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    String,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
+from app.db.types import PgSnapshot
 from app.models.states import EnumText, RoundState, RoundTrigger, SnapshotItemRole, SnapshotKind, enum_check
 
 
 class Snapshot(Base):
     """The exact feedback, val prompts and settings that a round used, or that an admin froze.
+
+    A worker makes a round's snapshot in steps; until it is `prepared`, it is not shown.
 
     `sha256` is the hash of the NDJSON file of its rows. After a redaction the file is `file_key`, and the hash stays.
     `records_key` is the file of all records at that moment. `card` describes both files.
@@ -34,6 +48,7 @@ class Snapshot(Base):
     settings: Mapped[dict[str, Any]]
     counts: Mapped[dict[str, Any]]
     redacted: Mapped[int] = mapped_column(server_default="0")
+    prepared: Mapped[bool] = mapped_column(server_default=text("true"))
     created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -79,6 +94,8 @@ class ModelVersion(Base):
 class Round(Base):
     """One tuning round.
 
+    `position` and `revision_id` say what its snapshot holds: what stood at that position in the feed, by those
+    settings. A rerun has the snapshot from the start.
     The lease (`worker`, `beats_at`, `fence`) says who runs it; every later write must match the fence.
     """
 
@@ -86,6 +103,9 @@ class Round(Base):
     __table_args__ = (
         enum_check("state", RoundState),
         enum_check("trigger", RoundTrigger),
+        CheckConstraint(
+            "snapshot_id IS NOT NULL OR (position IS NOT NULL AND revision_id IS NOT NULL)", name="has_content"
+        ),
         UniqueConstraint("project_id", "number"),
         Index(
             "uq_rounds_one_active",
@@ -100,7 +120,9 @@ class Round(Base):
     number: Mapped[int]
     state: Mapped[RoundState] = mapped_column(EnumText(RoundState))
     trigger: Mapped[RoundTrigger] = mapped_column(EnumText(RoundTrigger))
-    snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshots.id"))
+    position: Mapped[str | None] = mapped_column(PgSnapshot)
+    revision_id: Mapped[int | None] = mapped_column(ForeignKey("setting_revisions.id"))
+    snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshots.id"))
     parent_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id"))
     version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))
     progress: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))

@@ -82,14 +82,17 @@ def run() -> None:
 def _start_round(project_id: int) -> None:
     try:
         with session_scope() as session:
-            rounds.start_if_due(session, session.get_one(Project, project_id))
+            rounds.start_if_due(session, project_id)
     except (DomainError, OperationalError) as error:
         log.warning("no round was started in project %s: %s", project_id, str(error).splitlines()[0])
 
 
 def _rounds(session: Session) -> list[Due]:
-    ids = session.scalars(select(Round.id).where(claimable()).order_by(Round.id))
-    return [(queue.RUN_ROUND, round_id) for round_id in ids]
+    return [
+        (task, round_id)
+        for task, prepared in ((queue.PREPARE_ROUND, False), (queue.RUN_ROUND, True))
+        for round_id in session.scalars(select(Round.id).where(claimable(prepared=prepared)).order_by(Round.id))
+    ]
 
 
 def _pools(session: Session) -> list[Due]:

@@ -157,8 +157,13 @@ def guard_rows(
     train = [example for example in examples if example.split == "train"]
     wanted = per_rationale * sum(len(accepted.get(example.id, ())) for example in train)
     usable = [example for example in train if example.answer is not None]
-    usable.sort(key=lambda example: (bool(accepted.get(example.id)), stable_seed(seed, "guard", example.id)))
+    usable.sort(key=lambda example: guard_rank(example.id, seed=seed, judged=bool(accepted.get(example.id))))
     return [TrainingRow(example, None) for example in usable[:wanted]]
+
+
+def guard_rank(example_id: str, *, seed: int, judged: bool) -> tuple[bool, int]:
+    """The lower, the sooner an example is drawn for the guard; `judged`: it has an accepted rationale."""
+    return judged, stable_seed(seed, "guard", example_id)
 
 
 def loss_weight(n_vqa_only: int, n_rationale: int) -> float:

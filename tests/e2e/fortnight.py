@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,9 +38,9 @@ from app.services.kernel.store import get_store
 from app.services.projects import projects
 from app.services.quality import gold, reviews
 from app.services.quality.gold import GoldCandidate, GoldIn
-from app.services.rounds import snapshots
-from app.services.rounds.training_set import choose_rows
+from app.services.rounds.row_files import row_json
 from tests import factories
+from tests.app.services.feedback import choose_rows
 from tests.app.services.imports.importing import archive
 from tests.e2e.world import World
 
@@ -94,18 +93,16 @@ def add_fortnight(session: Session, made: World) -> None:
 
 
 def fill_snapshots(session: Session, project: Project) -> None:
-    """Add rows to the rounds' snapshots, from what is accepted now; each round has more than the one before."""
-    settings = projects.settings_of(session, project)
-    found = choose_rows(session, project, settings, seed=1)
+    """Rows for the rounds' snapshots: more for each one, of what is accepted now."""
+    found = choose_rows(session, project)
     for snapshot in session.query(Snapshot).filter_by(project_id=project.id):
-        part = replace(
-            found,
-            rationales=found.rationales[: 22 * snapshot.number],
-            guard=found.guard[: 40 * snapshot.number],
-        )
-        lines = [{"settings": snapshot.settings}, *(snapshots.row_json(row) for row in part.rows)]
+        rationales, guard = found.rationales[: 22 * snapshot.number], found.guard[: 40 * snapshot.number]
+        rows = (*rationales, *guard, *found.val, *found.heldout)
+        lines = [{"settings": snapshot.settings}, *(row_json(row) for row in rows)]
         snapshot.sha256 = get_store().put_bytes(b"\n".join(json.dumps(line).encode() for line in lines))
-        snapshot.counts = snapshots.counts_of(part)
+        prompts = {row.prompt.id for row in (*rationales, *found.heldout)}
+        sizes = {"rationale": rationales, "guard": guard, "val": found.val, "heldout": found.heldout}
+        snapshot.counts = {"prompts": len(prompts), **{role: len(part) for role, part in sizes.items()}}
     session.flush()
 
 

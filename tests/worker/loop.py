@@ -19,7 +19,7 @@ from app.db.sessions import session_scope
 from app.models import CandidateSet, Image, Project, Prompt, PromptState, Round, Split
 from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM
-from app.services.rounds import rounds
+from app.services.rounds import lease, preparing, rounds
 from app.settings import ROOT
 from tests import factories
 
@@ -87,14 +87,26 @@ def judge_prompts(session: Session, project: Project, prompts: Sequence[Prompt])
     rules.refresh_prompts(session, project.id)
 
 
-def project_with_a_round(base: Path, *, waiting: int = 3, **settings: Any) -> tuple[int, int]:
-    """A committed project with prompts of every kind and a queued round. The ids of project and round."""
+def project_with_a_round(base: Path, *, waiting: int = 3, prepared: bool = True, **settings: Any) -> tuple[int, int]:
+    """A committed project with prompts of every kind and a round that waits. The ids of project and round."""
     with session_scope() as session:
         project = make_project(session, base, **settings)
         judge_prompts(session, project, add_prompts(session, project, count=4))
         add_prompts(session, project, count=waiting)
         add_prompts(session, project, count=3, split=Split.val)
-        return project.id, rounds.start(session, SYSTEM, project).id
+        round_id = rounds.start(session, SYSTEM, project).id
+    if prepared:
+        prepare(round_id)
+    return project.id, round_id
+
+
+def prepare(round_id: int) -> None:
+    """Make the snapshot of a round that was started."""
+    with session_scope() as session:
+        claim = lease.claim_round(session, worker="preparer", prepared=False)
+    assert claim is not None
+    assert claim.round_id == round_id
+    preparing.prepare(claim)
 
 
 def round_now(round_id: int) -> Round:

@@ -43,7 +43,7 @@ class TestBeat:
             assert (alive.name, alive.doing, alive.device) == (process.name, "round 1", "cpu")
             assert alive.memory_mb > 10
         # What this process is done with lapses, though its rows still say that it is ours.
-        heartbeat.drop_round()
+        heartbeat.drop_round(claim)
         heartbeat.sampling = heartbeat.holds_device = False
         with session_scope() as session:
             for table in (CandidateSet, Round, DeviceClaim):

@@ -154,7 +154,7 @@ class TestTheWholeOfIt:
         assert not list(Path.cwd().glob("celerybeat*"))
 
     def test_losing_the_broker_loses_nothing(self, installation: Path, base: Path) -> None:
-        _, round_id = loop.project_with_a_round(base, waiting=0, epochs=1)
+        _, round_id = loop.project_with_a_round(base, waiting=0, prepared=False, epochs=1)
         with redis.Redis.from_url(os.environ["ILLUME_REDIS_URL"]) as client:
             client.flushdb()
         with running("beat"), running("--queues", "default,model"):

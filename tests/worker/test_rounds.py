@@ -107,6 +107,7 @@ class TestRunNextRound:
         assert loop.sets_now(project_id)[-1].version_id == first.version_id
         with session_scope() as session:
             second = rounds.start(session, SYSTEM, session.get_one(Project, project_id)).id
+        loop.prepare(second)
         run_next_round(process, models)
         done = loop.round_now(second)
         assert (done.state, done.parent_id) == (RoundState.succeeded, first.version_id)

@@ -33,7 +33,7 @@ from app.services.erasure.redaction import RedactionScope, schedule_removal
 from app.services.erasure.tombstones import retract_verdicts, tombstone_prompts
 from app.services.kernel.actors import SYSTEM
 from app.services.projects.projects import parse_settings
-from app.services.rounds import rounds
+from app.services.rounds import preparing, rounds
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +139,11 @@ def _steps_of_image(sha256: str) -> Iterator[Step]:
     with session_scope() as session:
         shown_in = session.scalars(select(Prompt.project_id).where(Prompt.id.in_(showing)).distinct()).all()
         projects = session.scalars(select(Project.id).where(Project.erased_at.is_(None))).all()
-    # The prompts are erased late: they are needed to find the projects.
+    # The uploads come first: the prompts are needed to find their projects. The snapshots come after the prompts: one
+    # that is made meanwhile does not contain them, or is redacted too.
     yield in_session(_upload_step(shown_in))
-    yield from _redaction_steps(projects, RedactionScope(image=sha256))
     yield in_session(prompts)
+    yield from _redaction_steps(projects, RedactionScope(image=sha256))
     yield in_session(image)
 
 
@@ -209,9 +210,10 @@ def _forget_rest(session: Session, project_id: int) -> dict[str, int]:
 
 
 def _redaction_steps(projects: Sequence[int], gone: RedactionScope) -> Iterator[Step]:
-    """A step for each snapshot of the projects."""
+    """A step for each snapshot of the projects. Those that are being made are made anew, from what is left."""
     with session_scope() as session:
-        query = select(Snapshot.id).where(Snapshot.project_id.in_(projects)).order_by(Snapshot.id)
+        preparing.prepare_anew(session, projects)
+        query = select(Snapshot.id).where(Snapshot.project_id.in_(projects), Snapshot.prepared).order_by(Snapshot.id)
         snapshots = session.scalars(query).all()
 
     def step(snapshot_id: int) -> Step:

@@ -223,10 +223,15 @@ def _snapshot(session: Session, project: Project, wanted: Wanted) -> Snapshot | 
         raise Invalid("Ask for a round or for a snapshot, not for both.", field="snapshot")
     if wanted.round is not None:
         of_round = session.get_one(Round, _known(session, project, Round, wanted.round, "round"))
+        if of_round.snapshot_id is None:
+            raise Invalid(f"round: the snapshot of round {of_round.number} is not made yet.", field="round")
         return session.get_one(Snapshot, of_round.snapshot_id)
     if wanted.snapshot is None:
         return None
-    return session.get_one(Snapshot, _known(session, project, Snapshot, wanted.snapshot, "snapshot"))
+    found = session.get_one(Snapshot, _known(session, project, Snapshot, wanted.snapshot, "snapshot"))
+    if not found.prepared:
+        raise Invalid(f"snapshot: snapshot {found.number} is not made yet.", field="snapshot")
+    return found
 
 
 def _kept(project: Project, snapshot: Snapshot, choice: Choice) -> Kept:

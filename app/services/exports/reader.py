@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -17,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.db.engine import FETCHERS_PER_STREAM
-from app.db.sessions import session_scope
+from app.db.sessions import open_session, session_scope
 from app.models import Split
 from app.services.acceptance.outcomes import Counting, outcomes_query, page_counting
 from app.services.accounts.users import pseudonym
@@ -69,7 +68,8 @@ _CANDIDATES = f"""(
 )"""  # noqa: S608 - constants only
 _SNAPSHOTS = """(
     SELECT string_agg(concat('"', i.snapshot_id, '"'), ',' ORDER BY i.snapshot_id) FROM (
-        SELECT snapshot_id FROM snapshot_items WHERE verdict_id = v.id
+        SELECT i.snapshot_id FROM snapshot_items i JOIN snapshots n ON n.id = i.snapshot_id
+        WHERE i.verdict_id = v.id AND n.prepared
         UNION SELECT CAST(:own_snapshot AS bigint) WHERE CAST(:own_snapshot AS bigint) IS NOT NULL
     ) i
 )"""
@@ -311,11 +311,6 @@ def pages_by_prompt(
         return lines
 
     return fetched(prompts(), read) if session is None else map(read, prompts())
-
-
-def open_session(session: Session | None) -> contextlib.AbstractContextManager[Session]:
-    """`session` itself to be left open, or a short one of its own."""
-    return session_scope() if session is None else contextlib.nullcontext(session)
 
 
 def fetched(places: Iterator[T], read: Callable[[T], bytes]) -> Generator[bytes]:

@@ -23,10 +23,9 @@ from app.models import (
     Verdict,
     VerdictState,
 )
-from app.services.acceptance import overlap, rules
+from app.services.acceptance import overlap
 from app.services.kernel.actors import Actor, has_role, project_role
 from app.services.kernel.verdict_schema import VerdictIn, candidate_id, candidate_ids
-from app.services.projects.projects import settings_of
 from app.services.quality import reviews, standings
 from app.services.rounds import rounds
 
@@ -60,21 +59,13 @@ def close_if_full(session: Session, set_id: int, *, adaptive: bool) -> None:
 
 def start_round_if_due(session: Session, project_id: int) -> None:
     """Start a round once enough prompts are fresh. Whatever hinders that hinders no verdict: the sweep looks again."""
-    project = session.get_one(Project, project_id)
-    settings = settings_of(session, project)
-    if not settings.auto_rounds:
-        return
-    if rules.fresh_count(session, project, limit=settings.round_every) < settings.round_every:
-        return
-    lock = text("SELECT pg_try_advisory_xact_lock(11, CAST(:project AS int))")
-    if session.scalar(lock, {"project": project_id % 2**31}):
-        try:
-            with contextlib.suppress(DomainError), session.begin_nested():
-                session.execute(text("SET LOCAL statement_timeout = '2s'"))
-                rounds.start_if_due(session, project)
-        except OperationalError as error:
-            if error.connection_invalidated:  # with it went the verdict
-                raise
+    try:
+        with contextlib.suppress(DomainError), session.begin_nested():
+            session.execute(text("SET LOCAL statement_timeout = '2s'"))
+            rounds.start_if_due(session, project_id)
+    except OperationalError as error:
+        if error.connection_invalidated:  # with it went the verdict
+            raise
 
 
 def check_candidates(shown: Sequence[int], verdict: VerdictIn) -> None:

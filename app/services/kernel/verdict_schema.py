@@ -132,7 +132,10 @@ jsonb_build_object(
 PLAIN_STATE = "CASE WHEN v.state IN ('gold', 'repeat') THEN 'counted' ELSE v.state END"
 STORED_PICKS = "ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY k.candidate_id)"
 IN_SNAPSHOTS = """
-coalesce((SELECT jsonb_agg(DISTINCT i.snapshot_id::text) FROM snapshot_items i WHERE i.verdict_id = v.id), '[]'::jsonb)
+coalesce((
+    SELECT jsonb_agg(DISTINCT i.snapshot_id::text) FROM snapshot_items i JOIN snapshots n ON n.id = i.snapshot_id
+    WHERE i.verdict_id = v.id AND n.prepared
+), '[]'::jsonb)
 """
 VERDICT_JSON = SHAPE.replace("SNAPSHOTS", IN_SNAPSHOTS)
 STORED_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace("STATE", PLAIN_STATE)

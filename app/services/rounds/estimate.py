@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.models import Project, Prompt, Split
+from app.services.acceptance.positions import current_position
+from app.services.acceptance.rules import Moment
 from app.services.kernel import counters as counts
 from app.services.projects.projects import ProjectSettings
-from app.services.rounds import snapshots
-from app.services.rounds.training_set import HELDOUT_SHARE, OUT_OF_USE, Metric, accepted_rows, choose_rows, val_prompts
+from app.services.rounds.row_files import write_rows
+from app.services.rounds.training_set import HELDOUT_SHARE, OUT_OF_USE, Choice, Metric, accepted_rows, val_prompts
 
 COUNTED_PROMPTS = 5000
 """With up to so many train prompts in use all rows are chosen as a round would choose them, and counted."""
@@ -49,8 +52,11 @@ def size_of(session: Session, project: Project, settings: ProjectSettings) -> Ro
     n_train, n_accepted = sum(one.n for one in train), sum(one.n for one in train if one.has_accepted)
     if n_train > COUNTED_PROMPTS:
         return _estimate(session, project, settings, n_train=n_train, n_accepted=n_accepted)
-    chosen = choose_rows(session, project, settings, seed=PREVIEW_SEED)
-    return RoundSize(snapshots.counts_of(chosen), chosen.metric, exact=True)
+    moment = Moment(current_position(session), project.revision_id or 0)
+    choice = Choice(project, settings, moment, PREVIEW_SEED)
+    with tempfile.TemporaryFile() as file:
+        written = write_rows(file, choice, head=lambda _: {}, n_prompts=n_train, session=session)
+    return RoundSize(written.counts, written.metric, exact=True)
 
 
 def _estimate(

@@ -16,7 +16,7 @@ from app.services.kernel import audit
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.leases import lapsed
 from app.services.rounds import comparisons, versions
-from app.services.rounds.rounds import tell_finished, workload
+from app.services.rounds.rounds import task_of, tell_finished, workload
 from app.services.rounds.snapshots import plan_of
 
 MAX_TRIES = 5
@@ -63,16 +63,21 @@ class Beat:
     cancelling: bool
 
 
-def claim_round(session: Session, *, worker: str) -> RoundClaim | None:
-    """Take up the oldest round that is queued, or whose worker has fallen silent; None where there is none.
+class LeaseLostError(Exception):
+    """Another worker has taken the round over, or it has ended."""
 
+
+def claim_round(session: Session, *, worker: str, prepared: bool = True) -> RoundClaim | None:
+    """Take up the oldest round that waits for a worker, or whose worker has fallen silent; None where there is none.
+
+    Of those whose snapshot is `prepared`, which need a device, or of the others.
     A round that should be cancelled and has no worker left is cancelled; one that was taken up too often without
     getting any further has failed.
     """
     while True:
         found = session.scalar(
             select(Round)
-            .where(claimable())
+            .where(claimable(prepared=prepared))
             .order_by(Round.id)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -96,17 +101,27 @@ def claim_round(session: Session, *, worker: str) -> RoundClaim | None:
         return RoundClaim(found.id, found.fence, found.project_id)
 
 
-def claimable() -> Any:
-    """Rounds a worker may take up."""
-    return or_(
-        Round.state == RoundState.queued,
-        and_(Round.state.in_((*RUNNING, RoundState.cancelling)), lapsed(Round.beats_at)),
+def claimable(*, prepared: bool) -> Any:
+    """Rounds a worker may take up: those with their snapshot, or those without."""
+    return and_(
+        Round.snapshot_id.is_not(None) if prepared else Round.snapshot_id.is_(None),
+        or_(
+            Round.state == RoundState.queued,
+            and_(Round.state.in_((*RUNNING, RoundState.cancelling)), lapsed(Round.beats_at)),
+        ),
     )
 
 
 def waits(session: Session) -> bool:
-    """Whether a round waits for a worker."""
-    return session.scalar(select(Round.id).where(claimable()).limit(1)) is not None
+    """Whether a round waits for a worker with a device."""
+    return session.scalar(select(Round.id).where(claimable(prepared=True)).limit(1)) is not None
+
+
+def check_held(session: Session, claim: RoundClaim) -> None:
+    """Raise `LeaseLostError` unless the lease is ours; nobody can take it until the transaction ends."""
+    owned = select(Round.id).where(Round.id == claim.round_id, Round.fence == claim.fence, Round.state.in_(GOES_ON))
+    if session.scalar(owned.with_for_update(read=True)) is None:
+        raise LeaseLostError
 
 
 def beat(
@@ -189,6 +204,22 @@ def forget_events(session: Session, claim: RoundClaim) -> None:
 
 
 # Ending
+
+
+def finish_preparing(session: Session, claim: RoundClaim, snapshot_id: int) -> bool:
+    """Give the round its snapshot, and leave it to a worker with a device. False: the lease was lost."""
+    found = _held(session, claim)
+    if found is None:
+        return False
+    found.snapshot_id = snapshot_id
+    if found.state == RoundState.cancelling:
+        _end(session, found, RoundState.cancelled)
+        return True
+    found.worker, found.beats_at, found.error, found.tries = None, None, None, 0
+    found.progress = {"stage": "waiting", "fraction": 0.0, "eta_seconds": None}
+    session.flush()
+    queue.send(session, queue.RUN_ROUND, found.id)
+    return True
 
 
 def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVersion | None:
@@ -281,7 +312,7 @@ def release(session: Session, claim: RoundClaim, *, error: str | None = None, co
     if not counts:
         found.tries = max(0, found.tries - 1)
     session.flush()
-    queue.send(session, queue.RUN_ROUND, found.id)
+    queue.send(session, task_of(found), found.id)
     return True
 
 

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Float, cast, func, select
+from sqlalchemy import Float, cast, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import queue
 from app.errors import Conflict, NotFound
-from app.models import Project, Role, Round, RoundEvent, RoundState, RoundTrigger, Snapshot, SnapshotKind
+from app.models import Project, Role, Round, RoundEvent, RoundState, RoundTrigger, Snapshot, Split
 from app.models.states import ACTIVE_ROUND_STATES
+from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import fresh_count
 from app.services.integrations import webhooks
-from app.services.kernel import audit
+from app.services.kernel import audit, counters
 from app.services.kernel.actors import SYSTEM, Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import snapshots
 from app.services.rounds.estimate import size_of
+from app.services.rounds.training_set import OUT_OF_USE
 from app.services.rounds.versions import lock_project
 
 SECONDS_PER_ROW = 0.02
 SECONDS_PER_SCORED_PROMPT = 0.35
 SECONDS_AT_START = 15.0
+NOTHING_ACCEPTED = "Nothing accepted yet: {count} accepted rationales to train on."
+TRY_LOCK = "SELECT pg_try_advisory_xact_lock(11, CAST(:project AS int))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +97,30 @@ def workload(counts: dict[str, int], *, epochs: int) -> float:
 
 
 def start(session: Session, actor: Actor, project: Project, *, trigger: RoundTrigger = RoundTrigger.manual) -> Round:
-    """Fix a snapshot and queue a round of it. Raises `Conflict` where one is going on or nothing was accepted yet."""
+    """Start a round of all that is accepted at this moment. Raises `Conflict` where one is going on or nothing is.
+
+    A few statements however large the project is: what the round holds is fixed by a position in the feed, and a worker
+    makes its snapshot.
+    """
     require(session, actor, project, Role.admin)
     lock_project(session, project)
     refuse_second(session, project)
     if project.active_version_id is None:
         raise Conflict("The project has no active model version.")
-    with session.begin_nested():  # a refusal leaves no snapshot behind, whatever the caller makes of it
-        snapshot = snapshots.take(session, actor, project, kind=SnapshotKind.round)
-        count = snapshot.counts["rationale"]
-        if count == 0:
-            raise Conflict(f"Nothing accepted yet: {count} accepted rationales to train on.", count=count)
-    return _queue_round(session, actor, project, snapshot, trigger=trigger)
+    count = accepted_count(session, project)
+    if count == 0:
+        raise Conflict(NOTHING_ACCEPTED.format(count=count), count=count)
+    made = _new_round(session, actor, project, trigger=trigger)
+    made.position, made.revision_id = current_position(session), project.revision_id
+    made.parent_id = project.active_version_id
+    _queue(session, actor, made)
+    return made
+
+
+def accepted_count(session: Session, project: Project) -> int:
+    """How many train prompts in use have an accepted rationale."""
+    of_train = (one for one in counters.prompt_counts(session, project) if one.split is Split.train)
+    return sum(one.n for one in of_train if one.has_accepted and one.state not in OUT_OF_USE)
 
 
 def refuse_second(session: Session, project: Project) -> None:
@@ -114,28 +130,37 @@ def refuse_second(session: Session, project: Project) -> None:
         raise Conflict(f"Round {active.number} is going on: wait for it or cancel it.", round=str(active.id))
 
 
-def _queue_round(
-    session: Session, actor: Actor, project: Project, snapshot: Snapshot, *, trigger: RoundTrigger
-) -> Round:
+def _new_round(session: Session, actor: Actor, project: Project, *, trigger: RoundTrigger) -> Round:
     last = session.scalar(select(func.max(Round.number)).where(Round.project_id == project.id)) or 0
-    made = Round(
+    return Round(
         project_id=project.id,
         number=last + 1,
         state=RoundState.queued,
         trigger=trigger,
-        snapshot_id=snapshot.id,
-        parent_id=snapshots.plan_of(snapshot).parent_id,
         progress={},
         metrics={},
         decision={},
         created_by=actor.stored_id,
     )
+
+
+def _queue(session: Session, actor: Actor, made: Round) -> None:
     _flush_one_active(session, made)
     audit.record(
-        session, actor, "round.start", f"round:{made.id}", project.id, number=made.number, trigger=trigger.value
+        session,
+        actor,
+        "round.start",
+        f"round:{made.id}",
+        made.project_id,
+        number=made.number,
+        trigger=made.trigger.value,
     )
-    queue.send(session, queue.RUN_ROUND, made.id)
-    return made
+    queue.send(session, task_of(made), made.id)
+
+
+def task_of(waiting: Round) -> str:
+    """The task that takes up a round: one that makes its snapshot, or one that trains on it."""
+    return queue.PREPARE_ROUND if waiting.snapshot_id is None else queue.RUN_ROUND
 
 
 def _flush_one_active(session: Session, changed: Round) -> None:
@@ -153,25 +178,29 @@ def is_due(session: Session, project: Project, settings: ProjectSettings) -> boo
     return (
         settings.auto_rounds
         and project.active_version_id is not None
-        and fresh_count(session, project, limit=settings.round_every) >= settings.round_every
         and active_round(session, project) is None
+        and fresh_count(session, project, limit=settings.round_every) >= settings.round_every
     )
 
 
-def start_if_due(session: Session, project: Project) -> Round | None:
-    """Start a round where enough prompts have newly got an accepted rationale and none is going on.
+def start_if_due(session: Session, project_id: int) -> bool:
+    """Start a round where enough prompts have newly got an accepted rationale and none is going on. Whether it did.
 
-    Waits for nobody: where the project is being changed at this moment nothing starts, and the sweep looks again.
+    Cheap, and waits for nobody: where somebody else looks at this moment, or changes the project, nothing starts, and
+    the sweep looks again. Call it after the commit of what may have made the round due: what is not committed is not in
+    it, unless it is of this very transaction.
     """
-    if not is_due(session, project, settings_of(session, project)):
-        return None
+    project = session.get(Project, project_id)
+    if project is None or not is_due(session, project, settings_of(session, project)):
+        return False
     free = select(Project.id).where(Project.id == project.id).with_for_update(key_share=True, skip_locked=True)
-    if session.scalar(free) is None:
-        return None
+    if not session.scalar(text(TRY_LOCK), {"project": project_id % 2**31}) or session.scalar(free) is None:
+        return False
     session.refresh(project)
     if not is_due(session, project, settings_of(session, project)):  # somebody else was quicker
-        return None
-    return start(session, SYSTEM, project, trigger=RoundTrigger.auto)
+        return False
+    start(session, SYSTEM, project, trigger=RoundTrigger.auto)
+    return True
 
 
 def active_round(session: Session, project: Project) -> Round | None:
@@ -191,12 +220,12 @@ def _round_for_admin(session: Session, actor: Actor, round_id: int) -> tuple[Rou
 
 
 def cancel(session: Session, actor: Actor, round_id: int) -> Round:
-    """Stop a round: at once where nobody runs it yet, else its worker does. Raises `Conflict` where it has ended."""
+    """Stop a round: at once where nobody runs it, else its worker does. Raises `Conflict` where it has ended."""
     found, project = _round_for_admin(session, actor, round_id)
     state = RoundState(found.state)
     if not state.is_active:
         raise Conflict(f"Round {found.number} has ended already: it {_ended(state)}.")
-    if state is RoundState.queued:
+    if state is RoundState.queued or (state is RoundState.preparing and found.worker is None):
         found.state = RoundState.cancelled
         found.finished_at = func.now()
         tell_finished(session, found)
@@ -227,7 +256,10 @@ def _ended(state: RoundState) -> str:
 
 
 def retry(session: Session, actor: Actor, round_id: int) -> Round:
-    """Let a failed or cancelled round go on from its last checkpoint, with its snapshot. Raises `Conflict`."""
+    """Let a failed or cancelled round go on from its last checkpoint, with its snapshot. Raises `Conflict`.
+
+    Without a snapshot it begins with that, as of the position it was started at.
+    """
     found, project = _round_for_admin(session, actor, round_id)
     state = RoundState(found.state)
     if state not in (RoundState.failed, RoundState.cancelled):
@@ -239,7 +271,7 @@ def retry(session: Session, actor: Actor, round_id: int) -> Round:
     found.tries = 0
     _flush_one_active(session, found)
     audit.record(session, actor, "round.retry", f"round:{found.id}", project.id, number=found.number)
-    queue.send(session, queue.RUN_ROUND, found.id)
+    queue.send(session, task_of(found), found.id)
     return found
 
 
@@ -248,11 +280,18 @@ def rerun(session: Session, actor: Actor, round_id: int) -> Round:
     found, project = _round_for_admin(session, actor, round_id)
     refuse_second(session, project)
     snapshot = refuse_redacted(session, found)
-    return _queue_round(session, actor, project, snapshot, trigger=RoundTrigger.rerun)
+    if snapshot is None:
+        raise Conflict(f"Round {found.number} has no snapshot to run again from: start a new one.")
+    made = _new_round(session, actor, project, trigger=RoundTrigger.rerun)
+    made.snapshot_id, made.parent_id = snapshot.id, snapshots.plan_of(snapshot).parent_id
+    _queue(session, actor, made)
+    return made
 
 
-def refuse_redacted(session: Session, found: Round) -> Snapshot:
-    """The round's snapshot. Raises `Conflict` where something of it was erased."""
+def refuse_redacted(session: Session, found: Round) -> Snapshot | None:
+    """The round's snapshot, if it has one yet. Raises `Conflict` where something of it was erased."""
+    if found.snapshot_id is None:
+        return None
     snapshot = session.get_one(Snapshot, found.snapshot_id)
     if snapshot.redacted:
         lost = f"{snapshot.redacted} rows of its snapshot were erased"

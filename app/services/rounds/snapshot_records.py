@@ -2,86 +2,160 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from app.models import Project, Snapshot
-from app.services.exports.reader import Choice, current_view, pages_by_prompt
+from app.db.sessions import open_session
+from app.models import ModelVersion, Snapshot
+from app.services.acceptance.positions import was_current
+from app.services.exports.reader import Choice as RecordChoice
+from app.services.exports.reader import View, pages_by_prompt
+from app.services.kernel import counters
 from app.services.kernel.store import get_store
+from app.services.rounds.row_files import Report
+from app.services.rounds.training_set import STEP, Choice
 
 SCHEMA_VERSION = 1
-COUNTS = """
-SELECT count(*) AS verdicts, count(DISTINCT v.prompt_id) AS prompts, count(DISTINCT v.candidate_set_id) AS sets,
-    count(DISTINCT v.critic_id) AS critics
-FROM verdicts v WHERE v.project_id = :project AND v.current AND v.state = 'counted'
-"""
-KINDS = """
-SELECT v.kind AS name, count(*) AS n FROM verdicts v
-WHERE v.project_id = :project AND v.current AND v.state = 'counted' GROUP BY v.kind ORDER BY v.kind
-"""
-VERSIONS = """
-SELECT m.id, m.number, m.base_model, count(*) AS n FROM verdicts v
-JOIN candidate_sets s ON s.id = v.candidate_set_id LEFT JOIN model_versions m ON m.id = s.version_id
-WHERE v.project_id = :project AND v.current AND v.state = 'counted' GROUP BY m.id ORDER BY m.number NULLS FIRST
-"""
+# All that is asked of some prompts: the verdicts that counted at that position, whichever set they were of.
+PROMPTS = "SELECT id FROM prompts WHERE project_id = :project AND id > :after ORDER BY id LIMIT :limit"
+COUNTED = f"""
+SELECT v.*, s.version_id FROM candidate_sets s JOIN verdicts v ON v.candidate_set_id = s.id
+WHERE s.prompt_id = ANY (CAST(:prompts AS bigint[])) AND v.state = 'counted' AND {was_current("v")}
+"""  # noqa: S608 - constants only
+GROUPS = f"""
+SELECT kind, version_id, critic_id, count(*) AS n FROM ({COUNTED}) v GROUP BY 1, 2, 3
+"""  # noqa: S608 - constants only
+SIZES = f"""
+SELECT count(DISTINCT prompt_id) AS prompts, count(DISTINCT candidate_set_id) AS sets FROM ({COUNTED}) v
+"""  # noqa: S608 - constants only
 # Of all pairs of critics who judged the same set, and all its candidates: how often both said the same.
-AGREEMENT = """
-WITH judged AS (
-    SELECT v.candidate_set_id AS set_id, count(*) AS critics FROM verdicts v
-    WHERE v.project_id = :project AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
-    GROUP BY 1 HAVING count(*) > 1
+AGREEMENT = f"""
+WITH counted AS MATERIALIZED ({COUNTED}), judged AS (
+    SELECT candidate_set_id AS set_id, count(*) AS critics FROM counted
+    WHERE kind IN ('picked', 'none_fit') GROUP BY 1 HAVING count(*) > 1
+), picked AS (
+    SELECT k.candidate_id, count(*) AS picks FROM counted v JOIN picks k ON k.verdict_id = v.id GROUP BY 1
 ), votes AS (
-    SELECT j.critics, (
-        SELECT count(*) FROM picks k JOIN verdicts v ON v.id = k.verdict_id
-        WHERE k.candidate_id = c.id AND v.current AND v.state = 'counted'
-    ) AS picks
-    FROM judged j JOIN candidates c ON c.candidate_set_id = j.set_id
+    SELECT j.critics, coalesce(p.picks, 0) AS picks
+    FROM judged j JOIN candidates c ON c.candidate_set_id = j.set_id LEFT JOIN picked p ON p.candidate_id = c.id
 )
-SELECT CAST(sum(picks * (picks - 1) + (critics - picks) * (critics - picks - 1)) AS double precision)
-    / sum(critics * (critics - 1)) FROM votes
-"""
+SELECT coalesce(sum(picks * (picks - 1) + (critics - picks) * (critics - picks - 1)), 0)::bigint AS same,
+    coalesce(sum(critics * (critics - 1)), 0)::bigint AS pairs FROM votes
+"""  # noqa: S608 - constants only
 
 
-def keep(session: Session, project: Project, snapshot: Snapshot) -> None:
-    """Write all records that stand at this moment to a file of the snapshot's, by prompt, and its data card."""
-    choice = Choice(project_id=project.id, view=current_view(session), own_snapshot=snapshot.id)
+@dataclass
+class Tally:
+    """What is in a snapshot, in numbers, as far as it was counted."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    versions: Counter[int | None] = field(default_factory=Counter)
+    critics: set[int] = field(default_factory=set)
+    prompts: int = 0
+    sets: int = 0
+    same: int = 0
+    pairs: int = 0
+
+    def add(self, session: Session, values: dict[str, Any]) -> None:
+        """Count the verdicts on some prompts."""
+        for row in session.execute(text(GROUPS), values):
+            self.kinds[row.kind] += row.n
+            self.versions[row.version_id] += row.n
+            self.critics.add(row.critic_id)
+        sizes = session.execute(text(SIZES), values).one()
+        self.prompts, self.sets = self.prompts + sizes.prompts, self.sets + sizes.sets
+        agreed = session.execute(text(AGREEMENT), values).one()
+        self.same, self.pairs = self.same + agreed.same, self.pairs + agreed.pairs
+
+
+def keep(
+    snapshot_id: int,
+    choice: Choice,
+    *,
+    check: Callable[[Session], None],
+    report: Report,
+    session: Session | None,
+) -> None:
+    """Write all records that stood at the moment of the choice to a file of the snapshot's, by prompt, and its card."""
+    with open_session(session) as used:
+        n_prompts = sum(one.n for one in counters.prompt_counts(used, choice.project))
+    records = RecordChoice(project_id=choice.project.id, view=View(choice.moment.position), own_snapshot=snapshot_id)
     with tempfile.NamedTemporaryFile() as file:
-        file.writelines(pages_by_prompt(choice, session=session))
+        for number, page in enumerate(pages_by_prompt(records, session=session), 1):
+            file.write(page)
+            report(0.7 * min(1.0, number * STEP / max(1, n_prompts)))
         file.flush()
-        snapshot.records_key = get_store().put_file(Path(file.name))
-    snapshot.card = card_of(session, project, snapshot)
-    session.flush()
+        key = sha256_of(Path(file.name))
+        with open_session(session) as used:
+            check(used)
+            used.execute(update(Snapshot).where(Snapshot.id == snapshot_id).values(records_key=key))
+        get_store().put_file(Path(file.name))
+    tally = count(choice, n_prompts=n_prompts, report=lambda share: report(0.7 + 0.3 * share), session=session)
+    with open_session(session) as used:
+        check(used)
+        snapshot = used.get_one(Snapshot, snapshot_id, populate_existing=True)
+        snapshot.card = card_of(used, choice, snapshot, tally)
 
 
-def card_of(session: Session, project: Project, snapshot: Snapshot) -> dict[str, Any]:
+def sha256_of(path: Path) -> str:
+    """The hash of a file."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def count(choice: Choice, *, n_prompts: int, report: Report, session: Session | None) -> Tally:
+    """Count what stood at the moment of the choice."""
+    tally = Tally()
+    values = {"project": choice.project.id, "at": choice.moment.position, "limit": STEP}
+    after = done = 0
+    while True:
+        with open_session(session) as used:
+            prompts = used.scalars(text(PROMPTS), {**values, "after": after}).all()
+            if prompts:
+                tally.add(used, {**values, "prompts": list(prompts)})
+        done += len(prompts)
+        report(min(1.0, done / max(1, n_prompts)))
+        if len(prompts) < STEP:
+            return tally
+        after = prompts[-1]
+
+
+def card_of(session: Session, choice: Choice, snapshot: Snapshot, tally: Tally) -> dict[str, Any]:
     """What is in a snapshot, in numbers."""
-    named = {"project": project.id}
-    counts = session.execute(text(COUNTS), named).one()
+    known = session.scalars(select(ModelVersion).where(ModelVersion.id.in_([one for one in tally.versions if one])))
+    versions = {version.id: version for version in known}
+    imported = [(None, tally.versions[None])] if None in tally.versions else []
+    in_order = sorted(versions.values(), key=lambda one: one.number)
+    judged = [(version, tally.versions[version.id]) for version in in_order]
     settings = snapshot.settings.get("project", {})
     return {
         "schema_version": SCHEMA_VERSION,
-        "project": project.slug,
+        "project": choice.project.slug,
         "counts": {
-            "verdicts": counts.verdicts,
-            "kinds": {row.name: row.n for row in session.execute(text(KINDS), named)},
-            "prompts": counts.prompts,
-            "candidate_sets": counts.sets,
-            "critics": counts.critics,
+            "verdicts": tally.kinds.total(),
+            "kinds": dict(sorted(tally.kinds.items())),
+            "prompts": tally.prompts,
+            "candidate_sets": tally.sets,
+            "critics": len(tally.critics),
             "rows": snapshot.counts,
         },
-        "agreement": session.scalar(text(AGREEMENT), named),
+        "agreement": tally.same / tally.pairs if tally.pairs else None,
         "versions": [
             {
-                "id": None if row.id is None else str(row.id),
-                "number": row.number,
-                "base_model": row.base_model,
-                "verdicts": row.n,
+                "id": None if version is None else str(version.id),
+                "number": None if version is None else version.number,
+                "base_model": None if version is None else version.base_model,
+                "verdicts": n,
             }
-            for row in session.execute(text(VERSIONS), named)
+            for version, n in (*imported, *judged)
         ],
         "filters": {
             "verdicts": "all that counted and that nothing superseded when the snapshot was taken",

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.db.sessions import id_in
+from app.db.sessions import open_session
 from app.errors import NotFound
-from app.models import (
-    ModelVersion,
-    Project,
-    Prompt,
-    Role,
-    Snapshot,
-    SnapshotItem,
-    SnapshotItemRole,
-    SnapshotKind,
-    Split,
-)
-from app.services.candidates.candidates import PromptData
-from app.services.kernel import audit
+from app.models import ModelVersion, Project, Role, Snapshot, SnapshotItem, SnapshotKind, Split, StoreRemoval
+from app.services.acceptance.positions import current_position
+from app.services.acceptance.rules import Moment
+from app.services.kernel import audit, counters
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.kernel.store import get_store
 from app.services.projects.projects import settings_of
 from app.services.rounds import snapshot_records
-from app.services.rounds.training_set import Row, Selection, choose_rows
+from app.services.rounds.row_files import Report, Written, ignore, parse_rows, write_rows
+from app.services.rounds.training_set import OUT_OF_USE, Choice, Metric, Row
 from illume.records import stable_seed
 
 SCHEMA_VERSION = 1
+ITEMS_AT_ONCE = 5000
+ADD_ITEMS = """
+INSERT INTO snapshot_items (snapshot_id, position, role, prompt_id, verdict_id, candidate_id)
+SELECT :snapshot, :first + place - 1, role, prompt, verdict, candidate
+FROM unnest(CAST(:roles AS text[]), CAST(:prompts AS bigint[]), CAST(:verdicts AS bigint[]),
+    CAST(:candidates AS bigint[])) WITH ORDINALITY item (role, prompt, verdict, candidate, place)
+"""
+
+Check = Callable[[Session], None]
+"""Called in each transaction that writes; raises where the snapshot is no longer the caller's to make."""
+
+
+def allow(_session: Session) -> None:
+    """Let every write happen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,102 +58,173 @@ class RoundPlan:
     settings: dict[str, Any]
 
 
-def take(session: Session, actor: Actor, project: Project, *, kind: SnapshotKind, name: str = "") -> Snapshot:
-    """Fix what a round would use at this moment. A round's snapshot also ends the freshness of the prompts in it.
+def freeze(session: Session, actor: Actor, project: Project, *, name: str = "") -> Snapshot:
+    """Fix what a round would use at this moment, for an admin, in the caller's transaction.
 
-    The caller holds the project's row where two might be taken at once.
+    The caller holds the project's row where two might be frozen at once.
     """
     require(session, actor, project, Role.admin)
-    number = 1 + (session.scalar(select(func.max(Snapshot.number)).where(Snapshot.project_id == project.id)) or 0)
-    settings = settings_of(session, project)
-    seed = stable_seed("snapshot", project.id, number)
-    chosen = choose_rows(session, project, settings, seed=seed)
     parent = session.get_one(ModelVersion, project.active_version_id)
-    plan = {
-        "parent": parent.id,
-        "base_model": parent.base_model,
-        "metric": chosen.metric,
-        "seed": seed,
-        "project": settings.model_dump(mode="json"),
-    }
-    content = _content(project, kind, plan, chosen)
-    snapshot = Snapshot(
-        project_id=project.id,
-        number=number,
-        kind=kind,
-        name=name or f"{kind.value} {number}",
-        sha256=get_store().put_bytes(content),
-        settings=plan,
-        counts=counts_of(chosen),
-        created_by=actor.stored_id,
-    )
-    session.add(snapshot)
-    session.flush()
-    _add_items(session, snapshot, chosen)
-    snapshot_records.keep(session, project, snapshot)
+    snapshot = begin(session, project, kind=SnapshotKind.frozen, name=name, created_by=actor.stored_id)
+    moment = Moment(current_position(session), project.revision_id or 0)
+    choice = Choice(project, settings_of(session, project), moment, seed_of(snapshot))
+    make(snapshot, choice, parent=parent, session=session)
+    return finish(session, actor, snapshot)
+
+
+# Making one: begin, make, finish
+
+
+def begin(
+    session: Session,
+    project: Project,
+    *,
+    kind: SnapshotKind,
+    name: str = "",
+    created_by: int | None,
+    created_at: datetime | None = None,
+) -> Snapshot:
+    """The row of a snapshot that is to be made; nobody is shown it before its end. The caller holds the project's row.
+
+    A round's takes the place of one that was begun and not finished: no more than one of a project is made at a time.
+    """
+    snapshot = None
     if kind is SnapshotKind.round:
-        session.execute(
-            update(Prompt)
-            .where(id_in(Prompt.id, chosen.prompt_ids), Prompt.fresh)
-            .values(fresh=False)
-            .execution_options(synchronize_session=False)
-        )
-    audit.record(
-        session, actor, "snapshot.take", f"snapshot:{snapshot.id}", project.id, kind=kind.value, **snapshot.counts
-    )
+        snapshot = session.scalar(select(Snapshot).where(Snapshot.project_id == project.id, ~Snapshot.prepared))
+    if snapshot is None:
+        last = session.scalar(select(func.max(Snapshot.number)).where(Snapshot.project_id == project.id))
+        snapshot = Snapshot(project_id=project.id, number=1 + (last or 0), kind=kind, sha256="", settings={}, counts={})
+        session.add(snapshot)
+    snapshot.name = name or f"{kind.value} {snapshot.number}"
+    snapshot.prepared, snapshot.created_by = False, created_by
+    if created_at is not None:
+        snapshot.created_at = created_at
+    session.flush()
+    session.refresh(snapshot)
     return snapshot
 
 
-def counts_of(chosen: Selection) -> dict[str, Any]:
-    """How many rows of each role there are, and how many prompts have a rationale among them."""
-    return {
-        "prompts": len(chosen.prompt_ids),
-        "rationale": len(chosen.rationales),
-        "guard": len(chosen.guard),
-        "val": len(chosen.val),
-        "heldout": len(chosen.heldout),
+def seed_of(snapshot: Snapshot) -> int:
+    """The seed of the rounds of a snapshot, by which its guard rows are drawn too."""
+    return stable_seed("snapshot", snapshot.project_id, snapshot.number)
+
+
+def make(
+    snapshot: Snapshot,
+    choice: Choice,
+    *,
+    parent: ModelVersion,
+    check: Check = allow,
+    report: Report = ignore,
+    session: Session | None = None,
+) -> Written:
+    """Choose and keep a snapshot's rows, its records and its data card, from nothing, in short transactions.
+
+    What an earlier try left is replaced. With a session all of it happens in the one transaction that is open there.
+    """
+    plan = {
+        "parent": parent.id,
+        "base_model": parent.base_model,
+        "seed": choice.seed,
+        "project": choice.settings.model_dump(mode="json"),
     }
 
+    def head(metric: Metric) -> dict[str, Any]:
+        plan["metric"] = metric
+        about = {"schema_version": SCHEMA_VERSION, "snapshot": snapshot.kind.value, "project": choice.project.slug}
+        return {**about, "settings": plan}
 
-def _content(project: Project, kind: SnapshotKind, plan: dict[str, Any], chosen: Selection) -> bytes:
-    """The file: a line on the snapshot itself, then one for each row. Keys are sorted: equal content is equal bytes."""
-    head = {"schema_version": SCHEMA_VERSION, "snapshot": kind.value, "project": project.slug, "settings": plan}
-    lines = [head, *(row_json(row) for row in chosen.rows)]
-    return b"".join(orjson.dumps(line, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE) for line in lines)
+    _remove_items(snapshot.id, check=check, session=session)
+    with open_session(session) as used:
+        train = [one for one in counters.prompt_counts(used, choice.project) if one.split is Split.train]
+        n_prompts = sum(one.n for one in train if one.state not in OUT_OF_USE)
+    with tempfile.NamedTemporaryFile() as file:
+        written = write_rows(
+            file, choice, head=head, n_prompts=n_prompts, report=lambda share: report(0.5 * share), session=session
+        )
+        file.flush()
+        path = Path(file.name)
+        _keep_file(snapshot.id, path, {"settings": plan, "counts": written.counts}, check=check, session=session)
+        _add_items(
+            snapshot.id,
+            path,
+            n=sum(written.n_of.values()),
+            check=check,
+            report=lambda share: report(0.5 + 0.15 * share),
+            session=session,
+        )
+    snapshot_records.keep(
+        snapshot.id, choice, check=check, report=lambda share: report(0.65 + 0.35 * share), session=session
+    )
+    return written
 
 
-def row_json(row: Row) -> dict[str, Any]:
-    """A row as the file holds it."""
-    return {
-        "role": row.role.value,
-        "prompt": str(row.prompt.id),
-        "external_id": row.prompt.external_id,
-        "split": row.prompt.split.value,
-        "images": list(row.prompt.images),
-        "question": row.prompt.question,
-        "answer": row.answer,
-        "references": list(row.prompt.references),
-        "metadata": dict(row.prompt.metadata),
-        "rationale": row.rationale,
-        "verdict": None if row.verdict_id is None else str(row.verdict_id),
-        "candidate": None if row.candidate_id is None else str(row.candidate_id),
-    }
+def finish(session: Session, actor: Actor, snapshot: Snapshot) -> Snapshot:
+    """Show a snapshot that is made."""
+    snapshot.prepared = True
+    session.flush()
+    session.refresh(snapshot)
+    what = {"kind": snapshot.kind.value, **snapshot.counts}
+    audit.record(session, actor, "snapshot.take", f"snapshot:{snapshot.id}", snapshot.project_id, **what)
+    return snapshot
 
 
-def _add_items(session: Session, snapshot: Snapshot, chosen: Selection) -> None:
-    items = [
-        {
-            "snapshot_id": snapshot.id,
-            "position": position,
-            "role": row.role,
-            "prompt_id": row.prompt.id,
-            "verdict_id": row.verdict_id,
-            "candidate_id": row.candidate_id,
-        }
-        for position, row in enumerate(chosen.rows)
-    ]
-    if items:
-        session.execute(insert(SnapshotItem), items)
+def _keep_file(snapshot_id: int, path: Path, more: dict[str, Any], *, check: Check, session: Session | None) -> None:
+    """Put the file of the rows into the store. Its name is written down first: so it is found by who erases."""
+    sha256 = snapshot_records.sha256_of(path)
+    with open_session(session) as used:
+        check(used)
+        snapshot = used.get_one(Snapshot, snapshot_id, populate_existing=True)
+        if snapshot.sha256 not in ("", sha256):
+            forget = insert(StoreRemoval).values(key=snapshot.sha256)
+            used.execute(forget.on_conflict_do_nothing())
+        used.execute(update(Snapshot).where(Snapshot.id == snapshot_id).values(sha256=sha256, **more))
+    get_store().put_file(path)
+
+
+def _add_items(snapshot_id: int, path: Path, *, n: int, check: Check, report: Report, session: Session | None) -> None:
+    """Add an item for each row of the file."""
+    first = 0
+    with path.open("rb") as lines:
+        next(lines)
+        while part := [orjson.loads(line) for line in itertools.islice(lines, ITEMS_AT_ONCE)]:
+            values = {
+                "snapshot": snapshot_id,
+                "first": first,
+                "roles": [row["role"] for row in part],
+                "prompts": [int(row["prompt"]) for row in part],
+                "verdicts": [_number(row["verdict"]) for row in part],
+                "candidates": [_number(row["candidate"]) for row in part],
+            }
+            with open_session(session) as used:
+                check(used)
+                used.execute(text(ADD_ITEMS), values)
+            first += len(part)
+            report(first / n)
+
+
+def _number(value: str | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _remove_items(snapshot_id: int, *, check: Check, session: Session | None) -> None:
+    """Remove the items that a try left which was broken off."""
+    start = 0
+    while True:
+        with open_session(session) as used:
+            check(used)
+            last = used.scalar(select(func.max(SnapshotItem.position)).where(SnapshotItem.snapshot_id == snapshot_id))
+            if last is None:
+                return
+            used.execute(
+                delete(SnapshotItem).where(
+                    SnapshotItem.snapshot_id == snapshot_id, SnapshotItem.position < start + ITEMS_AT_ONCE
+                )
+            )
+        start += ITEMS_AT_ONCE
+
+
+# Looking
 
 
 def plan_of(snapshot: Snapshot) -> RoundPlan:
@@ -152,30 +235,7 @@ def plan_of(snapshot: Snapshot) -> RoundPlan:
 
 def read(snapshot: Snapshot) -> list[Row]:
     """The rows of a snapshot, from its file, without those that were redacted."""
-    lines = get_store().read_bytes(snapshot.file_key or snapshot.sha256).splitlines()
-    rows = (orjson.loads(line) for line in lines[1:])
-    return [_row(row) for row in rows if not row.get("redacted")]
-
-
-def _row(data: dict[str, Any]) -> Row:
-    prompt = PromptData(
-        id=int(data["prompt"]),
-        external_id=data["external_id"],
-        split=Split(data["split"]),
-        images=tuple(data["images"]),
-        question=data["question"],
-        answer=data["answer"],
-        references=tuple(data["references"]),
-        metadata=data["metadata"],
-    )
-    return Row(
-        role=SnapshotItemRole(data["role"]),
-        prompt=prompt,
-        answer=data["answer"],
-        rationale=data["rationale"],
-        verdict_id=None if data["verdict"] is None else int(data["verdict"]),
-        candidate_id=None if data["candidate"] is None else int(data["candidate"]),
-    )
+    return parse_rows(get_store().read_bytes(snapshot.file_key or snapshot.sha256).splitlines()[1:])
 
 
 def list_snapshots(
@@ -184,7 +244,9 @@ def list_snapshots(
     """The snapshots of a project, the newest first."""
     require(session, actor, project, Role.reviewer)
     check_limit(limit)
-    query = select(Snapshot).where(Snapshot.project_id == project.id).order_by(Snapshot.number.desc())
+    query = (
+        select(Snapshot).where(Snapshot.project_id == project.id, Snapshot.prepared).order_by(Snapshot.number.desc())
+    )
     if cursor is not None:
         query = query.where(Snapshot.number < decode_cursor(cursor, int)[0])
     found = list(session.scalars(query.limit(limit + 1)))
@@ -196,7 +258,7 @@ def get_snapshot(session: Session, actor: Actor, snapshot_id: int) -> Snapshot:
     """A snapshot. Raises `NotFound` for who is not of its project."""
     snapshot = session.get(Snapshot, snapshot_id)
     project = session.get(Project, snapshot.project_id) if snapshot is not None else None
-    if snapshot is None or project is None:
+    if snapshot is None or project is None or not snapshot.prepared:
         raise NotFound("There is no such snapshot.")
     require(session, actor, project, Role.reviewer)
     return snapshot

@@ -1,15 +1,21 @@
-"""Which rows a round trains on and is scored on. All choices go by hash, so that equal feedback gives equal rows."""
+"""Which rows a round trains on and is scored on. All choices go by hash, so that equal feedback gives equal rows.
+
+Everything is read in steps by key, each in a short transaction of its own, or all in one that the caller has open. What
+stood at the moment of the choice counts, however long the steps take: verdicts, decisions and settings. Prompts are
+read as they are when their step comes: texts, images, splits, and whether they are held or retired.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import heapq
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy import Select, String, cast, func, select
 from sqlalchemy.orm import Session
 
-from app.db.sessions import id_in
+from app.db.sessions import id_in, open_session
 from app.models import (
     CandidateSet,
     Project,
@@ -21,14 +27,18 @@ from app.models import (
     Split,
     Verdict,
 )
-from app.services.acceptance.rules import Accepted, accepted_rationales
+from app.services.acceptance.rules import Accepted, Moment, accepted_rationales
 from app.services.candidates.candidates import PromptData, load_prompts_data
 from app.services.projects.projects import ProjectSettings
-from illume.evaluation.critics import guard_rows
-from illume.records import Example, stable_seed
+from illume.evaluation.critics import guard_rank
+from illume.records import stable_seed
 
 HELDOUT_SHARE = 0.1
 OUT_OF_USE = (PromptState.held, PromptState.retired)
+STEP = 1000
+"""So many prompts are read in one transaction."""
+STEP_OF_IDS = 20_000
+"""So many rows, where only their ids are read."""
 Metric = Literal["rouge_l", "heldout"]
 
 
@@ -45,52 +55,49 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """The rows of a round and the metric its versions are compared by."""
+class Choice:
+    """What rows are chosen by: what stood at `moment`, the settings of then, and a seed."""
 
-    rationales: tuple[Row, ...]
-    guard: tuple[Row, ...]
-    val: tuple[Row, ...]
-    heldout: tuple[Row, ...]
-    metric: Metric
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """All rows, in the order in which a snapshot holds them."""
-        return self.rationales + self.guard + self.val + self.heldout
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """The prompts whose accepted rationales are among the rows, each once."""
-        return sorted({row.prompt.id for row in self.rationales + self.heldout})
+    project: Project
+    settings: ProjectSettings
+    moment: Moment
+    seed: int
 
 
-def choose_rows(session: Session, project: Project, settings: ProjectSettings, *, seed: int) -> Selection:
-    """The rows a round of `project` would use now."""
-    found = accepted_rows(session, project)
-    val, metric = _val_rows(session, project, settings)
-    heldout_images = (
-        _heldout_images(found, _held_out_before(session, project)) if metric == "heldout" else frozenset[str]()
+# Accepted rationales
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Some train prompts in use: their accepted rationales, and which of them have an answer to guard."""
+
+    n: int
+    rows: list[Row]
+    answered: list[int]
+
+
+def rationale_steps(choice: Choice, *, session: Session | None = None) -> Iterator[Step]:
+    """The accepted rationales that can be trained on, in the order of their prompts."""
+    query = select(Prompt.id, Prompt.answer.is_not(None).label("answered")).where(
+        Prompt.project_id == choice.project.id, Prompt.split == Split.train, Prompt.state.not_in(OUT_OF_USE)
     )
-    heldout = tuple(
-        replace(row, role=SnapshotItemRole.heldout) for row in found if heldout_images & set(row.prompt.images)
-    )
-    rationales = tuple(row for row in found if not heldout_images & set(row.prompt.images))
-    guard = _guard_rows(
-        session,
-        project,
-        rationales,
-        without={row.prompt.id for row in heldout},
-        without_images=heldout_images,
-        per_rationale=settings.guard_per_rationale,
-        seed=seed,
-    )
-    return Selection(rationales, guard, val, heldout, metric)
+    after = 0
+    while True:
+        with open_session(session) as used:
+            found = used.execute(query.where(Prompt.id > after).order_by(Prompt.id).limit(STEP)).all()
+            ids = [row.id for row in found]
+            rows = accepted_rows(used, choice.project, prompt_ids=ids, at=choice.moment) if ids else []
+        yield Step(len(ids), rows, [row.id for row in found if row.answered])
+        if len(found) < STEP:
+            return
+        after = ids[-1]
 
 
-def accepted_rows(session: Session, project: Project, *, prompt_ids: Sequence[int] | None = None) -> list[Row]:
-    """The accepted rationales that can be trained on, of a project or of some of its prompts."""
-    accepted = list(accepted_rationales(session, project, prompt_ids=prompt_ids))
+def accepted_rows(
+    session: Session, project: Project, *, prompt_ids: Sequence[int], at: Moment | None = None
+) -> list[Row]:
+    """The accepted rationales of some prompts that can be trained on, now or as they stood at a moment."""
+    accepted = accepted_rationales(session, project, prompt_ids=prompt_ids, at=at)
     prompts = load_prompts_data(session, sorted({one.prompt_id for one in accepted}))
     own_answers = _own_answers(session, [one for one in accepted if prompts[one.prompt_id].answer is None])
     rows = []
@@ -108,6 +115,8 @@ def _row_order(row: Row) -> tuple[int, int, int, str]:
 
 def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, str]:
     """The answer the model gave itself, where the prompt had none, by verdict."""
+    if not accepted:
+        return {}
     rows = session.execute(
         select(Verdict.id, CandidateSet.answer)
         .join(CandidateSet, CandidateSet.id == Verdict.candidate_set_id)
@@ -116,45 +125,79 @@ def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, st
     return {verdict_id: str(answer) for verdict_id, answer in rows}
 
 
-def _held_out_before(session: Session, project: Project) -> frozenset[int]:
-    """The prompts that an earlier snapshot of the project held out."""
-    query = (
-        select(SnapshotItem.prompt_id)
-        .join(Snapshot, Snapshot.id == SnapshotItem.snapshot_id)
-        .where(Snapshot.project_id == project.id, SnapshotItem.role == SnapshotItemRole.heldout)
-        .distinct()
-    )
-    return frozenset(prompt_id for prompt_id in session.scalars(query) if prompt_id is not None)
+# Held-out rationales
 
 
-def _heldout_images(rows: Sequence[Row], before: frozenset[int]) -> frozenset[str]:
-    """Images whose rationales are never trained on: a tenth by hash, of two or more at least one and never all.
+class HeldOut:
+    """Finds the images whose rationales are never trained on: a tenth by hash.
 
-    What was held out of one round (`before`, prompts) is held out of the next; the hash of an image alone would not do
-    where the first round had to take the likeliest of few. A prompt with several images, one of them held out, holds
-    the others out too.
+    Of two or more images it is at least one and never all. What was held out of one round (`before`, prompts) is held
+    out of the next; the hash of an image alone would not do where the first round had to take the likeliest of few. A
+    prompt with several images, one of them held out, holds the others out too.
     """
-    images = sorted({image for row in rows for image in row.prompt.images}, key=_heldout_rank)
-    if len({row.prompt.images for row in rows}) < 2:
-        return frozenset()
-    by_hash = {image for image in images if _heldout_rank(image) < HELDOUT_SHARE}
-    kept = {image for row in rows if row.prompt.id in before for image in row.prompt.images}
-    chosen = _with_companions(rows, by_hash | kept or {images[0]})
-    # Of a few images all may be among the tenth; then there would be nothing to train on.
-    return chosen if len(chosen) < len(images) else _with_companions(rows, kept or {images[0]})
 
+    def __init__(self, before: Container[int]) -> None:
+        self._before = before
+        self._shown: set[tuple[str, ...]] = set()
+        self._kept: set[str] = set()
 
-def _with_companions(rows: Sequence[Row], chosen: set[str]) -> frozenset[str]:
-    """Images, and all that are shown beside one of them, beside one of those, and so on."""
-    while True:
-        grown = {image for row in rows if chosen & set(row.prompt.images) for image in row.prompt.images}
-        if grown == chosen:
-            return frozenset(chosen)
-        chosen = grown
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take accepted rationales into account."""
+        for row in rows:
+            self._shown.add(row.prompt.images)
+            if row.prompt.id in self._before:
+                self._kept.update(row.prompt.images)
+
+    def images(self) -> frozenset[str]:
+        """The images that are held out of all that were added."""
+        if len(self._shown) < 2:
+            return frozenset()
+        images = sorted({image for together in self._shown for image in together}, key=_heldout_rank)
+        by_hash = {image for image in images if _heldout_rank(image) < HELDOUT_SHARE}
+        chosen = self._with_companions(by_hash | self._kept or {images[0]})
+        # Of a few images all may be among the tenth; then there would be nothing to train on.
+        return chosen if len(chosen) < len(images) else self._with_companions(self._kept or {images[0]})
+
+    def _with_companions(self, chosen: set[str]) -> frozenset[str]:
+        """Images, and all that are shown beside one of them, beside one of those, and so on."""
+        while True:
+            grown = {image for together in self._shown if not chosen.isdisjoint(together) for image in together}
+            if grown == chosen:
+                return frozenset(chosen)
+            chosen = grown
 
 
 def _heldout_rank(image: str) -> float:
     return stable_seed("heldout", image) / 2**63
+
+
+def held_out_before(choice: Choice, *, session: Session | None = None) -> frozenset[int]:
+    """The prompts that an earlier snapshot of the project held out."""
+    with open_session(session) as used:
+        earlier = select(Snapshot.id, Snapshot.counts).where(
+            Snapshot.project_id == choice.project.id, Snapshot.prepared
+        )
+        snapshots = used.execute(earlier.order_by(Snapshot.id)).all()
+    found: set[int] = set()
+    for snapshot_id, counts in snapshots:
+        # They come last in a snapshot.
+        after = sum(counts.get(role, 0) for role in ("rationale", "guard", "val")) - 1
+        while True:
+            with open_session(session) as used:
+                query = select(SnapshotItem.position, SnapshotItem.prompt_id).where(
+                    SnapshotItem.snapshot_id == snapshot_id,
+                    SnapshotItem.position > after,
+                    SnapshotItem.role == SnapshotItemRole.heldout,
+                )
+                items = used.execute(query.order_by(SnapshotItem.position).limit(STEP_OF_IDS)).all()
+            found.update(item.prompt_id for item in items if item.prompt_id is not None)
+            if len(items) < STEP_OF_IDS:
+                break
+            after = items[-1].position
+    return frozenset(found)
+
+
+# Val prompts
 
 
 def val_prompts(session: Session, project: Project, settings: ProjectSettings) -> tuple[Select[int], Metric]:
@@ -177,44 +220,53 @@ def val_prompts(session: Session, project: Project, settings: ProjectSettings) -
     return query, metric
 
 
-def _val_rows(session: Session, project: Project, settings: ProjectSettings) -> tuple[tuple[Row, ...], Metric]:
-    query, metric = val_prompts(session, project, settings)
-    by_hash = func.md5(func.concat("val:", cast(Prompt.id, String)))
-    ids = sorted(session.scalars(query.order_by(by_hash, Prompt.id).limit(settings.eval_prompts)))
-    prompts = load_prompts_data(session, ids)
-    rows = (prompts[prompt_id] for prompt_id in ids)
-    return tuple(Row(SnapshotItemRole.val, prompt, prompt.answer) for prompt in rows if prompt.images), metric
+def val_rows(choice: Choice, *, session: Session | None = None) -> tuple[list[Row], Metric]:
+    """The val prompts to be scored on, chosen by hash, and the metric."""
+    with open_session(session) as used:
+        query, metric = val_prompts(used, choice.project, choice.settings)
+    ranked = query.add_columns(func.md5(func.concat("val:", cast(Prompt.id, String))).label("rank"))
+    chosen: list[tuple[str, int]] = []
+    after = 0
+    while True:
+        with open_session(session) as used:
+            found = used.execute(ranked.where(Prompt.id > after).order_by(Prompt.id).limit(STEP_OF_IDS)).all()
+        chosen = heapq.nsmallest(choice.settings.eval_prompts, [*chosen, *((row.rank, row.id) for row in found)])
+        if len(found) < STEP_OF_IDS:
+            break
+        after = found[-1].id
+    rows: list[Row] = []
+    for part in in_parts(sorted(prompt_id for _, prompt_id in chosen)):
+        with open_session(session) as used:
+            prompts = load_prompts_data(used, part)
+        known = (prompts[prompt_id] for prompt_id in part if prompt_id in prompts)
+        rows += (Row(SnapshotItemRole.val, prompt, prompt.answer) for prompt in known if prompt.images)
+    return rows, metric
 
 
-def _guard_rows(
-    session: Session,
-    project: Project,
-    rationales: Sequence[Row],
-    *,
-    without: set[int],
-    without_images: frozenset[str],
-    per_rationale: int,
-    seed: int,
-) -> tuple[Row, ...]:
-    ids = session.scalars(
-        select(Prompt.id)
-        .where(
-            Prompt.project_id == project.id,
-            Prompt.split == Split.train,
-            Prompt.answer.is_not(None),
-            Prompt.state.not_in(OUT_OF_USE),
-        )
-        .order_by(Prompt.id)
-    )
-    # Who is drawn only depends on the id and on whether an answer is there, so more is read for those alone.
-    train = [Example(id=str(one), images=(), question="", answer="-") for one in ids if one not in without]
-    accepted: dict[str, tuple[str, ...]] = {}
-    for row in rationales:
-        accepted[str(row.prompt.id)] = (*accepted.get(str(row.prompt.id), ()), row.rationale or "")
-    drawn = [int(row.example.id) for row in guard_rows(train, accepted, per_rationale=per_rationale, seed=seed)]
-    prompts = load_prompts_data(session, drawn)
-    return tuple(
-        Row(SnapshotItemRole.guard, prompts[one], prompts[one].answer)
-        for one in drawn
-        if prompts[one].images and not without_images & set(prompts[one].images)
-    )
+# The guard against forgetting
+
+
+def draw_guard(answered: Iterable[int], judged: Container[int], *, wanted: int, seed: int) -> list[int]:
+    """The prompts of the guard rows: up to `wanted` of those answered, first from those that nobody `judged`."""
+    return sorted(answered, key=lambda one: guard_rank(str(one), seed=seed, judged=one in judged))[:wanted]
+
+
+def guard_steps(
+    drawn: Sequence[int], *, without_images: frozenset[str], session: Session | None = None
+) -> Iterator[list[Row]]:
+    """The guard rows of the prompts that were drawn, in their order, without those that show a held-out image."""
+    for part in in_parts(drawn):
+        with open_session(session) as used:
+            prompts = load_prompts_data(used, part)
+        known = (prompts[prompt_id] for prompt_id in part if prompt_id in prompts)
+        yield [
+            Row(SnapshotItemRole.guard, prompt, prompt.answer)
+            for prompt in known
+            if prompt.images and prompt.answer is not None and without_images.isdisjoint(prompt.images)
+        ]
+
+
+def in_parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """`ids` in parts, each of as many as are read in one transaction."""
+    for start in range(0, len(ids), STEP):
+        yield ids[start : start + STEP]

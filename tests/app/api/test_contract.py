@@ -41,7 +41,6 @@ from app.models import (
     Review,
     Role,
     Scope,
-    SnapshotKind,
     Split,
     Token,
     User,
@@ -117,7 +116,7 @@ def known(session: Session, project: Project, asker: User) -> dict[str, str]:
         kind=VerdictKind.flagged,
     )
     reviews.open_review(session, flag.id, reviews.ReviewKind.flag)
-    snapshot = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
+    snapshot = snapshots.freeze(session, SYSTEM, project)
     started = rounds.start(session, SYSTEM, project)
     made = factories.add(session, Import(project_id=project.id, filename="x.jsonl", file_key="0" * 64))
     hook, _ = webhooks.add_webhook(session, SYSTEM, url="https://8.8.8.8/", events=["verdict"], project=project)

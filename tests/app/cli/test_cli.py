@@ -30,6 +30,7 @@ from app.models import Project, Round, RoundState, Split
 from app.processes.connect import forget_settings
 from app.processes.embedded import SERVICES_FILE, free_port
 from app.settings import ROOT
+from app.web.words import round_words
 from illume.end_with_parent import signal_on_parent_end
 from tests import factories as make
 from tests.app.services.feedback import judge
@@ -503,7 +504,13 @@ class TestRounds:
                 ended.state, ended.error, ended.finished_at = RoundState.failed, "It is broken.", func.now()
 
         assert tuning_round.watch(round_id, say=say) == 1
-        assert said == ["training, 50 %, about 30 s left", "Round 1 failed: It is broken."]
+        assert said == ["Training, 50 %, about 30 s left", "Round 1 failed: It is broken."]
+
+    def test_while_its_snapshot_is_made(self) -> None:
+        found = Round(state=RoundState.preparing, progress={"stage": "snapshot", "fraction": 0.4})
+        assert round_words(found) == "preparing the snapshot (40 %)"
+        found.progress = {"stage": "waiting", "fraction": 0.0}
+        assert round_words(found) == "prepared, waits for a model worker"
 
 
 class TestDoctor:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import dataclass
+
 from sqlalchemy.orm import Session
 
-from app.models import Image, Project, Prompt, PromptState
+from app.models import Image, Project, Prompt, PromptState, Round, Snapshot
 from app.services.acceptance import rules
-from app.services.kernel.actors import Actor
+from app.services.acceptance.positions import current_position
+from app.services.acceptance.rules import Moment
+from app.services.kernel.actors import SYSTEM, Actor
+from app.services.projects.projects import settings_of
+from app.services.rounds import lease, preparing, rounds
+from app.services.rounds.row_files import parse_rows, write_rows
+from app.services.rounds.training_set import Choice, Row
 from tests import factories
 
 
@@ -33,3 +42,45 @@ def judge(
     rules.refresh_prompt(session, prompt.id)
     session.refresh(prompt)
     return prompt
+
+
+def prepare(session: Session, started: Round) -> Snapshot:
+    """Make the snapshot of a round that was started, as a worker would."""
+    claim = lease.claim_round(session, worker="preparer", prepared=False)
+    assert claim is not None
+    assert claim.round_id == started.id
+    preparing.prepare(claim, session=session)
+    session.refresh(started)
+    return session.get_one(Snapshot, started.snapshot_id)
+
+
+def start_prepared(session: Session, project: Project) -> Round:
+    """A round that waits for a worker with a device."""
+    started = rounds.start(session, SYSTEM, project)
+    prepare(session, started)
+    return started
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows a round would have, by role."""
+
+    metric: str
+    rationales: tuple[Row, ...]
+    guard: tuple[Row, ...]
+    val: tuple[Row, ...]
+    heldout: tuple[Row, ...]
+
+
+def choose_rows(session: Session, project: Project, *, seed: int = 1, at: Moment | None = None) -> Rows:
+    """The rows a round started now, or at a moment before, would have."""
+    moment = at or Moment(current_position(session), project.revision_id or 0)
+    choice = Choice(project, settings_of(session, project), moment, seed)
+    with tempfile.TemporaryFile() as file:
+        written = write_rows(file, choice, head=lambda _: {}, n_prompts=1, session=session)
+        file.seek(0)
+        next(file)
+        rows = parse_rows(file)
+    by_role = {role: tuple(row for row in rows if row.role == role) for role in written.n_of}
+    assert {role: len(found) for role, found in by_role.items()} == written.n_of
+    return Rows(written.metric, by_role["rationale"], by_role["guard"], by_role["val"], by_role["heldout"])

@@ -94,12 +94,12 @@ class TestRun:
         with session_scope() as session:
             found = session.scalars(select(Round)).all()
             assert [(one.project_id, one.state) for one in found] == [(due.id, RoundState.queued)]
-        assert (queue.RUN_ROUND, found[0].id, None) in sent
+        assert (queue.PREPARE_ROUND, found[0].id, None) in sent
         sent.clear()
         sweep.run()
         with session_scope() as session:
             now = database_now(session).timestamp()
-            [until] = [last for *message, last in sent if message == [queue.RUN_ROUND, found[0].id]]
+            [until] = [last for *message, last in sent if message == [queue.PREPARE_ROUND, found[0].id]]
             assert isinstance(until, float)
             assert now < until <= now + 10.0
             assert rounds.active_round(session, session.get_one(Project, hindered.id)) is None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from app.errors import NotFound
 from app.http.dependencies import SessionDep
 from app.models import Role
 from app.services.rounds import rounds, snapshots
@@ -62,6 +63,8 @@ def show_contents(
     """Show the rows of a round's snapshot."""
     frame = frame_of(request, session, who, slug, tab="Rounds", title=f"Snapshot of round {number}", need=Role.reviewer)
     found = rounds.get_round_by_number(session, who.actor, frame.project, number)
+    if found.snapshot_id is None:
+        raise NotFound(f"The snapshot of round {number} is not made yet.")
     snapshot = snapshots.get_snapshot(session, who.actor, found.snapshot_id)
     rows = snapshots.read(snapshot)
     counts = Counter(row.role.value for row in rows)

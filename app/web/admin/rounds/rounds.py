@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -129,7 +128,7 @@ class RoundView:
     loss: Chart | None
     scores: Chart | None
     results: tuple[ScoreRow, ...]
-    snapshot: SnapshotView
+    snapshot: SnapshotView | None
     log: tuple[LogLine, ...]
 
 
@@ -265,8 +264,8 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
     """A round as its page shows it."""
     state = RoundState(found.state)
     numbers = version_numbers(session, actor, frame)
-    snapshot = snapshots.get_snapshot(session, actor, found.snapshot_id)
-    plan = snapshots.plan_of(snapshot)
+    snapshot = None if found.snapshot_id is None else snapshots.get_snapshot(session, actor, found.snapshot_id)
+    metric = "" if snapshot is None else snapshots.plan_of(snapshot).metric
     events = rounds.events(session, found)
     busy = rounds.active_round(session, frame.project) is not None
     return RoundView(
@@ -280,7 +279,7 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
         may_review=frame.may_review,
         may_cancel=state.is_active and state is not RoundState.cancelling,
         may_retry=state in (RoundState.failed, RoundState.cancelled) and not busy,
-        may_rerun=state in ENDED and not busy,
+        may_rerun=snapshot is not None and state in ENDED and not busy,
         active=state.is_active,
         fraction=float(found.progress.get("fraction") or 0.0),
         line=round_words(found),
@@ -288,18 +287,19 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
         reason=with_minus(str(found.decision.get("reason", ""))),
         activated=bool(found.decision.get("activate")),
         made=f"Version {numbers[found.version_id]}" if found.version_id in numbers else "",
-        metric=METRIC_WORDS.get(plan.metric, plan.metric),
+        metric=METRIC_WORDS.get(metric, metric),
         parent=f"version {numbers.get(found.parent_id, '?')}",
         loss=loss_chart(events),
         scores=epoch_chart(events, found.metrics.get("best_epoch")),
         results=score_rows(found.metrics),
-        snapshot=snapshot_view(snapshot, plan.settings),
+        snapshot=None if snapshot is None else snapshot_view(snapshot),
         log=log_of(events, found),
     )
 
 
-def snapshot_view(snapshot: Snapshot, settings: Mapping[str, Any]) -> SnapshotView:
+def snapshot_view(snapshot: Snapshot) -> SnapshotView:
     """A snapshot as its round's page shows it."""
+    settings = snapshots.plan_of(snapshot).settings
     return SnapshotView(
         number=snapshot.number,
         sha256=snapshot.sha256,

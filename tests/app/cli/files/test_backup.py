@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text
 
 from app.cli.files import backup, export_file, restore
 from app.db import migrations
-from app.models import Candidate, Image, Project, Snapshot, SnapshotKind, User, Verdict
+from app.models import Candidate, Image, Project, Snapshot, User, Verdict
 from app.processes.connect import Refused, forget_settings
 from app.services.exports import plan as export_plan
 from app.services.judging import feed
@@ -134,7 +134,7 @@ class TestRestore:
             slug = project.slug
         with committed_db.sessions.begin() as session:  # the order of commits is not that of ids
             session.execute(text("UPDATE verdicts SET xid = pg_current_xact_id() WHERE id % 3 = 0"))
-            snapshots.take(session, SYSTEM, session.get_one(Project, project.id), kind=SnapshotKind.frozen)
+            snapshots.freeze(session, SYSTEM, session.get_one(Project, project.id))
         before = everything_of(committed_db, slug, tmp_path / "before")
         assert len(before) == 2 * len(SHAPES) + 3
         assert all(before.values())

@@ -31,7 +31,6 @@ from app.models import (
     RoundState,
     Scope,
     Snapshot,
-    SnapshotKind,
     StoreRemoval,
     User,
     Verdict,
@@ -54,8 +53,10 @@ from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.store import get_store
 from app.services.projects import projects
 from app.services.prompts import prompts
-from app.services.rounds import rounds, snapshots
+from app.services.rounds import lease, preparing, rounds, snapshots
+from app.services.rounds.lease import LeaseLostError
 from tests import factories
+from tests.app.services.feedback import start_prepared
 from tests.app.services.imports.importing import table
 from tests.app.services.invariants import broken
 from tests.app.services.judged import make_judged
@@ -123,7 +124,7 @@ def world(committed_db: CommittedDatabase, tmp_path: Path, monkeypatch: pytest.M
         rules.refresh_prompts(session, project.id)
         assert broken(session) == {}
         admin = factories.actor_of(factories.make_user(session, role=Role.admin))
-        snapshot = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.round)
+        snapshot = snapshots.freeze(session, SYSTEM, project)
         session.commit()
         yield World(session, project, critics, admin, snapshot, tmp_path / "store")
     forget_settings()
@@ -232,9 +233,30 @@ class TestPerson:
             world.session.rollback()
 
     def test_a_round_that_trains_on_it_is_cancelled(self, world: World) -> None:
-        started = rounds.start(world.session, SYSTEM, world.project)
+        started = start_prepared(world.session, world.project)
         world.run(erasures.erase_person(world.session, world.admin, world.critics[0].user_id))
         assert world.session.get_one(Round, started.id).state is RoundState.cancelled
+
+    def test_a_snapshot_that_is_being_made_is_made_anew(self, world: World) -> None:
+        rounds.start(world.session, SYSTEM, world.project)
+        world.session.commit()
+        claim = lease.claim_round(world.session, worker="a", prepared=False)
+        world.session.commit()
+        assert claim is not None
+
+        def erase_meanwhile(share: float) -> None:
+            if share > 0.7 and world.session.get_one(User, world.critics[1].user_id).erased_at is None:
+                world.run(erasures.erase_person(world.session, world.admin, world.critics[1].user_id))
+
+        with pytest.raises(LeaseLostError):
+            preparing.prepare(claim, report=erase_meanwhile)
+        again = lease.claim_round(world.session, worker="b", prepared=False)
+        world.session.commit()
+        assert again is not None
+        assert (again.round_id, again.fence) == (claim.round_id, claim.fence + 2)
+        preparing.prepare(again)
+        assert world.session.get_one(Round, claim.round_id, populate_existing=True).snapshot_id is not None
+        assert WORDS not in world.everything()
 
     def test_their_flags_no_longer_hold_prompts(self, world: World) -> None:
         critic = world.critics[0]
@@ -340,8 +362,8 @@ class TestProject:
         slug = world.project.slug
         instructions = "secret instructions"
         projects.update_project(world.session, SYSTEM, slug, {"instructions": instructions, "name": "Secret name"})
-        later = snapshots.take(world.session, SYSTEM, world.project, kind=SnapshotKind.frozen, name="secret snapshot")
-        started = rounds.start(world.session, SYSTEM, world.project)
+        later = snapshots.freeze(world.session, SYSTEM, world.project, name="secret snapshot")
+        started = start_prepared(world.session, world.project)
         shown = set(world.session.scalars(select(Image.sha256)))
         other = factories.make_project(world.session, slug="other")
         [shared, *_] = shown

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid
-from app.models import Prompt, SnapshotKind
+from app.models import Prompt
 from app.services.acceptance.outcomes import outcomes_of_records
 from app.services.exports import compression
 from app.services.exports import plan as export_plan
@@ -193,7 +193,7 @@ class TestSnapshots:
     def test_are_the_same_bytes_whatever_comes_after(self, judged: tuple[Session, Any]) -> None:
         session, project = judged
         live = [rows(planned(judged, Wanted(format=form, task=task))) for form, task in SHAPES]
-        frozen = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen, name="one")
+        frozen = snapshots.freeze(session, SYSTEM, project, name="one")
         wanted = [Wanted(format=form, task=task, snapshot=str(frozen.id)) for form, task in SHAPES]
         before = [content(planned(judged, one)) for one in wanted]
         for lines, expected in zip(before, live, strict=True):
@@ -204,13 +204,13 @@ class TestSnapshots:
                 row.pop("snapshots", None)
             assert found == expected
         session.query(Prompt).update({"question": "changed"})
-        later = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
+        later = snapshots.freeze(session, SYSTEM, project)
         assert [content(planned(judged, one)) for one in wanted] == before
         assert later.records_key != frozen.records_key
 
     def test_filters_choose_of_its_records(self, judged: tuple[Session, Any]) -> None:
         session, project = judged
-        frozen = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
+        frozen = snapshots.freeze(session, SYSTEM, project)
         all_of_it = rows(planned(judged, Wanted(snapshot=str(frozen.id))))
         critic, since = all_of_it[0]["critic"], all_of_it[0]["created_at"]
         for chosen in ({"critic": critic}, {"version": str(project.active_version_id)}, {"since": since}):
@@ -220,7 +220,7 @@ class TestSnapshots:
 
     def test_have_a_card(self, judged: tuple[Session, Any]) -> None:
         session, project = judged
-        frozen = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen, name="two\n# lines")
+        frozen = snapshots.freeze(session, SYSTEM, project, name="two\n# lines")
         counts = frozen.card["counts"]
         assert (counts["verdicts"], counts["prompts"], counts["critics"]) == (8, 8, 1)
         assert counts["kinds"] == {"none_fit": 2, "picked": 6}
@@ -236,7 +236,7 @@ class TestSnapshots:
     def test_of_critics_who_agree(self, committed_db: CommittedDatabase) -> None:
         with committed_db.sessions() as session:
             project, _ = make_judged(session, prompts=2, critics=2)
-            assert snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen).card["agreement"] == 1
+            assert snapshots.freeze(session, SYSTEM, project).card["agreement"] == 1
 
 
 class TestCompression:

@@ -78,7 +78,7 @@ class TestRecords:
             now = datetime.now(UTC)
             assert records(session, project, since=now + timedelta(hours=1)) == []
             assert len(records(session, project, since=now - timedelta(hours=1))) == 4
-            frozen = snapshots.take(session, SYSTEM, project, kind=snapshots.SnapshotKind.frozen)
+            frozen = snapshots.freeze(session, SYSTEM, project)
             in_snapshot = records(session, project, snapshot=str(frozen.id))
             assert {one["id"] for one in in_snapshot} == {one["id"] for one in found}
             assert all(one["snapshots"] == [str(frozen.id)] for one in in_snapshot)

@@ -16,7 +16,7 @@ from app.services.projects import projects
 from app.services.rounds import comparisons, lease, rounds, versions
 from app.services.rounds.lease import RoundClaim, RoundResult
 from tests import factories
-from tests.app.services.feedback import judge
+from tests.app.services.feedback import judge, start_prepared
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def critic(session: Session, project: Project) -> Actor:
 @pytest.fixture
 def queued(session: Session, project: Project, critic: Actor) -> Round:
     judge(session, project, critic)
-    return rounds.start(session, SYSTEM, project)
+    return start_prepared(session, project)
 
 
 def take(session: Session, worker: str = "a") -> RoundClaim:
@@ -68,7 +68,7 @@ class TestClaimRound:
     def test_the_oldest_that_waits_once(self, session: Session, queued: Round) -> None:
         other = factories.make_round(session, factories.make_project(session))
         claim = take(session)
-        assert (claim.round_id, claim.fence) == (queued.id, 1)
+        assert (claim.round_id, claim.fence) == (queued.id, 2)
         found = fresh(session, claim)
         assert (found.state, found.worker) == (RoundState.preparing, "a")
         assert found.started_at is not None
@@ -82,7 +82,7 @@ class TestClaimRound:
         lease.beat(session, first, state=state)
         silence(session)
         second = take(session, "b")
-        assert (second.round_id, second.fence) == (first.round_id, 2)
+        assert (second.round_id, second.fence) == (first.round_id, first.fence + 1)
         assert not lease.beat(session, first).held
         assert lease.beat(session, second).held
 
@@ -185,7 +185,7 @@ class TestFinish:
         judge(session, project, critic)
         projects.update_project(session, SYSTEM, project.slug, {"blind_gate": True})
         prompt = factories.make_prompt(session, project)
-        rounds.start(session, SYSTEM, project)
+        start_prepared(session, project)
         part = {"gold": {"greedy": {"rationales": [["a boat"]]}}, "prompts": [str(prompt.id)]}
         other = {"gold": {"greedy": {"rationales": [["a ship"]]}}, "prompts": [str(prompt.id)]}
         before = project.active_version_id

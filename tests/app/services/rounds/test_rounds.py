@@ -9,11 +9,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, NotFound
-from app.models import AuditEvent, Project, Role, Round, RoundState, RoundTrigger, Snapshot, Split
+from app.models import AuditEvent, Project, Prompt, Role, Round, RoundState, RoundTrigger, Snapshot, Split
+from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM, Actor
-from app.services.rounds import estimate, lease, rounds
+from app.services.rounds import estimate, lease, preparing, rounds
 from tests import factories
-from tests.app.services.feedback import judge
+from tests.app.services.feedback import judge, prepare, start_prepared
 from tests.conftest import CommittedDatabase
 
 
@@ -82,12 +83,14 @@ class TestPreview:
 
 
 class TestStart:
-    def test_queues_a_round_of_a_snapshot(self, session: Session, project: Project, critic: Actor) -> None:
+    def test_queues_a_round_of_what_stands_now(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
         made = rounds.start(session, factories.make_admin(session), project)
         assert (made.number, made.state, made.trigger) == (1, RoundState.queued, RoundTrigger.manual)
         assert made.parent_id == project.active_version_id
-        assert session.get_one(Snapshot, made.snapshot_id).counts["rationale"] == 1
+        assert (made.snapshot_id, made.revision_id) == (None, project.revision_id)
+        assert made.position is not None
+        assert prepare(session, made).counts["rationale"] == 1
 
     def test_nothing_accepted_is_a_conflict_with_the_count(self, session: Session, project: Project) -> None:
         factories.make_prompt(session, project)
@@ -112,7 +115,8 @@ class TestStart:
             number=2,
             state=RoundState.queued,
             trigger=RoundTrigger.manual,
-            snapshot_id=first.snapshot_id,
+            position=first.position,
+            revision_id=first.revision_id,
             parent_id=first.parent_id,
         )
         with pytest.raises(Conflict):
@@ -124,24 +128,59 @@ class TestStart:
 
 
 class TestStartIfDue:
+    def newest(self, session: Session, project: Project) -> Round:
+        found = session.scalar(select(Round).where(Round.project_id == project.id).order_by(Round.id.desc()))
+        assert found is not None
+        return found
+
     def test_when_enough_prompts_are_fresh(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
-        assert rounds.start_if_due(session, project) is None
+        assert not rounds.start_if_due(session, project.id)
         judge(session, project, critic)
-        started = rounds.start_if_due(session, project)
-        assert started is not None
+        assert rounds.start_if_due(session, project.id)
+        started = self.newest(session, project)
         assert (started.trigger, started.created_by) == (RoundTrigger.auto, None)
-        assert rounds.start_if_due(session, project) is None
+        assert not rounds.start_if_due(session, project.id)
+        prepare(session, started)
         end(session, started, RoundState.succeeded)
-        assert rounds.start_if_due(session, project) is None
+        assert not rounds.start_if_due(session, project.id)
         for _ in range(2):
             judge(session, project, critic)
-        assert rounds.start_if_due(session, project) is not None
+        assert rounds.start_if_due(session, project.id)
+
+    def test_not_again_for_what_a_cancelled_one_was_started_by(self, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions() as session:
+            project = factories.make_project(session, round_every=2)
+            critic = factories.make_critic(session, project)
+            for _ in range(2):
+                judge(session, project, critic)
+            session.commit()
+            assert rounds.start_if_due(session, project.id)
+            session.commit()
+            rounds.cancel(session, SYSTEM, self.newest(session, project).id)
+            session.commit()
+            assert rules.fresh_count(session, project) == 0
+            assert not rounds.start_if_due(session, project.id)
+            judge(session, project, critic)
+            session.commit()
+            assert rules.fresh_count(session, project) == 1
+            judge(session, project, critic)
+            session.commit()
+            assert rounds.start_if_due(session, project.id)
+            session.commit()
+            # All four are in the next one, and none is fresh any more.
+            claim = lease.claim_round(session, worker="a", prepared=False)
+            session.commit()
+            assert claim is not None
+            preparing.prepare(claim)
+            assert session.scalar(select(func.count()).where(Prompt.fresh)) == 0
+            started = session.get_one(Round, claim.round_id, populate_existing=True)
+            assert session.get_one(Snapshot, started.snapshot_id).counts["prompts"] == 4
 
     def test_not_where_the_project_does_not_want_it(self, session: Session, critic: Actor) -> None:
         project = factories.make_project(session, round_every=1, auto_rounds=False)
         judge(session, project, factories.make_critic(session, project))
-        assert rounds.start_if_due(session, project) is None
+        assert not rounds.start_if_due(session, project.id)
 
     def test_many_at_once_start_one(self, committed_db: CommittedDatabase) -> None:
         with committed_db.sessions() as session:
@@ -149,11 +188,11 @@ class TestStartIfDue:
             judge(session, project, factories.make_critic(session, project))
             session.commit()
         with committed_db.sessions() as one, committed_db.sessions() as two:
-            assert rounds.start_if_due(one, one.get_one(Project, project.id)) is not None
-            assert rounds.start_if_due(two, two.get_one(Project, project.id)) is None
+            assert rounds.start_if_due(one, project.id)
+            assert not rounds.start_if_due(two, project.id)
             one.commit()
             two.commit()
-            assert rounds.start_if_due(two, two.get_one(Project, project.id)) is None
+            assert not rounds.start_if_due(two, project.id)
 
 
 class TestCancel:
@@ -168,7 +207,7 @@ class TestCancel:
     def test_a_running_one_through_its_worker(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
         made = rounds.start(session, SYSTEM, project)
-        assert lease.claim_round(session, worker="a") is not None
+        assert lease.claim_round(session, worker="a", prepared=False) is not None
         assert rounds.cancel(session, SYSTEM, made.id).state == RoundState.cancelling
         assert rounds.cancel(session, SYSTEM, made.id).state == RoundState.cancelling
         with pytest.raises(Conflict):
@@ -180,6 +219,9 @@ class TestRetry:
         judge(session, project, critic)
         made = rounds.start(session, SYSTEM, project)
         with pytest.raises(Conflict, match="is queued"):
+            rounds.retry(session, SYSTEM, made.id)
+        prepare(session, made)
+        with pytest.raises(Conflict, match="is preparing"):
             rounds.retry(session, SYSTEM, made.id)
         end(session, made, RoundState.failed)
         made.error = "out of memory"
@@ -199,7 +241,7 @@ class TestRetry:
 class TestRerun:
     def test_is_a_new_round_of_the_same_snapshot(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
-        made = rounds.start(session, SYSTEM, project)
+        made = start_prepared(session, project)
         end(session, made, RoundState.succeeded)
         project.active_version_id = factories.make_version(session, project, number=1).id
         session.flush()
@@ -209,7 +251,7 @@ class TestRerun:
 
     def test_not_of_an_erased_snapshot(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
-        made = rounds.start(session, SYSTEM, project)
+        made = start_prepared(session, project)
         end(session, made, RoundState.succeeded)
         session.get_one(Snapshot, made.snapshot_id).redacted = 2
         with pytest.raises(Conflict, match="2 rows"):

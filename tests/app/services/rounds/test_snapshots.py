@@ -9,14 +9,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, NotFound
-from app.models import Project, Prompt, PromptState, Snapshot, SnapshotItem, SnapshotKind, Split
+from app.models import Project, Prompt, PromptState, Round, RoundState, Snapshot, SnapshotItem, Split
 from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.store import get_store
-from app.services.rounds import snapshots, training_set
-from app.services.rounds.training_set import Row, Selection, choose_rows
+from app.services.rounds import rounds, snapshots, training_set
+from app.services.rounds.training_set import Row
 from tests import factories
-from tests.app.services.feedback import judge
+from tests.app.services.feedback import choose_rows, judge, prepare, start_prepared
 
 
 @pytest.fixture
@@ -34,10 +34,9 @@ def add_val(session: Session, project: Project, *, count: int, references: bool 
     return [factories.make_prompt(session, project, split=Split.val, references=words) for _ in range(count)]
 
 
-def choose(session: Session, project: Project, *, seed: int = 1) -> Selection:
-    from app.services.projects.projects import settings_of
-
-    return choose_rows(session, project, settings_of(session, project), seed=seed)
+def end(session: Session, found: Round) -> None:
+    found.state = RoundState.succeeded
+    session.flush()
 
 
 def prompts_of(rows: tuple[Row, ...]) -> set[int]:
@@ -51,7 +50,7 @@ class TestChooseRows:
         factories.make_prompt(session, project, state=PromptState.held)
         factories.make_prompt(session, project, answer=None)
         add_val(session, project, count=5)
-        chosen = choose(session, project)
+        chosen = choose_rows(session, project)
         assert chosen.metric == "rouge_l"
         assert prompts_of(chosen.rationales) == {one.id for one in judged}
         assert len(chosen.rationales) == 4
@@ -61,14 +60,14 @@ class TestChooseRows:
         assert all(row.rationale is None and row.answer == "a red umbrella" for row in chosen.guard)
         assert len(chosen.val) == 3
         assert chosen.heldout == ()
-        assert choose(session, project) == chosen
+        assert choose_rows(session, project) == chosen
 
     def test_val_prompts_need_an_answer_and_references(self, session: Session, project: Project) -> None:
         [good] = add_val(session, project, count=1)
         add_val(session, project, count=2, references=False)
         factories.make_prompt(session, project, split=Split.val, answer=None, references=["x"])
         factories.make_prompt(session, project, split=Split.test, references=["x"])
-        assert prompts_of(choose(session, project).val) == {good.id}
+        assert prompts_of(choose_rows(session, project).val) == {good.id}
 
     def test_without_references_rationales_are_held_out_by_image(
         self, session: Session, project: Project, critic: Actor
@@ -76,7 +75,7 @@ class TestChooseRows:
         shared = [factories.make_image(session)]
         judged = [judge(session, project, critic, images=shared) for _ in range(2)]
         judged += [judge(session, project, critic) for _ in range(30)]
-        chosen = choose(session, project)
+        chosen = choose_rows(session, project)
         assert chosen.metric == "heldout"
         assert 1 <= len(chosen.heldout) <= 12
         trained = {image for row in chosen.rationales + chosen.guard for image in row.prompt.images}
@@ -91,16 +90,16 @@ class TestChooseRows:
         held: set[int] = set()
         for _ in range(12):
             judge(session, project, critic)
-            chosen = choose(session, project)
+            chosen = choose_rows(session, project)
             assert held <= prompts_of(chosen.heldout)
             assert not held & prompts_of(chosen.rationales)
             held = prompts_of(chosen.heldout)
-            snapshots.take(session, SYSTEM, project, kind=SnapshotKind.round)
+            end(session, start_prepared(session, project))
 
     def test_at_least_one_rationale_is_held_out(self, session: Session, project: Project, critic: Actor) -> None:
         for _ in range(2):
             judge(session, project, critic)
-        chosen = choose(session, project)
+        chosen = choose_rows(session, project)
         assert len(chosen.heldout) == len(chosen.rationales) == 1
 
     def test_never_all_are_held_out(
@@ -109,7 +108,7 @@ class TestChooseRows:
         """Though by their hash all of a few images may be among the tenth."""
         monkeypatch.setattr(training_set, "HELDOUT_SHARE", 1.0)
         judged = [judge(session, project, critic) for _ in range(3)]
-        chosen = choose(session, project)
+        chosen = choose_rows(session, project)
         assert (len(chosen.heldout), len(chosen.rationales)) == (1, 2)
         assert prompts_of(chosen.rationales) | prompts_of(chosen.heldout) == {one.id for one in judged}
 
@@ -117,21 +116,21 @@ class TestChooseRows:
         for name, metric in (("loglik", "heldout"), ("rouge_l", "rouge_l")):
             project = factories.make_project(session, primary_metric=name)
             add_val(session, project, count=1, references=name == "loglik")
-            assert choose(session, project).metric == metric
+            assert choose_rows(session, project).metric == metric
 
     def test_the_models_own_answer_stands_where_there_is_no_gold_one(
         self, session: Session, project: Project, critic: Actor
     ) -> None:
         judge(session, project, critic, answer=None)
-        [row] = choose(session, project).rationales
+        [row] = choose_rows(session, project).rationales
         assert row.answer == "an own answer"
 
 
-class TestTake:
+class TestMake:
     def test_fixes_rows_settings_and_seed(self, session: Session, project: Project, critic: Actor) -> None:
         judged = judge(session, project, critic)
         add_val(session, project, count=1)
-        taken = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.round)
+        taken = prepare(session, rounds.start(session, SYSTEM, project))
         assert taken.counts == {"prompts": 1, "rationale": 1, "guard": 1, "val": 1, "heldout": 0}
         rows = snapshots.read(taken)
         assert [row.role for row in rows] == ["rationale", "guard", "val"]
@@ -148,16 +147,16 @@ class TestTake:
         self, session: Session, project: Project, critic: Actor
     ) -> None:
         judge(session, project, critic)
-        first = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
+        first = snapshots.freeze(session, SYSTEM, project)
         lines = get_store().read_bytes(first.sha256).splitlines()
         assert json.loads(lines[0])["settings"] == first.settings
         assert lines == [json.dumps(json.loads(line), sort_keys=True, separators=(",", ":")).encode() for line in lines]
 
     def test_of_a_round_it_ends_freshness(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
-        snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen)
+        snapshots.freeze(session, SYSTEM, project)
         assert rules.fresh_count(session, project) == 1
-        taken = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.round)
+        taken = prepare(session, rounds.start(session, SYSTEM, project))
         assert rules.fresh_count(session, project) == 0
         assert taken.number == 2
         judge(session, project, critic)
@@ -165,21 +164,19 @@ class TestTake:
 
     def test_rows_stay_when_the_prompt_changes(self, session: Session, project: Project, critic: Actor) -> None:
         judged = judge(session, project, critic)
-        taken = snapshots.take(session, SYSTEM, project, kind=SnapshotKind.round)
+        taken = prepare(session, rounds.start(session, SYSTEM, project))
         judged.question = "Another question?"
         session.flush()
         assert snapshots.read(taken)[0].prompt.question == "What is on the beach?"
 
     def test_needs_an_admin(self, session: Session, project: Project, critic: Actor) -> None:
         with pytest.raises(Forbidden):
-            snapshots.take(session, critic, project, kind=SnapshotKind.frozen)
+            snapshots.freeze(session, critic, project)
 
 
 class TestListSnapshots:
     def test_pages_newest_first(self, session: Session, project: Project, critic: Actor) -> None:
-        taken: list[Snapshot] = [
-            snapshots.take(session, SYSTEM, project, kind=SnapshotKind.frozen, name=f"n{number}") for number in range(3)
-        ]
+        taken: list[Snapshot] = [snapshots.freeze(session, SYSTEM, project, name=f"n{number}") for number in range(3)]
         page = snapshots.list_snapshots(session, SYSTEM, project, limit=2)
         assert [one.name for one in page.items] == ["n2", "n1"]
         rest = snapshots.list_snapshots(session, SYSTEM, project, limit=2, cursor=page.next)

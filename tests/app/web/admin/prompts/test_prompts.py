@@ -6,12 +6,10 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import CandidateSet, Project, Prompt, Role, RoundTrigger, VerdictKind
-from app.services.kernel.actors import SYSTEM
+from app.models import CandidateSet, Project, Prompt, Role, VerdictKind
 from app.services.quality import set_agreements
-from app.services.rounds import rounds
 from tests import factories
-from tests.app.services.feedback import judge
+from tests.app.services.feedback import judge, start_prepared
 from tests.app.web.conftest import Browser, person
 
 BASE = "/admin/projects/scenes/prompts"
@@ -127,7 +125,7 @@ class TestForms:
 class TestSnapshot:
     def test_row_by_row(self, browser: Browser, session: Session, project: Project) -> None:
         judge(session, project, factories.make_critic(session, project))
-        rounds.start(session, SYSTEM, project, trigger=RoundTrigger.manual)
+        start_prepared(session, project)
         page = browser.get("/admin/projects/scenes/rounds/1/snapshot").text
         assert "Rationales trained on <strong" in page
         assert "What is on the beach?" in page

@@ -1,0 +1,65 @@
+"""Prepares rounds: makes the snapshot of each that waits for one. That needs no device, and waits for none."""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy.exc import IntegrityError
+
+from app.db.sessions import session_scope
+from app.errors import DomainError
+from app.services.rounds import lease, preparing
+from app.services.rounds.lease import LeaseLostError, RoundClaim
+from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
+from worker.watch import Cancelled, Watch
+
+log = logging.getLogger(__name__)
+
+
+def prepare_rounds(process: WorkerProcess) -> None:
+    """Prepare the rounds that wait for it, the oldest first, until none is left or this process should end."""
+    try:
+        while not process.stop.is_set() and (claim := _claim(process)) is not None:
+            log.info("round %s: its snapshot is being made", claim.round_id)
+            process.heartbeat.hold_round(claim)
+            try:
+                _prepare(process, claim)
+            finally:
+                process.heartbeat.drop_round(claim)
+    except DATABASE_AWAY as error:
+        log.warning("no database, the sweep sends it again: %s", str(error).splitlines()[0])
+
+
+def _claim(process: WorkerProcess) -> RoundClaim | None:
+    with session_scope() as session:
+        return lease.claim_round(session, worker=process.name, prepared=False)
+
+
+def _prepare(process: WorkerProcess, claim: RoundClaim) -> None:
+    watch = Watch(process, claim)
+    try:
+        preparing.prepare(claim, report=watch.prepare)
+    except LeaseLostError:
+        log.warning("round %s is no longer ours", claim.round_id)
+    except Cancelled:
+        log.info("round %s: cancelled", claim.round_id)
+        with session_scope() as session:
+            lease.finish_cancel(session, claim)
+    except Stopping:
+        with session_scope() as session:
+            lease.release(session, claim)
+    except IntegrityError as error:
+        # What a row names was removed since it was read.
+        log.warning("round %s is prepared anew: %s", claim.round_id, error.orig)
+        with session_scope() as session:
+            lease.release(session, claim, error="what it names was removed", counts=True)
+    except DATABASE_AWAY as error:
+        # What took too long, or another server by now: nobody needs to wait until the lease lapses.
+        log.warning("round %s is prepared anew: %s", claim.round_id, str(error).splitlines()[0])
+        with session_scope() as session:
+            lease.release(session, claim, error="the database was away or too busy", counts=True)
+        raise
+    except (DomainError, ValueError, RuntimeError, OSError) as error:
+        log.warning("round %s failed: %s", claim.round_id, error)
+        with session_scope() as session:
+            lease.fail(session, claim, str(error) or type(error).__name__)

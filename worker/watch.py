@@ -1,0 +1,90 @@
+"""Keeps the lease of a round that this worker runs, says how far it is, and hears when the work should end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.db.sessions import session_scope
+from app.models import RoundState
+from app.services.rounds import lease
+from app.services.rounds.lease import Beat, LeaseLostError, RoundClaim
+from illume.tuning.launcher import read_progress
+from worker import child_process
+from worker.process import DATABASE_AWAY, WorkerProcess
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+STATE_OF_STAGE = {
+    "preparing": RoundState.preparing,
+    "training": RoundState.training,
+    "evaluating": RoundState.evaluating,
+}
+
+
+class Cancelled(Exception):
+    """The round is to be cancelled."""
+
+
+@dataclass
+class Watch:
+    """Keeps a round's lease and says how far it is, about once a second."""
+
+    process: WorkerProcess
+    claim: RoundClaim
+    state: RoundState = RoundState.preparing
+    progress: dict[str, Any] = field(default_factory=dict)
+    epochs_done: int | None = None
+    beat_at: float = 0.0
+
+    def report(self, ready: int, wanted: int) -> None:
+        """The pool is being filled before the round."""
+        self.progress = {"stage": "filling", "ready": ready, "wanted": wanted, "fraction": 0.0, "eta_seconds": None}
+        self.process.heartbeat.doing = f"filling the pool before round {self.claim.round_id}: {ready} of {wanted}"
+        self.beat_at = 0.0
+        self()
+
+    def prepare(self, share: float) -> None:
+        """The round's snapshot is being made."""
+        self.progress = {"stage": "snapshot", "fraction": round(share, 3), "eta_seconds": None}
+        self()
+
+    def __call__(self, *, advanced: bool = False) -> None:
+        """Raise `Stopping`, `Cancelled` or `LeaseLostError` where the work should end."""
+        self.process.check()
+        moment = time.monotonic()
+        if moment - self.beat_at < BEAT_SECONDS and not advanced:
+            return
+        self.beat_at = moment
+        found = self._beat(advanced)
+        if found is not None and not found.held:
+            raise LeaseLostError
+        if found is not None and found.cancelling:
+            raise Cancelled
+
+    def _beat(self, advanced: bool) -> Beat | None:
+        try:
+            with session_scope() as session:
+                return lease.beat(
+                    session, self.claim, state=self.state, progress=self.progress or None, advanced=advanced
+                )
+        except DATABASE_AWAY as error:
+            # The round goes on without a database; whether it is still ours is known when it is back.
+            log.warning("round %s: no database: %s", self.claim.round_id, error)
+            return None
+
+    def look(self, folder: Path) -> None:
+        """Take over what the tuning process says of itself, and beat."""
+        progress = read_progress(folder)
+        epochs_done = child_process.epochs_done(folder)
+        advanced = self.epochs_done is not None and epochs_done > self.epochs_done
+        self.epochs_done = epochs_done
+        if progress:
+            self.progress = progress
+            self.state = STATE_OF_STAGE.get(progress.get("stage", ""), self.state)
+            self.process.heartbeat.doing = f"round {self.claim.round_id}: {progress.get('stage')}"
+        self(advanced=advanced)
