@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sqlalchemy import func, select
 
 from app.db import migrations
-from app.db.engine import plain_url
+from app.db.engine import libpq_url
 from app.db.sessions import session_scope
 from app.models import Project, Prompt, Round, Snapshot, SnapshotItem
 from app.processes import connect
@@ -68,16 +68,19 @@ WITH offered AS (
 INSERT INTO picks (verdict_id, candidate_id) SELECT id, unnest(shown[1:CAST(:picks AS int)]) FROM said
 """
 LONGEST = """
-SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0) FROM pg_stat_activity
-WHERE application_name = 'illume' AND backend_type = 'client backend' AND state <> 'idle'
+SELECT extract(epoch FROM clock_timestamp() - xact_start), left(regexp_replace(query, '\\s+', ' ', 'g'), 300)
+FROM pg_stat_activity
+WHERE application_name = 'illume' AND backend_type = 'client backend' AND state <> 'idle' AND xact_start IS NOT NULL
+ORDER BY xact_start LIMIT 1
 """
 
 
 @dataclass
 class Watched:
-    """The most that was seen: a transaction's seconds, this process's memory in MiB."""
+    """The most that was seen: a transaction's seconds, and its statement; this process's memory in MiB."""
 
     transaction: float = 0.0
+    statement: str = ""
     memory: float = 0.0
 
 
@@ -87,10 +90,11 @@ def watching(url: str) -> Iterator[Watched]:
     watched, ended, process = Watched(), threading.Event(), psutil.Process()
 
     def look() -> None:
-        with psycopg.connect(plain_url(url), autocommit=True, application_name="watch") as connection:
+        with psycopg.connect(libpq_url(url), autocommit=True, application_name="watch") as connection:
             while not ended.wait(LOOK_SECONDS):
                 row = connection.execute(LONGEST).fetchone()
-                watched.transaction = max(watched.transaction, float(row[0]) if row else 0.0)
+                if row and row[0] > watched.transaction:
+                    watched.transaction, watched.statement = float(row[0]), str(row[1])
                 watched.memory = max(watched.memory, process.memory_info().rss / 2**20)
 
     thread = threading.Thread(target=look, daemon=True)
@@ -149,6 +153,7 @@ def measure(project_id: int, url: str) -> bool:
         items = session.scalar(select(func.count()).where(SnapshotItem.snapshot_id == snapshot.id))
         fresh = session.scalar(select(func.count()).where(Prompt.fresh))
     print(f"prepare: {took:.0f} s; longest transaction {watched.transaction:.2f} s")
+    print(f"  in it: {watched.statement}")
     print(f"memory: {before:.0f} MiB before, at most {watched.memory:.0f} MiB")
     print(f"snapshot: {snapshot.counts}, {items:,} items, {fresh} prompts still fresh")
     return watched.transaction <= LIMIT_SECONDS
@@ -167,7 +172,7 @@ def main() -> int:
         folder.chmod(0o711)
         os.environ |= {"ILLUME_DATA_DIR": str(folder), "ILLUME_SECRET_KEY": "a key for this bench only"}
         services = stack.enter_context(Embedded(folder))
-        connect.use({"database_url": services.database_url})
+        connect.use_services({"database_url": services.database_url})
         stack.callback(connect.forget_settings)
         migrations.upgrade(services.database_url)
         project = fill(rationales=options.rationales, picks=options.picks)
