@@ -20,9 +20,7 @@ from app import api, queue, web
 from app.api import health
 from app.api.openapi import description
 from app.db import engine
-from app.fast_path import quick
-from app.fast_path.direct import Direct
-from app.fast_path.pg_pipeline import Lines
+from app.db.judging_pool import JudgingPool
 from app.http import problems
 from app.http.dependencies import session_in_thread
 from app.http.gate import LARGEST_BODY, Gate, Kind, Places
@@ -33,8 +31,6 @@ from app.settings import ROOT, Settings, get_settings
 from app.web import errors
 
 FOREVER = "public, max-age=31536000, immutable"
-JUDGING = 8
-"""How many claims and verdicts a process works on at once. With more, they hinder each other more than they gain."""
 VERSIONED = re.compile(r"^at-[0-9a-f]{12}/")
 
 
@@ -68,7 +64,6 @@ def create_app() -> FastAPI:
             Middleware(RequestMetrics),
             Middleware(Gate, places=places(settings), refuse=problems.refusal_response),
             Middleware(LivePageCache),
-            Middleware(Direct, threads=min(settings.pool_size, JUDGING), wait=settings.gate_wait),
         ],
     )
     app.include_router(api.router, prefix="/api/v1")
@@ -77,7 +72,7 @@ def create_app() -> FastAPI:
     # Only static files are compressed: a page holds its reader's tokens, which compression could leak.
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
     app.state.sessions = session_in_thread
-    app.state.quick = None
+    app.state.judging = JudgingPool(settings.database_url, size=engine.JUDGING_CONNECTIONS, wait=settings.gate_wait)
     problems.install(app, error_page=errors.render)
     app.openapi = lambda: description.describe(app)  # type: ignore[method-assign]
     return app
@@ -87,6 +82,7 @@ def places(settings: Settings) -> dict[Kind, Places]:
     """How many requests of each kind run at once. In all, as many as connections, less one for health checks."""
     return {
         "requests": Places(settings.pool_size, settings.gate_wait),
+        "judging": Places(engine.JUDGING_CONNECTIONS, settings.gate_wait),
         "images": Places(engine.IMAGE_CONNECTIONS, 5 * settings.gate_wait),
         "uploads": Places(engine.UPLOAD_CONNECTIONS, 5 * settings.gate_wait),
         "streams": Places(engine.STREAM_SLOTS, 0.05, status=429),
@@ -104,14 +100,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # What has been loaded by now stays: the garbage collector need not scan it again for each export's rows.
         gc.collect()
         gc.freeze()
-    if app.state.sessions is session_in_thread:  # tests that supply sessions of their own do all their work in those
-        size = min(settings.pool_size, engine.JUDGING_CONNECTIONS)
-        app.state.quick = quick.Quick(
-            Lines(settings.database_url, quick.STATEMENTS, size=size, wait=settings.gate_wait)
-        )
+    await app.state.judging.open()
     try:
         yield
     finally:
-        if app.state.quick is not None:
-            app.state.quick.close()
-            app.state.quick = None
+        await app.state.judging.close()

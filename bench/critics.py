@@ -39,7 +39,7 @@ from app.db.sessions import session_factory, session_scope
 from app.models import Role
 from app.processes import connect
 from app.processes.embedded import Embedded
-from app.services.judging import assignments, claim_sql
+from app.services.judging.claim import CLAIM, claim_values
 from app.services.kernel.actors import Actor
 from bench import filling
 from bench.load import CALLS, Measured, Target, run
@@ -75,8 +75,8 @@ def over_assigned() -> int:
 def plan(critic: int, slug: str) -> str:
     """What PostgreSQL does for a critic's next claim."""
     with session_scope() as session:
-        values = claim_sql.claim_values(Actor(user_id=critic, email="", role=Role.critic), slug)
-        explain = f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {claim_sql.CLAIM.text}"
+        values = claim_values(Actor(user_id=critic, email="", role=Role.critic), slug)
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {CLAIM.clause.text}"
         lines = [row[0] for row in session.execute(text(explain), values)]
         session.rollback()
     return "\n".join(lines)
@@ -106,7 +106,7 @@ def one_claim(session: Session, critic: int, slug: str, *, keep: bool) -> float:
     actor = Actor(user_id=critic, email="", role=Role.critic)
     server = psutil.Process(session.connection().connection.dbapi_connection.info.backend_pid)  # type: ignore[union-attr]
     before = server.cpu_times()
-    claimed = assignments.claim_in(session, actor, slug)
+    claimed = session.execute(CLAIM.clause, claim_values(actor, slug)).mappings().one()
     after = server.cpu_times()
     (session.commit if keep else session.rollback)()
     assert claimed is not None

@@ -29,12 +29,13 @@ from app.processes.connect import services, set_environment
 from app.processes.supervise import Supervised, start_child, stop_all
 from app.services.accounts import users
 from app.services.candidates import pools
-from app.services.judging import assignments, give
+from app.services.judging import give
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.projects import projects
 from app.services.rounds import rounds
 from app.settings import get_settings
 from illume.evaluation.metrics import faithful
+from tests import judging
 
 WORKERS = ([*["beat"]], ["--queues", "model"], ["--queues", "default"])
 
@@ -138,7 +139,7 @@ def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
     """Judge the next set: 1 with a pick, 0 without, None when no set was ready."""
     with session_scope() as session:
         project = session.get_one(Project, project_id)
-        claim = assignments.claim(session, actor, project)
+        claim = judging.claim(session, actor, project)
         if claim is None:
             return None
         prompt = session.get_one(Prompt, int(claim.prompt["id"]))
@@ -152,7 +153,7 @@ def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
         ]
         picks = picks if truthful else [claim.candidates[0]["id"]]
         verdict = give.VerdictIn.model_validate({"kind": "picked" if picks else "none_fit", "picks": picks})
-        give.give(session, actor, claim.assignment_id, verdict)
+        judging.give(session, actor, claim.assignment_id, verdict)
         return int(bool(picks))
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from app.api.schemas import Limit, ListOut
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, JudgeDep, JudgingDep, SessionDep, start_due_round
 from app.http.responses import Json
-from app.services.judging import assignments, give
+from app.services.judging import assignments, change, feed, give
+from app.services.judging import claim as claims
 from app.services.kernel.actors import parse_id
+from app.services.kernel.verdict_schema import VerdictIn
 from app.services.projects import projects
 
 router = APIRouter(tags=["judging"])
@@ -23,12 +26,12 @@ router = APIRouter(tags=["judging"])
     response_class=Json,
     responses={200: {"description": "max_open are held: the oldest of them"}, 204: {"description": "None is ready"}},
 )
-def claim(session: SessionDep, actor: ActorDep, slug: str) -> Response:
+async def claim(transaction: JudgingDep, actor: JudgeDep, slug: str) -> Response:
     """Claim the next candidate set."""
-    claimed = assignments.claim_in(session, actor, slug)
+    claimed = await claims.claim(transaction, actor, slug)
     if claimed is None:
         return Response(status_code=204)
-    return Json(claimed.body, status_code=200 if claimed.resumed else 201)
+    return Json(claimed.content, status_code=200 if claimed.resumed else 201)
 
 
 @router.get("/assignments/{assignment_id}", response_class=Json)
@@ -55,32 +58,34 @@ def release(session: SessionDep, actor: ActorDep, assignment_id: str) -> None:
     response_class=Json,
     responses={202: {"description": "It came too late and was kept aside"}},
 )
-def give_verdict(
-    session: SessionDep,
-    actor: ActorDep,
+async def give_verdict(
+    request: Request,
+    transaction: JudgingDep,
+    actor: JudgeDep,
     assignment_id: str,
-    body: give.VerdictIn,
+    body: VerdictIn,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Json:
     """Judge what was claimed. The same Idempotency-Key twice is one verdict."""
-    out = give.give(session, actor, parse_id(assignment_id), body, idempotency_key=idempotency_key)
-    return Json(out.body, status_code=out.status)
+    out = await give.give(transaction, actor, parse_id(assignment_id), body, idempotency_key=idempotency_key)
+    after = None if out.due_project is None else BackgroundTask(start_due_round, request, out.due_project)
+    return Json(out.content, status_code=out.status, background=after)
 
 
 @router.get("/verdicts/{verdict_id}", response_class=Json)
 def get_verdict(session: SessionDep, actor: ActorDep, verdict_id: str) -> Json:
     """A verdict."""
-    return Json(give.get_verdict(session, actor, parse_id(verdict_id)))
+    return Json(feed.get_verdict(session, actor, parse_id(verdict_id)))
 
 
 @router.put("/verdicts/{verdict_id}", response_class=Json)
-def change_verdict(session: SessionDep, actor: ActorDep, verdict_id: str, body: give.VerdictIn) -> Json:
+def change_verdict(session: SessionDep, actor: ActorDep, verdict_id: str, body: VerdictIn) -> Json:
     """Change one's own verdict: a new one that supersedes it."""
-    return Json(give.change(session, actor, parse_id(verdict_id), body))
+    return Json(change.change(session, actor, parse_id(verdict_id), body))
 
 
 @router.get("/projects/{slug}/verdicts", response_model=ListOut[dict[str, Any]])
-def feed(
+def list_verdicts(
     session: SessionDep,
     actor: ActorDep,
     slug: str,
@@ -90,5 +95,5 @@ def feed(
 ) -> Json:
     """Verdicts in the order of their commits. `next` may be kept for ever; it is null only for an empty page."""
     project = projects.get_project(session, actor, slug)
-    page = give.feed(session, actor, project, cursor=cursor, limit=limit, critic=critic)
+    page = feed.feed(session, actor, project, cursor=cursor, limit=limit, critic=critic)
     return Json({"items": page.items, "next": page.next})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from select import POLLIN, poll
-from typing import Any
+from typing import Any, Protocol, cast
 
 import psycopg
 from sqlalchemy import Engine, create_engine, event
@@ -15,9 +15,9 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from app.settings import get_settings
 
-# Connections a process needs besides the `pool_size` of its requests: for the kinds of requests with limits of their
-# own, and one for health checks. A stream holds one connection itself, and each of its fetchers of the next pages
-# another. The event loop has some of its own for claims and verdicts (`app/fast_path/pg_pipeline.py`).
+# Connections of a process beside the `pool_size` of its requests: for kinds with places of their own, and for health.
+# A stream has one at its place and some that fetch its next pages. `JUDGING_CONNECTIONS` are those of the
+# event loop's own pool (`app/db/judging_pool.py`), for claims and verdicts.
 IMAGE_CONNECTIONS, UPLOAD_CONNECTIONS, STREAM_SLOTS, FETCHERS_PER_STREAM, JUDGING_CONNECTIONS = 2, 2, 2, 2, 8
 RESERVED_CONNECTIONS = IMAGE_CONNECTIONS + UPLOAD_CONNECTIONS + STREAM_SLOTS * (1 + FETCHERS_PER_STREAM) + 1
 EXTRA_CONNECTIONS = RESERVED_CONNECTIONS + JUDGING_CONNECTIONS
@@ -69,8 +69,15 @@ def make_engine(url: str, *, pool_size: int) -> Engine:
     return engine
 
 
-def has_unread_data(connection: DBAPIConnection) -> bool:
-    """Whether an idle connection has unread data, which usually means that the server has closed it."""
+class Socket(Protocol):
+    """Something with a file descriptor, such as a connection."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+def has_unread_data(connection: Socket) -> bool:
+    """Whether an idle connection has something to read: mostly the server's word that it has closed it."""
     waiting = poll()
     waiting.register(connection.fileno(), POLLIN)
     return bool(waiting.poll(0))
@@ -88,7 +95,7 @@ def ping_after_idling(engine: Engine) -> None:
 
     def look(connection: DBAPIConnection, record: ConnectionPoolEntry, _fairy: PoolProxiedConnection) -> None:
         idle = time.monotonic() - record.info.get("idle_since", time.monotonic())
-        if idle < IDLE_SECONDS and not has_unread_data(connection):
+        if idle < IDLE_SECONDS and not has_unread_data(cast(Socket, connection)):
             return
         try:
             engine.dialect.do_ping(connection)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated
 
 from anyio import CancelScope
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope as RequestScope
 
+from app.db.judging_pool import JudgingPool, Transaction
 from app.db.sessions import session_factory
 from app.errors import Unauthenticated
 from app.http import rate_limits
 from app.models import Scope
-from app.services.accounts import sessions, users
+from app.services.accounts import credentials, sessions, users
+from app.services.judging.rows import start_round_if_due
 from app.services.kernel.actors import Actor, require_scope
 
+log = logging.getLogger(__name__)
 SESSION_COOKIE = "illume_session"
+SEND_A_CREDENTIAL = "Send a token: Authorization: Bearer TOKEN."
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -50,6 +57,14 @@ def session_in_thread() -> Iterator[Session]:
 
 
 OpenSession = Callable[[], contextlib.AbstractContextManager[Session]]
+
+
+def sessions_of(request: Request) -> OpenSession:
+    """What makes sessions for work in a thread of its own, each of which commits at its end."""
+    sessions: OpenSession = request.app.state.sessions
+    return sessions
+
+
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
@@ -87,8 +102,55 @@ def get_actor(request: Request, session: SessionDep, _: Annotated[object, Securi
     cookie = request.cookies.get(SESSION_COOKIE)
     found = sessions.actor_for_cookie(session, cookie) if cookie and reads_only else None
     if found is None:
-        raise Unauthenticated("Send a token: Authorization: Bearer TOKEN.")
+        raise Unauthenticated(SEND_A_CREDENTIAL)
     return found[0]
 
 
 ActorDep = Annotated[Actor, Depends(get_actor, scope="function")]
+
+
+# Claims and verdicts: a transaction of the judging pool, on the event loop
+
+
+async def judging_pool(request: Request) -> JudgingPool:
+    """The judging pool of this process."""
+    pool: JudgingPool = request.app.state.judging
+    return pool
+
+
+JudgingPoolDep = Annotated[JudgingPool, Depends(judging_pool)]
+
+
+async def judging_transaction(pool: JudgingPoolDep) -> AsyncIterator[Transaction]:
+    """A transaction of the judging pool for one request, committed before the response leaves."""
+    async with pool.transaction() as transaction:
+        yield transaction
+
+
+JudgingDep = Annotated[Transaction, Depends(judging_transaction, scope="function")]
+
+
+async def get_judge(request: Request, transaction: JudgingDep, _: Annotated[object, Security(bearer_scheme)]) -> Actor:
+    """The bearer of the request's token, in a judging transaction.
+
+    Raises `Unauthenticated`, `TooMany`, and `Forbidden` where the token may only read.
+    """
+    token = bearer_token(request)
+    if token is None:
+        raise Unauthenticated(SEND_A_CREDENTIAL)
+    actor = await credentials.authenticate_token(transaction, token)
+    rate_limits.count_use(request.scope, actor)
+    require_scope(actor, Scope.write)
+    return actor
+
+
+JudgeDep = Annotated[Actor, Depends(get_judge, scope="function")]
+
+
+def start_due_round(request: Request, project_id: int) -> None:
+    """Start the round that is due by a verdict. Where that fails the verdict stands, and the sweep looks again."""
+    try:
+        with sessions_of(request)() as session:
+            start_round_if_due(session, project_id)
+    except (DBAPIError, PoolTimeout) as error:
+        log.warning("no round of project %s was started, the sweep looks again: %s", project_id, error)

@@ -18,13 +18,17 @@ from app.services.kernel import traffic
 
 FREE = re.compile(r"/static/.*|/healthz|/readyz|/metrics|/favicon\.ico|/api/v1/openapi\.json")
 IMAGES = re.compile(r"/api/v1/images/[^/]*")
+JUDGING = re.compile(
+    r"/api/v1/projects/[^/]+/assignments|/api/v1/assignments/[^/]+/verdict"
+    r"|/annotate/[^/]+/next|/annotate/[^/]+/assignments/[^/]+/verdict"
+)
 STREAMS = re.compile(r"/api/v1/projects/[^/]+/dataset|/api/v1/imports/[^/]+/problems")
 IMPORTS = re.compile(r"/(api/v1|admin)/projects/[^/]+/imports")
 SMALL_BODY = 256 * 1024
 LARGEST_BODY = 32 * 1024 * 1024
 LARGEST_IMPORT = 2 * 1024 * 1024 * 1024 + SMALL_BODY
 
-Kind = Literal["requests", "images", "uploads", "streams"]
+Kind = Literal["requests", "judging", "images", "uploads", "streams"]
 BUSY = "The server is busy at this moment: try again in a few seconds."
 
 Refuse = Callable[[Request, int, str], Response]
@@ -43,7 +47,7 @@ class Places:
 class Gate:
     """ASGI middleware that lets as many requests in as there are connections for.
 
-    Images, uploads and streams have a few places of their own, so that none of them holds up the critics. A place is
+    Judging, images, uploads and streams have places of their own, so that nothing else holds up the critics. A place is
     taken when a small body is there, so that a slow sender holds none, and given back when the answer begins (a
     stream's when it ends), so that a slow reader holds none.
     """
@@ -95,7 +99,9 @@ def kind_of(scope: Scope) -> Kind | None:
             return "images"
         if STREAMS.fullmatch(scope["path"]):
             return "streams"
-    return "uploads" if is_upload(scope) else "requests"
+    if is_upload(scope):
+        return "uploads"
+    return "judging" if scope["method"] == "POST" and JUDGING.fullmatch(scope["path"]) else "requests"
 
 
 def is_upload(scope: Scope) -> bool:

@@ -10,14 +10,16 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
+from app.db.judging_pool import Transaction
 from app.errors import Forbidden, Unauthenticated
 from app.http.dependencies import SESSION_COOKIE, SessionDep
 from app.models import Project, Role
-from app.services.accounts import sessions
+from app.services.accounts import credentials, sessions
 from app.services.kernel.actors import Actor, project_role
 from app.services.projects import projects
 
 COOKIE = SESSION_COOKIE
+NOT_SIGNED_IN = "Your session has ended or you are not signed in. Sign in, then try again."
 OLD_FORM = "This form is from an older session: reload the page and try again. Nothing was changed."
 
 
@@ -34,7 +36,7 @@ def signed_in(request: Request, session: SessionDep) -> SignedIn:
     cookie = request.cookies.get(COOKIE)
     found = sessions.actor_for_cookie(session, cookie) if cookie else None
     if found is None:
-        raise Unauthenticated("Your session has ended or you are not signed in. Sign in, then try again.")
+        raise Unauthenticated(NOT_SIGNED_IN)
     return SignedIn(*found)
 
 
@@ -62,6 +64,20 @@ def check_form_token(request: Request, form: FormData, who: SignedIn) -> SignedI
     if not secrets_equal(sent_token(request, form), who.csrf_token):
         raise Forbidden(OLD_FORM)
     return who
+
+
+async def signed_in_at(request: Request, transaction: Transaction) -> SignedIn:
+    """Who is behind the session cookie, in a judging transaction. Raises `Unauthenticated`."""
+    cookie = request.cookies.get(COOKIE)
+    found = await credentials.authenticate_cookie(transaction, cookie) if cookie else None
+    if found is None:
+        raise Unauthenticated(NOT_SIGNED_IN)
+    return SignedIn(*found)
+
+
+async def posting_at(request: Request, form: FormData, transaction: Transaction) -> SignedIn:
+    """Who posts, in a judging transaction. Raises `Unauthenticated`, and `Forbidden` for another session's form."""
+    return check_form_token(request, form, await signed_in_at(request, transaction))
 
 
 Me = Annotated[SignedIn, Depends(signed_in, scope="function")]

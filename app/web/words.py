@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.models import PromptState, Round, RoundState, RoundTrigger, VerdictKind
+from app.services.read_models.critic_day import RunningRound
 from app.web.rendering import duration
 
 KIND_WORDS = {
@@ -50,8 +51,8 @@ def round_tone(state: RoundState) -> str:
     return ROUND_TONES.get(state, "accent")
 
 
-def round_words(running: Round) -> str:
-    """The state and progress of a round in words."""
+def round_words(running: Round | RunningRound) -> str:
+    """How far a round is, in words."""
     state = RoundState(running.state)
     fraction = running.progress.get("fraction")
     left = running.progress.get("eta_seconds")

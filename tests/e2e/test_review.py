@@ -7,11 +7,10 @@ from playwright.sync_api import expect
 from sqlalchemy import update
 
 from app.models import CandidateSet, CandidateSetState, Project
-from app.services.judging import assignments, give
-from app.services.judging.give import parse_verdict
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.verdict_schema import parse_verdict
 from app.services.quality import standings
-from tests import factories
+from tests import factories, judging
 from tests.e2e import world
 from tests.e2e.conftest import DESK, PHONE, Site, Visitor
 from tests.e2e.test_pages import faults
@@ -31,16 +30,16 @@ def disagree(site: Site, scenes: world.World) -> None:
         factories.make_candidate_set(session, project, slots=2)
         for place in (0, 1):
             critic = factories.make_critic(session, project)
-            claimed = assignments.claim(session, critic, project)
+            claimed = judging.claim(session, critic, project)
             assert claimed is not None
             picks = sorted(one["id"] for one in claimed.candidates)[place : place + 1]
-            give.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "picked", "picks": picks}))
+            judging.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "picked", "picks": picks}))
         factories.make_candidate_set(session, project)
         critic = factories.make_critic(session, project)
-        claimed = assignments.claim(session, critic, project)
+        claimed = judging.claim(session, critic, project)
         assert claimed is not None
         flag = parse_verdict({"kind": "flagged", "reason": "The image is broken"})
-        give.give(session, critic, claimed.assignment_id, flag)
+        judging.give(session, critic, claimed.assignment_id, flag)
         standings.pause(session, SYSTEM, project, critic.user_id)
 
 

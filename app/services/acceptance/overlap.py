@@ -5,6 +5,8 @@ from __future__ import annotations
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from app.db.judging_pool import statement
+
 # How many critics a set `s` wants under an adaptive overlap: one, a second where the first was unsure (somebody
 # skipped or flagged it) or disagreed with the model (none of its candidates fits, or a text of their own), and as many
 # as the project's overlap where those who judged it disagree with one another.
@@ -28,9 +30,10 @@ WANTED = """
     ) said
 )
 """
-ADAPT_SET = f"""
-UPDATE candidate_sets s SET slots = greatest(s.taken, 1, {WANTED}) WHERE s.id = :set AND s.state = 'ready'
-"""  # noqa: S608 - constants only
+ADAPT_SET = statement(f"""
+UPDATE candidate_sets s SET slots = greatest(s.taken, 1, {WANTED})
+WHERE s.id = CAST(:set AS bigint) AND s.state = 'ready' RETURNING s.slots
+""")  # noqa: S608 - constants only
 # Sets that nobody claimed yet have nothing said of them, so only the others are looked at one by one.
 ADAPT_PROJECT = f"""
 UPDATE candidate_sets s SET slots = CASE WHEN s.taken = 0 AND NOT EXISTS (

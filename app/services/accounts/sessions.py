@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now
 from app.errors import TooMany, Unauthenticated
-from app.models import Role, SignInAttempt, User, WebSession
-from app.services.accounts import passwords
+from app.models import SignInAttempt, User, WebSession
+from app.services.accounts import credentials, passwords
 from app.services.accounts.passwords import hash_secret
 from app.services.accounts.users import find_user
 from app.services.kernel.actors import Actor
@@ -71,14 +71,9 @@ def open_web_session(session: Session, user: User) -> tuple[str, str]:
 
 
 def actor_for_cookie(session: Session, cookie: str) -> tuple[Actor, str] | None:
-    """The actor behind a cookie, and the CSRF token; None if it is unknown or expired, or the person disabled."""
-    row = session.execute(
-        select(User.id, User.email, User.role, WebSession.csrf_token)
-        .join(User, User.id == WebSession.user_id)
-        .where(WebSession.token_hash == hash_secret(cookie), WebSession.expires_at > func.now())
-        .where(User.disabled_at.is_(None))
-    ).one_or_none()
-    return None if row is None else (Actor(user_id=row.id, email=row.email, role=Role(row.role)), row.csrf_token)
+    """Who is behind a browser's cookie, and its CSRF token; None when it is unknown, over, or its person disabled."""
+    row = session.execute(credentials.SIGNED_IN.clause, {"hash": hash_secret(cookie)}).mappings().one_or_none()
+    return None if row is None else credentials.signed_in(row)
 
 
 def close_web_session(session: Session, cookie: str) -> None:

@@ -9,13 +9,14 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now
 from app.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from app.models import Membership, Project, Role, Scope, Token, User, WebSession
+from app.services.accounts import credentials
 from app.services.accounts.passwords import hash_password, hash_secret
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require_admin, require_scope
@@ -236,70 +237,22 @@ def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
     session.flush()
 
 
-# Plain SQL, because every request runs it, and building it took longer than running it.
-TOKEN_OWNER = text("""
-SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open, t.requests_per_minute,
-    coalesce(t.last_used_at < now() - interval '1 minute', true) AS is_use_news
-FROM tokens t JOIN users u ON u.id = t.user_id
-WHERE t.token_hash = :hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
-  AND u.disabled_at IS NULL
-""")
-# Whether a token still belongs to the same person with the same rights. False if its last use has to be recorded, and
-# if it has a limit of its own, which is counted elsewhere.
-TOKEN_STILL_VALID = f"""
-EXISTS (
-    SELECT FROM ({TOKEN_OWNER.text}) b
-    WHERE b.id = CAST(:critic AS bigint) AND b.role = :role AND b.scope = :scope
-      AND b.max_open IS NOT DISTINCT FROM CAST(:max_open AS int)
-      AND b.requests_per_minute IS NULL AND NOT b.is_use_news
-)
-"""  # noqa: S608 - constants only
-
-
 def actor_for_token(session: Session, plain: str) -> Actor:
     """Return the bearer of a token. Raises `Unauthenticated`."""
     actor = find_actor_for_token(session, plain)
     if actor is None:
-        raise Unauthenticated("The token is not valid: it is unknown, expired or revoked.")
+        raise Unauthenticated(credentials.UNKNOWN)
     return actor
 
 
 def find_actor_for_token(session: Session, plain: str) -> Actor | None:
-    """Return the bearer of a token; None if it is unknown, expired or revoked, or its person disabled."""
-    row = session.execute(TOKEN_OWNER, {"hash": hash_secret(plain)}).one_or_none()
+    """The bearer of a token; None where it is unknown, expired or revoked, or its owner disabled."""
+    row = session.execute(credentials.BEARER.clause, {"hash": hash_secret(plain)}).mappings().one_or_none()
     if row is None:
         return None
-    if row.is_use_news:
-        _record_use(session, row.token_id)
-    return Actor(
-        user_id=row.id,
-        email=row.email,
-        role=Role(row.role),
-        scope=Scope(row.scope),
-        token_id=row.token_id,
-        max_open=row.max_open,
-        requests_per_minute=row.requests_per_minute,
-    )
-
-
-def token_parameters(actor: Actor, hashed: str) -> dict[str, str | int | None]:
-    """The parameters of `TOKEN_STILL_VALID`."""
-    return {
-        "hash": hashed,
-        "critic": actor.user_id,
-        "role": actor.role.value,
-        "scope": actor.scope.value,
-        "max_open": actor.max_open,
-    }
-
-
-def _record_use(session: Session, token_id: int) -> None:
-    # Skipping a locked row keeps concurrent requests with one token from waiting for each other.
-    free = select(Token.id).where(Token.id == token_id).with_for_update(skip_locked=True).scalar_subquery()
-    session.execute(
-        update(Token).where(Token.id == free).values(last_used_at=func.now()),
-        execution_options={"synchronize_session": False},
-    )
+    if row["use_is_news"]:
+        session.execute(credentials.NOTE_USE.clause, {"token": row["token_id"]})
+    return credentials.bearer(row)
 
 
 # Pseudonyms

@@ -1,33 +1,15 @@
-"""Claims: a critic's time-limited hold on a slot of a candidate set."""
+"""Claims that are held: looked at, kept, given back, and freed when their time is over."""
 
 from __future__ import annotations
 
-import random
-import time
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
-
+import orjson
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, NotFound
 from app.models import Assignment, AssignmentState, Project, Purpose, Role
-from app.services.judging.claim_sql import CLAIM, CLAIM_JSON, claim_values
-from app.services.judging.open_claims import lock_critic
+from app.services.judging.claim import EXTEND, LOOK, Claim
 from app.services.kernel.actors import Actor, has_role, project_role, require
-from app.services.projects.projects import get_project
-from app.services.quality import standings
-
-MAX_EXTENSIONS = 4
-RETRIES = 20
-PAUSE = 0.02
-
-LOOK = text(f"""
-SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, a.critic_id, a.project_id
-FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
-WHERE a.id = :assignment
-""")  # noqa: S608 - constants only
 
 LAPSE = """
 WITH late AS (
@@ -45,66 +27,16 @@ SELECT count(*) FROM gone
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A claim as its critic sees it. `body` is what the REST interface answers; `resumed`: it was held before."""
-
-    assignment_id: int
-    expires_at: datetime
-    resumed: bool
-    body: dict[str, Any]
-
-    @property
-    def prompt(self) -> dict[str, Any]:
-        """The prompt, without references and metadata."""
-        prompt: dict[str, Any] = self.body["prompt"]
-        return prompt
-
-    @property
-    def candidates(self) -> list[dict[str, str]]:
-        """`id` and `text` of each candidate, in the order they are shown."""
-        candidates: list[dict[str, str]] = self.body["candidates"]
-        return candidates
-
-
-def claim(session: Session, actor: Actor, project: Project, *, max_open: int | None = None) -> Claim | None:
-    """`claim_in`, of a project that is at hand."""
-    return claim_in(session, actor, project.slug, max_open=max_open)
-
-
-def claim_in(session: Session, actor: Actor, slug: str, *, max_open: int | None = None) -> Claim | None:
-    """Claim the next candidate set of a project for `actor`, or None when none is ready for them.
-
-    Who holds `max_open` already (a token's own number, else the project's) gets the oldest of those again, its time
-    renewed. Needs the role critic. Raises `Forbidden` for who is paused, or has yet to practise.
-    """
-    # A statement of its own, so that the next one sees what the same critic claimed a moment ago.
-    lock_critic(session, actor)
-    values = claim_values(actor, slug, max_open=max_open)
-    for _ in range(RETRIES):
-        row = session.execute(CLAIM, values).one()
-        if row.id is not None:
-            return Claim(row.id, row.expires_at, row.resumed, row.body)
-        if not row.allowed:
-            # Raises the error that says what is wrong.
-            standings.require_may_judge(session, actor, get_project(session, actor, slug, Role.critic))
-            continue
-        if not row.found:
-            return None
-        time.sleep(random.uniform(0, PAUSE))  # somebody else is taking the last sets at this moment
-    return None
-
-
 def get_assignment(session: Session, actor: Actor, assignment_id: int) -> Claim:
     """A claim, for its critic and for the project's reviewers. Raises `NotFound`, `Forbidden`."""
-    row = session.execute(LOOK, {"assignment": assignment_id}).one_or_none()
+    row = session.execute(LOOK.clause, {"assignment": assignment_id}).one_or_none()
     project = None if row is None else session.get(Project, row.project_id)
     role = None if project is None else project_role(session, actor, project)
     if row is None or role is None:
         raise NotFound("There is no such assignment.")
     if row.critic_id != actor.user_id and not has_role(role, Role.reviewer):
         raise Forbidden("This is another critic's assignment.")
-    return Claim(row.id, row.expires_at, True, row.body)
+    return Claim(row.id, row.expires_at, True, orjson.dumps(row.body))
 
 
 def open_assignments(session: Session, actor: Actor, project: Project) -> list[Claim]:
@@ -130,19 +62,8 @@ def heartbeat(session: Session, actor: Actor, assignment_id: int) -> Claim:
     assignment = _own(session, actor, assignment_id)
     if assignment.state is not AssignmentState.open:
         raise Conflict(f"This assignment is {assignment.state.value}: claim another one.")
-    session.execute(text(EXTEND), {"assignment": assignment_id, "most": MAX_EXTENSIONS})
+    session.execute(EXTEND.clause, {"assignment": assignment_id})
     return get_assignment(session, actor, assignment_id)
-
-
-EXTEND = """
-UPDATE assignments a
-SET extensions = a.extensions + 1, expires_at = now() + lease.span
-FROM projects p JOIN setting_revisions r ON r.id = p.revision_id
-CROSS JOIN LATERAL (
-    SELECT make_interval(secs => 60 * (r.settings ->> 'lease_minutes')::double precision) AS span
-) lease
-WHERE a.id = :assignment AND p.id = a.project_id AND a.extensions < :most AND a.expires_at < now() + lease.span / 2
-"""
 
 
 def release(session: Session, actor: Actor, assignment_id: int) -> None:

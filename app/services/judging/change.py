@@ -65,7 +65,7 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
             verdict.uses_slot and not used and not take_slot(session, assignment, candidate_set, AssignmentState.judged)
         ):
             state = VerdictState.kept_aside
-    new = new_verdict(session, assignment, candidate_set, prompt, verdict, state, supersedes=old.id)
+    new = new_verdict(session, assignment, verdict, state, supersedes=old.id)
     if state is VerdictState.counted:
         adaptive = _is_adaptive(session, prompt.project_id)
         _tell_prompt(session, candidate_set, prompt, verdict, was_flag=old.kind is VerdictKind.flagged)

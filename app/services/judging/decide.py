@@ -77,15 +77,8 @@ def decide(session: Session, actor: Actor, review_id: int, verdict: VerdictIn) -
     if old is not None:
         old.current = False
         session.flush()
-    row = new_verdict(
-        session,
-        assignment,
-        candidate_set,
-        prompt,
-        verdict,
-        VerdictState.decided,
-        supersedes=None if old is None else old.id,
-    )
+    supersedes = None if old is None else old.id
+    row = new_verdict(session, assignment, verdict, VerdictState.decided, supersedes=supersedes)
     if candidate_set.state is CandidateSetState.ready:
         candidate_set.state = CandidateSetState.judged
     if prompt.state in (PromptState.held, PromptState.ready):

@@ -11,13 +11,11 @@ from app.errors import Forbidden, Invalid, NotFound
 from app.models import Project, Role, Verdict
 from app.services.kernel.actors import Actor, parse_id, project_role, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
-from app.services.kernel.verdict_schema import FULL_JSON, PLAIN_STATE, STORED_JSON, STORED_PICKS, VERDICT_JSON
+from app.services.kernel.verdict_schema import FULL_JSON, PLAIN_STATE, STORED_JSON, verdict_json
 
 ONE = f"SELECT {STORED_JSON} AS body FROM verdicts v WHERE v.id = :verdict"  # noqa: S608 - constants only
 FULL = f"SELECT {FULL_JSON} AS body FROM verdicts v WHERE v.id = :verdict"  # noqa: S608 - constants only
-READ_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace(
-    "STATE", f"CASE WHEN :is_critic THEN {PLAIN_STATE} ELSE v.state END"
-)
+READ_JSON = verdict_json(state=f"CASE WHEN :is_critic THEN {PLAIN_STATE} ELSE v.state END")
 FEED = f"""
 SELECT v.xid::text AS xid, v.id, {READ_JSON} AS body FROM verdicts v
 WHERE v.project_id = :project AND (v.xid, v.id) > (CAST(CAST(:xid AS text) AS xid8), :after)

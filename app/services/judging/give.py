@@ -1,159 +1,268 @@
-"""Verdicts: what critics say of candidate sets. The modules beside this one change and read those already given."""
+"""Verdicts: what critics say of candidate sets. One way for the browser's page and for REST, in `docs/claim.md`."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+import orjson
 
-from app.errors import Conflict, Invalid
-from app.models import (
-    AssignmentState,
-    IdempotencyKey,
-    Prompt,
-    Purpose,
-    ReviewKind,
-    Verdict,
-    VerdictKind,
-    VerdictState,
-)
-from app.services.acceptance import rules
-from app.services.judging.change import change
-from app.services.judging.feed import body_of, feed, get_verdict, history, last_verdict_of, today_count
-from app.services.judging.give_sql import GIVE, give_values
+from app.db.judging_pool import Call, Row, Transaction, Values, statement
+from app.errors import Conflict, Forbidden, Invalid, NotFound
+from app.models import AssignmentState, Purpose, ReviewKind, Role, VerdictKind, VerdictState
+from app.services.acceptance.overlap import ADAPT_SET
+from app.services.acceptance.rules import REFRESH
 from app.services.judging.rows import (
+    CLOSE_IF_FULL,
+    INSERT_PICKS,
+    STORE,
+    TAKE_SLOT,
+    array_literal,
     check_candidates,
-    close_if_full,
-    locked,
-    new_verdict,
-    start_round_if_due,
-    take_slot,
+    insert_verdict,
+    verdict_values,
 )
-from app.services.kernel.actors import Actor
-from app.services.kernel.verdict_schema import VerdictIn, VerdictOut, parse_verdict
-from app.services.quality import reviews, standings
+from app.services.kernel.actors import Actor, check_role
+from app.services.kernel.verdict_schema import NEW_JSON, VerdictIn, candidate_ids
+from app.services.quality.reviews import OPEN_REVIEW
+from app.services.quality.standings import RECOUNT
 
-__all__ = [
-    "VerdictIn",
-    "VerdictOut",
-    "body_of",
-    "change",
-    "feed",
-    "fingerprint",
-    "get_verdict",
-    "give",
-    "history",
-    "is_key",
-    "last_verdict_of",
-    "parse_verdict",
-    "today_count",
-]
+JUDGED_ALREADY = "This assignment is judged already: change the verdict instead."
+
+# Locks are taken in one order everywhere: assignment, candidate set, prompt. Rows that do not change are not written: a
+# set of several slots, and its prompt, mostly wait for the statements that follow. A verdict under a key that was used
+# before is not given: its first answer is looked up instead.
+GIVE = statement(f"""
+WITH mine AS (
+    SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, s.slots, s.prompt_id,
+        p.has_accepted, p.split, r.settings, a.purpose, rule.adaptive, coalesce(d.weight, 1) AS weight,
+        a.purpose = 'work' AND s.slots = 1 AND NOT rule.adaptive AS is_alone,
+        :gives_text AND a.purpose = 'work'
+            AND (r.settings ->> 'aggregation' = 'any' OR (s.slots = 1 AND NOT rule.adaptive))
+            AND NOT EXISTS (
+                SELECT FROM verdicts w WHERE w.candidate_set_id = s.id AND w.current AND w.state = 'decided'
+            ) AS accepts
+    FROM assignments a
+    JOIN candidate_sets s ON s.id = a.candidate_set_id
+    JOIN prompts p ON p.id = s.prompt_id
+    JOIN projects j ON j.id = a.project_id
+    JOIN setting_revisions r ON r.id = j.revision_id
+    LEFT JOIN critic_standings d ON d.project_id = a.project_id AND d.critic_id = a.critic_id
+    CROSS JOIN LATERAL (SELECT coalesce((r.settings -> 'adaptive_overlap')::boolean, false) AS adaptive) rule
+    WHERE a.id = CAST(:assignment AS bigint) AND a.critic_id = CAST(:critic AS bigint) AND a.state = 'open'
+      AND CAST(:mentioned AS bigint[]) <@ a.shown
+      AND (:is_admin OR EXISTS (
+          SELECT FROM memberships m
+          WHERE m.project_id = a.project_id AND m.user_id = CAST(:critic AS bigint) AND m.role <> 'viewer'
+      ))
+      AND NOT EXISTS (SELECT FROM idempotency_keys k WHERE k.user_id = CAST(:critic AS bigint) AND k.key = :key)
+    FOR NO KEY UPDATE OF a, s, p
+), v AS (
+    {insert_verdict(source="mine", state="CASE WHEN purpose = 'work' THEN 'counted' ELSE purpose END")}
+), picked AS (
+    {INSERT_PICKS}
+), closed AS (
+    UPDATE assignments a SET state = :closes_as FROM mine WHERE a.id = mine.id
+), settled AS (
+    UPDATE candidate_sets s
+    SET taken = s.taken - CASE WHEN :uses_slot THEN 0 ELSE 1 END,
+        state = CASE WHEN :uses_slot AND mine.is_alone THEN 'judged' ELSE s.state END
+    FROM mine
+    WHERE s.id = mine.candidate_set_id AND mine.purpose = 'work' AND (mine.is_alone OR NOT :uses_slot)
+), told AS (
+    UPDATE prompts p
+    SET state = CASE
+            WHEN :flags AND mine.purpose <> 'gold' AND p.state <> 'retired' THEN 'held'
+            WHEN :uses_slot AND mine.is_alone AND p.state = 'ready' THEN 'judged'
+            ELSE p.state END,
+        has_accepted = p.has_accepted OR mine.accepts,
+        fresh = p.fresh OR (mine.accepts AND NOT p.has_accepted AND p.split = 'train')
+    FROM mine
+    WHERE p.id = mine.prompt_id AND (
+        (:flags AND mine.purpose <> 'gold' AND p.state <> 'retired')
+        OR (:uses_slot AND mine.is_alone AND p.state = 'ready')
+        OR (mine.accepts AND NOT p.has_accepted)
+    )
+), given AS (
+    SELECT {NEW_JSON} AS body, v.id, v.candidate_set_id, v.prompt_id, v.project_id, mine.purpose, mine.adaptive,
+        mine.is_alone, mine.settings ->> 'aggregation' <> 'any' AS counts_votes,
+        mine.accepts AND NOT mine.has_accepted AND (mine.settings -> 'auto_rounds')::boolean AND (
+            SELECT count(*) + 1 FROM (
+                SELECT FROM prompts f WHERE f.project_id = mine.project_id AND f.fresh AND f.id <> mine.prompt_id
+                LIMIT (mine.settings ->> 'round_every')::bigint
+            ) others
+        ) >= (mine.settings ->> 'round_every')::bigint AS is_due
+    FROM v, mine
+), kept AS (
+    INSERT INTO idempotency_keys (user_id, key, request_hash, status, response)
+    SELECT CAST(:critic AS bigint), :key, :fingerprint, 201, body FROM given WHERE CAST(:key AS text) IS NOT NULL
+)
+SELECT * FROM given
+""")  # noqa: S608 - constants only
+COUNT_VOTES = statement(f"{REFRESH} RETURNING p.fresh AS is_fresh")
+
+KNOWN_ANSWER = statement("""
+SELECT request_hash, status, response FROM idempotency_keys WHERE user_id = CAST(:critic AS bigint) AND key = :key
+""")
+KEEP_ANSWER = statement("""
+INSERT INTO idempotency_keys (user_id, key, request_hash, status, response)
+VALUES (CAST(:critic AS bigint), :key, :fingerprint, CAST(:status AS int), CAST(:response AS jsonb))
+RETURNING key
+""")
+# What tells why a verdict was not given. Locked, so that it stays true until the verdict is stored another way.
+STANDING = statement("""
+SELECT a.critic_id, a.state, a.shown, j.slug, m.role, v.id AS verdict
+FROM assignments a
+JOIN candidate_sets s ON s.id = a.candidate_set_id
+JOIN prompts p ON p.id = s.prompt_id
+JOIN projects j ON j.id = a.project_id
+LEFT JOIN memberships m ON m.project_id = a.project_id AND m.user_id = CAST(:critic AS bigint)
+LEFT JOIN verdicts v ON v.assignment_id = a.id AND v.current
+WHERE a.id = CAST(:assignment AS bigint)
+FOR NO KEY UPDATE OF a, s, p
+""")
 
 
-def give(
-    session: Session,
+@dataclass(frozen=True, slots=True)
+class VerdictOut:
+    """The answer: 201 with the verdict as JSON, or 202 where it came too late and was kept aside.
+
+    `due_project` is the id of a project in which a round may be due by this verdict.
+    """
+
+    status: int
+    content: bytes
+    due_project: int | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The verdict."""
+        body: dict[str, Any] = orjson.loads(self.content)
+        return body
+
+
+async def give(
+    transaction: Transaction,
     actor: Actor,
     assignment_id: int,
     verdict: VerdictIn,
     *,
     idempotency_key: str | None = None,
+    first: Sequence[Call] = (),
 ) -> VerdictOut:
     """Judge what was claimed. The same `idempotency_key` again is the same verdict again.
 
-    Raises `Forbidden` for another's assignment, `Conflict` when it was judged already, `Invalid` for a candidate that
-    is not of the set. A lapsed claim still counts where its slot is free, else the verdict is kept aside.
+    Statements in `first` are sent together with it, ahead of it. Raises `NotFound`, `Forbidden` for another's
+    assignment, `Conflict` when it was judged already, `Invalid` for a candidate that is not of the set. A lapsed claim
+    still counts where a slot is free, else the verdict is kept aside.
     """
-    if idempotency_key is None:
-        return _give(session, actor, assignment_id, verdict)
-    known = _reserve_key(session, actor, idempotency_key, fingerprint(assignment_id, verdict))
-    if known is not None:
-        return known
-    out = _give(session, actor, assignment_id, verdict)
-    session.execute(
-        update(IdempotencyKey)
-        .where(IdempotencyKey.user_id == actor.user_id, IdempotencyKey.key == idempotency_key)
-        .values(status=out.status, response=out.body)
-    )
-    return out
-
-
-def fingerprint(subject: int, verdict: VerdictIn) -> str:
-    """What tells a request under a key from another one under the same."""
-    return hashlib.sha256(f"{subject} {verdict.model_dump_json()}".encode()).hexdigest()
-
-
-def is_key(key: str) -> bool:
-    """Whether something may be an idempotency key."""
-    return 1 <= len(key) <= 200 and key.isprintable()
-
-
-def _reserve_key(session: Session, actor: Actor, key: str, fingerprint: str) -> VerdictOut | None:
-    """The answer that was given under `key`; None when the key is new, which it then is no longer for others."""
-    if not is_key(key):
-        raise Invalid("An Idempotency-Key has 1 to 200 printable characters.", field="Idempotency-Key")
-    reserve = insert(IdempotencyKey).values(
-        user_id=actor.user_id, key=key, request_hash=fingerprint, status=0, response={}
-    )
-    added = session.execute(reserve.on_conflict_do_nothing().returning(IdempotencyKey.user_id))
-    if added.one_or_none() is not None:
-        return None
-    row = session.execute(
-        select(IdempotencyKey.request_hash, IdempotencyKey.status, IdempotencyKey.response).where(
-            IdempotencyKey.user_id == actor.user_id, IdempotencyKey.key == key
-        )
-    ).one()
-    if row.request_hash != fingerprint:
-        raise Conflict("This Idempotency-Key was used for another request.", field="Idempotency-Key")
-    return VerdictOut(row.status, row.response)
-
-
-def _give(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn) -> VerdictOut:
-    values = give_values(actor, assignment_id, verdict)
-    row = session.execute(GIVE, values).one_or_none()
+    values = give_values(actor, assignment_id, verdict, idempotency_key)
+    row = (await transaction.run(*first, (GIVE, values)))[-1]
     if row is None:
-        if not _reopen(session, actor, assignment_id, verdict):
-            return _keep_aside(session, actor, assignment_id, verdict)
-        row = session.execute(GIVE, values).one()
-    is_due = bool(row.is_due)
-    if row.purpose == Purpose.gold:
-        standings.update_standing(session, row.project_id, actor.user_id)
-    elif verdict.kind is VerdictKind.flagged:
-        reviews.open_review(session, row.id, ReviewKind.flag)
-    if row.purpose == Purpose.work and not row.is_alone:
-        is_due = _settle(session, row.project_id, row.prompt_id, row.candidate_set_id, row.adaptive) or is_due
-    if is_due:
-        start_round_if_due(session, row.project_id)
-    return VerdictOut(201, row.body)
+        known = await known_answer(transaction, values)
+        if known is not None:
+            return known
+        await check_standing(transaction, actor, verdict, values)
+        if not await is_reopened(transaction, values):
+            return await keep_aside(transaction, values)
+        [row] = await transaction.run((GIVE, values))
+        if row is None:
+            raise Conflict("This assignment changed at this moment: try again.")
+    is_due = bool(row["is_due"])
+    for result in await transaction.run(*following(actor, verdict, row)):
+        is_due = is_due or bool(result is not None and result.get("is_fresh"))
+    return VerdictOut(201, row["body"], row["project_id"] if is_due else None)
 
 
-def _settle(session: Session, project_id: int, prompt_id: int, set_id: int, adaptive: bool) -> bool:
-    """Close a set of several slots once all are judged and count its votes anew. Whether its prompt became fresh."""
-    close_if_full(session, set_id, adaptive=adaptive)
-    if rules.aggregation_of(session, project_id) == "any":
-        return False
-    before = session.scalar(select(Prompt.fresh).where(Prompt.id == prompt_id))
-    rules.refresh_prompts(session, project_id, [prompt_id])
-    return not before and bool(session.scalar(select(Prompt.fresh).where(Prompt.id == prompt_id)))
+def give_values(actor: Actor, assignment_id: int, verdict: VerdictIn, key: str | None) -> Values:
+    """What `GIVE` is run with. Raises `Invalid`."""
+    if key is not None and not (1 <= len(key) <= 200 and key.isprintable()):
+        raise Invalid("An Idempotency-Key has 1 to 200 printable characters.", field="Idempotency-Key")
+    return {
+        **verdict_values(verdict),
+        "assignment": str(assignment_id),
+        "critic": str(actor.user_id),
+        "is_admin": actor.is_admin,
+        "mentioned": array_literal(candidate_ids(verdict)[2]),
+        "gives_text": verdict.gives_text,
+        "uses_slot": verdict.uses_slot,
+        "flags": verdict.kind is VerdictKind.flagged,
+        "closes_as": (AssignmentState.judged if verdict.uses_slot else AssignmentState.released).value,
+        "key": key,
+        "fingerprint": fingerprint(assignment_id, verdict),
+    }
 
 
-def _reopen(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn) -> bool:
-    """Open a lapsed assignment again if its slot is free, else False. Raises what else hinders the verdict."""
-    assignment, candidate_set, _ = locked(session, actor, assignment_id)
-    check_candidates(assignment.shown, verdict)
-    given = session.scalar(select(Verdict.id).where(Verdict.assignment_id == assignment.id, Verdict.current))
-    if given is not None:
-        raise Conflict("This assignment is judged already: change the verdict instead.", verdict=str(given))
-    if assignment.state is not AssignmentState.lapsed:
-        raise Conflict(f"This assignment is {assignment.state.value}: claim another one.")
-    return take_slot(session, assignment, candidate_set, AssignmentState.open)
+def fingerprint(assignment_id: int, verdict: VerdictIn) -> str:
+    """What tells a request under a key from another one under the same key."""
+    return hashlib.sha256(f"{assignment_id} {verdict.model_dump_json()}".encode()).hexdigest()
 
 
-def _keep_aside(session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn) -> VerdictOut:
-    """Store a verdict that came when its slot was somebody else's; it does not count."""
-    assignment, candidate_set, prompt = locked(session, actor, assignment_id)
-    row = new_verdict(session, assignment, candidate_set, prompt, verdict, VerdictState.kept_aside)
-    reviews.open_review(session, row.id, ReviewKind.late)
-    body = body_of(session, row.id)
-    return VerdictOut(202, body)
+def following(actor: Actor, verdict: VerdictIn, row: Row) -> list[Call]:
+    """The statements that follow `GIVE`, by what it returned: none for the only verdict on a set."""
+    if row["purpose"] == Purpose.gold:
+        return [(RECOUNT, {"project": row["project_id"], "critic": actor.user_id})]
+    calls: list[Call] = []
+    if verdict.kind is VerdictKind.flagged:
+        calls.append((OPEN_REVIEW, {"verdict": row["id"], "kind": ReviewKind.flag.value}))
+    if row["purpose"] == Purpose.work and not row["is_alone"]:
+        of_set = {"set": row["candidate_set_id"]}
+        calls += [(ADAPT_SET, of_set)] if row["adaptive"] else []
+        calls.append((CLOSE_IF_FULL, of_set))
+        if row["counts_votes"]:
+            votes = {"project": row["project_id"], "prompts": array_literal([row["prompt_id"]])}
+            calls.append((COUNT_VOTES, votes))
+    return calls
+
+
+async def known_answer(transaction: Transaction, values: Values) -> VerdictOut | None:
+    """The answer that was given under the key. Raises `Conflict` where the key was used for another request."""
+    if values["key"] is None:
+        return None
+    [row] = await transaction.run((KNOWN_ANSWER, values))
+    if row is None:
+        return None
+    if row["request_hash"] != values["fingerprint"]:
+        raise Conflict("This Idempotency-Key was used for another request.", field="Idempotency-Key")
+    return VerdictOut(row["status"], row["response"])
+
+
+async def check_standing(transaction: Transaction, actor: Actor, verdict: VerdictIn, values: Values) -> None:
+    """Raise what hinders a verdict; nothing does but that its claim has lapsed. Locks the assignment."""
+    [row] = await transaction.run((STANDING, values))
+    role = None if row is None or row["role"] is None else Role(row["role"])
+    if row is None:
+        raise NotFound("There is no such assignment.")
+    if row["critic_id"] != actor.user_id:
+        raise Forbidden("This is another critic's assignment.")
+    if not actor.is_admin:
+        if role is None:
+            raise NotFound("There is no such assignment.")
+        check_role(role, Role.critic, row["slug"])
+    check_candidates(row["shown"], verdict)
+    if row["verdict"] is not None:
+        raise Conflict(JUDGED_ALREADY, verdict=str(row["verdict"]))
+    if row["state"] != AssignmentState.lapsed:
+        raise Conflict(f"This assignment is {row['state']}: claim another one.")
+
+
+async def is_reopened(transaction: Transaction, values: Values) -> bool:
+    """Open a lapsed assignment again if a slot of its set is free."""
+    [row] = await transaction.run((TAKE_SLOT, {**values, "state": AssignmentState.open.value}))
+    return row is not None and bool(row["is_taken"])
+
+
+async def keep_aside(transaction: Transaction, values: Values) -> VerdictOut:
+    """Store a verdict whose slot somebody else has by now: it does not count, and reviewers are asked."""
+    stored = {**values, "state": VerdictState.kept_aside.value, "supersedes": None}
+    [row] = await transaction.run((STORE, stored))
+    if row is None:
+        raise NotFound("There is no such assignment.")
+    out = VerdictOut(202, row["body"])
+    calls: list[Call] = [(OPEN_REVIEW, {"verdict": row["id"], "kind": ReviewKind.late.value})]
+    if values["key"] is not None:
+        calls.append((KEEP_ANSWER, {**values, "status": 202, "response": out.content.decode()}))
+    await transaction.run(*calls)
+    return out

@@ -5,35 +5,34 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+import orjson
 from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from app.db.judging_pool import Value, statement
 from app.errors import DomainError, Forbidden, Invalid, NotFound
 from app.models import (
     Assignment,
     AssignmentState,
     CandidateSet,
-    CandidateSetState,
-    Pick,
     Project,
     Prompt,
-    Purpose,
     Role,
     Verdict,
     VerdictState,
 )
 from app.services.acceptance import overlap
 from app.services.kernel.actors import Actor, has_role, project_role
-from app.services.kernel.verdict_schema import VerdictIn, candidate_id, candidate_ids
-from app.services.quality import reviews, standings
+from app.services.kernel.verdict_schema import NEW_JSON, VerdictIn, candidate_id, candidate_ids
+from app.services.quality import reviews
 from app.services.rounds import rounds
 
-# After a verdict on a set of several slots; a statement of its own, because only now others' verdicts are seen.
-CLOSE_IF_FULL = f"""
+# After a verdict on a set of several slots. A statement of its own, because only now others' verdicts are visible.
+CLOSE_IF_FULL = statement(f"""
 WITH closed AS (
     UPDATE candidate_sets s SET state = 'judged'
-    WHERE s.id = :set AND s.state = 'ready' AND s.slots <= (
+    WHERE s.id = CAST(:set AS bigint) AND s.state = 'ready' AND s.slots <= (
         SELECT count(*) FROM assignments a
         WHERE a.candidate_set_id = s.id AND a.state = 'judged' AND a.purpose = 'work'
     )
@@ -44,17 +43,111 @@ WITH closed AS (
 INSERT INTO reviews (project_id, candidate_set_id, kind)
 SELECT s.project_id, s.id, 'disagreement' FROM closed s WHERE {reviews.PICKS_DIFFER} AND NOT {reviews.IS_DECIDED}
 ON CONFLICT DO NOTHING
+RETURNING id
+""")  # noqa: S608 - constants only
+# The lowest free slot of a set that is still offered, for an assignment whose own slot may be taken by now; a gold
+# prompt or a repeat keeps its slot. None where the critic holds another assignment on the set.
+TAKE_SLOT = statement("""
+WITH mine AS (
+    SELECT a.id, a.candidate_set_id, a.purpose, a.slot, s.slots
+    FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id
+    WHERE a.id = CAST(:assignment AS bigint)
+      AND (a.purpose <> 'work' OR (s.state = 'ready' AND s.taken < s.slots))
+      AND NOT EXISTS (
+          SELECT FROM assignments o
+          WHERE o.candidate_set_id = a.candidate_set_id AND o.critic_id = a.critic_id AND o.id <> a.id
+            AND o.state <> 'lapsed' AND o.purpose = a.purpose
+      )
+    FOR NO KEY UPDATE OF a, s
+), free AS (
+    SELECT mine.id, CASE WHEN mine.purpose = 'work' THEN (
+        SELECT min(n) FROM generate_series(1, mine.slots) n
+        WHERE NOT EXISTS (
+            SELECT FROM assignments b
+            WHERE b.candidate_set_id = mine.candidate_set_id AND b.slot = n AND b.state IN ('open', 'judged')
+              AND b.purpose = 'work'
+        )
+    ) ELSE mine.slot END AS slot
+    FROM mine
+), taken AS (
+    UPDATE assignments a SET slot = free.slot, state = :state FROM free
+    WHERE a.id = free.id AND free.slot IS NOT NULL
+    RETURNING a.candidate_set_id, a.purpose
+), counted AS (
+    UPDATE candidate_sets s SET taken = s.taken + 1
+    FROM taken WHERE s.id = taken.candidate_set_id AND taken.purpose = 'work'
+)
+SELECT EXISTS (SELECT FROM taken) AS is_taken
+""")
+
+
+def insert_verdict(*, source: str, state: str, supersedes: str = "NULL") -> str:
+    """SQL that stores the posted verdict for the assignment row `source`, which has `weight`, `shown` and `prompt_id`.
+
+    `state` and `supersedes` are SQL expressions. What it returns is the verdict; its picks are stored apart.
+    """
+    return f"""
+    INSERT INTO verdicts (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, state, reason,
+        rationale, rationale_key, edited_from, tags, comment, seconds, exhaustive, shown, weight, supersedes)
+    SELECT project_id, id, candidate_set_id, prompt_id, critic_id, :kind, {state}, :reason, :rationale, :rationale_key,
+        CAST(:edited_from AS bigint), CAST(:tags AS jsonb), :comment, CAST(:seconds AS double precision),
+        CAST(:exhaustive AS boolean), shown, weight, {supersedes}
+    FROM {source}
+    RETURNING *
 """  # noqa: S608 - constants only
+
+
+INSERT_PICKS = "INSERT INTO picks (verdict_id, candidate_id) SELECT v.id, unnest(CAST(:picks AS bigint[])) FROM v"
+STORE = statement(f"""
+WITH mine AS (
+    SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, s.prompt_id, coalesce(d.weight, 1) AS weight
+    FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id
+    LEFT JOIN critic_standings d ON d.project_id = a.project_id AND d.critic_id = a.critic_id
+    WHERE a.id = CAST(:assignment AS bigint)
+), v AS (
+    {insert_verdict(source="mine", state=":state", supersedes="CAST(:supersedes AS bigint)")}
+), picked AS (
+    {INSERT_PICKS}
+)
+SELECT v.id, {NEW_JSON} AS body FROM v
+""")  # noqa: S608 - constants only
+
+
+def verdict_values(verdict: VerdictIn) -> dict[str, Value]:
+    """What a statement that stores a verdict is run with. Raises `Invalid`.
+
+    Numbers go as text that the statement casts: the driver gives small and large ones different types, and each mixture
+    of types would be a prepared statement of its own.
+    """
+    picks, edited_from, _ = candidate_ids(verdict)
+    return {
+        "kind": verdict.kind.value,
+        "reason": verdict.reason,
+        "rationale": verdict.rationale,
+        "rationale_key": verdict.rationale_key,
+        "edited_from": None if edited_from is None else str(edited_from),
+        "tags": orjson.dumps(verdict.tags).decode(),
+        "comment": verdict.comment,
+        "seconds": None if verdict.seconds is None else str(verdict.seconds),
+        "exhaustive": verdict.exhaustive,
+        "picks": array_literal(picks),
+    }
+
+
+def array_literal(numbers: Sequence[int]) -> str:
+    """Numbers as PostgreSQL writes an array."""
+    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def close_if_full(session: Session, set_id: int, *, adaptive: bool) -> None:
     """Close a set once all its slots are judged, and ask a reviewer where its critics disagree.
 
-    With an adaptive overlap it is first decided how many critics it wants, by what was said of it so far.
+    With an adaptive overlap it is first decided how many critics it needs, by what was said of it so far.
     """
+    session.flush()
     if adaptive:
-        session.execute(text(overlap.ADAPT_SET), {"set": set_id})
-    session.execute(text(CLOSE_IF_FULL), {"set": set_id})
+        session.execute(overlap.ADAPT_SET.clause, {"set": set_id})
+    session.execute(CLOSE_IF_FULL.clause, {"set": set_id})
 
 
 def start_round_if_due(session: Session, project_id: int) -> None:
@@ -100,74 +193,26 @@ def locked(session: Session, actor: Actor, assignment_id: int) -> tuple[Assignme
     return found, candidate_set, prompt
 
 
-def free_slot(session: Session, candidate_set: CandidateSet) -> int | None:
-    """A free slot of a locked set that is still offered, if there is one."""
-    if candidate_set.state is not CandidateSetState.ready or candidate_set.taken >= candidate_set.slots:
-        return None
-    used = session.scalars(
-        select(Assignment.slot).where(
-            Assignment.candidate_set_id == candidate_set.id,
-            Assignment.state.in_((AssignmentState.open, AssignmentState.judged)),
-            Assignment.purpose == Purpose.work,
-        )
-    ).all()
-    return next(slot for slot in range(1, candidate_set.slots + 1) if slot not in used)
-
-
 def take_slot(session: Session, assignment: Assignment, candidate_set: CandidateSet, state: AssignmentState) -> bool:
     """Put a locked assignment on a free slot of its set again, as `state`. False: none is free."""
-    is_work = assignment.purpose is Purpose.work
-    slot = free_slot(session, candidate_set) if is_work else assignment.slot
-    other = session.scalar(
-        select(Assignment.id).where(
-            Assignment.candidate_set_id == candidate_set.id,
-            Assignment.critic_id == assignment.critic_id,
-            Assignment.id != assignment.id,
-            Assignment.state != AssignmentState.lapsed,
-            Assignment.purpose == assignment.purpose,
-        )
-    )
-    if slot is None or other is not None:
-        return False
-    assignment.slot, assignment.state = slot, state
-    if is_work:
-        candidate_set.taken += 1
     session.flush()
-    return True
+    values = {"assignment": assignment.id, "state": state.value}
+    is_taken = bool(session.execute(TAKE_SLOT.clause, values).scalar_one())
+    session.refresh(assignment)
+    session.refresh(candidate_set)
+    return is_taken
 
 
 def new_verdict(
-    session: Session,
-    assignment: Assignment,
-    candidate_set: CandidateSet,
-    prompt: Prompt,
-    verdict: VerdictIn,
-    state: VerdictState,
-    *,
-    supersedes: int | None = None,
+    session: Session, assignment: Assignment, verdict: VerdictIn, state: VerdictState, *, supersedes: int | None = None
 ) -> Verdict:
-    picks, edited_from, _ = candidate_ids(verdict)
-    row = Verdict(
-        project_id=assignment.project_id,
-        assignment_id=assignment.id,
-        candidate_set_id=candidate_set.id,
-        prompt_id=prompt.id,
-        critic_id=assignment.critic_id,
-        kind=verdict.kind,
-        state=state,
-        supersedes=supersedes,
-        reason=verdict.reason,
-        rationale=verdict.rationale,
-        edited_from=edited_from,
-        tags=verdict.tags,
-        comment=verdict.comment,
-        seconds=verdict.seconds,
-        exhaustive=verdict.exhaustive,
-        shown=assignment.shown,
-        weight=standings.get_weight(session, assignment.project_id, assignment.critic_id),
-    )
-    session.add(row)
+    """Store a verdict on an assignment, with its picks."""
     session.flush()
-    session.add_all(Pick(verdict_id=row.id, candidate_id=pick) for pick in picks)
-    session.flush()
-    return row
+    values = {
+        **verdict_values(verdict),
+        "assignment": assignment.id,
+        "state": state.value,
+        "supersedes": supersedes,
+    }
+    stored = session.execute(STORE.clause, values).one()
+    return session.get_one(Verdict, stored.id)

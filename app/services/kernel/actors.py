@@ -13,6 +13,7 @@ from app.models import Membership, Project, Role, Scope
 ROLE_ORDER = (Role.viewer, Role.critic, Role.reviewer, Role.admin)
 SCOPE_ORDER = (Scope.read, Scope.write, Scope.admin)
 MAX_ID = 2**63 - 1
+NO_PROJECT = "There is no such project, or you are not a member of it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,18 @@ def require(session: Session, actor: Actor, project: Project, need: Role) -> Non
 
     What needs the role admin also needs a token with the scope admin.
     """
-    role = project_role(session, actor, project)
-    if role is None:
-        raise NotFound("There is no such project, or you are not a member of it.")
-    if not has_role(role, need):
-        raise Forbidden(f"This needs the role '{need.value}' in project '{project.slug}'; you are '{role.value}'.")
+    check_role(project_role(session, actor, project), need, project.slug)
     if need is Role.admin:
         require_scope(actor, Scope.admin)
+
+
+def check_role(role: Role | None, need: Role, slug: str) -> Role:
+    """The role, where it may do what `need` may. Raises `NotFound` for one who is no member, and `Forbidden`."""
+    if role is None:
+        raise NotFound(NO_PROJECT)
+    if not has_role(role, need):
+        raise Forbidden(f"This needs the role '{need.value}' in project '{slug}'; you are '{role.value}'.")
+    return role
 
 
 def require_admin(actor: Actor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -67,14 +66,6 @@ class VerdictIn(BaseModel):
         return self.kind in USES_SLOT
 
 
-@dataclass(frozen=True, slots=True)
-class VerdictOut:
-    """What to answer: 201 with the verdict, or 202 when it came too late and was kept aside."""
-
-    status: int
-    body: dict[str, Any]
-
-
 def parse_verdict(values: dict[str, Any]) -> VerdictIn:
     """A verdict from JSON or a form. Raises `Invalid` that names the field."""
     try:
@@ -100,9 +91,25 @@ def candidate_id(value: str, field: str) -> int:
         raise Invalid(f"{field}: there is no candidate '{value[:40]}'.", field=field) from error
 
 
-# What was posted, and what came of it; of a verdict that was erased only that it is gone. `v` is the verdict; `:picks`
-# its picks, where they are not in their table yet.
-SHAPE = """
+# What a critic is told of their own verdict: nothing in it tells gold prompts and repeats from others.
+PLAIN_STATE = "CASE WHEN v.state IN ('gold', 'repeat') THEN 'counted' ELSE v.state END"
+STORED_PICKS = "ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY k.candidate_id)"
+POSTED_PICKS = "CAST(:picks AS bigint[])"
+IN_SNAPSHOTS = """
+coalesce((
+    SELECT jsonb_agg(DISTINCT i.snapshot_id::text) FROM snapshot_items i JOIN snapshots n ON n.id = i.snapshot_id
+    WHERE i.verdict_id = v.id AND n.prepared
+), '[]'::jsonb)
+"""
+
+
+def verdict_json(*, state: str = PLAIN_STATE, picks: str = STORED_PICKS, snapshots: str = IN_SNAPSHOTS) -> str:
+    """SQL that writes the verdict `v` as JSON: what was posted, and what came of it.
+
+    Of an erased verdict it tells only that it is gone. `picks` is an SQL array, since those of a verdict that the same
+    statement stores are not in their table yet.
+    """
+    return f"""
 jsonb_build_object(
     'schema_version', 1,
     'id', v.id::text,
@@ -111,8 +118,8 @@ jsonb_build_object(
     'assignment', v.assignment_id::text,
     'critic', CASE WHEN NOT v.deleted THEN v.critic_id::text END,
     'kind', CASE WHEN NOT v.deleted THEN v.kind END,
-    'state', CASE WHEN v.deleted THEN 'deleted' ELSE STATE END,
-    'picks', coalesce(to_jsonb(CAST(PICKS AS text[])), '[]'::jsonb),
+    'state', CASE WHEN v.deleted THEN 'deleted' ELSE {state} END,
+    'picks', coalesce(to_jsonb(CAST({picks} AS text[])), '[]'::jsonb),
     'tags', v.tags,
     'reason', v.reason,
     'rationale', v.rationale,
@@ -124,22 +131,12 @@ jsonb_build_object(
     'supersedes', v.supersedes::text,
     'current', v.current,
     'deleted', v.deleted,
-    'snapshots', SNAPSHOTS,
+    'snapshots', {snapshots},
     'created_at', to_char(v.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 )
 """
-# What a critic is told of their own: nothing in it tells gold prompts and repeats from others.
-PLAIN_STATE = "CASE WHEN v.state IN ('gold', 'repeat') THEN 'counted' ELSE v.state END"
-STORED_PICKS = "ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY k.candidate_id)"
-IN_SNAPSHOTS = """
-coalesce((
-    SELECT jsonb_agg(DISTINCT i.snapshot_id::text) FROM snapshot_items i JOIN snapshots n ON n.id = i.snapshot_id
-    WHERE i.verdict_id = v.id AND n.prepared
-), '[]'::jsonb)
-"""
-VERDICT_JSON = SHAPE.replace("SNAPSHOTS", IN_SNAPSHOTS)
-STORED_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace("STATE", PLAIN_STATE)
-FULL_JSON = VERDICT_JSON.replace("PICKS", STORED_PICKS).replace("STATE", "v.state")
-# Of a verdict that is just being given, no snapshot has anything yet.
-NEW_JSON = SHAPE.replace("SNAPSHOTS", "'[]'::jsonb").replace("PICKS", "CAST(:picks AS bigint[])")
-GIVEN_JSON = NEW_JSON.replace("STATE", PLAIN_STATE)
+
+
+STORED_JSON = verdict_json()
+FULL_JSON = verdict_json(state="v.state")
+NEW_JSON = verdict_json(picks=POSTED_PICKS, snapshots="'[]'::jsonb")

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from app.db.judging_pool import statement
 from app.errors import Conflict, Invalid, NotFound
 from app.models import Project, Review, ReviewKind, ReviewState, Role
 from app.services.kernel.actors import Actor, require
@@ -22,11 +23,12 @@ PICKS_DIFFER = """
 )
 """
 IS_DECIDED = "EXISTS (SELECT FROM verdicts w WHERE w.candidate_set_id = s.id AND w.current AND w.state = 'decided')"
-OPEN_REVIEW = """
+OPEN_REVIEW = statement("""
 INSERT INTO reviews (project_id, candidate_set_id, verdict_id, kind)
-SELECT v.project_id, v.candidate_set_id, v.id, :kind FROM verdicts v WHERE v.id = :verdict
+SELECT v.project_id, v.candidate_set_id, v.id, :kind FROM verdicts v WHERE v.id = CAST(:verdict AS bigint)
 ON CONFLICT DO NOTHING
-"""
+RETURNING id
+""")
 OPEN_DISAGREEMENT = f"""
 INSERT INTO reviews (project_id, candidate_set_id, kind)
 SELECT s.project_id, s.id, 'disagreement' FROM candidate_sets s
@@ -98,8 +100,8 @@ COUNT_OPEN_REVIEWS = "SELECT kind, count(*) FROM reviews WHERE project_id = :pro
 
 
 def open_review(session: Session, verdict_id: int, kind: ReviewKind) -> None:
-    """Open a review of a verdict: it was a flag, or came too late."""
-    session.execute(text(OPEN_REVIEW), {"verdict": verdict_id, "kind": kind.value})
+    """Put a verdict before the reviewers: it was a flag, or came too late."""
+    session.execute(OPEN_REVIEW.clause, {"verdict": verdict_id, "kind": kind.value})
 
 
 def open_review_if_disagreeing(session: Session, set_id: int) -> None:

@@ -8,11 +8,11 @@ from datetime import datetime
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from app.db.judging_pool import Transaction, statement
 from app.errors import Forbidden, NotFound
-from app.models import CriticStanding, GoldPrompt, PracticeAnswer, Project, Role, User
+from app.models import CriticStanding, Project, Role, User
 from app.services.kernel import audit
-from app.services.kernel.actors import SYSTEM, Actor, require
-from app.services.projects.projects import settings_of
+from app.services.kernel.actors import Actor, require
 
 MAX_GOLD_VERDICTS = 50
 """A critic's accuracy covers this many of their newest gold prompts."""
@@ -26,23 +26,64 @@ GOLD_SCORE = """
         WHERE NOT EXISTS (SELECT FROM picks k WHERE k.verdict_id = v.id AND k.candidate_id = u))
 )::double precision / (cardinality(g.fits) + cardinality(g.unfit))
 """
-# The weight starts at 1 and approaches the accuracy as gold prompts are answered.
-UPDATE_STANDING = f"""
-INSERT INTO critic_standings AS d (project_id, critic_id, answered, score, weight)
-SELECT :project, :critic, count(*), avg(score), (coalesce(sum(score), 0) + 2) / (count(*) + 2)
-FROM (
-    SELECT {GOLD_SCORE} AS score
-    FROM verdicts v JOIN gold_prompts g ON g.candidate_set_id = v.candidate_set_id
-    WHERE v.critic_id = :critic AND v.project_id = :project AND v.current AND v.state = 'gold'
-      AND v.kind IN ('picked', 'none_fit') AND v.id > coalesce((
-          SELECT counts_from FROM critic_standings WHERE project_id = :project AND critic_id = :critic
-      ), 0)
-    ORDER BY v.id DESC LIMIT {MAX_GOLD_VERDICTS}
-) newest
-ON CONFLICT (project_id, critic_id)
-DO UPDATE SET answered = excluded.answered, score = excluded.score, weight = excluded.weight
-RETURNING answered, score, paused_at
-"""  # noqa: S608 - constants only
+# The weight begins at 1 and nears the accuracy as gold prompts are answered. A critic whose accuracy falls below what
+# the project asks for is paused; `told` notes that in the audit log.
+RECOUNT = statement(f"""
+WITH rule AS (
+    SELECT coalesce((r.settings ->> 'gold_minimum')::int, 5) AS minimum,
+        coalesce((r.settings ->> 'gold_accuracy')::double precision, 0) AS accuracy
+    FROM projects j JOIN setting_revisions r ON r.id = j.revision_id WHERE j.id = CAST(:project AS bigint)
+), counted AS (
+    SELECT count(*) AS answered, avg(score) AS score, (coalesce(sum(score), 0) + 2) / (count(*) + 2) AS weight
+    FROM (
+        SELECT {GOLD_SCORE} AS score
+        FROM verdicts v JOIN gold_prompts g ON g.candidate_set_id = v.candidate_set_id
+        WHERE v.critic_id = CAST(:critic AS bigint) AND v.project_id = CAST(:project AS bigint) AND v.current
+          AND v.state = 'gold' AND v.kind IN ('picked', 'none_fit') AND v.id > coalesce((
+              SELECT counts_from FROM critic_standings
+              WHERE project_id = CAST(:project AS bigint) AND critic_id = CAST(:critic AS bigint)
+          ), 0)
+        ORDER BY v.id DESC LIMIT {MAX_GOLD_VERDICTS}
+    ) newest
+), judged AS (
+    SELECT c.*, c.answered >= rule.minimum AND coalesce(c.score < rule.accuracy, false) AS is_low FROM counted c, rule
+), before AS (
+    SELECT paused_at FROM critic_standings
+    WHERE project_id = CAST(:project AS bigint) AND critic_id = CAST(:critic AS bigint)
+), told AS (
+    INSERT INTO audit_events (project_id, action, subject, data)
+    SELECT CAST(:project AS bigint), 'critic.pause', 'user:' || CAST(:critic AS bigint),
+        jsonb_build_object('score', score, 'answered', answered)
+    FROM judged WHERE is_low AND (SELECT paused_at FROM before) IS NULL
+)
+INSERT INTO critic_standings AS d (project_id, critic_id, answered, score, weight, paused_at)
+SELECT CAST(:project AS bigint), CAST(:critic AS bigint), answered, score, weight, CASE WHEN is_low THEN now() END
+FROM judged
+ON CONFLICT (project_id, critic_id) DO UPDATE
+SET answered = excluded.answered, score = excluded.score, weight = excluded.weight,
+    paused_at = coalesce(d.paused_at, excluded.paused_at)
+RETURNING answered
+""")  # noqa: S608 - constants only
+# Whether a critic is paused, and how many practice prompts are before them: none for one who has practised already.
+STANDING = statement("""
+SELECT d.paused_at IS NOT NULL AS is_paused,
+    CASE WHEN d.practised_at IS NOT NULL THEN 0 ELSE greatest(0, least(
+        coalesce((r.settings ->> 'practice_prompts')::int, 0),
+        (SELECT count(*) FROM gold_prompts g WHERE g.project_id = j.id AND g.practice AND g.active)
+    ) - (
+        SELECT count(*) FROM practice_answers a JOIN gold_prompts g ON g.id = a.gold_id
+        WHERE a.critic_id = CAST(:critic AS bigint) AND g.project_id = j.id AND g.practice AND g.active
+    )) END AS practice_left
+FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
+LEFT JOIN critic_standings d ON d.project_id = j.id AND d.critic_id = CAST(:critic AS bigint)
+WHERE j.id = CAST(:project AS bigint)
+""")
+NOTE_PRACTISED = statement("""
+INSERT INTO critic_standings AS d (project_id, critic_id, practised_at)
+VALUES (CAST(:project AS bigint), CAST(:critic AS bigint), now())
+ON CONFLICT (project_id, critic_id) DO UPDATE SET practised_at = coalesce(d.practised_at, now())
+RETURNING critic_id
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +100,9 @@ class StandingSummary:
 
 
 def update_standing(session: Session, project_id: int, critic_id: int) -> None:
-    """Recompute a critic's standing, and pause them if they fall below the project's required accuracy."""
-    row = session.execute(text(UPDATE_STANDING), {"project": project_id, "critic": critic_id}).one()
-    project = session.get_one(Project, project_id)
-    settings = settings_of(session, project)
-    is_low = row.score is not None and row.answered >= settings.gold_minimum and row.score < settings.gold_accuracy
-    if not is_low or row.paused_at is not None:
-        return
-    standing = session.get_one(CriticStanding, (project_id, critic_id), populate_existing=True)
-    standing.paused_at = func.now()
+    """Count a critic's gold prompts anew, and pause them where they fall below what the project asks for."""
     session.flush()
-    audit.record(
-        session, SYSTEM, "critic.pause", f"user:{critic_id}", project_id, score=row.score, answered=row.answered
-    )
+    session.execute(RECOUNT.clause, {"project": project_id, "critic": critic_id})
 
 
 def get_weight(session: Session, project_id: int, critic_id: int) -> float:
@@ -80,48 +111,38 @@ def get_weight(session: Session, project_id: int, critic_id: int) -> float:
     return 1.0 if standing is None else standing.weight
 
 
-def require_may_judge(session: Session, actor: Actor, project: Project) -> None:
-    """Raise `Forbidden`, with the reason, if a critic is paused or still has to practise.
+async def admit(transaction: Transaction, actor: Actor, project_id: int, slug: str) -> None:
+    """Let a critic go on who has nothing left to practise.
 
-    A critic with no practice prompts left counts as practised.
+    Raises `Forbidden` with the reason, for one who is paused or has yet to practise.
     """
-    standing = session.get(CriticStanding, (project.id, actor.user_id), populate_existing=True)
-    if standing is not None and standing.paused_at is not None:
+    values = {"project": project_id, "critic": actor.user_id}
+    [row] = await transaction.run((STANDING, values))
+    if row is not None and row["is_paused"]:
         raise Forbidden(
             "You are paused in this project: too many of your verdicts on prompts with a known answer were wrong. "
             "Your verdicts are kept. Read the instructions again, and ask an admin of the project to let you continue.",
             reason="paused",
         )
-    if count_practice_left(session, project, actor.user_id) > 0:
+    if row is not None and row["practice_left"] > 0:
         raise Forbidden(
             "This project starts with a short practice: a few prompts whose answers are known.",
             reason="practice",
-            practice=f"/api/v1/projects/{project.slug}/practice",
+            practice=f"/api/v1/projects/{slug}/practice",
         )
-    record_practised(session, project.id, actor.user_id)
+    await transaction.run((NOTE_PRACTISED, values))
 
 
 def count_practice_left(session: Session, project: Project, critic_id: int) -> int:
-    """How many practice prompts remain for a critic; 0 for one who has practised."""
-    standing = session.get(CriticStanding, (project.id, critic_id), populate_existing=True)
-    if standing is not None and standing.practised_at is not None:
-        return 0
-    there = select(GoldPrompt.id).where(GoldPrompt.project_id == project.id, GoldPrompt.practice, GoldPrompt.active)
-    answered = select(PracticeAnswer.gold_id).where(
-        PracticeAnswer.critic_id == critic_id, PracticeAnswer.gold_id.in_(there)
-    )
-    n_there = session.scalar(select(func.count()).select_from(there.subquery())) or 0
-    n_answered = session.scalar(select(func.count()).select_from(answered.subquery())) or 0
-    return max(0, min(settings_of(session, project).practice_prompts, n_there) - n_answered)
+    """How many practice prompts are before a critic; none for one who has practised already."""
+    session.flush()
+    row = session.execute(STANDING.clause, {"project": project.id, "critic": critic_id}).one()
+    return int(row.practice_left)
 
 
 def record_practised(session: Session, project_id: int, critic_id: int) -> None:
-    """Record that a critic has practised and may start the work."""
-    statement = """
-        INSERT INTO critic_standings AS d (project_id, critic_id, practised_at) VALUES (:project, :critic, now())
-        ON CONFLICT (project_id, critic_id) DO UPDATE SET practised_at = coalesce(d.practised_at, now())
-    """
-    session.execute(text(statement), {"project": project_id, "critic": critic_id})
+    """Let a critic begin with the work."""
+    session.execute(NOTE_PRACTISED.clause, {"project": project_id, "critic": critic_id})
 
 
 def list_standings(session: Session, actor: Actor, project: Project, *, paused: bool = False) -> list[StandingSummary]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, timedelta
+from typing import Any
 
-from sqlalchemy import and_, func, select, text
+import orjson
+from sqlalchemy import RowMapping, text
 from sqlalchemy.orm import Session
 
+from app.db.judging_pool import Row, Transaction, statement
 from app.db.sessions import database_now
-from app.models import ModelVersion, Project, Role, Round, Verdict
+from app.errors import NotFound
+from app.models import Project, Role, RoundState
 from app.models.states import ACTIVE_ROUND_STATES
 from app.services.kernel.actors import Actor, require
 
@@ -26,11 +31,24 @@ class CriticPace:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningRound:
+    """The round that is going on."""
+
+    number: int
+    state: RoundState
+    progress: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Glance:
-    """A critic's pace, the active round, and the number of the version that writes candidates."""
+    """A critic's pace, and where the project's loop is.
+
+    `fresh` counts the prompts that newly got an accepted rationale; `version` is the number of the active version.
+    """
 
     pace: CriticPace
-    round: Round | None
+    fresh: int
+    round: RunningRound | None
     version: int | None
 
 
@@ -61,6 +79,32 @@ class CriticDay:
     credits: tuple[Credit, ...]
 
 
+ACTIVE_STATES = ", ".join(f"'{state.value}'" for state in ACTIVE_ROUND_STATES)
+GLANCE = statement(f"""
+SELECT
+    (
+        SELECT count(*) FROM verdicts v
+        WHERE v.critic_id = CAST(:critic AS bigint) AND v.project_id = p.id AND v.current
+          AND v.created_at >= date_trunc('day', now(), 'UTC')
+    ) AS today,
+    (
+        SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY newest.seconds)
+        FROM (
+            SELECT v.seconds, v.created_at FROM verdicts v
+            WHERE v.critic_id = CAST(:critic AS bigint) AND v.project_id = p.id AND v.current
+            ORDER BY v.critic_id DESC, v.project_id DESC, v.id DESC LIMIT 20
+        ) newest
+        WHERE newest.created_at >= date_trunc('day', now(), 'UTC')
+    ) AS seconds,
+    (
+        SELECT count(*) FROM prompts f WHERE f.project_id = p.id AND f.fresh AND f.state NOT IN ('held', 'retired')
+    ) AS fresh,
+    r.number, r.state, r.progress, m.number AS version
+FROM projects p
+LEFT JOIN rounds r ON r.project_id = p.id AND r.state IN ({ACTIVE_STATES})
+LEFT JOIN model_versions m ON m.id = p.active_version_id
+WHERE p.id = CAST(:project AS bigint)
+""")  # noqa: S608 - constants only
 SUMS = text("""
 SELECT count(*) AS total, count(*) FILTER (WHERE created_at >= now() - interval '1 hour') AS hour
 FROM verdicts WHERE critic_id = :critic AND project_id = :project AND current
@@ -90,36 +134,31 @@ ORDER BY e.number DESC
 
 
 def load_glance(session: Session, actor: Actor, project: Project) -> Glance:
-    """The actor's pace and the project's loop: one statement, because every verdict is answered with it."""
-    mine = (Verdict.critic_id == actor.user_id, Verdict.project_id == project.id, Verdict.current)
-    midnight = func.date_trunc("day", func.now(), "UTC")
-    newest = select(Verdict.seconds, Verdict.created_at).where(*mine).order_by(Verdict.id.desc()).limit(20).subquery()
-    median = func.percentile_cont(0.5).within_group(newest.c.seconds)
-    row = session.execute(
-        select(
-            select(func.count()).where(*mine, Verdict.created_at >= midnight).scalar_subquery(),
-            select(median).where(newest.c.created_at >= midnight).scalar_subquery(),
-            Round,
-            ModelVersion.number,
-        )
-        .select_from(Project)
-        .outerjoin(Round, and_(Round.project_id == Project.id, Round.state.in_(ACTIVE_ROUND_STATES)))
-        .outerjoin(ModelVersion, ModelVersion.id == Project.active_version_id)
-        .where(Project.id == project.id)
-    ).one()
-    return Glance(CriticPace(row[0], row[1]), row[2], row[3])
+    """The actor's pace, and where the project's loop is."""
+    session.flush()
+    row = session.execute(GLANCE.clause, {"critic": actor.user_id, "project": project.id}).mappings().one()
+    return glance_from(row, row["progress"] or {})
 
 
-def load_critic_pace(session: Session, actor: Actor, project: Project) -> CriticPace:
-    """The actor's verdicts and pace of today."""
-    return load_glance(session, actor, project).pace
+async def load_glance_in(transaction: Transaction, actor: Actor, project_id: int) -> Glance:
+    """The same in a judging transaction: every verdict is answered with it."""
+    [row] = await transaction.run((GLANCE, {"critic": actor.user_id, "project": project_id}))
+    if row is None:
+        raise NotFound("There is no such project.")
+    return glance_from(row, orjson.loads(row["progress"] or b"{}"))
+
+
+def glance_from(row: Row | RowMapping, progress: Mapping[str, Any]) -> Glance:
+    """A row of `GLANCE`, with the progress of its round."""
+    running = None if row["number"] is None else RunningRound(row["number"], RoundState(row["state"]), progress)
+    return Glance(CriticPace(row["today"], row["seconds"]), row["fresh"], running, row["version"])
 
 
 def load_critic_day(session: Session, actor: Actor, project: Project) -> CriticDay:
     """The actor's day. Raises `Forbidden`."""
     require(session, actor, project, Role.critic)
     mine = {"critic": actor.user_id, "project": project.id}
-    pace = load_critic_pace(session, actor, project)
+    pace = load_glance(session, actor, project).pace
     sums = session.execute(SUMS, mine).one()
     days = frozenset(session.scalars(DAYS, {**mine, "days": LOOK_BACK_DAYS}))
     return CriticDay(

@@ -24,10 +24,10 @@ from app.models import (
     VerdictKind,
     VerdictState,
 )
-from app.services.judging.give import VerdictIn
 from app.services.kernel import counters
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import check_limit
+from app.services.kernel.verdict_schema import VerdictIn
 
 MAX_SEARCH_WORDS = 10
 SEARCH_DEPTH = 5000

@@ -1,29 +1,18 @@
-"""What the critic's page shows: the card, the figures on top, and why there is nothing to judge."""
+"""What the critic's page shows: the card, the figures on top, lists of verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy.orm import Session
-
-from app.errors import Forbidden
 from app.models import Project
-from app.services.acceptance import rules
-from app.services.candidates import pools
-from app.services.judging import assignments
-from app.services.judging.assignments import Claim
-from app.services.kernel import workers
-from app.services.kernel.actors import Actor
+from app.services.judging.claim import Claim
 from app.services.projects.instructions import Instructions
 from app.services.projects.key_bindings import KeyAction
 from app.services.projects.projects import ProjectSettings
-from app.services.read_models import critic_day
-from app.services.read_models.critic_day import Credit, CriticDay
+from app.services.read_models.critic_day import Credit, CriticDay, Glance
 from app.services.read_models.overviews import VerdictSummary
-from app.services.rounds import rounds
-from app.web.rendering import duration
 from app.web.words import KIND_WORDS, image_url, round_words
 
 
@@ -211,17 +200,18 @@ class ProjectsView:
 def card_of(claim: Claim, settings: ProjectSettings, line: VerdictSummary | None = None) -> Card:
     """The card of a claim, or of the verdict `line` that was given on it."""
     picked = {str(pick) for pick in line.pick_ids} if line else set()
+    prompt, candidates = claim.prompt, claim.candidates
     return Card(
         assignment_id=str(claim.assignment_id),
         verdict_id=str(line.id) if line else "",
         images=tuple(
-            Picture(image_url(image["sha256"]), image["width"], image["height"]) for image in claim.prompt["images"]
+            Picture(image_url(image["sha256"]), image["width"], image["height"]) for image in prompt["images"]
         ),
-        question=claim.prompt["question"],
-        answer=claim.prompt["answer"],
+        question=prompt["question"],
+        answer=prompt["answer"],
         candidates=tuple(
             Choice(one["id"], one["text"], one["id"] in picked, tuple(line.tags.get(one["id"], ())) if line else ())
-            for one in claim.candidates
+            for one in candidates
         ),
         rationale=(line.rationale or "") if line else "",
         edited_from=str(line.edited_from) if line and line.edited_from else "",
@@ -231,11 +221,9 @@ def card_of(claim: Claim, settings: ProjectSettings, line: VerdictSummary | None
     )
 
 
-def progress_of(session: Session, actor: Actor, project: Project, settings: ProjectSettings) -> Progress:
-    """Today's count, and how far the next round or the one that runs is."""
-    fresh = rules.fresh_count(session, project)
-    glance = critic_day.load_glance(session, actor, project)
-    running = glance.round
+def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> Progress:
+    """Today's count, and how far the next round or the running one is."""
+    fresh, running = glance.fresh, glance.round
     every = settings.round_every
     explanation = f"{fresh} prompts have newly got an accepted rationale; " + (
         f"a round starts by itself at {every}." if settings.auto_rounds else "an admin starts the next round."
@@ -252,7 +240,7 @@ def progress_of(session: Session, actor: Actor, project: Project, settings: Proj
         round=label if running else "",
         round_name=f"Round {running.number}" if running else "",
         version="" if glance.version is None else f"Version {glance.version}",
-        revision=str(project.revision_id),
+        revision=str(revision_id),
         explanation=explanation,
         line_value=value,
         line_max=top,
@@ -279,102 +267,3 @@ def day_view(project: Project, day: CriticDay) -> DayView:
     """The day of a critic; `latest` is the round they were last credited with."""
     lines = tuple((credit_words(one), became_words(one)) for one in day.credits)
     return DayView(project.slug, day, lines, str(day.credits[0].round) if day.credits else "")
-
-
-def empty_of(session: Session, project: Project) -> Empty:
-    """Why there is nothing to judge for this critic, and what happens next."""
-    waiting = pools.count_waiting(session, project, limit=1000)
-    claimable = pools.count_claimable(session, project, limit=1000)
-    running = rounds.active_round(session, project)
-    sampling = pools.count_sampling(session, project)
-    here = "It appears here by itself, you need not reload."
-    if waiting and running is not None and not sampling:
-        return Empty(
-            "paused",
-            f"Round {running.number} is running",
-            "The model is being tuned on what was picked. New candidates are made when it is done.",
-            f"{round_words(running)}. {here}",
-            float(running.progress.get("fraction") or 0.0),
-        )
-    if waiting or sampling:
-        return filling(session, project, sampling, waiting, here)
-    if claimable:
-        return Empty(
-            "others",
-            "Nothing left for you",
-            f"{claimable} candidate sets are ready for other critics; you have judged or hold all you may.",
-            here,
-        )
-    return Empty(
-        "done",
-        "All done",
-        "Every prompt of this project is judged. Thank you.",
-        "When prompts are added, or a new version has something better to offer, it appears here.",
-    )
-
-
-def filling(session: Session, project: Project, sampling: int, waiting: int, here: str) -> Empty:
-    """The pool is being filled: how many prompts wait, and how long that takes; or nobody is there to fill it."""
-    count = f"{waiting} {'waits for its own' if waiting == 1 else 'wait for theirs'}"
-    if not sampling and not workers.list_workers(session, queue="model"):
-        return Empty(
-            "stalled",
-            "Nothing writes candidates now",
-            f"No model worker is running: {count} until one is started.",
-            f"An admin starts one. {here}",
-        )
-    each = pools.recent_seconds_per_set(session, project)
-    how_long = (
-        "The first ones take a moment longer, because the model is loaded for them."
-        if each is None
-        else f"One takes about {duration(max(1.0, each))}, all of them about {duration(each * (waiting + sampling))}."
-    )
-    return Empty(
-        "filling",
-        "The pool is being filled",
-        f"The model is writing candidates: {sampling} prompts at this moment, {count}.",
-        f"{how_long} {here}",
-    )
-
-
-def next_claim(
-    session: Session, actor: Actor, project: Project, known: frozenset[int], held: Sequence[int]
-) -> Claim | None:
-    """A claim the page does not have: one that was `held` before, else a new one; None when there is none."""
-    for assignment_id in held:
-        if assignment_id not in known:
-            return assignments.heartbeat(session, actor, assignment_id)
-    found = assignments.claim(session, actor, project)
-    return None if found is None or found.assignment_id in known else found
-
-
-def next_stage(
-    session: Session,
-    actor: Actor,
-    project: Project,
-    settings: ProjectSettings,
-    known: frozenset[int] = frozenset(),
-    held: Sequence[int] = (),
-) -> StageView:
-    """The next prompt that the page does not have, or why there is none; a critic may be kept from judging, too."""
-    try:
-        claim = next_claim(session, actor, project, known, held)
-    except Forbidden as error:
-        if "reason" not in error.extra:
-            raise
-        return StageView(project.slug, None, refusal_of(project, error))
-    card = card_of(claim, settings) if claim else None
-    return StageView(project.slug, card, None if card else empty_of(session, project))
-
-
-def refusal_of(project: Project, error: Forbidden) -> Empty:
-    """What to tell a critic who gets nothing to judge at this time."""
-    if error.extra["reason"] == "practice":
-        return Empty(
-            "practice",
-            "A short practice first",
-            error.detail,
-            "You see at once what was right. Nothing of it is counted.",
-            link=(f"/annotate/{project.slug}/practice", "Begin"),
-        )
-    return Empty("refused", "You are paused here", error.detail, "When you may go on, the next prompt appears here.")

@@ -16,6 +16,7 @@ from app.models import Project, Role, Scope, User
 from app.services.accounts import users
 from app.services.kernel.actors import SYSTEM
 from tests import factories
+from tests.judging import SessionPool
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +43,7 @@ def app(shared_app: FastAPI, session: Session) -> Iterator[FastAPI]:
 
     shared_app.dependency_overrides[get_session] = test_session
     shared_app.state.sessions = contextlib.contextmanager(test_session)
+    shared_app.state.judging = SessionPool(session)
     yield shared_app
     shared_app.dependency_overrides.clear()
 

@@ -17,6 +17,7 @@ from app.http.dependencies import get_session
 from app.main import create_app
 from app.models import User
 from tests import factories
+from tests.judging import SessionPool
 
 PASSWORD = "a long password"
 
@@ -59,6 +60,7 @@ def app(session: Session, redis_url: str) -> FastAPI:
 
     app.dependency_overrides[get_session] = test_session
     app.state.sessions = contextlib.contextmanager(test_session)
+    app.state.judging = SessionPool(session)
     return app
 
 

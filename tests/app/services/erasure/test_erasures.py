@@ -48,14 +48,14 @@ from app.services.exports.shapes import Format
 from app.services.imports import imports
 from app.services.imports.running import run_import
 from app.services.integrations import webhooks
-from app.services.judging import assignments, give
+from app.services.judging import change, feed, give
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.store import get_store
 from app.services.projects import projects
 from app.services.prompts import prompts
 from app.services.rounds import lease, preparing, rounds, snapshots
 from app.services.rounds.lease import LeaseLostError
-from tests import factories
+from tests import factories, judging
 from tests.app.services.feedback import start_prepared
 from tests.app.services.imports.importing import table
 from tests.app.services.invariants import broken
@@ -82,7 +82,7 @@ class World:
         return [json.loads(line) for page in export_plan.line_pages(plan) for line in page.splitlines()]
 
     def feed(self, cursor: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
-        page = give.feed(self.session, SYSTEM, self.project, cursor=cursor, limit=1000)
+        page = feed.feed(self.session, SYSTEM, self.project, cursor=cursor, limit=1000)
         self.session.commit()
         return page.items, page.next
 
@@ -210,7 +210,7 @@ class TestPerson:
     def test_their_slots_are_free_for_others(self, world: World) -> None:
         other = factories.make_critic(world.session, world.project)
         world.run(erasures.erase_person(world.session, world.admin, world.critics[1].user_id))
-        claimed = assignments.claim(world.session, other, world.project)
+        claimed = judging.claim(world.session, other, world.project)
         world.session.commit()
         assert claimed is not None
         assert world.session.scalar(select(func.count()).where(Prompt.state == PromptState.ready)) == 8
@@ -260,9 +260,9 @@ class TestPerson:
 
     def test_their_flags_no_longer_hold_prompts(self, world: World) -> None:
         critic = world.critics[0]
-        mine = give.history(world.session, critic, world.project)[0]
+        mine = feed.history(world.session, critic, world.project)[0]
         flag = give.parse_verdict({"kind": "flagged", "reason": "Offensive"})
-        give.change(world.session, critic, int(mine["id"]), flag)
+        change.change(world.session, critic, int(mine["id"]), flag)
         world.session.commit()
         assert world.session.get_one(Prompt, int(mine["prompt"])).state is PromptState.held
         world.run(erasures.erase_person(world.session, world.admin, critic.user_id))
@@ -346,7 +346,7 @@ class TestImage:
         world.run(erasures.erase_image(world.session, world.admin, sha256))
         picked = give.parse_verdict({"kind": "picked", "picks": [str(candidate)]})
         with pytest.raises(Exception, match="not of this set"):
-            give.give(world.session, world.critics[0], claim.id, picked)
+            judging.give(world.session, world.critics[0], claim.id, picked)
 
     def test_images_of_other_prompts_stay(self, world: World) -> None:
         one = world.lines()[0]["images"][0]["sha256"]

@@ -14,21 +14,21 @@ from app.models import Project, Role, Split
 from app.services.exports import plan as export_plan
 from app.services.exports import reader
 from app.services.exports.plan import Wanted
-from app.services.judging import assignments, give
-from app.services.judging.give import parse_verdict
+from app.services.judging import change
 from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.verdict_schema import parse_verdict
 from app.services.rounds import snapshots
-from tests import factories
+from tests import factories, judging
 from tests.conftest import CommittedDatabase
 
 
 def judge(session: Session, project: Project, critic: Actor, **values: Any) -> dict[str, Any]:
     factories.make_candidate_set(session, project)
-    claimed = assignments.claim(session, critic, project)
+    claimed = judging.claim(session, critic, project)
     assert claimed is not None
     if values.get("kind", "picked") == "picked":
         values = {"kind": "picked", "picks": [claimed.candidates[0]["id"]], **values}
-    return give.give(session, critic, claimed.assignment_id, parse_verdict(values)).body
+    return judging.give(session, critic, claimed.assignment_id, parse_verdict(values)).body
 
 
 def lines(plan: export_plan.Plan) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ class TestRecords:
             first = judge(session, project, one)
             second = judge(session, project, two, kind="none_fit")
             third = judge(session, project, one, kind="skipped", reason="Not sure")
-            changed = give.change(session, two, int(second["id"]), parse_verdict({"kind": "skipped"}))
+            changed = change.change(session, two, int(second["id"]), parse_verdict({"kind": "skipped"}))
             last = judge(session, project, two, rationale='my "own" \n line')
             found = records(session, project)
             assert [one["id"] for one in found] == [first["id"], third["id"], changed["id"], last["id"]]
@@ -94,7 +94,7 @@ class TestRecords:
             plan = export_plan.plan(session, SYSTEM, project, Wanted())
             session.commit()
             slow.commit()
-            changed = give.change(session, one, int(first["id"]), parse_verdict({"kind": "none_fit"}))
+            changed = change.change(session, one, int(first["id"]), parse_verdict({"kind": "none_fit"}))
             session.commit()
             assert [(one["id"], one["kind"]) for one in lines(plan)] == [(first["id"], "picked")]
             now = export_plan.plan(session, SYSTEM, project, Wanted())

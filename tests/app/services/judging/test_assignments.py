@@ -12,7 +12,7 @@ from app.errors import Conflict, Forbidden, NotFound
 from app.models import Assignment, AssignmentState, CandidateSet, Project, Prompt, PromptState, Role
 from app.services.judging import assignments
 from app.services.kernel.actors import Actor
-from tests import factories
+from tests import factories, judging
 
 
 @pytest.fixture
@@ -39,14 +39,14 @@ def expire(session: Session, assignment_id: int) -> None:
 class TestClaim:
     def test_nothing_is_ready(self, session: Session, project: Project, critic: Actor) -> None:
         factories.make_prompt(session, project)
-        assert assignments.claim(session, critic, project) is None
+        assert judging.claim(session, critic, project) is None
 
     def test_answers_prompt_and_candidates_without_what_critics_may_not_see(
         self, session: Session, project: Project, critic: Actor
     ) -> None:
         prompt = factories.make_prompt(session, project, references=["secret reference"], extra={"scene": "secret"})
         offered = factories.make_candidate_set(session, project, prompt=prompt)
-        claimed = assignments.claim(session, critic, project)
+        claimed = judging.claim(session, critic, project)
         assert claimed is not None
         assert not claimed.resumed
         assert claimed.prompt["question"] == prompt.question
@@ -68,7 +68,7 @@ class TestClaim:
         )
         offered.answer, offered.answer_source = "a guess", "own"
         session.flush()
-        claimed = assignments.claim(session, critic, project)
+        claimed = judging.claim(session, critic, project)
         assert claimed is not None
         assert claimed.prompt["answer"] == "a guess"
 
@@ -77,14 +77,14 @@ class TestClaim:
     ) -> None:
         factories.make_candidate_set(session, project)
         urgent = factories.make_candidate_set(session, project, priority=5)
-        claimed = assignments.claim(session, critic, project)
+        claimed = judging.claim(session, critic, project)
         assert claimed is not None
         assert session.get_one(Assignment, claimed.assignment_id).candidate_set_id == urgent.id
 
     def test_at_max_open_the_oldest_comes_back(self, session: Session, project: Project, critic: Actor) -> None:
         for _ in range(3):
             factories.make_candidate_set(session, project)
-        first, second, third = (assignments.claim(session, critic, project) for _ in range(3))
+        first, second, third = (judging.claim(session, critic, project) for _ in range(3))
         assert first is not None
         assert second is not None
         assert third is not None
@@ -98,31 +98,31 @@ class TestClaim:
         for _ in range(3):
             factories.make_candidate_set(session, project)
         robot = Actor(user_id=critic.user_id, email=critic.email, role=critic.role, max_open=3)
-        claims = [assignments.claim(session, robot, project) for _ in range(3)]
+        claims = [judging.claim(session, robot, project) for _ in range(3)]
         assert len({claimed.assignment_id for claimed in claims if claimed}) == 3
 
     def test_never_the_same_set_twice(self, session: Session, project: Project, critic: Actor) -> None:
         offered = factories.make_candidate_set(session, project, slots=3)
-        claimed = assignments.claim(session, critic, project)
+        claimed = judging.claim(session, critic, project)
         assert claimed is not None
         assignments.release(session, critic, claimed.assignment_id)
         assert taken(session, offered) == 0
-        assert assignments.claim(session, critic, project) is None
+        assert judging.claim(session, critic, project) is None
 
     def test_a_lapsed_set_may_come_again(self, session: Session, project: Project, critic: Actor) -> None:
         factories.make_candidate_set(session, project)
-        claimed = assignments.claim(session, critic, project)
+        claimed = judging.claim(session, critic, project)
         assert claimed is not None
         expire(session, claimed.assignment_id)
         assert assignments.lapse_expired(session) == 1
-        again = assignments.claim(session, critic, project)
+        again = judging.claim(session, critic, project)
         assert again is not None
         assert again.assignment_id != claimed.assignment_id
 
     def test_slots_are_given_once_each(self, session: Session, project: Project) -> None:
         offered = factories.make_candidate_set(session, project, slots=2)
         critics = [factories.make_critic(session, project) for _ in range(3)]
-        claims = [assignments.claim(session, critic, project) for critic in critics]
+        claims = [judging.claim(session, critic, project) for critic in critics]
         assert [claimed is not None for claimed in claims] == [True, True, False]
         slots = session.scalars(select(Assignment.slot).where(Assignment.candidate_set_id == offered.id)).all()
         assert sorted(slots) == [1, 2]
@@ -130,11 +130,11 @@ class TestClaim:
     def test_a_freed_slot_is_given_again(self, session: Session, project: Project) -> None:
         factories.make_candidate_set(session, project, slots=2)
         one, two, three = (factories.make_critic(session, project) for _ in range(3))
-        first = assignments.claim(session, one, project)
+        first = judging.claim(session, one, project)
         assert first is not None
-        assignments.claim(session, two, project)
+        judging.claim(session, two, project)
         assignments.release(session, one, first.assignment_id)
-        third = assignments.claim(session, three, project)
+        third = judging.claim(session, three, project)
         assert third is not None
         assert session.get_one(Assignment, third.assignment_id).slot == 1
 
@@ -145,15 +145,15 @@ class TestClaim:
         offered = factories.make_candidate_set(session, project)
         session.get_one(Prompt, offered.prompt_id).state = state
         session.flush()
-        assert assignments.claim(session, critic, project) is None
+        assert judging.claim(session, critic, project) is None
 
     def test_needs_the_role_critic(self, session: Session, project: Project) -> None:
         factories.make_candidate_set(session, project)
         viewer = factories.actor_of(factories.make_member(session, project, Role.viewer))
         with pytest.raises(Forbidden, match="critic"):
-            assignments.claim(session, viewer, project)
+            judging.claim(session, viewer, project)
         with pytest.raises(NotFound):
-            assignments.claim(session, factories.actor_of(factories.make_user(session)), project)
+            judging.claim(session, factories.actor_of(factories.make_user(session)), project)
 
 
 class TestGetAssignment:

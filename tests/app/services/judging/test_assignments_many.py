@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.db.engine import sqlalchemy_url
 from app.models import Assignment, AssignmentState, CandidateSet, CandidateSetState, Project, Verdict
 from app.services.judging import assignments
-from app.services.judging import give as judging_give
-from app.services.judging.give import parse_verdict
+from app.services.judging.claim import Claim
 from app.services.kernel.actors import Actor
-from tests import factories
+from app.services.kernel.verdict_schema import parse_verdict
+from tests import factories, judging
 from tests.app.services.invariants import broken
 from tests.conftest import CommittedDatabase
 
@@ -38,9 +38,9 @@ class Crowd:
         with self.lock:
             self.counts[what] += 1
 
-    def claim(self, critic: Actor) -> assignments.Claim | None:
+    def claim(self, critic: Actor) -> Claim | None:
         with self.sessions.begin() as session:
-            return assignments.claim(session, critic, self.project)
+            return judging.claim(session, critic, self.project)
 
     def lapse(self, assignment_id: int) -> None:
         """Let a claim's time be over, and have the sweep look."""
@@ -50,12 +50,12 @@ class Crowd:
         with self.sessions.begin() as session:
             assignments.lapse_expired(session)
 
-    def give(self, critic: Actor, claimed: assignments.Claim, dice: random.Random) -> None:
+    def give(self, critic: Actor, claimed: Claim, dice: random.Random) -> None:
         kind = dice.choices(("picked", "none_fit", "skipped"), (6, 3, 1))[0]
         picks = [one["id"] for one in claimed.candidates[: dice.randint(1, 2)]] if kind == "picked" else []
         said = parse_verdict({"kind": kind, "picks": picks})
         with self.sessions.begin() as session:
-            out = judging_give.give(session, critic, claimed.assignment_id, said)
+            out = judging.give(session, critic, claimed.assignment_id, said)
         self.note(f"{kind} {out.status}")
 
     def work(self, number: int, critic: Actor) -> None:
@@ -129,7 +129,7 @@ def finish(crowd: Crowd, database: CommittedDatabase, overlap: int) -> None:
             session.commit()
         while (claimed := crowd.claim(critic)) is not None:
             with crowd.sessions.begin() as session:
-                out = judging_give.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "none_fit"}))
+                out = judging.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "none_fit"}))
             crowd.note(f"last {out.status}")
 
 

@@ -22,9 +22,9 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict
 from app.models import Assignment, CandidateSet, Verdict
 from app.services.judging import assignments
-from app.services.judging import give as judging_give
-from app.services.judging.give import parse_verdict
-from tests import factories
+from app.services.judging.claim import MAX_EXTENSIONS
+from app.services.kernel.verdict_schema import parse_verdict
+from tests import factories, judging
 from tests.app.services.invariants import broken
 
 CRITICS, SETS, MAX_OPEN = 3, 3, 2
@@ -112,7 +112,7 @@ class States(RuleBasedStateMachine):
     def claim(self, critic: int) -> None:
         open_ones = self.model.open_of(critic)
         expected = self.model.claimable(critic)
-        got = assignments.claim(self.session, self.critics[critic], self.project)
+        got = judging.claim(self.session, self.critics[critic], self.project)
         if len(open_ones) >= MAX_OPEN:
             assert got is not None
             assert (got.resumed, got.assignment_id) == (True, open_ones[0])
@@ -135,7 +135,7 @@ class States(RuleBasedStateMachine):
         free = self.model.taken(held.set_id) < self.model.slots and not again
         refused = held.state in ENDED or held.aside
         try:
-            out = judging_give.give(self.session, self.critics[held.critic], held.id, parse_verdict(said))
+            out = judging.give(self.session, self.critics[held.critic], held.id, parse_verdict(said))
         except Conflict:
             assert refused
             return
@@ -167,7 +167,7 @@ class States(RuleBasedStateMachine):
             assert held.state != "open"
             return
         assert held.state == "open"
-        held.extensions = min(held.extensions + 1, assignments.MAX_EXTENSIONS)
+        held.extensions = min(held.extensions + 1, MAX_EXTENSIONS)
 
     @precondition(has_some)
     @rule(number=st.integers(0, 99))

@@ -12,12 +12,13 @@ from app.errors import Forbidden
 from app.models import Assignment, CandidateSet, ClaimPosition, Project, Purpose, Role, Verdict, VerdictState
 from app.services.candidates import candidates
 from app.services.candidates.candidates import NewCandidate
-from app.services.judging import assignments, claim_sql, give
-from app.services.judging.assignments import Claim
-from app.services.judging.give import parse_verdict
+from app.services.judging import assignments, feed
+from app.services.judging import claim as claims
+from app.services.judging.claim import Claim
 from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.verdict_schema import parse_verdict
 from app.services.projects import projects
-from tests import factories
+from tests import factories, judging
 
 
 def project_with(session: Session, **settings: Any) -> Project:
@@ -25,7 +26,7 @@ def project_with(session: Session, **settings: Any) -> Project:
 
 
 def must_claim(session: Session, critic: Actor, project: Project) -> Claim:
-    claimed = assignments.claim(session, critic, project)
+    claimed = judging.claim(session, critic, project)
     assert claimed is not None
     return claimed
 
@@ -38,7 +39,7 @@ def judge(session: Session, critic: Actor, claimed: Claim, *picks: int) -> Verdi
     """Judge a claim; `picks` are places in the order it is shown in."""
     ids = [claimed.candidates[place]["id"] for place in picks]
     said = {"kind": "picked", "picks": ids} if ids else {"kind": "none_fit"}
-    body = give.give(session, critic, claimed.assignment_id, parse_verdict(said)).body
+    body = judging.give(session, critic, claimed.assignment_id, parse_verdict(said)).body
     return session.get_one(Verdict, int(body["id"]))
 
 
@@ -46,12 +47,12 @@ def judge(session: Session, critic: Actor, claimed: Claim, *picks: int) -> Verdi
 def dice(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What the two dice of every claim show: at 1 it is nobody's turn."""
     shown = {"gold_draw": 1.0, "repeat_draw": 1.0}
-    real = claim_sql.claim_values
+    real = claims.claim_values
 
     def values(*given: Any, **named: Any) -> dict[str, Any]:
         return {**real(*given, **named), **shown}
 
-    monkeypatch.setattr(assignments, "claim_values", values)
+    monkeypatch.setattr(claims, "claim_values", values)
     return shown
 
 
@@ -124,7 +125,7 @@ class TestLongSearch:
             prompt = factories.make_prompt(session, project, images=[image])
             return factories.make_candidate_set(session, project, prompt=prompt, slots=2)
 
-        had = [offer() for _ in range(claim_sql.HEAD)]
+        had = [offer() for _ in range(claims.HEAD)]
         freed = offer()
         had += [offer() for _ in range(3)]
         late = [offer() for _ in range(2)]
@@ -145,7 +146,7 @@ class TestLongSearch:
         take(freed, 1)  # in front of the place, and behind the head
         assert set_of(session, must_claim(session, critic, project)) == late[1].id
         assert set_of(session, must_claim(session, critic, project)) == freed.id  # at the end it begins anew
-        assert assignments.claim(session, critic, project) is None
+        assert judging.claim(session, critic, project) is None
         new = offer()
         assert set_of(session, must_claim(session, critic, project)) == new.id
 
@@ -170,7 +171,7 @@ class TestRepeats:
         told = judge(session, critic, again)
         assert told.state is VerdictState.repeat
         assert session.get_one(CandidateSet, offered[0].id, populate_existing=True).taken == taken == 1
-        assert give.get_verdict(session, critic, told.id)["state"] == "counted"
+        assert feed.get_verdict(session, critic, told.id)["state"] == "counted"
         assert {set_of(session, must_claim(session, critic, project))} == {offered[2].id}  # each set once
 
     def test_a_share_of_none_brings_nothing_back(self, session: Session, dice: dict[str, float]) -> None:
@@ -179,7 +180,7 @@ class TestRepeats:
         factories.make_candidate_set(session, project)
         critic = factories.make_critic(session, project)
         judge(session, critic, must_claim(session, critic, project))
-        assert assignments.claim(session, critic, project) is None
+        assert judging.claim(session, critic, project) is None
 
 
 class TestLease:
@@ -195,7 +196,7 @@ class TestLease:
             session.expire_all()
             left = session.get_one(Assignment, held.id).expires_at
             extended = assignments.heartbeat(session, critic, held.id).expires_at > left
-            assert extended == (number <= assignments.MAX_EXTENSIONS)
+            assert extended == (number <= claims.MAX_EXTENSIONS)
 
 
 def test_a_viewer_is_refused_whatever_the_dice_show(session: Session, dice: dict[str, float]) -> None:
@@ -203,5 +204,5 @@ def test_a_viewer_is_refused_whatever_the_dice_show(session: Session, dice: dict
     project = project_with(session, gold_share=0.5, repeat_share=0.5)
     viewer = factories.actor_of(factories.make_member(session, project, Role.viewer))
     with pytest.raises(Forbidden):
-        assignments.claim(session, viewer, project)
+        judging.claim(session, viewer, project)
     assert session.scalar(select(func.count()).where(Assignment.purpose != Purpose.work)) == 0

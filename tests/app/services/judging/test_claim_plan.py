@@ -13,18 +13,18 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.db.engine import get_engine, make_engine
+from app.db.judging_pool import PLANNER
 from app.db.sessions import session_scope
-from app.fast_path.pg_pipeline import PLANS
-from app.models import Role
+from app.models import Project, Role
 from app.processes.connect import forget_settings
 from app.processes.embedded import Embedded
-from app.services.judging import assignments
 from app.services.kernel.actors import Actor
 from bench import filling
+from tests import judging
 from tests.conftest import MIGRATED, CommittedDatabase, copy_database, maintenance
 
 SLUG = "large"
@@ -147,21 +147,19 @@ def claims(session: Session, critic: Actor, turns: int) -> list[Cost]:
         if "claim_places" in plan["Query Text"]:
             told.append(cost(plan["Plan"]))
 
+    project = session.scalars(select(Project).where(Project.slug == SLUG)).one()
     raw = session.connection().connection.dbapi_connection
     assert isinstance(raw, psycopg.Connection)
     raw.add_notice_handler(listen)
     for _ in range(turns):
-        assignments.claim_in(session, critic, SLUG)
+        judging.claim(session, critic, project)
         session.commit()
     assert len(told) >= turns
     return told
 
 
 @pytest.mark.parametrize("statements", STATES.values(), ids=STATES)
-@pytest.mark.parametrize("plans", [{}, PLANS], ids=["in a session", "on a line"])
-def test_a_claim_reads_little_of_a_large_project(
-    committed_db: CommittedDatabase, statements: tuple[str, ...], plans: dict[str, str]
-) -> None:
+def test_a_claim_reads_little_of_a_large_project(committed_db: CommittedDatabase, statements: tuple[str, ...]) -> None:
     with committed_db.sessions() as session:
         critic, other = session.scalars(text("SELECT id FROM users WHERE email LIKE 'critic%' ORDER BY id"))
     bring_about(statements, critic, other)
@@ -169,7 +167,7 @@ def test_a_claim_reads_little_of_a_large_project(
     try:
         with Session(engine) as session:
             session.execute(text("SELECT 1"))
-            for command in (*EXPLAIN.split(";"), *(f"SET {name} = {value}" for name, value in plans.items())):
+            for command in (*EXPLAIN.split(";"), *(f"SET {name} = {value}" for name, value in PLANNER.items())):
                 session.execute(text(command))
             session.commit()
             told = claims(session, Actor(user_id=critic, email="", role=Role.critic), WARM + TURNS)

@@ -25,11 +25,12 @@ from app.models import (
     VerdictState,
 )
 from app.services.acceptance import rules
-from app.services.judging import assignments
-from app.services.judging import give as judging_give
-from app.services.judging.give import parse_verdict
+from app.services.judging import assignments, change, feed
+from app.services.judging.claim import Claim
+from app.services.judging.give import VerdictOut
 from app.services.kernel.actors import Actor
-from tests import factories
+from app.services.kernel.verdict_schema import parse_verdict
+from tests import factories, judging
 from tests.conftest import CommittedDatabase
 
 
@@ -43,30 +44,30 @@ def critic(session: Session, project: Project) -> Actor:
     return factories.make_critic(session, project)
 
 
-def claim(session: Session, project: Project, critic: Actor, *, slots: int = 1) -> assignments.Claim:
+def claim(session: Session, project: Project, critic: Actor, *, slots: int = 1) -> Claim:
     factories.make_candidate_set(session, project, slots=slots)
-    claimed = assignments.claim(session, critic, project)
+    claimed = judging.claim(session, critic, project)
     assert claimed is not None
     return claimed
 
 
-def give(session: Session, critic: Actor, claimed: assignments.Claim, **values: Any) -> judging_give.VerdictOut:
-    out = judging_give.give(session, critic, claimed.assignment_id, parse_verdict(values))
+def give(session: Session, critic: Actor, claimed: Claim, **values: Any) -> VerdictOut:
+    out = judging.give(session, critic, claimed.assignment_id, parse_verdict(values))
     session.expire_all()
     return out
 
 
-def pick(session: Session, critic: Actor, claimed: assignments.Claim, *indexes: int) -> judging_give.VerdictOut:
+def pick(session: Session, critic: Actor, claimed: Claim, *indexes: int) -> VerdictOut:
     ids = [claimed.candidates[index]["id"] for index in indexes or (0,)]
     return give(session, critic, claimed, kind="picked", picks=ids)
 
 
-def set_of(session: Session, claimed: assignments.Claim) -> CandidateSet:
+def set_of(session: Session, claimed: Claim) -> CandidateSet:
     assignment = session.get_one(Assignment, claimed.assignment_id)
     return session.get_one(CandidateSet, assignment.candidate_set_id)
 
 
-def prompt_of(session: Session, claimed: assignments.Claim) -> Prompt:
+def prompt_of(session: Session, claimed: Claim) -> Prompt:
     return session.get_one(Prompt, int(claimed.prompt["id"]))
 
 
@@ -94,7 +95,7 @@ class TestGive:
         assert out.body["critic"] == str(critic.user_id)
         assert out.body["shown"] == [candidate["id"] for candidate in claimed.candidates]
         assert out.body["created_at"].endswith("Z")
-        assert judging_give.body_of(session, int(out.body["id"])) == out.body
+        assert feed.body_of(session, int(out.body["id"])) == out.body
         assert session.get_one(Assignment, claimed.assignment_id).state is AssignmentState.judged
         assert set_of(session, claimed).state is CandidateSetState.judged
         prompt = prompt_of(session, claimed)
@@ -137,15 +138,15 @@ class TestGive:
         offered = set_of(session, claimed)
         assert (offered.state, offered.taken) == (CandidateSetState.ready, 0)
         assert prompt_of(session, claimed).state is PromptState.ready
-        assert assignments.claim(session, critic, project) is None
-        assert assignments.claim(session, factories.make_critic(session, project), project) is not None
+        assert judging.claim(session, critic, project) is None
+        assert judging.claim(session, factories.make_critic(session, project), project) is not None
 
     def test_flagged_holds_the_prompt(self, session: Session, project: Project, critic: Actor) -> None:
         claimed = claim(session, project, critic)
         give(session, critic, claimed, kind="flagged", reason="Offensive")
         assert prompt_of(session, claimed).state is PromptState.held
         assert set_of(session, claimed).taken == 0
-        assert assignments.claim(session, factories.make_critic(session, project), project) is None
+        assert judging.claim(session, factories.make_critic(session, project), project) is None
 
     @pytest.mark.parametrize(
         ("values", "field"),
@@ -201,7 +202,7 @@ class TestGive:
             session, factories.make_candidate_set(session, project), factories.actor_of(user)
         )
         with pytest.raises(Forbidden):
-            judging_give.give(session, factories.actor_of(user), assignment.id, parse_verdict({"kind": "none_fit"}))
+            judging.give(session, factories.actor_of(user), assignment.id, parse_verdict({"kind": "none_fit"}))
 
     def test_judged_already(self, session: Session, project: Project, critic: Actor) -> None:
         claimed = claim(session, project, critic)
@@ -219,12 +220,12 @@ class TestGive:
         assignment = factories.make_assignment(
             session, factories.make_candidate_set(session, project), critic, minutes_left=-1
         )
-        out = judging_give.give(session, critic, assignment.id, parse_verdict({"kind": "none_fit"}))
+        out = judging.give(session, critic, assignment.id, parse_verdict({"kind": "none_fit"}))
         assert out.status == 201
 
 
 class TestLapsed:
-    def lapse(self, session: Session, claimed: assignments.Claim) -> None:
+    def lapse(self, session: Session, claimed: Claim) -> None:
         session.get_one(Assignment, claimed.assignment_id).state = AssignmentState.lapsed
         set_of(session, claimed).taken -= 1
         session.flush()
@@ -240,7 +241,7 @@ class TestLapsed:
         claimed = claim(session, project, critic)
         self.lapse(session, claimed)
         other = factories.make_critic(session, project)
-        theirs = assignments.claim(session, other, project)
+        theirs = judging.claim(session, other, project)
         assert theirs is not None
         out = pick(session, critic, claimed)
         assert (out.status, out.body["state"]) == (202, "kept_aside")
@@ -253,7 +254,7 @@ class TestLapsed:
     def test_it_was_claimed_anew(self, session: Session, project: Project, critic: Actor) -> None:
         claimed = claim(session, project, critic, slots=2)
         self.lapse(session, claimed)
-        assert assignments.claim(session, critic, project) is not None
+        assert judging.claim(session, critic, project) is not None
         assert pick(session, critic, claimed).status == 202
 
     def test_a_foreign_candidate_is_refused_all_the_same(
@@ -283,7 +284,7 @@ class TestOverlap:
         assert set_of(session, claimed).state is CandidateSetState.ready
         assert prompt_of(session, claimed).has_accepted
         other = factories.make_critic(session, project)
-        theirs = assignments.claim(session, other, project)
+        theirs = judging.claim(session, other, project)
         assert theirs is not None
         give(session, other, theirs, kind="none_fit")
         assert set_of(session, claimed).state is CandidateSetState.judged
@@ -305,7 +306,7 @@ class TestOverlap:
         wanted = None
         for number in range(3):
             critic = factories.make_critic(session, project)
-            claimed = assignments.claim(session, critic, project)
+            claimed = judging.claim(session, critic, project)
             assert claimed is not None
             wanted = wanted or claimed.candidates[0]["id"]
             if number < votes:
@@ -322,18 +323,16 @@ class TestIdempotencyKey:
     def test_twice_is_one_verdict(self, session: Session, project: Project, critic: Actor) -> None:
         claimed = claim(session, project, critic)
         verdict = parse_verdict({"kind": "none_fit"})
-        first = judging_give.give(session, critic, claimed.assignment_id, verdict, idempotency_key="k")
-        again = judging_give.give(session, critic, claimed.assignment_id, verdict, idempotency_key="k")
+        first = judging.give(session, critic, claimed.assignment_id, verdict, idempotency_key="k")
+        again = judging.give(session, critic, claimed.assignment_id, verdict, idempotency_key="k")
         assert again == first
         assert len(session.scalars(select(Verdict.id)).all()) == 1
 
     def test_for_another_request(self, session: Session, project: Project, critic: Actor) -> None:
         claimed = claim(session, project, critic)
-        judging_give.give(
-            session, critic, claimed.assignment_id, parse_verdict({"kind": "none_fit"}), idempotency_key="k"
-        )
+        judging.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "none_fit"}), idempotency_key="k")
         with pytest.raises(Conflict, match="Idempotency-Key"):
-            judging_give.give(
+            judging.give(
                 session, critic, claimed.assignment_id, parse_verdict({"kind": "skipped"}), idempotency_key="k"
             )
 
@@ -341,15 +340,15 @@ class TestIdempotencyKey:
         other = factories.make_critic(session, project)
         for who in (critic, other):
             claimed = claim(session, project, who)
-            out = judging_give.give(
+            out = judging.give(
                 session, who, claimed.assignment_id, parse_verdict({"kind": "none_fit"}), idempotency_key="k"
             )
             assert out.body["critic"] == str(who.user_id)
 
 
 class TestChange:
-    def change(self, session: Session, critic: Actor, out: judging_give.VerdictOut, **values: Any) -> dict[str, Any]:
-        body = judging_give.change(session, critic, int(out.body["id"]), parse_verdict(values))
+    def change(self, session: Session, critic: Actor, out: VerdictOut, **values: Any) -> dict[str, Any]:
+        body = change.change(session, critic, int(out.body["id"]), parse_verdict(values))
         session.expire_all()
         return body
 
@@ -376,7 +375,7 @@ class TestChange:
         offered = set_of(session, claimed)
         assert (offered.state, offered.taken) == (CandidateSetState.ready, 0)
         assert prompt_of(session, claimed).state is PromptState.ready
-        assert assignments.claim(session, factories.make_critic(session, project), project) is not None
+        assert judging.claim(session, factories.make_critic(session, project), project) is not None
 
     def test_to_skipped_while_the_prompt_has_a_newer_set(
         self, session: Session, project: Project, critic: Actor
@@ -400,7 +399,7 @@ class TestChange:
     def test_from_skipped_when_the_slot_is_gone(self, session: Session, project: Project, critic: Actor) -> None:
         claimed = claim(session, project, critic)
         out = give(session, critic, claimed, kind="skipped")
-        assert assignments.claim(session, factories.make_critic(session, project), project) is not None
+        assert judging.claim(session, factories.make_critic(session, project), project) is not None
         body = self.change(session, critic, out, kind="picked", picks=[claimed.candidates[0]["id"]])
         assert body["state"] == VerdictState.kept_aside
         assert texts(session, project) == []
@@ -415,7 +414,7 @@ class TestChange:
     def test_a_flag_of_another_keeps_the_prompt_held(self, session: Session, project: Project, critic: Actor) -> None:
         claimed = claim(session, project, critic, slots=2)
         other = factories.make_critic(session, project)
-        theirs = assignments.claim(session, other, project)
+        theirs = judging.claim(session, other, project)
         assert theirs is not None
         out = give(session, critic, claimed, kind="flagged")
         give(session, other, theirs, kind="flagged")
@@ -453,32 +452,32 @@ class TestRounds:
 
 class TestReading:
     def test_the_last_verdict_and_todays_count(self, session: Session, project: Project, critic: Actor) -> None:
-        assert judging_give.last_verdict_of(session, critic, project) is None
+        assert feed.last_verdict_of(session, critic, project) is None
         first = pick(session, critic, claim(session, project, critic))
         second = give(session, critic, claim(session, project, critic), kind="none_fit")
-        last = judging_give.last_verdict_of(session, critic, project)
+        last = feed.last_verdict_of(session, critic, project)
         assert last is not None
         assert str(last.id) == second.body["id"]
         assert last.kind is VerdictKind.none_fit
-        assert judging_give.today_count(session, critic, project) == 2
+        assert feed.today_count(session, critic, project) == 2
         assert first.body["id"] != second.body["id"]
 
     def test_history_is_newest_first(self, session: Session, project: Project, critic: Actor) -> None:
         pick(session, critic, claim(session, project, critic))
         newest = give(session, critic, claim(session, project, critic), kind="none_fit")
-        seen = judging_give.history(session, factories.make_admin(session), project)
+        seen = feed.history(session, factories.make_admin(session), project)
         assert seen[0]["id"] == newest.body["id"]
         assert seen[0]["critic_email"] == critic.email
         assert len(seen[1]["picks"]) == 1
-        assert judging_give.history(session, factories.make_critic(session, project), project) == []
+        assert feed.history(session, factories.make_critic(session, project), project) == []
 
     def test_a_verdict_is_for_its_critic_and_reviewers(self, session: Session, project: Project, critic: Actor) -> None:
         out = pick(session, critic, claim(session, project, critic))
         number = int(out.body["id"])
-        assert judging_give.get_verdict(session, critic, number) == out.body
-        assert judging_give.get_verdict(session, factories.make_admin(session), number) == out.body
+        assert feed.get_verdict(session, critic, number) == out.body
+        assert feed.get_verdict(session, factories.make_admin(session), number) == out.body
         with pytest.raises(Forbidden):
-            judging_give.get_verdict(session, factories.make_critic(session, project), number)
+            feed.get_verdict(session, factories.make_critic(session, project), number)
 
 
 class TestFeed:
@@ -493,29 +492,29 @@ class TestFeed:
             early = pick(first, slow, claims[slow])  # begun first, committed last
             late = pick(second, quick, claims[quick])
             second.commit()
-            page = judging_give.feed(reader, admin, project)
+            page = feed.feed(reader, admin, project)
             assert page.items == []
             assert page.next is None
             first.commit()
             reader.rollback()
-            page = judging_give.feed(reader, admin, project, limit=1)
-            rest = judging_give.feed(reader, admin, project, cursor=page.next)
+            page = feed.feed(reader, admin, project, limit=1)
+            rest = feed.feed(reader, admin, project, cursor=page.next)
             assert [one["id"] for one in [*page.items, *rest.items]] == [early.body["id"], late.body["id"]]
-            body = judging_give.change(first, slow, int(early.body["id"]), parse_verdict({"kind": "none_fit"}))
+            body = change.change(first, slow, int(early.body["id"]), parse_verdict({"kind": "none_fit"}))
             first.commit()
             reader.rollback()
-            new = judging_give.feed(reader, admin, project, cursor=rest.next)
+            new = feed.feed(reader, admin, project, cursor=rest.next)
             assert [(one["id"], one["supersedes"]) for one in new.items] == [(body["id"], early.body["id"])]
-            mine = judging_give.feed(reader, quick, project, critic="me")
+            mine = feed.feed(reader, quick, project, critic="me")
             assert [one["id"] for one in mine.items] == [late.body["id"]]
 
     def test_a_critic_sees_their_own_only(self, session: Session, project: Project, critic: Actor) -> None:
         with pytest.raises(Forbidden):
-            judging_give.feed(session, critic, project)
+            feed.feed(session, critic, project)
 
     def test_a_foreign_cursor(self, session: Session, project: Project) -> None:
         with pytest.raises(Invalid):
-            judging_give.feed(session, factories.make_admin(session), project, cursor="nonsense")
+            feed.feed(session, factories.make_admin(session), project, cursor="nonsense")
 
 
 class TestPicksAreStored:

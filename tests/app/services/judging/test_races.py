@@ -15,13 +15,11 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict
 from app.models import Assignment, Project, Prompt, Verdict
 from app.services.acceptance import rules
-from app.services.judging import assignments
-from app.services.judging import give as judging_give
-from app.services.judging.give import parse_verdict
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.verdict_schema import parse_verdict
 from app.services.prompts import prompts
 from app.services.rounds import rounds
-from tests import factories
+from tests import factories, judging
 from tests.conftest import CommittedDatabase
 
 THREADS = 12
@@ -51,7 +49,7 @@ class TestOneCritic:
 
         def claim(_: int) -> bool:
             with committed_db.sessions.begin() as session:
-                claimed = assignments.claim(session, critic, project)
+                claimed = judging.claim(session, critic, project)
                 assert claimed is not None
                 return claimed.resumed
 
@@ -69,7 +67,7 @@ class TestOneCritic:
         def give(_: int) -> int:
             with committed_db.sessions() as session:
                 try:
-                    out = judging_give.give(session, critic, assignment.id, parse_verdict({"kind": "none_fit"}))
+                    out = judging.give(session, critic, assignment.id, parse_verdict({"kind": "none_fit"}))
                 except Conflict:
                     return 409
                 session.commit()
@@ -88,7 +86,7 @@ class TestOneCritic:
         def give(_: int) -> str:
             with committed_db.sessions.begin() as session:
                 verdict = parse_verdict({"kind": "picked", "rationale": "mine"})
-                out = judging_give.give(session, critic, assignment.id, verdict, idempotency_key="same")
+                out = judging.give(session, critic, assignment.id, verdict, idempotency_key="same")
                 return str(out.body["id"])
 
         assert len(set(at_once(give))) == 1
@@ -107,13 +105,13 @@ class TestOneSet:
 
         def judge(number: int) -> int:
             with committed_db.sessions.begin() as session:
-                claimed = assignments.claim(session, critics[number], project)
+                claimed = judging.claim(session, critics[number], project)
             while claimed is None:  # another critic held the set's row at that moment
                 with committed_db.sessions.begin() as session:
-                    claimed = assignments.claim(session, critics[number], project)
+                    claimed = judging.claim(session, critics[number], project)
             with committed_db.sessions.begin() as session:
                 verdict = parse_verdict({"kind": "picked", "picks": [pick]})
-                return judging_give.give(session, critics[number], claimed.assignment_id, verdict).status
+                return judging.give(session, critics[number], claimed.assignment_id, verdict).status
 
         assert at_once(judge) == [201] * THREADS
         with committed_db.sessions() as session:
@@ -158,7 +156,7 @@ class TestADatabaseThatGoes:
         monkeypatch.setattr(rounds, "start_if_due", go)
         said = parse_verdict({"kind": "picked", "picks": [str(assignment.shown[0])]})
         with committed_db.sessions() as session, pytest.raises(OperationalError):
-            judging_give.give(session, critic, assignment.id, said, idempotency_key="one")
+            judging.give(session, critic, assignment.id, said, idempotency_key="one")
         monkeypatch.undo()
         with committed_db.sessions.begin() as session:
-            assert judging_give.give(session, critic, assignment.id, said, idempotency_key="one").status == 201
+            assert judging.give(session, critic, assignment.id, said, idempotency_key="one").status == 201

@@ -8,11 +8,11 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.models import CountDelta, Project, Prompt, PromptState, Verdict
-from app.services.judging import assignments, give
-from app.services.judging.give import VerdictIn
+from app.services.judging import change
 from app.services.kernel import counters
 from app.services.kernel.actors import Actor
-from tests import factories
+from app.services.kernel.verdict_schema import VerdictIn
+from tests import factories, judging
 
 
 def assert_counts_match(session: Session, project: Project) -> None:
@@ -34,11 +34,13 @@ def assert_counts_match(session: Session, project: Project) -> None:
 
 
 def judge(session: Session, project: Project, critic: Actor, kind: str = "picked") -> str:
-    """Claim and judge. Returns the verdict's id."""
-    claimed = assignments.claim(session, critic, project)
+    """Claim and judge; the verdict's id."""
+    claimed = judging.claim(session, critic, project)
     assert claimed is not None
     picks = [claimed.candidates[0]["id"]] if kind == "picked" else []
-    body = give.give(session, critic, claimed.assignment_id, VerdictIn.model_validate({"kind": kind, "picks": picks}))
+    body = judging.give(
+        session, critic, claimed.assignment_id, VerdictIn.model_validate({"kind": kind, "picks": picks})
+    )
     return str(body.body["id"])
 
 
@@ -58,7 +60,7 @@ def test_counts_follow_what_happens(session: Session) -> None:
     assert_counts_match(session, project)
     counters.fold_deltas(session)
     assert session.scalar(select(CountDelta.id).limit(1)) is None
-    give.change(session, critic, int(first), VerdictIn.model_validate({"kind": "none_fit"}))
+    change.change(session, critic, int(first), VerdictIn.model_validate({"kind": "none_fit"}))
     session.expire_all()
     assert_counts_match(session, project)
     session.execute(text("DELETE FROM prompts WHERE project_id = :p AND state = 'held'"), {"p": project.id})

@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, Invalid
 from app.models import CandidateSet, CandidateSetState, ModelVersion, Prompt, PromptState, SettingRevision
 from app.services.acceptance import rules
-from app.services.judging import assignments, give
+from app.services.judging import give
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import projects
-from tests import factories
+from tests import factories, judging
 from tests.conftest import CommittedDatabase
 
 
@@ -55,9 +55,9 @@ class TestUpdateProject:
         projects.update_project(session, SYSTEM, project.slug, {"overlap": 3})
         session.refresh(offered)
         assert offered.slots == 3
-        claimed = assignments.claim(session, critic, project)
+        claimed = judging.claim(session, critic, project)
         assert claimed is not None
-        give.give(session, critic, claimed.assignment_id, give.parse_verdict({"kind": "none_fit"}))
+        judging.give(session, critic, claimed.assignment_id, give.parse_verdict({"kind": "none_fit"}))
         projects.update_project(session, SYSTEM, project.slug, {"overlap": 1})
         session.expire_all()
         assert session.get_one(CandidateSet, offered.id).state is CandidateSetState.judged
@@ -68,10 +68,10 @@ class TestUpdateProject:
         offered = factories.make_candidate_set(session, project, slots=2)
         for number in range(2):
             critic = factories.make_critic(session, project)
-            claimed = assignments.claim(session, critic, project)
+            claimed = judging.claim(session, critic, project)
             assert claimed is not None
             body = {"kind": "picked", "picks": [claimed.candidates[0]["id"]]} if number else {"kind": "none_fit"}
-            give.give(session, critic, claimed.assignment_id, give.parse_verdict(body))
+            judging.give(session, critic, claimed.assignment_id, give.parse_verdict(body))
         assert rules.fresh_count(session, project) == 1
         projects.update_project(session, SYSTEM, project.slug, {"aggregation": "all"})
         session.expire_all()
@@ -87,7 +87,7 @@ class TestUpdateProject:
             factories.make_candidate_set(session, project)
             session.commit()
         with committed_db.sessions() as judging, committed_db.sessions() as changing:
-            assert assignments.claim(judging, critic, project) is not None  # its row refers to the project's row
+            assert judging.claim(judging, critic, project) is not None  # its row refers to the project's
             changing.execute(text("SET LOCAL lock_timeout = 100"))
             projects.update_project(changing, SYSTEM, project.slug, {"max_open": 5})
             changing.commit()

@@ -11,12 +11,12 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, Forbidden, Invalid
 from app.models import AuditEvent, CandidateSet, Project, Prompt, PromptState, Role, Verdict, VerdictState
 from app.services.acceptance import rules
-from app.services.judging import assignments, give
-from app.services.judging.give import parse_verdict
+from app.services.judging import assignments, feed
 from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.verdict_schema import parse_verdict
 from app.services.quality import gold, repeats, standings
 from app.services.quality.gold import GoldIn
-from tests import factories
+from tests import factories, judging
 from tests.app.services.judging.test_claim_order import dice, judge, must_claim, project_with, set_of
 
 __all__ = ["dice"]
@@ -36,7 +36,7 @@ def answer(session: Session, critic: Actor, project: Project, *, right: bool) ->
     wanted = "it fits" if right else "it does not"
     pick = next(one["id"] for one in claimed.candidates if one["text"] == wanted)
     said = parse_verdict({"kind": "picked", "picks": [pick]})
-    return int(give.give(session, critic, claimed.assignment_id, said).body["id"])
+    return int(judging.give(session, critic, claimed.assignment_id, said).body["id"])
 
 
 class TestGold:
@@ -56,9 +56,9 @@ class TestGold:
         assert claimed.prompt["state"] == other.prompt["state"] == "ready"
         given = judge(session, critic, claimed, 0, 1)
         assert given.state is VerdictState.gold
-        assert give.get_verdict(session, critic, given.id)["state"] == "counted"
+        assert feed.get_verdict(session, critic, given.id)["state"] == "counted"
         assert assignments.get_assignment(session, critic, claimed.assignment_id).prompt["state"] == "judged"
-        own = give.feed(session, critic, project, critic="me").items
+        own = feed.feed(session, critic, project, critic="me").items
         assert {item["state"] for item in own} <= {"counted"}
         assert rules.accepted_rationales(session, project) == []
         assert session.get_one(CandidateSet, int(made["candidate_set"])).taken == 0
@@ -69,7 +69,7 @@ class TestGold:
         dice["gold_draw"] = 0.0
         for critic in (factories.make_critic(session, project), factories.make_critic(session, project)):
             answer(session, critic, project, right=True)
-            assert assignments.claim(session, critic, project) is None
+            assert judging.claim(session, critic, project) is None
 
     def test_is_not_used_otherwise(self, session: Session) -> None:
         project = project_with(session)
@@ -78,7 +78,7 @@ class TestGold:
         add(session, project, prompt=prompt)
         session.refresh(prompt)
         assert prompt.state is PromptState.retired
-        assert assignments.claim(session, factories.make_critic(session, project), project) is None
+        assert judging.claim(session, factories.make_critic(session, project), project) is None
         with pytest.raises(Conflict):
             add(session, project, prompt=prompt)
 
@@ -110,7 +110,7 @@ class TestStanding:
         answer(session, critic, project, right=False)
         wrong = answer(session, critic, project, right=False)
         with pytest.raises(Forbidden, match="paused") as refused:
-            assignments.claim(session, critic, project)
+            judging.claim(session, critic, project)
         assert refused.value.extra["reason"] == "paused"
         told = session.scalars(select(AuditEvent.action).where(AuditEvent.project_id == project.id)).all()
         assert "critic.pause" in told
@@ -138,7 +138,7 @@ class TestStanding:
         for critic, pick in ((good, best), (bad[0], worst), (bad[1], worst)):
             claimed = must_claim(session, critic, project)
             said = parse_verdict({"kind": "picked", "picks": [pick]})
-            give.give(session, critic, claimed.assignment_id, said)
+            judging.give(session, critic, claimed.assignment_id, said)
         weights = session.scalars(
             select(Verdict.weight).where(Verdict.candidate_set_id == offered.id).order_by(Verdict.id)
         ).all()
@@ -154,7 +154,7 @@ class TestPractice:
         factories.make_candidate_set(session, project)
         critic = factories.make_critic(session, project)
         with pytest.raises(Forbidden, match="practice") as refused:
-            assignments.claim(session, critic, project)
+            judging.claim(session, critic, project)
         assert refused.value.extra["reason"] == "practice"
         first = gold.next_practice(session, critic, project)
         assert first is not None
@@ -171,18 +171,18 @@ class TestPractice:
         assert second["id"] != first["id"]
         assert gold.answer_practice(session, critic, project, int(second["id"]), []).left == 0
         assert gold.next_practice(session, critic, project) is None
-        assert assignments.claim(session, critic, project) is not None
+        assert judging.claim(session, critic, project) is not None
 
     def test_no_practice_without_practice_prompts(self, session: Session) -> None:
         project = project_with(session, practice_prompts=5)
         factories.make_candidate_set(session, project)
-        assert assignments.claim(session, factories.make_critic(session, project), project) is not None
+        assert judging.claim(session, factories.make_critic(session, project), project) is not None
 
     def test_practice_is_not_mixed_in(self, session: Session, dice: dict[str, float]) -> None:
         dice["gold_draw"] = 0.0
         project = project_with(session, gold_share=0.5)
         add(session, project, practice=True)
-        assert assignments.claim(session, factories.make_critic(session, project), project) is None
+        assert judging.claim(session, factories.make_critic(session, project), project) is None
 
 
 class TestConsistency:

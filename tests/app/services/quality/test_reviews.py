@@ -23,12 +23,12 @@ from app.models import (
     VerdictState,
 )
 from app.services.acceptance import rules
-from app.services.judging import assignments, decide, give
-from app.services.judging.give import VerdictIn, parse_verdict
+from app.services.judging import change, decide
 from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.verdict_schema import VerdictIn, parse_verdict
 from app.services.projects import projects
 from app.services.quality import reviews
-from tests import factories
+from tests import factories, judging
 from tests.app.services.judging.test_claim_order import must_claim, project_with
 
 
@@ -44,7 +44,7 @@ def judged(session: Session, project: Project, offered: CandidateSet, *places: i
     critic = factories.make_critic(session, project)
     claimed = must_claim(session, critic, project)
     verdict = said(offered, session, *places, **more)
-    return critic, int(give.give(session, critic, claimed.assignment_id, verdict).body["id"])
+    return critic, int(judging.give(session, critic, claimed.assignment_id, verdict).body["id"])
 
 
 def queue(session: Session, project: Project) -> list[dict[str, Any]]:
@@ -96,9 +96,9 @@ class TestDisagreement:
         judged(session, project, offered, 0)
         critic, verdict_id = judged(session, project, offered, 1)
         assert len(queue(session, project)) == 1
-        changed = give.change(session, critic, verdict_id, said(offered, session, 0))
+        changed = change.change(session, critic, verdict_id, said(offered, session, 0))
         assert queue(session, project) == []
-        give.change(session, critic, int(changed["id"]), said(offered, session, 2))
+        change.change(session, critic, int(changed["id"]), said(offered, session, 2))
         assert len(queue(session, project)) == 1
 
     def test_is_for_reviewers(self, session: Session) -> None:
@@ -123,7 +123,7 @@ class TestSentBack:
             decide.send_back(session, reviewer, review_id, verdict_id, "Once more.")
         note = decide.returned_to(session, critic, project)[0]
         assert (note["note"], note["verdict"]) == ("The umbrella is green.", str(verdict_id))
-        give.change(session, critic, verdict_id, said(offered, session, 2))
+        change.change(session, critic, verdict_id, said(offered, session, 2))
         assert decide.returned_to(session, critic, project) == []
         assert [item["id"] for item in queue(session, project)] == [str(review_id)]
 
@@ -147,7 +147,7 @@ class TestFlag:
         critic = factories.make_critic(session, project)
         claimed = must_claim(session, critic, project)
         flag = parse_verdict({"kind": "flagged", "reason": "Offensive"})
-        give.give(session, critic, claimed.assignment_id, flag)
+        judging.give(session, critic, claimed.assignment_id, flag)
         prompt = session.get_one(Prompt, offered.prompt_id, populate_existing=True)
         assert prompt.state is PromptState.held
         return offered, prompt, queue(session, project)[0]
@@ -159,7 +159,7 @@ class TestFlag:
         decide.dismiss(session, reviewer_of(session, project), int(item["id"]), "It is harmless.")
         session.refresh(prompt)
         assert prompt.state is PromptState.ready
-        assert assignments.claim(session, factories.make_critic(session, project), project) is not None
+        assert judging.claim(session, factories.make_critic(session, project), project) is not None
 
     def test_may_retire_a_prompt(self, session: Session) -> None:
         project = project_with(session)
@@ -183,7 +183,7 @@ class TestLate:
         slow = factories.make_critic(session, project)
         held = factories.make_assignment(session, offered, slow, state=AssignmentState.lapsed, minutes_left=-1)
         judged(session, project, offered, 0)
-        out = give.give(session, slow, held.id, said(offered, session, 1))
+        out = judging.give(session, slow, held.id, said(offered, session, 1))
         assert (out.status, out.body["state"]) == (202, "kept_aside")
         return offered, session.get_one(Verdict, int(out.body["id"])), queue(session, project)[0]
 
@@ -259,7 +259,7 @@ class TestAdaptiveOverlap:
         project, offered = self.adaptive(session)
         critic = factories.make_critic(session, project)
         skip = parse_verdict({"kind": "skipped", "reason": "Not sure"})
-        give.give(session, critic, must_claim(session, critic, project).assignment_id, skip)
+        judging.give(session, critic, must_claim(session, critic, project).assignment_id, skip)
         assert self.state_of(session, offered) == (2, CandidateSetState.ready)
 
     def test_may_change_at_any_time_without_undoing_anything(self, session: Session) -> None:

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from app.models import CandidateSet, Project, SetAgreement, Verdict, VerdictKind
 from app.services.erasure import tombstones
-from app.services.judging import give
-from app.services.judging.give import VerdictIn
+from app.services.judging import change
 from app.services.kernel.actors import Actor
+from app.services.kernel.verdict_schema import VerdictIn
 from app.services.quality import set_agreements
 from tests import factories
 from tests.conftest import CommittedDatabase
@@ -66,7 +66,7 @@ def test_changed_sets_are_recomputed(committed_db: CommittedDatabase, project: P
     assert kept(committed_db) == {made.id: True}
     with committed_db.sessions.begin() as session:
         picks = [str(session.get_one(Verdict, second.id).shown[0])]
-        give.change(session, critic, second.id, VerdictIn.model_validate({"kind": "picked", "picks": picks}))
+        change.change(session, critic, second.id, VerdictIn.model_validate({"kind": "picked", "picks": picks}))
     assert kept(committed_db) == {made.id: False}
     with committed_db.sessions.begin() as session:
         tombstones.tombstone_verdicts(session, [first.id])

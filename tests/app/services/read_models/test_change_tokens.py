@@ -22,13 +22,13 @@ from app.models import (
     WebSession,
 )
 from app.services.accounts import passwords, sessions
-from app.services.judging import assignments, give
-from app.services.judging.give import VerdictIn
+from app.services.judging import change
 from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.verdict_schema import VerdictIn
 from app.services.projects import projects
 from app.services.read_models import change_tokens
-from tests import factories
+from tests import factories, judging
 from tests.conftest import CommittedDatabase
 
 
@@ -64,15 +64,15 @@ def world(session: Session) -> World:
 
 
 def say(world: World) -> None:
-    claimed = assignments.claim(world.session, world.critic, world.project)
+    claimed = judging.claim(world.session, world.critic, world.project)
     assert claimed is not None
-    give.give(world.session, world.critic, claimed.assignment_id, VerdictIn.model_validate({"kind": "none_fit"}))
+    judging.give(world.session, world.critic, claimed.assignment_id, VerdictIn.model_validate({"kind": "none_fit"}))
 
 
 def say_otherwise(world: World) -> None:
     actor = factories.actor_of(world.session.get_one(User, world.given.critic_id))
     picks = [str(world.given.shown[1])]
-    give.change(world.session, actor, world.given.id, VerdictIn.model_validate({"kind": "picked", "picks": picks}))
+    change.change(world.session, actor, world.given.id, VerdictIn.model_validate({"kind": "picked", "picks": picks}))
 
 
 def claim(world: World) -> None:

@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.models import Project, VerdictKind
-from app.services.judging import give
-from app.services.judging.give import VerdictIn
+from app.services.judging import change
 from app.services.kernel.actors import Actor
+from app.services.kernel.verdict_schema import VerdictIn
 from app.services.read_models import overviews
-from tests import factories
+from tests import factories, judging
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def project(session: Session) -> Project:
 def judged(session: Session, project: Project, critic: Actor, verdict: VerdictIn | None = None) -> int:
     """A verdict made by the service, by default `none_fit`. Returns its id."""
     made = factories.make_assignment(session, factories.make_candidate_set(session, project), critic)
-    out = give.give(session, critic, made.id, verdict or VerdictIn(kind=VerdictKind.none_fit))
+    out = judging.give(session, critic, made.id, verdict or VerdictIn(kind=VerdictKind.none_fit))
     return int(out.body["id"])
 
 
@@ -39,7 +39,7 @@ class TestOwnVerdicts:
         made = factories.make_candidate_set(session, project, texts=("one", "two", "three"))
         picks = [str(one.id) for one in factories.candidates_of(session, made)[1:]]
         assignment = factories.make_assignment(session, made, ada)
-        give.give(session, ada, assignment.id, VerdictIn(kind=VerdictKind.picked, picks=picks, rationale="four"))
+        judging.give(session, ada, assignment.id, VerdictIn(kind=VerdictKind.picked, picks=picks, rationale="four"))
         [line] = overviews.list_own_verdicts(session, ada, project)
         assert (line.picks, line.rationale, line.kind) == (("two", "three"), "four", VerdictKind.picked)
         assert line.image is not None
@@ -47,7 +47,7 @@ class TestOwnVerdicts:
     def test_superseded_verdicts_are_left_out(self, session: Session, project: Project) -> None:
         ada = factories.make_critic(session, project)
         old = judged(session, project, ada)
-        new = int(give.change(session, ada, old, VerdictIn(kind=VerdictKind.skipped, reason="dark"))["id"])
+        new = int(change.change(session, ada, old, VerdictIn(kind=VerdictKind.skipped, reason="dark"))["id"])
         assert [line.id for line in overviews.list_own_verdicts(session, ada, project)] == [new]
         assert overviews.get_own_verdict(session, ada, project, old) is None
 
@@ -99,7 +99,7 @@ class TestWasAlreadyChangedTo:
         old = judged(session, project, ada)
         wanted = VerdictIn(kind=VerdictKind.skipped, reason="dark", seconds=2.5)
         assert not overviews.was_already_changed_to(session, ada, old, wanted)
-        give.change(session, ada, old, wanted)
+        change.change(session, ada, old, wanted)
         assert overviews.was_already_changed_to(session, ada, old, wanted)
         assert not overviews.was_already_changed_to(session, ben, old, wanted)
         assert not overviews.was_already_changed_to(
@@ -116,8 +116,8 @@ class TestListCandidateSets:
         for slot, (critic, picks) in enumerate(((ada, [first, second]), (ben, [second])), start=1):
             assignment = factories.make_assignment(session, made, critic, slot=slot)
             chosen = VerdictIn(kind=VerdictKind.picked, picks=[str(one.id) for one in picks])
-            give.give(session, critic, assignment.id, chosen)
-        [line] = overviews.list_candidate_sets(session, factories.make_admin(session), project, prompt)
+            judging.give(session, critic, assignment.id, chosen)
+        [line] = overviews.sets_of(session, factories.make_admin(session), project, prompt)
         assert [one.picked for one in line.candidates] == [1, 2, 0]
         assert [one.critic for one in line.verdicts] == [ada.email, ben.email]
         assert line.version == 0

@@ -7,12 +7,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import Candidate, GoldPrompt, Project, Prompt, PromptState, Role
-from app.services.judging import assignments, give
-from app.services.judging.give import parse_verdict
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.verdict_schema import parse_verdict
 from app.services.projects import projects
 from app.services.quality import gold
-from tests import factories
+from tests import factories, judging
 from tests.app.web.conftest import Browser, person
 
 BASE = "/admin/projects/scenes"
@@ -96,9 +95,9 @@ class TestTheList:
         critic = factories.make_critic(session, project)
         claimed = None
         while claimed is None:  # every other claim is gold
-            claimed = assignments.claim(session, critic, project)
+            claimed = judging.claim(session, critic, project)
         given = {"kind": "picked", "picks": [claimed.candidates[0]["id"], claimed.candidates[1]["id"]]}
-        give.give(session, critic, claimed.assignment_id, parse_verdict(given))
+        judging.give(session, critic, claimed.assignment_id, parse_verdict(given))
         page = browser.get(f"{BASE}/gold").text
         assert "50 % of what a critic gets is gold" in page
         assert "Answered 1 time, 50" in page

@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from app.models import Project, Prompt, PromptState, Role
 from app.services.acceptance import rules
-from app.services.judging import decide, give
-from app.services.judging.give import parse_verdict
+from app.services.judging import decide
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.verdict_schema import parse_verdict
 from app.services.quality import reviews, standings
-from tests import factories
+from tests import factories, judging
 from tests.app.services.judging.test_claim_order import must_claim, project_with
 from tests.app.services.quality.test_reviews import judged
 from tests.app.web.conftest import Browser, person
@@ -55,7 +55,7 @@ def test_shows_flags_and_who_is_paused(session: Session, project: Project, brows
     offered = factories.make_candidate_set(session, project)
     critic = factories.make_critic(session, project)
     claimed = must_claim(session, critic, project)
-    give.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "flagged", "reason": "Offensive"}))
+    judging.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "flagged", "reason": "Offensive"}))
     standings.pause(session, SYSTEM, project, critic.user_id)
     browser.sign_in(person(session, role=Role.admin))
     shown = browser.get("/admin/projects/scenes/review?kind=flag")

@@ -1,15 +1,24 @@
-"""The statement by which a critic claims a set. Its plan, and why it is as it is, stand in docs/claim.md."""
+"""Claims: the statement by which a critic claims a candidate set. `docs/claim.md` holds its plan, and the reasons."""
 
 from __future__ import annotations
 
+import asyncio
 import random
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+import orjson
 
-from app.services.accounts.users import TOKEN_STILL_VALID
+from app.db.judging_pool import Call, Transaction, Values, statement
+from app.models import Role
 from app.services.kernel.actors import Actor
+from app.services.projects.access import project_for
+from app.services.quality import standings
 
+RETRIES = 20
+PAUSE = 0.02
+"""Seconds at most before a claim that lost its set to another critic is tried again."""
 HEAD = 24
 """How many sets at the head of the order are looked at, before the search goes on where it once ended."""
 
@@ -83,7 +92,7 @@ UNSEEN = f"""
 # those, and goes on from where it ended the last time. `chosen` locks a set that nobody else is about to take. What
 # was taken since the snapshot is passed over, as its `taken` has changed; `claimed` may still meet somebody who was
 # quicker: then it takes nothing and the statement is run again.
-SQL = f"""
+CLAIM = statement(f"""
 WITH allowed AS (
     SELECT j.id AS project, coalesce(CAST(:max_open AS int), (r.settings ->> 'max_open')::int) AS max_open,
         make_interval(secs => 60 * (r.settings ->> 'lease_minutes')::double precision) AS lease,
@@ -97,7 +106,7 @@ WITH allowed AS (
     LEFT JOIN critic_standings d ON d.project_id = j.id AND d.critic_id = :critic
     WHERE j.slug = :slug AND (:is_admin OR EXISTS (
         SELECT FROM memberships m WHERE m.project_id = j.id AND m.user_id = :critic AND m.role <> 'viewer'
-    )) AND WHO_ASKS
+    ))
 ), open AS (
     SELECT id FROM assignments
     WHERE (critic_id, project_id, id) BETWEEN (:critic, (SELECT project FROM allowed), 0)
@@ -221,16 +230,122 @@ SELECT NULL, NULL, NULL, NULL,
         OR EXISTS (SELECT FROM next),
     coalesce((SELECT stands FROM allowed), false)
 WHERE NOT EXISTS (SELECT FROM a)
-"""  # noqa: S608 - constants only
-CLAIM = text(SQL.replace("WHO_ASKS", "true"))
-# The same for who is only known from before: where the token bears them no longer, nobody is allowed anything.
-CLAIM_BY_TOKEN = text(SQL.replace("WHO_ASKS", TOKEN_STILL_VALID))
+""")  # noqa: S608 - constants only
+
+# One critic claims one set after the other. A statement of its own, so that the next one sees what the same critic
+# claimed a moment ago.
+LOCK_CRITIC = statement("SELECT pg_advisory_xact_lock(12, CAST(CAST(:critic AS bigint) % 2147483648 AS int))")
+# The open claims of a critic in a project, the oldest first.
+HELD = statement("""
+SELECT array_agg(id ORDER BY id) AS ids FROM assignments
+WHERE critic_id = CAST(:critic AS bigint) AND project_id = CAST(:project AS bigint) AND state = 'open'
+""")
+LOOK = statement(f"""
+SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, a.critic_id, a.project_id
+FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
+WHERE a.id = CAST(:assignment AS bigint)
+""")  # noqa: S608 - constants only
+MAX_EXTENSIONS = 4
+# Where less than half of a lease is left, another one begins.
+EXTEND = statement(f"""
+UPDATE assignments a
+SET extensions = a.extensions + 1, expires_at = now() + lease.span
+FROM projects p JOIN setting_revisions r ON r.id = p.revision_id
+CROSS JOIN LATERAL (
+    SELECT make_interval(secs => 60 * (r.settings ->> 'lease_minutes')::double precision) AS span
+) lease
+WHERE a.id = CAST(:assignment AS bigint) AND p.id = a.project_id AND a.state = 'open'
+  AND a.extensions < {MAX_EXTENSIONS} AND a.expires_at < now() + lease.span / 2
+RETURNING a.id
+""")  # noqa: S608 - constants only
 
 
-def claim_values(actor: Actor, slug: str, *, max_open: int | None = None) -> dict[str, Any]:
-    """What the statement is run with; without `max_open` the token's counts, if it has one.
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim as its critic sees it. `content` is JSON, as REST answers it; `resumed`: it was held before."""
 
-    Two dice say whether it is the turn of a gold prompt, or of a repeat.
+    assignment_id: int
+    expires_at: datetime
+    resumed: bool
+    content: bytes
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The claim as plain data."""
+        body: dict[str, Any] = orjson.loads(self.content)
+        return body
+
+    @property
+    def prompt(self) -> dict[str, Any]:
+        """The prompt, without references and metadata."""
+        prompt: dict[str, Any] = self.body["prompt"]
+        return prompt
+
+    @property
+    def candidates(self) -> list[dict[str, str]]:
+        """`id` and `text` of each candidate, in the order they are shown."""
+        candidates: list[dict[str, str]] = self.body["candidates"]
+        return candidates
+
+
+async def claim(
+    transaction: Transaction, actor: Actor, slug: str, *, max_open: int | None = None, is_locked: bool = False
+) -> Claim | None:
+    """Claim the next candidate set of a project, or None when none is ready for the actor.
+
+    One who holds `max_open` claims already (a token's own number, else the project's) gets the oldest of those again,
+    its lease renewed. `is_locked` says that the transaction holds the critic's lock already. Needs the role critic.
+    Raises `NotFound`, and `Forbidden` for one who is paused or has yet to practise.
+    """
+    values = claim_values(actor, slug, max_open=max_open)
+    calls: list[Call] = [(CLAIM, values)] if is_locked else [(LOCK_CRITIC, values), (CLAIM, values)]
+    for _ in range(RETRIES):
+        row = (await transaction.run(*calls))[-1]
+        calls = [(CLAIM, values)]
+        if row is None:
+            return None
+        if row["id"] is not None:
+            return Claim(row["id"], row["expires_at"], row["resumed"], row["body"])
+        if not row["allowed"]:
+            project = await project_for(transaction, actor, slug, Role.critic)
+            await standings.admit(transaction, actor, project.id, slug)
+            continue
+        if not row["found"]:
+            return None
+        await asyncio.sleep(random.uniform(0, PAUSE))  # other critics are taking the last sets at this moment
+    return None
+
+
+async def held_by(transaction: Transaction, actor: Actor, project_id: int) -> tuple[int, ...]:
+    """The ids of the actor's open claims in a project, the oldest first."""
+    [row] = await transaction.run((HELD, {"critic": actor.user_id, "project": project_id}))
+    return () if row is None else tuple(row["ids"] or ())
+
+
+async def next_claim(
+    transaction: Transaction,
+    actor: Actor,
+    slug: str,
+    *,
+    known: frozenset[int],
+    held: tuple[int, ...] = (),
+    is_locked: bool = False,
+) -> Claim | None:
+    """A claim that a page does not know: one of those that are `held`, else a new one; None when there is none."""
+    for assignment_id in held:
+        if assignment_id not in known:
+            one = {"assignment": assignment_id}
+            row = (await transaction.run((EXTEND, one), (LOOK, one)))[-1]
+            if row is not None:
+                return Claim(row["id"], row["expires_at"], True, row["body"])
+    found = await claim(transaction, actor, slug, is_locked=is_locked)
+    return None if found is None or found.assignment_id in known else found
+
+
+def claim_values(actor: Actor, slug: str, *, max_open: int | None = None) -> Values:
+    """What `CLAIM` is run with; without `max_open` the token's number counts, if it has one.
+
+    Two draws decide whether it is the turn of a gold prompt, or of a repeat.
     """
     return {
         "slug": slug,

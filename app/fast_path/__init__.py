@@ -1,1 +1,0 @@
-"""Claims and verdicts on the event loop."""

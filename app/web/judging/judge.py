@@ -1,0 +1,217 @@
+"""The answers to the script of the critic's page: the next prompt, figures, verdicts and their changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse, Response
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+
+from app.db.judging_pool import Transaction
+from app.errors import Conflict, DomainError, Forbidden, NotFound
+from app.http.dependencies import JudgingPoolDep, SessionDep, sessions_of, start_due_round
+from app.models import Project, Role
+from app.services.judging import assignments
+from app.services.judging import claim as claims
+from app.services.judging.change import change as change_verdict
+from app.services.judging.give import give
+from app.services.kernel.actors import Actor, parse_id
+from app.services.kernel.verdict_schema import VerdictIn, parse_verdict
+from app.services.projects import projects
+from app.services.projects.access import ProjectRef, project_for, ref_of
+from app.services.read_models import critic_day, overviews
+from app.services.read_models.critic_day import Glance
+from app.web.access import Form, Me, Poster, SignedIn, judged_project, posting_at, text_of, texts_of
+from app.web.judging.empty import empty_of, refusal_of
+from app.web.judging.views import FiguresView, StageView, card_of, progress_of
+from app.web.rendering import Shell, fragment, shell_for
+
+router = APIRouter()
+TEMPLATE = "judging/page.html"
+NO_STORE = {"Cache-Control": "no-store"}
+KEPT_ASIDE = "This verdict came late, when somebody else had the prompt already: it is kept aside and not counted."
+
+
+# The next prompt
+
+
+@router.post("/annotate/{slug}/next")
+async def claim_next(request: Request, pool: JudgingPoolDep, form: Form, slug: str) -> Response:
+    """The next prompt that the page does not have yet, or why there is none; 204 when it has all it may hold."""
+    async with pool.transaction() as transaction:
+        who = await posting_at(request, form, transaction)
+        project = await project_for(transaction, who.actor, slug, Role.critic)
+        known = known_in(form)
+        held = await claims.held_by(transaction, who.actor, project.id)
+        if len(held) >= project.settings.max_open and known.issuperset(held):
+            return Response(status_code=204)
+        stage = await next_stage(transaction, who.actor, project, known=known, held=held)
+    if stage.card is None and stage.empty is None:
+        stage = await run_in_threadpool(empty_stage, request, project)
+    return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=stage)
+
+
+def known_in(form: FormData) -> frozenset[int]:
+    """The claims that the page has already."""
+    return frozenset(parse_id(one) for one in texts_of(form, "known")[:50])
+
+
+async def next_stage(
+    transaction: Transaction,
+    actor: Actor,
+    project: ProjectRef,
+    *,
+    known: frozenset[int] = frozenset(),
+    held: tuple[int, ...] = (),
+    is_locked: bool = False,
+) -> StageView:
+    """The next prompt that the page does not have, or why this critic may get none.
+
+    Where it has neither, nothing is ready for them.
+    """
+    try:
+        claimed = await claims.next_claim(transaction, actor, project.slug, known=known, held=held, is_locked=is_locked)
+    except Forbidden as error:
+        if "reason" not in error.extra:
+            raise
+        return StageView(project.slug, None, refusal_of(project.slug, error))
+    return StageView(project.slug, card_of(claimed, project.settings) if claimed else None, None)
+
+
+def empty_stage(request: Request, project: ProjectRef) -> StageView:
+    """Why nothing is ready."""
+    with sessions_of(request)() as session:
+        return StageView(project.slug, None, empty_of(session, session.get_one(Project, project.id)))
+
+
+@router.get("/annotate/{slug}/back")
+def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Response:
+    """One's last verdict, or the one before `before`, to change it. Raises `NotFound` when there is none."""
+    project = judged_project(session, who.actor, slug)
+    settings = projects.settings_of(session, project)
+    limit = parse_id(before) if before else None
+    lines = overviews.list_own_verdicts(session, who.actor, project, limit=1, before=limit)
+    if not lines:
+        raise NotFound("There is no earlier verdict of yours in this project.")
+    claim = assignments.get_assignment(session, who.actor, lines[0].assignment_id)
+    view = StageView(project.slug, card_of(claim, settings, lines[0]), None)
+    return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=view)
+
+
+# Figures and leases
+
+
+@router.get("/annotate/{slug}/figures")
+def show_figures(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """The figures on top of the page; they also tell a page who is signed in."""
+    project = judged_project(session, who.actor, slug)
+    content = figures(request, who, ref_of(session, project), critic_day.load_glance(session, who.actor, project))
+    return Response(content, media_type="text/html", headers=NO_STORE)
+
+
+def figures(request: Request, who: SignedIn, project: ProjectRef, glance: Glance) -> str:
+    """The figures as HTML."""
+    view = FiguresView(project.slug, progress_of(glance, project.settings, project.revision_id))
+    shell = shell_for(request, who.actor, who.csrf_token, title=project.name, section="annotate")
+    return bytes(fragment(TEMPLATE, "progress", shell=shell, view=view).body).decode()
+
+
+@router.post("/annotate/{slug}/heartbeat")
+def keep(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """Hold the page's claims for another lease. Answers with the ids of those that are lost."""
+    judged_project(session, who.actor, slug)
+    lost = []
+    for held in texts_of(form, "held")[:20]:
+        try:
+            assignments.heartbeat(session, who.actor, parse_id(held))
+        except DomainError:
+            lost.append(held)
+    return PlainTextResponse(" ".join(lost), headers=NO_STORE)
+
+
+# Verdicts
+
+
+def verdict_of(form: FormData) -> VerdictIn:
+    """The verdict in a form; a tag is sent as `CANDIDATE TAG`. Raises `Invalid`."""
+    tags: dict[str, list[str]] = {}
+    for pair in texts_of(form, "tags"):
+        candidate, _, tag = pair.partition(" ")
+        tags.setdefault(candidate, []).append(tag)
+    values: dict[str, Any] = {
+        "kind": text_of(form, "kind"),
+        "tags": tags,
+        "edited_from": text_of(form, "edited_from") or None,
+        "picks": texts_of(form, "picks"),
+        "reason": text_of(form, "reason") or None,
+        "rationale": text_of(form, "rationale") or None,
+        "seconds": text_of(form, "seconds") or None,
+    }
+    return parse_verdict(values)
+
+
+@router.post("/annotate/{slug}/assignments/{assignment}/verdict")
+async def give_verdict(request: Request, pool: JudgingPoolDep, form: Form, slug: str, assignment: str) -> Response:
+    """Give a verdict. Answers with the figures as they are then, and the next prompt where the page has room for it."""
+    try:
+        async with pool.transaction() as transaction:
+            who = await posting_at(request, form, transaction)
+            project = await project_for(transaction, who.actor, slug, Role.critic)
+            has_room = text_of(form, "room") == "yes"
+            out = await give(
+                transaction,
+                who.actor,
+                parse_id(assignment),
+                verdict_of(form),
+                idempotency_key=request.headers.get("idempotency-key"),
+                first=[(claims.LOCK_CRITIC, {"critic": who.actor.user_id})] if has_room else (),
+            )
+            stage = StageView(slug, None, None)
+            if has_room:
+                stage = await next_stage(transaction, who.actor, project, known=known_in(form), is_locked=True)
+            glance = await critic_day.load_glance_in(transaction, who.actor, project.id)
+    except Conflict as error:
+        # The page took the verdict back while it was on its way here: then this one changes it.
+        if text_of(form, "again") != "yes" or error.extra.get("verdict") is None:
+            raise
+        return await run_in_threadpool(change_again, request, form, who, project, error)
+    content = figures(request, who, project, glance)
+    if stage.card is not None:
+        content += bytes(fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=stage).body).decode()
+    if out.status == 202:
+        content += f"<p data-text>{KEPT_ASIDE}</p>"
+    after = None if out.due_project is None else BackgroundTask(start_due_round, request, out.due_project)
+    return Response(content, status_code=out.status, media_type="text/html", headers=NO_STORE, background=after)
+
+
+def change_again(request: Request, form: FormData, who: SignedIn, project: ProjectRef, error: Conflict) -> Response:
+    """Change the verdict that `error` names, unless it says already what is wanted."""
+    given, wanted = int(str(error.extra["verdict"])), verdict_of(form)
+    with sessions_of(request)() as session:
+        if not overviews.verdict_equals(session, who.actor, given, wanted):
+            change_verdict(session, who.actor, given, wanted)
+        glance = critic_day.load_glance(session, who.actor, session.get_one(Project, project.id))
+    return Response(figures(request, who, project, glance), status_code=201, media_type="text/html", headers=NO_STORE)
+
+
+@router.post("/annotate/{slug}/verdicts/{verdict}")
+def change(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, verdict: str) -> Response:
+    """Change a verdict. A repeat of the same change, whose answer was lost, is the same change."""
+    project = judged_project(session, who.actor, slug)
+    wanted, verdict_id, content = verdict_of(form), parse_id(verdict), ""
+    try:
+        changed = change_verdict(session, who.actor, verdict_id, wanted)
+        content = f"<p data-text>{KEPT_ASIDE}</p>" if changed["state"] == "kept_aside" else ""
+    except Conflict as error:
+        given = error.extra.get("verdict")
+        if not overviews.was_already_changed_to(session, who.actor, verdict_id, wanted):
+            if text_of(form, "again") != "yes" or given is None:
+                raise
+            if not overviews.verdict_equals(session, who.actor, int(str(given)), wanted):
+                change_verdict(session, who.actor, int(str(given)), wanted)
+    glance = critic_day.load_glance(session, who.actor, project)
+    content = figures(request, who, ref_of(session, project), glance) + content
+    return Response(content, status_code=201, media_type="text/html", headers=NO_STORE)
