@@ -62,7 +62,7 @@ def prepare_base(*_: Any) -> Callable[[], None]:
 
 def prepare_illume(vlm: Any, texts: list[Any], settings: TuningSettings, folder: Path) -> Callable[[], None]:
     """All epochs with illume's tuner, as a function."""
-    from illume.tuning.distributed import Alone
+    from illume.tuning.distributed import SingleProcess
     from illume.tuning.trainer import Training
 
     def train() -> None:
@@ -72,8 +72,8 @@ def prepare_illume(vlm: Any, texts: list[Any], settings: TuningSettings, folder:
             settings=settings,
             weight=1.0,
             folder=folder,
-            ranks=Alone(),
-            asked=lambda: False,
+            ranks=SingleProcess(),
+            stop_requested=lambda: False,
             on_step=lambda _: None,
         )
         for _ in range(settings.epochs):

@@ -1,8 +1,8 @@
-"""Rationales of a prompts file, written to a file: `python -m illume.sampling`, the same as `illume sample`.
+"""Samples rationales for a prompts file: `python -m illume.sampling`, the same as `illume sample`.
 
-Each candidate set is written as soon as it is whole, beside the file asked for and under its name with `.part` behind
-it; a run that was killed goes on from there, and ends with the candidates of one that was not. The finished file has a
-line a prompt, in the order of the prompts: `example_id` and `rationales`.
+Each candidate set is written as soon as it is complete, to a file with the suffix `.part` beside the output file. An
+interrupted run continues from there, with the same result as an uninterrupted one. The finished file has one line for
+each prompt, in the order of the prompts, with `example_id` and `rationales`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from illume.settings import SamplingSettings
 
 
 class SamplingFileError(ValueError):
-    """The file cannot be written as asked: its message says why and what to do."""
+    """The output file cannot be written; the message says why and what to do."""
 
 
 def sample_to_file(
@@ -43,10 +43,11 @@ def sample_to_file(
     progress: Progress | None = None,
     answers: AnswerSource | None = None,
 ) -> list[list[Rationale]]:
-    """`sample_rationales`, kept in `out`; what an earlier start with the same arguments wrote is not sampled again.
+    """Writes the result of `sample_rationales` to `out`, without repeating what an earlier run has written.
 
-    The token budget may differ between starts, as it changes nothing. Raises SamplingFileError where `out` or its part
-    was made with other arguments, or is being written, and where two examples have one id.
+    The runs must have the same arguments, except for the token budget, which does not affect the result. Raises
+    SamplingFileError if `out` or its partial file was made with other arguments or is in use by another process, and if
+    two examples have the same id.
     """
     if len({example.id for example in examples}) < len(examples):
         raise SamplingFileError("two of the prompts have the same id")
@@ -67,7 +68,7 @@ def sample_to_file(
 
 
 def read_rationales(path: Path) -> dict[str, list[Rationale]]:
-    """The candidate sets of a file that `sample_to_file` wrote, by the ids of their examples."""
+    """Reads the candidate sets of a file written by `sample_to_file`, by example id."""
     _, *rows = (json.loads(line) for line in path.read_bytes().splitlines())
     return {row["example_id"]: [Rationale(**one) for one in row["rationales"]] for row in rows}
 
@@ -84,7 +85,7 @@ def _sample(
     progress: Progress | None,
     answers: AnswerSource | None,
 ) -> None:
-    """Samples the examples that are `left`, adding each set to `part` and to `done`."""
+    """Samples the examples that are `left`, and adds each candidate set to `part` and to `done`."""
     with part.open("ab") as file:
 
         def keep(index: int, rationales: list[Rationale]) -> None:
@@ -102,14 +103,14 @@ def _sample(
 def _request(
     vlm: Vlm, examples: Sequence[Example], settings: SamplingSettings, seed: int, answers: AnswerSource | None
 ) -> dict[str, Any]:
-    """What decides over the candidates, as the first line of the file tells it."""
-    asked = [(one.id, one.images, one.question, one.answer) for one in examples]
+    """Everything that determines the candidates, for the first line of the file."""
+    prompts = [(one.id, one.images, one.question, one.answer) for one in examples]
     weights = Path(vlm.adapter or "") / "adapter_model.safetensors"
     request = {
         "settings": {name: value for name, value in asdict(settings).items() if name != "token_budget"},
         "seed": seed,
         "answers": answers,
-        "prompts": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "base": base_fingerprint(vlm.base) if Path(vlm.base).is_dir() else vlm.base,
         "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if vlm.adapter else None,
         "dtype": str(vlm.dtype),
@@ -119,7 +120,10 @@ def _request(
 
 
 def _read(path: Path, request: dict[str, Any]) -> dict[str, list[Rationale]]:
-    """The whole lines of `path`, which begins with `request`; a torn last line is cut off, a new file begun."""
+    """Reads the complete lines of `path`, whose first line must be `request`.
+
+    Cuts off an incomplete last line, and creates the file if it does not exist.
+    """
     stored = path.read_bytes() if path.exists() else b""
     whole = stored[: stored.rfind(b"\n") + 1]
     if not whole:
@@ -127,7 +131,9 @@ def _read(path: Path, request: dict[str, Any]) -> dict[str, list[Rationale]]:
         return {}
     found = json.loads(whole.splitlines()[0])["request"]
     if different := sorted(name for name in {*found, *request} if found.get(name) != request.get(name)):
-        raise SamplingFileError(f"{path} was begun with other {', '.join(different)}: choose another file or remove it")
+        raise SamplingFileError(
+            f"{path} was started with other {', '.join(different)}: choose another file or remove it"
+        )
     if whole != stored:
         path.write_bytes(whole)
     return read_rationales(path)
@@ -146,7 +152,7 @@ def _line(name: str, rationales: Sequence[Rationale]) -> bytes:
 
 @contextmanager
 def _locked(part: Path) -> Iterator[None]:
-    """Within it no other process writes the file."""
+    """A context in which no other process writes the file."""
     path = part.with_name(f".{part.name}.lock")
     lock = FileLock(path)
     try:
@@ -165,36 +171,47 @@ def _locked(part: Path) -> Iterator[None]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    usual = SamplingSettings()
+    defaults = SamplingSettings()
     parser = argparse.ArgumentParser(
         prog="illume sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="file of the rationales; an interrupted run goes on")
+    add("--out", type=Path, required=True, help="output file; an interrupted run is continued")
     add("--prompts", required=True, help="prompts file (.jsonl)")
     add("--model", default=str(STARTER / "model"), help="folder or hub name; default: the starter")
     add("--adapter", help="folder of an adapter")
-    add("--split", choices=SPLITS, help="only these prompts")
+    add("--split", choices=SPLITS, help="use only this split")
     add("--seed", type=int, default=0)
-    temperatures = ",".join(f"{temperature:g}:{count}" for temperature, count in usual.temperatures)
-    add("--temperatures", default=temperatures, help="TEMPERATURE:SAMPLES, with commas; default: %(default)s")
-    add("--answers", choices=("gold", "own"), help="whose answer is explained; default: gold where there is one")
-    most, budget = usual.max_new_tokens, usual.token_budget
-    add("--max-new-tokens", type=int, default=most, help="of a rationale; default: %(default)s")
-    add("--token-budget", type=int, default=budget, help="tokens of keys and values held; default: %(default)s")
-    add("--template", default=usual.template, help="of the prompt's text; default: %(default)s")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU where there is one")
-    add("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that has it, else float32")
+    temperatures = ",".join(f"{temperature:g}:{count}" for temperature, count in defaults.temperatures)
+    add(
+        "--temperatures",
+        default=temperatures,
+        help="TEMPERATURE:SAMPLES pairs, separated by commas; default: %(default)s",
+    )
+    add("--answers", choices=("gold", "own"), help="the answer in the prompt; default: the gold answer if there is one")
+    most, budget = defaults.max_new_tokens, defaults.token_budget
+    add(
+        "--max-new-tokens", type=int, default=most, help="maximum length of a rationale in tokens; default: %(default)s"
+    )
+    add(
+        "--token-budget",
+        type=int,
+        default=budget,
+        help="maximum number of tokens in the KV cache; default: %(default)s",
+    )
+    add("--template", default=defaults.template, help="template of the prompt text; default: %(default)s")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU if there is one")
+    add("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that supports it, else float32")
     return parser
 
 
-def settings_of(options: argparse.Namespace) -> SamplingSettings:
-    """The settings a command line means; raises ValueError where they are none."""
+def read_settings(options: argparse.Namespace) -> SamplingSettings:
+    """The sampling settings of the command line. Raises ValueError for invalid ones."""
     pairs = [pair.partition(":") for pair in options.temperatures.split(",")]
     try:
         temperatures = tuple((float(temperature), int(count or 1)) for temperature, _, count in pairs)
     except ValueError:
-        raise ValueError(f"--temperatures must be such as 0:1,0.7:2, not {options.temperatures}") from None
+        raise ValueError(f"--temperatures must look like 0:1,0.7:2, not {options.temperatures}") from None
     return replace(
         SamplingSettings(),
         temperatures=temperatures,
@@ -216,20 +233,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.flush()
 
     try:
-        settings = settings_of(options)
+        settings = read_settings(options)
         examples = [one for one in load_prompts(options.prompts) if options.split in (None, one.split)]
         if not examples:
             which = f" of the split {options.split}" if options.split else ""
-            raise SamplingFileError(f"{options.prompts} holds no prompts{which}")
+            raise SamplingFileError(f"{options.prompts} contains no prompts{which}")
         vlm = load_vlm(options.model, adapter=options.adapter, device=options.device, dtype=options.dtype)
-        how = {"seed": options.seed, "progress": report, "answers": options.answers}
-        sets = sample_to_file(vlm, examples, settings, options.out, **how)
+        arguments_left = {"seed": options.seed, "progress": report, "answers": options.answers}
+        sets = sample_to_file(vlm, examples, settings, options.out, **arguments_left)
     except (OSError, ValueError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
         sys.stderr.write(f"illume sample: {reason}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command goes on from here\n")
+        sys.stderr.write("\nstopped; the same command continues from here\n")
         return 130
     sys.stdout.write(f"{sum(map(len, sets))} rationales of {len(sets)} prompts in {options.out}\n")
     return 0

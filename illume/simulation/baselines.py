@@ -1,4 +1,4 @@
-"""What the loop is held against: plain tuning on references, and rounds of picks that say nothing."""
+"""Baselines and controls: supervised tuning on references, and rounds on uninformative picks."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from illume.simulation.settings import CONTROLS, Data, SimulationSettings
 
 
 def best_val(version: Version) -> float:
-    """The best epoch's score on val; without val prompts all are alike."""
+    """The best epoch's score on val; 0 without val prompts."""
     scores = [epoch["score"] for epoch in version.report["epochs"] if epoch["score"] is not None]
     return max(scores, default=0.0)
 
 
-def control_pools(kind: str, everything: Sequence[Sequence[Judged]], *, seed: int) -> list[Pool]:
-    """What a control has accepted after each round, from the sets the critic saw: as many picks as the critic's.
+def make_control_pools(kind: str, judged_by_round: Sequence[Sequence[Judged]], *, seed: int) -> list[Pool]:
+    """The accepted rationales of a control after each round.
 
-    `random` picks any candidates of a set, `hallucinated` only wrong ones; where one has too few, other sets give more.
+    A control picks from the candidate sets that the critic saw, and as many candidates. `random` picks any candidates
+    of a set, `hallucinated` only wrong ones. If a set has too few, more are picked from other sets.
     """
     pools: list[Pool] = []
     accepted: Pool = {}
-    for rows in everything:
+    for rows in judged_by_round:
         chosen: list[list[int]] = []
         spare: list[tuple[int, int]] = []
         missing = 0
@@ -45,7 +46,7 @@ def control_pools(kind: str, everything: Sequence[Sequence[Judged]], *, seed: in
 def run_control(
     sim: Simulation, seed: int, kind: str, pools: Sequence[Pool], base_val: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The same rounds on the picks of a control; the scores of its last version."""
+    """Runs the same rounds on the picks of a control, and scores its last version."""
     adapter, val, before = None, base_val, Pool()
     for number, pool in enumerate(pools, start=1):
         if pool == before:
@@ -60,10 +61,10 @@ def run_control(
     }
 
 
-def reference_pool(data: Data, accepted: Pool | None, *, seed: int) -> Pool:
-    """References for supervised tuning: all of them, or as many as `accepted` holds.
+def make_reference_pool(data: Data, accepted: Pool | None, *, seed: int) -> Pool:
+    """The references for supervised tuning: all of them, or as many as there are in `accepted`.
 
-    As many: on the same prompts as far as they have so many, then on others.
+    In the latter case, references of the same prompts are used first, then those of others.
     """
     references = {example.id: example.references for example in data.train if example.references}
     if accepted is None:
@@ -85,10 +86,10 @@ def reference_pool(data: Data, accepted: Pool | None, *, seed: int) -> Pool:
 
 
 def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain tuning on references. The first seed chooses the learning rate by its score on val, for all seeds."""
+    """Supervised tuning on references. The first seed selects the learning rate for all seeds by its score on val."""
     first = sim.settings.first_seed
     if seed != first and kind not in sim.rates:
-        run_beside(sim, first, kind, base_val)
+        run_comparison(sim, first, kind, base_val)
     rates = (sim.rates[kind],) if kind in sim.rates else sim.settings.supervised_rates
     tuned = {
         rate: run_round(
@@ -115,10 +116,10 @@ def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: 
     }
 
 
-def run_beside(sim: Simulation, seed: int, kind: str, base_val: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A baseline or control of a seed, whose loop is done; None where there is nothing to tune or to score on."""
+def run_comparison(sim: Simulation, seed: int, kind: str, base_val: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Runs a baseline or control of a seed; None if there is nothing to tune on or to score."""
     if kind == "supervised-all":
-        pool = reference_pool(sim.data, None, seed=seed)
+        pool = make_reference_pool(sim.data, None, seed=seed)
         return run_supervised(sim, seed, kind, pool, base_val) if pool else None
     loop = run_loop(sim, seed, base_val)
     if loop.adapter is None:
@@ -126,22 +127,22 @@ def run_beside(sim: Simulation, seed: int, kind: str, base_val: Mapping[str, Any
     if kind == "shuffled":
         return {"scores": score(sim, f"seed-{seed}/shuffled", loop.adapter, shuffled=True)}
     if kind in CONTROLS:
-        return run_control(sim, seed, kind, control_pools(kind, loop.everything, seed=seed), base_val)
-    pool = reference_pool(sim.data, loop.accepted, seed=seed)
+        return run_control(sim, seed, kind, make_control_pools(kind, loop.judged_by_round, seed=seed), base_val)
+    pool = make_reference_pool(sim.data, loop.accepted, seed=seed)
     return run_supervised(sim, seed, kind, pool, base_val) if pool else None
 
 
 def run_seed(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything of one seed: the loop, then its baselines and controls."""
+    """Runs the loop of one seed, then its controls and baselines."""
     result: dict[str, Any] = {"rounds": run_loop(sim, seed, base_val).rounds}
     for kind in (*sim.settings.controls, *sim.settings.baselines):
-        if (found := run_beside(sim, seed, kind, base_val)) is not None:
+        if (found := run_comparison(sim, seed, kind, base_val)) is not None:
             result[kind] = found
     return result
 
 
-def planned(settings: SimulationSettings, *, meteor: bool = False) -> dict[str, int]:
-    """About how many stages of each kind a simulation has."""
+def count_stages(settings: SimulationSettings, *, meteor: bool = False) -> dict[str, int]:
+    """Estimates the number of stages of each kind in a simulation."""
     heldout = 1 + settings.seeds * (settings.rounds + len(settings.controls) + len(settings.baselines))
     loops = 1 + sum(kind in settings.controls for kind in ("random", "hallucinated"))
     searches = len(settings.baselines) * (len(settings.supervised_rates) - 1)

@@ -1,9 +1,9 @@
-"""The whole loop without people: `python -m illume.simulation --out DIR`, the same as `illume simulate --out DIR`.
+"""Simulates the whole loop: `python -m illume.simulation --out DIR`, the same as `illume simulate --out DIR`.
 
-A simulated critic judges candidates, rounds are tuned on what it picks, every version is scored on held-out prompts;
-beside it, in the same run, the base model, plain supervised tuning on references, and control picks. DIR holds a file
-for each stage, so that a run that was killed goes on when it is started again; and at the end `result.json`,
-`table.md`, `figure.svg`, and `run.json` (machine and times).
+A simulated critic judges candidates, rounds are tuned on its picks, and every version is scored on held-out prompts.
+For comparison, the same run includes the base model, supervised tuning on references, and control picks. DIR contains
+a file for each stage, so that an interrupted run can be continued, and at the end `result.json`, `table.md`,
+`figure.svg`, and `run.json` (machine and times).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from illume.figure import can_draw, figure
 from illume.files import write_text
 from illume.model.loading import base_fingerprint, load_processor, pick_device, pick_dtype, read_config
 from illume.scenes.emoji import EmojiMissingError
-from illume.simulation.baselines import planned, run_seed
+from illume.simulation.baselines import count_stages, run_seed
 from illume.simulation.field import field_report, field_table
 from illume.simulation.jobs import run_tasks, wait_for_workers
 from illume.simulation.loop import Simulation, score_base, score_base_on_val
-from illume.simulation.options import jobs_of, parser, settings_of
+from illume.simulation.options import choose_job_count, parser, read_settings
 from illume.simulation.report import report, table
 from illume.simulation.settings import (
     BASELINES,
     SimulationError,
     SimulationSettings,
     check_folder,
-    gather,
+    load_data,
     read_examples,
-    remember,
+    store_settings,
 )
 from illume.simulation.stages import Display, Models, Stages
 from illume.tuning.job import JobError, read_json, write_json
@@ -55,11 +55,11 @@ METEOR_LEFT_OUT = (
 def simulate(
     settings: SimulationSettings, out: Path, *, display: Display, jobs: int = 1, meteor: Meteor | None = None
 ) -> dict[str, Any]:
-    """Runs what is not done yet of a simulation below `out`; returns what `result.json` then holds.
+    """Runs or continues a simulation in the folder `out`; returns the content of `result.json`.
 
-    `jobs` processes share the work, each computing with `settings.tuning.threads`. With `meteor` rationales are scored
-    by METEOR too.
-    Raises SimulationError when it cannot be run as asked, also when `out` holds a run with other settings.
+    The work is shared by `jobs` processes, each with `settings.tuning.threads` threads. With `meteor`, rationales are
+    scored by METEOR too. Raises SimulationError if the simulation cannot be run, also if `out` contains a run with
+    other settings.
     """
     out = out.absolute()
     check_folder(out)
@@ -71,18 +71,18 @@ def simulate(
         except Timeout:
             raise SimulationError(f"another simulation is running in {out}") from None
         pick_dtype(settings.tuning.dtype, pick_device(settings.tuning.device))
-        load_processor(settings.model, read_config(settings.model))  # what cannot be used is said before all else
+        load_processor(settings.model, read_config(settings.model))  # fails early if the model cannot be used
         examples = read_examples(settings)
-        remember(settings, out, inputs=_inputs(settings))
+        store_settings(settings, out, inputs=_inputs(settings))
         wait_for_workers(out)
-        data = gather(settings, out, examples=examples, say=display.say)
+        data = load_data(settings, out, examples=examples, say=display.say)
         if settings.tuning.threads:
             import torch
 
             torch.set_num_threads(settings.tuning.threads)
         models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
         sim = Simulation(settings, data, Stages(out / "stages", display), models, meteor=meteor)
-        display.plan(planned(settings, meteor=meteor is not None))
+        display.plan(count_stages(settings, meteor=meteor is not None))
         if jobs > 1:
             run_tasks(settings, out, jobs=jobs, display=display)
         base_val, base = score_base_on_val(sim), score_base(sim)
@@ -94,13 +94,13 @@ def simulate(
             if complete:
                 found["field"] = field_report(data.heldout, _by_version(base, list(seeds.values())))
             result = _write(sim, found, complete=complete)
-        _note_run(sim, time.monotonic() - started, jobs)
-        write_text(out / "table.md", _page(sim, result))
+        _write_run_info(sim, time.monotonic() - started, jobs)
+        write_text(out / "table.md", _render_page(sim, result))
     return result
 
 
 def _by_version(base: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The scores behind own answers by version and seed: the base's, the last round's, supervised tuning's."""
+    """The scores with own answers, by version and seed: base model, last round, supervised tuning."""
     last = [one["rounds"][-1]["scores"] for one in seeds]
     versions = {"base": [base], "last round": [] if None in last else last}
     for name in BASELINES:
@@ -117,7 +117,7 @@ def _inputs(settings: SimulationSettings) -> dict[str, Any]:
 
 
 def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[str, Any]:
-    """Writes result and figure; nothing in them depends on the time a run took or on how often it was interrupted."""
+    """Writes result and figure. They do not depend on the run time or on interruptions."""
     out, data = sim.folder.parent, sim.data
     result = {
         "complete": complete,
@@ -139,7 +139,7 @@ def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[st
     return result
 
 
-def _note_run(sim: Simulation, seconds: float, jobs: int) -> None:
+def _write_run_info(sim: Simulation, seconds: float, jobs: int) -> None:
     import torch
 
     taken = sim.stages.seconds()
@@ -156,14 +156,14 @@ def _note_run(sim: Simulation, seconds: float, jobs: int) -> None:
 
 
 def machine_name() -> str:
-    """The processor as the system calls it."""
+    """The model name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _page(sim: Simulation, result: dict[str, Any]) -> str:
+def _render_page(sim: Simulation, result: dict[str, Any]) -> str:
     run = read_json(sim.folder.parent / "run.json")
     prompts, settings = result["prompts"], result["settings"]
     return (
@@ -193,10 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     display = Display(write, live=sys.stderr.isatty())
     try:
-        settings = settings_of(options)
+        settings = read_settings(options)
         with ExitStack() as stack:
             meteor = None if options.no_meteor else _find_meteor(stack, display)
-            simulate(settings, options.out, display=display, jobs=jobs_of(options), meteor=meteor)
+            simulate(settings, options.out, display=display, jobs=choose_job_count(options), meteor=meteor)
     except MeteorError as error:
         write(f"illume simulate: {error}; the same command tries again, --no-meteor leaves METEOR out\n")
         return 1

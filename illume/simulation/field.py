@@ -1,6 +1,6 @@
-"""A simulation's scores as the field reports them: rationales behind the model's own answer, by corpus metrics.
+"""Scores as they are commonly reported in the literature: rationales after the model's own answer, corpus metrics.
 
-`unfiltered` are all prompts, `filtered` those whose own answer is right.
+`unfiltered` scores cover all prompts, `filtered` ones the prompts whose own answer is correct.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ EXPLAINED = (
 
 
 def field_report(heldout: Sequence[Example], versions: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
-    """For each version (its scores by seed) and each way of writing and choosing: means over seeds, with intervals.
+    """Means over seeds with intervals, for each version, style (greedy, sampled) and choice (unfiltered, filtered).
 
-    A version of which some scores lack rationales behind its own answer is left out.
+    `versions` maps each version to its scores by seed. A version without rationales after its own answer is left out.
     """
     return {
-        name: {style: _choices(heldout, runs, style) for style in STYLES}
+        name: {style: _score_style(heldout, runs, style) for style in STYLES}
         for name, runs in versions.items()
         if runs and all("own" in scores for scores in runs)
     }
 
 
-def _choices(heldout: Sequence[Example], runs: Sequence[Scores], style: str) -> dict[str, Any]:
+def _score_style(heldout: Sequence[Example], runs: Sequence[Scores], style: str) -> dict[str, Any]:
     n = len(heldout)
     parts = [run["own"][style] for run in runs]
     columns = {
@@ -61,12 +61,12 @@ def _choices(heldout: Sequence[Example], runs: Sequence[Scores], style: str) -> 
     right = [[one is True for one in run["answers"]["correct"]] for run in runs]
     means = {name: [part[name] for part in parts] for name in ("means", "filtered")}
     return {
-        "unfiltered": _measures(columns, counts, everybody, means["means"]),
-        "filtered": _measures(columns, counts, right, means["filtered"]),
+        "unfiltered": _average_measures(columns, counts, everybody, means["means"]),
+        "filtered": _average_measures(columns, counts, right, means["filtered"]),
     }
 
 
-def _measures(
+def _average_measures(
     columns: Mapping[str, Sequence[Sequence[float | None]]],
     counts: Sequence[Counts],
     chosen: Sequence[Sequence[bool]],
@@ -95,7 +95,7 @@ def _rouge_l(heldout: Sequence[Example], part: Scores) -> list[float | None]:
 
 
 def _counts(heldout: Sequence[Example], part: Scores) -> Counts:
-    """`bleu_counts` with a row a prompt, over all its texts; zero where it has no references."""
+    """The sum of `bleu_counts` over the texts of each prompt; zero for a prompt without references."""
     rows = np.zeros((len(heldout), 10))
     for place, (example, texts) in enumerate(zip(heldout, part["rationales"], strict=True)):
         if example.references:

@@ -1,7 +1,8 @@
-"""A simulation's work shared by several processes: each takes tasks whose stages lie in files, so order is free.
+"""Shares the work of a simulation among several processes.
 
-A seed's rounds follow one another, so they are one task; its controls and baselines wait for them. Whatever a task
-needs of another it reads from that one's stages. The processes end with the one that started them.
+The results of all stages are files, and a task reads the results of other tasks from them. The rounds of a seed depend
+on each other, so they are one task; its controls and baselines wait for it. The worker processes end when the process
+that started them ends.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from filelock import FileLock
 from illume.end_with_parent import end_with
 from illume.errors import VlmError
 from illume.scenes.emoji import EmojiMissingError
-from illume.simulation.baselines import run_beside
+from illume.simulation.baselines import run_comparison
 from illume.simulation.loop import Simulation, run_loop, score_base, score_base_on_val
-from illume.simulation.settings import WORKER_LOCK, SimulationError, SimulationSettings, gather, read_examples
+from illume.simulation.settings import WORKER_LOCK, SimulationError, SimulationSettings, load_data, read_examples
 from illume.simulation.stages import Display, Models, Stages
 from illume.tuning.job import JobError
 
@@ -41,18 +42,18 @@ _FAILURES = (
     ValueError,
 )
 _EXPECTED = (SimulationError, VlmError, JobError, EmojiMissingError)
-"""What stands for itself: its message is enough for whoever started the simulation."""
+"""Errors whose message is enough for the user; the type of other errors is shown too."""
 
 
 class Task(NamedTuple):
-    """What one process does in one go: `base`, `val`, `loop`, or a baseline or control of a seed."""
+    """A unit of work for one process: `base`, `val`, `loop`, or a baseline or control of a seed."""
 
     kind: str
     seed: int = 0
 
 
-def needs(settings: SimulationSettings) -> dict[Task, tuple[Task, ...]]:
-    """Every task, the most urgent first, with those that must be done before it."""
+def plan_tasks(settings: SimulationSettings) -> dict[Task, tuple[Task, ...]]:
+    """All tasks, the most urgent ones first, each with the tasks that must be done before it."""
     val = Task("val")
     seeds = settings.run_seeds
     tasks: dict[Task, tuple[Task, ...]] = {val: ()}
@@ -61,14 +62,14 @@ def needs(settings: SimulationSettings) -> dict[Task, tuple[Task, ...]]:
         for seed in seeds:
             before = [val] if kind == "supervised-all" else [Task("loop", seed)]
             if kind in settings.baselines and seed != seeds[0]:
-                before.append(Task(kind, seeds[0]))  # which chose the learning rate
+                before.append(Task(kind, seeds[0]))  # which selects the learning rate
             tasks[Task(kind, seed)] = tuple(before)
     tasks[Task("base")] = ()
     return tasks
 
 
 def run_task(sim: Simulation, task: Task) -> None:
-    """Computes the stages of `task` that are not there yet."""
+    """Computes the missing stages of `task`."""
     if task.kind == "base":
         score_base(sim)
         return
@@ -76,26 +77,26 @@ def run_task(sim: Simulation, task: Task) -> None:
     if task.kind == "loop":
         run_loop(sim, task.seed, base_val)
     elif task.kind != "val":
-        run_beside(sim, task.seed, task.kind, base_val)
+        run_comparison(sim, task.seed, task.kind, base_val)
 
 
-# The process that shares the work out
+# The main process
 
 
 def run_tasks(settings: SimulationSettings, out: Path, *, jobs: int, display: Display) -> None:
-    """Runs all tasks in `jobs` processes; returns when every stage is there.
+    """Runs all tasks in `jobs` processes, and returns when all stages are done.
 
-    Raises SimulationError when one of them fails or ends without a word.
+    Raises SimulationError if a task fails or a process ends unexpectedly.
     """
     context = multiprocessing.get_context("spawn")
     todo, messages = context.Queue(), context.Queue()
     arguments = (settings, out, todo, messages, os.getpid())
-    workers = [context.Process(target=_work, args=(number, *arguments), daemon=True) for number in range(jobs)]
+    workers = [context.Process(target=_run_worker, args=(number, *arguments), daemon=True) for number in range(jobs)]
     _count_done(out / "stages", display)
     try:
         for worker in workers:
             worker.start()
-        _share_out(needs(settings), workers, todo, messages, display)
+        _distribute(plan_tasks(settings), workers, todo, messages, display)
     finally:
         for worker in workers:
             worker.terminate()
@@ -103,7 +104,7 @@ def run_tasks(settings: SimulationSettings, out: Path, *, jobs: int, display: Di
             worker.join()
 
 
-def _share_out(
+def _distribute(
     tasks: Mapping[Task, tuple[Task, ...]], workers: Sequence[BaseProcess], todo: Any, messages: Any, display: Display
 ) -> None:
     waiting, done = list(tasks), set[Task]()
@@ -129,24 +130,24 @@ def _share_out(
 
 
 def _count_done(stages: Path, display: Display) -> None:
-    """Tells the display of the stages an earlier start left."""
+    """Reports the stages of earlier runs to the display."""
     for name, seconds in Stages(stages, display).seconds().items():
         last = name.rpartition("/")[2]
         display.end(name, last if last in ("tuning", "judging", "meteor") else "scoring", seconds, fresh=False)
 
 
 def wait_for_workers(out: Path) -> None:
-    """Returns once no worker process of a run that was killed is left: they notice its end within a second."""
+    """Waits for the worker processes of a killed run, which end within a second."""
     for path in out.glob(f"{WORKER_LOCK}*"):
         with FileLock(path):
             pass
 
 
-# A process that works
+# A worker process
 
 
-class _Reported(Display):
-    """Stands for the display in a process that works: passes on what is new."""
+class _ForwardingDisplay(Display):
+    """The display of a worker process: forwards new messages to the main process."""
 
     def __init__(self, messages: Any) -> None:
         super().__init__(lambda _: None, live=False)
@@ -169,15 +170,15 @@ class _Reported(Display):
             self._messages.put(("end_fresh", stage, kind, seconds, note))
 
     def skip(self, kind: str) -> None:
-        """Nothing: several tasks meet the same stage that is not needed."""
+        """Does nothing: several tasks may skip the same stage."""
 
 
-def _work(number: int, settings: SimulationSettings, out: Path, todo: Any, messages: Any, parent: int) -> None:
-    """Takes tasks until it is ended. Holds a lock of its own, for which the next start of the run waits."""
+def _run_worker(number: int, settings: SimulationSettings, out: Path, todo: Any, messages: Any, parent: int) -> None:
+    """Runs tasks until the process is ended. Holds a lock that `wait_for_workers` waits for."""
     end_with(parent)
     with FileLock(out / f"{WORKER_LOCK}{number}"):
         try:
-            sim = _simulation(settings, out, _Reported(messages))
+            sim = _simulation(settings, out, _ForwardingDisplay(messages))
             while True:
                 task = todo.get()
                 run_task(sim, task)
@@ -185,7 +186,7 @@ def _work(number: int, settings: SimulationSettings, out: Path, todo: Any, messa
         except _FAILURES as error:
             name = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
             messages.put(("failed", f"{name}{error}"))
-            todo.get()  # nothing more comes: waits for its end, so that the message is sent
+            todo.get()  # wait to be terminated, so that the message is sent
 
 
 def _simulation(settings: SimulationSettings, out: Path, display: Display) -> Simulation:
@@ -194,9 +195,11 @@ def _simulation(settings: SimulationSettings, out: Path, display: Display) -> Si
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    tqdm.set_lock(threading.RLock())  # by default one between processes, which leaks when this one is ended
+    tqdm.set_lock(
+        threading.RLock()
+    )  # the default lock is shared between processes, and leaks when this one is terminated
     if settings.tuning.threads:
         torch.set_num_threads(settings.tuning.threads)
-    data = gather(settings, out, examples=read_examples(settings), say=display.say)
+    data = load_data(settings, out, examples=read_examples(settings), say=display.say)
     models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
     return Simulation(settings, data, Stages(out / "stages", display), models)

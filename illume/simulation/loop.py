@@ -1,4 +1,4 @@
-"""The loop without people: what one seed of a simulation does, stage by stage."""
+"""The loop with a simulated critic: the stages of one seed."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from illume.tuning.launcher import read_progress, run_job
 
 Pool = dict[str, tuple[str, ...]]
 HELDOUT_PARTS: tuple[Part, ...] = ("answers", "gold", "own")
-_LOOK_SECONDS = 0.5
+_REPORT_SECONDS = 0.5
 VAL_PARTS: tuple[Part, ...] = ("answers", "gold", "own", "heldout")
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One candidate set and what became of it: its `picks`, and those a critic without mistakes would make."""
+    """A judged candidate set: the critic's `picks`, and the `right` ones of a critic without mistakes."""
 
     example_id: str
     candidates: tuple[Rationale, ...]
@@ -48,31 +48,33 @@ class Judged:
     right: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As a stage's file holds it."""
+        """The data for a stage's file."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Judged:
-        """From a stage's file."""
+        """Reads the data of a stage's file."""
         candidates = tuple(Rationale(**one) for one in row["candidates"])
         return cls(row["example_id"], candidates, tuple(row["picks"]), tuple(row["right"]))
 
 
 @dataclass
 class Simulation:
-    """What all seeds share."""
+    """Everything that the seeds share."""
 
     settings: SimulationSettings
     data: Data
     stages: Stages
     models: Models
-    rates: dict[str, float] = field(default_factory=dict)  # of supervised tuning, by baseline, once chosen
-    encoded: EncodedPromptCache = field(default_factory=EncodedPromptCache)  # the held-out prompts, for every version
-    meteor: Meteor | None = None  # in one process only: the program is large
+    rates: dict[str, float] = field(
+        default_factory=dict
+    )  # the selected learning rates of supervised tuning, by baseline
+    encoded: EncodedPromptCache = field(default_factory=EncodedPromptCache)  # of the held-out prompts
+    meteor: Meteor | None = None  # in one process only, because the program needs much memory
 
     @property
     def folder(self) -> Path:
-        """Where everything lies."""
+        """The folder of all stages."""
         return self.stages.folder
 
 
@@ -82,9 +84,9 @@ class Simulation:
 def score(
     sim: Simulation, name: str, adapter: Path | None, *, shuffled: bool = False, own: bool = False
 ) -> dict[str, Any]:
-    """The scores of a version on the held-out prompts; with `shuffled`, each is shown another's images.
+    """Scores a version on the held-out prompts. With `own`, also rationales after its own answers.
 
-    With `own` also behind the model's own answers, as the field reports them.
+    With `shuffled`, each prompt gets the images of another one.
     """
     settings = sim.settings
     examples: Sequence[Example] = sim.data.heldout
@@ -94,10 +96,10 @@ def score(
 
     def compute(tick: Tick) -> dict[str, Any]:
         evaluation = replace(settings.tuning.evaluation, samples=settings.heldout_samples)
-        memory = EncodedPromptCache(budget_mb=0) if shuffled else sim.encoded
-        return _evaluate(sim, adapter, examples, evaluation, parts, tick, memory=memory)
+        cache = EncodedPromptCache(budget_mb=0) if shuffled else sim.encoded
+        return _evaluate(sim, adapter, examples, evaluation, parts, tick, prompt_cache=cache)
 
-    return with_meteor(sim.stages, sim.meteor, name, sim.stages.once(name, "scoring", compute), examples)
+    return with_meteor(sim.stages, sim.meteor, name, sim.stages.run_once(name, "scoring", compute), examples)
 
 
 def _evaluate(
@@ -107,7 +109,7 @@ def _evaluate(
     evaluation: EvaluationSettings,
     parts: Sequence[Part],
     tick: Tick,
-    memory: EncodedPromptCache | None = None,
+    prompt_cache: EncodedPromptCache | None = None,
 ) -> dict[str, Any]:
     total, done = max(1, n_texts(examples, evaluation, parts=parts)), 0
 
@@ -116,14 +118,20 @@ def _evaluate(
         done += texts
         tick(min(1.0, done / total))
 
-    vlm = sim.models.version(adapter)
+    vlm = sim.models.load_version(adapter)
     return evaluate(
-        vlm, examples, evaluation, template=sim.settings.template, parts=parts, progress=progress, prompt_cache=memory
+        vlm,
+        examples,
+        evaluation,
+        template=sim.settings.template,
+        parts=parts,
+        progress=progress,
+        prompt_cache=prompt_cache,
     )
 
 
 def shuffle_images(examples: Sequence[Example]) -> list[Example]:
-    """The same prompts, each with the images of another one."""
+    """Gives each prompt the images of another one."""
     order = list(range(len(examples)))
     random.Random(stable_seed("shuffle", len(examples))).shuffle(order)
     images = {order[place]: examples[order[place - 1]].images for place in range(len(order))}
@@ -131,17 +139,17 @@ def shuffle_images(examples: Sequence[Example]) -> list[Example]:
 
 
 def score_base(sim: Simulation) -> dict[str, Any]:
-    """The base model's scores on the held-out prompts."""
+    """Scores the base model on the held-out prompts."""
     return score(sim, "base/heldout", None, own=True)
 
 
 def score_base_on_val(sim: Simulation) -> dict[str, Any]:
-    """The base model's scores on val, as a round needs its parent's."""
+    """Scores the base model on val; the first round needs these scores of its parent."""
 
     def compute(tick: Tick) -> dict[str, Any]:
         return _evaluate(sim, None, sim.data.val, sim.settings.tuning.evaluation, VAL_PARTS, tick)
 
-    scores: dict[str, Any] = sim.stages.once("base/val", "scoring", compute)
+    scores: dict[str, Any] = sim.stages.run_once("base/val", "scoring", compute)
     return scores
 
 
@@ -154,14 +162,14 @@ def make_critic(settings: SimulationSettings) -> Critic:
 
 
 def prompts_per_round(settings: SimulationSettings, n_train: int) -> int:
-    """How many candidate sets are judged in a round at most."""
+    """The maximum number of candidate sets that are judged in a round."""
     if settings.picks_per_round:
         return n_train
     return settings.prompts_per_round or max(1, n_train // (4 * settings.rounds))
 
 
-def offered(sim: Simulation, seed: int, accepted: Pool, judged: Counter[str]) -> list[Example]:
-    """The prompts that still need an accepted rationale: first the never judged ones, in the seed's order."""
+def order_waiting_prompts(sim: Simulation, seed: int, accepted: Pool, judged: Counter[str]) -> list[Example]:
+    """The prompts without an accepted rationale, those judged least often first; the seed decides between equals."""
     waiting = [example for example in sim.data.train if example.id not in accepted]
     return sorted(waiting, key=lambda example: (judged[example.id], stable_seed(seed, "order", example.id)))
 
@@ -169,7 +177,7 @@ def offered(sim: Simulation, seed: int, accepted: Pool, judged: Counter[str]) ->
 def judge(
     sim: Simulation, name: str, adapter: Path | None, examples: Sequence[Example], *, seed: int, number: int
 ) -> list[Judged]:
-    """Samples candidates for `examples` with the version and asks the critic, within the round's budget."""
+    """Samples candidates for `examples` and lets the critic judge them, within the round's budget."""
     settings = sim.settings
     limit = prompts_per_round(settings, len(sim.data.train))
 
@@ -177,7 +185,7 @@ def judge(
         perfect = make_critic(settings)
         critic = with_mistakes(perfect, share=settings.mistakes, seed=seed) if settings.mistakes else perfect
         sampling = SamplingSettings(**asdict(settings.candidates), template=settings.template)
-        vlm, found = sim.models.version(adapter), 0
+        vlm, found = sim.models.load_version(adapter), 0
         rows: list[Judged] = []
         chunk = settings.picks_per_round or limit
         for start in range(0, min(limit, len(examples)), chunk):
@@ -196,18 +204,18 @@ def judge(
     def note(rows: list[dict[str, Any]]) -> str:
         return f"{sum(bool(row['picks']) for row in rows)} of {len(rows)} prompts got a fitting rationale"
 
-    return [Judged.from_json(row) for row in sim.stages.once(name, "judging", compute, note=note)]
+    return [Judged.from_json(row) for row in sim.stages.run_once(name, "judging", compute, note=note)]
 
 
 def add_picks(accepted: Pool, judged: Iterable[Judged]) -> Pool:
-    """`accepted` with what was picked."""
+    """Adds the picked candidates to `accepted`."""
     rows = list(judged)
     verdicts = [Verdict(one.example_id, "simulated", "picked" if one.picks else "none_fit", one.picks) for one in rows]
     return accumulate(accepted, verdicts, {one.example_id: one.candidates for one in rows})
 
 
 def own_answers(data: Data, judged: Iterable[Judged]) -> dict[str, str]:
-    """The answer that stood in the prompt, where there is no gold one."""
+    """The answers in the prompts of examples without a gold answer."""
     without = {example.id for example in data.train if example.answer is None}
     return {one.example_id: one.candidates[0].answer for one in judged if one.candidates and one.example_id in without}
 
@@ -217,26 +225,26 @@ def own_answers(data: Data, judged: Iterable[Judged]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A tuned version: its adapter, its scores on val, what its round says of itself."""
+    """A tuned version: its adapter, its scores on val, and the report of its round."""
 
     adapter: Path
     val: dict[str, Any]
     report: dict[str, Any]
 
 
-class Watch:
-    """A request to stop that is never made; each time the round asks for it, its progress is shown."""
+class ProgressRequest:
+    """Shows the progress of a round. It has the interface of a stop request, because a round checks that regularly."""
 
     immediate = False
 
     def __init__(self, folder: Path, tick: Tick) -> None:
-        self.asked, self._folder, self._tick, self._looked = self, folder, tick, 0.0
+        self.asked, self._folder, self._tick, self._reported_at = self, folder, tick, 0.0
 
     def is_set(self) -> bool:
-        """False; from time to time passes on how far the round is."""
+        """Reports the progress from time to time; always False."""
         moment = time.monotonic()
-        if moment - self._looked > _LOOK_SECONDS:
-            self._looked = moment
+        if moment - self._reported_at > _REPORT_SECONDS:
+            self._reported_at = moment
             self._tick(read_progress(self._folder).get("fraction", 0.0))
         return False
 
@@ -252,9 +260,9 @@ def run_round(
     answers: Mapping[str, str] | None = None,
     learning_rate: float | None = None,
 ) -> Version:
-    """One tuning round on `accepted` and its forgetting guard, in the folder `name`; it goes on where it was killed.
+    """Runs or resumes a tuning round on `accepted` and its forgetting guard, in the folder `name`.
 
-    It runs in this process: a child would spend as long loading libraries as a small round takes.
+    It runs in this process, because a child process would spend as much time on imports as a small round takes.
     """
     folder = sim.folder / name
 
@@ -273,14 +281,14 @@ def run_round(
                 settings=settings,
             )
             write_job(folder, job, train=rows, val=sim.data.val)
-        sim.models.make_room()
-        result = run_job(folder, request=Watch(folder, tick))
+        sim.models.free_gpu_memory()
+        result = run_job(folder, request=ProgressRequest(folder, tick))
         for leftover in ("checkpoints", "evaluation"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
         kept = ("best_epoch", "n_rationale", "n_vqa_only", "w", "epochs", "decision")
         return {key: result[key] for key in kept}
 
-    report = sim.stages.once(f"{name}/tuning", "tuning", compute, note=_describe)
+    report = sim.stages.run_once(f"{name}/tuning", "tuning", compute, note=_describe)
     return Version(folder / "adapter", read_json(folder / "result.json")["evaluation"]["new"], report)
 
 
@@ -303,34 +311,41 @@ def round_settings(settings: SimulationSettings, seed: int, learning_rate: float
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What a seed's rounds came to: a report for each with held-out scores, all judged sets, the last version."""
+    """The result of one seed: a report of each round with held-out scores, all judged sets, the last version."""
 
     rounds: list[dict[str, Any]]
-    everything: list[list[Judged]]
+    judged_by_round: list[list[Judged]]
     accepted: Pool
     adapter: Path | None
 
 
 def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
-    """All rounds of one seed."""
+    """Runs all rounds of one seed."""
     accepted: Pool = {}
     judged: Counter[str] = Counter()
-    everything: list[list[Judged]] = []
+    judged_by_round: list[list[Judged]] = []
     adapter: Path | None = None
     val: Mapping[str, Any] = base_val
     scores: dict[str, Any] | None = None
     rounds: list[dict[str, Any]] = []
     for number in range(1, sim.settings.rounds + 1):
         name = f"seed-{seed}/round-{number}"
-        rows = judge(sim, f"{name}/judging", adapter, offered(sim, seed, accepted, judged), seed=seed, number=number)
-        everything.append(rows)
+        rows = judge(
+            sim,
+            f"{name}/judging",
+            adapter,
+            order_waiting_prompts(sim, seed, accepted, judged),
+            seed=seed,
+            number=number,
+        )
+        judged_by_round.append(rows)
         judged.update(one.example_id for one in rows)
         before, accepted = accepted, add_picks(accepted, rows)
         tuned = None
         if accepted == before:
             sim.stages.display.skip("tuning")
         else:
-            answers = own_answers(sim.data, [one for past in everything for one in past])
+            answers = own_answers(sim.data, [one for past in judged_by_round for one in past])
             tuned = run_round(sim, name, accepted, parent=adapter, parent_scores=val, seed=seed, answers=answers)
             if sim.settings.activation == "always" or tuned.report["decision"]["activate"]:
                 adapter, val, scores = tuned.adapter, tuned.val, None
@@ -340,7 +355,7 @@ def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
             sim.stages.display.skip("scoring")
             sim.stages.display.skip("meteor")
         rounds.append(_round_row(number, rows, accepted, judged, tuned, scores))
-    return Loop(rounds, everything, accepted, adapter)
+    return Loop(rounds, judged_by_round, accepted, adapter)
 
 
 def _round_row(
@@ -351,14 +366,14 @@ def _round_row(
     tuned: Version | None,
     scores: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    offered_count = sum(len(one.candidates) for one in rows)
+    n_candidates = sum(len(one.candidates) for one in rows)
     return {
         "round": number,
         "judged": len(rows),
         "judged_in_all": judged.total(),
         "prompts_judged": len(judged),
         "with_fitting": sum(bool(one.picks) for one in rows) / len(rows) if rows else None,
-        "fitting_candidates": sum(len(one.right) for one in rows) / offered_count if offered_count else None,
+        "fitting_candidates": sum(len(one.right) for one in rows) / n_candidates if n_candidates else None,
         "picks": sum(len(one.picks) for one in rows),
         "wrong_picks": sum(len(set(one.picks) - set(one.right)) for one in rows),
         "accepted_prompts": len(accepted),

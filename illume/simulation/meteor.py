@@ -1,4 +1,4 @@
-"""METEOR of a simulation's versions, each a stage of its own: added later to a run that began without its program."""
+"""METEOR of the versions of a simulation, in separate stages, so that it can be added to a finished run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from illume.simulation.stages import Stages
 def with_meteor(
     stages: Stages, program: Meteor | None, name: str, scores: Scores, examples: Sequence[Example]
 ) -> Scores:
-    """`scores`, those of stage `name`, with METEOR; as they are where there is neither its stage nor its program."""
+    """Adds METEOR to the scores of stage `name`, if its stage exists or the program is given."""
     stage = f"{name}/meteor"
     if program is None:
-        return _merged(scores, stages.once(stage, "meteor", lambda _: {})) if stages.has(stage) else scores
-    return _merged(scores, stages.once(stage, "meteor", lambda _: _added(add_meteor(scores, examples, program))))
+        return _merged(scores, stages.run_once(stage, "meteor", lambda _: {})) if stages.has(stage) else scores
+    return _merged(scores, stages.run_once(stage, "meteor", lambda _: _added(add_meteor(scores, examples, program))))
 
 
 def _added(scores: Scores) -> Scores:
-    """What `add_meteor` added."""
+    """The values that `add_meteor` added."""
     return {
         part: {
             style: {"meteor": rows["meteor"]}

@@ -1,4 +1,4 @@
-"""The command line of `illume simulate`, and the settings it means."""
+"""The command line of `illume simulate`, and its translation into settings."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from illume.simulation.settings import (
     stored_settings,
 )
 
-_SMALL_BYTES = 200 * 2**20
-"""Weights of which every core may hold a copy."""
+SMALL_MODEL_BYTES = 200 * 2**20
+"""A model with weights up to this size is loaded once per core."""
 
-ABOUT = """The whole loop without people.
+ABOUT = """Simulates the whole loop with a simulated critic.
 
-A simulated critic judges candidates, rounds are tuned on what it picks, every version is scored on held-out prompts;
-beside it, in the same run, the base model, plain supervised tuning on references, and control picks. With the defaults
-it takes 20 to 25 minutes on 2 cores. The folder OUT gets `table.md` (what is printed at the end), `figure.svg`,
-`result.json`, `run.json` (machine and times), and a file for each stage: stopped or killed, the same command goes on.
+The critic judges candidates, rounds are tuned on its picks, and every version is scored on held-out prompts. For
+comparison, the same run includes the base model, supervised tuning on references, and control picks. With the defaults
+it takes 20 to 25 minutes on 2 cores. The folder OUT gets `table.md` (which is printed at the end), `figure.svg`,
+`result.json`, `run.json` (machine and times), and a file for each stage: the same command continues an interrupted run.
 """
 
 EXAMPLES = """examples:
@@ -70,12 +70,12 @@ def parser() -> argparse.ArgumentParser:
         default=guard,
         help="VQA-only rows for each rationale; default: %(default)s",
     )
-    add("--micro-batch", type=count, help="sequences a forward pass; fewer need less memory")
-    add("--gradient-checkpointing", action="store_true", help="needs less memory and more time")
+    add("--micro-batch", type=count, help="sequences per forward pass; fewer need less memory")
+    add("--gradient-checkpointing", action="store_true", help="saves memory and costs time")
     group = parser.add_argument_group("machine")
     add = group.add_argument
-    add("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that has it, else float32")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU where there is one")
+    add("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that supports it, else float32")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU if there is one")
     add(
         "--jobs",
         type=natural,
@@ -88,13 +88,18 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="of each process; default: the cores divided by the processes",
     )
-    add("--no-meteor", action="store_true", help="leave METEOR out, also where its program is at hand")
+    add("--no-meteor", action="store_true", help="do not compute METEOR, even if its program is installed")
     return parser
 
 
 def _add_data(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> None:
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the run: new, or of an interrupted run that is to go on")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the run: a new one, or that of an interrupted run to continue",
+    )
     group = parser.add_argument_group("model and prompts")
     add = group.add_argument
     add("--model", default=defaults.model, help="folder or hub name; default: the starter")
@@ -121,7 +126,7 @@ def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
     add = group.add_argument
     add("--critic", choices=("truth", "rouge"), help="default: truth where the prompts have scenes, else rouge")
     add("--threshold", type=float, help=f"of the rouge critic, 0 to 1; default: {defaults.threshold}")
-    add("--mistakes", type=float, default=defaults.mistakes, help="share of marks turned round; default: %(default)s")
+    add("--mistakes", type=float, default=defaults.mistakes, help="share of inverted decisions; default: %(default)s")
     add("--rounds", type=count, default=defaults.rounds, help="default: %(default)s")
     add(
         "--seeds",
@@ -153,31 +158,31 @@ def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
         "--activation",
         choices=("always", "rule"),
         default=defaults.activation,
-        help="which versions take over: each, or only a clearly better one; default: %(default)s",
+        help="which versions are activated: all, or only clearly better ones; default: %(default)s",
     )
     add("--baselines", default=",".join(BASELINES), help="with commas, or none; default: %(default)s")
     add("--controls", default=",".join(CONTROLS), help="with commas, or none; default: %(default)s")
 
 
-def jobs_of(options: argparse.Namespace) -> int:
-    """How many processes: as many as asked for, else a core each where copies of the model are small, else one."""
+def choose_job_count(options: argparse.Namespace) -> int:
+    """The number of processes: the requested one, else one per core for a small model on a CPU, else one."""
     if options.jobs > 0:
         return int(options.jobs)
     if pick_device(options.device).type != "cpu":
         return 1
     weights = sum(path.stat().st_size for path in Path(options.model).glob("*.safetensors"))
-    return n_cores() if 0 < weights <= _SMALL_BYTES else 1
+    return n_cores() if 0 < weights <= SMALL_MODEL_BYTES else 1
 
 
 def n_cores() -> int:
-    """The cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def settings_of(options: argparse.Namespace) -> SimulationSettings:
-    """The settings a command line means; what depends on the prompts or on what is at hand is decided here.
+def read_settings(options: argparse.Namespace) -> SimulationSettings:
+    """The settings of a command line. Defaults that depend on the prompts or the machine are resolved here.
 
-    A run that goes on keeps what was decided for it. Raises SimulationError for options that cannot be meant together.
+    A continued run keeps its resolved defaults. Raises SimulationError for options that contradict each other.
     """
     defaults, stored = SimulationSettings(), stored_settings(options.out)
     own = options.prompts is not None
@@ -197,9 +202,9 @@ def settings_of(options: argparse.Namespace) -> SimulationSettings:
     threads = options.threads or (stored or {}).get("tuning", {}).get("threads", 0)
     return replace(
         defaults,
-        model=_whole(options.model),
-        prompts=tuple(map(_whole, options.prompts)) if own else defaults.prompts,
-        images=None if options.images is None else _whole(options.images),
+        model=_resolve_path(options.model),
+        prompts=tuple(map(_resolve_path, options.prompts)) if own else defaults.prompts,
+        images=None if options.images is None else _resolve_path(options.images),
         heldout_scenes=heldout,
         heldout_seed=defaults.heldout_seed if options.heldout_seed is None else options.heldout_seed,
         critic=critic,
@@ -212,8 +217,8 @@ def settings_of(options: argparse.Namespace) -> SimulationSettings:
         picks_per_round=options.picks_per_round,
         activation=options.activation,
         init=options.init,
-        baselines=_names(options.baselines),
-        controls=_names(options.controls),
+        baselines=_split_names(options.baselines),
+        controls=_split_names(options.controls),
         template=options.template,
         tuning=replace(
             defaults.tuning,
@@ -224,29 +229,29 @@ def settings_of(options: argparse.Namespace) -> SimulationSettings:
             gradient_checkpointing=options.gradient_checkpointing,
             device=options.device,
             dtype=options.dtype,
-            threads=threads or max(1, n_cores() // jobs_of(options)),
+            threads=threads or max(1, n_cores() // choose_job_count(options)),
         ),
     )
 
 
-def _whole(name: str) -> str:
-    """The whole path of what is there, so that a run goes on from any folder; else the name as it stands."""
+def _resolve_path(name: str) -> str:
+    """The absolute path of what exists, so that a run can be continued from any folder; else the name itself."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _split_names(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _have_scenes(files: Sequence[str]) -> bool:
-    """Whether all are prompts files with scenes. A file that is not there has none: reading it says so."""
+    """Whether all files are prompts files with scenes. Missing files are reported when they are read."""
     return all(
         name.endswith(".jsonl") and Path(name).is_file() and b'"scene"' in Path(name).read_bytes() for name in files
     )
 
 
 def _scenes_to_make(options: argparse.Namespace, stored: dict[str, Any] | None) -> int:
-    """As many as asked for; by default those of the run that goes on, or none where their pictures cannot be had."""
+    """The number of held-out scenes: as requested, or as in the continued run, or 0 if emoji pictures are missing."""
     if options.heldout_scenes is not None:
         return int(options.heldout_scenes)
     if options.prompts is not None:

@@ -1,4 +1,4 @@
-"""What a simulation found, out of its scores: measures with intervals, paired differences, claims, a table."""
+"""The results of a simulation: measures with intervals, paired differences, claims, a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEASURES: dict[str, Callable[[Scores], Values]] = {
     "meteor_greedy": lambda scores: scores["gold"]["greedy"].get("meteor", []),
     "accuracy": lambda scores: [None if one is None else float(one) for one in scores["answers"]["correct"]],
 }
-"""One value a prompt: of rationales sampled (T = 0.7) and greedy behind the gold answer, and of the own answer."""
+"""Per-prompt values of sampled (T = 0.7) and greedy rationales after the gold answer, and of the own answer."""
 
 TITLES = {
     "rouge_l": "ROUGE-L, T = 0.7",
@@ -34,17 +34,17 @@ TITLES = {
 }
 
 ENOUGH = 0.95
-"""The share of the score of tuning on all references that the loop is to reach."""
+"""The share of the score of tuning on all references that the loop should reach."""
 
 MOST_JUDGED = 0.25
 """The share of the train prompts that may be judged, repeats counted."""
 
 MAX_DROP = 0.02
-"""The answer accuracy that may be lost."""
+"""The maximum acceptable loss of answer accuracy."""
 
 
-def values_of(scores: Scores) -> dict[str, list[float]]:
-    """Each measure's values by prompt, where every prompt has one."""
+def measure_values(scores: Scores) -> dict[str, list[float]]:
+    """The values of each measure by prompt. Measures without a value for every prompt are left out."""
     found = {name: get(scores) for name, get in MEASURES.items()}
     return {
         name: [float(value) for value in values if value is not None]
@@ -53,8 +53,8 @@ def values_of(scores: Scores) -> dict[str, list[float]]:
     }
 
 
-def averaged(versions: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """The mean over versions (seeds), prompt by prompt."""
+def average_over_seeds(versions: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """The mean over the versions of all seeds, prompt by prompt."""
     return {
         name: [sum(column) / len(column) for column in zip(*(one[name] for one in versions), strict=True)]
         for name in versions[0]
@@ -73,7 +73,7 @@ def differences(new: Mapping[str, list[float]], old: Mapping[str, list[float]]) 
 
 
 def corpus(scores: Scores) -> dict[str, Any]:
-    """The corpus scores: behind the gold answer, and behind the model's own as the field reports them."""
+    """The corpus scores of rationales after the gold answer, and after the model's own answer."""
     found = {"gold, T = 0.7": scores["gold"]["sampled"]["means"], "gold, greedy": scores["gold"]["greedy"]["means"]}
     if "own" in scores:
         for mode, words in (("sampled", "T = 0.7"), ("greedy", "greedy")):
@@ -83,18 +83,18 @@ def corpus(scores: Scores) -> dict[str, Any]:
 
 
 def report(base: Scores, seeds: Mapping[int, Mapping[str, Any]], *, n_train: int = 0) -> dict[str, Any]:
-    """The results of all seeds as plain data: by seed, averaged over seeds, and what they show.
+    """The results of all seeds as plain data: by seed, averaged over seeds, and the claims that they support.
 
-    `n_train` is the number of train prompts, of which the loop is to need no more than a share.
+    `n_train` is the number of train prompts; the loop should need only a share of them.
     """
-    base_values = values_of(base)
+    base_values = measure_values(base)
     versions: dict[str, list[dict[str, list[float]]]] = {}
     by_seed: dict[str, Any] = {}
     for seed, one in seeds.items():
         by_seed[str(seed)], named = _seed_report(one, base_values)
         for name, values in named.items():
             versions.setdefault(name, []).append(values)
-    whole = {name: averaged(each) for name, each in versions.items() if len(each) == len(seeds)}
+    whole = {name: average_over_seeds(each) for name, each in versions.items() if len(each) == len(seeds)}
     last = max((name for name in whole if name.startswith("round ")), default=None, key=lambda name: int(name[6:]))
     mean: dict[str, Any] = {
         "versions": {"base": intervals(base_values)} | {name: intervals(values) for name, values in whole.items()},
@@ -111,20 +111,20 @@ def report(base: Scores, seeds: Mapping[int, Mapping[str, Any]], *, n_train: int
         "base": {"corpus": corpus(base)},
         "seeds": by_seed,
         "mean": mean,
-        "shown": shown(by_seed, mean, last, n_train),
+        "shown": check_claims(by_seed, mean, last, n_train),
     }
 
 
 def _seed_report(
     one: Mapping[str, Any], base: Mapping[str, list[float]]
 ) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
-    """A seed's results without texts and values, and the values of its versions by name."""
+    """The results of a seed without texts and per-prompt values, and the per-prompt values of its versions."""
     found: dict[str, Any] = {"rounds": []}
     named: dict[str, dict[str, list[float]]] = {}
     before: Mapping[str, list[float]] = base
     for row in one["rounds"]:
         kept = {key: value for key, value in row.items() if key != "scores"}
-        values = dict(base) if row["scores"] is None else values_of(row["scores"])
+        values = dict(base) if row["scores"] is None else measure_values(row["scores"])
         named[f"round {row['round']}"] = values
         kept["measures"] = intervals(values)
         kept["against base"] = differences(values, base)
@@ -135,7 +135,7 @@ def _seed_report(
     for name in ("shuffled", "random", "hallucinated", "supervised-same", "supervised-all"):
         if name not in one:
             continue
-        values = values_of(one[name]["scores"])
+        values = measure_values(one[name]["scores"])
         named[name] = values
         found[name] = {key: value for key, value in one[name].items() if key != "scores"}
         found[name] |= {
@@ -147,8 +147,8 @@ def _seed_report(
     return found, named
 
 
-def shown(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str | None, n_train: int) -> dict[str, Any]:
-    """What the run shows, each as true or false with the numbers behind it; None where it was not looked at."""
+def check_claims(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str | None, n_train: int) -> dict[str, Any]:
+    """Checks the claims of the experiment, each with its numbers. Claims that were not tested are left out."""
     if last is None:
         return {}
     versions = mean["versions"]
@@ -188,7 +188,7 @@ def shown(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str | None,
 
 
 def cell(one: Mapping[str, float] | None, *, signed: bool = False) -> str:
-    """An interval as text."""
+    """Formats an interval."""
     if one is None:
         return ""
     form = "+.3f" if signed else ".3f"
@@ -225,7 +225,7 @@ def _numbers(value: Any) -> str:
 
 
 def labels_used(result: Mapping[str, Any], version: str) -> str:
-    """What people would have had to do for a version, averaged over seeds."""
+    """The human work that a version would have needed, averaged over seeds."""
     seeds = list(result["seeds"].values())
     if version.startswith("round "):
         rows = [one["rounds"][int(version[6:]) - 1] for one in seeds]

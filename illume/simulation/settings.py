@@ -1,4 +1,4 @@
-"""What a simulation is asked to do, and the prompts it runs on. No torch."""
+"""The settings of a simulation, and the prompts it runs on. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CriticKind = Literal["truth", "rouge"]
 Activation = Literal["always", "rule"]
 
 WORKER_LOCK = ".worker-lock-"
-"""How the files begin that the worker processes of a run hold locked, one each."""
+"""The prefix of the lock files of a run's worker processes."""
 
 BASELINES = ("supervised-same", "supervised-all")
 CONTROLS = ("random", "hallucinated", "shuffled")
@@ -35,14 +35,14 @@ class SimulationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SimulationSettings:
-    """Parameters of a simulation: a critic's, the loop's, and what it is compared with."""
+    """The parameters of a simulation: critic, loop, baselines and controls."""
 
     __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
 
     model: str = str(STARTER / "model")
     prompts: tuple[str, ...] = (str(STARTER / "scenes" / "prompts.jsonl"),)
-    images: str | None = None  # where the images of a VQA-X file lie
-    heldout_scenes: int = 2000  # scenes made at run time; 0: the prompts' own test split
+    images: str | None = None  # folder of the images of a VQA-X file
+    heldout_scenes: int = 2000  # scenes generated at run time; 0: the test split of the prompts
     heldout_seed: int = 90_001
     heldout_samples: int = 1  # sampled rationales of each held-out prompt
     max_val: int = 100
@@ -51,14 +51,14 @@ class SimulationSettings:
     mistakes: float = 0.0
     rounds: int = 3
     seeds: int = 3
-    first_seed: int = 1  # runs with other seeds draw other prompts, candidates and batches
-    prompts_per_round: int = 0  # judged in a round; 0: a quarter of the train prompts over all rounds
-    picks_per_round: int = 0  # prompts newly given an accepted rationale in a round; 0: no such budget
+    first_seed: int = 1  # seeds determine prompts, candidates and batches
+    prompts_per_round: int = 0  # judged per round; 0: a quarter of the train prompts over all rounds
+    picks_per_round: int = 0  # prompts that get a first accepted rationale per round; 0: no such budget
     activation: Activation = "always"  # `rule`: a version that is not clearly better is not used
     init: Init = "continue"
     baselines: tuple[str, ...] = BASELINES
     controls: tuple[str, ...] = CONTROLS
-    learning_rates: tuple[float, ...] = ()  # of supervised tuning; empty: a third, once and three times the set one
+    learning_rates: tuple[float, ...] = ()  # of supervised tuning; empty: a third of, once and three times `tuning`'s
     template: str = DEFAULT_TEMPLATE
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     tuning: TuningSettings = field(default_factory=lambda: TuningSettings(epochs=3))
@@ -86,7 +86,7 @@ class SimulationSettings:
 
     @property
     def run_seeds(self) -> tuple[int, ...]:
-        """The seeds of the runs; the first one chooses supervised tuning's learning rates."""
+        """The seeds of the runs. The first one selects the learning rates of supervised tuning."""
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
     @property
@@ -98,7 +98,7 @@ class SimulationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The prompts of a simulation; `source` says in words where the held-out ones come from."""
+    """The prompts of a simulation. `source` describes where the held-out ones come from."""
 
     train: tuple[Example, ...]
     val: tuple[Example, ...]
@@ -110,7 +110,7 @@ class Data:
 
 
 def check_folder(out: Path) -> None:
-    """Raises SimulationError where `out` is no folder, or one of other things than a run."""
+    """Raises SimulationError if `out` is a file, or a folder with other content than a run."""
     if out.exists() and not out.is_dir():
         raise SimulationError(f"{out} is a file: name a folder for the run")
     if not out.is_dir() or (out / "settings.json").exists():
@@ -120,7 +120,7 @@ def check_folder(out: Path) -> None:
 
 
 def stored_settings(out: Path) -> dict[str, Any] | None:
-    """The settings of the run in `out` as plain data, defaults for those that came later; None without a run."""
+    """The settings of the run in `out` as plain data, with defaults for newer settings; None without a run."""
     path = out / "settings.json"
     if not path.is_file():
         return None
@@ -130,17 +130,17 @@ def stored_settings(out: Path) -> dict[str, Any] | None:
         settings = read_record(SimulationSettings, stored, name="settings.json")
     except ValueError as error:
         raise SimulationError(f"{out} holds a run that cannot go on: {error}. Choose another folder") from error
-    return _plain(settings, inputs)
+    return _as_plain_data(settings, inputs)
 
 
-def _plain(settings: SimulationSettings, inputs: Any) -> dict[str, Any]:
+def _as_plain_data(settings: SimulationSettings, inputs: Any) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(asdict(settings) | {"inputs": inputs}))
     return plain
 
 
-def remember(settings: SimulationSettings, out: Path, *, inputs: Mapping[str, Any]) -> None:
-    """Keeps the settings and what the files they name hold; refuses a folder of another run."""
-    asked = _plain(settings, inputs)
+def store_settings(settings: SimulationSettings, out: Path, *, inputs: Mapping[str, Any]) -> None:
+    """Stores the settings and hashes of the input files. Raises SimulationError for a folder of another run."""
+    asked = _as_plain_data(settings, inputs)
     stored = stored_settings(out)
     if stored is not None and (different := _differences(stored, asked)):
         raise SimulationError(f"{out} holds a run with other settings: {'; '.join(different)}. Choose another folder")
@@ -148,7 +148,7 @@ def remember(settings: SimulationSettings, out: Path, *, inputs: Mapping[str, An
 
 
 def _differences(stored: Any, asked: Any, name: str = "") -> list[str]:
-    """What differs, setting by setting, in words."""
+    """Describes the differences, setting by setting."""
     if isinstance(stored, dict) and isinstance(asked, dict):
         return [
             line
@@ -159,10 +159,10 @@ def _differences(stored: Any, asked: Any, name: str = "") -> list[str]:
         return []
     if name.startswith("inputs."):
         return [f"the files of {name.removeprefix('inputs.')} have changed since"]
-    return [f"{name} was {_shown(stored)}, now {_shown(asked)}"]
+    return [f"{name} was {_format_value(stored)}, now {_format_value(asked)}"]
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text or "none"
 
@@ -171,9 +171,9 @@ def _shown(value: Any) -> str:
 
 
 def read_prompts(files: Sequence[str], *, images: str | None = None) -> list[Example]:
-    """The examples of prompts files: Illume's own (`.jsonl`) and VQA-X's (`.json`), whose splits come from their names.
+    """Reads prompts files: Illume's own (`.jsonl`), and those of VQA-X (`.json`), whose names determine the splits.
 
-    Raises SimulationError naming what is wrong.
+    Raises SimulationError that names the problem.
     """
     examples: list[Example] = []
     for name in files:
@@ -197,10 +197,10 @@ def read_prompts(files: Sequence[str], *, images: str | None = None) -> list[Exa
 
 
 def read_vqax(path: Path, *, images: Path) -> list[Example]:
-    """The examples of a VQA-X file: `{question id: {question, answers, explanation, image_name}}`.
+    """Reads a VQA-X file: `{question id: {question, answers, explanation, image_name}}`.
 
-    The answer is the one most people gave. Images lie in `images`, or below it in COCO's folders. Raises
-    SimulationError for a file of another shape or a missing image.
+    The answer is the most frequent one. Images are in `images` or in COCO's folders below it. Raises SimulationError
+    for a file of another format or a missing image.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -231,7 +231,7 @@ def _vqax_example(path: Path, name: str, row: Any, split: str, images: Path) -> 
 
 
 def _find_image(folder: Path, name: str, *, where: str) -> Path:
-    """COCO keeps `COCO_train2014_...` in a folder `train2014`."""
+    """Finds an image. COCO stores `COCO_train2014_...` in a folder `train2014`."""
     parts = name.split("_")
     for path in (folder / name, folder / (parts[1] if len(parts) > 1 else "") / name):
         if path.is_file():
@@ -240,7 +240,7 @@ def _find_image(folder: Path, name: str, *, where: str) -> Path:
 
 
 def read_examples(settings: SimulationSettings) -> list[Example]:
-    """The prompts that `settings` name, all splits. Raises SimulationError for what a simulation cannot use."""
+    """Reads the prompts of all splits. Raises SimulationError for prompts that the simulation cannot use."""
     examples = read_prompts(settings.prompts, images=settings.images)
     train = [example for example in examples if example.split == "train"]
     if not train:
@@ -255,17 +255,19 @@ def read_examples(settings: SimulationSettings) -> list[Example]:
     return examples
 
 
-def gather(settings: SimulationSettings, out: Path, *, examples: Sequence[Example], say: Callable[[str], None]) -> Data:
-    """The prompts of `settings`, whose `read_examples` are given; held-out scenes are made below `out`, once."""
+def load_data(
+    settings: SimulationSettings, out: Path, *, examples: Sequence[Example], say: Callable[[str], None]
+) -> Data:
+    """Splits the prompts of `read_examples`. Held-out scenes are generated in `out` if they do not exist yet."""
     by_split = {split: tuple(example for example in examples if example.split == split) for split in SPLITS}
     heldout, source = by_split["test"], "the test split"
     if settings.heldout_scenes:
-        heldout, source = _made_scenes(settings, out, examples, say)
+        heldout, source = _make_heldout_scenes(settings, out, examples, say)
     val = sorted(by_split["val"], key=lambda example: stable_seed("val", example.id))[: settings.max_val]
     return Data(by_split["train"], tuple(val), heldout, source)
 
 
-def _made_scenes(
+def _make_heldout_scenes(
     settings: SimulationSettings, out: Path, examples: Sequence[Example], say: Callable[[str], None]
 ) -> tuple[tuple[Example, ...], str]:
     from illume.scenes.emoji import find_emoji, load_sprites

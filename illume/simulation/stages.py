@@ -1,4 +1,4 @@
-"""A simulation's work in stages: each leaves a file, so that a run that was killed goes on; and how far it is."""
+"""The stages of a simulation, which store their results as files to make it resumable, and the progress display."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ Tick = Callable[[float], None]
 """Called with the share of a stage that is done."""
 
 _RELATIVE_COST = {"judging": 1.0, "tuning": 4.0, "scoring": 4.0, "meteor": 0.1}
-"""What stages of each kind take, one against the other, until some of the kind were seen."""
+"""Relative costs of the kinds of stage, used for the estimate until stages of the kind are done."""
 
 _REPAINT_SECONDS = 0.5
 
 
 class Display:
-    """Says which stage runs and about how long all the rest will take: one line that changes, or a line a stage."""
+    """Shows the current stage and the estimated remaining time: one changing line if `live`, else a line per stage."""
 
     def __init__(self, write: Callable[[str], None], *, live: bool) -> None:
         self._write, self._live = write, live
         self._planned: dict[str, int] = {}
-        self._done: dict[str, dict[str, float]] = {}  # seconds of each stage, by kind; a stage may be told of again
+        self._done: dict[str, dict[str, float]] = {}  # seconds of each stage, by kind; a stage may be reported again
         self._stage = self._kind = ""
         self._began = self._painted = 0.0
 
     def plan(self, stages: Mapping[str, int]) -> None:
-        """How many stages of each kind there will be."""
+        """Sets the expected number of stages of each kind."""
         self._planned = dict(stages)
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Writes a separate line."""
         self._write(("\r\033[K" if self._live else "") + line + "\n")
 
     def begin(self, stage: str, kind: str) -> None:
-        """A stage begins that is not done yet."""
+        """Starts a stage."""
         self._stage, self._kind, self._began, self._painted = stage, kind, time.monotonic(), 0.0
         self.tick(0.0)
 
     def tick(self, share: float) -> None:
-        """The share of the present stage that is done."""
+        """Updates the progress of the current stage."""
         moment = time.monotonic()
         if self._live and moment - self._painted > _REPAINT_SECONDS:
             self._painted = moment
             self._write(f"\r\033[K{self._head()} {self._stage}: {share:.0%}{self._left(moment - self._began)}")
 
     def end(self, stage: str, kind: str, seconds: float, *, fresh: bool, note: str = "") -> None:
-        """A stage is done, just now (`fresh`) or by an earlier run."""
+        """Counts a stage as done: just now (`fresh`), or by an earlier run."""
         self._done.setdefault(kind, {})[stage] = seconds
         if fresh:
             self.say(f"{self._head()} {stage}: {seconds:.0f} s{note and ', ' + note}{self._left(0.0)}")
 
     def end_fresh(self, stage: str, kind: str, seconds: float, note: str) -> None:
-        """A stage was done just now, by this process or another."""
+        """Counts a stage that this process or another one has just finished."""
         self.end(stage, kind, seconds, fresh=True, note=note)
 
     def skip(self, kind: str) -> None:
-        """A planned stage turned out not to be needed."""
+        """Removes a stage that is not needed from the plan."""
         self._planned[kind] = max(0, self._planned.get(kind, 0) - 1)
 
     def _head(self) -> str:
@@ -79,17 +79,17 @@ class Display:
 
 
 class Stages:
-    """The stages' files below a folder."""
+    """The result files of stages, in a folder."""
 
     def __init__(self, folder: Path, display: Display) -> None:
         self.folder, self.display = folder, display
 
-    def once(
+    def run_once(
         self, name: str, kind: str, compute: Callable[[Tick], Any], *, note: Callable[[Any], str] | None = None
     ) -> Any:
-        """What stage `name` came to: from its file, or computed now and written as a whole.
+        """The result of stage `name`: read from its file, or computed and written atomically.
 
-        `note` gives a few words about it for the display.
+        `note` describes the result for the display.
         """
         path = self.folder / f"{name}.json"
         fresh = not path.exists()
@@ -108,7 +108,7 @@ class Stages:
         return (self.folder / f"{name}.json").exists()
 
     def seconds(self) -> dict[str, float]:
-        """How long each stage took, by its name."""
+        """The run time of each stage in seconds, by name."""
         taken = {}
         for path in sorted(self.folder.rglob("*.json")):
             content = read_json(path)
@@ -118,14 +118,14 @@ class Stages:
 
 
 class Models:
-    """The base model, loaded when first needed, with the adapter of the version asked for."""
+    """The base model, loaded on first use, with a replaceable adapter."""
 
     def __init__(self, base: str, *, device: str, dtype: str) -> None:
         self._base, self._device, self._dtype = base, device, dtype
         self._vlm: Vlm | None = None
 
-    def version(self, adapter: Path | None) -> Vlm:
-        """The version whose adapter lies in the folder `adapter`; None is the base."""
+    def load_version(self, adapter: Path | None) -> Vlm:
+        """The model with the adapter in the folder `adapter`; None is the base model."""
         wanted = None if adapter is None else str(adapter)
         if self._vlm is None:
             self._vlm = load_vlm(self._base, adapter=wanted, device=self._device, dtype=self._dtype)
@@ -133,8 +133,8 @@ class Models:
             set_adapter(self._vlm, wanted)
         return self._vlm
 
-    def make_room(self) -> None:
-        """Frees a GPU for a round."""
+    def free_gpu_memory(self) -> None:
+        """Unloads the model from a GPU, to make room for a round."""
         if self._vlm is not None and self._vlm.device.type == "cuda":
             import torch
 

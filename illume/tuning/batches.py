@@ -1,4 +1,4 @@
-"""What a round trains on, as batches: texts, their plan over the steps, and their inputs kept between epochs."""
+"""The batches of a round: training texts, their distribution over the steps, and inputs cached between epochs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS: tuple[Kind, ...] = ("answer", "rationale")
 
 @dataclass(frozen=True, slots=True)
 class TrainingText:
-    """One continuation to learn behind one prompt; no loss is taken of the prompt."""
+    """A prompt and the continuation to learn, as token ids. The prompt is not part of the loss."""
 
     kind: Kind
     images: tuple[str, ...]
@@ -29,10 +29,11 @@ class TrainingText:
 
 
 def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> list[TrainingText]:
-    """The texts of `rows`: each rationale behind its rationale prompt, each prompt's answer behind its answer prompt.
+    """The training texts of `rows`: each rationale after its rationale prompt, each answer after its answer prompt.
 
-    Answer and rationale are separate texts because a chat template closes a turn between them, so that what is trained
-    is what the model is later asked. Rows of one prompt share one answer text: many rationales give it no more weight.
+    Answer and rationale are separate texts, because a chat template closes a turn between them; so the model is trained
+    on the same prompts that it is used with. Rows of the same prompt share one answer text, so that its weight does not
+    grow with the number of rationales. Raises ValueError for a row without an answer.
     """
     texts: list[TrainingText] = []
     answered: set[tuple[tuple[str, ...], str, str]] = set()
@@ -55,7 +56,7 @@ def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> l
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Texts of one kind that go through the model together: indexes into the round's texts, and a number of its own."""
+    """Texts of one kind that share a forward pass. `members` are indices into the round's texts; `number` is unique."""
 
     number: int
     kind: Kind
@@ -64,18 +65,18 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one optimiser step learns from; `tokens` counts the learnt tokens of each kind in all its micro-batches."""
+    """The micro-batches of one optimiser step, and the number of target tokens of each kind in all of them."""
 
     micro_batches: tuple[MicroBatch, ...]
     tokens: dict[Kind, int]
 
 
 def plan_batches(texts: Sequence[TrainingText], *, batch_size: int, micro_batch_size: int, seed: int) -> list[Batch]:
-    """Spreads answers and rationales evenly over the steps of an epoch; every text comes once.
+    """Distributes answers and rationales evenly over the steps of an epoch; each text is used once.
 
-    Each step sees both kinds in the mixture of the whole round. Within a step texts of a kind go through the model by
-    length, so that little is padded. The plan is the same in every epoch, so that inputs can be kept; `epoch_order`
-    varies the order of the steps.
+    Each step has both kinds in the proportion of the whole round. Within a step, texts of a kind are sorted by length,
+    so that there is little padding. The batches are the same in every epoch, so that inputs can be cached;
+    `epoch_order` varies the order of the steps.
     """
     count = max(1, -(-len(texts) // batch_size))
     shares: dict[Kind, list[list[int]]] = {}
@@ -88,7 +89,7 @@ def plan_batches(texts: Sequence[TrainingText], *, batch_size: int, micro_batch_
         micro_batches = []
         tokens: dict[Kind, int] = {}
         for kind in KINDS:
-            # Where both kinds are few, the last steps of one are the first of the other: no step is left with none.
+            # Rationales are assigned in reverse order, so that with few texts of both kinds no step is left empty.
             share = shares[kind][position if kind == "answer" else count - 1 - position]
             tokens[kind] = sum(len(texts[index].continuation) for index in share)
             share = sorted(share, key=lambda index: (len(texts[index].prompt) + len(texts[index].continuation), index))
@@ -101,62 +102,65 @@ def plan_batches(texts: Sequence[TrainingText], *, batch_size: int, micro_batch_
 
 
 def epoch_order(n_batches: int, *, epoch: int, seed: int) -> list[int]:
-    """The order in which an epoch (from 1) takes the steps."""
+    """The order of the steps in an epoch (counted from 1)."""
     order = list(range(n_batches))
     random.Random(stable_seed(seed, "order", epoch)).shuffle(order)
     return order
 
 
 @dataclass
-class Prepared:
-    """A micro-batch ready for the model: `labels` are (batch, `kept`) and belong to the last `kept` positions."""
+class PreparedBatch:
+    """The inputs of a micro-batch. `labels` are (batch, n_targets), for the last `n_targets` positions."""
 
     inputs: Inputs
     labels: torch.Tensor
-    kept: int
+    n_targets: int
     features: list[Any] | None = None
 
 
 class BatchInputs:
-    """Makes the inputs of micro-batches and keeps them on the CPU, with the frozen tower's features, up to a budget."""
+    """Prepares the inputs of micro-batches, and caches them on the CPU, image features included, up to a budget."""
 
     def __init__(self, vlm: Vlm, texts: Sequence[TrainingText], *, cache_mb: int) -> None:
         self._vlm = vlm
         self._texts = texts
-        self._left = cache_mb * 2**20
-        self._kept: dict[int, Prepared] = {}
+        self._free_bytes = cache_mb * 2**20
+        self._cached: dict[int, PreparedBatch] = {}
 
-    def prepare(self, micro_batch: MicroBatch) -> Prepared:
+    def prepare(self, micro_batch: MicroBatch) -> PreparedBatch:
         """The inputs of `micro_batch` on the model's device."""
-        kept = self._kept.get(micro_batch.number)
-        if kept is not None:
-            return Prepared(
-                to_device(kept.inputs, self._vlm.device),
-                kept.labels.to(self._vlm.device),
-                kept.kept,
-                to_device(kept.features, self._vlm.device),
+        cached = self._cached.get(micro_batch.number)
+        if cached is not None:
+            return PreparedBatch(
+                to_device(cached.inputs, self._vlm.device),
+                cached.labels.to(self._vlm.device),
+                cached.n_targets,
+                to_device(cached.features, self._vlm.device),
             )
         texts = [self._texts[index] for index in micro_batch.members]
         encoded = encode(self._vlm, [text.prompt for text in texts], [text.images for text in texts])
         continuations = [text.continuation for text in texts]
         inputs, labels = append_continuations(self._vlm, encoded, continuations)
-        n_learnt = max(map(len, continuations))
-        return Prepared(inputs, labels[:, -n_learnt:], n_learnt)
+        n_targets = max(map(len, continuations))
+        return PreparedBatch(inputs, labels[:, -n_targets:], n_targets)
 
-    def keep(self, micro_batch: MicroBatch, prepared: Prepared) -> None:
-        """Keeps `prepared` for later epochs where the budget still allows it."""
-        if micro_batch.number in self._kept:
+    def store(self, micro_batch: MicroBatch, prepared: PreparedBatch) -> None:
+        """Caches `prepared` for later epochs if the budget allows it."""
+        if micro_batch.number in self._cached:
             return
         size = n_bytes((prepared.inputs, prepared.labels, prepared.features))
-        if size > self._left:
+        if size > self._free_bytes:
             return
-        self._left -= size
+        self._free_bytes -= size
         cpu = torch.device("cpu")
-        self._kept[micro_batch.number] = Prepared(
-            to_device(prepared.inputs, cpu), prepared.labels.to(cpu), prepared.kept, to_device(prepared.features, cpu)
+        self._cached[micro_batch.number] = PreparedBatch(
+            to_device(prepared.inputs, cpu),
+            prepared.labels.to(cpu),
+            prepared.n_targets,
+            to_device(prepared.features, cpu),
         )
 
 
-def learnt_tokens(labels: torch.Tensor) -> int:
-    """How many positions of `labels` a loss is taken of."""
+def count_target_tokens(labels: torch.Tensor) -> int:
+    """The number of positions of `labels` that are part of the loss."""
     return int((labels != IGNORED).sum())

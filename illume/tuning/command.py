@@ -1,6 +1,6 @@
-"""A tuning job as a process: `python -m illume.tuning DIR`. What DIR holds is said in `illume.tuning.job`.
+"""Runs a tuning job: `python -m illume.tuning DIR`. `illume.tuning.job` describes the files in DIR.
 
-This module is light, so that a signal is answered from the first moment on; the work is done by `illume.tuning.round`.
+This module imports quickly, so that signals are handled from the start; `illume.tuning.round` does the work.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
-"""What a model's code, files or device may raise; one place turns it into a message for the admin."""
+"""Errors that a model's code, files or device may raise. They are turned into a message for the admin."""
 
 
 class StopRequest:
-    """Whether somebody asked the round to stop: SIGTERM, SIGINT, or the end of its parent process.
+    """Records whether the round should stop: after SIGTERM, SIGINT, or the end of the parent process.
 
-    While `immediate` is set there is nothing to save yet and the process ends at once.
+    While `immediate` is set there is nothing to save yet, and the process ends at once.
     """
 
     def __init__(self) -> None:
@@ -55,22 +55,22 @@ class StopRequest:
         self.immediate = True
 
     def install(self, *, parent: int) -> None:
-        """Takes over the signals and watches the parent; for the main thread of a process of its own."""
+        """Installs the signal handlers and watches the parent. Call it in the main thread of the job's process."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         watch_parent(parent, self._on_parent_end)
 
     def stop(self) -> None:
-        """Asks for the stop."""
+        """Requests the stop."""
         self.asked.set()
         if self.immediate:
             os._exit(EXIT_STOPPED)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (signal's signature)
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
         self.stop()
 
     def _on_parent_end(self) -> None:
-        """Leaves the round some time for a checkpoint."""
+        """Gives the round some time for a checkpoint, then ends the process."""
         self.stop()
         time.sleep(_GRACE_SECONDS)
         os._exit(EXIT_STOPPED)
@@ -79,8 +79,8 @@ class StopRequest:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job in the folder given as the only argument; returns the exit code of the process.
 
-    A launcher adds its own process id, which tells this process whether its parent has ended already, or says that
-    this is one of several processes of the job.
+    A launcher adds `--parent` with its process id, so that this process notices if the parent has ended already, or
+    `--rank` if this is one of several processes of the job.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     match arguments:
@@ -101,7 +101,7 @@ def _run(folder: Path, request: StopRequest, *, rank: bool) -> int:
         run_job(folder, request=request, rank=rank)
     except Stopped:
         return EXIT_STOPPED
-    except FolderInUseError as error:  # nothing is written to a folder that is another process's
+    except FolderInUseError as error:  # the folder belongs to another process, so nothing is written
         sys.stderr.write(f"illume.tuning: {error}\n")
         return EXIT_IN_USE
     except _FAILURES as error:

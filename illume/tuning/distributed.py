@@ -1,4 +1,4 @@
-"""The processes of a round: one alone, or several that share each step's gradient through accelerate."""
+"""The processes of a round: a single one, or several that reduce their gradients through accelerate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STOP_SECONDS = 8.0
 
 
 class Ranks(Protocol):
-    """The processes of a round: accelerate's `Accelerator`, or `Alone`."""
+    """The interface to the processes of a round: accelerate's `Accelerator`, or `SingleProcess`."""
 
     process_index: int
     num_processes: int
@@ -30,18 +30,18 @@ class Ranks(Protocol):
         """The sum of `tensor` over all processes."""
 
     def wait_for_everyone(self) -> None:
-        """Returns once all processes are here."""
+        """Waits until all processes have reached this call."""
 
 
-class Alone:
-    """One process."""
+class SingleProcess:
+    """The interface of a round with one process."""
 
     process_index = 0
     num_processes = 1
     is_main_process = True
 
     def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:  # noqa: ARG002  (accelerate's signature)
-        """`tensor` itself."""
+        """Returns `tensor`."""
         return tensor
 
     def wait_for_everyone(self) -> None:
@@ -49,22 +49,22 @@ class Alone:
 
 
 def join_ranks(device: str) -> tuple[Ranks, str]:
-    """Joins the other processes of the launcher that started this one; returns them and the device of this process."""
-    # Seconds to load, and only several processes need it.
+    """Joins the processes that the launcher started; returns their interface and the device of this process."""
+    # Imported here because it takes seconds, and a single process does not need it.
     from accelerate import Accelerator, InitProcessGroupKwargs  # type: ignore[import-untyped]
 
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while the first one evaluates
-    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
+    timeout = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while the first process evaluates
+    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[timeout])
     return accelerator, str(accelerator.device)
 
 
 def launch(folder: Path, *, processes: int, request: Request) -> None:
-    """Runs the round in `folder` in several processes. Raises Stopped when `request` asks for it.
+    """Runs the round in `folder` in several processes. Raises Stopped if `request` asks for it.
 
-    The launcher is the one accelerate uses for several GPUs; it serves several CPU processes too. It ends when this
-    process does.
+    The launcher is the one that accelerate uses for several GPUs; it also works for several CPU processes. It ends
+    when this process ends.
     """
-    request.immediate = False  # from here on there are processes to stop
+    request.immediate = False  # child processes must be stopped first
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["--module", "illume.tuning", str(folder), "--rank"]
     ends_with_us = signal_on_parent_end(signal.SIGTERM)
@@ -72,10 +72,10 @@ def launch(folder: Path, *, processes: int, request: Request) -> None:
     while launcher.poll() is None and not request.asked.is_set():
         time.sleep(0.1)
     if launcher.poll() is None:
-        family = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
+        processes_left = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
         launcher.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-        for process in left:  # those that wait for a rank that has gone
+        _, left = psutil.wait_procs(processes_left, timeout=_STOP_SECONDS)
+        for process in left:  # waiting for a rank that has ended
             process.kill()
         launcher.wait()
     if request.asked.is_set():
@@ -83,4 +83,4 @@ def launch(folder: Path, *, processes: int, request: Request) -> None:
     if not (folder / "result.json").exists():
         if (folder / "error.json").exists():
             raise JobError(read_json(folder / "error.json")["message"])
-        raise RuntimeError("one of the round's processes ended without a word: perhaps memory ran out")
+        raise RuntimeError("one of the round's processes ended without a message: perhaps memory ran out")

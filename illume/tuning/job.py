@@ -1,26 +1,27 @@
-"""A round's folder: what it is asked to do, what it reports, all as files. No torch.
+"""The job folder: the inputs, the reports and the results of a round, all as files. No torch.
 
-The folder is the whole interface between a round (`python -m illume.tuning DIR`) and whoever started it.
+The folder is the whole interface between a round (`python -m illume.tuning DIR`) and its caller.
 
 Written by the caller:
 
 * `job.json`: a `TuningJob`.
-* `train.jsonl`: one row a line, `{"id", "images", "question", "answer", "rationale"}`; a VQA-only row has null there.
-* `val.jsonl`: one example a line, `{"id", "images", "question", "answer", "references", "metadata"}`; may be empty.
-* `heldout.jsonl` (optional): accepted rationales that are never trained on, in the shape of `train.jsonl`.
+* `train.jsonl`: one row per line, `{"id", "images", "question", "answer", "rationale"}`; in a VQA-only row `rationale`
+  is null.
+* `val.jsonl`: one example per line, `{"id", "images", "question", "answer", "references", "metadata"}`; may be empty.
+* `heldout.jsonl` (optional): accepted rationales that are never trained on, in the format of `train.jsonl`.
 
 Image paths are absolute or relative to the folder. Written by the round:
 
-* `progress.json`, replaced as a whole: `{"stage", "epoch", "step", "steps_total", "fraction", "eta_seconds",
+* `progress.json`, replaced atomically: `{"stage", "epoch", "step", "steps_total", "fraction", "eta_seconds",
   "updated"}`; `stage` is `preparing`, `training` or `evaluating`.
-* `events.jsonl`, only ever appended to: `{"kind": "step", "epoch", "step", "loss", "answer_loss", "rationale_loss"}`,
+* `events.jsonl`, append-only: `{"kind": "step", "epoch", "step", "loss", "answer_loss", "rationale_loss"}`,
   `{"kind": "epoch", "epoch", "loss", "answer_loss", "rationale_loss", "score", "metric"}`,
-  `{"kind": "log", "message"}`, each with `at`. A round that was killed and resumed writes some steps twice: the later
-  line of a step or an epoch stands.
-* `checkpoints/`, `evaluation/`: what a killed round goes on from.
-* `adapter/`: the adapter of the best epoch. `result.json`: what came out; its presence means the round is done.
-* `error.json`: `{"message"}`, with exit code 1. Exit code 75: stopped by SIGTERM or by its parent's end; can go on.
-  Exit code 73: another process runs the job.
+  `{"kind": "log", "message"}`, each with `at`. A round that was killed and resumed may write a step twice: the later
+  line of a step or an epoch counts.
+* `checkpoints/`, `evaluation/`: the state that a killed round resumes from.
+* `adapter/`: the adapter of the best epoch. `result.json`: the result; its presence means that the round is done.
+* `error.json`: `{"message"}`, with exit code 1. Exit code 75: stopped by SIGTERM or by the end of the parent process;
+  the round can be resumed. Exit code 73: another process runs the job.
 * `process.log`: what the process printed. `.lock`: locked while a process runs the job.
 """
 
@@ -49,7 +50,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_IN_USE, EXIT_STOPPED = 0, 1, 73, 75
 
 
 class JobError(ValueError):
-    """A folder that cannot be tuned from, with a reason a person can act on."""
+    """A job folder that cannot be used; the message says why and what to do."""
 
 
 class FolderInUseError(JobError):
@@ -57,13 +58,13 @@ class FolderInUseError(JobError):
 
 
 class Stopped(Exception):
-    """The round was asked to stop; what was done is kept."""
+    """The round was asked to stop; everything done so far is stored."""
 
 
 class Request(Protocol):
-    """Who may ask the round to stop: `asked.is_set()` is looked at between its steps.
+    """A request to stop the round: it checks `asked.is_set()` between its steps.
 
-    While `immediate` is set the round has nothing to keep yet.
+    The round clears `immediate` once it has anything to store.
     """
 
     asked: Any
@@ -72,16 +73,16 @@ class Request(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TuningJob:
-    """What a round is asked to do. `base` and `parent` are a model and an adapter folder; `base` may be a hub name."""
+    """The parameters of a round. `base` is a model folder or a hub name, `parent` an adapter folder."""
 
     __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
 
     base: str
     parent: str | None = None
     init: Init = "continue"
-    parent_scores: dict[str, Any] | None = None  # of `illume.evaluation.evaluation.evaluate`, where they are known
-    processes: Annotated[int, Field(ge=1)] = 1  # over 1: as many processes through accelerate's launcher
-    meteor: bool = False  # score the best epoch and the parent by METEOR too, where its program is at hand
+    parent_scores: dict[str, Any] | None = None  # a result of `illume.evaluation.evaluation.evaluate`, if known
+    processes: Annotated[int, Field(ge=1)] = 1  # more than 1 are started by accelerate's launcher
+    meteor: bool = False  # also score the best epoch and the parent by METEOR, if its program is installed
     settings: TuningSettings = field(default_factory=TuningSettings)
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class TuningJob:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TuningJob:
-        """The job from plain data; raises JobError for an unknown field or a value that cannot be meant."""
+        """Reads a job from plain data. Raises JobError for unknown fields and invalid values."""
         try:
             return read_record(cls, data, name="job")
         except ValueError as error:
@@ -101,13 +102,13 @@ class TuningJob:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replaces `path` as a whole, in a folder that is made where it is missing."""
+    """Writes `path` atomically; creates its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n", sync=True)
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; raises JobError naming the file when it is missing or broken."""
+    """Reads a JSON file. Raises JobError naming the file if it is missing or invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -117,12 +118,12 @@ def read_json(path: Path) -> Any:
 
 
 def _jsonl(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """One object a line."""
+    """Formats one object per line."""
     return (f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends one line; a line cut off by a crash before it is closed first."""
+    """Appends one line. A line that a crash left incomplete is ended first."""
     text = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     with path.open("ab+") as file:
         if file.tell() > 0:
@@ -175,7 +176,7 @@ def _example(folder: Path, where: str, row: Mapping[str, Any], split: str) -> Ex
 
 
 def read_rows(folder: Path, name: str) -> list[TrainingRow]:
-    """The rows of `train.jsonl` or `heldout.jsonl`; raises JobError naming the line of a bad one."""
+    """Reads the rows of `train.jsonl` or `heldout.jsonl`. Raises JobError naming the line of an invalid row."""
     rows = []
     for where, row in _read_lines(folder / name):
         example, rationale = _example(folder, where, row, "train"), row.get("rationale")
@@ -188,7 +189,7 @@ def read_rows(folder: Path, name: str) -> list[TrainingRow]:
 
 
 def read_examples(folder: Path, name: str) -> list[Example]:
-    """The examples of `val.jsonl`; raises JobError naming the line of a bad one, or of one that comes twice."""
+    """Reads the examples of `val.jsonl`. Raises JobError naming the line of an invalid or repeated example."""
     examples: list[Example] = []
     seen: set[str] = set()
     for where, row in _read_lines(folder / name):
@@ -201,7 +202,7 @@ def read_examples(folder: Path, name: str) -> list[Example]:
 
 
 def row_json(row: TrainingRow) -> dict[str, Any]:
-    """A row as `train.jsonl` holds it."""
+    """A row in the format of `train.jsonl`."""
     example = row.example
     return {
         "id": example.id,
@@ -213,7 +214,7 @@ def row_json(row: TrainingRow) -> dict[str, Any]:
 
 
 def example_json(example: Example) -> dict[str, Any]:
-    """An example as `val.jsonl` holds it."""
+    """An example in the format of `val.jsonl`."""
     return {
         "id": example.id,
         "images": list(example.images),
@@ -232,10 +233,10 @@ def write_job(
     val: Sequence[Example],
     heldout: Sequence[TrainingRow] = (),
 ) -> None:
-    """Writes everything a round needs into `folder`; `job.json` comes last, so that its presence means all is there.
+    """Writes everything a round needs into `folder`. `job.json` is written last: its presence means that all is there.
 
-    The same round again is left as it is, to go on with. Raises JobError where the folder holds another one, whose
-    result or checkpoints would be taken for this one's.
+    A folder with the same round is left as it is, so that the round can be resumed. Raises JobError if the folder
+    contains another round, whose results and checkpoints must not be mixed up with this one's.
     """
     lines = {
         "train.jsonl": _jsonl(map(row_json, train)),
@@ -244,7 +245,7 @@ def write_job(
     }
     if (folder / "job.json").exists():
         same = read_json(folder / "job.json") == json.loads(json.dumps(job.to_json()))
-        if not same or not all(_holds(folder / name, rows) for name, rows in lines.items()):
+        if not same or not all(_has_lines(folder / name, rows) for name, rows in lines.items()):
             raise JobError(f"{folder} holds another round: name a new folder, or remove it")
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -256,8 +257,8 @@ def write_job(
     write_json(folder / "job.json", job.to_json())
 
 
-def _holds(path: Path, lines: Iterator[str]) -> bool:
-    """Whether the file is made of just these lines; one that is not there has none."""
+def _has_lines(path: Path, lines: Iterator[str]) -> bool:
+    """Whether the file consists of exactly these lines. A missing file has none."""
     if not path.exists():
         return next(lines, None) is None
     with path.open(encoding="utf-8") as file:
@@ -265,5 +266,5 @@ def _holds(path: Path, lines: Iterator[str]) -> bool:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """The current time in UTC, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

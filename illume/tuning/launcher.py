@@ -1,7 +1,7 @@
-"""The one way to run a job folder: `run_job` in this process, `running` in a child process, `tune` as a library call.
+"""Runs a job folder: `run_job` in this process, `running` in a child process, `tune` as a library call.
 
-The worker, the library and the simulation all use it; `illume.tuning.job` says what the folder holds. No torch is
-loaded before a job runs.
+The worker, the library and the simulation all use this module. `illume.tuning.job` describes the folder. Torch is not
+imported before a job runs.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class TuningError(RuntimeError):
 
 
 def run_job(folder: Path, *, request: Request, rank: bool = False) -> dict[str, Any]:
-    """Runs or resumes the job in `folder` in this process and returns what its `result.json` then holds.
+    """Runs or resumes the job in `folder` in this process, and returns the content of `result.json`.
 
-    A job that is done already is left as it is. While another process runs the job, this one waits up to a minute.
-    `rank` says that this is one of several processes that share the job; only the first of them gets a result.
-    Raises JobError or VlmError for what cannot be used, FolderInUseError while another process runs the job, Stopped
-    when `request` asks for it: everything done so far is in the folder then.
+    A finished job is left as it is. If another process runs the job, waits for up to a minute, then raises
+    FolderInUseError. With `rank`, this is one of several processes of the job; only the first one returns a result.
+    Raises JobError or VlmError for unusable inputs, and Stopped if `request` asks for it, after everything done so far
+    was stored.
     """
     if not folder.is_dir():
         raise JobError(f"there is no folder {folder}")
@@ -57,7 +57,7 @@ def run_job(folder: Path, *, request: Request, rank: bool = False) -> dict[str, 
             if not rank:
                 (folder / "error.json").unlink(missing_ok=True)
             if rank or job.processes == 1:
-                from illume.tuning.round import run_round  # loads torch, which takes seconds
+                from illume.tuning.round import run_round  # imports torch, which takes seconds
 
                 return run_round(folder, job, request=request, launched=rank)
             from illume.tuning.distributed import launch
@@ -69,7 +69,7 @@ def run_job(folder: Path, *, request: Request, rank: bool = False) -> dict[str, 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which goes with this process however it ends."""
+    """Holds the lock of the folder. The operating system releases it if this process is killed."""
     try:
         with FileLock(folder / ".lock", timeout=_LOCK_SECONDS, poll_interval=_POLL_SECONDS):
             yield
@@ -81,10 +81,10 @@ def _locked(folder: Path) -> Iterator[None]:
 def running(
     folder: Path, *, env: Mapping[str, str] | None = None, stop_seconds: float = _STOP_SECONDS
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Yields a child process that runs the job in `folder`; what it prints is appended to `process.log` there.
+    """Yields a child process that runs the job in `folder`; its output is appended to `process.log` there.
 
-    The end of the block, by an exception too, stops the child: it has `stop_seconds` to keep what it has done. It
-    stops too when this process ends. It is in a session of its own, so that Ctrl-C in a terminal reaches us alone.
+    At the end of the block, even by an exception, the child is stopped; it has `stop_seconds` to store its state. It
+    also stops when this process ends. It runs in its own session, so that Ctrl-C in a terminal reaches only the parent.
     """
     command = [sys.executable, "-m", "illume.tuning", str(folder), "--parent", str(os.getpid())]
     with (folder / LOG).open("ab") as log:
@@ -112,8 +112,8 @@ def tune(folder: Path, *, on_progress: Callable[[Mapping[str, Any]], None] | Non
     """Runs or resumes the job in `folder`, written by `illume.tuning.job.write_job`; returns its `result.json`.
 
     The adapter of the best epoch is then in `folder / "adapter"`. `on_progress` gets the content of `progress.json`
-    several times a second. An exception in this process, such as KeyboardInterrupt, stops the child, which keeps what
-    it has done. Raises TuningError when the job fails.
+    several times a second. An exception in this process, such as KeyboardInterrupt, stops the child, which stores its
+    state first. Raises TuningError if the job fails.
     """
     log = folder / LOG
     printed_before = log.stat().st_size if log.exists() else 0
@@ -130,7 +130,7 @@ def tune(folder: Path, *, on_progress: Callable[[Mapping[str, Any]], None] | Non
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """What the job says of how far it is; nothing before it has said anything."""
+    """The content of `progress.json`; empty if the job has not written it yet."""
     try:
         progress = read_json(folder / "progress.json")
     except JobError:
@@ -144,5 +144,5 @@ def _reason(folder: Path, code: int, printed: str) -> str:
     if code == EXIT_IN_USE:
         return f"another process is tuning in {folder}"
     if code == EXIT_STOPPED:
-        return "the round was stopped; it can go on from where it was"
-    return f"the round ended with exit code {code}: {printed[-500:] or 'it said nothing'}"
+        return "the round was stopped; it can be resumed"
+    return f"the round ended with exit code {code}: {printed[-500:] or 'it printed nothing'}"

@@ -1,4 +1,4 @@
-"""The adapter a round trains: where LoRA goes, how it begins, how it is stored."""
+"""The adapter that a round trains: the layers that get LoRA, its initial weights, how it is stored."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from illume.tuning.job import write_json
 
 
 def language_model(model: nn.Module) -> tuple[str, nn.Module]:
-    """Name and module of the part of `model` that holds the text embeddings: the language model, in any family."""
+    """Name and module of the language model: in every family, the module that contains the text embeddings."""
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     for name, module in model.named_modules():
         if any(child is embeddings for child in module.children()):
             return name, module
-    raise VlmError("no part of the model holds its text embeddings: LoRA has no place to go")
+    raise VlmError("no module of the model contains its text embeddings: LoRA cannot be applied")
 
 
 def lora_targets(model: nn.Module) -> list[str]:
-    """Full names of all linear layers of the language model: none of vision tower, projector or output layer.
+    """Full names of all linear layers of the language model, without its output layer.
 
-    Where the vision tower lies inside the language model, its layers are left out.
+    Layers of the vision tower are left out, even if it is a part of the language model.
     """
     prefix, module = language_model(model)
     left_out = {id(model.get_output_embeddings())}  # type: ignore[operator]
@@ -54,10 +54,10 @@ def lora_targets(model: nn.Module) -> list[str]:
 
 
 def begin_adapter(vlm: Vlm, *, init: Init, parent: str | None, settings: TuningSettings) -> None:
-    """Puts a trainable adapter on the plain base: the parent's where the round continues it, else a new one.
+    """Adds a trainable adapter to the base model: a copy of the parent's with `continue`, else a new one.
 
-    A new adapter begins as no change at all, its first matrices drawn from the seed. Adapter weights are float32
-    whatever the base's dtype.
+    A new adapter does not change the model's outputs at first; its A matrices are sampled with the seed. Adapter
+    weights are float32 for any dtype of the base model. Raises VlmError if there is an adapter already.
     """
     if isinstance(vlm.model, PeftModel):
         raise VlmError("the model has an adapter already: adapters are never stacked")
@@ -77,25 +77,26 @@ def begin_adapter(vlm: Vlm, *, init: Init, parent: str | None, settings: TuningS
         with without_peft_warning():
             vlm.model = get_peft_model(vlm.model, config, autocast_adapter_dtype=True)
         vlm.adapter = None
-    _quicken(vlm)
+    fuse_lora_updates(vlm)
     if settings.gradient_checkpointing:
         bare = bare_model(vlm)
         bare.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _quicken(vlm: Vlm) -> None:
-    """Lets plain LoRA layers in single precision add their update to the base's output in one pass over it.
+def fuse_lora_updates(vlm: Vlm) -> None:
+    """Makes plain LoRA layers in float32 add their update to the base output with a single `addmm`.
 
-    The sums are the same; peft's own way writes the update out, scales it and adds it, each a pass over activations.
+    The result is the same. The forward method of peft computes, scales and adds the update one after the other, each of
+    which is a pass over the activations.
     """
     if vlm.dtype != torch.float32:
         return
     for layer in vlm.model.modules():
         if isinstance(layer, Linear) and is_plain_lora(layer) and isinstance(_only(layer.lora_dropout), nn.Identity):
-            layer.forward = partial(_forward, layer)
+            layer.forward = partial(_fused_forward, layer)
 
 
-def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def _fused_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     base: torch.Tensor = layer.base_layer(x)
     if layer.disable_adapters:
         return base
@@ -109,15 +110,15 @@ def _only(modules: nn.ModuleDict) -> Any:
     return module
 
 
-def trainable(vlm: Vlm) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
+def trainable_parameters(vlm: Vlm) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients, by name."""
     return {name: parameter for name, parameter in vlm.model.named_parameters() if parameter.requires_grad}
 
 
 def store_adapter(vlm: Vlm, folder: Path) -> None:
-    """Writes the adapter as `folder`, whole or not at all.
+    """Writes the adapter to `folder`, atomically.
 
-    What is stored names the base by its last part only: no path of this machine, and the same bytes on another.
+    Of the base model's path only the last part is stored, so that the files are the same on every machine.
     """
     with replace_folder(folder) as new:
         save_adapter(vlm, str(new))
@@ -134,4 +135,4 @@ def _make_portable(folder: Path, base: str) -> None:
     write_json(config_file, config)
     if record_file.exists():
         write_json(record_file, json.loads(record_file.read_text()) | {"base": name})
-    (folder / "README.md").unlink(missing_ok=True)  # peft's card, which names paths and nothing else of use
+    (folder / "README.md").unlink(missing_ok=True)  # peft's model card, which contains paths and nothing useful

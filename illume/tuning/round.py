@@ -1,4 +1,4 @@
-"""One round from its folder: tune, score each epoch, compare the best with the parent, decide."""
+"""One round: trains, scores each epoch, compares the best epoch with the parent, decides on activation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, load_vlm, set_adapter
 from illume.records import TrainingRow
 from illume.tuning.batches import training_texts
-from illume.tuning.distributed import Alone, Ranks, join_ranks
+from illume.tuning.distributed import Ranks, SingleProcess, join_ranks
 from illume.tuning.job import (
     JobError,
     Request,
@@ -38,11 +38,11 @@ from illume.tuning.lora import begin_adapter
 from illume.tuning.trainer import Position, Training
 
 _TRAINING_COST = 3.0
-"""Training on a text costs about as much as writing this many: only for the share of the work done."""
+"""Training on a text takes about as long as generating this many; used to estimate the progress."""
 
 
 class Progress:
-    """Keeps `progress.json`: how much of the work is done, and how long the rest will take at the pace so far."""
+    """Maintains `progress.json`: the share of the work that is done, and the estimated time for the rest."""
 
     def __init__(self, folder: Path, *, training: float, evaluating: float, silent: bool = False) -> None:
         self._folder, self._silent = folder, silent
@@ -56,18 +56,18 @@ class Progress:
         self.epoch = self.step = self.steps_total = 0
 
     def enter(self, stage: Stage, *, epoch: int | None = None) -> None:
-        """A new stage begins."""
+        """Starts a new stage."""
         self.stage = stage
         self.epoch = self.epoch if epoch is None else epoch
         self._ticked_at = time.monotonic()
         self.write()
 
     def skip(self, kind: str, amount: float) -> None:
-        """Work done before this process began, or that turned out not to be needed."""
+        """Counts work that was done by an earlier process, or that is not needed."""
         self._done[kind] += amount * (_TRAINING_COST if kind == "training" else 1.0)
 
     def tick(self, kind: str, amount: float) -> None:
-        """Work done since the last tick."""
+        """Counts work done since the last call."""
         moment = time.monotonic()
         amount *= _TRAINING_COST if kind == "training" else 1.0
         self._done[kind] += amount
@@ -83,11 +83,11 @@ class Progress:
         }
         if not paces:
             return None
-        default = max(paces.values())  # until a kind of work was seen, it is taken to go as the other does
+        default = max(paces.values())  # for a kind of work that has not begun yet
         return sum(max(0.0, self._work[kind] - self._done[kind]) * paces.get(kind, default) for kind in self._work)
 
     def write(self) -> None:
-        """Replaces the file."""
+        """Writes `progress.json`."""
         if self._silent:
             return
         total = sum(self._work.values())
@@ -109,7 +109,7 @@ class Progress:
 
 
 class Round:
-    """What a round holds while it runs."""
+    """The inputs and the state of a running round."""
 
     def __init__(self, folder: Path, job: TuningJob, *, request: Request, ranks: Ranks) -> None:
         self.folder, self.job, self.settings, self.request, self.ranks = folder, job, job.settings, request, ranks
@@ -121,33 +121,33 @@ class Round:
         self.n_rationale = sum(row.rationale is not None for row in self.rows)
         self.n_vqa_only = len(self.rows) - self.n_rationale
         if self.n_rationale == 0:
-            raise JobError("train.jsonl holds no rationale: there is nothing to tune on")
+            raise JobError("train.jsonl contains no rationale: there is nothing to tune on")
         given = self.settings.rationale_weight
         self.weight = loss_weight(self.n_vqa_only, self.n_rationale) if given is None else given
         self.epoch_parts = self._epoch_parts()
         self.encoded = EncodedPromptCache(
             budget_mb=self.settings.feature_cache_mb // 4
-        )  # val, for every epoch's scores
+        )  # the val prompts, which are scored after every epoch
         self.progress = Progress(folder, training=1.0, evaluating=1.0, silent=not ranks.is_main_process)
 
     def _epoch_parts(self) -> tuple[Part, ...]:
-        """What an epoch is scored by: the primary metric and no more."""
+        """The parts of the evaluation that the primary metric needs."""
         if self.settings.primary_metric == "heldout":
             return ("heldout",)
         return ("gold",) if all(example.answer is not None for example in self.val) else ("answers", "gold")
 
     def check(self) -> None:
-        """Raises Stopped when somebody asked for it."""
+        """Raises Stopped if a stop was requested."""
         if self.request.asked.is_set():
             raise Stopped
 
     def log(self, message: str) -> None:
-        """One line for whoever watches the round."""
+        """Writes a message to the events of the round."""
         if self.ranks.is_main_process:
             append_jsonl(self.folder / "events.jsonl", {"kind": "log", "message": message, "at": now()})
 
     def score(self, vlm: Vlm, name: str, parts: Sequence[Part]) -> dict[str, Any]:
-        """Scores the version that `vlm` holds; parts are stored under `evaluation/name` and never computed twice."""
+        """Scores the model in `vlm`. Parts are stored in `evaluation/name` and not computed again."""
         store = self.folder / "evaluation" / name
         known: dict[str, Any] = {
             part: read_json(store / f"{part}.json") for part in PARTS if (store / f"{part}.json").exists()
@@ -174,120 +174,120 @@ class Round:
 
 
 def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool = False) -> dict[str, Any]:
-    """Runs or resumes the round in `folder` and returns what `result.json` then holds.
+    """Runs or resumes the round in `folder`, and returns the content of `result.json`.
 
-    Raises JobError or VlmError for what cannot be used, Stopped when `request` asks for it: everything done so far is
-    in the folder then. `launched` says that this is one of several processes that `distributed.launch` started;
-    only the first writes to the folder and gets a result.
+    Raises JobError or VlmError for unusable inputs, and Stopped if `request` asks for it, after everything done so far
+    was stored. With `launched`, this is one of several processes started by `distributed.launch`; only the first one
+    writes to the folder and returns a result.
     """
-    ranks, device = join_ranks(job.settings.device) if launched else (Alone(), job.settings.device)
-    one = Round(folder, job, request=request, ranks=ranks)
-    one.progress.enter("preparing")
+    ranks, device = join_ranks(job.settings.device) if launched else (SingleProcess(), job.settings.device)
+    run = Round(folder, job, request=request, ranks=ranks)
+    run.progress.enter("preparing")
     if job.settings.threads > 0:
         torch.set_num_threads(job.settings.threads)
     vlm = load_vlm(job.base, device=device, dtype=job.settings.dtype)
-    one.check()
+    run.check()
     begin_adapter(vlm, init=job.init, parent=job.parent, settings=job.settings)
-    one.log(f"{one.n_rationale} rationale rows, {one.n_vqa_only} VQA-only rows, w = {one.weight:.3g}")
-    epochs = _train(one, vlm)
+    run.log(f"{run.n_rationale} rationale rows, {run.n_vqa_only} VQA-only rows, w = {run.weight:.3g}")
+    epochs = _train(run, vlm)
     best = _best_epoch(epochs)
-    if one.ranks.is_main_process:
-        _take_adapter(folder, best)
-    one.ranks.wait_for_everyone()
-    return _conclude(one, vlm, epochs, best) if one.ranks.is_main_process else {}
+    if run.ranks.is_main_process:
+        _copy_best_adapter(folder, best)
+    run.ranks.wait_for_everyone()
+    return _compare_with_parent(run, vlm, epochs, best) if run.ranks.is_main_process else {}
 
 
-def _train(one: Round, vlm: Vlm) -> list[dict[str, Any]]:
-    """Trains every epoch that is not done yet and scores each; returns losses and score per epoch."""
-    settings = one.settings
-    texts = training_texts(vlm, one.rows, template=settings.template)
+def _train(run: Round, vlm: Vlm) -> list[dict[str, Any]]:
+    """Trains the epochs that are left and scores each one; returns losses and score of all epochs."""
+    settings = run.settings
+    texts = training_texts(vlm, run.rows, template=settings.template)
 
     def on_step(place: Position) -> None:
-        one.progress.step = place.step
-        one.progress.tick("training", len(texts) / len(training.batches))
+        run.progress.step = place.step
+        run.progress.tick("training", len(texts) / len(training.batches))
 
     training = Training(
         vlm,
         texts,
         settings=settings,
-        weight=one.weight,
-        folder=one.folder,
-        ranks=one.ranks,
-        asked=one.request.asked.is_set,
+        weight=run.weight,
+        folder=run.folder,
+        ranks=run.ranks,
+        stop_requested=run.request.asked.is_set,
         on_step=on_step,
     )
-    _plan_progress(one, len(texts), training.steps_total)
+    _plan_progress(run, len(texts), training.steps_total)
     if training.resume():
-        one.progress.step = training.position.step
-        one.progress.skip("training", training.position.step * len(texts) / len(training.batches))
-        one.log(f"resumed at epoch {training.position.epoch}, step {training.position.step} of {training.steps_total}")
-    one.request.immediate = False
+        run.progress.step = training.position.step
+        run.progress.skip("training", training.position.step * len(texts) / len(training.batches))
+        run.log(f"resumed at epoch {training.position.epoch}, step {training.position.step} of {training.steps_total}")
+    run.request.immediate = False
     epochs: list[dict[str, Any]] = []
     for epoch in range(1, settings.epochs + 1):
         if epoch >= training.position.epoch:
-            one.progress.enter("training", epoch=epoch)
+            run.progress.enter("training", epoch=epoch)
             training.run_epoch()
-        if one.ranks.is_main_process:
-            epochs.append(_score_epoch(one, vlm, training, epoch))
-        one.ranks.wait_for_everyone()
+        if run.ranks.is_main_process:
+            epochs.append(_score_epoch(run, vlm, training, epoch))
+        run.ranks.wait_for_everyone()
     return epochs
 
 
-def _plan_progress(one: Round, n_training: int, steps_total: int) -> None:
-    settings, versions = one.settings, 1 if one.job.parent_scores is not None else 2
-    evaluation = settings.epochs * n_texts(one.val, settings.evaluation, parts=one.epoch_parts)
-    evaluation += versions * n_texts(one.val, settings.evaluation)
-    one.progress = Progress(
-        one.folder,
+def _plan_progress(run: Round, n_training: int, steps_total: int) -> None:
+    settings, versions = run.settings, 1 if run.job.parent_scores is not None else 2
+    evaluation = settings.epochs * n_texts(run.val, settings.evaluation, parts=run.epoch_parts)
+    evaluation += versions * n_texts(run.val, settings.evaluation)
+    run.progress = Progress(
+        run.folder,
         training=n_training * settings.epochs,
         evaluating=evaluation,
-        silent=not one.ranks.is_main_process,
+        silent=not run.ranks.is_main_process,
     )
-    one.progress.steps_total = steps_total
-    one.progress.write()
+    run.progress.steps_total = steps_total
+    run.progress.write()
 
 
-def _score_epoch(one: Round, vlm: Vlm, training: Training, epoch: int) -> dict[str, Any]:
-    """The losses of `epoch` and its primary metric, from the files where they are there already."""
-    store = one.folder / "checkpoints" / f"epoch-{epoch}"
+def _score_epoch(run: Round, vlm: Vlm, training: Training, epoch: int) -> dict[str, Any]:
+    """The losses of `epoch` and its primary metric; read from files if they exist."""
+    store = run.folder / "checkpoints" / f"epoch-{epoch}"
     losses = read_json(store / "losses.json")
     if not (store / "score.json").exists():
-        one.progress.enter("evaluating", epoch=epoch)
+        run.progress.enter("evaluating", epoch=epoch)
         if training.position.epoch != epoch + 1:
-            raise JobError(f"epoch {epoch} was never scored, and training has gone on")
+            raise JobError(f"epoch {epoch} was never scored, and training has continued")
         vlm.model.eval()
-        scores = one.score(vlm, f"epoch-{epoch}", one.epoch_parts)
-        value = mean(primary_values(scores, one.settings.primary_metric))
-        write_json(store / "score.json", {"metric": one.settings.primary_metric, "score": value})
-        line = {"kind": "epoch", "epoch": epoch, **losses, "metric": one.settings.primary_metric, "score": value}
-        append_jsonl(one.folder / "events.jsonl", {**line, "at": now()})
+        scores = run.score(vlm, f"epoch-{epoch}", run.epoch_parts)
+        value = mean(primary_values(scores, run.settings.primary_metric))
+        write_json(store / "score.json", {"metric": run.settings.primary_metric, "score": value})
+        line = {"kind": "epoch", "epoch": epoch, **losses, "metric": run.settings.primary_metric, "score": value}
+        append_jsonl(run.folder / "events.jsonl", {**line, "at": now()})
     return {"epoch": epoch, **losses, **read_json(store / "score.json")}
 
 
 def _best_epoch(epochs: Sequence[Mapping[str, Any]]) -> int:
-    """The epoch with the best score, the earliest of equals; the last one where nothing could be scored."""
+    """The epoch with the best score, the earliest one if several are equal; the last one if there are no scores."""
     scored = [epoch for epoch in epochs if epoch["score"] is not None]
     if not scored:
         return len(epochs)
     return int(max(scored, key=lambda epoch: (epoch["score"], -epoch["epoch"]))["epoch"])
 
 
-def _take_adapter(folder: Path, best: int) -> None:
+def _copy_best_adapter(folder: Path, best: int) -> None:
     with replace_folder(folder / "adapter") as new:
         shutil.copytree(folder / "checkpoints" / f"epoch-{best}" / "adapter", new, dirs_exist_ok=True)
 
 
-def _conclude(one: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any]], best: int) -> dict[str, Any]:
-    """Scores the best epoch, as it is stored, and the parent on the same prompts; decides; writes the result."""
-    job, settings = one.job, one.settings
-    one.progress.enter("evaluating", epoch=best)
-    set_adapter(vlm, str(one.folder / "adapter"))
-    new = one.score(vlm, f"epoch-{best}", PARTS)
+def _compare_with_parent(run: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any]], best: int) -> dict[str, Any]:
+    """Scores the best epoch and the parent on the same prompts, decides on activation, and writes the result."""
+    job, settings = run.job, run.settings
+    run.progress.enter("evaluating", epoch=best)
+    set_adapter(vlm, str(run.folder / "adapter"))
+    new = run.score(vlm, f"epoch-{best}", PARTS)
     parent = job.parent_scores
-    if parent is None or _cannot_compare(new, parent, settings.primary_metric):
+    if parent is None or _is_not_comparable(new, parent, settings.primary_metric):
         set_adapter(vlm, job.parent)
-        parent = one.score(vlm, "parent", PARTS)
-    new, parent = _with_meteor(one, new, parent)
+        parent = run.score(vlm, "parent", PARTS)
+    new, parent = _with_meteor(run, new, parent)
     decision = decide(
         compare(new, parent, metric=settings.primary_metric),
         max_answer_drop=settings.max_answer_drop,
@@ -295,9 +295,9 @@ def _conclude(one: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any]], best: i
     )
     result = {
         "best_epoch": best,
-        "n_rationale": one.n_rationale,
-        "n_vqa_only": one.n_vqa_only,
-        "w": one.weight,
+        "n_rationale": run.n_rationale,
+        "n_vqa_only": run.n_vqa_only,
+        "w": run.weight,
         "metric": settings.primary_metric,
         "metric_name": METRIC_NAMES[settings.primary_metric],
         "epochs": list(epochs),
@@ -308,26 +308,26 @@ def _conclude(one: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any]], best: i
             "interval": None if decision.interval is None else dataclasses.asdict(decision.interval),
         },
     }
-    one.log(decision.reason)
-    one.progress.write()
-    write_json(one.folder / "result.json", result)
+    run.log(decision.reason)
+    run.progress.write()
+    write_json(run.folder / "result.json", result)
     return result
 
 
-def _with_meteor(one: Round, new: dict[str, Any], parent: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both with METEOR where the job asks for it; without its program the round goes on and says so."""
-    if not one.job.meteor:
+def _with_meteor(run: Round, new: dict[str, Any], parent: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Adds METEOR to both results if the job asks for it. Without the program, logs a message instead."""
+    if not run.job.meteor:
         return new, parent
     try:
         with Meteor() as program:
-            return add_meteor(new, one.val, program), add_meteor(parent, one.val, program)
+            return add_meteor(new, run.val, program), add_meteor(parent, run.val, program)
     except (MeteorError, OSError) as error:
-        one.log(f"METEOR is left out: {error}")
+        run.log(f"METEOR is left out: {error}")
         return new, parent
 
 
-def _cannot_compare(new: Mapping[str, Any], parent: Mapping[str, Any], metric: str) -> bool:
-    """Whether stored scores of the parent are of other prompts or settings, so that it must be scored again."""
+def _is_not_comparable(new: Mapping[str, Any], parent: Mapping[str, Any], metric: str) -> bool:
+    """Whether given scores of the parent are of other prompts or settings, so that it must be scored again."""
     try:
         compare(new, parent, metric=metric)
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""The training loop of a round: ILLUME's loss, one optimiser step after the other, checkpoints it can go on from."""
+"""The training loop of a round: ILLUME's loss, optimiser steps, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -20,27 +20,36 @@ from illume.model.vision_cache import cached_image_features
 from illume.model.vlm import IGNORED, Vlm, bare_model
 from illume.records import stable_seed
 from illume.settings import TuningSettings
-from illume.tuning.batches import KINDS, Batch, BatchInputs, Kind, Prepared, TrainingText, epoch_order, plan_batches
+from illume.tuning.batches import (
+    KINDS,
+    Batch,
+    BatchInputs,
+    Kind,
+    PreparedBatch,
+    TrainingText,
+    epoch_order,
+    plan_batches,
+)
 from illume.tuning.distributed import Ranks
 from illume.tuning.job import Stopped, append_jsonl, now, read_json, write_json
-from illume.tuning.lora import store_adapter, trainable
+from illume.tuning.lora import store_adapter, trainable_parameters
 
 
 def continuation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropies of the learnt tokens: a scalar.
+    """The sum of the cross-entropies of the target tokens, a scalar.
 
-    `labels` are (batch, n), `logits` (batch, n + 1, vocabulary) from one position before the first label: position i
-    says what stands at i + 1. Positions labelled IGNORED count nothing.
+    `labels` are (batch, n). `logits` are (batch, n + 1, vocabulary) and begin one position before the first label,
+    because the logits at a position predict the next token. Labels that are IGNORED do not count.
     """
     flat = logits[:, :-1].float().flatten(0, 1)
     return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def batch_loss(sums: dict[Kind, torch.Tensor], tokens: dict[Kind, int], weight: float) -> torch.Tensor | None:
-    """ILLUME's loss CE(answer) + w CE(rationale), each a mean over the tokens of its kind; without tokens it adds 0.
+    """ILLUME's loss CE(answer) + w CE(rationale). Each term is a mean over the tokens of its kind, 0 without tokens.
 
-    `sums` are sums of cross-entropies, of a whole batch or of a part of it; `tokens` are those of the whole batch, so
-    that the losses of its parts add up to that of the whole. None where nothing is learnt.
+    `sums` are the summed cross-entropies of a batch or of a part of it. `tokens` are always counted over the whole
+    batch, so that the losses of its parts add up to its loss. None if there are no target tokens.
     """
     parts = [
         sums[kind] / tokens[kind] * (weight if kind == "rationale" else 1.0)
@@ -51,7 +60,7 @@ def batch_loss(sums: dict[Kind, torch.Tensor], tokens: dict[Kind, int], weight: 
 
 
 def learning_rate(step: int, *, steps: int, settings: TuningSettings) -> float:
-    """The rate of step `step` (from 1) of `steps`: linear warm-up to the set rate, then linear decay towards 0."""
+    """The learning rate of step `step` (from 1) of `steps`: linear warm-up, then linear decay towards 0."""
     warm = round(steps * settings.warmup)
     if step <= warm:
         return settings.learning_rate * step / warm
@@ -60,7 +69,7 @@ def learning_rate(step: int, *, steps: int, settings: TuningSettings) -> float:
 
 @dataclass
 class Position:
-    """How far a round is: the epoch under way (from 1), steps done in it and in all, and its losses so far."""
+    """The progress of training: the current epoch (from 1), the steps done in it and in all, and its losses."""
 
     epoch: int
     step_in_epoch: int
@@ -69,10 +78,10 @@ class Position:
 
 
 class Training:
-    """A round's training: state that moves step by step and can be stored between any two of them.
+    """The training of a round. Its state can be stored between any two steps.
 
-    Every source of chance is derived from the seed and the step (nothing is drawn from a running generator), so the
-    step counter is the whole random state, and a resumed round equals one that was never stopped.
+    All random numbers are derived from the seed and the step, never from a running generator. So the step counter is
+    the whole random state, and a resumed round has the same result as an uninterrupted one.
     """
 
     def __init__(
@@ -84,16 +93,16 @@ class Training:
         weight: float,
         folder: Path,
         ranks: Ranks,
-        asked: Callable[[], bool],
+        stop_requested: Callable[[], bool],
         on_step: Callable[[Position], None],
     ) -> None:
         self.vlm, self.settings, self.weight, self.folder, self.ranks = vlm, settings, weight, folder, ranks
-        self.asked, self.on_step = asked, on_step
+        self.stop_requested, self.on_step = stop_requested, on_step
         self.batches = plan_batches(
             texts, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
         )
         self.inputs = BatchInputs(vlm, texts, cache_mb=settings.feature_cache_mb)
-        self.parameters = trainable(vlm)
+        self.parameters = trainable_parameters(vlm)
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -104,13 +113,13 @@ class Training:
 
     # One step
 
-    def _forward(self, prepared: Prepared) -> torch.Tensor:
+    def _forward(self, prepared: PreparedBatch) -> torch.Tensor:
         inputs = prepared.inputs | {"use_cache": False}
         if self._keeps_logits:
-            inputs["logits_to_keep"] = prepared.kept + 1
+            inputs["logits_to_keep"] = prepared.n_targets + 1
         with self._autocast(), cached_image_features(self.vlm, prepared):
             logits = self.vlm.model(**inputs).logits
-        return continuation_loss(logits[:, -prepared.kept - 1 :], prepared.labels)
+        return continuation_loss(logits[:, -prepared.n_targets - 1 :], prepared.labels)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.vlm.dtype == torch.float32:
@@ -118,15 +127,15 @@ class Training:
         return torch.autocast(self.vlm.device.type, dtype=self.vlm.dtype)
 
     def _gradients(self, batch: Batch) -> dict[Kind, float]:
-        """Accumulates the gradient of the loss of `batch`; returns its cross-entropies summed by kind, of all ranks."""
+        """Accumulates the gradients of `batch`; returns the summed cross-entropies by kind, over all ranks."""
         sums: dict[Kind, torch.Tensor] = {}
         for micro_batch in batch.micro_batches[self.ranks.process_index :: self.ranks.num_processes]:
-            if self.ranks.num_processes == 1 and self.asked():
+            if self.ranks.num_processes == 1 and self.stop_requested():
                 raise Stopped
             prepared = self.inputs.prepare(micro_batch)
             kind = micro_batch.kind
             total = self._forward(prepared)
-            self.inputs.keep(micro_batch, prepared)
+            self.inputs.store(micro_batch, prepared)
             loss = batch_loss({kind: total}, batch.tokens, self.weight)
             if loss is not None:
                 torch.autograd.backward(loss)
@@ -139,18 +148,18 @@ class Training:
                 parameter.grad = self.ranks.reduce(mine, "sum")
         return {kind: float(value) for kind, value in reduced.items()}
 
-    def _any_asked(self) -> bool:
-        """Whether any process was asked to stop: they must stop at the same step, or some would wait for ever."""
-        return bool(self.ranks.reduce(torch.tensor(float(self.asked()), device=self.vlm.device), "sum") > 0)
+    def _any_stop_requested(self) -> bool:
+        """Whether any rank was asked to stop. All ranks must stop at the same step, or some would wait for ever."""
+        return bool(self.ranks.reduce(torch.tensor(float(self.stop_requested()), device=self.vlm.device), "sum") > 0)
 
     def step(self, batch: Batch) -> dict[str, float | None]:
-        """One optimiser step; returns the losses of its batch before it, None for a kind it does not hold."""
+        """Runs one optimiser step; returns the losses before it, None for a kind that the batch does not contain."""
         number = self.position.step + 1
         torch.manual_seed(stable_seed(self.settings.seed, "step", number, self.ranks.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, steps=self.steps_total, settings=self.settings)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ranks.num_processes > 1 and self._any_asked():
+        if self.ranks.num_processes > 1 and self._any_stop_requested():
             raise Stopped
         sums = self._gradients(batch)
         if not math.isfinite(sum(sums.values())):
@@ -165,9 +174,9 @@ class Training:
     # Epochs
 
     def run_epoch(self) -> dict[str, float | None]:
-        """Runs what is left of the epoch under way, stores its checkpoint, and returns its mean losses.
+        """Runs the rest of the current epoch, stores its checkpoint, and returns its mean losses.
 
-        Raises Stopped, after storing the last whole step, when it is asked to stop.
+        If a stop is requested, stores the last complete step and raises Stopped.
         """
         place = self.position
         self.vlm.model.train()
@@ -202,7 +211,10 @@ class Training:
     # Checkpoints
 
     def store(self, name: str, *, losses: dict[str, float | None] | None = None) -> None:
-        """Stores adapter, optimiser and position as checkpoint `name`, whole or not at all; replaces a "step" one."""
+        """Stores adapter, optimiser and position as checkpoint `name`, atomically.
+
+        The checkpoint of an epoch replaces that of a step.
+        """
         self._stored_at = time.monotonic()
         if not self.ranks.is_main_process:
             return
@@ -221,18 +233,18 @@ class Training:
             shutil.rmtree(checkpoints / "step", ignore_errors=True)
 
     def resume(self) -> bool:
-        """Goes back to the checkpoint that got farthest; False where there is none."""
+        """Restores the checkpoint with the most steps; returns False if there is none."""
         checkpoints = [path.parent for path in (self.folder / "checkpoints").glob("[!.]*/position.json")]
         if not checkpoints:
             return False
         positions = {path: Position(**read_json(path / "position.json")) for path in checkpoints}
-        farthest = max(checkpoints, key=lambda path: (positions[path].step, path.name != "step"))
-        state = torch.load(farthest / "state.pt", map_location="cpu", weights_only=True)
+        latest = max(checkpoints, key=lambda path: (positions[path].step, path.name != "step"))
+        state = torch.load(latest / "state.pt", map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.position = positions[farthest]
+        self.position = positions[latest]
         return True
 
 

@@ -172,7 +172,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["--temperatures", "warm:2"], "--temperatures must be such as"),
+            (["--temperatures", "warm:2"], "--temperatures must look like"),
             (["--temperatures", "warm:2"], "warm"),
             (["--max-new-tokens", "0"], "max_new_tokens"),
             (["--split", "test"], "no prompts of the split test"),

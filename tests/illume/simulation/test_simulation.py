@@ -27,12 +27,20 @@ from illume.evaluation.metrics import bleu, caption_rouge_l, caption_words
 from illume.figure import figure
 from illume.records import Example, Rationale
 from illume.settings import CandidateSettings, EvaluationSettings, TuningSettings
-from illume.simulation.baselines import control_pools, reference_pool
+from illume.simulation import options
+from illume.simulation.baselines import make_control_pools, make_reference_pool
 from illume.simulation.command import main, simulate
 from illume.simulation.field import field_report, field_table
-from illume.simulation.jobs import Task, needs
-from illume.simulation.loop import Judged, Simulation, add_picks, offered, prompts_per_round, shuffle_images
-from illume.simulation.options import jobs_of, parser, settings_of
+from illume.simulation.jobs import Task, plan_tasks
+from illume.simulation.loop import (
+    Judged,
+    Simulation,
+    add_picks,
+    order_waiting_prompts,
+    prompts_per_round,
+    shuffle_images,
+)
+from illume.simulation.options import choose_job_count, parser, read_settings
 from illume.simulation.report import report, table
 from illume.simulation.settings import (
     BASELINES,
@@ -41,7 +49,7 @@ from illume.simulation.settings import (
     SimulationError,
     SimulationSettings,
     read_prompts,
-    remember,
+    store_settings,
 )
 from illume.simulation.stages import Display, Models, Stages
 from illume.tuning.job import read_json, write_json
@@ -336,26 +344,26 @@ class TestProcesses:
             simulate(broken, tmp_path, display=quiet(), jobs=2)
 
     def test_the_rounds_come_first_and_what_builds_on_them_later(self) -> None:
-        tasks = needs(replace(SETTINGS, seeds=2, baselines=BASELINES, controls=CONTROLS))
+        tasks = plan_tasks(replace(SETTINGS, seeds=2, baselines=BASELINES, controls=CONTROLS))
         order = list(tasks)
         assert order[:3] == [Task("val"), Task("loop", 1), Task("loop", 2)]
         assert len(tasks) == 2 + 2 * (1 + len(BASELINES) + len(CONTROLS))
         assert set(tasks[Task("supervised-same", 2)]) == {Task("loop", 2), Task("supervised-same", 1)}
         assert tasks[Task("supervised-all", 1)] == (Task("val"),)
         assert all(set(before) <= set(tasks) for before in tasks.values())
-        others = needs(replace(SETTINGS, seeds=2, first_seed=4, baselines=("supervised-same",)))
+        others = plan_tasks(replace(SETTINGS, seeds=2, first_seed=4, baselines=("supervised-same",)))
         assert set(others[Task("supervised-same", 5)]) == {Task("loop", 5), Task("supervised-same", 4)}
 
     def test_as_many_as_cores_for_a_small_model_only(
         self, settings: SimulationSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("illume.simulation.options.n_cores", lambda: 6)
+        monkeypatch.setattr(options, "n_cores", lambda: 6)
         small = ["--out", "x", "--device", "cpu", "--model", settings.model]
-        assert jobs_of(parser().parse_args(small)) == 6
-        assert jobs_of(parser().parse_args([*small, "--jobs", "3"])) == 3
-        assert settings_of(parser().parse_args([*small, "--jobs", "3"])).tuning.threads == 2
-        monkeypatch.setattr("illume.simulation.options._SMALL_BYTES", 10)
-        assert jobs_of(parser().parse_args(small)) == 1
+        assert choose_job_count(parser().parse_args(small)) == 6
+        assert choose_job_count(parser().parse_args([*small, "--jobs", "3"])) == 3
+        assert read_settings(parser().parse_args([*small, "--jobs", "3"])).tuning.threads == 2
+        monkeypatch.setattr(options, "SMALL_MODEL_BYTES", 10)
+        assert choose_job_count(parser().parse_args(small)) == 1
 
 
 def found_stages(out: Path) -> list[Path]:
@@ -378,9 +386,9 @@ class TestBudget:
     def test_never_judged_prompts_come_first_and_accepted_ones_not_at_all(self) -> None:
         data = Data(tuple(example(name, "a b") for name in "abcd"), (), (), "")
         sim = Simulation(SETTINGS, data, Stages(Path(), quiet()), Models("", device="cpu", dtype="auto"))
-        order = offered(sim, 1, {"a": ("x",)}, Counter(b=2, c=1))
+        order = order_waiting_prompts(sim, 1, {"a": ("x",)}, Counter(b=2, c=1))
         assert [one.id for one in order] == ["d", "c", "b"]
-        orders = {tuple(one.id for one in offered(sim, seed, {}, Counter())) for seed in range(9)}
+        orders = {tuple(one.id for one in order_waiting_prompts(sim, seed, {}, Counter())) for seed in range(9)}
         assert len(orders) > 1
 
     def test_a_budget_of_picks(self, settings: SimulationSettings, tmp_path: Path) -> None:
@@ -392,20 +400,22 @@ class TestBudget:
 class TestControls:
     def test_random_picks_are_as_many_in_each_set(self) -> None:
         rows = [judged("a", "x y z", picks=(0, 1)), judged("b", "x y", picks=())]
-        [pool] = control_pools("random", [rows], seed=1)
+        [pool] = make_control_pools("random", [rows], seed=1)
         assert len(pool["a"]) == 2
         assert "b" not in pool
-        drawn = {control_pools("random", [rows], seed=seed)[0]["a"] for seed in range(9)}
+        drawn = {make_control_pools("random", [rows], seed=seed)[0]["a"] for seed in range(9)}
         assert len(drawn) > 1
 
     def test_hallucinated_picks_are_wrong_and_as_many_in_all(self) -> None:
         rows = [judged("a", "x y z", picks=(0, 1), right=(0, 1)), judged("b", "u v w", picks=(0,), right=(0,))]
-        [pool] = control_pools("hallucinated", [rows], seed=1)
+        [pool] = make_control_pools("hallucinated", [rows], seed=1)
         assert pool["a"] == ("z",)
         assert set(pool["b"]) == {"v", "w"}
 
     def test_pools_accumulate_over_rounds(self) -> None:
-        pools = control_pools("random", [[judged("a", "x y", picks=(0,))], [judged("b", "x y", picks=(1,))]], seed=1)
+        pools = make_control_pools(
+            "random", [[judged("a", "x y", picks=(0,))], [judged("b", "x y", picks=(1,))]], seed=1
+        )
         assert [sorted(pool) for pool in pools] == [["a"], ["a", "b"]]
 
     def test_shuffled_images_are_always_anothers(self) -> None:
@@ -421,15 +431,19 @@ class TestReferencePool:
     )
 
     def test_all(self) -> None:
-        assert reference_pool(self.DATA, None, seed=1) == {"a": ("a1", "a2", "a3"), "b": ("b1",), "c": ("c1", "c2")}
+        assert make_reference_pool(self.DATA, None, seed=1) == {
+            "a": ("a1", "a2", "a3"),
+            "b": ("b1",),
+            "c": ("c1", "c2"),
+        }
 
     def test_as_many_on_the_same_prompts(self) -> None:
-        pool = reference_pool(self.DATA, {"a": ("x", "y")}, seed=1)
+        pool = make_reference_pool(self.DATA, {"a": ("x", "y")}, seed=1)
         assert len(pool["a"]) == 2
         assert set(pool) == {"a"}
 
     def test_where_the_same_prompts_have_too_few_others_help(self) -> None:
-        pool = reference_pool(self.DATA, {"b": ("x", "y", "z"), "d": ("u",)}, seed=1)
+        pool = make_reference_pool(self.DATA, {"b": ("x", "y", "z"), "d": ("u",)}, seed=1)
         assert pool["b"] == ("b1",)
         assert sum(map(len, pool.values())) == 4
         assert len({text for texts in pool.values() for text in texts}) == 4
@@ -591,14 +605,14 @@ class TestCommand:
         options = parser().parse_args(
             ["--out", str(tmp_path), "--prompts", *settings.prompts, "--controls", "none", "--guard", "3"]
         )
-        found = settings_of(options)
+        found = read_settings(options)
         assert (found.critic, found.heldout_scenes, found.controls) == ("rouge", 0, ())
         assert found.tuning.guard_per_rationale == 3
         assert found.tuning.gradient_checkpointing is False
         words = ["--out", str(tmp_path), "--micro-batch", "2", "--gradient-checkpointing", "--dtype", "bfloat16"]
-        tuning = settings_of(parser().parse_args(words)).tuning
+        tuning = read_settings(parser().parse_args(words)).tuning
         assert (tuning.micro_batch_size, tuning.gradient_checkpointing, tuning.dtype) == (2, True, "bfloat16")
-        again = settings_of(parser().parse_args(["--out", str(tmp_path), "--heldout-seed", "7", "--first-seed", "4"]))
+        again = read_settings(parser().parse_args(["--out", str(tmp_path), "--heldout-seed", "7", "--first-seed", "4"]))
         assert (again.heldout_seed, again.run_seeds) == (7, (4, 5, 6))
 
     @pytest.mark.parametrize(
@@ -664,10 +678,10 @@ class TestCommand:
         prompts = Path(settings.prompts[0])
         monkeypatch.chdir(prompts.parent)
         words = ["--out", str(tmp_path / "run"), "--model", settings.model, "--prompts"]
-        first = settings_of(parser().parse_args([*words, prompts.name, "--threads", "3"]))
-        remember(first, tmp_path / "run", inputs={})
+        first = read_settings(parser().parse_args([*words, prompts.name, "--threads", "3"]))
+        store_settings(first, tmp_path / "run", inputs={})
         monkeypatch.chdir(tmp_path)
-        assert settings_of(parser().parse_args([*words, str(prompts), "--jobs", "1"])) == first
+        assert read_settings(parser().parse_args([*words, str(prompts), "--jobs", "1"])) == first
 
     def test_meteor_that_fails_and_ctrl_c_say_how_to_go_on(
         self,

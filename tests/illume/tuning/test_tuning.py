@@ -29,19 +29,20 @@ from illume.model.vlm import IGNORED, Vlm, load_vlm, set_adapter
 from illume.records import TrainingRow
 from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
+from illume.tuning import lora
 from illume.tuning.batches import (
     BatchInputs,
     MicroBatch,
     TrainingText,
+    count_target_tokens,
     epoch_order,
-    learnt_tokens,
     plan_batches,
     training_texts,
 )
 from illume.tuning.command import main
-from illume.tuning.distributed import Alone
+from illume.tuning.distributed import SingleProcess
 from illume.tuning.job import JobError, Stopped, TuningJob, read_json, read_rows, write_job, write_json
-from illume.tuning.lora import begin_adapter, language_model, lora_targets, store_adapter, trainable
+from illume.tuning.lora import begin_adapter, language_model, lora_targets, store_adapter, trainable_parameters
 from illume.tuning.round import Progress, run_round
 from illume.tuning.trainer import Training, batch_loss, continuation_loss, learning_rate
 from tests.illume.families import FAMILIES, make_llava
@@ -94,8 +95,8 @@ def make_training(vlm: Vlm, rows: list[TrainingRow], folder: Path, **changes: An
         settings=settings,
         weight=2.0,
         folder=folder,
-        ranks=Alone(),
-        asked=lambda: False,
+        ranks=SingleProcess(),
+        stop_requested=lambda: False,
         on_step=lambda _: None,
     )
 
@@ -148,11 +149,13 @@ class TestTexts:
         members = tuple(n for n, text in enumerate(texts) if text.kind == "rationale")
         prepared = BatchInputs(vlm, texts, cache_mb=0).prepare(MicroBatch(0, "rationale", members))
         learnt = [
-            tuple(int(token) for token, label in zip(ids[-prepared.kept :], labels, strict=True) if label != IGNORED)
+            tuple(
+                int(token) for token, label in zip(ids[-prepared.n_targets :], labels, strict=True) if label != IGNORED
+            )
             for ids, labels in zip(prepared.inputs["input_ids"], prepared.labels, strict=True)
         ]
         assert learnt == [texts[n].continuation for n in members]
-        assert learnt_tokens(prepared.labels) == sum(len(texts[n].continuation) for n in members)
+        assert count_target_tokens(prepared.labels) == sum(len(texts[n].continuation) for n in members)
 
 
 def make_texts(*, answers: int, rationales: int) -> list[TrainingText]:
@@ -201,15 +204,15 @@ class TestAdapter:
         before = vlm.model(**ids).logits
         begin_adapter(vlm, init="from_base", parent=None, settings=SETTINGS)
         assert torch.equal(before, vlm.model(**ids).logits)
-        assert all(".lora_" in name for name in trainable(vlm))
-        assert len(trainable(vlm)) == 2 * 14
+        assert all(".lora_" in name for name in trainable_parameters(vlm))
+        assert len(trainable_parameters(vlm)) == 2 * 14
 
     def test_a_new_adapter_follows_the_seed(self, base: Path) -> None:
         drawn = []
         for seed in (0, 0, 1):
             one = load_vlm(str(base), device="cpu")
             begin_adapter(one, init="from_base", parent=None, settings=replace(SETTINGS, seed=seed))
-            drawn.append(next(iter(trainable(one).values())).detach().clone())
+            drawn.append(next(iter(trainable_parameters(one).values())).detach().clone())
         assert torch.equal(drawn[0], drawn[1])
         assert not torch.equal(drawn[0], drawn[2])
 
@@ -268,7 +271,7 @@ class TestTraining:
         both = []
         for quick in (True, False):
             if not quick:
-                monkeypatch.setattr("illume.tuning.lora._quicken", lambda _: None)
+                monkeypatch.setattr(lora, "fuse_lora_updates", lambda _: None)
             training = make_training(load_vlm(str(base), device="cpu"), rows, tmp_path, batch_size=8, lora_dropout=0.0)
             layers = [one for one in training.vlm.model.modules() if isinstance(one, LoraLinear)]
             assert all(("forward" in layer.__dict__) is quick for layer in layers)
