@@ -288,7 +288,7 @@ class TestTraining:
         micro_batch = training.batches[0].micro_batches[0]
         prepared = training.inputs.prepare(micro_batch)
         first = training._forward(prepared)
-        training.inputs.keep(micro_batch, prepared)
+        training.inputs.store(micro_batch, prepared)
         again = training.inputs.prepare(micro_batch)
         assert again.features is not None
         with pytest.MonkeyPatch.context() as patch:
