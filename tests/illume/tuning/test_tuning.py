@@ -702,8 +702,9 @@ class TestProcess:
         parent.kill()
         parent.wait()
         psutil.wait_procs([child], timeout=WAIT_SECONDS)
-        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-        assert (folder / "checkpoints" / "step").is_dir() or (folder / "checkpoints" / "epoch-1").is_dir()
+        still_works = child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+        assert not still_works
+        assert any((folder / "checkpoints" / name).is_dir() for name in ("step", "epoch-1"))
 
     def test_it_outlives_the_thread_that_started_it(self, finished: Path, tmp_path: Path) -> None:
         folder = copy_round(finished, tmp_path / "round")
