@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from app import queue
 from app.settings import get_settings
 from worker.celery_app import make_celery, stop_on_shutdown
+from worker.priority import lower_priority
 from worker.process import WorkerProcess, bury_dead, make_process
 
 log = logging.getLogger("worker")
@@ -48,6 +49,7 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
     """Serve `queues` until told to stop."""
     # Read when torch is loaded. Threads that spin while they wait took 20 times the CPU time beside other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    lower_priority(os.getpid())
     process = make_process(queues, device=_device() if queue.MODEL_QUEUE in queues else "")
     try:
         _when_there_is_a_database(process)

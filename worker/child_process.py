@@ -16,6 +16,7 @@ from app.processes.supervise import record_children
 from app.settings import ROOT, get_settings
 from illume.tuning import launcher
 from illume.tuning.job import JobError, read_json
+from worker.priority import lower_priority
 
 CHILD = "process.json"
 LEFT_OVER_PATIENCE = 10.0
@@ -27,6 +28,7 @@ STOP_PATIENCE = 8.0
 def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run the tuning process of the round in `folder` while the block lasts; it ends when we do."""
     with launcher.running(folder, env=environment(), stop_seconds=STOP_PATIENCE) as child:
+        lower_priority(child.pid)
         record_children(folder / CHILD, [child])
         yield child
 

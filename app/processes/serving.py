@@ -14,6 +14,9 @@ from uvicorn.supervisors import Multiprocess
 
 from illume.end_with_parent import watch_parent
 
+KEEP_ALIVE_SECONDS = 75
+"""A critic takes some seconds for a verdict: with uvicorn's own 5 s nearly each came on a new connection."""
+
 
 class ServerConfig(Config):
     """uvicorn's settings, with TCP_NODELAY on the listening socket.
@@ -57,6 +60,7 @@ def server_config(*, host: str, port: int, processes: int = 1) -> ServerConfig:
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
 
 
