@@ -1,16 +1,19 @@
-"""Claims and verdicts in a test's own session: the same code as in production, on another kind of transaction."""
+"""Claims and verdicts in tests: on the real judging pool, or in a session whose work is rolled back.
+
+The second is for tests that only need verdicts to be there: the same code, on another kind of transaction.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy.orm import Session
 
-from app.db.judging_pool import Call, Row, Transaction
+from app.db.judging_pool import Call, JudgingPool, Row, Transaction
 from app.models import Project
 from app.services.judging import claim as claims
 from app.services.judging import give as giving
@@ -21,6 +24,7 @@ from app.services.kernel.actors import Actor
 from app.services.kernel.verdict_schema import VerdictIn
 
 Result = TypeVar("Result")
+RUNNER = "judging runner"
 
 
 class SessionTransaction:
@@ -78,17 +82,50 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
     raise AssertionError("this waits for others: run it on the real pool")
 
 
+@contextmanager
+def on_the_pool(session: Session, url: str) -> Iterator[None]:
+    """Let claims and verdicts of `session` run on a real judging pool, which sees what the session has committed."""
+    with asyncio.Runner() as runner:
+        pool = JudgingPool(url, size=1, wait=10)
+        runner.run(pool.open())
+        session.info[RUNNER] = (runner, pool)
+        try:
+            yield
+        finally:
+            runner.run(pool.close())
+            del session.info[RUNNER]
+
+
+def in_transaction(session: Session, work: Callable[[Transaction], Coroutine[Any, Any, Result]]) -> Result:
+    """Run judging work: on the session's real pool if it has one, else in the session itself."""
+    if RUNNER not in session.info:
+        return run(work(SessionTransaction(session)))
+    runner, pool = session.info[RUNNER]
+
+    async def in_pool() -> Result:
+        async with pool.transaction() as transaction:
+            return await work(transaction)
+
+    session.commit()
+    result: Result = runner.run(in_pool())
+    return result
+
+
 def claim(session: Session, actor: Actor, project: Project, *, max_open: int | None = None) -> Claim | None:
     """Claim the next candidate set."""
-    return run(claims.claim(SessionTransaction(session), actor, project.slug, max_open=max_open))
+    return in_transaction(
+        session, lambda transaction: claims.claim(transaction, actor, project.slug, max_open=max_open)
+    )
 
 
 def give(
     session: Session, actor: Actor, assignment_id: int, verdict: VerdictIn, *, idempotency_key: str | None = None
 ) -> VerdictOut:
     """Give a verdict, and start the round that is due by it."""
-    transaction = SessionTransaction(session)
-    out = run(giving.give(transaction, actor, assignment_id, verdict, idempotency_key=idempotency_key))
+    out = in_transaction(
+        session,
+        lambda transaction: giving.give(transaction, actor, assignment_id, verdict, idempotency_key=idempotency_key),
+    )
     if out.due_project is not None:
         start_round_if_due(session, out.due_project)
     return out
