@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
+
+from app.models import Project, Prompt, PromptState
+from app.services.acceptance import rules
 
 HELD = "a.state IN ('open', 'judged') AND a.purpose = 'work'"
 BROKEN = {
@@ -43,14 +46,27 @@ BROKEN = {
         SELECT 1 FROM picks k JOIN verdicts v ON v.id = k.verdict_id WHERE NOT k.candidate_id = ANY (v.shown)""",
     "a prompt with an accepted pick does not say so": """
         SELECT p.id FROM prompts p JOIN verdicts v ON v.prompt_id = p.id AND v.current AND v.state = 'counted'
-        JOIN picks k ON k.verdict_id = v.id WHERE p.state NOT IN ('held', 'retired') AND NOT p.has_accepted""",
+        JOIN picks k ON k.verdict_id = v.id JOIN projects j ON j.id = p.project_id
+        JOIN setting_revisions r ON r.id = j.revision_id
+        WHERE p.state NOT IN ('held', 'retired') AND NOT p.has_accepted AND r.settings ->> 'aggregation' = 'any'""",
 }
 
 
 def broken(session: Session) -> dict[str, int]:
-    """How many rows violate each invariant; empty if none does. For projects with the aggregation `any`."""
+    """How many rows violate each invariant; empty if none does."""
     found = {
         name: session.scalar(text(f"SELECT count(*) FROM ({query.replace('HELD', HELD)}) x")) or 0  # noqa: S608 - constants only
         for name, query in BROKEN.items()
     }
+    projects = session.scalars(select(Project)).all()
+    found["a prompt is not accepted as its votes say"] = sum(wrongly_accepted(session, project) for project in projects)
     return {name: count for name, count in found.items() if count}
+
+
+def wrongly_accepted(session: Session, project: Project) -> int:
+    """How many prompts of a project say other of themselves than the rule does, whatever its aggregation."""
+    accepted = {one.prompt_id for one in rules.accepted_rationales(session, project)}
+    in_use = select(Prompt.id, Prompt.has_accepted).where(
+        Prompt.project_id == project.id, Prompt.state.not_in((PromptState.held, PromptState.retired))
+    )
+    return sum(says != (prompt in accepted) for prompt, says in session.execute(in_use))
