@@ -14,8 +14,8 @@ from app.http.dependencies import ActorDep, SessionDep
 from app.models import Role, Split
 from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan
-from app.services.exports.compression import Coding, compressed
-from app.services.exports.plan import Plan, Wanted
+from app.services.exports.compression import Coding, compress
+from app.services.exports.plan import ExportPlan, ExportRequest
 from app.services.exports.shapes import Format, Task, dataset_info
 from app.services.kernel.actors import parse_id
 from app.services.kernel.paging import MAX_LIMIT
@@ -58,9 +58,9 @@ def dataset_filters(
     since: datetime | None = None,
     split: Split | None = None,
     snapshot: Annotated[str | None, Query(description="A snapshot's id")] = None,
-) -> Wanted:
+) -> ExportRequest:
     """The filters of the query string."""
-    return Wanted(format, aggregation, task, round, version, critic, since, split, snapshot)
+    return ExportRequest(format, aggregation, task, round, version, critic, since, split, snapshot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def get_dataset(
     session: SessionDep,
     actor: ActorDep,
     slug: str,
-    rows: Annotated[Wanted, Depends(dataset_filters)],
+    rows: Annotated[ExportRequest, Depends(dataset_filters)],
     encoding: Annotated[DatasetEncoding, Depends(dataset_encoding)],
     limit: Annotated[
         int | None, Query(ge=1, le=MAX_LIMIT, description="A page of this many rows instead of all")
@@ -131,7 +131,7 @@ def get_dataset(
     the last complete row.
     """
     project = projects.get_project(session, actor, slug)
-    export = plan.plan(session, actor, project, rows, cursor=cursor, after=after)
+    export = plan.plan_export(session, actor, project, rows, cursor=cursor, after=after)
     session.commit()  # release this connection: pages use sessions of their own
     etag = f'W/"{export.etag}-{encoding.tag}{f"-{limit}" if limit else ""}"'
     headers = {
@@ -145,7 +145,7 @@ def get_dataset(
     headers["Content-Disposition"] = f'attachment; filename="{file_name(export, encoding)}"'
     lines: Iterable[bytes] = ()
     if limit is not None:
-        page, following = plan.page_of(export, limit)
+        page, following = plan.read_page(export, limit)
         lines = [page]
         if following is not None:
             headers["Illume-Next-Cursor"] = following
@@ -165,27 +165,27 @@ def ndjson_answer(encoding: DatasetEncoding, headers: dict[str, str], lines: Ite
     """Lines of JSON, compressed if requested."""
     pieces, media_type = lines, NDJSON
     if encoding.compression in ("gzip", "zstd"):
-        pieces, media_type = compressed(pieces, encoding.compression), PACKED_TYPES[encoding.compression][0]
+        pieces, media_type = compress(pieces, encoding.compression), PACKED_TYPES[encoding.compression][0]
     elif encoding.coding is not None:
-        pieces = compressed(pieces, encoding.coding)
+        pieces = compress(pieces, encoding.coding)
         headers["Content-Encoding"] = encoding.coding
     return StreamingResponse(pieces, media_type=media_type, headers=headers)
 
 
 def parquet_answer(
-    export: Plan, encoding: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]
+    export: ExportPlan, encoding: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]
 ) -> StreamingResponse:
     """One Parquet file, of the page in `lines` or of all rows."""
     import orjson
 
-    from app.services.exports.parquet import parquet_of  # a large import that few requests need
+    from app.services.exports.parquet import write_parquet  # a large import that few requests need
 
     pages = ([orjson.loads(line) for line in page.splitlines()] for page in lines) if lines else plan.row_pages(export)
-    pieces = parquet_of(pages, export.shape, embed=encoding.embed, codec=encoding.compression or "zstd")
+    pieces = write_parquet(pages, export.shape, embed=encoding.embed, codec=encoding.compression or "zstd")
     return StreamingResponse(pieces, media_type=PARQUET, headers=headers)
 
 
-def file_name(export: Plan, encoding: DatasetEncoding) -> str:
+def file_name(export: ExportPlan, encoding: DatasetEncoding) -> str:
     """The file name for the download."""
     if encoding.parquet:
         return f"{export.slug}-{export.shape.format}.parquet"

@@ -16,9 +16,9 @@ from app.db.sessions import session_scope
 from app.processes.connect import Refused
 from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan as export_plan
-from app.services.exports.compression import Coding, compressed
-from app.services.exports.plan import Wanted, parse_wanted
-from app.services.exports.shapes import Format, Row, Task, dataset_info, paths_of, sha256_of
+from app.services.exports.compression import Coding, compress
+from app.services.exports.plan import ExportRequest, parse_request
+from app.services.exports.shapes import ExportRow, Format, Task, dataset_info, image_paths, sha256_of
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.projects.projects import get_project
@@ -56,7 +56,7 @@ COMPRESSIONS: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
 @data_dir_option
 def export_command(slug: str, out: Path, *, image_paths: bool, with_images: bool, **choices: str | None) -> int:
     """Export a project's dataset to a file."""
-    wanted = parse_wanted({name: value for name, value in choices.items() if value is not None})
+    wanted = parse_request({name: value for name, value in choices.items() if value is not None})
     export = Export(
         wanted,
         parquet=out.suffix == ".parquet",
@@ -72,7 +72,7 @@ def export_command(slug: str, out: Path, *, image_paths: bool, with_images: bool
 class Export:
     """What `illume export` writes, and how. With `images` the image files are written beside it."""
 
-    wanted: Wanted
+    wanted: ExportRequest
     parquet: bool = False
     embed: bool = True
     compression: Coding | None = None
@@ -83,7 +83,7 @@ def export_file(slug: str, target: Path, export: Export, *, say: Say) -> int:
     """Write a project's dataset to `target`, whole or not at all; for LLaMA-Factory with its `dataset_info.json`."""
     with session_scope() as session:
         project = get_project(session, SYSTEM, slug)
-        plan = export_plan.plan(session, SYSTEM, project, export.wanted)
+        plan = export_plan.plan_export(session, SYSTEM, project, export.wanted)
     counted = CountedExport(export)
     try:
         with replace_file(target) as file:
@@ -107,29 +107,29 @@ class CountedExport:
         self.rows = 0
         self.paths: set[str] = set()
 
-    def pieces(self, plan: export_plan.Plan) -> Iterator[bytes]:
+    def pieces(self, plan: export_plan.ExportPlan) -> Iterator[bytes]:
         """The bytes of the file."""
         export = self.export
         if export.parquet:
-            from app.services.exports.parquet import parquet_of
+            from app.services.exports.parquet import write_parquet
 
             codec = export.compression or "zstd"
-            return parquet_of(self._rows(export_plan.row_pages(plan)), plan.shape, embed=export.embed, codec=codec)
+            return write_parquet(self._rows(export_plan.row_pages(plan)), plan.shape, embed=export.embed, codec=codec)
         pieces = self._lines(export_plan.line_pages(plan))
-        return pieces if export.compression is None else compressed(pieces, export.compression)
+        return pieces if export.compression is None else compress(pieces, export.compression)
 
-    def _rows(self, pages: Iterator[list[Row]]) -> Iterator[list[Row]]:
+    def _rows(self, pages: Iterator[list[ExportRow]]) -> Iterator[list[ExportRow]]:
         for page in pages:
             self.rows += len(page)
             if self.export.images:
-                self.paths.update(path for row in page for path in paths_of(row))
+                self.paths.update(path for row in page for path in image_paths(row))
             yield page
 
     def _lines(self, pages: Iterator[bytes]) -> Iterator[bytes]:
         for page in pages:
             self.rows += page.count(b"\n")
             if self.export.images:
-                self.paths.update(path for line in page.splitlines() for path in paths_of(orjson.loads(line)))
+                self.paths.update(path for line in page.splitlines() for path in image_paths(orjson.loads(line)))
             yield page
 
 

@@ -1,4 +1,4 @@
-"""What exports go by: which candidates and texts of a page's verdicts are accepted, and which are turned down."""
+"""The outcomes that exports are made of: which candidates and own texts are accepted, and which are turned down."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import orjson
 from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
-from app.services.acceptance.counting import Aggregation, counting
+from app.services.acceptance.counting import Aggregation, counting_ctes
 from illume.texts import normalise_rationale
 
 
 class Outcome(NamedTuple):
-    """A candidate that is accepted or turned down, or a text of critics' own that is accepted.
+    """A candidate that is accepted or turned down, or an own text of critics that is accepted.
 
-    Ids are texts, as in records; `verdict` is the first that voted for it.
+    Ids are strings, as in records. `verdict` is the first one that voted for it.
     """
 
     ballot: str
@@ -28,25 +28,28 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Counting:
-    """How verdicts are counted. `weigh`: by the reliability of critics; `turned_down`: whether that is wanted too."""
+class CountingRules:
+    """How verdicts are counted.
+
+    `weigh`: weight votes by their critics' reliability. `turned_down`: report turned-down candidates too.
+    """
 
     aggregation: Aggregation
     weigh: bool = False
     turned_down: bool = True
 
     def parameters(self) -> dict[str, Any]:
-        """What the statements take."""
+        """The parameters of the statements."""
         return {"aggregation": self.aggregation.value, "weigh": self.weigh}
 
 
 _RULE = "SELECT CAST(:aggregation AS text) AS aggregation, CAST(:weigh AS boolean) AS weigh"
-# By `each` every verdict is a ballot of its own.
+# With `each` every verdict is a ballot of its own.
 _BALLOT = """
 CASE CAST(:aggregation AS text) WHEN 'each' THEN concat(v.candidate_set_id, '-', v.verdict_id)
     ELSE CAST(v.candidate_set_id AS text) END AS ballot
 """
-# Of the verdicts `v` of a page: one look-up for each, whatever the planner thinks of the tables' sizes.
+# The verdicts `v` of a page. The lateral joins force one look-up for each, whatever the planner estimates.
 _OF_PAGE = f"""
 SELECT v.*, {_BALLOT} FROM (
     SELECT v.id AS verdict_id, v.prompt_id, v.candidate_set_id, v.kind, s.slots, p.state AS prompt_state,
@@ -75,14 +78,14 @@ _ACCEPTED = "SELECT ballot, candidate_id, verdict_id, votes, true AS is_accepted
 _TURNED_DOWN = "UNION ALL SELECT ballot, candidate_id, NULL, votes, false FROM turned_down"
 
 
-def page_counting(*, turned_down: bool) -> str:
-    """What stands after WITH in a statement that counts the verdicts `v` of a page."""
+def page_counting_ctes(*, turned_down: bool) -> str:
+    """The common table expressions of a statement that counts the verdicts `v` of a page."""
     candidates = _CANDIDATES_OF_PAGE if turned_down else None
-    return counting(rule=_RULE, judged=_OF_PAGE, picks=_PICKS_OF_PAGE, candidates=candidates)
+    return counting_ctes(rule=_RULE, judged=_OF_PAGE, picks=_PICKS_OF_PAGE, candidates=candidates)
 
 
 def outcomes_query(*, turned_down: bool) -> str:
-    """The query that makes one JSON text, `outcomes`, of what was counted."""
+    """A query that returns what was counted as one JSON text, `outcomes`; `parse_outcomes` reads it."""
     return f"""
 SELECT concat('[', string_agg(CAST(json_build_array(
     o.ballot, CAST(o.candidate_id AS text), CAST(o.verdict_id AS text), o.votes, o.is_accepted
@@ -93,25 +96,25 @@ FROM ({_ACCEPTED} {_TURNED_DOWN if turned_down else ""}) o
 
 def _records_statement(*, turned_down: bool) -> TextClause:
     candidates = _CANDIDATES_OF_RECORDS if turned_down else None
-    parts = counting(rule=_RULE, judged=_OF_RECORDS, picks=_PICKS_OF_RECORDS, candidates=candidates)
+    parts = counting_ctes(rule=_RULE, judged=_OF_RECORDS, picks=_PICKS_OF_RECORDS, candidates=candidates)
     return text(f"WITH {parts} {outcomes_query(turned_down=turned_down)}")
 
 
-OF_RECORDS = {turned_down: _records_statement(turned_down=turned_down) for turned_down in (False, True)}
+COUNT_RECORDS = {turned_down: _records_statement(turned_down=turned_down) for turned_down in (False, True)}
 
 
-def outcomes_of_records(session: Session, records: Iterable[Mapping[str, Any]], counted_by: Counting) -> list[Outcome]:
-    """The outcomes of records as `app.services.exports` writes them, all of a set among them.
+def count_records(session: Session, records: Iterable[Mapping[str, Any]], rules: CountingRules) -> list[Outcome]:
+    """Count records as `app.services.exports` writes them, and return their outcomes.
 
-    Those of before there was a `critic_weight` weigh 1.
+    `records` must contain all records of each set. Old records without a `critic_weight` have weight 1.
     """
     verdicts = orjson.dumps([_verdict_of(record) for record in records]).decode()
-    values = {**counted_by.parameters(), "verdicts": verdicts}
-    return parse_outcomes(session.execute(OF_RECORDS[counted_by.turned_down], values).scalar_one())
+    values = {**rules.parameters(), "verdicts": verdicts}
+    return parse_outcomes(session.execute(COUNT_RECORDS[rules.turned_down], values).scalar_one())
 
 
 def _verdict_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    # A decision needs no mark here: it is the only verdict on its set, which has one slot in the record.
+    # A decision needs no special treatment: it is the only record of its set, whose `slots` is 1 there.
     rationale = record["rationale"]
     candidates = record["candidates"]
     return {
@@ -130,6 +133,6 @@ def _verdict_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_outcomes(line: str | bytes) -> list[Outcome]:
-    """Outcomes from the JSON that the statement made."""
+    """Parse the JSON text of `outcomes_query`."""
     rows: Sequence[Sequence[Any]] = orjson.loads(line)
     return [Outcome(*row) for row in rows]

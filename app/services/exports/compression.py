@@ -10,22 +10,22 @@ Coding = Literal["gzip", "zstd"]
 GZIP_LEVEL = 3
 
 
-def compressed(pieces: Iterable[bytes], coding: Coding) -> Iterator[bytes]:
-    """The pieces compressed; each can be read as soon as it is there."""
-    return gzipped(pieces) if coding == "gzip" else zstandard(pieces)
+def compress(pieces: Iterable[bytes], coding: Coding) -> Iterator[bytes]:
+    """Compress a stream; each piece can be decompressed as soon as it arrives."""
+    return compress_gzip(pieces) if coding == "gzip" else compress_zstd(pieces)
 
 
-def gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """One gzip member; its header names no time, so that equal content is equal bytes."""
+def compress_gzip(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Compress to one gzip member. Its header has no time stamp, so equal content gives equal bytes."""
     packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
     for piece in pieces:
         yield packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH)
     yield packer.flush()
 
 
-def zstandard(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """One zstd frame."""
-    import pyarrow as pa  # large, and few ask for it
+def compress_zstd(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Compress to one zstd frame."""
+    import pyarrow as pa  # a large import that few requests need
 
     from app.services.exports.parquet import Sink
 

@@ -1,4 +1,4 @@
-"""Datasets as Parquet, row group by row group, with what Hugging Face's `datasets` needs to decode the images."""
+"""Datasets as Parquet, one row group at a time, with the metadata that `datasets` needs to decode images."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.services.exports.shapes import Format, Row, Shape, Task, paths_of, sha256_of
+from app.services.exports.shapes import ExportRow, Format, Shape, Task, image_paths, sha256_of
 from app.services.kernel.store import get_store
 
 GROUP_ROWS = 2000
 GROUP_BYTES = 24 * 1024 * 1024
 CODECS = ("zstd", "gzip", "none")
 
-TEXT, WHOLE, NUMBER, TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+TEXT, INTEGER, FLOAT, BOOLEAN = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", TEXT)])
 PARTS = pa.list_(pa.struct([("type", TEXT), ("text", TEXT)]))
 MESSAGES = pa.list_(pa.struct([("role", TEXT), ("content", PARTS)]))
 TURN = pa.struct([("from", TEXT), ("value", TEXT)])
 ORIGIN = [
-    ("schema_version", WHOLE),
+    ("schema_version", INTEGER),
     ("id", TEXT),
     ("prompt_id", TEXT),
     ("external_id", TEXT),
     ("split", TEXT),
     ("group_id", TEXT),
-    ("weight", NUMBER),
+    ("weight", FLOAT),
     ("critic", TEXT),
-    ("votes", WHOLE),
+    ("votes", INTEGER),
     ("version", TEXT),
-    ("version_number", WHOLE),
+    ("version_number", INTEGER),
     ("source", TEXT),
     ("candidate", TEXT),
     ("edited_from", TEXT),
@@ -41,31 +41,31 @@ CANDIDATE = pa.struct(
     [
         ("id", TEXT),
         ("text", TEXT),
-        ("temperature", NUMBER),
+        ("temperature", FLOAT),
         ("seed", TEXT),
-        ("mean_logprob", NUMBER),
-        ("picked", TRUTH),
+        ("mean_logprob", FLOAT),
+        ("picked", BOOLEAN),
         ("tags", pa.list_(TEXT)),
     ]
 )
 RECORD = [
-    ("schema_version", WHOLE),
+    ("schema_version", INTEGER),
     ("id", TEXT),
     ("prompt", TEXT),
     ("external_id", TEXT),
     ("split", TEXT),
     ("prompt_state", TEXT),
     ("images", pa.list_(IMAGE)),
-    ("image_sizes", pa.list_(pa.struct([("sha256", TEXT), ("width", WHOLE), ("height", WHOLE)]))),
+    ("image_sizes", pa.list_(pa.struct([("sha256", TEXT), ("width", INTEGER), ("height", INTEGER)]))),
     ("question", TEXT),
     ("answer", TEXT),
     ("answer_source", TEXT),
     ("references", pa.list_(TEXT)),
     ("metadata", TEXT),
     ("candidate_set", TEXT),
-    ("slots", WHOLE),
+    ("slots", INTEGER),
     ("version", TEXT),
-    ("version_number", WHOLE),
+    ("version_number", INTEGER),
     ("candidates", pa.list_(CANDIDATE)),
     ("critic", TEXT),
     ("shown", pa.list_(TEXT)),
@@ -74,15 +74,15 @@ RECORD = [
     ("edited_from", TEXT),
     ("reason", TEXT),
     ("comment", TEXT),
-    ("seconds", NUMBER),
-    ("exhaustive", TRUTH),
-    ("critic_weight", NUMBER),
+    ("seconds", FLOAT),
+    ("exhaustive", BOOLEAN),
+    ("critic_weight", FLOAT),
     ("supersedes", TEXT),
-    ("deleted", TRUTH),
+    ("deleted", BOOLEAN),
     ("snapshots", pa.list_(TEXT)),
     ("created_at", TEXT),
 ]
-FEATURES = {TEXT: "string", WHOLE: "int64", NUMBER: "float64", TRUTH: "bool", pa.binary(): "binary"}
+FEATURES = {TEXT: "string", INTEGER: "int64", FLOAT: "float64", BOOLEAN: "bool", pa.binary(): "binary"}
 
 
 def columns_of(shape: Shape, *, embed: bool) -> list[tuple[str, pa.DataType]]:
@@ -92,19 +92,19 @@ def columns_of(shape: Shape, *, embed: bool) -> list[tuple[str, pa.DataType]]:
     task = shape.rows_for
     rejected = [("rejected_candidate", TEXT)] if task is Task.preference else []
     if shape.format is Format.sharegpt:
-        said = [("chosen", TURN), ("rejected", TURN)] if task is Task.preference else []
-        columns = [("conversations", pa.list_(TURN)), *said]
+        answers = [("chosen", TURN), ("rejected", TURN)] if task is Task.preference else []
+        columns = [("conversations", pa.list_(TURN)), *answers]
         images = ("images", pa.list_(IMAGE if embed else TEXT))
     else:
         names = ("chosen", "rejected") if task is Task.preference else ("completion",)
         columns = [("prompt", MESSAGES), *((name, MESSAGES) for name in names)]
         images = ("images", pa.list_(IMAGE))
-    label = [("label", TRUTH)] if task is Task.kto else []
+    label = [("label", BOOLEAN)] if task is Task.kto else []
     return [*ORIGIN, *rejected, *columns, *label, images]
 
 
 def schema_of(shape: Shape, *, embed: bool) -> pa.Schema:
-    """The schema of a format, with the features that `datasets` reads in its metadata."""
+    """The schema of a format; its metadata holds the features for `datasets`."""
     columns = columns_of(shape, embed=embed)
     features = {name: feature_of(kind) for name, kind in columns}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -112,7 +112,7 @@ def schema_of(shape: Shape, *, embed: bool) -> pa.Schema:
 
 
 def feature_of(kind: pa.DataType) -> Any:
-    """A column's type as `datasets` writes it; the form of lists is the one that all its versions read."""
+    """A column's type in the notation of `datasets`. Lists use the notation that all its versions read."""
     if kind == IMAGE:
         return {"_type": "Image"}
     if pa.types.is_list(kind):
@@ -123,7 +123,7 @@ def feature_of(kind: pa.DataType) -> Any:
 
 
 class Sink:
-    """A file whose bytes are taken away while it is written."""
+    """A write-only file in memory, emptied by `take` while it is written."""
 
     closed = False
 
@@ -137,78 +137,80 @@ class Sink:
         return len(piece)
 
     def flush(self) -> None:
-        """Nothing waits elsewhere."""
+        """Do nothing: there is no buffer to flush."""
 
     def close(self) -> None:
-        """What was written stays to be taken."""
+        """Do nothing: the last pieces can still be taken."""
 
     def writable(self) -> bool:
-        """It is written."""
+        """Always true."""
         return True
 
     def take(self) -> bytes:
-        """What was written since the last time."""
+        """Return and drop the bytes written since the last call."""
         taken = b"".join(self._pieces)
         self._pieces.clear()
         return taken
 
 
-def parquet_of(pages: Iterator[list[Row]], shape: Shape, *, embed: bool, codec: str = "zstd") -> Iterator[bytes]:
-    """The rows as one Parquet file, in pieces; with `embed` the images' bytes are in it."""
+def write_parquet(
+    pages: Iterator[list[ExportRow]], shape: Shape, *, embed: bool, codec: str = "zstd"
+) -> Iterator[bytes]:
+    """Write rows to one Parquet file, in pieces; with `embed` it contains the images' bytes."""
     schema = schema_of(shape, embed=embed)
     sink = Sink()
     writer = pq.ParquetWriter(
         pa.PythonFile(sink, mode="w"), schema, compression=codec, dictionary_pagesize_limit=GROUP_BYTES
     )
     with writer:
-        for group in groups_of(pages, embed=embed):
-            values = [values_of(row, group.images, shape, embed=embed) for row in group.rows]
+        for group in group_rows(pages, embed=embed):
+            values = [to_parquet_values(row, group.images, shape, embed=embed) for row in group.rows]
             writer.write_table(pa.Table.from_pylist(values, schema=schema))
             yield sink.take()
     yield sink.take()
 
 
-class Group:
-    """Rows of one row group, and the bytes of their images by path."""
+class RowGroup:
+    """The rows of one row group, and the bytes of their images by path."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[ExportRow] = []
         self.images: dict[str, bytes] = {}
         self.size = 0
 
-    def add(self, row: Row, *, embed: bool) -> None:
+    def add(self, row: ExportRow, *, embed: bool) -> None:
         """Add a row; each image is read once."""
         self.rows.append(row)
-        for path in paths_of(row) if embed else ():
+        for path in image_paths(row) if embed else ():
             if path not in self.images:
                 self.images[path] = get_store().read_bytes(sha256_of(path))
             self.size += len(self.images[path])
 
     @property
     def is_full(self) -> bool:
-        """Whether it is to be written now."""
+        """Whether the group has reached its limit of rows or bytes."""
         return len(self.rows) >= GROUP_ROWS or self.size >= GROUP_BYTES
 
 
-def groups_of(pages: Iterator[list[Row]], *, embed: bool) -> Iterator[Group]:
-    """The rows in groups of bounded size."""
-    group = Group()
+def group_rows(pages: Iterator[list[ExportRow]], *, embed: bool) -> Iterator[RowGroup]:
+    """Split rows into row groups of bounded size."""
+    group = RowGroup()
     for page in pages:
         for row in page:
             group.add(row, embed=embed)
             if group.is_full:
                 yield group
-                group = Group()
+                group = RowGroup()
     if group.rows:
         yield group
 
 
-def values_of(row: Row, images: Mapping[str, bytes], shape: Shape, *, embed: bool) -> Row:
-    """A row as Parquet holds it: metadata as JSON, images as `datasets` keeps them."""
+def to_parquet_values(row: ExportRow, images: Mapping[str, bytes], shape: Shape, *, embed: bool) -> ExportRow:
+    """Convert a row for Parquet: metadata to JSON text, images to the structs that `datasets` decodes."""
     values = dict(row)
     if shape.format is Format.records:
         values["metadata"] = json.dumps(row.get("metadata", {}), ensure_ascii=False)
         values["image_sizes"] = row.get("images", [])
     if shape.format is not Format.sharegpt or embed:
-        values["images"] = [{"bytes": images.get(path), "path": path} for path in paths_of(row)]
+        values["images"] = [{"bytes": images.get(path), "path": path} for path in image_paths(row)]
     return values

@@ -1,4 +1,4 @@
-"""Records: what one critic said of one candidate set, read in pages as JSON that PostgreSQL built."""
+"""Records, one a verdict: read in pages, as JSON that PostgreSQL builds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 from app.db.engine import FETCHERS_PER_STREAM
 from app.db.sessions import open_session, session_scope
 from app.models import Split
-from app.services.acceptance.outcomes import Counting, outcomes_query, page_counting
+from app.services.acceptance.outcomes import CountingRules, outcomes_query, page_counting_ctes
+from app.services.acceptance.positions import was_seen
 from app.services.accounts.users import pseudonym
 from app.services.kernel import traffic
 from app.settings import get_settings
@@ -26,11 +27,11 @@ from app.settings import get_settings
 T = TypeVar("T")
 R = TypeVar("R")
 PAGE = 1500
-PAGE_BYTES = 3 * 1024 * 1024  # to be sorted within PostgreSQL's usual work_mem of 4 MB
-TOGETHER = 50  # records in a text
-FIRST_PAGE = 200  # so that the first bytes do not wait for a whole page
-PAUSE, LONGEST_PAUSE = 3.0, 1.0  # times what the work took, and seconds; see `giving_way`
-BREAKS = [(character.encode(), rb"\u%04x" % ord(character)) for character in "\u0085\u2028\u2029"]
+PAGE_BYTES = 3 * 1024 * 1024  # so that a page is sorted within PostgreSQL's default work_mem of 4 MB
+RECORDS_PER_TEXT = 50
+FIRST_PAGE = 200  # small, so that the first bytes are sent early
+PAUSE, LONGEST_PAUSE = 3.0, 1.0  # as a multiple of the work's duration, and in seconds; see `with_backpressure`
+LINE_BREAKS = [(character.encode(), rb"\u%04x" % ord(character)) for character in "\u0085\u2028\u2029"]
 
 
 def _json(value: str) -> str:
@@ -38,7 +39,7 @@ def _json(value: str) -> str:
 
 
 def _number(value: str) -> str:
-    """A float as JSON, which has no word for what is infinite or no number."""
+    """A float as JSON, which cannot express infinities and NaN."""
     return f"CASE WHEN {value} BETWEEN '-1e308' AND '1e308' THEN CAST({value} AS text) ELSE 'null' END"
 
 
@@ -46,7 +47,8 @@ def _id(value: str) -> str:
     return f"""coalesce('"' || {value} || '"', 'null')"""
 
 
-# Texts joined by hand: jsonb sorts and copies, which took most of an export's time. Only `to_json` writes texts.
+# JSON is concatenated as text: jsonb sorts keys and copies, which took most of an export's time. `to_json` is used to
+# quote strings only.
 _IMAGES = """(
     SELECT string_agg(concat(
         '{"sha256":"', i.sha256, '","path":"images/', i.sha256, '.',
@@ -54,7 +56,7 @@ _IMAGES = """(
     ), ',' ORDER BY pi.position)
     FROM prompt_images pi JOIN images i ON i.sha256 = pi.sha256 WHERE pi.prompt_id = p.id
 )"""
-# By `||` what is short and never null, as each argument of `concat` is copied twice more; by `concat` what is long.
+# `||` joins short parts that are never null, because `concat` copies each argument twice more.
 _TAGS = "CASE WHEN v.tagged THEN coalesce(CAST(v.tags -> c.id::text AS text), '[]') ELSE '[]' END"
 _CANDIDATES = f"""(
     SELECT string_agg(
@@ -89,32 +91,32 @@ _RECORD = f"""concat(
     CASE WHEN CAST(:any_snapshots AS boolean) THEN {_SNAPSHOTS} END,
     '],"created_at":"', to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '"}}'
 )"""
-# A verdict stands in a view when it was committed by then, and nothing committed by then had superseded it.
-_SEEN = "(pg_visible_in_snapshot({0}.xid, CAST(:seen AS pg_snapshot)) OR {0}.xid = pg_current_xact_id_if_assigned())"
-# A reviewer's decision stands instead of all others on its set; most installations have none to look for.
+# A reviewer's decision replaces all other verdicts on its set. The first condition is cheap and true in most
+# installations, which have no decisions.
 _COUNTS = f"""(v.state = 'decided' OR (v.state = 'counted' AND (
     (SELECT NOT EXISTS (SELECT FROM verdicts d WHERE d.current AND d.state = 'decided')) OR NOT EXISTS (
         SELECT FROM verdicts d
-        WHERE d.candidate_set_id = v.candidate_set_id AND d.state = 'decided' AND {_SEEN.format("d")}
+        WHERE d.candidate_set_id = v.candidate_set_id AND d.state = 'decided' AND {was_seen("d")}
     )
 )))"""  # noqa: S608 - constants only
-_STANDS = f"""v.project_id = :project AND NOT v.deleted AND {_COUNTS} AND {_SEEN.format("v")}
-    AND (v.current OR NOT coalesce((SELECT {_SEEN.format("w")} FROM verdicts w WHERE w.supersedes = v.id), false))
+# A verdict is in force in a view if it was committed by then and nothing committed by then had superseded it.
+_STANDS = f"""v.project_id = :project AND NOT v.deleted AND {_COUNTS} AND {was_seen("v")}
+    AND (v.current OR NOT coalesce((SELECT {was_seen("w")} FROM verdicts w WHERE w.supersedes = v.id), false))
     AND (CAST(:snapshot AS bigint) IS NULL OR EXISTS (
         SELECT FROM snapshot_items i WHERE i.verdict_id = v.id AND i.snapshot_id = :snapshot))
     AND (CAST(:critic AS bigint) IS NULL OR v.critic_id = :critic)
     AND (CAST(:since AS timestamptz) IS NULL OR v.created_at >= :since)"""  # noqa: S608 - constants only
 
 
-# One look-up for each row of the page, whatever the planner thinks of the tables' sizes. A page is a few texts: what
-# has to be done for each record by hand, in a process that answers critics too, would take longer than the query, and
-# texts over 128 KB cost both sides more for fresh memory than for their making.
-def _page(chosen: str, order: str, *, counting: str = "", outcomes: str = "") -> str:
+# The lateral joins force one look-up for each row of the page, whatever the planner estimates. A page is returned as a
+# few texts. One text a record would cost more in Python than the query itself, in a process that also serves critics;
+# texts over 128 KB cost both sides more for allocating memory than for building them.
+def _page(source: str, order: str, *, counting: str = "", outcomes: str = "") -> str:
     return f"""
 WITH v AS MATERIALIZED (
-    SELECT v.*, v.tags <> '{{}}' AS tagged, row_number() OVER (ORDER BY {order}) AS place {chosen}
+    SELECT v.*, v.tags <> '{{}}' AS tagged, row_number() OVER (ORDER BY {order}) AS place {source}
 ){counting}
-SELECT place / {TOGETHER} AS part, string_agg(line, '' ORDER BY place) AS lines FROM (
+SELECT place / {RECORDS_PER_TEXT} AS part, string_agg(line, '' ORDER BY place) AS lines FROM (
     SELECT v.place, concat(
         '{{"schema_version":', 1, ',"critic":"', n.names ->> CAST(v.critic_id AS text), '",', {_RECORD}, chr(10)
     ) AS line
@@ -129,31 +131,31 @@ GROUP BY part {outcomes} ORDER BY part
 """  # noqa: S608 - constants only
 
 
-_OF_SETS = """(CAST(:version AS bigint) IS NULL OR EXISTS (
+_SET_FILTERS = """(CAST(:version AS bigint) IS NULL OR EXISTS (
         SELECT FROM candidate_sets x WHERE x.id = v.candidate_set_id AND x.version_id = :version))
     AND (CAST(:split AS text) IS NULL OR EXISTS (
         SELECT FROM prompts x WHERE x.id = v.prompt_id AND x.split = :split))"""
-_BEHIND = "(v.xid, v.id) > (CAST(CAST(:xid AS text) AS xid8), :after)"
+_AFTER = "(v.xid, v.id) > (CAST(CAST(:xid AS text) AS xid8), :after)"
 END_OF_PAGE = f"""
 WITH v AS MATERIALIZED (
-    SELECT v.xid, v.id FROM verdicts v WHERE {_STANDS} AND {_OF_SETS} AND {_BEHIND} ORDER BY v.xid, v.id LIMIT :limit
+    SELECT v.xid, v.id FROM verdicts v WHERE {_STANDS} AND {_SET_FILTERS} AND {_AFTER} ORDER BY v.xid, v.id LIMIT :limit
 )
 SELECT CAST(v.xid AS text) AS xid, v.id, (SELECT count(*) FROM v) AS n FROM v ORDER BY v.xid DESC, v.id DESC LIMIT 1
 """  # noqa: S608 - constants only
 BY_VERDICT = _page(
-    f"""FROM verdicts v WHERE {_STANDS} AND {_OF_SETS} AND {_BEHIND}
+    f"""FROM verdicts v WHERE {_STANDS} AND {_SET_FILTERS} AND {_AFTER}
         AND (v.xid, v.id) <= (CAST(CAST(:last_xid AS text) AS xid8), :last)""",
     "v.xid, v.id",
 )
 _OF_PROMPTS = f"""FROM candidate_sets x JOIN verdicts v ON v.candidate_set_id = x.id
-    WHERE x.prompt_id = ANY (CAST(:prompts AS bigint[])) AND {_STANDS} AND {_OF_SETS}"""
+    WHERE x.prompt_id = ANY (CAST(:prompts AS bigint[])) AND {_STANDS} AND {_SET_FILTERS}"""
 BY_PROMPT = _page(_OF_PROMPTS, "v.prompt_id, v.id")
 
 
 def _counted(*, turned_down: bool) -> str:
-    """Records by prompt, and before them a line with their outcomes."""
+    """Records by prompt, preceded by a line with their outcomes."""
     outcomes = f"UNION ALL SELECT -1, outcomes || chr(10) FROM ({outcomes_query(turned_down=turned_down)}) o"  # noqa: S608
-    counting = f", {page_counting(turned_down=turned_down)}"
+    counting = f", {page_counting_ctes(turned_down=turned_down)}"
     return _page(_OF_PROMPTS, "v.prompt_id, v.id", counting=counting, outcomes=outcomes)
 
 
@@ -171,14 +173,17 @@ SELECT u.id FROM users u WHERE EXISTS (SELECT FROM verdicts v WHERE v.critic_id 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The verdicts that were committed at one moment, as a PostgreSQL snapshot."""
+    """The verdicts that were committed at one moment. `position` is a PostgreSQL snapshot."""
 
-    seen: str
+    position: str
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Which records of a project, by ids; None chooses all. `own_snapshot` is the one that they are kept for."""
+class RecordFilter:
+    """Which records of a project to read, by ids; None means all.
+
+    `own_snapshot` is the snapshot that is being made of them.
+    """
 
     project_id: int
     view: View
@@ -191,10 +196,10 @@ class Choice:
     own_snapshot: int | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """What the statements take."""
+        """The parameters of the statements."""
         return {
             "project": self.project_id,
-            "seen": self.view.seen,
+            "at": self.view.position,
             "version": self.version,
             "critic": self.critic,
             "since": self.since,
@@ -210,90 +215,90 @@ def current_view(session: Session) -> View:
     return View(str(session.scalar(text("SELECT CAST(pg_current_snapshot() AS text)"))))
 
 
-def names_of(session: Session, project_id: int) -> str:
-    """What the critics of a project are called in its exports, by their ids, as JSON."""
+def critic_names(session: Session, project_id: int) -> str:
+    """The critics' pseudonyms in a project's exports, by user id, as JSON."""
     key = get_settings().secret_key
     judges = session.scalars(text(JUDGES), {"project": project_id})
     return orjson.dumps({str(judge): pseudonym(project_id, judge, key) for judge in judges}).decode()
 
 
-def one_line(lines: bytes) -> bytes:
-    """Lines of JSON without the characters that many readers take for the end of a line, inside their texts."""
+def escape_line_breaks(lines: bytes) -> bytes:
+    """Escape the characters inside JSON texts that many readers take for the end of a line."""
     if lines.isascii():
         return lines
-    for character, escaped in BREAKS:
+    for character, escaped in LINE_BREAKS:
         if character in lines:
             lines = lines.replace(character, escaped)
     return lines
 
 
-def lines_of(session: Session, statement: str, values: dict[str, Any]) -> bytes:
-    """The lines that a statement finds, as PostgreSQL sent them: reading and writing text again takes its time."""
+def fetch_lines(session: Session, statement: str, values: dict[str, Any]) -> bytes:
+    """Run a statement and return its lines as PostgreSQL sent them, without decoding and encoding them again."""
     found = session.connection().execute(text(statement), values)
     result = cast("psycopg.Cursor[Any]", found.cursor).pgresult
     texts = [] if result is None else [result.get_value(row, 1) or b"" for row in range(result.ntuples)]
     found.close()
-    return one_line(b"".join(texts))
+    return escape_line_breaks(b"".join(texts))
 
 
 @dataclass(slots=True)
-class Size:
-    """How many records, or prompts, a page may have: as many as come to about `PAGE_BYTES`, by those so far."""
+class PageSize:
+    """The number of records, or prompts, on a page: about `PAGE_BYTES` in all, estimated from earlier pages."""
 
     rows: int
 
     def learn(self, rows: int, length: int) -> None:
-        """Take into account that so many came to `length` bytes."""
+        """Adjust to a page of `rows` that had `length` bytes."""
         if length:
             self.rows = max(1, min(PAGE, PAGE_BYTES * rows // length))
 
 
-def pages_by_verdict(choice: Choice, *, after: int = 0, limit: int | None = None) -> Iterator[bytes]:
-    """The chosen records as lines, in the order of their commits, those behind verdict `after`; `limit` at most."""
+def pages_by_verdict(filters: RecordFilter, *, after: int = 0, limit: int | None = None) -> Iterator[bytes]:
+    """Read records as JSON lines in commit order, starting after the verdict `after`; at most `limit`."""
     with session_scope() as session:
-        values = {**choice.parameters(), "names": names_of(session, choice.project_id)}
+        values = {**filters.parameters(), "names": critic_names(session, filters.project_id)}
         xid = session.scalar(text("SELECT CAST(xid AS text) FROM verdicts WHERE id = :id"), {"id": after}) or "0"
-    size = Size(FIRST_PAGE)
+    size = PageSize(FIRST_PAGE)
 
     def ranges() -> Iterator[dict[str, Any]]:
-        place, left = {"xid": xid, "after": after}, limit
+        start, left = {"xid": xid, "after": after}, limit
         while left is None or left > 0:
             wanted = size.rows if left is None else min(size.rows, left)
             with session_scope() as session:
-                end = session.execute(text(END_OF_PAGE), {**values, **place, "limit": wanted}).one_or_none()
+                end = session.execute(text(END_OF_PAGE), {**values, **start, "limit": wanted}).one_or_none()
             if end is None:
                 return
-            yield {**place, "last_xid": end.xid, "last": end.id, "n": end.n}
+            yield {**start, "last_xid": end.xid, "last": end.id, "n": end.n}
             if end.n < wanted:
                 return
-            place, left = {"xid": end.xid, "after": end.id}, None if left is None else left - end.n
+            start, left = {"xid": end.xid, "after": end.id}, None if left is None else left - end.n
 
     def read(range_: dict[str, Any]) -> bytes:
         with session_scope() as session:
-            lines = lines_of(session, BY_VERDICT, {**values, **range_})
+            lines = fetch_lines(session, BY_VERDICT, {**values, **range_})
         size.learn(range_["n"], len(lines))
         return lines
 
-    return fetched(ranges(), read)
+    return prefetch(ranges(), read)
 
 
 def pages_by_prompt(
-    choice: Choice, *, start: int = 0, counted_by: Counting | None = None, session: Session | None = None
+    filters: RecordFilter, *, start: int = 0, rules: CountingRules | None = None, session: Session | None = None
 ) -> Iterator[bytes]:
-    """The chosen records as lines, prompt by prompt from prompt `start` on; those of a prompt are in one page.
+    """Read records as JSON lines, prompt by prompt from prompt `start` on; those of a prompt are on one page.
 
-    With `counted_by` each page begins with a line more: its outcomes, for `parse_outcomes`. Each page has a short
-    session of its own, unless one is given.
+    With `rules` each page begins with an additional line: its outcomes, for `parse_outcomes`. Each page has a short
+    session of its own, unless `session` is given.
     """
-    statement = BY_PROMPT if counted_by is None else BY_PROMPT_COUNTED[counted_by.turned_down]
+    statement = BY_PROMPT if rules is None else BY_PROMPT_COUNTED[rules.turned_down]
     with open_session(session) as used:
-        values = {**choice.parameters(), "names": names_of(used, choice.project_id)}
-    if counted_by is not None:
-        values |= counted_by.parameters()
-    size = Size(FIRST_PAGE)
+        values = {**filters.parameters(), "names": critic_names(used, filters.project_id)}
+    if rules is not None:
+        values |= rules.parameters()
+    size = PageSize(FIRST_PAGE)
 
     def prompts() -> Iterator[list[int]]:
-        keys = {"project": choice.project_id, "start": start, "split": choice.split}
+        keys = {"project": filters.project_id, "start": start, "split": filters.split}
         while True:
             wanted = size.rows
             with open_session(session) as used:
@@ -306,37 +311,37 @@ def pages_by_prompt(
 
     def read(found: list[int]) -> bytes:
         with open_session(session) as used:
-            lines = lines_of(used, statement, {**values, "prompts": found})
+            lines = fetch_lines(used, statement, {**values, "prompts": found})
         size.learn(len(found), len(lines))
         return lines
 
-    return fetched(prompts(), read) if session is None else map(read, prompts())
+    return prefetch(prompts(), read) if session is None else map(read, prompts())
 
 
-def fetched(places: Iterator[T], read: Callable[[T], bytes]) -> Generator[bytes]:
-    """What `read` makes of each place, in order and without what is empty; the next ones are read meanwhile."""
+def prefetch(keys: Iterator[T], read: Callable[[T], bytes]) -> Generator[bytes]:
+    """Yield `read(key)` for each key in order, except empty results, while threads read the next ones."""
     pool = ThreadPoolExecutor(FETCHERS_PER_STREAM, "export")
-    coming: deque[Future[bytes]] = deque()
+    pending: deque[Future[bytes]] = deque()
     try:
-        for place in places:
-            coming.append(pool.submit(giving_way(read), place))
-            if len(coming) > FETCHERS_PER_STREAM and (lines := coming.popleft().result()):
+        for key in keys:
+            pending.append(pool.submit(with_backpressure(read), key))
+            if len(pending) > FETCHERS_PER_STREAM and (lines := pending.popleft().result()):
                 yield lines
-        while coming:
-            if lines := coming.popleft().result():
+        while pending:
+            if lines := pending.popleft().result():
                 yield lines
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def giving_way(work: Callable[[T], R]) -> Callable[[T], R]:
-    """`work`, with a pause after it in proportion to how long it took, where people wait for this process."""
+def with_backpressure(work: Callable[[T], R]) -> Callable[[T], R]:
+    """Wrap `work`: pause after it, in proportion to its duration, while requests are waiting in this process."""
 
-    def courteously(what: T) -> R:
+    def run_then_pause(argument: T) -> R:
         began = time.monotonic()
-        made = work(what)
+        result = work(argument)
         if traffic.requests.inside:
             time.sleep(min(LONGEST_PAUSE, PAUSE * (time.monotonic() - began)))
-        return made
+        return result
 
-    return courteously
+    return run_then_pause

@@ -1,6 +1,6 @@
-"""The rows of a dataset in the shapes that trainers read, made of records. Pure functions: no database, no files.
+"""Training rows, made of records, in the formats that trainers read. Pure functions: no database, no files.
 
-A record is what one critic said of one candidate set, as `app.services.exports.plan` writes it.
+A record is one critic's verdict on one candidate set, as `app.services.exports.plan` writes it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from app.services.acceptance.counting import Aggregation
-from app.services.acceptance.outcomes import Counting, Outcome
+from app.services.acceptance.outcomes import CountingRules, Outcome
 from illume.texts import normalise_rationale
 
 SCHEMA_VERSION = 1
 MEDIA_TAG = re.compile(r"<(?=(?:image|video|audio)>)")
 
 Record = Mapping[str, Any]
-Row = dict[str, Any]
-Wording = Callable[[str, str | None], str]
-"""Makes the text before a rationale, of a question and an answer."""
+ExportRow = dict[str, Any]
+PromptRenderer = Callable[[str, str | None], str]
+"""Renders the prompt of a rationale from a question and an answer."""
 
 
 class Format(StrEnum):
-    """The shapes a dataset comes in."""
+    """The formats of a dataset."""
 
     records = "records"
     sft = "sft"
@@ -37,7 +37,7 @@ class Format(StrEnum):
 
 
 class Task(StrEnum):
-    """The purpose of `sharegpt` rows."""
+    """The kind of training that `sharegpt` rows are for."""
 
     sft = "sft"
     preference = "preference"
@@ -46,23 +46,23 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How records become rows."""
+    """How rows are made of records."""
 
     format: Format
     aggregation: Aggregation
-    wording: Wording
+    render_prompt: PromptRenderer
     task: Task = Task.sft
 
     @property
     def rows_for(self) -> Task:
-        """What the rows are for, in whatever format; `records` are for nothing of it."""
+        """The kind of training that the rows are for. Raises `ValueError` for the format `records`."""
         return self.task if self.format is Format.sharegpt else Task(self.format.value)
 
 
-class Said(NamedTuple):
-    """A rationale that is accepted or turned down. `votes` critics were for it, `first` was the first verdict that was.
+class JudgedText(NamedTuple):
+    """A rationale that is accepted or turned down, with its number of votes and the first verdict that voted for it.
 
-    `candidate` is None for a critic's own.
+    `candidate` is None for a text that critics wrote themselves.
     """
 
     text: str
@@ -80,125 +80,140 @@ class Said(NamedTuple):
         return "own" if self.edited_from is None else "edited"
 
     @property
-    def place(self) -> tuple[int, bool, int]:
-        """Where it stands among what is accepted of a prompt, in the order that rounds read it in."""
+    def sort_key(self) -> tuple[int, bool, int]:
+        """The order in which rounds read the accepted rationales of a prompt."""
         return int(self.first or 0), self.candidate is None, int(self.candidate or 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the critics hold of one candidate set. What is undecided or in dispute is in none of the three."""
+class BallotResult:
+    """The accepted candidates, turned-down candidates and accepted own texts of one ballot.
+
+    A text that is undecided or in dispute is in none of them.
+    """
 
     record: Record
     group_id: str
     critic: str | None
-    accepted: tuple[Said, ...]
-    turned_down: tuple[Said, ...]
-    own: tuple[Said, ...]
+    accepted: tuple[JudgedText, ...]
+    turned_down: tuple[JudgedText, ...]
+    own: tuple[JudgedText, ...]
 
 
-def counting(shape: Shape, *, weigh: bool) -> Counting:
-    """How the verdicts are counted that become rows of this shape."""
-    return Counting(shape.aggregation, weigh=weigh, turned_down=shape.rows_for is not Task.sft)
+def counting_rules(shape: Shape, *, weigh: bool) -> CountingRules:
+    """The rules for counting the verdicts of rows of this shape."""
+    return CountingRules(shape.aggregation, weigh=weigh, turned_down=shape.rows_for is not Task.sft)
 
 
-def rows_of(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> list[Row]:
-    """The rows of one prompt, of all its records and their outcomes. Their weights sum to 1; ids go by their order."""
-    made = [row for judged in judgements(records, outcomes, shape) for row in rows_of_set(judged, shape)]
-    found = without_repeats(made) if shape.rows_for is Task.sft else [row for row, _ in made]
-    for position, row in enumerate(found):
+def make_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> list[ExportRow]:
+    """Make the rows of one prompt from all its records and their outcomes.
+
+    Their weights sum to 1. Their ids are the prompt's id and their position.
+    """
+    made = [row for judged in judge_ballots(records, outcomes, shape) for row in make_ballot_rows(judged, shape)]
+    rows = deduplicate(made) if shape.rows_for is Task.sft else [row for row, _ in made]
+    for position, row in enumerate(rows):
         row["id"] = f"{records[0]['prompt']}-{position}"
-        row["weight"] = 1 / len(found)
-    return found
+        row["weight"] = 1 / len(rows)
+    return rows
 
 
-def judgements(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> Iterator[Judgement]:
-    """What came of each ballot of a prompt: of each candidate set, by `each` of each verdict."""
-    of_ballots: dict[str, list[Outcome]] = {}
+def judge_ballots(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> Iterator[BallotResult]:
+    """The results of a prompt's ballots: one ballot for each candidate set, with `each` one for each verdict."""
+    outcomes_by_ballot: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        of_ballots.setdefault(outcome.ballot, []).append(outcome)
+        outcomes_by_ballot.setdefault(outcome.ballot, []).append(outcome)
     is_each = shape.aggregation is Aggregation.each
     ballots: dict[str, list[Record]] = {}
     for record in records:
         ballot = f"{record['candidate_set']}-{record['id']}" if is_each else record["candidate_set"]
-        if ballot in of_ballots:
+        if ballot in outcomes_by_ballot:
             ballots.setdefault(ballot, []).append(record)
     for ballot, verdicts in ballots.items():
-        yield judgement(verdicts, of_ballots[ballot], ballot, verdicts[0]["critic"] if is_each else None)
+        yield judge_ballot(verdicts, outcomes_by_ballot[ballot], ballot, verdicts[0]["critic"] if is_each else None)
 
 
-def judgement(verdicts: Sequence[Record], outcomes: Sequence[Outcome], group_id: str, critic: str | None) -> Judgement:
-    """The outcomes of one ballot with their texts: candidates in the order of their set, then texts of critics' own."""
+def judge_ballot(
+    verdicts: Sequence[Record], outcomes: Sequence[Outcome], group_id: str, critic: str | None
+) -> BallotResult:
+    """Join the outcomes of one ballot with their texts: candidates in the order of their set, then own texts."""
     texts = {candidate["id"]: candidate["text"] for candidate in verdicts[0]["candidates"]}
-    of_candidates = {one.candidate: one for one in outcomes}
-    said = [
-        (Said(text, key, one.votes, one.verdict), one.is_accepted)
+    by_candidate = {outcome.candidate: outcome for outcome in outcomes}
+    decided = [
+        (JudgedText(text, key, outcome.votes, outcome.verdict), outcome.is_accepted)
         for key, text in texts.items()
-        if (one := of_candidates.get(key)) is not None
+        if (outcome := by_candidate.get(key)) is not None
     ]
-    return Judgement(
+    own = sorted((outcome for outcome in outcomes if outcome.candidate is None), key=first_verdict)
+    return BallotResult(
         record=verdicts[0],
         group_id=group_id,
         critic=critic,
-        accepted=tuple(one for one, is_accepted in said if is_accepted),
-        turned_down=tuple(one for one, is_accepted in said if not is_accepted),
-        own=tuple(own_of(verdicts, texts, one) for one in sorted(outcomes, key=first_of) if one.candidate is None),
+        accepted=tuple(rationale for rationale, is_accepted in decided if is_accepted),
+        turned_down=tuple(rationale for rationale, is_accepted in decided if not is_accepted),
+        own=tuple(make_own_text(verdicts, texts, outcome) for outcome in own),
     )
 
 
-def first_of(outcome: Outcome) -> int:
-    """The number of the first verdict for it; 0 where it is turned down."""
+def first_verdict(outcome: Outcome) -> int:
+    """The id of the first verdict that voted for it; 0 if it was turned down."""
     return int(outcome.verdict or 0)
 
 
-def own_of(verdicts: Sequence[Record], texts: Mapping[str, str], outcome: Outcome) -> Said:
-    """An accepted text of critics' own, in the wording of the first; edited where one of them edited a candidate."""
+def make_own_text(verdicts: Sequence[Record], texts: Mapping[str, str], outcome: Outcome) -> JudgedText:
+    """An accepted own text, in the wording of the first verdict. Edited if any verdict edited a candidate to it."""
     text = next(one["rationale"] for one in verdicts if one["id"] == outcome.verdict)
     key = normalise_rationale(text)
     same = (one for one in verdicts if one["rationale"] is not None and normalise_rationale(one["rationale"]) == key)
     source = next((one["edited_from"] for one in same if one["edited_from"] is not None), None)
-    return Said(text, None, outcome.votes, outcome.verdict, source, texts.get(source or ""))
+    return JudgedText(text, None, outcome.votes, outcome.verdict, source, texts.get(source or ""))
 
 
-def rows_of_set(judged: Judgement, shape: Shape) -> list[tuple[Row, Said]]:
-    """The rows of one judged set, each with the rationale that it is for."""
+def make_ballot_rows(judged: BallotResult, shape: Shape) -> list[tuple[ExportRow, JudgedText]]:
+    """Make the rows of one ballot, each with the rationale that it is for."""
     if shape.format is Format.sharegpt:
         return list(sharegpt_rows(judged, shape))
-    origin = origin_of(judged)
-    asked = {"prompt": prompt_of(judged, shape), "images": images_of(judged.record)}
+    origin = origin_columns(judged)
+    input_columns = {"prompt": prompt_messages(judged, shape), "images": image_entries(judged.record)}
     if shape.format is Format.sft:
-        return [(sft_row(origin, said, asked), said) for said in judged.accepted + judged.own]
+        return [(sft_row(origin, rationale, input_columns), rationale) for rationale in judged.accepted + judged.own]
     if shape.format is Format.preference:
-        return list(preference_rows(judged, origin, asked))
-    return [(kto_row(origin, said, label, asked), said) for said, label in labelled(judged)]
+        return list(preference_rows(judged, origin, input_columns))
+    return [(kto_row(origin, rationale, label, input_columns), rationale) for rationale, label in label_texts(judged)]
 
 
-def pairs(judged: Judgement) -> list[tuple[Said, Said]]:
-    """What is preferred to what: all accepted to all turned down, an edited one to what it was edited from."""
-    found = [(one, other) for one in judged.accepted for other in judged.turned_down]
-    found += [(own, Said(own.edited_text, own.edited_from, 0)) for own in judged.own if own.edited_text is not None]
-    return [(one, other) for one, other in found if one.text != other.text]
+def pair_texts(judged: BallotResult) -> list[tuple[JudgedText, JudgedText]]:
+    """Pairs of a preferred and a rejected text.
+
+    Every accepted candidate is preferred to every one that was turned down, and an edited text to its original.
+    """
+    pairs = [(chosen, rejected) for chosen in judged.accepted for rejected in judged.turned_down]
+    edited = [own for own in judged.own if own.edited_text is not None]
+    pairs += [(own, JudgedText(own.edited_text or "", own.edited_from, 0)) for own in edited]
+    return [(chosen, rejected) for chosen, rejected in pairs if chosen.text != rejected.text]
 
 
-def labelled(judged: Judgement) -> list[tuple[Said, bool]]:
-    """All that was decided of a set, with whether it is accepted."""
-    return [(said, True) for said in judged.accepted + judged.own] + [(said, False) for said in judged.turned_down]
+def label_texts(judged: BallotResult) -> list[tuple[JudgedText, bool]]:
+    """All decided texts of a ballot, with whether each is accepted."""
+    return [(rationale, True) for rationale in judged.accepted + judged.own] + [
+        (rationale, False) for rationale in judged.turned_down
+    ]
 
 
-def without_repeats(found: Sequence[tuple[Row, Said]]) -> list[Row]:
-    """Each text of a prompt once (by `each`: once a critic), in the wording that rounds train on."""
-    kept: dict[tuple[str | None, str], tuple[Row, Said]] = {}
-    for row, said in found:
-        key = row["critic"], normalise_rationale(said.text)
-        if key not in kept or said.place < kept[key][1].place:
-            kept[key] = row, said
-    return [row for row, said in found if kept[row["critic"], normalise_rationale(said.text)][0] is row]
+def deduplicate(rows: Sequence[tuple[ExportRow, JudgedText]]) -> list[ExportRow]:
+    """Keep each text of a prompt once (with `each`: once for each critic), in the wording that rounds train on."""
+    kept: dict[tuple[str | None, str], tuple[ExportRow, JudgedText]] = {}
+    for row, rationale in rows:
+        key = row["critic"], normalise_rationale(rationale.text)
+        if key not in kept or rationale.sort_key < kept[key][1].sort_key:
+            kept[key] = row, rationale
+    return [row for row, rationale in rows if kept[row["critic"], normalise_rationale(rationale.text)][0] is row]
 
 
-def origin_of(judged: Judgement) -> Row:
-    """What all rows of a set say of where they come from: each has this once, and what `said_of` says beside it.
+def origin_columns(judged: BallotResult) -> ExportRow:
+    """The provenance columns that all rows of a ballot share; `text_columns` are added for each row.
 
-    `id` and `weight` are set once all rows of the prompt are there.
+    `id` and `weight` are set when all rows of the prompt are known.
     """
     record = judged.record
     return {
@@ -219,87 +234,108 @@ def origin_of(judged: Judgement) -> Row:
     }
 
 
-def said_of(said: Said) -> Row:
-    """What a row says of where its rationale comes from."""
+def text_columns(rationale: JudgedText) -> ExportRow:
+    """The provenance columns of a row that depend on its rationale."""
     return {
-        "votes": said.votes,
-        "source": said.source,
-        "candidate": said.candidate,
-        "edited_from": said.edited_from,
+        "votes": rationale.votes,
+        "source": rationale.source,
+        "candidate": rationale.candidate,
+        "edited_from": rationale.edited_from,
     }
 
 
-def prompt_of(judged: Judgement, shape: Shape) -> list[Row]:
-    """The turn a model answers: the images, then the question with the answer. There are as many parts as images."""
+def prompt_messages(judged: BallotResult, shape: Shape) -> list[ExportRow]:
+    """The user's turn: one image part for each image, then the rendered prompt."""
     record = judged.record
-    parts: list[Row] = [{"type": "image", "text": None} for _ in record["images"]]
-    text = shape.wording(record["question"], record["answer"])
+    parts: list[ExportRow] = [{"type": "image", "text": None} for _ in record["images"]]
+    text = shape.render_prompt(record["question"], record["answer"])
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
-def answer_of(said: Said) -> list[Row]:
-    """A rationale as the model's turn."""
-    return [{"role": "assistant", "content": [{"type": "text", "text": said.text}]}]
+def answer_messages(rationale: JudgedText) -> list[ExportRow]:
+    """A rationale as the assistant's turn."""
+    return [{"role": "assistant", "content": [{"type": "text", "text": rationale.text}]}]
 
 
-def images_of(record: Record) -> list[Row]:
-    """A record's images by name and path."""
+def image_entries(record: Record) -> list[ExportRow]:
+    """A record's images: hash and path."""
     return [{"sha256": image["sha256"], "path": image["path"]} for image in record["images"]]
 
 
-def sft_row(origin: Row, said: Said, asked: Row) -> Row:
-    """A rationale to learn: TRL's prompt-completion with images."""
-    return {**origin, **said_of(said), **asked, "completion": answer_of(said)}
+def sft_row(origin: ExportRow, rationale: JudgedText, input_columns: ExportRow) -> ExportRow:
+    """A row for supervised tuning: TRL's prompt-completion format with images."""
+    return {**origin, **text_columns(rationale), **input_columns, "completion": answer_messages(rationale)}
 
 
-def preference_rows(judged: Judgement, origin: Row, asked: Row) -> Iterator[tuple[Row, Said]]:
-    """The pairs of a set: TRL's preference with images. What rows have in common is made once: sets have many pairs."""
-    answers: dict[Said, list[Row]] = {}
-    for chosen, group in groupby(pairs(judged), itemgetter(0)):
-        common = {**origin, **said_of(chosen), "rejected_candidate": None, **asked, "chosen": answer_of(chosen)}
+def preference_rows(
+    judged: BallotResult, origin: ExportRow, input_columns: ExportRow
+) -> Iterator[tuple[ExportRow, JudgedText]]:
+    """Rows for preference tuning: TRL's preference format with images.
+
+    Common parts are built once for each chosen text, because a ballot has many pairs.
+    """
+    answers: dict[JudgedText, list[ExportRow]] = {}
+    for chosen, group in groupby(pair_texts(judged), itemgetter(0)):
+        common = {
+            **origin,
+            **text_columns(chosen),
+            "rejected_candidate": None,
+            **input_columns,
+            "chosen": answer_messages(chosen),
+        }
         for _, rejected in group:
-            answer = answers.get(rejected) or answers.setdefault(rejected, answer_of(rejected))
+            answer = answers.get(rejected) or answers.setdefault(rejected, answer_messages(rejected))
             yield {**common, "rejected_candidate": rejected.candidate, "rejected": answer}, chosen
 
 
-def kto_row(origin: Row, said: Said, label: bool, asked: Row) -> Row:
-    """A rationale and whether it fits: TRL's unpaired preference with images."""
-    return {**origin, **said_of(said), **asked, "completion": answer_of(said), "label": label}
+def kto_row(origin: ExportRow, rationale: JudgedText, label: bool, input_columns: ExportRow) -> ExportRow:
+    """A row with a label: TRL's unpaired preference format with images."""
+    return {
+        **origin,
+        **text_columns(rationale),
+        **input_columns,
+        "completion": answer_messages(rationale),
+        "label": label,
+    }
 
 
-def sharegpt_rows(judged: Judgement, shape: Shape) -> Iterator[tuple[Row, Said]]:
-    """Rows as LLaMA-Factory reads them; `dataset_info` names their columns."""
+def sharegpt_rows(judged: BallotResult, shape: Shape) -> Iterator[tuple[ExportRow, JudgedText]]:
+    """Make rows in LLaMA-Factory's format. `dataset_info` describes their columns."""
     record = judged.record
-    text = "<image>" * len(record["images"]) + defused(shape.wording(record["question"], record["answer"]))
-    asked = {"from": "human", "value": text}
+    question = escape_media_tags(shape.render_prompt(record["question"], record["answer"]))
+    row: ExportRow
+    user_turn = {"from": "human", "value": "<image>" * len(record["images"]) + question}
     images = [image["path"] for image in record["images"]]
-    origin = origin_of(judged)
+    origin = origin_columns(judged)
     if shape.task is Task.preference:
-        for chosen, rejected in pairs(judged):
-            row = {"conversations": [asked], "chosen": turn(chosen), "rejected": turn(rejected), "images": images}
-            yield {**origin, **said_of(chosen), "rejected_candidate": rejected.candidate, **row}, chosen
+        for chosen, rejected in pair_texts(judged):
+            row = {"conversations": [user_turn], "chosen": turn(chosen), "rejected": turn(rejected), "images": images}
+            yield {**origin, **text_columns(chosen), "rejected_candidate": rejected.candidate, **row}, chosen
         return
     if shape.task is Task.kto:
-        for said, label in labelled(judged):
-            said_so = {"conversations": [asked, turn(said)], "label": label, "images": images}
-            yield {**origin, **said_of(said), **said_so}, said
+        for rationale, label in label_texts(judged):
+            row = {"conversations": [user_turn, turn(rationale)], "label": label, "images": images}
+            yield {**origin, **text_columns(rationale), **row}, rationale
         return
-    for said in judged.accepted + judged.own:
-        yield {**origin, **said_of(said), "conversations": [asked, turn(said)], "images": images}, said
+    for rationale in judged.accepted + judged.own:
+        yield (
+            {**origin, **text_columns(rationale), "conversations": [user_turn, turn(rationale)], "images": images},
+            rationale,
+        )
 
 
-def turn(said: Said) -> Row:
-    """A rationale as a turn of LLaMA-Factory's."""
-    return {"from": "gpt", "value": defused(said.text)}
+def turn(rationale: JudgedText) -> ExportRow:
+    """A rationale as a turn in LLaMA-Factory's format."""
+    return {"from": "gpt", "value": escape_media_tags(rationale.text)}
 
 
-def defused(text: str) -> str:
-    """A text in which `<image>` and its like are no places for images: LLaMA-Factory counts those."""
+def escape_media_tags(text: str) -> str:
+    """Escape `<image>` and similar tags in a text: LLaMA-Factory counts them as placeholders."""
     return MEDIA_TAG.sub("< ", text)
 
 
 def dataset_info(name: str, file_name: str, task: Task) -> dict[str, Any]:
-    """What LLaMA-Factory's `dataset_info.json` must say of a `sharegpt` file."""
+    """The entry in LLaMA-Factory's `dataset_info.json` for a `sharegpt` file."""
     columns = {"messages": "conversations", "images": "images"}
     entry: dict[str, Any] = {"file_name": file_name, "formatting": "sharegpt", "columns": columns}
     if task is Task.preference:
@@ -310,11 +346,11 @@ def dataset_info(name: str, file_name: str, task: Task) -> dict[str, Any]:
     return {name: entry}
 
 
-def paths_of(row: Row) -> list[str]:
+def image_paths(row: ExportRow) -> list[str]:
     """The paths of a row's images."""
     return [image if isinstance(image, str) else image["path"] for image in row.get("images", ())]
 
 
 def sha256_of(path: str) -> str:
-    """The name in the store of an image, from its path."""
+    """The hash of an image, which is its key in the store, from its path."""
     return path.rpartition("/")[2].partition(".")[0]

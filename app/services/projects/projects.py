@@ -272,7 +272,7 @@ def _apply_changes(session: Session, project: Project, before: ProjectSettings, 
         return any(getattr(before, name) != getattr(after, name) for name in names)
 
     if changed("overlap", "adaptive_overlap"):
-        overlap.change(session, project.id, after.overlap, adaptive=after.adaptive_overlap)
+        overlap.change_overlap(session, project.id, after.overlap, adaptive=after.adaptive_overlap)
     if changed("uncertain_first"):
         overlap.change_order(session, project.id, by_spread=after.uncertain_first)
     if changed("overlap", "adaptive_overlap", "aggregation", "weigh_reliability"):

@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session
 from app.db.sessions import open_session
 from app.models import ModelVersion, Snapshot
 from app.services.acceptance.positions import was_current
-from app.services.exports.reader import Choice as RecordChoice
-from app.services.exports.reader import View, pages_by_prompt
+from app.services.exports.reader import RecordFilter, View, pages_by_prompt
 from app.services.kernel import counters
 from app.services.kernel.store import get_store
 from app.services.rounds.row_files import Report
@@ -87,7 +86,7 @@ def keep(
     """Write all records that stood at the moment of the choice to a file of the snapshot's, by prompt, and its card."""
     with open_session(session) as used:
         n_prompts = sum(one.n for one in counters.prompt_counts(used, choice.project))
-    records = RecordChoice(project_id=choice.project.id, view=View(choice.moment.position), own_snapshot=snapshot_id)
+    records = RecordFilter(project_id=choice.project.id, view=View(choice.moment.position), own_snapshot=snapshot_id)
     with tempfile.NamedTemporaryFile() as file:
         for number, page in enumerate(pages_by_prompt(records, session=session), 1):
             file.write(page)

@@ -69,7 +69,7 @@ class TestDataset:
     ) -> None:
         streaming, finish = threading.Semaphore(0), threading.Event()
 
-        def slow(_: plan.Plan) -> Iterator[bytes]:
+        def slow(_: plan.ExportPlan) -> Iterator[bytes]:
             streaming.release()
             finish.wait(60)
             yield b"{}\n"

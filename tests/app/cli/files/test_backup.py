@@ -76,14 +76,14 @@ def everything_of(database: CommittedDatabase, slug: str, folder: Path) -> dict[
     for form, task in SHAPES:
         for parquet in (False, True):
             path = folder / f"{form}-{task}{'.parquet' if parquet else '.jsonl'}"
-            wanted = export_plan.Wanted(format=form, task=task)
+            wanted = export_plan.ExportRequest(format=form, task=task)
             export_file.export_file(slug, path, export_file.Export(wanted, parquet=parquet), say=lambda _: None)
             found[path.name] = path.read_bytes()
     with database.sessions.begin() as session:
         project = session.scalars(select(Project).where(Project.slug == slug)).one()
         (snapshot,) = session.scalars(select(Snapshot))
-        wanted = export_plan.Wanted(snapshot=str(snapshot.id))
-        plan = export_plan.plan(session, SYSTEM, project, wanted)
+        wanted = export_plan.ExportRequest(snapshot=str(snapshot.id))
+        plan = export_plan.plan_export(session, SYSTEM, project, wanted)
         found["feed"] = repr(feed.feed(session, SYSTEM, project, limit=1000)).encode()
         found["snapshot file"] = get_store().read_bytes(snapshot.sha256)
     found["snapshot"] = b"".join(export_plan.line_pages(plan))
@@ -170,7 +170,7 @@ class TestRestore:
         with committed_db.sessions.begin() as session:
             behind = feed.feed(session, SYSTEM, project, cursor=page.next)
             assert len(behind.items) == 1
-            plan = export_plan.plan(session, SYSTEM, project, export_plan.Wanted())
+            plan = export_plan.plan_export(session, SYSTEM, project, export_plan.ExportRequest())
         assert b"".join(export_plan.line_pages(plan)).count(b"\n") == 2
 
     def test_a_server_that_can_never_be_reached_is_numbered_anew(

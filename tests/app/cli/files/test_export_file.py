@@ -12,7 +12,7 @@ import pytest
 
 from app.cli import main
 from app.errors import Invalid
-from app.services.exports.plan import parse_wanted
+from app.services.exports.plan import parse_request
 from tests.app.services.judged import make_judged
 from tests.conftest import CommittedDatabase
 
@@ -59,5 +59,5 @@ def test_every_kind_of_file(
 @pytest.mark.parametrize("field", ["format", "aggregation", "task", "since", "split"])
 def test_words_that_say_nothing(field: str) -> None:
     with pytest.raises(Invalid) as caught:
-        parse_wanted({field: "nonsense"})
+        parse_request({field: "nonsense"})
     assert caught.value.field == field

@@ -26,10 +26,10 @@ from app.models import (
 )
 from app.services.acceptance import rules
 from app.services.acceptance.counting import Aggregation
-from app.services.acceptance.outcomes import Counting, outcomes_of_records
+from app.services.acceptance.outcomes import CountingRules, count_records
 from app.services.exports import plan as export_plan
-from app.services.exports.plan import Wanted
-from app.services.exports.shapes import Format, counting, rows_of
+from app.services.exports.plan import ExportRequest
+from app.services.exports.shapes import Format, counting_rules, make_rows
 from app.services.rounds.training_set import accepted_rows
 from illume.texts import normalise_rationale
 from tests import factories
@@ -141,11 +141,11 @@ def store(session: Session, project: Project, sets: Sequence[Judged], states: Se
     return prompts
 
 
-def exported(session: Session, project: Project, **wanted: Any) -> tuple[export_plan.Plan, list[dict[str, Any]]]:
+def exported(session: Session, project: Project, **wanted: Any) -> tuple[export_plan.ExportPlan, list[dict[str, Any]]]:
     """The rows of an export, and what was planned for it."""
     admin = factories.make_admin(session)
     session.commit()
-    found = export_plan.plan(session, admin, project, Wanted(**wanted))
+    found = export_plan.plan_export(session, admin, project, ExportRequest(**wanted))
     return found, [orjson.loads(line) for page in export_plan.line_pages(found) for line in page.splitlines()]
 
 
@@ -188,17 +188,18 @@ def check_agreement(
     revision.settings = {**revision.settings, "aggregation": aggregation, "weigh_reliability": weigh}
     session.flush()
     rules.refresh_prompts(session, project.id)
-    trained_on = sorted((row.prompt.id, row.rationale or "") for row in accepted_rows(session, project))
+    accepted = accepted_rows(session, project, prompt_ids=[prompt.id for prompt in prompts])
+    trained_on = sorted((row.prompt.id, row.rationale or "") for row in accepted)
     found, rows = exported(session, project, format=Format.sft)
     assert taught(rows) == trained_on
 
     _, records = exported(session, project)
-    outcomes = outcomes_of_records(session, records, counting(found.shape, weigh=weigh))
+    outcomes = count_records(session, records, counting_rules(found.shape, weigh=weigh))
     again = []
     for prompt in prompts:
         of_prompt = [one for one in records if one["prompt"] == str(prompt.id)]
         own = {one["candidate_set"] for one in of_prompt}
-        again += rows_of(of_prompt, [one for one in outcomes if one.ballot in own], found.shape) if own else []
+        again += make_rows(of_prompt, [one for one in outcomes if one.ballot in own], found.shape) if own else []
     assert again == rows
 
     with_some = {prompt_id for prompt_id, _ in trained_on}
@@ -269,8 +270,8 @@ judging_votes = votes(state="counted").filter(lambda vote: vote.kind in ("picked
 )
 def test_the_rule_in_words(session: Session, said: list[Vote], open_slots: int, aggregation: str, weigh: bool) -> None:
     slots = len(said) + open_slots
-    counted_by = Counting(Aggregation(aggregation), weigh=weigh)
-    outcomes = outcomes_of_records(session, records_of(said, slots), counted_by)
+    rules = CountingRules(Aggregation(aggregation), weigh=weigh)
+    outcomes = count_records(session, records_of(said, slots), rules)
     keys = {str(number): vote.own for number, vote in enumerate(said, 1)}
     accepted = {
         int(one.candidate) if one.candidate is not None else normalise_rationale(keys[str(one.verdict)] or "")

@@ -43,7 +43,7 @@ from app.services.acceptance import rules
 from app.services.accounts import users
 from app.services.erasure import erasures, running
 from app.services.exports import plan as export_plan
-from app.services.exports.plan import Wanted
+from app.services.exports.plan import ExportRequest
 from app.services.exports.shapes import Format
 from app.services.imports import imports
 from app.services.imports.running import run_import
@@ -77,7 +77,7 @@ class World:
     folder: Path
 
     def lines(self, form: Format = Format.records, **wanted: str) -> list[dict[str, Any]]:
-        plan = export_plan.plan(self.session, SYSTEM, self.project, Wanted(format=form, **wanted))
+        plan = export_plan.plan_export(self.session, SYSTEM, self.project, ExportRequest(format=form, **wanted))
         self.session.commit()
         return [json.loads(line) for page in export_plan.line_pages(plan) for line in page.splitlines()]
 

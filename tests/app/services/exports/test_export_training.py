@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.services.exports import plan as export_plan
-from app.services.exports.parquet import parquet_of
-from app.services.exports.plan import Wanted
+from app.services.exports.parquet import write_parquet
+from app.services.exports.plan import ExportRequest
 from app.services.exports.shapes import Format
 from app.services.kernel.actors import SYSTEM
 from app.settings import ROOT
@@ -29,10 +29,10 @@ def files(committed_db: CommittedDatabase, tmp_path: Path) -> dict[Format, str]:
         session.commit()
         found = {}
         for form in (Format.sft, Format.preference, Format.kto):
-            plan = export_plan.plan(session, SYSTEM, project, Wanted(format=form))
+            plan = export_plan.plan_export(session, SYSTEM, project, ExportRequest(format=form))
             session.commit()
             path = tmp_path / f"{form}.parquet"
-            path.write_bytes(b"".join(parquet_of(export_plan.row_pages(plan), plan.shape, embed=True)))
+            path.write_bytes(b"".join(write_parquet(export_plan.row_pages(plan), plan.shape, embed=True)))
             found[form] = str(path)
     return found
 

@@ -17,12 +17,12 @@ from sqlalchemy.orm import Session
 
 from app.errors import Invalid
 from app.models import Prompt
-from app.services.acceptance.outcomes import outcomes_of_records
+from app.services.acceptance.outcomes import count_records
 from app.services.exports import compression
 from app.services.exports import plan as export_plan
-from app.services.exports.parquet import GROUP_ROWS, parquet_of
-from app.services.exports.plan import Plan, Wanted
-from app.services.exports.shapes import Format, Task, counting, rows_of
+from app.services.exports.parquet import GROUP_ROWS, write_parquet
+from app.services.exports.plan import ExportPlan, ExportRequest
+from app.services.exports.shapes import Format, Task, counting_rules, make_rows
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.paging import encode_cursor
 from app.services.kernel.store import get_store
@@ -41,24 +41,24 @@ def judged(committed_db: CommittedDatabase) -> Iterator[tuple[Session, Any]]:
         yield session, project
 
 
-def planned(judged: tuple[Session, Any], wanted: Wanted, **position: str) -> Plan:
+def planned(judged: tuple[Session, Any], wanted: ExportRequest, **position: str) -> ExportPlan:
     session, project = judged
-    found = export_plan.plan(session, SYSTEM, project, wanted, **position)
+    found = export_plan.plan_export(session, SYSTEM, project, wanted, **position)
     session.commit()
     return found
 
 
-def content(plan: Plan) -> bytes:
+def content(plan: ExportPlan) -> bytes:
     return b"".join(export_plan.line_pages(plan))
 
 
-def rows(plan: Plan) -> list[dict[str, Any]]:
+def rows(plan: ExportPlan) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content(plan).splitlines()]
 
 
-def parquet(plan: Plan, folder: Path, *, embed: bool = True) -> Path:
+def parquet(plan: ExportPlan, folder: Path, *, embed: bool = True) -> Path:
     path = folder / "rows.parquet"
-    path.write_bytes(b"".join(parquet_of(export_plan.row_pages(plan), plan.shape, embed=embed)))
+    path.write_bytes(b"".join(write_parquet(export_plan.row_pages(plan), plan.shape, embed=embed)))
     return path
 
 
@@ -67,9 +67,9 @@ class TestParquet:
         for form, task in SHAPES:
             folder = tmp_path / f"{form}-{task}"
             folder.mkdir()
-            self.read_by_datasets(planned(judged, Wanted(format=form, task=task)), folder)
+            self.read_by_datasets(planned(judged, ExportRequest(format=form, task=task)), folder)
 
-    def read_by_datasets(self, plan: Plan, tmp_path: Path) -> None:
+    def read_by_datasets(self, plan: ExportPlan, tmp_path: Path) -> None:
         import datasets as hub
 
         found = hub.load_dataset(
@@ -93,7 +93,7 @@ class TestParquet:
         import pandas as pd
         import polars as pl
 
-        plan = planned(judged, Wanted(format=Format.preference))
+        plan = planned(judged, ExportRequest(format=Format.preference))
         path, expected = parquet(plan, tmp_path), rows(plan)
         assert list(pd.read_parquet(path)["weight"]) == [row["weight"] for row in expected]
         frame = pl.read_parquet(path)
@@ -101,7 +101,7 @@ class TestParquet:
         assert [image[0]["bytes"][:4] for image in frame["images"].to_list()] == [b"\x89PNG"] * len(expected)
 
     def test_images_by_path(self, judged: tuple[Session, Any], tmp_path: Path) -> None:
-        plan = planned(judged, Wanted(format=Format.sft))
+        plan = planned(judged, ExportRequest(format=Format.sft))
         images = pq.read_table(parquet(plan, tmp_path, embed=False))["images"].to_pylist()
         assert [[one["path"] for one in row] for row in images] == [
             [one["path"] for one in row["images"]] for row in rows(plan)
@@ -109,14 +109,14 @@ class TestParquet:
         assert {one["bytes"] for row in images for one in row} == {None}
 
     def test_without_rows(self, judged: tuple[Session, Any], tmp_path: Path) -> None:
-        plan = planned(judged, Wanted(format=Format.kto, critic="me"))
+        plan = planned(judged, ExportRequest(format=Format.kto, critic="me"))
         assert pq.read_table(parquet(plan, tmp_path)).num_rows == 0
 
     def test_row_groups_are_bounded(self, judged: tuple[Session, Any]) -> None:
-        plan = planned(judged, Wanted(format=Format.sft))
+        plan = planned(judged, ExportRequest(format=Format.sft))
         [page] = export_plan.row_pages(plan)
         many = iter([page * (GROUP_ROWS // len(page) + 1)])
-        pieces = list(parquet_of(many, plan.shape, embed=True))
+        pieces = list(write_parquet(many, plan.shape, embed=True))
         found = pq.ParquetFile(io.BytesIO(b"".join(pieces)))
         assert found.metadata.num_row_groups == 2
         assert len(pieces) == 3
@@ -124,25 +124,25 @@ class TestParquet:
 
 class TestTexts:
     def test_hard_ones_come_out_as_they_went_in(self, judged: tuple[Session, Any]) -> None:
-        found = rows(planned(judged, Wanted()))
+        found = rows(planned(judged, ExportRequest()))
         assert [row["question"] for row in found] == [NASTY[number % len(NASTY)] for number in range(8)]
         assert {tuple(one["text"] for one in row["candidates"]) for row in found} == {NASTY[:4]}
         assert found[3]["rationale"] == "better: " + NASTY[5]
 
     def test_a_row_is_a_line_to_every_reader(self, judged: tuple[Session, Any]) -> None:
         for form in (Format.records, Format.sft):
-            text = content(planned(judged, Wanted(format=form))).decode()
+            text = content(planned(judged, ExportRequest(format=form))).decode()
             assert text.splitlines() == text.split("\n")[:-1]
 
     def test_records_become_the_rows(self, judged: tuple[Session, Any]) -> None:
         """What the pages give is what the pure functions make of all records."""
-        plan = planned(judged, Wanted(format=Format.preference))
-        records = rows(planned(judged, Wanted()))
-        counted_by = counting(plan.shape, weigh=plan.weigh)
+        plan = planned(judged, ExportRequest(format=Format.preference))
+        records = rows(planned(judged, ExportRequest()))
+        rules = counting_rules(plan.shape, weigh=plan.weigh)
         expected = [
             row
             for record in records
-            for row in rows_of([record], outcomes_of_records(judged[0], [record], counted_by), plan.shape)
+            for row in make_rows([record], count_records(judged[0], [record], rules), plan.shape)
         ]
         assert [(row["id"], row["chosen"]) for row in rows(plan)] == [(row["id"], row["chosen"]) for row in expected]
 
@@ -150,51 +150,51 @@ class TestTexts:
 class TestTakenUpAgain:
     def test_where_it_broke(self, judged: tuple[Session, Any]) -> None:
         for form in (Format.records, Format.kto):
-            whole = planned(judged, Wanted(format=form))
+            whole = planned(judged, ExportRequest(format=form))
             expected = content(whole).splitlines(keepends=True)
             for cut in (1, 3, len(expected) - 1):
                 last = json.loads(expected[cut - 1])["id"]
-                rest = planned(judged, Wanted(format=form), cursor=whole.cursor(""), after=last)
+                rest = planned(judged, ExportRequest(format=form), cursor=whole.cursor(""), after=last)
                 assert content(rest) == b"".join(expected[cut:])
 
     def test_page_by_page(self, judged: tuple[Session, Any]) -> None:
         for form in Format:
-            whole = planned(judged, Wanted(format=form))
-            found, page = export_plan.page_of(whole, 3)
+            whole = planned(judged, ExportRequest(format=form))
+            found, page = export_plan.read_page(whole, 3)
             pages = 1
             while page is not None:
-                lines, page = export_plan.page_of(planned(judged, Wanted(format=form), cursor=page), 3)
+                lines, page = export_plan.read_page(planned(judged, ExportRequest(format=form), cursor=page), 3)
                 found, pages = found + lines, pages + 1
             assert found == content(whole)
             assert pages == -(-len(found.splitlines()) // 3)
 
     def test_a_cursor_is_for_its_own_dataset(self, judged: tuple[Session, Any]) -> None:
-        cursor = planned(judged, Wanted()).cursor("")
-        for wanted in (Wanted(format=Format.sft), Wanted(critic="me")):
+        cursor = planned(judged, ExportRequest()).cursor("")
+        for wanted in (ExportRequest(format=Format.sft), ExportRequest(critic="me")):
             with pytest.raises(Invalid) as caught:
                 planned(judged, wanted, cursor=cursor)
             assert caught.value.field == "cursor"
 
     def test_a_cursor_that_was_tampered_with(self, judged: tuple[Session, Any]) -> None:
-        digest = planned(judged, Wanted()).digest
+        digest = planned(judged, ExportRequest()).digest
         for seen in ("", "nonsense", "9:1:", "1:2:3,,"):
             with pytest.raises(Invalid) as caught:
-                planned(judged, Wanted(), cursor=encode_cursor(seen, digest, ""))
+                planned(judged, ExportRequest(), cursor=encode_cursor(seen, digest, ""))
             assert caught.value.field == "cursor"
 
     def test_after_names_a_row(self, judged: tuple[Session, Any]) -> None:
         for after in ("x", "1-x", "-1", "1" * 30, "1-2-3"):
             with pytest.raises(Invalid) as caught:
-                planned(judged, Wanted(), after=after)
+                planned(judged, ExportRequest(), after=after)
             assert caught.value.field == "after"
 
 
 class TestSnapshots:
     def test_are_the_same_bytes_whatever_comes_after(self, judged: tuple[Session, Any]) -> None:
         session, project = judged
-        live = [rows(planned(judged, Wanted(format=form, task=task))) for form, task in SHAPES]
+        live = [rows(planned(judged, ExportRequest(format=form, task=task))) for form, task in SHAPES]
         frozen = snapshots.freeze(session, SYSTEM, project, name="one")
-        wanted = [Wanted(format=form, task=task, snapshot=str(frozen.id)) for form, task in SHAPES]
+        wanted = [ExportRequest(format=form, task=task, snapshot=str(frozen.id)) for form, task in SHAPES]
         before = [content(planned(judged, one)) for one in wanted]
         for lines, expected in zip(before, live, strict=True):
             found = [json.loads(line) for line in lines.splitlines()]
@@ -211,12 +211,12 @@ class TestSnapshots:
     def test_filters_choose_of_its_records(self, judged: tuple[Session, Any]) -> None:
         session, project = judged
         frozen = snapshots.freeze(session, SYSTEM, project)
-        all_of_it = rows(planned(judged, Wanted(snapshot=str(frozen.id))))
+        all_of_it = rows(planned(judged, ExportRequest(snapshot=str(frozen.id))))
         critic, since = all_of_it[0]["critic"], all_of_it[0]["created_at"]
         for chosen in ({"critic": critic}, {"version": str(project.active_version_id)}, {"since": since}):
-            wanted = export_plan.parse_wanted({"snapshot": str(frozen.id), **chosen})
+            wanted = export_plan.parse_request({"snapshot": str(frozen.id), **chosen})
             assert rows(planned(judged, wanted)) == all_of_it
-        assert rows(planned(judged, export_plan.parse_wanted({"snapshot": str(frozen.id), "split": "val"}))) == []
+        assert rows(planned(judged, export_plan.parse_request({"snapshot": str(frozen.id), "split": "val"}))) == []
 
     def test_have_a_card(self, judged: tuple[Session, Any]) -> None:
         session, project = judged
@@ -245,9 +245,9 @@ class TestCompression:
     @pytest.mark.parametrize("coding", ["gzip", "zstd"])
     def test_each_piece_can_be_read_at_once(self, coding: compression.Coding) -> None:
         whole = b"".join(self.pieces)
-        packed = list(compression.compressed(self.pieces, coding))
+        packed = list(compression.compress(self.pieces, coding))
         opened = pa.CompressedInputStream(io.BytesIO(b"".join(packed)), coding)
         assert opened.read() == whole
         first = pa.CompressedInputStream(io.BytesIO(packed[0]), coding)
         assert first.read(len(self.pieces[0])) == self.pieces[0]
-        assert list(compression.compressed(self.pieces, coding)) == packed
+        assert list(compression.compress(self.pieces, coding)) == packed

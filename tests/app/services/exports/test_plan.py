@@ -13,7 +13,7 @@ from app.errors import Forbidden, Invalid
 from app.models import Project, Role, Split
 from app.services.exports import plan as export_plan
 from app.services.exports import reader
-from app.services.exports.plan import Wanted
+from app.services.exports.plan import ExportRequest
 from app.services.judging import change
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.verdict_schema import parse_verdict
@@ -31,13 +31,13 @@ def judge(session: Session, project: Project, critic: Actor, **values: Any) -> d
     return judging.give(session, critic, claimed.assignment_id, parse_verdict(values)).body
 
 
-def lines(plan: export_plan.Plan) -> list[dict[str, Any]]:
+def lines(plan: export_plan.ExportPlan) -> list[dict[str, Any]]:
     return [json.loads(line) for page in export_plan.line_pages(plan) for line in page.splitlines()]
 
 
 def records(session: Session, project: Project, actor: Actor = SYSTEM, **filters: Any) -> list[dict[str, Any]]:
     session.commit()
-    plan = export_plan.plan(session, actor, project, Wanted(**filters))
+    plan = export_plan.plan_export(session, actor, project, ExportRequest(**filters))
     session.commit()
     return lines(plan)
 
@@ -91,17 +91,17 @@ class TestRecords:
             first = judge(session, project, one)
             session.commit()
             late = judge(slow, project, two)  # begun before, committed after
-            plan = export_plan.plan(session, SYSTEM, project, Wanted())
+            plan = export_plan.plan_export(session, SYSTEM, project, ExportRequest())
             session.commit()
             slow.commit()
             changed = change.change(session, one, int(first["id"]), parse_verdict({"kind": "none_fit"}))
             session.commit()
             assert [(one["id"], one["kind"]) for one in lines(plan)] == [(first["id"], "picked")]
-            now = export_plan.plan(session, SYSTEM, project, Wanted())
+            now = export_plan.plan_export(session, SYSTEM, project, ExportRequest())
             session.commit()
             assert {one["id"] for one in lines(now)} == {late["id"], changed["id"]}
             assert now.etag != plan.etag
-            again = export_plan.plan(session, SYSTEM, project, Wanted(), cursor=plan.cursor(""))
+            again = export_plan.plan_export(session, SYSTEM, project, ExportRequest(), cursor=plan.cursor(""))
             assert lines(again) == lines(plan)
 
     @pytest.mark.parametrize(
@@ -117,13 +117,13 @@ class TestRecords:
     )
     def test_bad_filters(self, session: Session, filters: dict[str, Any], field: str) -> None:
         with pytest.raises(Invalid) as caught:
-            export_plan.plan(session, SYSTEM, factories.make_project(session), Wanted(**filters))
+            export_plan.plan_export(session, SYSTEM, factories.make_project(session), ExportRequest(**filters))
         assert caught.value.field == field
 
     def test_critics_get_their_own(self, session: Session) -> None:
         project = factories.make_project(session)
         critic = factories.make_critic(session, project)
         with pytest.raises(Forbidden):
-            export_plan.plan(session, critic, project, Wanted())
+            export_plan.plan_export(session, critic, project, ExportRequest())
         viewer = factories.actor_of(factories.make_member(session, project, Role.viewer))
-        assert export_plan.plan(session, viewer, project, Wanted()).kept is None
+        assert export_plan.plan_export(session, viewer, project, ExportRequest()).snapshot_file is None

@@ -11,13 +11,13 @@ import pytest
 
 from app.services.exports import reader
 from app.services.exports.reader import (
-    Choice,
-    Size,
+    PageSize,
+    RecordFilter,
     current_view,
-    fetched,
-    giving_way,
     pages_by_prompt,
     pages_by_verdict,
+    prefetch,
+    with_backpressure,
 )
 from app.services.kernel import traffic
 from tests.app.services.judged import make_judged
@@ -30,13 +30,13 @@ def ids(pages: list[bytes]) -> list[int]:
 
 class TestPages:
     @pytest.fixture
-    def choice(self, committed_db: CommittedDatabase) -> Choice:
+    def choice(self, committed_db: CommittedDatabase) -> RecordFilter:
         with committed_db.sessions() as session:
             project, _ = make_judged(session, prompts=7, critics=2)
             session.commit()
-            return Choice(project_id=project.id, view=current_view(session))
+            return RecordFilter(project_id=project.id, view=current_view(session))
 
-    def test_many_are_what_one_is(self, choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_many_are_what_one_is(self, choice: RecordFilter, monkeypatch: pytest.MonkeyPatch) -> None:
         [by_verdict], [by_prompt] = list(pages_by_verdict(choice)), list(pages_by_prompt(choice))
         monkeypatch.setattr(reader, "FIRST_PAGE", 1)
         monkeypatch.setattr(reader, "PAGE", 3)
@@ -48,10 +48,10 @@ class TestPages:
         assert b"".join(pages) == by_prompt
         assert all(len(ids([page])) % 2 == 0 for page in pages)  # a prompt's records stay together
 
-    def test_texts_of_a_page_are_in_order(self, choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_texts_of_a_page_are_in_order(self, choice: RecordFilter, monkeypatch: pytest.MonkeyPatch) -> None:
         [by_verdict], [by_prompt] = list(pages_by_verdict(choice)), list(pages_by_prompt(choice))
         for name in ("BY_VERDICT", "BY_PROMPT"):
-            one_a_text = getattr(reader, name).replace(f"place / {reader.TOGETHER}", "place / 3")
+            one_a_text = getattr(reader, name).replace(f"place / {reader.RECORDS_PER_TEXT}", "place / 3")
             assert one_a_text != getattr(reader, name)
             monkeypatch.setattr(reader, name, one_a_text)
         assert list(pages_by_verdict(choice)) == [by_verdict]
@@ -60,21 +60,21 @@ class TestPages:
             (orjson.loads(line)["prompt"] for line in by_prompt.splitlines()), key=int
         )
 
-    def test_behind_a_record_and_at_most(self, choice: Choice) -> None:
+    def test_behind_a_record_and_at_most(self, choice: RecordFilter) -> None:
         everything = ids(list(pages_by_verdict(choice)))
         assert ids(list(pages_by_verdict(choice, after=everything[4], limit=3))) == everything[5:8]
         assert list(pages_by_verdict(choice, after=everything[-1])) == []
         assert list(pages_by_verdict(choice, limit=0)) == []
 
-    def test_long_texts_make_them_short(self, choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_long_texts_make_them_short(self, choice: RecordFilter, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reader, "FIRST_PAGE", 2)
         monkeypatch.setattr(reader, "PAGE_BYTES", 1)
         assert {len(ids([page])) for page in list(pages_by_verdict(choice))[4:]} == {1}
 
 
-class TestSize:
+class TestPageSize:
     def test_goes_by_those_before(self) -> None:
-        size = Size(200)
+        size = PageSize(200)
         size.learn(200, 200 * 1000)
         assert size.rows == reader.PAGE
         size.learn(10, 10 * 1_000_000)
@@ -85,7 +85,7 @@ class TestSize:
         assert size.rows == 1
 
 
-class TestFetched:
+class TestPrefetch:
     def test_in_order_and_only_some_ahead(self) -> None:
         begun: list[int] = []
         lock = threading.Lock()
@@ -97,7 +97,7 @@ class TestFetched:
                 yield number
 
         taken = 0
-        for lines in fetched(places(), lambda number: b"" if number % 5 == 0 else b"%d" % number):
+        for lines in prefetch(places(), lambda number: b"" if number % 5 == 0 else b"%d" % number):
             taken += 1
             with lock:
                 assert len(begun) <= int(lines) + 1 + reader.FETCHERS_PER_STREAM
@@ -110,7 +110,7 @@ class TestFetched:
             read.append(number)
             return b"x"
 
-        pages = fetched(iter(range(1000)), place)
+        pages = prefetch(iter(range(1000)), place)
         next(pages)
         pages.close()
         assert len(read) <= 1 + reader.FETCHERS_PER_STREAM
@@ -121,10 +121,10 @@ class TestFetched:
             raise RuntimeError("away")
 
         with pytest.raises(RuntimeError, match="away"):
-            list(fetched(iter(range(3)), fail))
+            list(prefetch(iter(range(3)), fail))
 
 
-class TestGivingWay:
+class TestWithBackpressure:
     @pytest.fixture
     def pauses(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found: list[float] = []
@@ -134,7 +134,7 @@ class TestGivingWay:
         return found
 
     def test_pauses_while_somebody_waits(self, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-        read = giving_way(lambda number: b"%d" % number)
+        read = with_backpressure(lambda number: b"%d" % number)
         assert read(1) == b"1"
         assert pauses == []
         monkeypatch.setattr(traffic.requests, "inside", 1)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from app.db.sessions import session_scope
 from app.services.acceptance.counting import Aggregation
-from app.services.acceptance.outcomes import outcomes_of_records
-from app.services.exports.plan import wording
-from app.services.exports.shapes import Format, Row, Shape, Task, counting, dataset_info, rows_of
+from app.services.acceptance.outcomes import count_records
+from app.services.exports.plan import make_prompt_renderer
+from app.services.exports.shapes import ExportRow, Format, Shape, Task, counting_rules, dataset_info, make_rows
 from illume.model.prompting import DEFAULT_TEMPLATE
 
 pytestmark = pytest.mark.usefixtures("embedded")
-WORDING = wording(DEFAULT_TEMPLATE)
+WORDING = make_prompt_renderer(DEFAULT_TEMPLATE)
 NASTY = (
     "🦆👩\u200d👩\u200d👧",
     "שלום עולם \u202eabc",
@@ -84,14 +84,14 @@ def shaped(
     by: str = "any",
     task: Task = Task.sft,
     weigh: bool = False,
-) -> list[Row]:
+) -> list[ExportRow]:
     shape = Shape(format, Aggregation(by), WORDING, task)
     with session_scope() as session:
-        outcomes = outcomes_of_records(session, records, counting(shape, weigh=weigh))
-    return rows_of(list(records), outcomes, shape)
+        outcomes = count_records(session, records, counting_rules(shape, weigh=weigh))
+    return make_rows(list(records), outcomes, shape)
 
 
-def said(messages: list[Row]) -> str:
+def said(messages: list[ExportRow]) -> str:
     [message] = messages
     return str(message["content"][-1]["text"])
 
