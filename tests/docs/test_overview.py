@@ -1,4 +1,4 @@
-"""The glossary defines each word once, in alphabetical order; the page on the architecture names each folder of code."""
+"""The glossary defines each word once, in alphabetical order; the architecture names each folder of the code."""
 
 from __future__ import annotations
 
