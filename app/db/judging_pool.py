@@ -96,30 +96,36 @@ class JudgingPool:
     """At most `size` connections, opened as they are needed; a request waits `wait` seconds for one."""
 
     def __init__(self, url: str, *, size: int, wait: float) -> None:
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[DictRow]] = AsyncConnectionPool(
-            libpq_url(url),
+        self._url = url
+        self._size = size
+        self._wait = wait
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[DictRow]] | None = None
+
+    async def open(self) -> None:
+        """Get ready. No connection is made yet, so a database that is away does not matter here."""
+        options = " ".join(f"-c {name}={value}" for name, value in PLANNER.items())
+        self._pool = AsyncConnectionPool(
+            libpq_url(self._url),
             kwargs={
-                **connect_args(" ".join(f"-c {name}={value}" for name, value in PLANNER.items())),
+                **connect_args(options),
                 "cursor_factory": psycopg.AsyncRawCursor,
                 "row_factory": dict_row,
             },
             configure=leave_json_as_bytes,
             check=check_connection,
             min_size=0,
-            max_size=size,
-            timeout=wait,
+            max_size=self._size,
+            timeout=self._wait,
             reconnect_timeout=RECONNECT_SECONDS,
             name="judging",
             open=False,
         )
-
-    async def open(self) -> None:
-        """Get ready. No connection is made yet, so a database that is away does not matter here."""
         await self._pool.open()
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._pool.close()
+        if self._pool is not None:
+            await self._pool.close()
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -127,6 +133,8 @@ class JudgingPool:
 
         Raises `DBAPIError`, also where no connection became free in time.
         """
+        if self._pool is None:
+            raise RuntimeError("The judging pool is not open: the application has not started.")
         try:
             async with (
                 asyncio.timeout(ANSWER_SECONDS),
