@@ -119,7 +119,7 @@ class TestDatabaseUnreachable:
         assert answer.status_code == 503
         assert answer.headers["content-type"] == "application/problem+json"
         assert int(answer.headers["retry-after"]) > 0
-        page = admin.get("/annotate/scenes", headers={"Cookie": "illume_session=x"})
+        page = admin.get("/annotate", headers={"Cookie": "illume_session=x"})
         assert page.status_code == 503
         assert page.headers["content-type"].startswith("text/html")
         assert admin.get("/healthz").status_code == 200
