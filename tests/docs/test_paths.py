@@ -1,4 +1,4 @@
-"""Every path of the repository that README.md and the pages in docs/ name exists."""
+"""README.md and the pages in docs/ name only paths that exist, and names that are in the files named with them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 MODULE = re.compile(r"(?<![\w./-])(?:app|illume|worker)(?:\.[a-z_]\w*)+(?!/)")
+NAME_IN_FILE = re.compile(r"`(\w+)`(?:\s+and\s+`(\w+)`)?\s+in\s+`([\w./-]+\.\w+)`")
 REPOSITORY_PATH = re.compile(rf"(?<![\w./-])(?:{FOLDERS})/[\w./*-]*")
 
 
@@ -43,6 +44,17 @@ def module_exists(name: str) -> bool:
     return any(file.with_suffix(".py").exists() or (file / "__init__.py").exists() for file in files)
 
 
+def named_in_files(text: str) -> set[tuple[str, str]]:
+    """The names and files of which a page says that the one is in the other: `name` in `path`."""
+    return {(name, file) for *names, file in NAME_IN_FILE.findall(text) for name in names if name}
+
+
+def file_has(file: str, name: str) -> bool:
+    """Whether there is such a file, with the name as a whole word."""
+    path = ROOT / file
+    return path.exists() and re.search(rf"\b{name}\b", path.read_text()) is not None
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 class TestPages:
     def test_paths_exist(self, page: Path) -> None:
@@ -52,6 +64,10 @@ class TestPages:
     def test_modules_exist(self, page: Path) -> None:
         named = {name for code in QUOTED.findall(page.read_text()) for name in MODULE.findall(code)}
         assert [name for name in sorted(named) if not module_exists(name)] == []
+
+    def test_names_are_in_the_files(self, page: Path) -> None:
+        named = named_in_files(page.read_text())
+        assert [(name, file) for name, file in sorted(named) if not file_has(file, name)] == []
 
 
 class TestNamedPaths:
@@ -68,3 +84,9 @@ class TestNamedPaths:
         assert path_exists("docs/decisions/0003-*.md")
         assert not module_exists("illume.no_such_module")
         assert module_exists("illume.settings.SamplingSettings")
+
+    def test_names_in_files(self) -> None:
+        text = "`f` and `g` in\n`app/a.py`, `h` in `app/b.py`, `app/c.py`"
+        assert named_in_files(text) == {("f", "app/a.py"), ("g", "app/a.py"), ("h", "app/b.py")}
+        assert file_has("app/main.py", "create_app")
+        assert not file_has("app/main.py", "create")
