@@ -16,8 +16,7 @@ from sqlalchemy.exc import OperationalError
 from app import queue
 from app.settings import get_settings
 from worker.celery_app import make_celery, stop_on_shutdown
-from worker.priority import lower_priority
-from worker.process import WorkerProcess, bury_dead, make_process
+from worker.process import WorkerProcess, bury_dead, lower_priority, make_process
 
 log = logging.getLogger("worker")
 STOP_SECONDS = 10.0

@@ -16,7 +16,7 @@ from app.processes.supervise import record_children
 from app.settings import ROOT, get_settings
 from illume.tuning import launcher
 from illume.tuning.job import JobError, read_json
-from worker.priority import lower_priority
+from worker.process import lower_priority
 
 CHILD = "process.json"
 LEFT_OVER_PATIENCE = 10.0

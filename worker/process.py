@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 from sqlalchemy.exc import InternalError, OperationalError
@@ -17,6 +19,9 @@ from worker.heartbeat import Heartbeat
 
 DATABASE_AWAY = (OperationalError, InternalError)
 """What a database that is gone, starting, or too busy for our time limits raises."""
+
+NICENESS = 10
+"""People who judge come before sampling, tuning and imports."""
 
 
 class Stopping(Exception):
@@ -81,3 +86,15 @@ def bury_dead(process: WorkerProcess) -> None:
     with session_scope() as session:
         names = workers.list_worker_names(session)
         workers.expire_leases(session, [name for name in dead_here(names) if name != process.name])
+
+
+def lower_priority(pid: int, *, proc: Path = Path("/proc")) -> None:
+    """Let other processes on this machine go first. Does nothing where the system does not allow it.
+
+    Linux may weigh whole sessions against each other ("autogroup"), and niceness then only counts within one. So a
+    process that leads a session of its own has the session's weight lowered too; somebody's terminal stays as it is.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, max(NICENESS, os.getpriority(os.PRIO_PROCESS, pid)))
+        if os.getsid(pid) == pid:
+            (proc / str(pid) / "autogroup").write_text(str(NICENESS), encoding="ascii")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from illume.end_with_parent import end_with
-from illume.errors import VlmError
+from illume.errors import UNEXPECTED_ERRORS, VlmError
 from illume.scenes.emoji import EmojiMissingError
 from illume.simulation.baselines import run_comparison
 from illume.simulation.loop import Simulation, run_loop, score_base, score_base_on_val
@@ -30,17 +30,6 @@ from illume.tuning.job import JobError
 
 _LOOK_SECONDS = 0.5
 _TICK_SECONDS = 0.5
-_FAILURES = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 _EXPECTED = (SimulationError, VlmError, JobError, EmojiMissingError)
 """Errors whose message is enough for the user; the type of other errors is shown too."""
 
@@ -183,7 +172,7 @@ def _run_worker(number: int, settings: SimulationSettings, out: Path, todo: Any,
                 task = todo.get()
                 run_task(sim, task)
                 messages.put(("done", task))
-        except _FAILURES as error:
+        except UNEXPECTED_ERRORS as error:
             name = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
             messages.put(("failed", f"{name}{error}"))
             todo.get()  # wait to be terminated, so that the message is sent

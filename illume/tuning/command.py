@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from illume.end_with_parent import watch_parent
-from illume.errors import VlmError
+from illume.errors import UNEXPECTED_ERRORS, VlmError
 from illume.tuning.job import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -30,18 +30,6 @@ from illume.tuning.job import (
 from illume.tuning.launcher import RANK, run_job
 
 _GRACE_SECONDS = 20.0
-_FAILURES = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""Errors that a model's code, files or device may raise. They are turned into a message for the admin."""
 
 
 class StopRequest:
@@ -104,7 +92,7 @@ def _run(folder: Path, request: StopRequest, *, rank: bool) -> int:
     except FolderInUseError as error:  # the folder belongs to another process, so nothing is written
         sys.stderr.write(f"illume.tuning: {error}\n")
         return EXIT_IN_USE
-    except _FAILURES as error:
+    except UNEXPECTED_ERRORS as error:
         if not isinstance(error, JobError | VlmError):
             traceback.print_exc()
         message = str(error) or type(error).__name__

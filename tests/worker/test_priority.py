@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.priority import NICENESS, lower_priority
+from worker.process import NICENESS, lower_priority
 
 
 @pytest.fixture(params=[True, False], ids=["session of its own", "session of ours"])
