@@ -211,10 +211,10 @@ def send_verdict_back(session: SessionDep, actor: ActorDep, review_id: str, body
 def list_returned(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """Your own verdicts that were sent back; change them (`PUT /verdicts/{id}`), or confirm them."""
     project = projects.get_project(session, actor, slug, Role.critic)
-    return Json({"items": decide.returned_to(session, actor, project), "next": None})
+    return Json({"items": decide.list_returned(session, actor, project), "next": None})
 
 
 @router.post("/returned/{returned_id}/stand", status_code=204)
 def confirm_verdict(session: SessionDep, actor: ActorDep, returned_id: str) -> None:
     """Confirm a verdict that was sent back."""
-    decide.stand_by(session, actor, parse_id(returned_id))
+    decide.confirm_returned(session, actor, parse_id(returned_id))

@@ -40,7 +40,7 @@ def sweep(session: Session) -> list[Due]:
     """Tidy up, and list the tasks to be sent. Nothing, where another process is sweeping at this moment."""
     if not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
         return []
-    assignments.lapse_expired(session)
+    assignments.expire_claims(session)
     workers.delete_stale(session)
     _delete_old(session)
     counters.fold_deltas(session)

@@ -27,7 +27,7 @@ from app.models import (
     VerdictState,
 )
 from app.services.acceptance import rules
-from app.services.judging.change import give_slot_back, let_go_if_unflagged
+from app.services.judging.change import release_if_unflagged, release_slot
 from app.services.quality import reviews
 
 ERASED_TEXT = "(erased)"
@@ -85,9 +85,9 @@ def _undo_verdict(session: Session, verdict: Verdict) -> None:
     session.flush()
     takes_slot = assignment.purpose is Purpose.work and assignment.state is AssignmentState.judged
     if takes_slot and verdict.state is VerdictState.counted:
-        give_slot_back(session, assignment, offered, prompt)
+        release_slot(session, assignment, offered, prompt)
     if kind is VerdictKind.flagged:
-        let_go_if_unflagged(session, offered, prompt)
+        release_if_unflagged(session, offered, prompt)
     reviews.settle_reviews(session, offered.id, verdict.id)
 
 

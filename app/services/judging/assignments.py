@@ -1,4 +1,4 @@
-"""Claims that are held: looked at, kept, given back, and freed when their time is over."""
+"""Open claims: read, renew, release, and expire them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, NotFound
 from app.models import Assignment, AssignmentState, Project, Purpose, Role
-from app.services.judging.claim import EXTEND, LOOK, Claim
+from app.services.judging.claim import EXTEND, GET_CLAIM, Claim
 from app.services.kernel.actors import Actor, has_role, project_role, require
 
-LAPSE = """
-WITH late AS (
+EXPIRE_CLAIMS = """
+WITH expired AS (
     SELECT id FROM assignments WHERE state = 'open' AND expires_at < now()
     ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
-), gone AS (
-    UPDATE assignments a SET state = 'lapsed' FROM late WHERE a.id = late.id
+), lapsed AS (
+    UPDATE assignments a SET state = 'lapsed' FROM expired WHERE a.id = expired.id
     RETURNING a.candidate_set_id, a.purpose
 ), freed AS (
-    UPDATE candidate_sets s SET taken = s.taken - g.n
-    FROM (SELECT candidate_set_id, count(*) AS n FROM gone WHERE purpose = 'work' GROUP BY 1) g
-    WHERE s.id = g.candidate_set_id
+    UPDATE candidate_sets s SET taken = s.taken - lapsed_sets.n
+    FROM (SELECT candidate_set_id, count(*) AS n FROM lapsed WHERE purpose = 'work' GROUP BY 1) lapsed_sets
+    WHERE s.id = lapsed_sets.candidate_set_id
 )
-SELECT count(*) FROM gone
+SELECT count(*) FROM lapsed
 """
 
 
 def get_assignment(session: Session, actor: Actor, assignment_id: int) -> Claim:
-    """A claim, for its critic and for the project's reviewers. Raises `NotFound`, `Forbidden`."""
-    row = session.execute(LOOK.clause, {"assignment": assignment_id}).one_or_none()
+    """A claim; for its critic and the project's reviewers. Raises `NotFound`, `Forbidden`."""
+    row = session.execute(GET_CLAIM.clause, {"assignment": assignment_id}).one_or_none()
     project = None if row is None else session.get(Project, row.project_id)
     role = None if project is None else project_role(session, actor, project)
     if row is None or role is None:
@@ -39,8 +39,8 @@ def get_assignment(session: Session, actor: Actor, assignment_id: int) -> Claim:
     return Claim(row.id, row.expires_at, True, orjson.dumps(row.body))
 
 
-def open_assignments(session: Session, actor: Actor, project: Project) -> list[Claim]:
-    """The claims `actor` holds in a project, oldest first."""
+def list_open_assignments(session: Session, actor: Actor, project: Project) -> list[Claim]:
+    """The actor's open claims in a project, oldest first."""
     require(session, actor, project, Role.critic)
     ids = session.scalars(
         select(Assignment.id)
@@ -55,11 +55,11 @@ def open_assignments(session: Session, actor: Actor, project: Project) -> list[C
 
 
 def heartbeat(session: Session, actor: Actor, assignment_id: int) -> Claim:
-    """Hold a claim for another lease, for who is at work on it: where less than half of one is left, and four times.
+    """Renew a claim's lease if less than half of it is left, four times at most. Otherwise the lease is unchanged.
 
-    Otherwise its time stays what it was. Raises `Conflict` when it is no longer open.
+    Raises `Conflict` if the claim is no longer open.
     """
-    assignment = _own(session, actor, assignment_id)
+    assignment = _lock_own(session, actor, assignment_id)
     if assignment.state is not AssignmentState.open:
         raise Conflict(f"This assignment is {assignment.state.value}: claim another one.")
     session.execute(EXTEND.clause, {"assignment": assignment_id})
@@ -67,8 +67,8 @@ def heartbeat(session: Session, actor: Actor, assignment_id: int) -> Claim:
 
 
 def release(session: Session, actor: Actor, assignment_id: int) -> None:
-    """Give a claim back; its slot is free for others. Giving back what is no longer open does nothing."""
-    assignment = _own(session, actor, assignment_id)
+    """Release a claim and free its slot. Does nothing if the claim is no longer open."""
+    assignment = _lock_own(session, actor, assignment_id)
     if assignment.state is AssignmentState.open:
         assignment.state = AssignmentState.released
         session.flush()
@@ -78,13 +78,13 @@ def release(session: Session, actor: Actor, assignment_id: int) -> None:
         session.execute(text(free), {"id": assignment.candidate_set_id})
 
 
-def lapse_expired(session: Session, *, limit: int = 1000) -> int:
-    """Free the slots of claims whose time is over. Returns how many there were."""
-    return session.scalar(text(LAPSE), {"limit": limit}) or 0
+def expire_claims(session: Session, *, limit: int = 1000) -> int:
+    """Mark up to `limit` claims whose lease is over as lapsed and free their slots. Returns the number of claims."""
+    return session.scalar(text(EXPIRE_CLAIMS), {"limit": limit}) or 0
 
 
-def _own(session: Session, actor: Actor, assignment_id: int) -> Assignment:
-    """The actor's own assignment, locked. Raises `NotFound`, `Forbidden`."""
+def _lock_own(session: Session, actor: Actor, assignment_id: int) -> Assignment:
+    """Lock and return the actor's own assignment. Raises `NotFound`, `Forbidden`."""
     assignment = session.scalar(
         select(Assignment)
         .where(Assignment.id == assignment_id)

@@ -1,4 +1,4 @@
-"""Changes of verdicts: a new one supersedes, and slots and states follow."""
+"""Changes of verdicts: a new verdict supersedes the old one, and slots and states are updated."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from app.services.judging.feed import body_of
 from app.services.judging.rows import (
     check_candidates,
     close_if_full,
-    locked,
-    new_verdict,
+    lock_assignment,
     start_round_if_due,
+    store_verdict,
     take_slot,
 )
 from app.services.kernel import audit
@@ -39,20 +39,20 @@ from app.services.quality import reviews, standings
 
 
 def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) -> dict[str, Any]:
-    """Change one's own verdict: a new one that supersedes it. Returns the new one.
+    """Supersede the actor's own verdict with a new one, and return that.
 
-    Raises `Forbidden` for another's, `Conflict` for one that was changed already, `Invalid`. What was skipped and is
-    now judged needs a free slot, else the new verdict is kept aside.
+    Raises `Forbidden` for another critic's verdict, `Conflict` for one that was changed already, and `Invalid`. A
+    judgement that replaces a skip needs a free slot; without one the new verdict is kept aside.
     """
     old = session.get(Verdict, verdict_id)
     if old is None:
         raise NotFound("There is no such verdict.")
-    assignment, candidate_set, prompt = locked(session, actor, old.assignment_id)
+    assignment, candidate_set, prompt = lock_assignment(session, actor, old.assignment_id)
     session.refresh(old)
     if not old.current:
         newest = select(Verdict.id).where(Verdict.assignment_id == old.assignment_id, Verdict.current)
-        given = session.scalar(newest)
-        raise Conflict("This verdict was changed already: change the newest one.", verdict=str(given))
+        newest_id = session.scalar(newest)
+        raise Conflict("This verdict was changed already: change the newest one.", verdict=str(newest_id))
     check_candidates(assignment.shown, verdict)
     state = old.state
     used = old.kind in USES_SLOT
@@ -60,18 +60,18 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
     session.flush()
     if state is VerdictState.counted:
         if used and not verdict.uses_slot:
-            give_slot_back(session, assignment, candidate_set, prompt)
+            release_slot(session, assignment, candidate_set, prompt)
         elif (
             verdict.uses_slot and not used and not take_slot(session, assignment, candidate_set, AssignmentState.judged)
         ):
             state = VerdictState.kept_aside
-    new = new_verdict(session, assignment, verdict, state, supersedes=old.id)
+    new = store_verdict(session, assignment, verdict, state, supersedes=old.id)
     if state is VerdictState.counted:
         adaptive = _is_adaptive(session, prompt.project_id)
-        _tell_prompt(session, candidate_set, prompt, verdict, was_flag=old.kind is VerdictKind.flagged)
+        _update_hold(session, candidate_set, prompt, verdict, was_flag=old.kind is VerdictKind.flagged)
         close_if_full(session, candidate_set.id, adaptive=adaptive)
         session.refresh(prompt)
-    _tell_reviewers(session, candidate_set, old, new)
+    _update_reviews(session, candidate_set, old, new)
     if state is VerdictState.gold:
         standings.update_standing(session, prompt.project_id, actor.user_id)
     fresh = prompt.fresh
@@ -83,8 +83,8 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
     return body_of(session, new.id)
 
 
-def give_slot_back(session: Session, assignment: Assignment, candidate_set: CandidateSet, prompt: Prompt) -> None:
-    """Leave a judged slot to others; the set is offered again, but for a prompt that has another one by now."""
+def release_slot(session: Session, assignment: Assignment, candidate_set: CandidateSet, prompt: Prompt) -> None:
+    """Free a judged slot. The set becomes ready again, unless its prompt has another live set by now."""
     assignment.state = AssignmentState.released
     candidate_set.taken -= 1
     live = (CandidateSetState.sampling, CandidateSetState.ready)
@@ -100,20 +100,20 @@ def give_slot_back(session: Session, assignment: Assignment, candidate_set: Cand
     session.flush()
 
 
-def _tell_prompt(
+def _update_hold(
     session: Session, candidate_set: CandidateSet, prompt: Prompt, verdict: VerdictIn, *, was_flag: bool
 ) -> None:
-    """Hold a prompt that is flagged now, and let one go whose only flag was withdrawn."""
+    """Put a prompt that is now flagged on hold, and release it if its only flag was withdrawn."""
     if verdict.kind is VerdictKind.flagged:
         if prompt.state is not PromptState.retired:
             prompt.state = PromptState.held
     elif was_flag:
-        let_go_if_unflagged(session, candidate_set, prompt)
+        release_if_unflagged(session, candidate_set, prompt)
     session.flush()
 
 
-def let_go_if_unflagged(session: Session, candidate_set: CandidateSet, prompt: Prompt) -> None:
-    """Offer a held prompt again once no flag stands any more."""
+def release_if_unflagged(session: Session, candidate_set: CandidateSet, prompt: Prompt) -> None:
+    """Release a held prompt once it has no current flag."""
     if prompt.state is not PromptState.held:
         return
     flags = select(Verdict.id).where(
@@ -129,8 +129,8 @@ def _is_adaptive(session: Session, project_id: int) -> bool:
     return settings_of(session, session.get_one(Project, project_id)).adaptive_overlap
 
 
-def _tell_reviewers(session: Session, candidate_set: CandidateSet, old: Verdict, new: Verdict) -> None:
-    """End what the change settled, and ask about what it raised."""
+def _update_reviews(session: Session, candidate_set: CandidateSet, old: Verdict, new: Verdict) -> None:
+    """Close reviews that the change settled, and open those that it requires."""
     reviews.settle_reviews(session, candidate_set.id, old.id)
     if new.state is VerdictState.kept_aside:
         reviews.open_review(session, new.id, ReviewKind.late)

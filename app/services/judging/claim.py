@@ -1,4 +1,4 @@
-"""Claims: the statement by which a critic claims a candidate set. `docs/claim.md` holds its plan, and the reasons."""
+"""Claims: the statement by which a critic claims a candidate set. `docs/claim.md` explains it and shows its plan."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from app.services.quality import standings
 
 RETRIES = 20
 PAUSE = 0.02
-"""Seconds at most before a claim that lost its set to another critic is tried again."""
-HEAD = 24
-"""How many sets at the head of the order are looked at, before the search goes on where it once ended."""
+"""The longest wait, in seconds, before a claim that lost its set to another critic is retried."""
+HEAD_SIZE = 24
+"""How many sets at the head of the order are checked before the search continues at the critic's saved place."""
 
-# A critic's rows are asked for as a range of the index that begins with them. Asked for by `critic_id = ...` and in the
-# order of ids, the planner may walk the primary key back from its end, past everything others did meanwhile.
-LAST = 2**63 - 1
+# A critic's rows are read as a range of the index that starts with the critic. With `critic_id = ...` and an order by
+# id, the planner may scan the primary key backwards, past everything that other critics did meanwhile.
+MAX_ID = 2**63 - 1
 
-# What a critic gets, as JSON: the prompt without references and metadata, the candidates in the order they are shown.
-# `a` is the assignment, `s` its candidate set, `p` its prompt. The state of a prompt would tell gold from others.
+# A claim as JSON: the prompt without references and metadata, the candidates in the order they are shown. `a` is the
+# assignment, `s` its candidate set, `p` its prompt. The true state of a prompt would give gold prompts away.
 CLAIM_JSON = """
 jsonb_build_object(
     'id', a.id::text,
@@ -54,28 +54,29 @@ jsonb_build_object(
 )
 """
 
-# Whether the critic did not have the set for this purpose before; worded as its unique index is. As a value and not as
-# `EXISTS`, which the planner may turn into a join with all assignments there are.
-MINE = """
+# Whether the critic has not had the set for this purpose yet. The condition matches its unique index. A scalar subquery
+# instead of `NOT EXISTS`, which the planner may turn into a join with all assignments.
+NOT_HAD = """
 (
     SELECT mine.id FROM assignments mine
     WHERE mine.candidate_set_id = {set} AND mine.critic_id = :critic AND mine.purpose = '{purpose}'
       AND mine.state <> 'lapsed' AND NOT mine.repeat LIMIT 1
 ) IS NULL
 """
-# Whether the prompt shows an image that the critic saw last.
-LAST_SEEN = "x.sha256 = ANY (CAST((SELECT images FROM last) AS text[]))"
-SEEN = f"EXISTS (SELECT FROM prompt_images x WHERE x.prompt_id = {{prompt}} AND {LAST_SEEN})"
-SAME = SEEN.format(prompt="p.id")
-# Whether a set `s` may be offered to the critic. Values again, so that rows are looked at one by one, in their order,
-# and only as many as are asked for. Not for `deep`: the planner thinks such values rare, and would sort all there is.
-NEW = f"""
+# Whether the prompt has an image in common with the critic's newest assignment.
+IS_LAST_IMAGE = "x.sha256 = ANY (CAST((SELECT images FROM last_images) AS text[]))"
+SHOWS_LAST_IMAGE = f"EXISTS (SELECT FROM prompt_images x WHERE x.prompt_id = {{prompt}} AND {IS_LAST_IMAGE})"
+PROMPT_SHOWS_LAST_IMAGE = SHOWS_LAST_IMAGE.format(prompt="p.id")
+# Whether a set `s` may be given to the critic. Scalar subqueries again, so that rows are checked one by one, in index
+# order, and only as many as needed. Not used in `beyond_head`, where the planner expects few matches and would sort all
+# sets.
+IS_ELIGIBLE = f"""
 (SELECT p.state FROM prompts p WHERE p.id = s.prompt_id) = 'ready'
-AND {MINE.format(set="s.id", purpose="work")}
+AND {NOT_HAD.format(set="s.id", purpose="work")}
 """  # noqa: S608 - constants only
-# The first set of `near` or `deep` that nobody else is about to take. Each is locked as it is looked at, and those
-# behind the first one are not: `LIMIT` ends the search.
-FIRST = """
+# The first eligible set that no other transaction is claiming. Each set is locked when it is checked; `LIMIT` ends the
+# search at the first one, so that later sets are not locked.
+FIRST_UNLOCKED = """
 SELECT free.id, free.slots
 FROM {of} w CROSS JOIN LATERAL (
     SELECT s.id, s.slots FROM candidate_sets s
@@ -84,16 +85,16 @@ FROM {of} w CROSS JOIN LATERAL (
 ) free
 WHERE {condition} LIMIT 1
 """
-UNSEEN = f"""
-(SELECT x.prompt_id FROM prompt_images x WHERE x.prompt_id = w.prompt_id AND {LAST_SEEN} LIMIT 1) IS NULL
+SHOWS_OTHER_IMAGES = f"""
+(SELECT x.prompt_id FROM prompt_images x WHERE x.prompt_id = w.prompt_id AND {IS_LAST_IMAGE} LIMIT 1) IS NULL
 """  # noqa: S608 - constants only
 
-# One statement. `head` is where the order of sets on offer begins; `deep` is only looked at where the critic had all of
-# those, and goes on from where it ended the last time. `chosen` locks a set that nobody else is about to take. What
-# was taken since the snapshot is passed over, as its `taken` has changed; `claimed` may still meet somebody who was
-# quicker: then it takes nothing and the statement is run again.
+# One statement. `head` is the start of the order of claimable sets. `beyond_head` is read only if the critic has had
+# all of them, and starts at the critic's saved place. `chosen` locks a set that no other transaction is claiming. Sets
+# that were claimed since the statement's snapshot are skipped, because their `taken` has changed. `claimed` can still
+# conflict with a faster critic: then it inserts nothing and the statement is run again.
 CLAIM = statement(f"""
-WITH allowed AS (
+WITH rules AS (
     SELECT j.id AS project, coalesce(CAST(:max_open AS int), (r.settings ->> 'max_open')::int) AS max_open,
         make_interval(secs => 60 * (r.settings ->> 'lease_minutes')::double precision) AS lease,
         :gold_draw < coalesce((r.settings ->> 'gold_share')::double precision, 0) AS wants_gold,
@@ -101,29 +102,30 @@ WITH allowed AS (
         coalesce((r.settings ->> 'repeat_after')::int, 0) AS repeat_after,
         d.paused_at IS NULL AND (
             d.practised_at IS NOT NULL OR coalesce((r.settings ->> 'practice_prompts')::int, 0) = 0
-        ) AS stands
+        ) AS may_claim
     FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
     LEFT JOIN critic_standings d ON d.project_id = j.id AND d.critic_id = :critic
     WHERE j.slug = :slug AND (:is_admin OR EXISTS (
         SELECT FROM memberships m WHERE m.project_id = j.id AND m.user_id = :critic AND m.role <> 'viewer'
     ))
-), open AS (
+), open_claims AS (
     SELECT id FROM assignments
-    WHERE (critic_id, project_id, id) BETWEEN (:critic, (SELECT project FROM allowed), 0)
-        AND (:critic, (SELECT project FROM allowed), {LAST}) AND state = 'open'
-    ORDER BY critic_id, project_id, id LIMIT (SELECT max_open FROM allowed)
+    WHERE (critic_id, project_id, id) BETWEEN (:critic, (SELECT project FROM rules), 0)
+        AND (:critic, (SELECT project FROM rules), {MAX_ID}) AND state = 'open'
+    ORDER BY critic_id, project_id, id LIMIT (SELECT max_open FROM rules)
 ), resumed AS (
-    UPDATE assignments SET expires_at = now() + (SELECT lease FROM allowed)
-    WHERE id = (SELECT min(id) FROM open HAVING count(*) >= (SELECT max_open FROM allowed)) AND state = 'open'
+    UPDATE assignments SET expires_at = now() + (SELECT lease FROM rules)
+    WHERE id = (SELECT min(id) FROM open_claims HAVING count(*) >= (SELECT max_open FROM rules)) AND state = 'open'
     RETURNING id, state, candidate_set_id, shown, expires_at, purpose
-), room AS (
-    SELECT (SELECT count(*) FROM open) < (SELECT max_open FROM allowed) AND (SELECT stands FROM allowed) AS is_there
-), last AS MATERIALIZED (
+), capacity AS (
+    SELECT (SELECT count(*) FROM open_claims) < (SELECT max_open FROM rules)
+        AND (SELECT may_claim FROM rules) AS is_free
+), last_images AS MATERIALIZED (
     SELECT ARRAY(
         SELECT x.sha256 FROM prompt_images x WHERE x.prompt_id = (
             SELECT s.prompt_id FROM (
                 SELECT candidate_set_id FROM assignments
-                WHERE (critic_id, id) BETWEEN (:critic, 0) AND (:critic, {LAST})
+                WHERE (critic_id, id) BETWEEN (:critic, 0) AND (:critic, {MAX_ID})
                 ORDER BY critic_id DESC, id DESC LIMIT 1
             ) newest JOIN candidate_sets s ON s.id = newest.candidate_set_id
         )
@@ -131,65 +133,66 @@ WITH allowed AS (
 ), gold AS MATERIALIZED (
     SELECT g.candidate_set_id AS id
     FROM gold_prompts g
-    WHERE (SELECT is_there FROM room) AND (SELECT wants_gold FROM allowed)
-      AND g.project_id = (SELECT project FROM allowed) AND g.active AND NOT g.practice
-      AND {MINE.format(set="g.candidate_set_id", purpose="gold")}
-    ORDER BY {SEEN.format(prompt="g.prompt_id")}, md5(g.id::text || '-' || :critic) LIMIT 1
-), again AS MATERIALIZED (
+    WHERE (SELECT is_free FROM capacity) AND (SELECT wants_gold FROM rules)
+      AND g.project_id = (SELECT project FROM rules) AND g.active AND NOT g.practice
+      AND {NOT_HAD.format(set="g.candidate_set_id", purpose="gold")}
+    ORDER BY {SHOWS_LAST_IMAGE.format(prompt="g.prompt_id")}, md5(g.id::text || '-' || :critic) LIMIT 1
+), repeated AS MATERIALIZED (
     SELECT o.id, o.shown
     FROM (
         SELECT v.candidate_set_id AS id, v.prompt_id, v.shown FROM verdicts v
-        WHERE (v.critic_id, v.project_id, v.id) BETWEEN (:critic, (SELECT project FROM allowed), 0)
-            AND (:critic, (SELECT project FROM allowed), {LAST})
+        WHERE (v.critic_id, v.project_id, v.id) BETWEEN (:critic, (SELECT project FROM rules), 0)
+            AND (:critic, (SELECT project FROM rules), {MAX_ID})
           AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
-        ORDER BY v.critic_id DESC, v.project_id DESC, v.id DESC OFFSET (SELECT repeat_after FROM allowed) LIMIT 100
+        ORDER BY v.critic_id DESC, v.project_id DESC, v.id DESC OFFSET (SELECT repeat_after FROM rules) LIMIT 100
     ) o JOIN prompts p ON p.id = o.prompt_id
-    WHERE (SELECT is_there FROM room) AND (SELECT wants_repeat FROM allowed) AND NOT EXISTS (SELECT FROM gold)
-      AND p.state NOT IN ('held', 'retired') AND {MINE.format(set="o.id", purpose="repeat")}
-    ORDER BY {SAME}, md5(o.id::text || '-' || :critic) LIMIT 1
-), wanted AS (
-    SELECT (SELECT is_there FROM room) AND NOT EXISTS (SELECT FROM gold) AND NOT EXISTS (SELECT FROM again) AS work
+    WHERE (SELECT is_free FROM capacity) AND (SELECT wants_repeat FROM rules) AND NOT EXISTS (SELECT FROM gold)
+      AND p.state NOT IN ('held', 'retired') AND {NOT_HAD.format(set="o.id", purpose="repeat")}
+    ORDER BY {PROMPT_SHOWS_LAST_IMAGE}, md5(o.id::text || '-' || :critic) LIMIT 1
+), purpose_drawn AS (
+    SELECT (SELECT is_free FROM capacity) AND NOT EXISTS (SELECT FROM gold)
+        AND NOT EXISTS (SELECT FROM repeated) AS is_work
 ), head AS MATERIALIZED (
     SELECT s.id, s.taken, s.rank, s.prompt_id FROM candidate_sets s
-    WHERE (SELECT work FROM wanted)
-      AND s.project_id = (SELECT project FROM allowed) AND s.state = 'ready' AND s.taken < s.slots
-    ORDER BY s.taken, s.rank, s.id LIMIT {HEAD}
-), near AS MATERIALIZED (
-    SELECT s.id, s.taken, s.rank, s.prompt_id FROM head s WHERE {NEW}
-), place AS MATERIALIZED (
+    WHERE (SELECT is_work FROM purpose_drawn)
+      AND s.project_id = (SELECT project FROM rules) AND s.state = 'ready' AND s.taken < s.slots
+    ORDER BY s.taken, s.rank, s.id LIMIT {HEAD_SIZE}
+), in_head AS MATERIALIZED (
+    SELECT s.id, s.taken, s.rank, s.prompt_id FROM head s WHERE {IS_ELIGIBLE}
+), saved_place AS MATERIALIZED (
     SELECT coalesce(max(taken), -1) AS taken, coalesce(max(rank), '-Infinity') AS rank,
-        coalesce(max(set_id), 0) AS set_id, count(*) > 0 AS is_there
-    FROM claim_places WHERE critic_id = :critic AND project_id = (SELECT project FROM allowed)
-), further AS (
-    SELECT NOT EXISTS (SELECT FROM near) AND (SELECT count(*) FROM head) = {HEAD} AS is_wanted
-), deep AS MATERIALIZED (
+        coalesce(max(set_id), 0) AS set_id
+    FROM claim_places WHERE critic_id = :critic AND project_id = (SELECT project FROM rules)
+), search_on AS (
+    SELECT NOT EXISTS (SELECT FROM in_head) AND (SELECT count(*) FROM head) = {HEAD_SIZE} AS is_needed
+), beyond_head AS MATERIALIZED (
     SELECT s.id, s.taken, s.rank, s.prompt_id FROM candidate_sets s JOIN prompts p ON p.id = s.prompt_id
-    WHERE (SELECT is_wanted FROM further)
-      AND s.project_id = (SELECT project FROM allowed) AND s.state = 'ready' AND s.taken < s.slots
+    WHERE (SELECT is_needed FROM search_on)
+      AND s.project_id = (SELECT project FROM rules) AND s.state = 'ready' AND s.taken < s.slots
       AND (s.taken, s.rank, s.id) >= (
-          (SELECT taken FROM place), (SELECT rank FROM place), (SELECT set_id FROM place)
+          (SELECT taken FROM saved_place), (SELECT rank FROM saved_place), (SELECT set_id FROM saved_place)
       )
-      AND p.state = 'ready' AND {MINE.format(set="s.id", purpose="work")}
+      AND p.state = 'ready' AND {NOT_HAD.format(set="s.id", purpose="work")}
     ORDER BY s.taken, s.rank, s.id LIMIT 8
-), kept AS (
+), place_saved AS (
     INSERT INTO claim_places (critic_id, project_id, taken, rank, set_id)
-    SELECT :critic, (SELECT project FROM allowed), taken, rank, id FROM deep ORDER BY taken, rank, id LIMIT 1
+    SELECT :critic, (SELECT project FROM rules), taken, rank, id FROM beyond_head ORDER BY taken, rank, id LIMIT 1
     ON CONFLICT (critic_id, project_id)
     DO UPDATE SET taken = excluded.taken, rank = excluded.rank, set_id = excluded.set_id
-), begun_anew AS (
+), place_reset AS (
     DELETE FROM claim_places
-    WHERE critic_id = :critic AND project_id = (SELECT project FROM allowed)
-      AND (SELECT is_wanted FROM further) AND NOT EXISTS (SELECT FROM deep)
+    WHERE critic_id = :critic AND project_id = (SELECT project FROM rules)
+      AND (SELECT is_needed FROM search_on) AND NOT EXISTS (SELECT FROM beyond_head)
     RETURNING set_id
-), offered AS MATERIALIZED (
-    SELECT * FROM near UNION ALL SELECT * FROM deep
-), other AS MATERIALIZED (
-    {FIRST.format(of="offered", condition=UNSEEN)}
+), eligible AS MATERIALIZED (
+    SELECT * FROM in_head UNION ALL SELECT * FROM beyond_head
+), other_image AS MATERIALIZED (
+    {FIRST_UNLOCKED.format(of="eligible", condition=SHOWS_OTHER_IMAGES)}
 ), chosen AS (
-    SELECT * FROM other
+    SELECT * FROM other_image
     UNION ALL
-    SELECT * FROM ({FIRST.format(of="offered", condition="NOT EXISTS (SELECT FROM other)")}) same
-), next AS (
+    SELECT * FROM ({FIRST_UNLOCKED.format(of="eligible", condition="NOT EXISTS (SELECT FROM other_image)")}) same_image
+), new_claim AS (
     SELECT c.id, free.slot, 'work' AS purpose, (
         SELECT array_agg(x.id ORDER BY random()) FROM candidates x WHERE x.candidate_set_id = c.id
     ) AS shown
@@ -206,14 +209,14 @@ WITH allowed AS (
         SELECT array_agg(x.id ORDER BY random()) FROM candidates x WHERE x.candidate_set_id = gold.id
     ) FROM gold
     UNION ALL
-    -- Turned by a part of its length, so that no candidate stands where it stood.
-    SELECT again.id, 1, 'repeat', again.shown[turn + 1 :] || again.shown[1 : turn]
-    FROM again, LATERAL (SELECT 1 + floor(random() * (cardinality(again.shown) - 1))::int AS turn) t
+    -- The order is rotated by a random part of its length, so that no candidate keeps its position.
+    SELECT repeated.id, 1, 'repeat', repeated.shown[turn + 1 :] || repeated.shown[1 : turn]
+    FROM repeated, LATERAL (SELECT 1 + floor(random() * (cardinality(repeated.shown) - 1))::int AS turn) t
 ), claimed AS (
     INSERT INTO assignments (project_id, candidate_set_id, critic_id, slot, state, purpose, shown, expires_at)
-    SELECT (SELECT project FROM allowed), next.id, :critic, next.slot, 'open', next.purpose, next.shown,
-        now() + (SELECT lease FROM allowed)
-    FROM next
+    SELECT (SELECT project FROM rules), n.id, :critic, n.slot, 'open', n.purpose, n.shown,
+        now() + (SELECT lease FROM rules)
+    FROM new_claim n
     ON CONFLICT DO NOTHING
     RETURNING id, state, candidate_set_id, shown, expires_at, purpose
 ), counted AS (
@@ -222,31 +225,31 @@ WITH allowed AS (
 ), a AS (
     SELECT *, true AS resumed FROM resumed UNION ALL SELECT *, false FROM claimed
 )
-SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, true AS found, true AS allowed
+SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, true AS found, true AS may_claim
 FROM a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 UNION ALL
 SELECT NULL, NULL, NULL, NULL,
-    EXISTS (SELECT FROM near) OR EXISTS (SELECT FROM deep) OR EXISTS (SELECT FROM begun_anew)
-        OR EXISTS (SELECT FROM next),
-    coalesce((SELECT stands FROM allowed), false)
+    EXISTS (SELECT FROM in_head) OR EXISTS (SELECT FROM beyond_head) OR EXISTS (SELECT FROM place_reset)
+        OR EXISTS (SELECT FROM new_claim),
+    coalesce((SELECT may_claim FROM rules), false)
 WHERE NOT EXISTS (SELECT FROM a)
 """)  # noqa: S608 - constants only
 
-# One critic claims one set after the other. A statement of its own, so that the next one sees what the same critic
-# claimed a moment ago.
+# Serialises the claims of one critic. A separate statement, so that the snapshot of the next one includes the critic's
+# previous claim.
 LOCK_CRITIC = statement("SELECT pg_advisory_xact_lock(12, CAST(CAST(:critic AS bigint) % 2147483648 AS int))")
-# The open claims of a critic in a project, the oldest first.
-HELD = statement("""
+# The open claims of a critic in a project, oldest first.
+OPEN_CLAIM_IDS = statement("""
 SELECT array_agg(id ORDER BY id) AS ids FROM assignments
 WHERE critic_id = CAST(:critic AS bigint) AND project_id = CAST(:project AS bigint) AND state = 'open'
 """)
-LOOK = statement(f"""
+GET_CLAIM = statement(f"""
 SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, a.critic_id, a.project_id
 FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 WHERE a.id = CAST(:assignment AS bigint)
 """)  # noqa: S608 - constants only
 MAX_EXTENSIONS = 4
-# Where less than half of a lease is left, another one begins.
+# Renews a lease once less than half of it is left.
 EXTEND = statement(f"""
 UPDATE assignments a
 SET extensions = a.extensions + 1, expires_at = now() + lease.span
@@ -262,7 +265,7 @@ RETURNING a.id
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim as its critic sees it. `content` is JSON, as REST answers it; `resumed`: it was held before."""
+    """A claim as its critic sees it. `content` is the JSON that REST returns; `resumed`: the claim was open before."""
 
     assignment_id: int
     expires_at: datetime
@@ -291,11 +294,11 @@ class Claim:
 async def claim(
     transaction: Transaction, actor: Actor, slug: str, *, max_open: int | None = None, is_locked: bool = False
 ) -> Claim | None:
-    """Claim the next candidate set of a project, or None when none is ready for the actor.
+    """Claim the next candidate set of a project. Returns None if no set is ready for the actor.
 
-    One who holds `max_open` claims already (a token's own number, else the project's) gets the oldest of those again,
-    its lease renewed. `is_locked` says that the transaction holds the critic's lock already. Needs the role critic.
-    Raises `NotFound`, and `Forbidden` for one who is paused or has yet to practise.
+    An actor with `max_open` open claims (the token's limit, else the project's) gets the oldest of them again, with a
+    renewed lease. `is_locked`: the transaction holds the critic's lock already. Needs the role critic. Raises
+    `NotFound`, and `Forbidden` for a critic who is paused or has not finished practice.
     """
     values = claim_values(actor, slug, max_open=max_open)
     calls: list[Call] = [(CLAIM, values)] if is_locked else [(LOCK_CRITIC, values), (CLAIM, values)]
@@ -306,19 +309,19 @@ async def claim(
             return None
         if row["id"] is not None:
             return Claim(row["id"], row["expires_at"], row["resumed"], row["body"])
-        if not row["allowed"]:
+        if not row["may_claim"]:
             project = await project_for(transaction, actor, slug, Role.critic)
             await standings.admit(transaction, actor, project.id, slug)
             continue
         if not row["found"]:
             return None
-        await asyncio.sleep(random.uniform(0, PAUSE))  # other critics are taking the last sets at this moment
+        await asyncio.sleep(random.uniform(0, PAUSE))  # other critics are claiming the last sets right now
     return None
 
 
-async def held_by(transaction: Transaction, actor: Actor, project_id: int) -> tuple[int, ...]:
-    """The ids of the actor's open claims in a project, the oldest first."""
-    [row] = await transaction.run((HELD, {"critic": actor.user_id, "project": project_id}))
+async def list_open_claims(transaction: Transaction, actor: Actor, project_id: int) -> tuple[int, ...]:
+    """The ids of the actor's open claims in a project, oldest first."""
+    [row] = await transaction.run((OPEN_CLAIM_IDS, {"critic": actor.user_id, "project": project_id}))
     return () if row is None else tuple(row["ids"] or ())
 
 
@@ -328,24 +331,27 @@ async def next_claim(
     slug: str,
     *,
     known: frozenset[int],
-    held: tuple[int, ...] = (),
+    open_claims: tuple[int, ...] = (),
     is_locked: bool = False,
 ) -> Claim | None:
-    """A claim that a page does not know: one of those that are `held`, else a new one; None when there is none."""
-    for assignment_id in held:
+    """A claim that a page does not show yet: one of the open claims, else a new one; None if there is none.
+
+    `known` are the ids of the assignments that the page shows, `open_claims` those of the critic's open claims.
+    """
+    for assignment_id in open_claims:
         if assignment_id not in known:
-            one = {"assignment": assignment_id}
-            row = (await transaction.run((EXTEND, one), (LOOK, one)))[-1]
+            values = {"assignment": assignment_id}
+            row = (await transaction.run((EXTEND, values), (GET_CLAIM, values)))[-1]
             if row is not None:
                 return Claim(row["id"], row["expires_at"], True, row["body"])
-    found = await claim(transaction, actor, slug, is_locked=is_locked)
-    return None if found is None or found.assignment_id in known else found
+    claimed = await claim(transaction, actor, slug, is_locked=is_locked)
+    return None if claimed is None or claimed.assignment_id in known else claimed
 
 
 def claim_values(actor: Actor, slug: str, *, max_open: int | None = None) -> Values:
-    """What `CLAIM` is run with; without `max_open` the token's number counts, if it has one.
+    """The parameters of `CLAIM`. `max_open` defaults to the token's limit, if it has one.
 
-    Two draws decide whether it is the turn of a gold prompt, or of a repeat.
+    Two random draws decide whether the claim is a gold prompt or a repeat.
     """
     return {
         "slug": slug,

@@ -1,4 +1,4 @@
-"""What a reviewer does with what is in the queue: decide, dismiss, send back, accept what came too late."""
+"""Actions on reviews: decide, dismiss, retire, accept a late verdict, send a verdict back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from app.models import (
     VerdictState,
 )
 from app.services.acceptance import rules
-from app.services.judging.rows import check_candidates, close_if_full, new_verdict, start_round_if_due, take_slot
+from app.services.judging.rows import check_candidates, close_if_full, start_round_if_due, store_verdict, take_slot
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.verdict_schema import USES_SLOT, VerdictIn
@@ -47,8 +47,8 @@ ORDER BY b.id LIMIT 100
 """
 
 
-def _rows(session: Session, review: Review) -> tuple[CandidateSet, Prompt]:
-    """The set and the prompt of a review, locked in this order."""
+def _lock_set_and_prompt(session: Session, review: Review) -> tuple[CandidateSet, Prompt]:
+    """Lock the set and the prompt of a review, in this order."""
     candidate_set = session.get_one(
         CandidateSet, review.candidate_set_id, with_for_update={"key_share": True}, populate_existing=True
     )
@@ -59,15 +59,15 @@ def _rows(session: Session, review: Review) -> tuple[CandidateSet, Prompt]:
 
 
 def decide(session: Session, actor: Actor, review_id: int, verdict: VerdictIn) -> dict[str, Any]:
-    """Say which candidates of the set fit; it counts instead of what its critics said. Returns the review.
+    """Decide which candidates of the set fit. The decision replaces its critics' verdicts. Returns the review.
 
-    All that is open about the set is decided by that, and a prompt that was held is in use again.
+    It closes all open reviews of the set, and a held prompt is used again.
     """
     review, project = lock_review(session, actor, review_id)
     if not verdict.uses_slot:
         raise Invalid("A decision picks candidates, gives a rationale, or says none_fit.", field="kind")
-    candidate_set, prompt = _rows(session, review)
-    assignment = _desk(session, actor, candidate_set)
+    candidate_set, prompt = _lock_set_and_prompt(session, review)
+    assignment = _review_assignment(session, actor, candidate_set)
     check_candidates(assignment.shown, verdict)
     old = session.scalar(
         select(Verdict).where(
@@ -78,7 +78,7 @@ def decide(session: Session, actor: Actor, review_id: int, verdict: VerdictIn) -
         old.current = False
         session.flush()
     supersedes = None if old is None else old.id
-    row = new_verdict(session, assignment, verdict, VerdictState.decided, supersedes=supersedes)
+    row = store_verdict(session, assignment, verdict, VerdictState.decided, supersedes=supersedes)
     if candidate_set.state is CandidateSetState.ready:
         candidate_set.state = CandidateSetState.judged
     if prompt.state in (PromptState.held, PromptState.ready):
@@ -91,12 +91,12 @@ def decide(session: Session, actor: Actor, review_id: int, verdict: VerdictIn) -
         .execution_options(synchronize_session="fetch")
     )
     audit.record(session, actor, "review.decide", f"review:{review.id}", project.id, verdict=row.id)
-    _count_anew(session, prompt)
+    _refresh_prompt(session, prompt)
     return review_json(session, review.id)
 
 
-def _desk(session: Session, actor: Actor, candidate_set: CandidateSet) -> Assignment:
-    """The reviewer's own assignment on a set: it takes no slot."""
+def _review_assignment(session: Session, actor: Actor, candidate_set: CandidateSet) -> Assignment:
+    """Get or create the reviewer's own assignment on a set. It takes no slot."""
     found = session.scalar(
         select(Assignment).where(
             Assignment.candidate_set_id == candidate_set.id,
@@ -109,7 +109,7 @@ def _desk(session: Session, actor: Actor, candidate_set: CandidateSet) -> Assign
     shown = session.scalars(
         select(Candidate.id).where(Candidate.candidate_set_id == candidate_set.id).order_by(Candidate.position)
     )
-    desk = Assignment(
+    assignment = Assignment(
         project_id=candidate_set.project_id,
         candidate_set_id=candidate_set.id,
         critic_id=actor.user_id,
@@ -119,12 +119,12 @@ def _desk(session: Session, actor: Actor, candidate_set: CandidateSet) -> Assign
         shown=list(shown),
         expires_at=func.now(),
     )
-    session.add(desk)
+    session.add(assignment)
     session.flush()
-    return desk
+    return assignment
 
 
-def _count_anew(session: Session, prompt: Prompt) -> None:
+def _refresh_prompt(session: Session, prompt: Prompt) -> None:
     fresh = prompt.fresh
     rules.refresh_prompts(session, prompt.project_id, [prompt.id])
     session.refresh(prompt)
@@ -133,12 +133,12 @@ def _count_anew(session: Session, prompt: Prompt) -> None:
 
 
 def dismiss(session: Session, actor: Actor, review_id: int, note: str | None = None) -> dict[str, Any]:
-    """Leave things as they are. A flag that is dismissed was none: the prompt is offered again."""
+    """Close a review without a change. If it was about a prompt's last flag, the prompt is released."""
     review, project = lock_review(session, actor, review_id)
     review.note = check_note(note) or review.note
-    _end(session, actor, review, ReviewState.dismissed)
+    _close(session, actor, review, ReviewState.dismissed)
     if review.kind is ReviewKind.flag:
-        candidate_set, prompt = _rows(session, review)
+        candidate_set, prompt = _lock_set_and_prompt(session, review)
         others = select(Review.id).join(CandidateSet, CandidateSet.id == Review.candidate_set_id)
         left = session.scalar(
             others.where(
@@ -151,7 +151,7 @@ def dismiss(session: Session, actor: Actor, review_id: int, note: str | None = N
             if candidate_set.state is CandidateSetState.ready:
                 settings = settings_of(session, project)
                 close_if_full(session, candidate_set.id, adaptive=settings.adaptive_overlap)
-            _count_anew(session, prompt)
+            _refresh_prompt(session, prompt)
     audit.record(session, actor, "review.dismiss", f"review:{review.id}", project.id, note=review.note)
     return review_json(session, review.id)
 
@@ -163,10 +163,10 @@ def _state_before(candidate_set: CandidateSet, prompt: Prompt) -> PromptState:
 
 
 def retire(session: Session, actor: Actor, review_id: int, note: str | None = None) -> dict[str, Any]:
-    """Take the prompt out of use, and end all that is open about its set."""
+    """Retire the prompt, and close all open reviews of its set."""
     review, project = lock_review(session, actor, review_id)
     review.note = check_note(note) or review.note
-    candidate_set, prompt = _rows(session, review)
+    candidate_set, prompt = _lock_set_and_prompt(session, review)
     prompt.state = PromptState.retired
     session.execute(
         update(Review)
@@ -179,23 +179,23 @@ def retire(session: Session, actor: Actor, review_id: int, note: str | None = No
     return review_json(session, review.id)
 
 
-def _end(session: Session, actor: Actor, review: Review, state: ReviewState) -> None:
+def _close(session: Session, actor: Actor, review: Review, state: ReviewState) -> None:
     review.state, review.decided_by = state, actor.stored_id
     review.decided_at = func.now()
     session.flush()
 
 
 def accept(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
-    """Count a verdict that came too late, on a slot more if none is free. Needs the role admin.
+    """Count a verdict that came too late, in an additional slot if none is free. Needs the role admin.
 
-    Raises `Conflict` where its critic judged the set again meanwhile.
+    Raises `Conflict` if its critic has judged the set again meanwhile.
     """
     review, project = lock_review(session, actor, review_id, Role.admin)
     if review.kind is not ReviewKind.late or review.verdict_id is None:
         raise Conflict("Only a verdict that came too late can be accepted.")
     given = session.get_one(Verdict, review.verdict_id, populate_existing=True)
     assignment = session.get_one(Assignment, given.assignment_id, with_for_update={"key_share": True})
-    candidate_set, prompt = _rows(session, review)
+    candidate_set, prompt = _lock_set_and_prompt(session, review)
     if not given.current or given.state is not VerdictState.kept_aside:
         raise Conflict("This verdict was changed meanwhile: look at the newest one.")
     judges = given.kind in USES_SLOT
@@ -203,21 +203,21 @@ def accept(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
         _add_slot(session, assignment, candidate_set)
     given.state = VerdictState.counted
     session.flush()
-    session.execute(  # to whoever follows the feed it is new
+    session.execute(  # so that readers of the feed see it as new
         text("UPDATE verdicts SET xid = pg_current_xact_id() WHERE id = :verdict"), {"verdict": given.id}
     )
-    _end(session, actor, review, ReviewState.decided)
+    _close(session, actor, review, ReviewState.decided)
     settings = settings_of(session, project)
     close_if_full(session, candidate_set.id, adaptive=settings.adaptive_overlap)
     if candidate_set.slots > 1:
-        _ask_of_closed(session, candidate_set)
-    _count_anew(session, prompt)
+        _open_review_if_closed(session, candidate_set)
+    _refresh_prompt(session, prompt)
     audit.record(session, actor, "review.accept", f"review:{review.id}", project.id, verdict=given.id)
     return review_json(session, review.id)
 
 
 def _add_slot(session: Session, assignment: Assignment, candidate_set: CandidateSet) -> None:
-    """One slot more, for an assignment that finds none free. Raises `Conflict` where its critic has another one."""
+    """Add a slot for an assignment. Raises `Conflict` if its critic has another assignment on the set."""
     of_set = (Assignment.candidate_set_id == candidate_set.id, Assignment.purpose == Purpose.work)
     other = session.scalar(
         select(Assignment.id).where(
@@ -237,14 +237,14 @@ def _add_slot(session: Session, assignment: Assignment, candidate_set: Candidate
     session.flush()
 
 
-def _ask_of_closed(session: Session, candidate_set: CandidateSet) -> None:
+def _open_review_if_closed(session: Session, candidate_set: CandidateSet) -> None:
     session.refresh(candidate_set)
     if candidate_set.state is CandidateSetState.judged:
         reviews.open_review_if_disagreeing(session, candidate_set.id)
 
 
 def send_back(session: Session, actor: Actor, review_id: int, verdict_id: int, note: str) -> dict[str, Any]:
-    """Ask a critic to look again at a verdict of the set; the review waits for them. Raises `Conflict`, `Invalid`."""
+    """Ask a critic to reconsider a verdict of the set; the review waits for that. Raises `Conflict`, `Invalid`."""
     review, project = lock_review(session, actor, review_id)
     checked = check_note(note, needed=True)
     given = session.get(Verdict, verdict_id, populate_existing=True)
@@ -273,15 +273,15 @@ def send_back(session: Session, actor: Actor, review_id: int, verdict_id: int, n
     return review_json(session, review.id)
 
 
-def returned_to(session: Session, actor: Actor, project: Project) -> list[dict[str, Any]]:
-    """The actor's verdicts that were sent back to them and wait for an answer, with the note."""
+def list_returned(session: Session, actor: Actor, project: Project) -> list[dict[str, Any]]:
+    """The actor's verdicts that were sent back and not answered yet, with the reviewers' notes."""
     require(session, actor, project, Role.critic)
     rows = session.execute(text(RETURNED), {"critic": actor.user_id, "project": project.id})
     return [row.body for row in rows]
 
 
-def stand_by(session: Session, actor: Actor, returned_id: int) -> None:
-    """Say that a verdict which was sent back stands as it is; its review is open again. Raises `NotFound`."""
+def confirm_returned(session: Session, actor: Actor, returned_id: int) -> None:
+    """Confirm a verdict that was sent back, and reopen its review. Raises `NotFound`, `Forbidden`."""
     row = session.get(ReturnedVerdict, returned_id, with_for_update=True, populate_existing=True)
     if row is None or row.answered_at is not None:
         raise NotFound("There is no such verdict that waits for an answer.")

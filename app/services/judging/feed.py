@@ -1,4 +1,4 @@
-"""Verdicts to be read: one, the feed, the newest."""
+"""Reading verdicts: a single one, the feed, the history of the newest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def body_of(session: Session, verdict_id: int) -> dict[str, Any]:
 
 
 def get_verdict(session: Session, actor: Actor, verdict_id: int) -> dict[str, Any]:
-    """A verdict, for its critic and for who is no critic in its project. Raises `NotFound`, `Forbidden`."""
+    """A verdict; for its critic, and for members with another role than critic. Raises `NotFound`, `Forbidden`."""
     found = session.get(Verdict, verdict_id)
     project = None if found is None else session.get(Project, found.project_id)
     role = None if project is None else project_role(session, actor, project)
@@ -61,10 +61,10 @@ def feed(
     limit: int = 100,
     critic: str | None = None,
 ) -> Page[dict[str, Any]]:
-    """Verdicts in the order of their commits, each one once, changes included. `critic` is `me` or an id.
+    """Verdicts in commit order, each exactly once, including changes. `critic` is `me` or an id.
 
-    `next` may be kept for ever: whoever comes back with it gets what was committed since. It is None only for an empty
-    page. Critics see their own only.
+    The cursor `next` never expires: a later request with it returns what was committed since. It is None only for an
+    empty page. Critics see only their own verdicts.
     """
     role = project_role(session, actor, project)
     require(session, actor, project, Role.viewer)
@@ -89,7 +89,7 @@ def feed(
 
 
 def history(session: Session, actor: Actor, project: Project, *, limit: int = 50) -> list[dict[str, Any]]:
-    """The newest verdicts that stand, newest first, each with `question` and `critic_email`; critics see their own."""
+    """Current verdicts, newest first, each with `question` and `critic_email`. Critics see only their own."""
     role = project_role(session, actor, project)
     require(session, actor, project, Role.viewer)
     critic_id = actor.user_id if role is Role.critic else None
@@ -98,7 +98,7 @@ def history(session: Session, actor: Actor, project: Project, *, limit: int = 50
 
 
 def today_count(session: Session, actor: Actor, project: Project) -> int:
-    """How many candidate sets `actor` judged since midnight UTC."""
+    """The number of candidate sets that `actor` has judged since midnight UTC."""
     midnight = func.date_trunc("day", func.now(), "UTC")
     return (
         session.scalar(
@@ -114,7 +114,7 @@ def today_count(session: Session, actor: Actor, project: Project) -> int:
 
 
 def last_verdict_of(session: Session, actor: Actor, project: Project) -> Verdict | None:
-    """The verdict that `actor` gave last, with its picks loaded; it may still be changed."""
+    """The newest verdict of `actor`, with its picks loaded. It may still be changed."""
     return session.scalar(
         select(Verdict)
         .where(Verdict.critic_id == actor.user_id, Verdict.project_id == project.id, Verdict.current)

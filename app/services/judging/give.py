@@ -1,4 +1,4 @@
-"""Verdicts: what critics say of candidate sets. One way for the browser's page and for REST, in `docs/claim.md`."""
+"""Storing verdicts: one path for the browser's page and for REST, described in `docs/claim.md`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.services.acceptance.rules import REFRESH
 from app.services.judging.rows import (
     CLOSE_IF_FULL,
     INSERT_PICKS,
-    STORE,
+    STORE_VERDICT,
     TAKE_SLOT,
     array_literal,
     check_candidates,
@@ -31,9 +31,9 @@ from app.services.quality.standings import RECOUNT
 
 JUDGED_ALREADY = "This assignment is judged already: change the verdict instead."
 
-# Locks are taken in one order everywhere: assignment, candidate set, prompt. Rows that do not change are not written: a
-# set of several slots, and its prompt, mostly wait for the statements that follow. A verdict under a key that was used
-# before is not given: its first answer is looked up instead.
+# All code takes locks in one order: assignment, candidate set, prompt. Unchanged rows are not written: a set of several
+# slots and its prompt are mostly updated by the statements that follow. Nothing is stored for an Idempotency-Key that
+# was used before: its first response is returned instead.
 GIVE = statement(f"""
 WITH mine AS (
     SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, s.slots, s.prompt_id,
@@ -61,17 +61,17 @@ WITH mine AS (
     FOR NO KEY UPDATE OF a, s, p
 ), v AS (
     {insert_verdict(source="mine", state="CASE WHEN purpose = 'work' THEN 'counted' ELSE purpose END")}
-), picked AS (
+), picks_stored AS (
     {INSERT_PICKS}
-), closed AS (
+), assignment_closed AS (
     UPDATE assignments a SET state = :closes_as FROM mine WHERE a.id = mine.id
-), settled AS (
+), set_updated AS (
     UPDATE candidate_sets s
     SET taken = s.taken - CASE WHEN :uses_slot THEN 0 ELSE 1 END,
         state = CASE WHEN :uses_slot AND mine.is_alone THEN 'judged' ELSE s.state END
     FROM mine
     WHERE s.id = mine.candidate_set_id AND mine.purpose = 'work' AND (mine.is_alone OR NOT :uses_slot)
-), told AS (
+), prompt_updated AS (
     UPDATE prompts p
     SET state = CASE
             WHEN :flags AND mine.purpose <> 'gold' AND p.state <> 'retired' THEN 'held'
@@ -95,7 +95,7 @@ WITH mine AS (
             ) others
         ) >= (mine.settings ->> 'round_every')::bigint AS is_due
     FROM v, mine
-), kept AS (
+), key_stored AS (
     INSERT INTO idempotency_keys (user_id, key, request_hash, status, response)
     SELECT CAST(:critic AS bigint), :key, :fingerprint, 201, body FROM given WHERE CAST(:key AS text) IS NOT NULL
 )
@@ -103,16 +103,16 @@ SELECT * FROM given
 """)  # noqa: S608 - constants only
 COUNT_VOTES = statement(f"{REFRESH} RETURNING p.fresh AS is_fresh")
 
-KNOWN_ANSWER = statement("""
+GET_RESPONSE = statement("""
 SELECT request_hash, status, response FROM idempotency_keys WHERE user_id = CAST(:critic AS bigint) AND key = :key
 """)
-KEEP_ANSWER = statement("""
+STORE_RESPONSE = statement("""
 INSERT INTO idempotency_keys (user_id, key, request_hash, status, response)
 VALUES (CAST(:critic AS bigint), :key, :fingerprint, CAST(:status AS int), CAST(:response AS jsonb))
 RETURNING key
 """)
-# What tells why a verdict was not given. Locked, so that it stays true until the verdict is stored another way.
-STANDING = statement("""
+# Why a verdict was not stored. The rows are locked, so that the answer stays true until the verdict is kept aside.
+REJECTION = statement("""
 SELECT a.critic_id, a.state, a.shown, j.slug, m.role, v.id AS verdict
 FROM assignments a
 JOIN candidate_sets s ON s.id = a.candidate_set_id
@@ -127,9 +127,9 @@ FOR NO KEY UPDATE OF a, s, p
 
 @dataclass(frozen=True, slots=True)
 class VerdictOut:
-    """The answer: 201 with the verdict as JSON, or 202 where it came too late and was kept aside.
+    """The response: 201 with the verdict as JSON, or 202 if it came too late and was kept aside.
 
-    `due_project` is the id of a project in which a round may be due by this verdict.
+    `due_project` is the id of the project if this verdict may have made a round due.
     """
 
     status: int
@@ -161,23 +161,23 @@ async def give(
     values = give_values(actor, assignment_id, verdict, idempotency_key)
     row = (await transaction.run(*first, (GIVE, values)))[-1]
     if row is None:
-        known = await known_answer(transaction, values)
-        if known is not None:
-            return known
-        await check_standing(transaction, actor, verdict, values)
-        if not await is_reopened(transaction, values):
+        response = await stored_response(transaction, values)
+        if response is not None:
+            return response
+        await explain_rejection(transaction, actor, verdict, values)
+        if not await reopen(transaction, values):
             return await keep_aside(transaction, values)
         [row] = await transaction.run((GIVE, values))
         if row is None:
             raise Conflict("This assignment changed at this moment: try again.")
     is_due = bool(row["is_due"])
-    for result in await transaction.run(*following(actor, verdict, row)):
+    for result in await transaction.run(*follow_up_calls(actor, verdict, row)):
         is_due = is_due or bool(result is not None and result.get("is_fresh"))
     return VerdictOut(201, row["body"], row["project_id"] if is_due else None)
 
 
 def give_values(actor: Actor, assignment_id: int, verdict: VerdictIn, key: str | None) -> Values:
-    """What `GIVE` is run with. Raises `Invalid`."""
+    """The parameters of `GIVE`. Raises `Invalid`."""
     if key is not None and not (1 <= len(key) <= 200 and key.isprintable()):
         raise Invalid("An Idempotency-Key has 1 to 200 printable characters.", field="Idempotency-Key")
     return {
@@ -196,12 +196,12 @@ def give_values(actor: Actor, assignment_id: int, verdict: VerdictIn, key: str |
 
 
 def fingerprint(assignment_id: int, verdict: VerdictIn) -> str:
-    """What tells a request under a key from another one under the same key."""
+    """A hash of the request, to detect that an Idempotency-Key is used again for another one."""
     return hashlib.sha256(f"{assignment_id} {verdict.model_dump_json()}".encode()).hexdigest()
 
 
-def following(actor: Actor, verdict: VerdictIn, row: Row) -> list[Call]:
-    """The statements that follow `GIVE`, by what it returned: none for the only verdict on a set."""
+def follow_up_calls(actor: Actor, verdict: VerdictIn, row: Row) -> list[Call]:
+    """The statements to run after `GIVE`, by its result; none if the set has only one slot."""
     if row["purpose"] == Purpose.gold:
         return [(RECOUNT, {"project": row["project_id"], "critic": actor.user_id})]
     calls: list[Call] = []
@@ -217,11 +217,11 @@ def following(actor: Actor, verdict: VerdictIn, row: Row) -> list[Call]:
     return calls
 
 
-async def known_answer(transaction: Transaction, values: Values) -> VerdictOut | None:
-    """The answer that was given under the key. Raises `Conflict` where the key was used for another request."""
+async def stored_response(transaction: Transaction, values: Values) -> VerdictOut | None:
+    """The stored response for the Idempotency-Key. Raises `Conflict` if the key was used for another request."""
     if values["key"] is None:
         return None
-    [row] = await transaction.run((KNOWN_ANSWER, values))
+    [row] = await transaction.run((GET_RESPONSE, values))
     if row is None:
         return None
     if row["request_hash"] != values["fingerprint"]:
@@ -229,9 +229,12 @@ async def known_answer(transaction: Transaction, values: Values) -> VerdictOut |
     return VerdictOut(row["status"], row["response"])
 
 
-async def check_standing(transaction: Transaction, actor: Actor, verdict: VerdictIn, values: Values) -> None:
-    """Raise what hinders a verdict; nothing does but that its claim has lapsed. Locks the assignment."""
-    [row] = await transaction.run((STANDING, values))
+async def explain_rejection(transaction: Transaction, actor: Actor, verdict: VerdictIn, values: Values) -> None:
+    """Raise the reason why a verdict was not stored. Returns if the only reason is a lapsed claim.
+
+    Locks the assignment. Raises `NotFound`, `Forbidden`, `Invalid`, `Conflict`.
+    """
+    [row] = await transaction.run((REJECTION, values))
     role = None if row is None or row["role"] is None else Role(row["role"])
     if row is None:
         raise NotFound("There is no such assignment.")
@@ -248,21 +251,21 @@ async def check_standing(transaction: Transaction, actor: Actor, verdict: Verdic
         raise Conflict(f"This assignment is {row['state']}: claim another one.")
 
 
-async def is_reopened(transaction: Transaction, values: Values) -> bool:
-    """Open a lapsed assignment again if a slot of its set is free."""
+async def reopen(transaction: Transaction, values: Values) -> bool:
+    """Reopen a lapsed assignment if a slot of its set is free. Returns whether it did."""
     [row] = await transaction.run((TAKE_SLOT, {**values, "state": AssignmentState.open.value}))
     return row is not None and bool(row["is_taken"])
 
 
 async def keep_aside(transaction: Transaction, values: Values) -> VerdictOut:
-    """Store a verdict whose slot somebody else has by now: it does not count, and reviewers are asked."""
+    """Store a verdict whose slot was taken meanwhile. It does not count, and a review is opened."""
     stored = {**values, "state": VerdictState.kept_aside.value, "supersedes": None}
-    [row] = await transaction.run((STORE, stored))
+    [row] = await transaction.run((STORE_VERDICT, stored))
     if row is None:
         raise NotFound("There is no such assignment.")
     out = VerdictOut(202, row["body"])
     calls: list[Call] = [(OPEN_REVIEW, {"verdict": row["id"], "kind": ReviewKind.late.value})]
     if values["key"] is not None:
-        calls.append((KEEP_ANSWER, {**values, "status": 202, "response": out.content.decode()}))
+        calls.append((STORE_RESPONSE, {**values, "status": 202, "response": out.content.decode()}))
     await transaction.run(*calls)
     return out

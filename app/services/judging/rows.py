@@ -1,4 +1,4 @@
-"""Rows of verdicts and what they take or free: locks, slots, states."""
+"""Parts shared by storing, changing and reviewing verdicts: locks, slots, states, rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from app.services.kernel.verdict_schema import NEW_JSON, VerdictIn, candidate_id
 from app.services.quality import reviews
 from app.services.rounds import rounds
 
-# After a verdict on a set of several slots. A statement of its own, because only now others' verdicts are visible.
+# Run after a verdict on a set of several slots. A separate statement, so that it sees concurrent verdicts.
 CLOSE_IF_FULL = statement(f"""
 WITH closed AS (
     UPDATE candidate_sets s SET state = 'judged'
@@ -37,7 +37,7 @@ WITH closed AS (
         WHERE a.candidate_set_id = s.id AND a.state = 'judged' AND a.purpose = 'work'
     )
     RETURNING s.id, s.project_id, s.prompt_id
-), told AS (
+), prompt_updated AS (
     UPDATE prompts p SET state = 'judged' FROM closed WHERE p.id = closed.prompt_id AND p.state = 'ready'
 )
 INSERT INTO reviews (project_id, candidate_set_id, kind)
@@ -45,8 +45,8 @@ SELECT s.project_id, s.id, 'disagreement' FROM closed s WHERE {reviews.PICKS_DIF
 ON CONFLICT DO NOTHING
 RETURNING id
 """)  # noqa: S608 - constants only
-# The lowest free slot of a set that is still offered, for an assignment whose own slot may be taken by now; a gold
-# prompt or a repeat keeps its slot. None where the critic holds another assignment on the set.
+# Takes the lowest free slot of a ready set, for an assignment whose own slot may be taken by now. A gold prompt or a
+# repeat keeps its slot. Takes none if the critic has another assignment on the set.
 TAKE_SLOT = statement("""
 WITH mine AS (
     SELECT a.id, a.candidate_set_id, a.purpose, a.slot, s.slots
@@ -84,7 +84,7 @@ SELECT EXISTS (SELECT FROM taken) AS is_taken
 def insert_verdict(*, source: str, state: str, supersedes: str = "NULL") -> str:
     """SQL that stores the posted verdict for the assignment row `source`, which has `weight`, `shown` and `prompt_id`.
 
-    `state` and `supersedes` are SQL expressions. What it returns is the verdict; its picks are stored apart.
+    `state` and `supersedes` are SQL expressions. It returns the verdict; `INSERT_PICKS` stores its picks.
     """
     return f"""
     INSERT INTO verdicts (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, state, reason,
@@ -98,7 +98,7 @@ def insert_verdict(*, source: str, state: str, supersedes: str = "NULL") -> str:
 
 
 INSERT_PICKS = "INSERT INTO picks (verdict_id, candidate_id) SELECT v.id, unnest(CAST(:picks AS bigint[])) FROM v"
-STORE = statement(f"""
+STORE_VERDICT = statement(f"""
 WITH mine AS (
     SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, s.prompt_id, coalesce(d.weight, 1) AS weight
     FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id
@@ -114,10 +114,10 @@ SELECT v.id, {NEW_JSON} AS body FROM v
 
 
 def verdict_values(verdict: VerdictIn) -> dict[str, Value]:
-    """What a statement that stores a verdict is run with. Raises `Invalid`.
+    """The parameters of a statement that stores a verdict. Raises `Invalid`.
 
-    Numbers go as text that the statement casts: the driver gives small and large ones different types, and each mixture
-    of types would be a prepared statement of its own.
+    Numbers are sent as text that the statement casts. The driver would send small and large numbers with different
+    types, and each combination of types would be prepared separately.
     """
     picks, edited_from, _ = candidate_ids(verdict)
     return {
@@ -135,14 +135,14 @@ def verdict_values(verdict: VerdictIn) -> dict[str, Value]:
 
 
 def array_literal(numbers: Sequence[int]) -> str:
-    """Numbers as PostgreSQL writes an array."""
+    """Numbers as a PostgreSQL array literal."""
     return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def close_if_full(session: Session, set_id: int, *, adaptive: bool) -> None:
-    """Close a set once all its slots are judged, and ask a reviewer where its critics disagree.
+    """Close a set once all its slots are judged, and open a review if its critics disagree.
 
-    With an adaptive overlap it is first decided how many critics it needs, by what was said of it so far.
+    With an adaptive overlap the number of slots is first updated from the verdicts so far.
     """
     session.flush()
     if adaptive:
@@ -151,18 +151,18 @@ def close_if_full(session: Session, set_id: int, *, adaptive: bool) -> None:
 
 
 def start_round_if_due(session: Session, project_id: int) -> None:
-    """Start a round once enough prompts are fresh. Whatever hinders that hinders no verdict: the sweep looks again."""
+    """Start a round if enough prompts are fresh. A failure does not affect the verdict: the sweep tries again."""
     try:
         with contextlib.suppress(DomainError), session.begin_nested():
             session.execute(text("SET LOCAL statement_timeout = '2s'"))
             rounds.start_if_due(session, project_id)
     except OperationalError as error:
-        if error.connection_invalidated:  # with it went the verdict
+        if error.connection_invalidated:  # the verdict is lost too
             raise
 
 
 def check_candidates(shown: Sequence[int], verdict: VerdictIn) -> None:
-    """Raise `Invalid`, naming the field, for a candidate that was not shown."""
+    """Raise `Invalid`, naming the field, if the verdict names a candidate that was not shown."""
     named = {"picks": verdict.picks, "edited_from": [verdict.edited_from or ""], "tags": list(verdict.tags)}
     for field, ids in named.items():
         for candidate in ids:
@@ -170,8 +170,8 @@ def check_candidates(shown: Sequence[int], verdict: VerdictIn) -> None:
                 raise Invalid(f"{field}: candidate {candidate} is not of this set.", field=field)
 
 
-def locked(session: Session, actor: Actor, assignment_id: int) -> tuple[Assignment, CandidateSet, Prompt]:
-    """The actor's own assignment, its set and its prompt, locked in this order. Raises `NotFound`, `Forbidden`."""
+def lock_assignment(session: Session, actor: Actor, assignment_id: int) -> tuple[Assignment, CandidateSet, Prompt]:
+    """Lock the actor's own assignment, its set and its prompt, in this order. Raises `NotFound`, `Forbidden`."""
     found = session.scalar(select(Assignment).where(Assignment.id == assignment_id))
     project = None if found is None else session.get(Project, found.project_id)
     role = None if project is None else project_role(session, actor, project)
@@ -194,7 +194,7 @@ def locked(session: Session, actor: Actor, assignment_id: int) -> tuple[Assignme
 
 
 def take_slot(session: Session, assignment: Assignment, candidate_set: CandidateSet, state: AssignmentState) -> bool:
-    """Put a locked assignment on a free slot of its set again, as `state`. False: none is free."""
+    """Give a locked assignment a free slot of its set, and set its state. Returns False if no slot is free."""
     session.flush()
     values = {"assignment": assignment.id, "state": state.value}
     is_taken = bool(session.execute(TAKE_SLOT.clause, values).scalar_one())
@@ -203,10 +203,10 @@ def take_slot(session: Session, assignment: Assignment, candidate_set: Candidate
     return is_taken
 
 
-def new_verdict(
+def store_verdict(
     session: Session, assignment: Assignment, verdict: VerdictIn, state: VerdictState, *, supersedes: int | None = None
 ) -> Verdict:
-    """Store a verdict on an assignment, with its picks."""
+    """Store a verdict with its picks."""
     session.flush()
     values = {
         **verdict_values(verdict),
@@ -214,5 +214,5 @@ def new_verdict(
         "state": state.value,
         "supersedes": supersedes,
     }
-    stored = session.execute(STORE.clause, values).one()
+    stored = session.execute(STORE_VERDICT.clause, values).one()
     return session.get_one(Verdict, stored.id)

@@ -21,7 +21,7 @@ from app.services.read_models.overviews import VerdictSummary
 from app.services.rounds import comparisons, rounds
 from app.web.access import Form, Me, Poster, SignedIn, judged_project, signed_in_at, text_of
 from app.web.accounts.sign_in import LAST_PROJECT, set_cookie
-from app.web.judging.empty import empty_of
+from app.web.judging.empty import explain_empty
 from app.web.judging.judge import TEMPLATE, next_stage
 from app.web.judging.views import (
     Card,
@@ -49,8 +49,8 @@ YEAR_SECONDS = 365 * 24 * 3600
 
 
 @router.get("/annotate")
-def choose(request: Request, session: SessionDep, who: Me) -> Response:
-    """Which project to judge in."""
+def list_projects(request: Request, session: SessionDep, who: Me) -> Response:
+    """The list of projects to judge in."""
     rows = tuple(
         project_row(session, who.actor, project)
         for project in projects.list_projects(session, who.actor)
@@ -61,7 +61,7 @@ def choose(request: Request, session: SessionDep, who: Me) -> Response:
 
 
 def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
-    """A project's line in the list."""
+    """A project's row in the list."""
     running = rounds.active_round(session, project)
     return ProjectRow(
         slug=project.slug,
@@ -82,15 +82,15 @@ async def judge(request: Request, pool: JudgingPoolDep, slug: str, verdict: str 
         earlier = await run_in_threadpool(earlier_card, request, who.actor, slug, verdict) if verdict else None
         stage = StageView(slug, earlier, None)
         if earlier is None:
-            held = await claims.held_by(transaction, who.actor, project.id)
-            stage = await next_stage(transaction, who.actor, project, held=held)
+            open_claims = await claims.list_open_claims(transaction, who.actor, project.id)
+            stage = await next_stage(transaction, who.actor, project, open_claims=open_claims)
         glance = await critic_day.load_glance_in(transaction, who.actor, project.id)
     messages = (Message(CHANGED_MEANWHILE, "warn"),) if verdict and earlier is None else ()
     return await run_in_threadpool(render_page, request, who, project, stage, glance, messages)
 
 
 def earlier_card(request: Request, actor: Actor, slug: str, verdict: str) -> Card | None:
-    """The card of one's own verdict; None where it does not stand any more."""
+    """The card of the critic's own verdict; None if it is not current any more."""
     with sessions_of(request)() as session:
         project = judged_project(session, actor, slug)
         line = overviews.get_own_verdict(session, actor, project, parse_id(verdict))
@@ -108,7 +108,7 @@ def render_page(
     glance: Glance,
     messages: tuple[Message, ...],
 ) -> Response:
-    """The page, with what it shows beside the prompt."""
+    """Render the page: the stage and everything beside it."""
     settings = project.settings
     with sessions_of(request)() as session:
         row = session.get_one(Project, project.id)
@@ -118,7 +118,7 @@ def render_page(
             projects=tuple((one.slug, one.name) for one in projects.list_projects(session, who.actor)),
             sees_admin=project_role(session, who.actor, row) is not Role.critic,
             card=stage.card,
-            empty=stage.empty or (None if stage.card else empty_of(session, row)),
+            empty=stage.empty or (None if stage.card else explain_empty(session, row)),
             progress=progress_of(glance, settings, project.revision_id),
             skip_reasons=tuple(settings.skip_reasons),
             flag_reasons=tuple(settings.flag_reasons),
@@ -134,20 +134,20 @@ def render_page(
     return response
 
 
-# What the page's script asks for
+# Requests of the page's script
 
 
 @router.get("/annotate/{slug}/instructions")
 def show_instructions(session: SessionDep, who: Me, slug: str) -> Response:
-    """The instructions in force: the page asks again when the project's settings changed."""
+    """The current instructions. The page requests them again when the project's settings change."""
     project = judged_project(session, who.actor, slug)
-    told = instructions.load_instructions(session, project, projects.settings_of(session, project))
-    return fragment(TEMPLATE, "instructions", shell=Shell(title=project.name), view=InstructionsView(told))
+    current = instructions.load_instructions(session, project, projects.settings_of(session, project))
+    return fragment(TEMPLATE, "instructions", shell=Shell(title=project.name), view=InstructionsView(current))
 
 
 @router.post("/annotate/{slug}/keys")
 def choose_keys(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
-    """Keep the keys somebody chose, for all their projects and browsers; 204."""
+    """Store a user's key bindings, for all their projects and browsers; 204."""
     judged_project(session, who.actor, slug)
     names = {action.name for action in key_bindings.ACTIONS}
     key_bindings.save_key_bindings(session, who.actor, {name: text_of(form, name) for name in names if name in form})
@@ -156,7 +156,7 @@ def choose_keys(session: SessionDep, who: Poster, form: Form, slug: str) -> Resp
 
 @router.get("/annotate/{slug}/day")
 def show_day(session: SessionDep, who: Me, slug: str) -> Response:
-    """The critic's day: pace, days in a row, and what their picks trained."""
+    """The critic's day: pace, days in a row, and the rounds trained on their picks."""
     project = judged_project(session, who.actor, slug)
     view: DayView = day_view(project, critic_day.load_critic_day(session, who.actor, project))
     return fragment(TEMPLATE, "day", shell=Shell(title=project.name), view=view)
@@ -166,14 +166,14 @@ def show_day(session: SessionDep, who: Me, slug: str) -> Response:
 def history(
     request: Request, session: SessionDep, who: Me, slug: str, cursor: str = "", words: str = "", kind: str = ""
 ) -> Response:
-    """One's own verdicts, or those with some words or of a kind, each open to change."""
+    """The critic's own verdicts, optionally filtered by words or kind; each can be changed."""
     project = judged_project(session, who.actor, slug)
     size = 50
     before = parse_id(cursor) if cursor else None
-    wanted = next((one for one in VerdictKind if one.value == kind), None)
+    only_kind = next((one for one in VerdictKind if one.value == kind), None)
     words = words.replace("\0", " ")[:200].strip()
     lines = overviews.list_own_verdicts(
-        session, who.actor, project, limit=size + 1, before=before, words=words, kind=wanted
+        session, who.actor, project, limit=size + 1, before=before, words=words, kind=only_kind
     )
     floor = overviews.find_search_floor(session, who.actor, project, before=before) if words else None
     view = HistoryView(
@@ -181,7 +181,7 @@ def history(
         project_name=project.name,
         today=feed.today_count(session, who.actor, project),
         words=words,
-        kind=wanted.value if wanted else "",
+        kind=only_kind.value if only_kind else "",
         kinds=tuple((one.value, KIND_WORDS[one]) for one in VerdictKind),
         rows=tuple(history_row(line) for line in lines[:size]),
         next=str(lines[size - 1].id if len(lines) > size else floor or ""),
@@ -192,7 +192,7 @@ def history(
 
 
 def history_row(line: VerdictSummary) -> HistoryRow:
-    """A verdict's line in the list."""
+    """A verdict's row in the list."""
     own = (f"“{line.rationale}”",) if line.rationale else ()
     return HistoryRow(
         id=str(line.id),

@@ -1,4 +1,4 @@
-"""The critic's page of blind comparisons: two texts side by side, whose they are is not said."""
+"""The critic's page of blind comparisons: two texts side by side, without naming their versions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from app.web.words import image_url
 
 router = APIRouter()
 SIDES: tuple[Side, ...] = get_args(Side)
-LONGEST = 24 * 3600.0
+MAX_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class PairView:
-    """A pair to be judged."""
+    """A pair to judge."""
 
     id: str
     question: str
@@ -50,43 +50,43 @@ class CompareView:
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """The next pair."""
     project = judged_project(session, who.actor, slug)
-    found = comparisons.next_pair(session, who.actor, project)
+    shown = comparisons.next_pair(session, who.actor, project)
     shell = shell_for(request, who.actor, who.csrf_token, title=f"Compare · {project.name}", section="annotate")
-    view = CompareView(slug, project.name, pair_view(found) if found else None)
+    view = CompareView(slug, project.name, pair_view(shown) if shown else None)
     return page("judging/compare.html", shell=replace(shell, project_name=project.name), view=view)
 
 
-def pair_view(found: PairShown) -> PairView:
-    """A pair, as the page shows it."""
+def pair_view(shown: PairShown) -> PairView:
+    """The view of a pair."""
     return PairView(
-        id=str(found.id),
-        question=found.prompt.question,
-        answer=found.answer or "",
-        images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in found.prompt.images),
-        left=found.left,
-        right=found.right,
-        to_judge=found.to_judge,
+        id=str(shown.id),
+        question=shown.prompt.question,
+        answer=shown.answer or "",
+        images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in shown.prompt.images),
+        left=shown.left,
+        right=shown.right,
+        to_judge=shown.to_judge,
     )
 
 
 @router.post("/annotate/{slug}/compare")
 def prefer(session: SessionDep, who: Poster, form: Form, slug: str) -> RedirectResponse:
-    """Say which text is better, and on to the next pair."""
+    """Store which text is better, and redirect to the next pair."""
     project = judged_project(session, who.actor, slug)
     pair_id, side = parse_id(text_of(form, "pair")), text_of(form, "side")
-    for known in SIDES:
-        if side == known:
+    for valid in SIDES:
+        if side == valid:
             comparisons.prefer(
-                session, who.actor, project, pair_id, known, seconds=seconds_of(text_of(form, "seconds"))
+                session, who.actor, project, pair_id, valid, seconds=parse_seconds(text_of(form, "seconds"))
             )
             return RedirectResponse(f"/annotate/{slug}/compare", status_code=303)
     raise Invalid("Choose the left text, the right one, or neither.", field="side")
 
 
-def seconds_of(typed: str) -> float | None:
-    """How long the critic looked, where the page could say it."""
+def parse_seconds(typed: str) -> float | None:
+    """The time the critic took, or None if the page did not send a valid one."""
     try:
         seconds = float(typed)
     except ValueError:
         return None
-    return seconds if math.isfinite(seconds) and 0 <= seconds <= LONGEST else None
+    return seconds if math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS else None

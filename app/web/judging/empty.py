@@ -1,4 +1,4 @@
-"""Why a critic has nothing to judge at the moment, and what happens next."""
+"""Explanations for a critic who has nothing to judge: the reason and what happens next."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from app.web.rendering import duration
 from app.web.words import round_words
 
 
-def empty_of(session: Session, project: Project) -> Empty:
-    """Why there is nothing to judge for this critic, and what happens next."""
+def explain_empty(session: Session, project: Project) -> Empty:
+    """The reason why this critic has nothing to judge, and what happens next."""
     waiting = pools.count_waiting(session, project, limit=1000)
     claimable = pools.count_claimable(session, project, limit=1000)
     running = rounds.active_round(session, project)
@@ -30,7 +30,7 @@ def empty_of(session: Session, project: Project) -> Empty:
             float(running.progress.get("fraction") or 0.0),
         )
     if waiting or sampling:
-        return filling(session, project, sampling, waiting, here)
+        return explain_filling(session, project, sampling, waiting, here)
     if claimable:
         return Empty(
             "others",
@@ -46,8 +46,8 @@ def empty_of(session: Session, project: Project) -> Empty:
     )
 
 
-def filling(session: Session, project: Project, sampling: int, waiting: int, here: str) -> Empty:
-    """The pool is being filled: how many prompts wait, and how long that takes; or nobody is there to fill it."""
+def explain_filling(session: Session, project: Project, sampling: int, waiting: int, here: str) -> Empty:
+    """While the pool is being filled: how many prompts wait and how long it takes, or that no worker is running."""
     count = f"{waiting} {'waits for its own' if waiting == 1 else 'wait for theirs'}"
     if not sampling and not workers.list_workers(session, queue="model"):
         return Empty(
@@ -70,8 +70,8 @@ def filling(session: Session, project: Project, sampling: int, waiting: int, her
     )
 
 
-def refusal_of(slug: str, error: Forbidden) -> Empty:
-    """What to tell a critic who gets nothing to judge at this time."""
+def explain_refusal(slug: str, error: Forbidden) -> Empty:
+    """The explanation for a critic who may not judge at this time."""
     if error.extra["reason"] == "practice":
         return Empty(
             "practice",

@@ -1,4 +1,4 @@
-"""The answers to the script of the critic's page: the next prompt, figures, verdicts and their changes."""
+"""Responses to the script of the critic's page: the next prompt, figures, verdicts and their changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from app.services.projects.access import ProjectRef, project_for, ref_of
 from app.services.read_models import critic_day, overviews
 from app.services.read_models.critic_day import Glance
 from app.web.access import Form, Me, Poster, SignedIn, judged_project, posting_at, text_of, texts_of
-from app.web.judging.empty import empty_of, refusal_of
+from app.web.judging.empty import explain_empty, explain_refusal
 from app.web.judging.views import FiguresView, StageView, card_of, progress_of
 from app.web.rendering import Shell, fragment, shell_for
 
@@ -40,22 +40,22 @@ KEPT_ASIDE = "This verdict came late, when somebody else had the prompt already:
 
 @router.post("/annotate/{slug}/next")
 async def claim_next(request: Request, pool: JudgingPoolDep, form: Form, slug: str) -> Response:
-    """The next prompt that the page does not have yet, or why there is none; 204 when it has all it may hold."""
+    """The next prompt that the page does not show yet, or why there is none; 204 if it shows all claims it may hold."""
     async with pool.transaction() as transaction:
         who = await posting_at(request, form, transaction)
         project = await project_for(transaction, who.actor, slug, Role.critic)
-        known = known_in(form)
-        held = await claims.held_by(transaction, who.actor, project.id)
-        if len(held) >= project.settings.max_open and known.issuperset(held):
+        known = known_claims(form)
+        open_claims = await claims.list_open_claims(transaction, who.actor, project.id)
+        if len(open_claims) >= project.settings.max_open and known.issuperset(open_claims):
             return Response(status_code=204)
-        stage = await next_stage(transaction, who.actor, project, known=known, held=held)
+        stage = await next_stage(transaction, who.actor, project, known=known, open_claims=open_claims)
     if stage.card is None and stage.empty is None:
         stage = await run_in_threadpool(empty_stage, request, project)
     return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=stage)
 
 
-def known_in(form: FormData) -> frozenset[int]:
-    """The claims that the page has already."""
+def known_claims(form: FormData) -> frozenset[int]:
+    """The ids of the claims that the page shows already."""
     return frozenset(parse_id(one) for one in texts_of(form, "known")[:50])
 
 
@@ -65,31 +65,33 @@ async def next_stage(
     project: ProjectRef,
     *,
     known: frozenset[int] = frozenset(),
-    held: tuple[int, ...] = (),
+    open_claims: tuple[int, ...] = (),
     is_locked: bool = False,
 ) -> StageView:
-    """The next prompt that the page does not have, or why this critic may get none.
+    """The next prompt that the page does not show yet, or why this critic may not get one.
 
-    Where it has neither, nothing is ready for them.
+    Both are None if nothing is ready.
     """
     try:
-        claimed = await claims.next_claim(transaction, actor, project.slug, known=known, held=held, is_locked=is_locked)
+        claimed = await claims.next_claim(
+            transaction, actor, project.slug, known=known, open_claims=open_claims, is_locked=is_locked
+        )
     except Forbidden as error:
         if "reason" not in error.extra:
             raise
-        return StageView(project.slug, None, refusal_of(project.slug, error))
+        return StageView(project.slug, None, explain_refusal(project.slug, error))
     return StageView(project.slug, card_of(claimed, project.settings) if claimed else None, None)
 
 
 def empty_stage(request: Request, project: ProjectRef) -> StageView:
     """Why nothing is ready."""
     with sessions_of(request)() as session:
-        return StageView(project.slug, None, empty_of(session, session.get_one(Project, project.id)))
+        return StageView(project.slug, None, explain_empty(session, session.get_one(Project, project.id)))
 
 
 @router.get("/annotate/{slug}/back")
 def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Response:
-    """One's last verdict, or the one before `before`, to change it. Raises `NotFound` when there is none."""
+    """The critic's newest verdict, or the one before `before`, to be changed. Raises `NotFound` if there is none."""
     project = judged_project(session, who.actor, slug)
     settings = projects.settings_of(session, project)
     limit = parse_id(before) if before else None
@@ -106,22 +108,24 @@ def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Respon
 
 @router.get("/annotate/{slug}/figures")
 def show_figures(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The figures on top of the page; they also tell a page who is signed in."""
+    """The figures at the top of the page. They also tell the page who is signed in."""
     project = judged_project(session, who.actor, slug)
-    content = figures(request, who, ref_of(session, project), critic_day.load_glance(session, who.actor, project))
+    content = render_figures(
+        request, who, ref_of(session, project), critic_day.load_glance(session, who.actor, project)
+    )
     return Response(content, media_type="text/html", headers=NO_STORE)
 
 
-def figures(request: Request, who: SignedIn, project: ProjectRef, glance: Glance) -> str:
-    """The figures as HTML."""
+def render_figures(request: Request, who: SignedIn, project: ProjectRef, glance: Glance) -> str:
+    """Render the figures as HTML."""
     view = FiguresView(project.slug, progress_of(glance, project.settings, project.revision_id))
     shell = shell_for(request, who.actor, who.csrf_token, title=project.name, section="annotate")
     return bytes(fragment(TEMPLATE, "progress", shell=shell, view=view).body).decode()
 
 
 @router.post("/annotate/{slug}/heartbeat")
-def keep(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
-    """Hold the page's claims for another lease. Answers with the ids of those that are lost."""
+def extend_claims(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """Extend the leases of the page's claims. Responds with the ids of claims that are lost."""
     judged_project(session, who.actor, slug)
     lost = []
     for held in texts_of(form, "held")[:20]:
@@ -135,7 +139,7 @@ def keep(session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
 # Verdicts
 
 
-def verdict_of(form: FormData) -> VerdictIn:
+def read_verdict(form: FormData) -> VerdictIn:
     """The verdict in a form; a tag is sent as `CANDIDATE TAG`. Raises `Invalid`."""
     tags: dict[str, list[str]] = {}
     for pair in texts_of(form, "tags"):
@@ -155,7 +159,7 @@ def verdict_of(form: FormData) -> VerdictIn:
 
 @router.post("/annotate/{slug}/assignments/{assignment}/verdict")
 async def give_verdict(request: Request, pool: JudgingPoolDep, form: Form, slug: str, assignment: str) -> Response:
-    """Give a verdict. Answers with the figures as they are then, and the next prompt where the page has room for it."""
+    """Store a verdict. Responds with the new figures, and with the next prompt if the page has room for it."""
     try:
         async with pool.transaction() as transaction:
             who = await posting_at(request, form, transaction)
@@ -165,20 +169,20 @@ async def give_verdict(request: Request, pool: JudgingPoolDep, form: Form, slug:
                 transaction,
                 who.actor,
                 parse_id(assignment),
-                verdict_of(form),
+                read_verdict(form),
                 idempotency_key=request.headers.get("idempotency-key"),
                 first=[(claims.LOCK_CRITIC, {"critic": who.actor.user_id})] if has_room else (),
             )
             stage = StageView(slug, None, None)
             if has_room:
-                stage = await next_stage(transaction, who.actor, project, known=known_in(form), is_locked=True)
+                stage = await next_stage(transaction, who.actor, project, known=known_claims(form), is_locked=True)
             glance = await critic_day.load_glance_in(transaction, who.actor, project.id)
     except Conflict as error:
-        # The page took the verdict back while it was on its way here: then this one changes it.
+        # The critic took the verdict back while it was being sent: this one then changes it.
         if text_of(form, "again") != "yes" or error.extra.get("verdict") is None:
             raise
-        return await run_in_threadpool(change_again, request, form, who, project, error)
-    content = figures(request, who, project, glance)
+        return await run_in_threadpool(change_given, request, form, who, project, error)
+    content = render_figures(request, who, project, glance)
     if stage.card is not None:
         content += bytes(fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=stage).body).decode()
     if out.status == 202:
@@ -187,31 +191,33 @@ async def give_verdict(request: Request, pool: JudgingPoolDep, form: Form, slug:
     return Response(content, status_code=out.status, media_type="text/html", headers=NO_STORE, background=after)
 
 
-def change_again(request: Request, form: FormData, who: SignedIn, project: ProjectRef, error: Conflict) -> Response:
-    """Change the verdict that `error` names, unless it says already what is wanted."""
-    given, wanted = int(str(error.extra["verdict"])), verdict_of(form)
+def change_given(request: Request, form: FormData, who: SignedIn, project: ProjectRef, error: Conflict) -> Response:
+    """Change the verdict that `error` names, unless it is equal to the requested one already."""
+    given, requested = int(str(error.extra["verdict"])), read_verdict(form)
     with sessions_of(request)() as session:
-        if not overviews.verdict_equals(session, who.actor, given, wanted):
-            change_verdict(session, who.actor, given, wanted)
+        if not overviews.verdict_equals(session, who.actor, given, requested):
+            change_verdict(session, who.actor, given, requested)
         glance = critic_day.load_glance(session, who.actor, session.get_one(Project, project.id))
-    return Response(figures(request, who, project, glance), status_code=201, media_type="text/html", headers=NO_STORE)
+    return Response(
+        render_figures(request, who, project, glance), status_code=201, media_type="text/html", headers=NO_STORE
+    )
 
 
 @router.post("/annotate/{slug}/verdicts/{verdict}")
 def change(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, verdict: str) -> Response:
-    """Change a verdict. A repeat of the same change, whose answer was lost, is the same change."""
+    """Change a verdict. Idempotent: the page repeats the request if the response was lost."""
     project = judged_project(session, who.actor, slug)
-    wanted, verdict_id, content = verdict_of(form), parse_id(verdict), ""
+    requested, verdict_id, content = read_verdict(form), parse_id(verdict), ""
     try:
-        changed = change_verdict(session, who.actor, verdict_id, wanted)
+        changed = change_verdict(session, who.actor, verdict_id, requested)
         content = f"<p data-text>{KEPT_ASIDE}</p>" if changed["state"] == "kept_aside" else ""
     except Conflict as error:
         given = error.extra.get("verdict")
-        if not overviews.was_already_changed_to(session, who.actor, verdict_id, wanted):
+        if not overviews.was_already_changed_to(session, who.actor, verdict_id, requested):
             if text_of(form, "again") != "yes" or given is None:
                 raise
-            if not overviews.verdict_equals(session, who.actor, int(str(given)), wanted):
-                change_verdict(session, who.actor, int(str(given)), wanted)
+            if not overviews.verdict_equals(session, who.actor, int(str(given)), requested):
+                change_verdict(session, who.actor, int(str(given)), requested)
     glance = critic_day.load_glance(session, who.actor, project)
-    content = figures(request, who, ref_of(session, project), glance) + content
+    content = render_figures(request, who, ref_of(session, project), glance) + content
     return Response(content, status_code=201, media_type="text/html", headers=NO_STORE)

@@ -1,4 +1,4 @@
-"""The practice round: prompts whose right verdict is known, told at once, before the real work."""
+"""The practice prompts: their correct verdict is known and shown at once, before the critic's real work."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ router = APIRouter()
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """A candidate of a practice prompt; `fits` is what is known of it, once the critic has said what they think."""
+class TriedCandidate:
+    """A candidate of a practice prompt. `fits` is the correct answer, None until the critic has answered."""
 
     id: str
     text: str
@@ -33,13 +33,13 @@ class Tried:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the critic said otherwise than is known."""
+        """Whether the critic's answer differs from the correct one."""
         return self.fits is not None and self.fits != self.picked
 
 
 @dataclass(frozen=True, slots=True)
 class PracticeView:
-    """A practice prompt, or what was right of it. `left` counts the prompts that are still to come."""
+    """A practice prompt, before or after the answer. `left` is the number of prompts still to come."""
 
     slug: str
     name: str
@@ -47,16 +47,18 @@ class PracticeView:
     images: tuple[Picture, ...]
     question: str
     answer: str | None
-    candidates: tuple[Tried, ...]
+    candidates: tuple[TriedCandidate, ...]
     is_told: bool
     right: bool
     explanation: str | None
     left: int
 
 
-def view_of(project: Project, item: dict[str, Any], told: PracticeResult | None, picks: Sequence[str]) -> PracticeView:
-    """The view of a practice prompt, with what a critic was told of it."""
-    known = told.known if told else {}
+def view_of(
+    project: Project, item: dict[str, Any], result: PracticeResult | None, picks: Sequence[str]
+) -> PracticeView:
+    """The view of a practice prompt, with the result once it is answered."""
+    known = result.known if result else {}
     return PracticeView(
         slug=project.slug,
         name=project.name,
@@ -65,24 +67,25 @@ def view_of(project: Project, item: dict[str, Any], told: PracticeResult | None,
         question=item["question"],
         answer=item["answer"],
         candidates=tuple(
-            Tried(one["id"], one["text"], one["id"] in picks, known.get(one["id"])) for one in item["candidates"]
+            TriedCandidate(one["id"], one["text"], one["id"] in picks, known.get(one["id"]))
+            for one in item["candidates"]
         ),
-        is_told=told is not None,
-        right=told is not None and not told.wrong,
-        explanation=told.explanation if told else None,
-        left=told.left if told else item["left"],
+        is_told=result is not None,
+        right=result is not None and not result.wrong,
+        explanation=result.explanation if result else None,
+        left=result.left if result else item["left"],
     )
 
 
 def show(request: Request, who: SignedIn, view: PracticeView) -> Response:
-    """The page."""
+    """Render the page."""
     shell = shell_for(request, who.actor, who.csrf_token, title="Practice", section="annotate")
     return page("judging/practice.html", shell=shell, view=view)
 
 
 @router.get("/annotate/{slug}/practice")
 def practise(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The next practice prompt; on to the work where none is left."""
+    """The next practice prompt; redirects to the judging page if none is left."""
     project = judged_project(session, who.actor, slug)
     item = gold.next_practice(session, who.actor, project)
     if item is None:
@@ -92,12 +95,12 @@ def practise(request: Request, session: SessionDep, who: Me, slug: str) -> Respo
 
 @router.post("/annotate/{slug}/practice")
 def try_one(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
-    """Judge a practice prompt, and see what was right."""
+    """Store the answer to a practice prompt, and show the correct one."""
     project = judged_project(session, who.actor, slug)
     item = gold.next_practice(session, who.actor, project)
-    wanted = text_of(form, "prompt")
-    if item is None or item["id"] != wanted:  # sent twice, or answered in another tab
+    prompt_id = text_of(form, "prompt")
+    if item is None or item["id"] != prompt_id:  # sent twice, or answered in another tab
         return RedirectResponse(f"/annotate/{slug}/practice", status_code=303)
     picks = texts_of(form, "picks")
-    told = gold.answer_practice(session, who.actor, project, parse_id(wanted), picks)
-    return show(request, who, view_of(project, item, told, picks))
+    result = gold.answer_practice(session, who.actor, project, parse_id(prompt_id), picks)
+    return show(request, who, view_of(project, item, result, picks))

@@ -1,4 +1,4 @@
-"""What the critic's page shows: the card, the figures on top, lists of verdicts."""
+"""View models of the critic's pages: the card, the figures, lists of verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.web.words import KIND_WORDS, image_url, round_words
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image to look at."""
+    """An image with its size in pixels."""
 
     url: str
     width: int
@@ -26,7 +26,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class CandidateView:
     """A candidate on the page."""
 
     id: str
@@ -37,14 +37,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One prompt with its candidates. With `verdict_id` it is a verdict that is being changed."""
+    """A prompt with its candidates. With `verdict_id`, that verdict is being changed."""
 
     assignment_id: str
     verdict_id: str
     images: tuple[Picture, ...]
     question: str
     answer: str | None
-    candidates: tuple[Choice, ...]
+    candidates: tuple[CandidateView, ...]
     rationale: str
     edited_from: str = ""
     blurred: bool = False
@@ -54,9 +54,9 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """Nothing to judge now: why, and what happens next.
+    """Why there is nothing to judge now, and what happens next.
 
-    `progress` is a share of 1 where there is one, `link` an address and its words.
+    `progress` is a share between 0 and 1, `link` a URL and its text.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The figures on top of the page, and the line below them."""
+    """The figures at the top of the page, and the progress line below them."""
 
     today: int
     seconds: float | None
@@ -107,7 +107,7 @@ class JudgeView:
 
 @dataclass(frozen=True, slots=True)
 class InstructionsView:
-    """The instructions alone, when they changed."""
+    """The instructions alone, after a change."""
 
     instructions: Instructions
 
@@ -124,7 +124,7 @@ class DayView:
 
 @dataclass(frozen=True, slots=True)
 class FiguresView:
-    """The figures alone, as a verdict's answer."""
+    """The figures alone, in the response to a verdict."""
 
     slug: str
     progress: Progress
@@ -132,7 +132,7 @@ class FiguresView:
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """The place of the prompt alone."""
+    """The stage alone: a card, or why there is none."""
 
     slug: str
     card: Card | None
@@ -141,7 +141,7 @@ class StageView:
 
 @dataclass(frozen=True, slots=True)
 class HistoryRow:
-    """One's own verdict in a list."""
+    """One of the critic's own verdicts in a list."""
 
     id: str
     at: datetime
@@ -157,7 +157,7 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True)
 class HistoryView:
-    """One's own verdicts."""
+    """The critic's own verdicts."""
 
     slug: str
     project_name: str
@@ -171,7 +171,7 @@ class HistoryView:
 
     @property
     def is_filtered(self) -> bool:
-        """Whether only some verdicts are asked for."""
+        """Whether the list is filtered."""
         return bool(self.words or self.kind)
 
 
@@ -194,11 +194,8 @@ class ProjectsView:
     rows: tuple[ProjectRow, ...]
 
 
-# What the page shows
-
-
 def card_of(claim: Claim, settings: ProjectSettings, line: VerdictSummary | None = None) -> Card:
-    """The card of a claim, or of the verdict `line` that was given on it."""
+    """The card of a claim, or of the verdict `line` on it."""
     picked = {str(pick) for pick in line.pick_ids} if line else set()
     prompt, candidates = claim.prompt, claim.candidates
     return Card(
@@ -210,7 +207,9 @@ def card_of(claim: Claim, settings: ProjectSettings, line: VerdictSummary | None
         question=prompt["question"],
         answer=prompt["answer"],
         candidates=tuple(
-            Choice(one["id"], one["text"], one["id"] in picked, tuple(line.tags.get(one["id"], ())) if line else ())
+            CandidateView(
+                one["id"], one["text"], one["id"] in picked, tuple(line.tags.get(one["id"], ())) if line else ()
+            )
             for one in candidates
         ),
         rationale=(line.rationale or "") if line else "",
@@ -222,7 +221,7 @@ def card_of(claim: Claim, settings: ProjectSettings, line: VerdictSummary | None
 
 
 def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> Progress:
-    """Today's count, and how far the next round or the running one is."""
+    """Today's count, and the progress of the next round or the running one."""
     fresh, running = glance.fresh, glance.round
     every = settings.round_every
     explanation = f"{fresh} prompts have newly got an accepted rationale; " + (
@@ -249,21 +248,21 @@ def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> 
 
 
 def credit_words(credit: Credit) -> str:
-    """What became of a critic's picks, in a sentence that claims no more than was measured."""
+    """The effect of a critic's picks, in a sentence that claims only what was measured."""
     unit = "ROUGE-L" if credit.metric == "rouge_l" else "nats of log-likelihood"
     picks = "1 of your picks" if credit.picks == 1 else f"{credit.picks} of your picks"
     gain = f"{credit.gain:+.{1 if credit.metric == 'rouge_l' else 3}f}".replace("-", "\u2212")
     return f"{picks} trained round {credit.round}: {gain} {unit}"
 
 
-def became_words(credit: Credit) -> str:
-    """What became of the version of a round."""
+def version_words(credit: Credit) -> str:
+    """The outcome of a round's version, in a few words."""
     if credit.version is None:
         return "no version was kept"
     return "active now" if credit.active else f"version {credit.version}"
 
 
 def day_view(project: Project, day: CriticDay) -> DayView:
-    """The day of a critic; `latest` is the round they were last credited with."""
-    lines = tuple((credit_words(one), became_words(one)) for one in day.credits)
+    """The view of a critic's day; `latest` is the last round that used their picks."""
+    lines = tuple((credit_words(one), version_words(one)) for one in day.credits)
     return DayView(project.slug, day, lines, str(day.credits[0].round) if day.credits else "")

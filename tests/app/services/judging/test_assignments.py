@@ -114,7 +114,7 @@ class TestClaim:
         claimed = judging.claim(session, critic, project)
         assert claimed is not None
         expire(session, claimed.assignment_id)
-        assert assignments.lapse_expired(session) == 1
+        assert assignments.expire_claims(session) == 1
         again = judging.claim(session, critic, project)
         assert again is not None
         assert again.assignment_id != claimed.assignment_id
@@ -206,6 +206,6 @@ class TestLapseExpired:
         for slot, critic in enumerate(late, start=1):
             factories.make_assignment(session, offered, critic, slot=slot, minutes_left=-1)
         factories.make_assignment(session, offered, factories.make_critic(session, project), slot=3)
-        assert assignments.lapse_expired(session) == 2
-        assert assignments.lapse_expired(session) == 0
+        assert assignments.expire_claims(session) == 2
+        assert assignments.expire_claims(session) == 0
         assert taken(session, offered) == 1

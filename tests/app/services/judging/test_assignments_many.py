@@ -48,7 +48,7 @@ class Crowd:
             past = func.now() - func.make_interval(0, 0, 0, 0, 1)
             session.execute(update(Assignment).where(Assignment.id == assignment_id).values(expires_at=past))
         with self.sessions.begin() as session:
-            assignments.lapse_expired(session)
+            assignments.expire_claims(session)
 
     def give(self, critic: Actor, claimed: Claim, dice: random.Random) -> None:
         kind = dice.choices(("picked", "none_fit", "skipped"), (6, 3, 1))[0]
@@ -96,7 +96,7 @@ def rush(database: CommittedDatabase, *, critics: int, sets: int, overlap: int) 
             assert dead == crowd.counts["died"]
             session.execute(update(Assignment).values(expires_at=text("now() - interval '1 minute'")))
             session.commit()
-            assert assignments.lapse_expired(session) == dead
+            assert assignments.expire_claims(session) == dead
             session.commit()
             assert broken(session) == {}
         finish(crowd, database, overlap)

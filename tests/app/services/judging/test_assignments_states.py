@@ -175,7 +175,7 @@ class States(RuleBasedStateMachine):
         held = self.some(number)
         past = func.now() - func.make_interval(0, 0, 0, 0, 0, 1)
         self.session.execute(update(Assignment).where(Assignment.id == held.id).values(expires_at=past))
-        assert assignments.lapse_expired(self.session) == (held.state == "open")
+        assert assignments.expire_claims(self.session) == (held.state == "open")
         if held.state == "open":
             held.state = "lapsed"
 

@@ -125,7 +125,7 @@ class TestLongSearch:
             prompt = factories.make_prompt(session, project, images=[image])
             return factories.make_candidate_set(session, project, prompt=prompt, slots=2)
 
-        had = [offer() for _ in range(claims.HEAD)]
+        had = [offer() for _ in range(claims.HEAD_SIZE)]
         freed = offer()
         had += [offer() for _ in range(3)]
         late = [offer() for _ in range(2)]
@@ -162,7 +162,7 @@ class TestRepeats:
         judge(session, critic, first, 0)
         dice["repeat_draw"] = 0.1
         assert set_of(session, must_claim(session, critic, project)) == offered[1].id  # nothing is old enough
-        judge(session, critic, assignments.open_assignments(session, critic, project)[0])
+        judge(session, critic, assignments.list_open_assignments(session, critic, project)[0])
         again = must_claim(session, critic, project)
         assert set_of(session, again) == offered[0].id
         places = [candidate["id"] for candidate in first.candidates]

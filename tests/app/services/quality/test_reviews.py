@@ -121,10 +121,10 @@ class TestSentBack:
         assert queue(session, project) == []
         with pytest.raises(Conflict):
             decide.send_back(session, reviewer, review_id, verdict_id, "Once more.")
-        note = decide.returned_to(session, critic, project)[0]
+        note = decide.list_returned(session, critic, project)[0]
         assert (note["note"], note["verdict"]) == ("The umbrella is green.", str(verdict_id))
         change.change(session, critic, verdict_id, said(offered, session, 2))
-        assert decide.returned_to(session, critic, project) == []
+        assert decide.list_returned(session, critic, project) == []
         assert [item["id"] for item in queue(session, project)] == [str(review_id)]
 
     def test_its_critic_may_confirm_it(self, session: Session) -> None:
@@ -134,10 +134,10 @@ class TestSentBack:
         critic, verdict_id = judged(session, project, offered, 1)
         review_id = int(queue(session, project)[0]["id"])
         decide.send_back(session, SYSTEM, review_id, verdict_id, "Sure?")
-        returned = int(decide.returned_to(session, critic, project)[0]["id"])
+        returned = int(decide.list_returned(session, critic, project)[0]["id"])
         with pytest.raises(Forbidden):
-            decide.stand_by(session, factories.make_critic(session, project), returned)
-        decide.stand_by(session, critic, returned)
+            decide.confirm_returned(session, factories.make_critic(session, project), returned)
+        decide.confirm_returned(session, critic, returned)
         assert [item["id"] for item in queue(session, project)] == [str(review_id)]
 
 
