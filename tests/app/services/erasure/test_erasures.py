@@ -48,9 +48,10 @@ from app.services.exports.shapes import Format
 from app.services.imports import imports
 from app.services.imports.running import run_import
 from app.services.integrations import webhooks
-from app.services.judging import change, feed, give
+from app.services.judging import change, feed
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.store import get_store
+from app.services.kernel.verdict_schema import parse_verdict
 from app.services.projects import projects
 from app.services.prompts import prompts
 from app.services.rounds import lease, preparing, rounds, snapshots
@@ -261,7 +262,7 @@ class TestPerson:
     def test_their_flags_no_longer_hold_prompts(self, world: World) -> None:
         critic = world.critics[0]
         mine = feed.history(world.session, critic, world.project)[0]
-        flag = give.parse_verdict({"kind": "flagged", "reason": "Offensive"})
+        flag = parse_verdict({"kind": "flagged", "reason": "Offensive"})
         change.change(world.session, critic, int(mine["id"]), flag)
         world.session.commit()
         assert world.session.get_one(Prompt, int(mine["prompt"])).state is PromptState.held
@@ -344,7 +345,7 @@ class TestImage:
         sha256 = world.session.scalars(select(PromptImage.sha256).where(PromptImage.prompt_id == prompt.id)).one()
         candidate = world.session.scalars(select(Candidate.id).where(Candidate.candidate_set_id == offered.id)).first()
         world.run(erasures.erase_image(world.session, world.admin, sha256))
-        picked = give.parse_verdict({"kind": "picked", "picks": [str(candidate)]})
+        picked = parse_verdict({"kind": "picked", "picks": [str(candidate)]})
         with pytest.raises(Exception, match="not of this set"):
             judging.give(world.session, world.critics[0], claim.id, picked)
 
