@@ -66,13 +66,15 @@ def create_app() -> FastAPI:
             Middleware(LivePageCache),
         ],
     )
+    # Routes are tried in this order: those that critics use all day come first.
+    app.include_router(web.critics_router, include_in_schema=False)
     app.include_router(api.router, prefix="/api/v1")
     app.include_router(health.router)
     app.include_router(web.router, include_in_schema=False)
     # Only static files are compressed: a page holds its reader's tokens, which compression could leak.
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
     app.state.sessions = session_in_thread
-    app.state.judging = JudgingPool(settings.database_url, size=engine.JUDGING_CONNECTIONS, wait=settings.gate_wait)
+    app.state.judging = JudgingPool(settings.database_url, size=engine.ASYNC_CONNECTIONS, wait=settings.gate_wait)
     problems.install(app, error_page=errors.render)
     app.openapi = lambda: description.describe(app)  # type: ignore[method-assign]
     return app

@@ -19,7 +19,8 @@ from app.api import (
 from app.api.schemas import ProblemOut
 
 router = APIRouter(responses={"4XX": {"model": ProblemOut, "description": "The error, as application/problem+json"}})
-WORK = (projects, images, prompts, imports, assignments, quality, rounds, comparisons, datasets)
+# Routes are tried in this order: those that are used all day come first.
+WORK = (assignments, images, projects, prompts, imports, quality, rounds, comparisons, datasets)
 for part in (*WORK, users, webhooks, erasures):
     router.include_router(part.router)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, File, Request, UploadFile
+from fastapi import APIRouter, File, Request, Security, UploadFile
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.schemas import ImageOut, image_url
 from app.errors import Invalid
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, JudgingPoolDep, SessionDep, authenticate_reader, bearer_scheme
 from app.models import Image
+from app.services.kernel.store import get_store
 from app.services.prompts import images
 
 router = APIRouter(tags=["images"])
@@ -44,11 +46,15 @@ def add_image(
 
 
 @router.get("/images/{sha256}", response_class=Response)
-def get_image(request: Request, session: SessionDep, actor: ActorDep, sha256: str) -> Response:
+async def get_image(
+    request: Request, pool: JudgingPoolDep, _: Annotated[object, Security(bearer_scheme)], sha256: str
+) -> Response:
     """Download an image, as a member of a project that shows it."""
+    async with pool.transaction() as transaction:
+        actor = await authenticate_reader(request, transaction)
+        media_type = await images.find_media_type(transaction, actor, sha256)
     headers = {"ETag": f'"{sha256}"', "Cache-Control": KEEP}
     if request.headers.get("if-none-match") == headers["ETag"]:
-        images.find_image(session, actor, sha256)
         return Response(status_code=304, headers=headers)
-    image, data = images.read_image(session, actor, sha256)
-    return Response(data, media_type=image.media_type, headers=headers)
+    data = await run_in_threadpool(get_store().read_bytes, sha256)
+    return Response(data, media_type=media_type, headers=headers)

@@ -144,6 +144,23 @@ async def get_judge(request: Request, transaction: JudgingDep, _: Annotated[obje
     return actor
 
 
+async def authenticate_reader(request: Request, transaction: Transaction) -> Actor:
+    """Return the bearer of the request's token, or the person behind its cookie, for a request that only reads.
+
+    Raises `Unauthenticated`, `TooMany`.
+    """
+    token = bearer_token(request)
+    if token is not None:
+        actor = await credentials.authenticate_token(transaction, token)
+        rate_limits.count_use(request.scope, actor)
+        return actor
+    cookie = request.cookies.get(SESSION_COOKIE)
+    found = await credentials.authenticate_cookie(transaction, cookie) if cookie else None
+    if found is None:
+        raise Unauthenticated(SEND_A_CREDENTIAL)
+    return found[0]
+
+
 JudgeDep = Annotated[Actor, Depends(get_judge, scope="function")]
 
 

@@ -11,8 +11,9 @@ router.include_router(sign_in.router)
 router.include_router(one_time_links.router)
 router.include_router(comparing.router)
 router.include_router(annotate.router)
-router.include_router(judge.router)
 router.include_router(practice.router)
 router.include_router(admin_router)
 
-__all__ = ["router"]
+critics_router = judge.router
+
+__all__ = ["critics_router", "router"]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import PIL.Image
 from PIL import ImageFile, ImageOps, UnidentifiedImageError
-from sqlalchemy import exists, or_, select, true
+from sqlalchemy import TextClause, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
-from sqlalchemy.sql import ColumnElement
 
+from app.db.judging_pool import Transaction, Values, statement
 from app.errors import Invalid, NotFound, TooLarge
-from app.models import Image, ImageGrant, Membership, Prompt, PromptImage
+from app.models import Image, ImageGrant
 from app.services.kernel.actors import Actor
 from app.services.kernel.store import get_store
 
@@ -24,6 +24,23 @@ MAX_PIXELS = 40_000_000
 MAX_SIDE = 20_000
 OUTPUT_FORMATS = {"PNG": "PNG", "GIF": "PNG", "JPEG": "JPEG", "WEBP": "WEBP"}
 OUTPUT_MODES = {"PNG": ("RGB", "RGBA", "L"), "JPEG": ("RGB", "L"), "WEBP": ("RGB", "RGBA")}
+
+
+NO_IMAGE = "There is no such image, or none that you may see."
+# Whether a person may see a row of `images`: they uploaded it, or are a member of a project with a prompt that shows
+# it; an admin sees everything.
+VISIBLE = """
+(
+    :is_admin
+    OR EXISTS (SELECT FROM image_grants g WHERE g.sha256 = images.sha256 AND g.user_id = CAST(:user AS bigint))
+    OR EXISTS (
+        SELECT FROM prompt_images x JOIN prompts p ON p.id = x.prompt_id
+        JOIN memberships m ON m.project_id = p.project_id AND m.user_id = CAST(:user AS bigint)
+        WHERE x.sha256 = images.sha256
+    )
+)
+"""
+FIND = statement(f"SELECT sha256, media_type FROM images WHERE sha256 = :sha256 AND {VISIBLE}")  # noqa: S608 - constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,26 +140,31 @@ def add_images(session: Session, actor: Actor, pictures: Sequence[EncodedImage])
     return images
 
 
-def visible_to(actor: Actor) -> ColumnElement[bool]:
-    """A condition on `Image`: the actor uploaded it, or is a member of a project with a prompt that shows it."""
-    if actor.is_admin:
-        return true()  # an admin sees everything
-    granted = exists().where(ImageGrant.sha256 == Image.sha256, ImageGrant.user_id == actor.user_id)
-    shown = exists().where(
-        PromptImage.sha256 == Image.sha256,
-        Prompt.id == PromptImage.prompt_id,
-        Membership.project_id == Prompt.project_id,
-        Membership.user_id == actor.user_id,
-    )
-    return or_(granted, shown)
+def visible_to(actor: Actor) -> TextClause:
+    """`VISIBLE` for an actor, as a condition of a query of images."""
+    return text(VISIBLE).bindparams(is_admin=actor.is_admin, user=actor.user_id)
 
 
 def find_image(session: Session, actor: Actor, sha256: str) -> Image:
     """Find an image that `actor` may see. Raises `NotFound`."""
-    image = session.scalar(select(Image).where(Image.sha256 == sha256, visible_to(actor)))
-    if image is None:
-        raise NotFound("There is no such image, or none that you may see.")
-    return image
+    session.flush()
+    row = session.execute(FIND.clause, find_values(actor, sha256)).one_or_none()
+    if row is None:
+        raise NotFound(NO_IMAGE)
+    return session.get_one(Image, row.sha256)
+
+
+async def find_media_type(transaction: Transaction, actor: Actor, sha256: str) -> str:
+    """The media type of an image that `actor` may see, in a judging transaction. Raises `NotFound`."""
+    [row] = await transaction.run((FIND, find_values(actor, sha256)))
+    if row is None:
+        raise NotFound(NO_IMAGE)
+    return str(row["media_type"])
+
+
+def find_values(actor: Actor, sha256: str) -> Values:
+    """What `FIND` is run with."""
+    return {"sha256": sha256, "user": actor.user_id, "is_admin": actor.is_admin}
 
 
 def read_image(session: Session, actor: Actor, sha256: str) -> tuple[Image, bytes]:

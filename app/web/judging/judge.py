@@ -24,7 +24,7 @@ from app.services.projects import projects
 from app.services.projects.access import ProjectRef, project_for, ref_of
 from app.services.read_models import critic_day, overviews
 from app.services.read_models.critic_day import Glance
-from app.web.access import Form, Me, Poster, SignedIn, judged_project, posting_at, text_of, texts_of
+from app.web.access import Form, Me, Poster, SignedIn, judged_project, posting_at, signed_in_at, text_of, texts_of
 from app.web.judging.empty import explain_empty, explain_refusal
 from app.web.judging.views import FiguresView, StageView, card_of, progress_of
 from app.web.rendering import Shell, fragment, shell_for
@@ -107,13 +107,13 @@ def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Respon
 
 
 @router.get("/annotate/{slug}/figures")
-def show_figures(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+async def show_figures(request: Request, pool: JudgingPoolDep, slug: str) -> Response:
     """The figures at the top of the page. They also tell the page who is signed in."""
-    project = judged_project(session, who.actor, slug)
-    content = render_figures(
-        request, who, ref_of(session, project), critic_day.load_glance(session, who.actor, project)
-    )
-    return Response(content, media_type="text/html", headers=NO_STORE)
+    async with pool.transaction() as transaction:
+        who = await signed_in_at(request, transaction)
+        project = await project_for(transaction, who.actor, slug, Role.critic)
+        glance = await critic_day.load_glance_in(transaction, who.actor, project.id)
+    return Response(render_figures(request, who, project, glance), media_type="text/html", headers=NO_STORE)
 
 
 def render_figures(request: Request, who: SignedIn, project: ProjectRef, glance: Glance) -> str:
