@@ -1,4 +1,4 @@
-"""`python -m worker --queues default,model` runs a worker, `python -m worker beat` has the sweep run regularly."""
+"""`python -m worker --queues default,model` runs a worker, `python -m worker beat` schedules the sweep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from app import queue
 from app.settings import get_settings
 from worker.celery_app import make_celery, stop_on_shutdown
-from worker.process import WorkerProcess, bury_dead, lower_priority, make_process
+from worker.process import WorkerProcess, expire_dead_workers, lower_priority, make_process
 
 log = logging.getLogger("worker")
 STOP_SECONDS = 10.0
@@ -24,7 +24,7 @@ KNOWN_QUEUES = (queue.DEFAULT_QUEUE, queue.MODEL_QUEUE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the arguments ask for; returns the exit code."""
+    """Parse the arguments and run a worker or beat. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     parser.add_argument("command", nargs="?", choices=["work", "beat"], default="work")
     parser.add_argument("--queues", default=",".join(KNOWN_QUEUES), help="queues to serve, separated by commas")
@@ -45,19 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_worker(queues: tuple[str, ...], log_level: str) -> int:
-    """Serve `queues` until told to stop."""
-    # Read when torch is loaded. Threads that spin while they wait took 20 times the CPU time beside other work.
+    """Serve `queues` until told to stop. Returns the exit code."""
+    # OpenMP reads this when torch is loaded. Threads that spin while waiting used 20 times the CPU time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     lower_priority(os.getpid())
     process = make_process(queues, device=_device() if queue.MODEL_QUEUE in queues else "")
     try:
-        _when_there_is_a_database(process)
+        _wait_for_database(process)
     except OperationalError as error:
         sys.stderr.write(f"The database cannot be reached: {error.orig}\n")
         return 1
-    # Messages are JSON, so what Celery warns of here cannot happen; who runs us as root has their reasons.
+    # Celery warns about pickled messages when run as root; our messages are JSON.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    hush("celery.worker.strategy", "celery.worker.request", "celery.app.trace")
+    log_warnings_only("celery.worker.strategy", "celery.worker.request", "celery.app.trace")
     celery = make_celery(process)
     stop_on_shutdown(process)
     process.heartbeat.start()
@@ -78,12 +78,12 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
         return int(worker.exitcode or 0)
     finally:
         process.stop.set()
-        process.wait_beside(STOP_SECONDS)
+        process.join_background(STOP_SECONDS)
         process.heartbeat.stop()
 
 
-def hush(*names: str) -> None:
-    """Log warnings only: lines for each message would drown the others, as the sweep sends some every time."""
+def log_warnings_only(*names: str) -> None:
+    """Silence loggers below warnings: a log line for each regular message would bury the rest."""
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -94,12 +94,15 @@ def _device() -> str:
     return device_name()
 
 
-def _when_there_is_a_database(process: WorkerProcess) -> None:
-    """Free what this machine's dead workers held, once the database answers. Raises OperationalError after a while."""
+def _wait_for_database(process: WorkerProcess) -> None:
+    """Wait for the database, then release the leases of this machine's dead workers.
+
+    Raises OperationalError if the database does not respond within `database_wait` seconds.
+    """
     give_up = time.monotonic() + get_settings().database_wait
     while True:
         try:
-            bury_dead(process)
+            expire_dead_workers(process)
         except OperationalError:
             if time.monotonic() > give_up:
                 raise
@@ -110,8 +113,8 @@ def _when_there_is_a_database(process: WorkerProcess) -> None:
 
 
 def run_beat(log_level: str) -> int:
-    """Have the sweep run every `sweep_seconds`. Keeps no file: what is due stands in the database."""
-    hush("celery.beat")
+    """Send the sweep every `sweep_seconds`. Needs no schedule file, because due work is recorded in the database."""
+    log_warnings_only("celery.beat")
     celery = make_celery()
     beat = celery.Beat(
         scheduler_cls="celery.beat:Scheduler",
@@ -128,4 +131,4 @@ if __name__ == "__main__":
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # all is written down; taking torch apart module by module would take seconds
+    os._exit(code)  # all work is stored; unloading torch would take seconds

@@ -1,4 +1,4 @@
-"""Looks whether a base model can be used, by all that is known before its weights are read."""
+"""Checks whether a base model can be used, without reading its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def check_base(check_id: int) -> None:
-    """Read a base model's configuration and processor, and say what it is, or why it cannot be used."""
+    """Read a base model's configuration and processor. Store a description, or why it cannot be used."""
     with session_scope() as session:
         base_model = base_checks.base_to_check(session, check_id)
     if base_model is None:
@@ -29,7 +29,7 @@ def check_base(check_id: int) -> None:
 
 
 def describe(base: str) -> str:
-    """What the model is, in a few words. Raises VlmError for one that cannot be used."""
+    """A short description of the model. Raises VlmError if it cannot be used."""
     config = read_config(base)
     processor = load_processor(base, config)
     words = f"a {config.model_type} model with {len(processor.tokenizer):,} tokens in its vocabulary"

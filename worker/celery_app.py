@@ -16,15 +16,15 @@ from worker.process import WorkerProcess
 
 
 def steady_now() -> datetime:
-    """A time that only goes forward, for what is to happen at intervals: a clock put back would hold it up."""
+    """A monotonic time for schedules: with the wall clock, setting it back would delay the next run."""
     return datetime.fromtimestamp(time.monotonic(), UTC)
 
 
 def make_celery(process: WorkerProcess | None = None) -> Celery:
-    """The application: the broker of the settings and every task of `app.queue`, run by `process`.
+    """The Celery application, with every task of `app.queue` run by `process`.
 
-    Rows are the truth and a message only says 'look': so messages are acked before the work, results are not kept, and
-    a worker takes one message at a time.
+    The database holds the state; a message only triggers a task to look at it. Messages are therefore acknowledged
+    before the work, results are not stored, and a worker prefetches one message at a time.
     """
     settings = get_settings()
     celery = Celery("illume", broker=settings.redis_url, set_as_current=False)
@@ -51,7 +51,7 @@ def make_celery(process: WorkerProcess | None = None) -> Celery:
 
 
 def stop_on_shutdown(process: WorkerProcess) -> None:
-    """Let running tasks know when Celery was told to stop: a solo worker would only look after them."""
+    """Set `process.stop` when Celery is told to stop. Without it, a solo worker would first finish its task."""
 
     def on_shutdown(**_: object) -> None:
         process.stop.set()

@@ -1,4 +1,4 @@
-"""The tuning process of a round, and the files it speaks through."""
+"""The tuning process of a round, and the files through which it reports."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from illume.tuning import launcher
 from illume.tuning.job import JobError, read_json
 from worker.process import lower_priority
 
-CHILD = "process.json"
-LEFT_OVER_PATIENCE = 10.0
-STOP_PATIENCE = 8.0
-"""Seconds a tuning process has for its checkpoint when it is told to stop."""
+CHILD_RECORD = "process.json"
+LEFTOVER_STOP_SECONDS = 10.0
+STOP_SECONDS = 8.0
+"""How long a tuning process has to write its checkpoint when it is told to stop."""
 
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the tuning process of the round in `folder` while the block lasts; it ends when we do."""
-    with launcher.running(folder, env=environment(), stop_seconds=STOP_PATIENCE) as child:
+    """Run the tuning process of the round in `folder` during the block. It ends with the worker."""
+    with launcher.running(folder, env=environment(), stop_seconds=STOP_SECONDS) as child:
         lower_priority(child.pid)
-        record_children(folder / CHILD, [child])
+        record_children(folder / CHILD_RECORD, [child])
         yield child
 
 
 def environment() -> dict[str, str]:
-    """The environment of a tuning process: ours, without what it has no business to know."""
+    """The environment of a tuning process: the worker's, without the server's settings and secrets."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("ILLUME_")}
     threads = get_settings().torch_threads
     if threads:
@@ -45,18 +45,18 @@ def environment() -> dict[str, str]:
     return env
 
 
-def end_left_over(folder: Path) -> None:
-    """End the tuning process of an earlier run on this machine, if it is still there: two must not share a folder."""
-    supervise.end_leftovers(folder / CHILD, stop_signal=signal.SIGTERM, patience=LEFT_OVER_PATIENCE)
+def end_leftover_process(folder: Path) -> None:
+    """End a tuning process that an earlier run left on this machine: two must not share a folder."""
+    supervise.end_leftovers(folder / CHILD_RECORD, stop_signal=signal.SIGTERM, patience=LEFTOVER_STOP_SECONDS)
 
 
 def epochs_done(folder: Path) -> int:
-    """How many epochs have their checkpoint."""
+    """The number of epochs with a checkpoint."""
     return sum(1 for _ in (folder / "checkpoints").glob("epoch-*/losses.json"))
 
 
 def read_error(folder: Path) -> str:
-    """Why the process failed, in its own words."""
+    """The error message that the process wrote."""
     try:
         error = read_json(folder / "error.json")
     except JobError:
@@ -65,22 +65,22 @@ def read_error(folder: Path) -> str:
 
 
 class EventTail:
-    """Reads the lines of an event file that is being written, each once, with their numbers from 1."""
+    """Reads the lines of a growing event file, each once, numbered from 1."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
         self._number = 0
-        self._again: list[tuple[int, dict[str, Any]]] = []
+        self._unread: list[tuple[int, dict[str, Any]]] = []
 
-    def back(self, lines: list[tuple[int, dict[str, Any]]]) -> None:
-        """Take lines back that could not be used yet."""
-        self._again = lines + self._again
+    def unread(self, lines: list[tuple[int, dict[str, Any]]]) -> None:
+        """Return lines that could not be stored yet; `read` yields them again."""
+        self._unread = lines + self._unread
 
     def read(self, limit: int) -> list[tuple[int, dict[str, Any]]]:
-        """Up to `limit` new whole lines. A line that was cut off by a crash is passed over."""
-        if self._again:
-            lines, self._again = self._again[:limit], self._again[limit:]
+        """Read up to `limit` new complete lines. A line truncated by a crash is skipped."""
+        if self._unread:
+            lines, self._unread = self._unread[:limit], self._unread[limit:]
             return lines
         lines = []
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:

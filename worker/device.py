@@ -1,4 +1,4 @@
-"""One model process a device at a time."""
+"""Exclusive use of a device: one worker at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def holding_device(process: WorkerProcess, *, purpose: str) -> Iterator[bool]:
-    """Hold this process's device while the block runs; False where another living worker has it."""
+def hold_device(process: WorkerProcess, *, purpose: str) -> Iterator[bool]:
+    """Hold the lease on this process's device during the block. Yields False if another live worker has it."""
     with session_scope() as session:
         held = workers.claim_device(session, process.device_key, worker=process.name, purpose=purpose)
     if not held:

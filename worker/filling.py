@@ -23,7 +23,7 @@ from illume.model.vlm import Vlm
 from illume.records import Example, Rationale, stable_seed
 from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
-from worker.device import holding_device
+from worker.device import hold_device
 from worker.model_cache import ModelCache
 from worker.process import WorkerProcess
 
@@ -33,18 +33,18 @@ FIRST_BATCH = 2
 BATCH = {"cpu": 8}
 BATCH_ON_ACCELERATOR = 32
 TURN_SECONDS = 45.0
-"""How long one task fills one pool before it lets other projects have their turn."""
+"""How long a task fills one pool before other projects get a turn."""
 
 Report = Callable[[int, int], None]
-"""Called with how many sets are ready and how many are wanted."""
+"""Called with the number of ready sets and the target."""
 
 Watch = Callable[[], None]
-"""Called often; raises to break off."""
+"""Called often; raises to abort."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is sampled at once, outside any transaction."""
+    """The claims that are sampled together, outside any transaction."""
 
     claims: Sequence[SamplingClaim]
     prompts: dict[int, PromptData]
@@ -52,19 +52,19 @@ class Batch:
 
 
 def fill_pool(process: WorkerProcess, models: ModelCache, project_id: int) -> int:
-    """Sample until the project's pool is full, a round waits, or the turn is over. How many sets were stored."""
+    """Sample until the pool is full, a round waits, or the turn is over. Returns the number of sets stored."""
     with session_scope() as session:
         project = session.get(Project, project_id)
         if project is None or pools.count_missing_sets(session, project) == 0:
             return 0
-    with holding_device(process, purpose="sampling") as held:
+    with hold_device(process, purpose="sampling") as held:
         return _fill_for_a_turn(process, models, project_id) if held else 0
 
 
 def _fill_for_a_turn(process: WorkerProcess, models: ModelCache, project_id: int) -> int:
     until = time.monotonic() + TURN_SECONDS
     stored, limit = 0, FIRST_BATCH
-    while not _round_waits():
+    while not _is_round_waiting():
         made = _fill_once(process, models, project_id, target=None, limit=limit, watch=process.check)
         if made is None:
             return stored
@@ -78,7 +78,7 @@ def _fill_for_a_turn(process: WorkerProcess, models: ModelCache, project_id: int
 def fill_for_round(
     process: WorkerProcess, models: ModelCache, project_id: int, *, report: Report, watch: Watch
 ) -> None:
-    """Sample until as many sets are ready as critics should have while a round runs."""
+    """Sample until the pool has enough ready sets for critics while a round runs."""
     with session_scope() as session:
         target = settings_of(session, session.get_one(Project, project_id)).pool_for_round
     made: int | None = 0
@@ -92,11 +92,11 @@ def fill_for_round(
 
 
 def batch_size(process: WorkerProcess) -> int:
-    """How many prompts are sampled at once."""
+    """The number of prompts that are sampled together."""
     return BATCH.get(process.device, BATCH_ON_ACCELERATOR)
 
 
-def _round_waits() -> bool:
+def _is_round_waiting() -> bool:
     with session_scope() as session:
         return lease.waits(session)
 
@@ -110,7 +110,7 @@ def _fill_once(
     limit: int,
     watch: Watch,
 ) -> int | None:
-    """Claim, sample and store one batch. Returns how many sets were stored; None when nothing is left to do."""
+    """Claim, sample and store one batch. Returns the number of sets stored, or None if nothing is left to do."""
     watch()
     with session_scope() as session:
         project = session.get_one(Project, project_id)
@@ -130,7 +130,7 @@ def _fill_once(
 def _claim(
     process: WorkerProcess, project_id: int, version: ModelVersion, *, target: int | None, limit: int
 ) -> Batch | None:
-    """The next sets to sample with `version`; None when there are none, or when another version is active by now."""
+    """Claim the next sets to sample with `version`. None if there are none, or another version is active by now."""
     with session_scope() as session:
         project = session.get_one(Project, project_id)
         if project.active_version_id != version.id:
@@ -142,15 +142,15 @@ def _claim(
 
 
 def _sample_and_store(process: WorkerProcess, vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
-    """How many sets of the batch were stored. Broken off, it gives the others back at once."""
-    done, process.heartbeat.sampling = False, True
+    """Sample and store a batch. Returns the number of sets stored. If aborted, it releases the others at once."""
+    is_done, process.heartbeat.sampling = False, True
     try:
         stored = _try_batch(vlm, batch, watch=watch)
-        done = True
+        is_done = True
         return stored
     finally:
         process.heartbeat.sampling = False
-        if not done:
+        if not is_done:
             with session_scope() as session:
                 candidates.release_sampling(session, process.name)
 
@@ -159,7 +159,7 @@ def _try_batch(vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
     try:
         sets = _sample(vlm, batch, watch=watch)
     except (DomainError, ValueError, RuntimeError, OSError) as error:
-        # One broken image must not spoil the sets sampled beside it: each is tried alone.
+        # One broken image must not fail the whole batch: each set is retried alone.
         if len(batch.claims) > 1:
             singles = [Batch([claim], batch.prompts, batch.settings) for claim in batch.claims]
             return sum(_try_batch(vlm, single, watch=watch) for single in singles)
@@ -181,8 +181,8 @@ def _sample(vlm: Vlm, batch: Batch, *, watch: Watch) -> list[list[Rationale]]:
     settings = batch.settings
     return sample_rationales(
         vlm,
-        # A set's own number makes its seeds: a prompt that comes back to the same version gets other candidates.
-        [replace(example_for(batch.prompts[claim.prompt_id]), id=f"set {claim.set_id}") for claim in batch.claims],
+        # Seeds derive from the set's id, so that a prompt sampled again with the same version gets new candidates.
+        [replace(make_example(batch.prompts[claim.prompt_id]), id=f"set {claim.set_id}") for claim in batch.claims],
         SamplingSettings(
             temperatures=tuple((float(temperature), count) for temperature, count in settings.temperatures),
             top_k_share=settings.top_k_share,
@@ -196,8 +196,8 @@ def _sample(vlm: Vlm, batch: Batch, *, watch: Watch) -> list[list[Rationale]]:
     )
 
 
-def example_for(prompt: PromptData) -> Example:
-    """A prompt as the method takes it, its images as files of this machine. Raises NotFound for a lost image."""
+def make_example(prompt: PromptData) -> Example:
+    """Convert a prompt to an example with local image files. Raises NotFound if an image is missing."""
     cache = get_settings().data_dir / "cache" / "images"
     if not prompt.images:
         raise NotFound("The prompt has no image.")

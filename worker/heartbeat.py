@@ -1,4 +1,4 @@
-"""The thread that says, in the database, that this worker is alive and keeps what it holds."""
+"""The heartbeat: a thread that renews this worker's row and leases in the database."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Beats a worker's row and all its leases from a thread of its own, over a connection of its own.
+    """Renews a worker's row and all its leases, in its own thread and over its own connection.
 
-    So a worker that computes is alive, and one whose process is gone or frozen is not.
+    A worker that is busy computing thus counts as alive, and one whose process has died or hangs does not.
     """
 
     def __init__(self, worker: str, *, queues: str, device: str) -> None:
         self.worker, self.queues, self.device = worker, queues, device
         self.doing = ""
-        # What is not set here lapses, even if this process could not give it back when it was done with it.
+        # A lease that is not set here lapses, even if this process failed to release it.
         self.sampling = False
         self.holds_device = False
         settings = get_settings()
@@ -40,11 +40,11 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Beat from now on."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop beating, and take this worker off the list."""
+        """Stop the thread and remove this worker's row."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
@@ -56,11 +56,11 @@ class Heartbeat:
         self._engine.dispose()
 
     def hold_round(self, claim: RoundClaim) -> None:
-        """Keep the lease of a round from now on. One may be prepared while another one trains."""
+        """Renew the lease of a round from now on. One round may be prepared while another one trains."""
         self._rounds |= {claim}
 
     def drop_round(self, claim: RoundClaim) -> None:
-        """Keep the round's lease no more."""
+        """Stop renewing the round's lease."""
         self._rounds -= {claim}
 
     def _run(self) -> None:
@@ -70,7 +70,7 @@ class Heartbeat:
                 return
 
     def beat(self) -> None:
-        """One beat. Without a database it does nothing: leases then lapse for everybody, and fences keep order."""
+        """Renew everything once. Without a database, leases lapse, and fencing tokens prevent conflicts."""
         try:
             with Session(self._engine) as session, session.begin():
                 workers.beat_worker(

@@ -14,7 +14,7 @@ from illume.model.vlm import Vlm, load_vlm, set_adapter
 
 
 def device_name() -> str:
-    """The device this process would use: `cpu`, `cuda:0` ..."""
+    """The device that this process uses, such as `cpu` or `cuda:0`."""
     wanted = get_settings().device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,20 +22,20 @@ def device_name() -> str:
 
 
 def adapter_folder(key: str) -> str:
-    """The folder of this machine with the adapter `key` of the store."""
+    """A local folder with the adapter `key` of the store."""
     return str(get_store().fetch_folder(key, get_settings().data_dir / "cache" / "adapters" / key))
 
 
 @dataclass
 class ModelCache:
-    """At most one model, with at most one adapter; another version of the same base only changes the adapter."""
+    """Holds at most one model with at most one adapter. Versions of the same base differ only in the adapter."""
 
     _vlm: Vlm | None = None
     _base: str = field(default="")
     _adapter: str | None = None
 
     def get(self, base_model: str, adapter: str | None) -> Vlm:
-        """The version: `base_model` as versions name it, `adapter` as a key of the store. Raises VlmError, NotFound."""
+        """Load a version. `adapter` is a key of the store. Raises VlmError, NotFound."""
         base = resolve_base(base_model)
         if self._vlm is None or self._base != base:
             self.drop()
@@ -49,7 +49,7 @@ class ModelCache:
         return self._vlm
 
     def drop(self) -> None:
-        """Free the model's memory, for a round that needs it."""
+        """Free the model's memory for a round."""
         self._vlm, self._base, self._adapter = None, "", None
         gc.collect()
         if torch.cuda.is_available():

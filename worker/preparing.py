@@ -1,4 +1,4 @@
-"""Prepares rounds: makes the snapshot of each that waits for one. That needs no device, and waits for none."""
+"""Prepares rounds: makes the snapshots that rounds wait for. This needs no device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare_rounds(process: WorkerProcess) -> None:
-    """Prepare the rounds that wait for it, the oldest first, until none is left or this process should end."""
+    """Prepare waiting rounds, oldest first, until none is left or this process should stop."""
     try:
         while not process.stop.is_set() and (claim := _claim(process)) is not None:
             log.info("round %s: its snapshot is being made", claim.round_id)
@@ -38,7 +38,7 @@ def _claim(process: WorkerProcess) -> RoundClaim | None:
 def _prepare(process: WorkerProcess, claim: RoundClaim) -> None:
     watch = Watch(process, claim)
     try:
-        preparing.prepare(claim, report=watch.prepare)
+        preparing.prepare(claim, report=watch.report_snapshot)
     except LeaseLostError:
         log.warning("round %s is no longer ours", claim.round_id)
     except Cancelled:
@@ -49,12 +49,12 @@ def _prepare(process: WorkerProcess, claim: RoundClaim) -> None:
         with session_scope() as session:
             lease.release(session, claim)
     except IntegrityError as error:
-        # What a row names was removed since it was read.
+        # A row refers to something that was removed after it was read.
         log.warning("round %s is prepared anew: %s", claim.round_id, error.orig)
         with session_scope() as session:
             lease.release(session, claim, error="what it names was removed", counts=True)
     except DATABASE_AWAY as error:
-        # What took too long, or another server by now: nobody needs to wait until the lease lapses.
+        # The database was too slow or was restarted. Release the lease instead of waiting until it lapses.
         log.warning("round %s is prepared anew: %s", claim.round_id, str(error).splitlines()[0])
         with session_scope() as session:
             lease.release(session, claim, error="the database was away or too busy", counts=True)

@@ -1,4 +1,4 @@
-"""This worker process: its name, what it was asked to serve, and whether it should stop."""
+"""The worker process: its name, its queues and device, and whether it should stop."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from app.settings import get_settings
 from worker.heartbeat import Heartbeat
 
 DATABASE_AWAY = (OperationalError, InternalError)
-"""What a database that is gone, starting, or too busy for our time limits raises."""
+"""Errors of a database that is unreachable, starting, or too slow for the time limits."""
 
 NICENESS = 10
 """People who judge come before sampling, tuning and imports."""
 
 
 class Stopping(Exception):
-    """This process was asked to end: what is under way is given back."""
+    """This process was told to stop; work in progress is released."""
 
 
 @dataclass
 class WorkerProcess:
-    """One worker process. `device` is empty where it serves no model work."""
+    """One worker process. `device` is empty if it does not serve the model queue."""
 
     name: str
     queues: tuple[str, ...]
     device: str
     heartbeat: Heartbeat
     stop: threading.Event = field(default_factory=threading.Event)
-    _beside: threading.Thread | None = None
+    _background: threading.Thread | None = None
 
     def check(self) -> None:
-        """Raise `Stopping` where this process was asked to end."""
+        """Raise `Stopping` if this process was told to stop."""
         if self.stop.is_set():
             raise Stopping
 
-    def run_beside(self, work: Callable[[], None]) -> None:
-        """Have `work` done by a thread beside the tasks, unless that is still busy with what it was given before."""
-        if self._beside is None or not self._beside.is_alive():
-            self._beside = threading.Thread(target=work, name="beside", daemon=True)
-            self._beside.start()
+    def run_in_background(self, work: Callable[[], None]) -> None:
+        """Run `work` in a background thread, unless earlier work is still running there."""
+        if self._background is None or not self._background.is_alive():
+            self._background = threading.Thread(target=work, name="background", daemon=True)
+            self._background.start()
 
-    def wait_beside(self, seconds: float) -> None:
-        """Give what runs beside the tasks time to end, which it does once `stop` is set."""
-        if self._beside is not None:
-            self._beside.join(seconds)
+    def join_background(self, seconds: float) -> None:
+        """Wait up to `seconds` for the background work to end, which it does once `stop` is set."""
+        if self._background is not None:
+            self._background.join(seconds)
 
     @property
     def device_key(self) -> str:
@@ -62,30 +62,30 @@ class WorkerProcess:
 
 
 def make_process(queues: tuple[str, ...], *, device: str = "") -> WorkerProcess:
-    """A worker process; nothing beats yet."""
-    # The process id alone may come again: in a container the first process is always number 1.
+    """Create a worker process. Its heartbeat is not started yet."""
+    # A process id is not unique: in a container the first process always has number 1.
     name = f"{get_settings().worker_name}:{os.urandom(3).hex()}"
     return WorkerProcess(name, queues, device, Heartbeat(name, queues=",".join(queues), device=device))
 
 
-def dead_here(names: list[str]) -> list[str]:
-    """Those of `names` that were workers of this machine and whose process is gone."""
+def list_dead_workers(names: list[str]) -> list[str]:
+    """The workers among `names` that ran on this machine and whose process is gone."""
     dead = []
     for name in names:
         host, pid, _ = name.rsplit(":", 2) if name.count(":") >= 2 else ("", "", "")
-        here = host == socket.gethostname() and pid.isdigit()
-        if here and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+        is_local = host == socket.gethostname() and pid.isdigit()
+        if is_local and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
             dead.append(name)
     return dead
 
 
-def bury_dead(process: WorkerProcess) -> None:
-    """Let the leases of this machine's dead workers lapse at once, as nobody else can know yet that they are dead."""
+def expire_dead_workers(process: WorkerProcess) -> None:
+    """Expire the leases of this machine's dead workers at once: only this machine knows that they are dead."""
     from app.db.sessions import session_scope
 
     with session_scope() as session:
         names = workers.list_worker_names(session)
-        workers.expire_leases(session, [name for name in dead_here(names) if name != process.name])
+        workers.expire_leases(session, [name for name in list_dead_workers(names) if name != process.name])
 
 
 def lower_priority(pid: int, *, proc: Path = Path("/proc")) -> None:

@@ -1,4 +1,4 @@
-"""A round's folder on this machine: made from its snapshot, read when the round is done."""
+"""A round's folder on this machine: written from its snapshot, read when the tuning is done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from illume.evaluation.metrics import paired_bootstrap
 from illume.records import Example, TrainingRow
 from illume.settings import EvaluationSettings, TuningSettings
 from illume.tuning.job import TuningJob, read_json, write_job, write_json
-from worker.filling import example_for
+from worker.filling import make_example
 from worker.model_cache import adapter_folder
 
 MAX_MICRO_BATCH = 32
@@ -37,8 +37,8 @@ KEEP_ENDED = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What the database says of a round, read once."""
+class RoundInputs:
+    """The data of a round, read once from the database."""
 
     identity: dict[str, Any]
     snapshot: Snapshot
@@ -47,7 +47,7 @@ class Order:
 
 
 def rounds_dir() -> Path:
-    """Where this machine keeps the folders of rounds that are not done."""
+    """Where this machine keeps the folders of unfinished rounds."""
     return get_settings().data_dir / "rounds"
 
 
@@ -56,31 +56,31 @@ def folder_of(claim: RoundClaim) -> Path:
     return rounds_dir() / str(claim.round_id)
 
 
-def read_order(session: Session, claim: RoundClaim) -> Order:
-    """What is to be done."""
+def read_inputs(session: Session, claim: RoundClaim) -> RoundInputs:
+    """Read the inputs of a claimed round."""
     found = session.get_one(Round, claim.round_id)
     snapshot = session.get_one(Snapshot, found.snapshot_id)
     plan = snapshots.plan_of(snapshot)
     identity = _identity_of(found, snapshot.sha256)
-    return Order(identity, snapshot, plan, session.get_one(ModelVersion, plan.parent_id))
+    return RoundInputs(identity, snapshot, plan, session.get_one(ModelVersion, plan.parent_id))
 
 
 def _identity_of(found: Round, snapshot: str) -> dict[str, Any]:
-    """What tells a round from one with the same number in another database."""
+    """Data that distinguishes a round from one with the same id in another database."""
     return {"round": found.id, "created_at": found.created_at.isoformat(), "snapshot": snapshot}
 
 
-def prepare(order: Order, folder: Path) -> bool:
-    """Write the round's folder, unless it is there from an earlier run of the same round. Whether it is new."""
-    if (folder / "job.json").exists() and _identity(folder) == order.identity:
+def prepare(inputs: RoundInputs, folder: Path) -> bool:
+    """Write the round's folder, unless an earlier run of the round left it there. Returns whether it is new."""
+    if (folder / "job.json").exists() and _identity(folder) == inputs.identity:
         return False
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_json(folder / IDENTITY, order.identity)
-    rows = snapshots.read(order.snapshot)
+    write_json(folder / IDENTITY, inputs.identity)
+    rows = snapshots.read(inputs.snapshot)
     write_job(
         folder,
-        job_of(order, rows),
+        make_job(inputs, rows),
         train=[
             *_training_rows(rows, SnapshotItemRole.rationale),
             *_training_rows(rows, SnapshotItemRole.guard),
@@ -97,7 +97,7 @@ def _identity(folder: Path) -> Any:
 
 
 def _example(row: Row) -> Example:
-    return dataclasses.replace(example_for(row.prompt), answer=row.answer)
+    return dataclasses.replace(make_example(row.prompt), answer=row.answer)
 
 
 def _training_rows(rows: Sequence[Row], role: SnapshotItemRole) -> Iterator[TrainingRow]:
@@ -106,9 +106,9 @@ def _training_rows(rows: Sequence[Row], role: SnapshotItemRole) -> Iterator[Trai
             yield TrainingRow(_example(row), row.rationale)
 
 
-def job_of(order: Order, rows: Sequence[Row]) -> TuningJob:
-    """The job that the snapshot's settings ask for."""
-    plan, chosen, here = order.plan, order.plan.settings, get_settings()
+def make_job(inputs: RoundInputs, rows: Sequence[Row]) -> TuningJob:
+    """Make the tuning job from the snapshot's settings."""
+    plan, chosen, here = inputs.plan, inputs.plan.settings, get_settings()
     settings = TuningSettings(
         learning_rate=chosen["learning_rate"],
         epochs=chosen["epochs"],
@@ -123,16 +123,16 @@ def job_of(order: Order, rows: Sequence[Row]) -> TuningJob:
         template=chosen["template"],
         primary_metric="heldout" if plan.metric == "heldout" else "rouge_l",
         max_answer_drop=chosen["max_answer_drop"] / 100,
-        # Not the snapshot's seed: so the scores of a version made in one round serve as its parent's in the next.
+        # Evaluation does not use the snapshot's seed, so that a version's scores can be reused when it is a parent.
         evaluation=EvaluationSettings(top_k_share=chosen["top_k_share"], max_new_tokens=chosen["max_new_tokens"]),
     )
     with session_scope() as session:
         known = versions.known_scores(
-            session, order.parent.id, prompts_hash=prompts_hash(rows), settings_hash=settings_hash(plan, settings)
+            session, inputs.parent.id, prompts_hash=prompts_hash(rows), settings_hash=settings_hash(plan, settings)
         )
     return TuningJob(
         base=versions.resolve_base(plan.base_model),
-        parent=None if order.parent.adapter is None else adapter_folder(order.parent.adapter),
+        parent=None if inputs.parent.adapter is None else adapter_folder(inputs.parent.adapter),
         init=chosen["init"],
         parent_scores=known,
         meteor=here.meteor,
@@ -141,14 +141,14 @@ def job_of(order: Order, rows: Sequence[Row]) -> TuningJob:
 
 
 def prompts_hash(rows: Sequence[Row]) -> str:
-    """What scores depend on besides the version and the settings: the val prompts and the held-out rationales."""
+    """A hash of the val prompts and held-out rationales, on which scores depend."""
     scored = [row for row in rows if row.role in (SnapshotItemRole.val, SnapshotItemRole.heldout)]
     lines = (orjson.dumps(row_json(row), option=orjson.OPT_SORT_KEYS) for row in scored)
     return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
 def settings_hash(plan: RoundPlan, settings: TuningSettings) -> str:
-    """The settings that scores depend on."""
+    """A hash of the settings on which scores depend."""
     parts = {
         "base": plan.base_model,
         "template": settings.template,
@@ -157,8 +157,11 @@ def settings_hash(plan: RoundPlan, settings: TuningSettings) -> str:
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def read_result(order: Order, folder: Path, *, seconds: float | None) -> RoundResult:
-    """What came out of the round in `folder`; the adapter goes into the store. `seconds`: how long a whole run took."""
+def read_result(inputs: RoundInputs, folder: Path, *, seconds: float | None) -> RoundResult:
+    """Read the result of the round in `folder`, and put its adapter into the store.
+
+    `seconds` is the duration of an uninterrupted run, else None.
+    """
     result = read_json(folder / "result.json")
     job = TuningJob.from_json(read_json(folder / "job.json"))
     new, parent = result["evaluation"]["new"], result["evaluation"]["parent"]
@@ -175,8 +178,8 @@ def read_result(order: Order, folder: Path, *, seconds: float | None) -> RoundRe
         reason=str(result["decision"]["reason"]),
         decision=result["decision"],
         metrics=metrics,
-        prompts_hash=prompts_hash(snapshots.read(order.snapshot)),
-        settings_hash=settings_hash(order.plan, job.settings),
+        prompts_hash=prompts_hash(snapshots.read(inputs.snapshot)),
+        settings_hash=settings_hash(inputs.plan, job.settings),
         scores=new,
         parent_scores=parent,
         seconds=seconds,
@@ -184,7 +187,7 @@ def read_result(order: Order, folder: Path, *, seconds: float | None) -> RoundRe
 
 
 def summary(scores: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
-    """The means of a version's scores. `score` is that of the primary metric; the others are named as in `changes`."""
+    """The means of a version's scores. `score` is the primary metric; the others are named as in `changes`."""
     means = {}
     for name, values in _by_prompt(scores).items():
         present = [value for value in values if value is not None]
@@ -200,7 +203,7 @@ def summary(scores: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
 
 
 def changes(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str, seed: int) -> dict[str, Any]:
-    """New minus parent, prompt by prompt: mean and paired 95 % interval of every score; `score` is the primary one."""
+    """Differences of new minus parent: mean and paired 95 % interval of every score. `score` is the primary metric."""
     before, after = _by_prompt(parent), _by_prompt(new)
     found: dict[str, Any] = {}
     for name in after:
@@ -215,7 +218,7 @@ def changes(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str, s
 
 
 def _by_prompt(scores: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    """Every score of a version by prompt: `greedy_rouge_l`, `own_sampled_faithful`, `answer_accuracy` ..."""
+    """Every score of a version, by prompt: `greedy_rouge_l`, `own_sampled_faithful`, `answer_accuracy` ..."""
     found: dict[str, list[float | None]] = {}
     for part, prefix in (("gold", ""), ("own", "own_")):
         for style in ("greedy", "sampled"):
@@ -232,18 +235,18 @@ def _by_prompt(scores: Mapping[str, Any]) -> dict[str, list[float | None]]:
     return found
 
 
-def forget(folder: Path) -> None:
-    """Remove a round's folder: what counts of it is in the store and the database."""
+def remove_folder(folder: Path) -> None:
+    """Remove a round's folder. Its results are in the store and the database."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def forget_old(session: Session) -> int:
-    """Remove folders that nobody needs any more; returns how many.
+def remove_old_folders(session: Session) -> int:
+    """Remove the folders that are not needed any more. Returns their number.
 
-    Those of rounds that another machine finished, or that succeeded just before we were killed; and those of rounds
-    that ended otherwise a week ago, which a retry would have to begin anew. Folders of rounds unknown here stay.
+    These are the folders of rounds that succeeded, here or on another machine, and of rounds that failed or were
+    cancelled a week ago; a later retry starts from the beginning. Folders of unknown rounds are kept.
     """
-    gone, now = 0, database_now(session)
+    removed, now = 0, database_now(session)
     for path in rounds_dir().glob("*/" + IDENTITY):
         identity = json.loads(path.read_text())
         found = session.get(Round, identity["round"])
@@ -251,6 +254,6 @@ def forget_old(session: Session) -> int:
             continue
         kept_for = timedelta(0) if found.state == RoundState.succeeded else KEEP_ENDED
         if now - found.finished_at > kept_for:
-            forget(path.parent)
-            gone += 1
-    return gone
+            remove_folder(path.parent)
+            removed += 1
+    return removed

@@ -1,4 +1,4 @@
-"""Runs a round: fills the pool, starts the tuning process, watches it, and puts down what came out."""
+"""Runs a round: fills the pool, runs the tuning process, and stores its result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.services.rounds import lease
 from app.services.rounds.lease import LeaseLostError, RoundClaim
 from illume.tuning.job import EXIT_DONE, EXIT_FAILED
 from worker import child_process, round_folder
-from worker.device import holding_device
+from worker.device import hold_device
 from worker.filling import fill_for_round
 from worker.model_cache import ModelCache
 from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
@@ -21,21 +21,21 @@ from worker.watch import Cancelled, Watch
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 MAX_EVENTS = 500
 
 
 def run_next_round(process: WorkerProcess, models: ModelCache) -> None:
-    """Take up the oldest round that waits, and run it until it ends, is cancelled, or this process should end."""
+    """Claim the oldest waiting round and run it until it ends, is cancelled, or this process should stop."""
     with session_scope() as session:
         if not lease.waits(session):
             return
-    with holding_device(process, purpose="round") as held:
-        if not held:
+    with hold_device(process, purpose="round") as is_held:
+        if not is_held:
             return
         with session_scope() as session:
             claim = lease.claim_round(session, worker=process.name)
-            round_folder.forget_old(session)
+            round_folder.remove_old_folders(session)
         if claim is None:
             return
         log.info("round %s: taken up", claim.round_id)
@@ -71,10 +71,10 @@ def _run(process: WorkerProcess, models: ModelCache, claim: RoundClaim) -> None:
 
 def _tune(claim: RoundClaim, watch: Watch) -> None:
     folder = round_folder.folder_of(claim)
-    child_process.end_left_over(folder)
+    child_process.end_leftover_process(folder)
     with session_scope() as session:
-        order = round_folder.read_order(session, claim)
-    is_new = round_folder.prepare(order, folder)
+        inputs = round_folder.read_inputs(session, claim)
+    is_new = round_folder.prepare(inputs, folder)
     if is_new:
         with session_scope() as session:
             lease.forget_events(session, claim)
@@ -82,35 +82,35 @@ def _tune(claim: RoundClaim, watch: Watch) -> None:
     if not (folder / "result.json").exists():
         code = _watch_child(folder, claim, watch)
         if code != EXIT_DONE:
-            _put_back_or_fail(folder, claim, code)
+            _release_or_fail(folder, claim, code)
             return
-    # A resumed round says nothing of how long a whole one takes.
+    # The duration of a resumed run would distort the estimates.
     seconds = time.monotonic() - started if is_new else None
-    result = round_folder.read_result(order, folder, seconds=seconds)
+    result = round_folder.read_result(inputs, folder, seconds=seconds)
     with session_scope() as session:
         version = lease.finish(session, claim, result)
     if version is None:
         raise LeaseLostError
     log.info("round %s: made version %s", claim.round_id, version.number)
-    round_folder.forget(folder)
+    round_folder.remove_folder(folder)
 
 
 def _watch_child(folder: Path, claim: RoundClaim, watch: Watch) -> int:
-    """Run the tuning process and watch it to its end. Its exit code; whatever ends the watching ends the process."""
+    """Run the tuning process and monitor it. Returns its exit code; an exception here ends the process."""
     (folder / "progress.json").unlink(missing_ok=True)
     tail = child_process.EventTail(folder / "events.jsonl")
     with child_process.running(folder) as child:
         while (code := child.poll()) is None:
-            watch.look(folder)
+            watch.poll(folder)
             _store_events(claim, tail)
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
     while _store_events(claim, tail):
         pass
     return code
 
 
 def _store_events(claim: RoundClaim, tail: child_process.EventTail) -> bool:
-    """Store the next lines of the event file. Whether there were any."""
+    """Store the next lines of the event file. Returns whether there were any."""
     lines = tail.read(MAX_EVENTS)
     if not lines:
         return False
@@ -118,14 +118,14 @@ def _store_events(claim: RoundClaim, tail: child_process.EventTail) -> bool:
         with session_scope() as session:
             lease.add_events(session, claim, lines)
     except DATABASE_AWAY as error:
-        tail.back(lines)
+        tail.unread(lines)
         log.warning("round %s: events wait for the database: %s", claim.round_id, error)
         return False
     return True
 
 
-def _put_back_or_fail(folder: Path, claim: RoundClaim, code: int) -> None:
-    """A process that says why it failed has failed; one that was ended goes on from its last checkpoint."""
+def _release_or_fail(folder: Path, claim: RoundClaim, code: int) -> None:
+    """Fail the round if the process reported an error. Else release it, to resume from the last checkpoint."""
     with session_scope() as session:
         if code == EXIT_FAILED:
             lease.fail(session, claim, child_process.read_error(folder))

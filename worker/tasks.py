@@ -1,4 +1,4 @@
-"""The tasks. Each looks whether there is still something to do, so that a lost or doubled message does no harm."""
+"""The tasks. Each checks whether there is work to do, so that lost or repeated messages are harmless."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class Tasks:
-    """The tasks of one worker process. What needs a model is loaded with the first task that does: a worker of other
-    queues stays small."""
+    """The tasks of one worker process.
+
+    Modules that import torch are loaded by the first task that needs them: a worker of other queues stays small.
+    """
 
     def __init__(self, process: WorkerProcess | None) -> None:
         self._process = process
@@ -33,14 +35,14 @@ class Tasks:
 
     @property
     def process(self) -> WorkerProcess:
-        """The worker process. Raises RuntimeError in a process that only sends."""
+        """The worker process. Raises RuntimeError in a process that only sends tasks."""
         if self._process is None:
             raise RuntimeError("this process runs no tasks")
         return self._process
 
     @property
     def models(self) -> Any:
-        """The model this process has loaded, if any."""
+        """The cache of the loaded model."""
         if self._models is None:
             from worker.model_cache import ModelCache
 
@@ -53,35 +55,35 @@ class Tasks:
 
         fill_pool(self.process, self.models, project_id)
 
-    def prepare_round(self, round_id: int) -> None:  # noqa: ARG002 - the message only says 'look'
-        """Make the snapshots of the rounds that wait for one, beside other tasks: a large one takes minutes."""
+    def prepare_round(self, round_id: int) -> None:  # noqa: ARG002 - the message only triggers the task
+        """Make the snapshots of waiting rounds, in the background: a large one takes minutes."""
         from worker.preparing import prepare_rounds
 
-        self.process.run_beside(functools.partial(prepare_rounds, self.process))
+        self.process.run_in_background(functools.partial(prepare_rounds, self.process))
 
-    def run_round(self, round_id: int) -> None:  # noqa: ARG002 - the message only says 'look'
-        """Run the oldest round that waits for a worker."""
+    def run_round(self, round_id: int) -> None:  # noqa: ARG002 - the message only triggers the task
+        """Run the oldest waiting round."""
         from worker.rounds import run_next_round
 
         run_next_round(self.process, self.models)
 
     def sweep(self) -> None:
-        """Look for what is due, unless this process has just done so: a worker that was busy finds a heap of these."""
+        """Start due work. Skipped if this process has just done so: after a long task, many of these messages wait."""
         now = time.monotonic()
         if self._swept is None or now >= self._swept + get_settings().sweep_seconds / 2:
             self._swept = now
             sweep.run()
 
     def run_import(self, import_id: int) -> None:
-        """Take in a file of prompts."""
+        """Import a file of prompts."""
         run_import(import_id, worker=self.process.name, check=self.process.check, seconds=SLICE_SECONDS)
 
     def deliver(self, webhook_id: int) -> None:
-        """Send what is due for a webhook."""
+        """Send a webhook's due deliveries."""
         webhooks.deliver(webhook_id)
 
     def check_base(self, check_id: int) -> None:
-        """Look whether a base model can be used."""
+        """Check whether a base model can be used."""
         from worker.base_check import check_base
 
         check_base(check_id)
@@ -92,7 +94,7 @@ class Tasks:
 
 
 def register(celery: Celery, process: WorkerProcess | None) -> None:
-    """Give `celery` every task of `app.queue`, run by `process`."""
+    """Register every task of `app.queue` with `celery`, run by `process`."""
     own = Tasks(process)
     for name, function in (
         (queue.FILL_POOL, own.fill_pool),
@@ -104,19 +106,19 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
         (queue.CHECK_BASE, own.check_base),
         (queue.ERASE, own.erase),
     ):
-        celery.task(_stoppable(function), name=name, shared=False)
+        celery.task(_wrap_task(function), name=name, shared=False)
 
 
-def _time() -> float:
-    """The time by the database's clock, in seconds since 1970."""
+def _database_time() -> float:
+    """The database's time, in seconds since 1970."""
     with session_scope() as session:
         return database_now(session).timestamp()
 
 
-def _stoppable(function: Callable[..., None]) -> Callable[..., None]:
+def _wrap_task(function: Callable[..., None]) -> Callable[..., None]:
     def task(*ids: int, until: float | None = None) -> None:
         try:
-            if until is None or _time() <= until:
+            if until is None or _database_time() <= until:
                 function(*ids)
         except Stopping:
             log.info("broken off, to be taken up elsewhere")

@@ -1,4 +1,4 @@
-"""Keeps the lease of a round that this worker runs, says how far it is, and hears when the work should end."""
+"""Renews the lease of a round that this worker runs, reports its progress, and detects when it should stop."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ STATE_OF_STAGE = {
 
 
 class Cancelled(Exception):
-    """The round is to be cancelled."""
+    """The round should be cancelled."""
 
 
 @dataclass
 class Watch:
-    """Keeps a round's lease and says how far it is, about once a second."""
+    """Renews a round's lease and reports its progress, about once a second."""
 
     process: WorkerProcess
     claim: RoundClaim
@@ -42,19 +42,19 @@ class Watch:
     beat_at: float = 0.0
 
     def report(self, ready: int, wanted: int) -> None:
-        """The pool is being filled before the round."""
+        """Report how far the pool is filled before the round."""
         self.progress = {"stage": "filling", "ready": ready, "wanted": wanted, "fraction": 0.0, "eta_seconds": None}
         self.process.heartbeat.doing = f"filling the pool before round {self.claim.round_id}: {ready} of {wanted}"
         self.beat_at = 0.0
         self()
 
-    def prepare(self, share: float) -> None:
-        """The round's snapshot is being made."""
+    def report_snapshot(self, share: float) -> None:
+        """Report which share of the round's snapshot is made."""
         self.progress = {"stage": "snapshot", "fraction": round(share, 3), "eta_seconds": None}
         self()
 
     def __call__(self, *, advanced: bool = False) -> None:
-        """Raise `Stopping`, `Cancelled` or `LeaseLostError` where the work should end."""
+        """Raise `Stopping`, `Cancelled` or `LeaseLostError` if the work should end."""
         self.process.check()
         moment = time.monotonic()
         if moment - self.beat_at < BEAT_SECONDS and not advanced:
@@ -73,12 +73,12 @@ class Watch:
                     session, self.claim, state=self.state, progress=self.progress or None, advanced=advanced
                 )
         except DATABASE_AWAY as error:
-            # The round goes on without a database; whether it is still ours is known when it is back.
+            # The round continues without a database; the next heartbeat shows whether the lease is still ours.
             log.warning("round %s: no database: %s", self.claim.round_id, error)
             return None
 
-    def look(self, folder: Path) -> None:
-        """Take over what the tuning process says of itself, and beat."""
+    def poll(self, folder: Path) -> None:
+        """Read the progress of the tuning process, and renew the lease."""
         progress = read_progress(folder)
         epochs_done = child_process.epochs_done(folder)
         advanced = self.epochs_done is not None and epochs_done > self.epochs_done

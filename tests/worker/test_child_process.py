@@ -32,37 +32,37 @@ class TestRunning:
         assert child_process.read_error(tmp_path) == "job.json is missing"
 
 
-class TestEndLeftOver:
+class TestEndLeftoverProcess:
     def test_ends_the_recorded_process_alone(self, tmp_path: Path) -> None:
         sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
         left, other = subprocess.Popen(sleeper), subprocess.Popen(sleeper)
         created = psutil.Process(left.pid).create_time()
         (tmp_path / "process.json").write_text(json.dumps([{"pid": left.pid, "created": created}]))
-        child_process.end_left_over(tmp_path)
+        child_process.end_leftover_process(tmp_path)
         assert not psutil.pid_exists(left.pid)
         left.wait()
         assert not (tmp_path / "process.json").exists()
         (tmp_path / "process.json").write_text(json.dumps([{"pid": other.pid, "created": created - 100}]))
-        child_process.end_left_over(tmp_path)
+        child_process.end_leftover_process(tmp_path)
         assert other.poll() is None
         other.kill()
         other.wait()
 
-    def test_one_that_does_not_listen_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(child_process, "LEFT_OVER_PATIENCE", 0.5)
+    def test_a_process_that_ignores_the_signal_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(child_process, "LEFTOVER_STOP_SECONDS", 0.5)
         code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
         deaf = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         assert deaf.stdout is not None
         deaf.stdout.readline()
         created = psutil.Process(deaf.pid).create_time()
         (tmp_path / "process.json").write_text(json.dumps([{"pid": deaf.pid, "created": created}]))
-        child_process.end_left_over(tmp_path)
+        child_process.end_leftover_process(tmp_path)
         assert not psutil.pid_exists(deaf.pid)
         deaf.wait()
         deaf.stdout.close()
 
     def test_nothing_left_is_nothing_to_do(self, tmp_path: Path) -> None:
-        child_process.end_left_over(tmp_path)
+        child_process.end_leftover_process(tmp_path)
 
 
 class TestReading:
@@ -85,11 +85,11 @@ class TestEventTail:
             file.write('\n"no object"\n{"a": 5}\n')
         assert tail.read(10) == [(5, {"a": 5})]
 
-    def test_lines_may_be_put_back(self, tmp_path: Path) -> None:
+    def test_lines_can_be_unread(self, tmp_path: Path) -> None:
         path = tmp_path / "events.jsonl"
         path.write_text('{"a": 1}\n{"a": 2}\n')
         tail = EventTail(path)
-        tail.back(tail.read(10))
+        tail.unread(tail.read(10))
         assert tail.read(1) == [(1, {"a": 1})]
         assert tail.read(10) == [(2, {"a": 2})]
 
@@ -98,5 +98,5 @@ def test_the_clock_is_not_needed_for_a_process_that_is_gone(tmp_path: Path) -> N
     gone = subprocess.Popen(["true"])
     gone.wait()
     (tmp_path / "process.json").write_text(json.dumps([{"pid": gone.pid, "created": time.time()}]))
-    child_process.end_left_over(tmp_path)
+    child_process.end_leftover_process(tmp_path)
     loop.wait_until(lambda: not (tmp_path / "process.json").exists())

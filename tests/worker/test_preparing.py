@@ -53,7 +53,7 @@ class TestPrepareRounds:
 
     def test_the_task_does_it_in_a_thread(self, process: WorkerProcess, round_id: int) -> None:
         make_celery(process).tasks[queue.PREPARE_ROUND].apply(args=[round_id], throw=True)
-        process.wait_beside(60)
+        process.join_background(60)
         assert loop.round_now(round_id).snapshot_id is not None
 
     def test_says_how_far_it_is(self, process: WorkerProcess, round_id: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import subprocess
 from app.db.sessions import session_scope
 from app.models import Worker
 from app.services.kernel import workers
-from worker.process import WorkerProcess, bury_dead, dead_here
+from worker.process import WorkerProcess, expire_dead_workers, list_dead_workers
 
 HOST = socket.gethostname()
 
@@ -27,7 +27,7 @@ class TestDeadHere:
         alive = f"{HOST}:{os.getppid()}:abc123"
         elsewhere = f"another-machine:{ended_pid()}:abc123"
         names = [ended, ours_before, alive, elsewhere, "strange", "a:b:c"]
-        assert dead_here(names) == [ended, ours_before]
+        assert list_dead_workers(names) == [ended, ours_before]
 
 
 class TestBuryDead:
@@ -37,7 +37,7 @@ class TestBuryDead:
             for name in (dead, process.name):
                 workers.beat_worker(session, name, queues="model", device="cpu", doing="", memory_mb=1)
             workers.claim_device(session, process.device_key, worker=dead, purpose="round")
-        bury_dead(process)
+        expire_dead_workers(process)
         with session_scope() as session:
             assert session.get(Worker, dead) is None
             assert session.get(Worker, process.name) is not None

@@ -244,9 +244,9 @@ class TestForgetOld:
             with session_scope() as session:
                 claim = lease.claim_round(session, worker=process.name)
                 assert claim is not None
-                order = round_folder.read_order(session, claim)
+                inputs = round_folder.read_inputs(session, claim)
             folders[state] = round_folder.folder_of(claim)
-            round_folder.prepare(order, folders[state])
+            round_folder.prepare(inputs, folders[state])
             with session_scope() as session:
                 done = session.get_one(Round, round_id)
                 days = 8 if state is RoundState.failed else 0
@@ -255,7 +255,7 @@ class TestForgetOld:
         unknown.mkdir()
         (unknown / "round.json").write_text(json.dumps({"round": 10000, "created_at": "", "snapshot": ""}))
         with session_scope() as session:
-            assert round_folder.forget_old(session) == 2
+            assert round_folder.remove_old_folders(session) == 2
         assert [folder.exists() for folder in folders.values()] == [False, False, True]
         assert unknown.exists()
 
@@ -268,28 +268,28 @@ class TestPrepare:
         assert claim is not None
         return claim
 
-    def order(self, claim: RoundClaim) -> round_folder.Order:
+    def inputs(self, claim: RoundClaim) -> round_folder.RoundInputs:
         with session_scope() as session:
-            return round_folder.read_order(session, claim)
+            return round_folder.read_inputs(session, claim)
 
     def test_a_folder_of_the_same_round_stays(self, process: WorkerProcess, base: Path) -> None:
         claim = self.claimed(process, base)
         folder = round_folder.folder_of(claim)
-        assert round_folder.prepare(self.order(claim), folder)
+        assert round_folder.prepare(self.inputs(claim), folder)
         (folder / "checkpoints").mkdir()
-        assert not round_folder.prepare(self.order(claim), folder)
+        assert not round_folder.prepare(self.inputs(claim), folder)
         assert (folder / "checkpoints").exists()
 
     def test_a_folder_of_another_round_or_half_written_goes(self, process: WorkerProcess, base: Path) -> None:
         claim = self.claimed(process, base)
         folder = round_folder.folder_of(claim)
-        round_folder.prepare(self.order(claim), folder)
+        round_folder.prepare(self.inputs(claim), folder)
         (folder / "round.json").write_text(json.dumps({"round": claim.round_id, "snapshot": "of another database"}))
         (folder / "result.json").write_text("{}")
-        assert round_folder.prepare(self.order(claim), folder)
+        assert round_folder.prepare(self.inputs(claim), folder)
         assert not (folder / "result.json").exists()
         (folder / "job.json").unlink()
-        assert round_folder.prepare(self.order(claim), folder)
+        assert round_folder.prepare(self.inputs(claim), folder)
 
     def test_the_parents_scores_are_handed_on(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
         _, round_id = loop.project_with_a_round(base)
@@ -299,6 +299,6 @@ class TestPrepare:
             claim = lease.claim_round(session, worker=process.name)
         assert claim is not None
         folder = round_folder.folder_of(claim)
-        round_folder.prepare(self.order(claim), folder)
+        round_folder.prepare(self.inputs(claim), folder)
         scores = json.loads((folder / "job.json").read_text())["parent_scores"]
         assert len(scores["prompts"]) == 3
