@@ -8,8 +8,9 @@ from sqlalchemy.exc import IntegrityError
 
 from app.db.sessions import session_scope
 from app.errors import DomainError
+from app.services.kernel.leases import LeaseLostError
 from app.services.rounds import lease, preparing
-from app.services.rounds.lease import LeaseLostError, RoundClaim
+from app.services.rounds.lease import RoundClaim
 from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
 from worker.watch import Cancelled, Watch
 

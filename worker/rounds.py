@@ -9,8 +9,9 @@ from pathlib import Path
 from app.db.sessions import session_scope
 from app.errors import DomainError
 from app.processes.supervise import describe_exit
+from app.services.kernel.leases import LeaseLostError
 from app.services.rounds import lease
-from app.services.rounds.lease import LeaseLostError, RoundClaim
+from app.services.rounds.lease import RoundClaim
 from illume.tuning.job import EXIT_DONE, EXIT_FAILED
 from worker import child_process, round_folder
 from worker.device import hold_device

@@ -10,8 +10,9 @@ from typing import Any
 
 from app.db.sessions import session_scope
 from app.models import RoundState
+from app.services.kernel.leases import LeaseLostError
 from app.services.rounds import lease
-from app.services.rounds.lease import Beat, LeaseLostError, RoundClaim
+from app.services.rounds.lease import Beat, RoundClaim
 from illume.tuning.launcher import read_progress
 from worker import child_process
 from worker.process import DATABASE_AWAY, WorkerProcess

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
-from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -15,10 +15,10 @@ from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInAttempt, WebSession
 from app.services.candidates import pools
 from app.services.erasure import redaction, running
+from app.services.imports import running as imports
 from app.services.integrations import webhooks
 from app.services.judging import assignments
 from app.services.kernel import counters, workers
-from app.services.kernel.leases import lapsed
 from app.services.projects.projects import settings_of
 from app.services.quality import set_agreements
 from app.services.rounds import base_checks, rounds
@@ -109,16 +109,7 @@ def _erasures(session: Session) -> list[Due]:
 
 
 def _imports(session: Session) -> list[Due]:
-    ids = session.scalars(
-        select(Import.id)
-        .where(
-            or_(
-                Import.state == ImportState.queued,
-                and_(Import.state == ImportState.running, lapsed(Import.beats_at)),
-            )
-        )
-        .order_by(Import.id)
-    )
+    ids = session.scalars(select(Import.id).where(imports.claimable()).order_by(Import.id))
     return [(queue.RUN_IMPORT, import_id) for import_id in ids]
 
 

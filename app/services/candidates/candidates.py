@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, func, insert, or_, select, text, update
+from sqlalchemy import and_, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
@@ -26,6 +26,7 @@ from app.models import (
 )
 from app.services.acceptance.overlap import first_slots
 from app.services.candidates.pools import LIVE_STATES, abandoned_sets, unsampled_prompts
+from app.services.kernel.leases import SETS, first_lease
 from app.services.projects.projects import settings_of
 from illume.texts import normalise_rationale
 
@@ -81,36 +82,20 @@ def claim_sampling_batch(session: Session, project: Project, *, worker: str, lim
 
 
 def _take_over_sets(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
-    found = session.execute(
-        select(CandidateSet.id, CandidateSet.tries)
-        .where(*abandoned_sets(project))
-        .order_by(CandidateSet.priority.desc(), CandidateSet.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
+    order = [CandidateSet.priority.desc(), CandidateSet.id.asc()]
+    found = SETS.lock_free(session, and_(*abandoned_sets(project)), order_by=order, limit=limit)
     session.execute(
         update(CandidateSet)
-        .where(CandidateSet.id.in_([row.id for row in found if row.tries >= MAX_TRIES]))
+        .where(CandidateSet.id.in_([one.id for one in found if one.tries >= MAX_TRIES]))
         .values(
             state=CandidateSetState.failed,
             error=func.coalesce(CandidateSet.error, f"Sampling was broken off {MAX_TRIES} times."),
         )
         .execution_options(synchronize_session=False)
     )
-    rows = session.execute(
-        update(CandidateSet)
-        .where(CandidateSet.id.in_([row.id for row in found if row.tries < MAX_TRIES]))
-        .values(
-            worker=worker,
-            beats_at=func.now(),
-            fence=CandidateSet.fence + 1,
-            tries=CandidateSet.tries + 1,
-            version_id=project.active_version_id,
-        )
-        .returning(CandidateSet.id, CandidateSet.fence, CandidateSet.prompt_id)
-        .execution_options(synchronize_session=False)
-    )
-    return _claims(project, rows)
+    again = CandidateSet.id.in_([one.id for one in found if one.tries < MAX_TRIES])
+    claimed = SETS.claim(session, again, worker=worker, version_id=project.active_version_id)
+    return _claims(project, ((one.id, one.fence, one.prompt_id) for one in claimed))
 
 
 def _start_sets(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
@@ -130,10 +115,7 @@ def _start_sets(session: Session, project: Project, *, worker: str, limit: int) 
             "state": CandidateSetState.sampling,
             "priority": priorities[prompt_id],
             "slots": slots,
-            "worker": worker,
-            "beats_at": func.now(),
-            "fence": 1,
-            "tries": 1,
+            **first_lease(worker),
         }
         for prompt_id in prompt_ids
     ]
@@ -144,34 +126,22 @@ def _start_sets(session: Session, project: Project, *, worker: str, limit: int) 
         .on_conflict_do_nothing()
         .returning(CandidateSet.id, CandidateSet.fence, CandidateSet.prompt_id)
     )
-    return _claims(project, made)
+    return _claims(project, ((row.id, row.fence, row.prompt_id) for row in made))
 
 
-def _claims(project: Project, rows: Iterable[Row[int, int, int]]) -> list[SamplingClaim]:
+def _claims(project: Project, rows: Iterable[tuple[int, int, int]]) -> list[SamplingClaim]:
     version_id = project.active_version_id or 0
     return [SamplingClaim(set_id, fence, prompt_id, version_id) for set_id, fence, prompt_id in sorted(rows)]
 
 
 def beat_sampling(session: Session, worker: str) -> int:
     """Renew the leases of all sets that `worker` samples. Returns their number."""
-    return _update_leases(session, worker, {"beats_at": func.now()})
+    return SETS.beat_all(session, worker)
 
 
 def release_sampling(session: Session, worker: str) -> int:
     """Release all sets that `worker` samples, so that others may take them at once. Does not count as a try."""
-    values = {"worker": None, "beats_at": None, "tries": func.greatest(CandidateSet.tries - 1, 0)}
-    return _update_leases(session, worker, values)
-
-
-def _update_leases(session: Session, holder: str, values: dict[str, Any]) -> int:
-    rows = session.scalars(
-        update(CandidateSet)
-        .where(CandidateSet.state == CandidateSetState.sampling, CandidateSet.worker == holder)
-        .values(values)
-        .returning(CandidateSet.id)
-        .execution_options(synchronize_session=False)
-    )
-    return len(rows.all())
+    return SETS.release_all(session, worker, tries=func.greatest(CandidateSet.tries - 1, 0))
 
 
 def store_candidates(
@@ -194,7 +164,7 @@ def store_candidates(
     active = session.scalar(
         select(Project.active_version_id).where(Project.id == project_id).with_for_update(read=True)
     )
-    found = _lock_set(session, set_id, fence)
+    found = SETS.lock(session, set_id, fence)
     if found is None:
         return False
     kept = _distinct(rationales)
@@ -218,7 +188,8 @@ def store_candidates(
     wants = "SELECT r.settings -> 'uncertain_first' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id"
     if session.scalar(text(f"{wants} WHERE j.id = :project"), {"project": project_id}):
         found.lift = found.spread / (1 + found.spread)
-    found.worker, found.beats_at, found.error = None, None, None
+    SETS.release(found)
+    found.error = None
     if found.version_id != active:
         found.state = CandidateSetState.replaced
         session.flush()
@@ -240,23 +211,15 @@ def logprob_spread(logprobs: Sequence[float]) -> float:
 
 def fail_sampling(session: Session, set_id: int, fence: int, *, error: str) -> bool:
     """Record a failed try to sample a set; the third is final. Returns False if the lease was lost."""
-    found = _lock_set(session, set_id, fence)
+    found = SETS.lock(session, set_id, fence)
     if found is None:
         return False
-    found.error, found.worker, found.beats_at = error, None, None
+    SETS.release(found)
+    found.error = error
     if found.tries >= MAX_TRIES:
         found.state = CandidateSetState.failed
     session.flush()
     return True
-
-
-def _lock_set(session: Session, set_id: int, fence: int) -> CandidateSet | None:
-    return session.scalar(
-        select(CandidateSet)
-        .where(CandidateSet.id == set_id, CandidateSet.fence == fence, CandidateSet.state == CandidateSetState.sampling)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
 
 
 def _distinct(rationales: Iterable[NewCandidate]) -> list[NewCandidate]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Table, delete, func, select, update
+from sqlalchemy import Table, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app import queue
@@ -39,6 +39,7 @@ from app.services.integrations import webhooks
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require_admin
 from app.services.kernel.counters import prompt_counts
+from app.services.kernel.leases import IMPORTS
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.rounds import rounds
 from app.services.rounds.versions import lock_project
@@ -209,12 +210,12 @@ def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
     session.execute(delete(Membership).where(Membership.project_id == project.id))
     session.execute(delete(Webhook).where(Webhook.project_id == project.id))
     webhooks.forget_project(session, project.slug)
-    session.execute(
-        update(Import)
-        .where(Import.project_id == project.id, Import.finished_at.is_(None))
-        .values(
-            state=ImportState.failed, fence=Import.fence + 1, error="The project was erased.", finished_at=func.now()
-        )
+    IMPORTS.revoke(
+        session,
+        and_(Import.project_id == project.id, Import.finished_at.is_(None)),
+        state=ImportState.failed,
+        error="The project was erased.",
+        finished_at=func.now(),
     )
     project.slug, project.name, project.erased_at = f"erased-{project.id}", "erased", func.now()
     return _create_erasure(session, actor, ErasureKind.project, str(project.id))

@@ -51,7 +51,8 @@ def list_open_erasures(session: Session) -> list[int]:
 def run_erasure(erasure_id: int, *, check: Callable[[], None] = lambda: None) -> None:
     """Erase until nothing is left. `check` is called between steps and may raise. A finished erasure is left alone.
 
-    If something has to end first, the reason is stored and the sweep retries.
+    If something has to end first, the reason is stored and the sweep retries. There is no lease: every step can be
+    repeated, so two workers at once do no harm.
     """
     with session_scope() as session:
         found = session.get(Erasure, erasure_id)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_
 from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
@@ -22,7 +22,7 @@ from app.services.imports.layouts import ImportPlan, Layout
 from app.services.imports.reading import PARSE_THREADS, ParsedRow, open_file, read_batches, reject_leaks, scan
 from app.services.integrations import webhooks
 from app.services.kernel.actors import SYSTEM, Actor
-from app.services.kernel.leases import lapsed
+from app.services.kernel.leases import IMPORTS, LeaseLostError, lapsed
 from app.services.prompts import images
 from app.services.prompts.prompts import AddResult, add_prompts
 from app.settings import get_settings
@@ -46,12 +46,8 @@ class ImportClaim:
     done: int
 
 
-class LostLeaseError(Exception):
-    """Another worker has taken the import over."""
-
-
 @dataclass
-class Lease:
+class LeaseKeeper:
     """Keeps the lease of an import while its rows are read, however long that takes."""
 
     claim: ImportClaim
@@ -59,14 +55,14 @@ class Lease:
     beaten: float = field(default_factory=time.monotonic)
 
     def keep(self) -> None:
-        """Send a heartbeat when it is time. Raises `LostLeaseError`, and what `check` raises when the worker has to
+        """Send a heartbeat when it is time. Raises `LeaseLostError`, and what `check` raises when the worker has to
         stop."""
         self.check()
         if time.monotonic() - self.beaten < get_settings().lease_seconds / 4:
             return
         with session_scope() as session:
-            found = _held(session, self.claim)
-            found.beats_at = func.now()
+            if not IMPORTS.beat(session, self.claim.import_id, self.claim.fence):
+                raise LeaseLostError
         self.beaten = time.monotonic()
 
 
@@ -84,8 +80,8 @@ def run_import(
     until = None if seconds is None else time.monotonic() + seconds
     try:
         with open_file(claim.file_key, claim.filename, claim.images_key, fetch=fetch) as file:
-            ended = _import_rows(claim, file, Lease(claim, check), until)
-    except LostLeaseError:
+            ended = _import_rows(claim, file, LeaseKeeper(claim, check), until)
+    except LeaseLostError:
         return
     except DomainError as error:
         _finish(claim, ImportState.failed, error=error.detail)
@@ -94,43 +90,36 @@ def run_import(
         _finish(claim, ImportState.succeeded)
 
 
-def _import_rows(claim: ImportClaim, file: ImportFile, lease: Lease, until: float | None) -> bool:
+def _import_rows(claim: ImportClaim, file: ImportFile, keeper: LeaseKeeper, until: float | None) -> bool:
     """Import the remaining rows. Returns False if the time ran out."""
-    scanned = scan(claim.plan, file, lease.keep)
+    scanned = scan(claim.plan, file, keeper.keep)
     with session_scope() as session:
         _held(session, claim).total = scanned.total
     done = claim.done
     with ThreadPoolExecutor(PARSE_THREADS) as pool:
-        batches = read_batches(claim.plan, file, pool, after=done, first=scanned.first, keep_alive=lease.keep)
+        batches = read_batches(claim.plan, file, pool, after=done, first=scanned.first, keep_alive=keeper.keep)
         with contextlib.closing(batches):
             for batch in batches:
                 store_batch(claim, file, batch, total=scanned.total, done=done + len(batch))
                 done += len(batch)
-                lease.beaten = time.monotonic()
+                keeper.beaten = time.monotonic()
                 if until is not None and time.monotonic() > until and done < scanned.total:
                     _give_back(claim)
                     return False
     return True
 
 
+def claimable() -> ColumnElement[bool]:
+    """Imports that a worker may take up: those that wait, and those whose worker is gone."""
+    return or_(Import.state == ImportState.queued, and_(Import.state == ImportState.running, lapsed(Import.beats_at)))
+
+
 def _claim(session: Session, import_id: int, worker: str) -> ImportClaim | None:
-    row = session.scalar(
-        update(Import)
-        .where(
-            Import.id == import_id,
-            or_(Import.state == ImportState.queued, (Import.state == ImportState.running) & lapsed(Import.beats_at)),
-        )
-        .values(
-            state=ImportState.running,
-            worker=worker,
-            beats_at=func.now(),
-            fence=Import.fence + 1,
-            tries=Import.tries + 1,
-        )
-        .returning(Import)
-    )
-    if row is None:
+    mine = and_(Import.id == import_id, claimable())
+    claimed = IMPORTS.claim(session, mine, worker=worker, state=ImportState.running)
+    if not claimed:
         return None
+    [row] = claimed
     claim = ImportClaim(
         import_id=row.id,
         fence=row.fence,
@@ -149,32 +138,25 @@ def _claim(session: Session, import_id: int, worker: str) -> ImportClaim | None:
 
 
 def _held(session: Session, claim: ImportClaim) -> Import:
-    """Lock the import. Raises `LostLeaseError` if this worker no longer holds the lease."""
-    found = session.scalar(
-        select(Import)
-        .where(Import.id == claim.import_id, Import.fence == claim.fence, Import.state == ImportState.running)
-        .with_for_update()
-    )
-    if found is None:
-        raise LostLeaseError
-    return found
+    """Lock the import. Raises `LeaseLostError` if this worker no longer holds the lease."""
+    return IMPORTS.require(session, claim.import_id, claim.fence)
 
 
 def _give_back(claim: ImportClaim) -> None:
     with session_scope() as session:
         found = _held(session, claim)
-        found.worker = found.beats_at = None
+        IMPORTS.release(found)
         queue.send(session, queue.RUN_IMPORT, found.id)
 
 
 def _finish(claim: ImportClaim, state: ImportState, *, error: str | None = None) -> None:
-    with contextlib.suppress(LostLeaseError), session_scope() as session:
+    with contextlib.suppress(LeaseLostError), session_scope() as session:
         _close(session, _held(session, claim), state, error)
 
 
 def _close(session: Session, found: Import, state: ImportState, error: str | None) -> None:
     found.state, found.error, found.finished_at = state, error, func.now()
-    found.worker = found.beats_at = None
+    IMPORTS.release(found)
     session.flush()
     summary = {"state": state.value, "filename": found.filename, "total": found.total, "error": error}
     counts = {"added": found.added, "unchanged": found.unchanged, "rejected": found.rejected}
@@ -182,7 +164,7 @@ def _close(session: Session, found: Import, state: ImportState, error: str | Non
 
 
 def store_batch(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, total: int, done: int) -> None:
-    """Store the good rows of a batch and the errors of the others. Raises `LostLeaseError`."""
+    """Store the good rows of a batch and the errors of the others. Raises `LeaseLostError`."""
     try:
         _store(claim, file, batch, total=total, done=done)
     except DataError as error:
@@ -209,7 +191,7 @@ def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, 
             results = add_prompts(session, actor, project, items)
         record_results(session, found, batch, results)
         found.total, found.done, found.tries = total, done, 1
-        found.beats_at = func.now()
+        IMPORTS.renew(found)
 
 
 def record_results(session: Session, found: Import, batch: Sequence[ParsedRow], results: Sequence[AddResult]) -> None:

@@ -283,7 +283,10 @@ def delete_old(session: Session) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A delivery that this worker sends now. `tries` is the fence: a later try has a higher one."""
+    """A delivery that this worker sends now. `tries` is the fence: a later try has a higher one.
+
+    It needs no worker's name and no heartbeats, as no try lasts as long as `LEASE`.
+    """
 
     delivery_id: int
     tries: int

@@ -8,9 +8,8 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.models import CandidateSet, CandidateSetState, DeviceClaim, Import, ImportState, Round, Worker
-from app.models.states import ACTIVE_ROUND_STATES
-from app.services.kernel.leases import held, lapsed
+from app.models import DeviceClaim, Worker
+from app.services.kernel.leases import IMPORTS, ROUNDS, SETS, held, lapsed
 
 FORGET_AFTER = timedelta(days=1)
 
@@ -48,17 +47,9 @@ def expire_leases(session: Session, names: list[str]) -> None:
     """Expire all leases of workers that are known to be dead, so that nobody waits for the timeout."""
     if not names:
         return
-    for held_table, going_on in (
-        (CandidateSet, CandidateSet.state == CandidateSetState.sampling),
-        (Round, Round.state.in_(ACTIVE_ROUND_STATES)),
-        (Import, Import.state == ImportState.running),
-    ):
-        session.execute(
-            update(held_table)
-            .where(going_on, held_table.worker.in_(names))
-            .values(beats_at=None)
-            .execution_options(synchronize_session=False)
-        )
+    SETS.expire(session, names)
+    ROUNDS.expire(session, names)
+    IMPORTS.expire(session, names)
     session.execute(delete(DeviceClaim).where(DeviceClaim.worker.in_(names)))
     session.execute(delete(Worker).where(Worker.name.in_(names)))
 
@@ -69,7 +60,7 @@ def delete_stale(session: Session) -> None:
     session.execute(delete(Worker).where(Worker.beats_at < func.now() - FORGET_AFTER))
 
 
-# Devices
+# Devices. A claim has no fence: it keeps two living workers off one device, and nothing is written under it.
 
 
 def claim_device(session: Session, device: str, *, worker: str, purpose: str) -> bool:

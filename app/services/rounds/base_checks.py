@@ -112,7 +112,7 @@ def base_to_check(session: Session, check_id: int) -> str | None:
 
 
 def finish(session: Session, check_id: int, *, good: bool, detail: str) -> None:
-    """Say what came of a look. The first answer stands."""
+    """Say what came of a look. The first answer stands, so a check needs no lease: two looks at once do no harm."""
     session.execute(
         update(BaseCheck)
         .where(BaseCheck.id == check_id, BaseCheck.state == CheckState.queued)

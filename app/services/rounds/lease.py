@@ -14,7 +14,7 @@ from app import queue
 from app.models import ModelVersion, Project, Round, RoundEvent, RoundState, Snapshot
 from app.services.kernel import audit
 from app.services.kernel.actors import SYSTEM
-from app.services.kernel.leases import lapsed
+from app.services.kernel.leases import ROUNDS, lapsed
 from app.services.rounds import comparisons, versions
 from app.services.rounds.rounds import task_of, tell_finished, workload
 from app.services.rounds.snapshots import plan_of
@@ -23,7 +23,6 @@ MAX_TRIES = 5
 """How often a round is taken up without an epoch finished between, before it counts as failed."""
 
 RUNNING = (RoundState.preparing, RoundState.training, RoundState.evaluating)
-GOES_ON = (RoundState.queued, *RUNNING, RoundState.cancelling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +62,6 @@ class Beat:
     cancelling: bool
 
 
-class LeaseLostError(Exception):
-    """Another worker has taken the round over, or it has ended."""
-
-
 def claim_round(session: Session, *, worker: str, prepared: bool = True) -> RoundClaim | None:
     """Take up the oldest round that waits for a worker, or whose worker has fallen silent; None where there is none.
 
@@ -75,16 +70,10 @@ def claim_round(session: Session, *, worker: str, prepared: bool = True) -> Roun
     getting any further has failed.
     """
     while True:
-        found = session.scalar(
-            select(Round)
-            .where(claimable(prepared=prepared))
-            .order_by(Round.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .execution_options(populate_existing=True)
-        )
-        if found is None:
+        locked = ROUNDS.lock_free(session, claimable(prepared=prepared), order_by=[Round.id.asc()])
+        if not locked:
             return None
+        [found] = locked
         if found.state == RoundState.cancelling:
             _end(session, found, RoundState.cancelled)
             continue
@@ -92,13 +81,11 @@ def claim_round(session: Session, *, worker: str, prepared: bool = True) -> Roun
             reason = found.error or "its worker or its process was ended each time"
             _end(session, found, RoundState.failed, error=f"Broken off {found.tries} times without progress: {reason}.")
             continue
-        found.worker, found.fence = worker, found.fence + 1
-        found.beats_at = func.now()
-        found.started_at = func.coalesce(Round.started_at, func.now())
-        found.tries += 1
-        found.state = RoundState.preparing
-        session.flush()
-        return RoundClaim(found.id, found.fence, found.project_id)
+        started_at = func.coalesce(Round.started_at, func.now())
+        [claimed] = ROUNDS.claim(
+            session, Round.id == found.id, worker=worker, started_at=started_at, state=RoundState.preparing
+        )
+        return RoundClaim(claimed.id, claimed.fence, claimed.project_id)
 
 
 def claimable(*, prepared: bool) -> Any:
@@ -119,9 +106,7 @@ def waits(session: Session) -> bool:
 
 def check_held(session: Session, claim: RoundClaim) -> None:
     """Raise `LeaseLostError` unless the lease is ours; nobody can take it until the transaction ends."""
-    owned = select(Round.id).where(Round.id == claim.round_id, Round.fence == claim.fence, Round.state.in_(GOES_ON))
-    if session.scalar(owned.with_for_update(read=True)) is None:
-        raise LeaseLostError
+    ROUNDS.check(session, claim.round_id, claim.fence)
 
 
 def beat(
@@ -133,26 +118,20 @@ def beat(
     advanced: bool = False,
 ) -> Beat:
     """Keep the lease, and say how far the round is; `advanced` where an epoch was finished since the last beat."""
-    values: dict[str, Any] = {"beats_at": func.now()}
+    values: dict[str, Any] = {}
     if progress is not None:
         values["progress"] = progress
     if advanced:
         values["tries"] = 1
-    now = session.scalar(
-        update(Round)
-        .where(Round.id == claim.round_id, Round.fence == claim.fence, Round.state.in_(GOES_ON))
-        .values(values)
-        .returning(Round.state)
-        .execution_options(synchronize_session=False)
-    )
-    if now is None:
+    if not ROUNDS.beat(session, claim.round_id, claim.fence, **values):
         return Beat(held=False, cancelling=False)
+    now = session.scalar(select(Round.state).where(Round.id == claim.round_id))
     if now == RoundState.cancelling:
         return Beat(held=True, cancelling=True)
     if state is not None and now != state:
         session.execute(
             update(Round)
-            .where(Round.id == claim.round_id, Round.fence == claim.fence, Round.state.in_(RUNNING))
+            .where(ROUNDS.has_fence(claim.round_id, claim.fence), Round.state.in_(RUNNING))
             .values(state=state)
             .execution_options(synchronize_session=False)
         )
@@ -163,18 +142,13 @@ def _held(session: Session, claim: RoundClaim) -> Round | None:
     """The claimed round, locked; None where the lease was lost or the round has ended. Its project is locked first."""
     project = session.get_one(Project, claim.project_id)
     versions.lock_project(session, project)
-    return session.scalar(
-        select(Round)
-        .where(Round.id == claim.round_id, Round.fence == claim.fence, Round.state.in_(GOES_ON))
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
+    return ROUNDS.lock(session, claim.round_id, claim.fence)
 
 
 def add_events(session: Session, claim: RoundClaim, events: Sequence[tuple[int, dict[str, Any]]]) -> bool:
     """Keep lines of the round's event file, each with its number from 1; a line that comes again replaces itself."""
     owned = session.scalar(
-        select(Round.id).where(Round.id == claim.round_id, Round.fence == claim.fence).with_for_update(read=True)
+        select(Round.id).where(ROUNDS.has_fence(claim.round_id, claim.fence)).with_for_update(read=True)
     )
     if owned is None:
         return False
@@ -195,7 +169,7 @@ def add_events(session: Session, claim: RoundClaim, events: Sequence[tuple[int, 
 
 def forget_events(session: Session, claim: RoundClaim) -> None:
     """Drop the events of an earlier run, when the round starts from nothing."""
-    owned = select(Round.id).where(Round.id == claim.round_id, Round.fence == claim.fence)
+    owned = select(Round.id).where(ROUNDS.has_fence(claim.round_id, claim.fence))
     session.execute(
         delete(RoundEvent)
         .where(RoundEvent.round_id == claim.round_id, owned.exists())
@@ -215,7 +189,8 @@ def finish_preparing(session: Session, claim: RoundClaim, snapshot_id: int) -> b
     if found.state == RoundState.cancelling:
         _end(session, found, RoundState.cancelled)
         return True
-    found.worker, found.beats_at, found.error, found.tries = None, None, None, 0
+    ROUNDS.release(found)
+    found.error, found.tries = None, 0
     found.progress = {"stage": "waiting", "fraction": 0.0, "eta_seconds": None}
     session.flush()
     queue.send(session, queue.RUN_ROUND, found.id)
@@ -307,8 +282,8 @@ def release(session: Session, claim: RoundClaim, *, error: str | None = None, co
     if found.state == RoundState.cancelling:
         _end(session, found, RoundState.cancelled)
         return True
-    found.state, found.worker, found.beats_at = RoundState.queued, None, None
-    found.error = error
+    ROUNDS.release(found)
+    found.state, found.error = RoundState.queued, error
     if not counts:
         found.tries = max(0, found.tries - 1)
     session.flush()
@@ -318,7 +293,7 @@ def release(session: Session, claim: RoundClaim, *, error: str | None = None, co
 
 def _end(session: Session, found: Round, state: RoundState, *, error: str | None = None, **noted: Any) -> None:
     found.state, found.error = state, error
-    found.worker, found.beats_at = None, None
+    ROUNDS.release(found)
     found.finished_at = func.now()
     session.flush()
     audit.record(

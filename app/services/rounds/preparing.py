@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import cast, func, or_, select, update
+from sqlalchemy import and_, cast, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -22,9 +22,10 @@ from app.errors import Conflict
 from app.models import ModelVersion, Project, Prompt, Round, SettingRevision, Snapshot, SnapshotKind, StoreRemoval
 from app.services.acceptance.rules import Moment
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.leases import ROUNDS, LeaseLostError
 from app.services.projects.projects import parse_settings
 from app.services.rounds import lease, snapshots
-from app.services.rounds.lease import LeaseLostError, RoundClaim
+from app.services.rounds.lease import RoundClaim
 from app.services.rounds.rounds import NOTHING_ACCEPTED
 from app.services.rounds.row_files import Report, ignore
 from app.services.rounds.training_set import Choice, in_parts
@@ -107,19 +108,10 @@ def prepare_anew(session: Session, project_ids: Sequence[int]) -> None:
 
     Their workers lose their leases, and what was written so far is forgotten.
     """
-    taken = session.scalars(
-        update(Round)
-        .where(
-            Round.project_id.in_(project_ids),
-            Round.snapshot_id.is_(None),
-            Round.state.in_(lease.GOES_ON),
-            Round.worker.is_not(None),
-        )
-        .values(fence=Round.fence + 1, worker=None, beats_at=None)
-        .returning(Round.id)
-        .execution_options(synchronize_session=False)
+    taken = and_(
+        Round.project_id.in_(project_ids), Round.snapshot_id.is_(None), ROUNDS.going_on, Round.worker.is_not(None)
     )
-    for round_id in taken.all():
+    for round_id in ROUNDS.revoke(session, taken):
         queue.send(session, queue.PREPARE_ROUND, round_id)
     begun = select(Snapshot).where(Snapshot.project_id.in_(project_ids), ~Snapshot.prepared)
     for snapshot in session.scalars(begun.with_for_update()):

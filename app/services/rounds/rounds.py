@@ -17,6 +17,7 @@ from app.services.acceptance.rules import fresh_count
 from app.services.integrations import webhooks
 from app.services.kernel import audit, counters
 from app.services.kernel.actors import SYSTEM, Actor, require
+from app.services.kernel.leases import ROUNDS
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import snapshots
@@ -267,8 +268,8 @@ def retry(session: Session, actor: Actor, round_id: int) -> Round:
     refuse_second(session, project)
     refuse_redacted(session, found)
     found.state = RoundState.queued
-    found.error, found.finished_at, found.worker, found.beats_at = None, None, None, None
-    found.tries = 0
+    ROUNDS.release(found)
+    found.error, found.finished_at, found.tries = None, None, 0
     _flush_one_active(session, found)
     audit.record(session, actor, "round.retry", f"round:{found.id}", project.id, number=found.number)
     queue.send(session, task_of(found), found.id)

@@ -50,12 +50,12 @@ from app.services.imports.running import run_import
 from app.services.integrations import webhooks
 from app.services.judging import change, feed
 from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.leases import LeaseLostError
 from app.services.kernel.store import get_store
 from app.services.kernel.verdict_schema import parse_verdict
 from app.services.projects import projects
 from app.services.prompts import prompts
 from app.services.rounds import lease, preparing, rounds, snapshots
-from app.services.rounds.lease import LeaseLostError
 from tests import factories, judging
 from tests.app.services.feedback import start_prepared
 from tests.app.services.imports.importing import table

@@ -27,10 +27,11 @@ from app.services.acceptance import rules
 from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import Moment
 from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.leases import LeaseLostError
 from app.services.kernel.store import get_store
 from app.services.projects import projects
 from app.services.rounds import lease, preparing, rounds, snapshots, training_set
-from app.services.rounds.lease import LeaseLostError, RoundClaim
+from app.services.rounds.lease import RoundClaim
 from tests import factories
 from tests.app.services.feedback import choose_rows, judge
 from tests.conftest import CommittedDatabase
