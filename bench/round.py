@@ -29,8 +29,8 @@ from app.processes.connect import services, set_environment
 from app.processes.supervise import Supervised, start_child, stop_all
 from app.services.accounts import users
 from app.services.candidates import pools
-from app.services.judging import give
 from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.verdict_schema import VerdictIn
 from app.services.projects import projects
 from app.services.rounds import rounds
 from app.settings import get_settings
@@ -152,7 +152,7 @@ def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
             if faithful(words, question=prompt.question, answer=prompt.answer or "", metadata=prompt.extra)
         ]
         picks = picks if truthful else [claim.candidates[0]["id"]]
-        verdict = give.VerdictIn.model_validate({"kind": "picked" if picks else "none_fit", "picks": picks})
+        verdict = VerdictIn.model_validate({"kind": "picked" if picks else "none_fit", "picks": picks})
         judging.give(session, actor, claim.assignment_id, verdict)
         return int(bool(picks))
 

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, Invalid
 from app.models import CandidateSet, CandidateSetState, ModelVersion, Prompt, PromptState, SettingRevision
 from app.services.acceptance import rules
-from app.services.judging import give
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.verdict_schema import parse_verdict
 from app.services.projects import projects
 from tests import factories, judging
 from tests.conftest import CommittedDatabase
@@ -57,7 +57,7 @@ class TestUpdateProject:
         assert offered.slots == 3
         claimed = judging.claim(session, critic, project)
         assert claimed is not None
-        judging.give(session, critic, claimed.assignment_id, give.parse_verdict({"kind": "none_fit"}))
+        judging.give(session, critic, claimed.assignment_id, parse_verdict({"kind": "none_fit"}))
         projects.update_project(session, SYSTEM, project.slug, {"overlap": 1})
         session.expire_all()
         assert session.get_one(CandidateSet, offered.id).state is CandidateSetState.judged
@@ -71,7 +71,7 @@ class TestUpdateProject:
             claimed = judging.claim(session, critic, project)
             assert claimed is not None
             body = {"kind": "picked", "picks": [claimed.candidates[0]["id"]]} if number else {"kind": "none_fit"}
-            judging.give(session, critic, claimed.assignment_id, give.parse_verdict(body))
+            judging.give(session, critic, claimed.assignment_id, parse_verdict(body))
         assert rules.fresh_count(session, project) == 1
         projects.update_project(session, SYSTEM, project.slug, {"aggregation": "all"})
         session.expire_all()

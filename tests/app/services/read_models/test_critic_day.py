@@ -123,4 +123,4 @@ class TestStreak:
 def test_a_skip_counts_as_work(session: Session, project: Project, critic: Actor) -> None:
     made = factories.make_assignment(session, factories.make_candidate_set(session, project), critic)
     factories.make_verdict(session, made, kind=VerdictKind.skipped)
-    assert critic_day.glance(session, critic, project).pace == critic_day.Pace(1, None)
+    assert critic_day.load_glance(session, critic, project).pace == critic_day.CriticPace(1, None)

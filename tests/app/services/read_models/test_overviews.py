@@ -117,7 +117,7 @@ class TestListCandidateSets:
             assignment = factories.make_assignment(session, made, critic, slot=slot)
             chosen = VerdictIn(kind=VerdictKind.picked, picks=[str(one.id) for one in picks])
             judging.give(session, critic, assignment.id, chosen)
-        [line] = overviews.sets_of(session, factories.make_admin(session), project, prompt)
+        [line] = overviews.list_candidate_sets(session, factories.make_admin(session), project, prompt)
         assert [one.picked for one in line.candidates] == [1, 2, 0]
         assert [one.critic for one in line.verdicts] == [ada.email, ben.email]
         assert line.version == 0
