@@ -86,12 +86,12 @@ class TestUpdateProject:
             critic = factories.make_critic(session, project)
             factories.make_candidate_set(session, project)
             session.commit()
-        with committed_db.sessions() as judging, committed_db.sessions() as changing:
-            assert judging.claim(judging, critic, project) is not None  # its row refers to the project's
+        with committed_db.sessions() as busy, committed_db.sessions() as changing:
+            assert judging.claim(busy, critic, project) is not None  # its row refers to the project's
             changing.execute(text("SET LOCAL lock_timeout = 100"))
             projects.update_project(changing, SYSTEM, project.slug, {"max_open": 5})
             changing.commit()
-            judging.commit()
+            busy.commit()
 
     def test_an_invalid_setting_changes_nothing(self, session: Session) -> None:
         project = factories.make_project(session)
