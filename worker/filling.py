@@ -98,7 +98,7 @@ def batch_size(process: WorkerProcess) -> int:
 
 def _is_round_waiting() -> bool:
     with session_scope() as session:
-        return lease.waits(session)
+        return lease.is_round_waiting(session)
 
 
 def _fill_once(

@@ -22,7 +22,7 @@ from app.services.rounds import snapshots, versions
 from app.services.rounds.lease import RoundClaim, RoundResult
 from app.services.rounds.row_files import row_json
 from app.services.rounds.snapshots import RoundPlan
-from app.services.rounds.training_set import Row
+from app.services.rounds.training_set import SnapshotRow
 from app.settings import get_settings
 from illume.evaluation.metrics import paired_bootstrap
 from illume.records import Example, TrainingRow
@@ -96,17 +96,17 @@ def _identity(folder: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _example(row: Row) -> Example:
+def _example(row: SnapshotRow) -> Example:
     return dataclasses.replace(make_example(row.prompt), answer=row.answer)
 
 
-def _training_rows(rows: Sequence[Row], role: SnapshotItemRole) -> Iterator[TrainingRow]:
+def _training_rows(rows: Sequence[SnapshotRow], role: SnapshotItemRole) -> Iterator[TrainingRow]:
     for row in rows:
         if row.role is role:
             yield TrainingRow(_example(row), row.rationale)
 
 
-def make_job(inputs: RoundInputs, rows: Sequence[Row]) -> TuningJob:
+def make_job(inputs: RoundInputs, rows: Sequence[SnapshotRow]) -> TuningJob:
     """Make the tuning job from the snapshot's settings."""
     plan, chosen, here = inputs.plan, inputs.plan.settings, get_settings()
     settings = TuningSettings(
@@ -140,7 +140,7 @@ def make_job(inputs: RoundInputs, rows: Sequence[Row]) -> TuningJob:
     )
 
 
-def prompts_hash(rows: Sequence[Row]) -> str:
+def prompts_hash(rows: Sequence[SnapshotRow]) -> str:
     """A hash of the val prompts and held-out rationales, on which scores depend."""
     scored = [row for row in rows if row.role in (SnapshotItemRole.val, SnapshotItemRole.heldout)]
     lines = (orjson.dumps(row_json(row), option=orjson.OPT_SORT_KEYS) for row in scored)

@@ -29,7 +29,7 @@ MAX_EVENTS = 500
 def run_next_round(process: WorkerProcess, models: ModelCache) -> None:
     """Claim the oldest waiting round and run it until it ends, is cancelled, or this process should stop."""
     with session_scope() as session:
-        if not lease.waits(session):
+        if not lease.is_round_waiting(session):
             return
     with hold_device(process, purpose="round") as is_held:
         if not is_held:
@@ -78,7 +78,7 @@ def _tune(claim: RoundClaim, watch: Watch) -> None:
     is_new = round_folder.prepare(inputs, folder)
     if is_new:
         with session_scope() as session:
-            lease.forget_events(session, claim)
+            lease.delete_events(session, claim)
     started = time.monotonic()
     if not (folder / "result.json").exists():
         code = _watch_child(folder, claim, watch)

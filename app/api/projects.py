@@ -50,7 +50,7 @@ def check_base_model(session: Session, actor: Actor, wanted: object, known: str 
     if wanted is None or wanted == known:
         return None
     name = projects.parse_settings({"base_model": wanted}).base_model
-    found = base_checks.look_first(session, actor, name)
+    found = base_checks.require_check(session, actor, name)
     if found is None:
         return None
     detail = f"A worker checks '{name}' before a project uses it: send this again in a moment."

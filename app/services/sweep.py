@@ -101,7 +101,7 @@ def _pools(session: Session) -> list[Due]:
 
 
 def _checks(session: Session) -> list[Due]:
-    return [(queue.CHECK_BASE, check_id) for check_id in base_checks.waiting(session)]
+    return [(queue.CHECK_BASE, check_id) for check_id in base_checks.list_waiting(session)]
 
 
 def _erasures(session: Session) -> list[Due]:

@@ -37,7 +37,7 @@ class TestBeat:
         process.heartbeat.beat()
         with session_scope() as session:
             assert pools.count_sampling(session, session.get_one(Project, project_id)) == 1
-            assert not lease.waits(session)
+            assert not lease.is_round_waiting(session)
             assert workers.device_holder(session, process.device_key) is not None
             [alive] = workers.list_workers(session, queue="model")
             assert (alive.name, alive.doing, alive.device) == (process.name, "round 1", "cpu")
@@ -51,7 +51,7 @@ class TestBeat:
         heartbeat.beat()
         with session_scope() as session:
             assert pools.count_sampling(session, session.get_one(Project, project_id)) == 0
-            assert lease.waits(session)
+            assert lease.is_round_waiting(session)
             assert workers.device_holder(session, process.device_key) is None
 
     def test_runs_by_itself_and_takes_the_worker_off_the_list(self, process: WorkerProcess) -> None:

@@ -213,7 +213,7 @@ def _forget_rest(session: Session, project_id: int) -> dict[str, int]:
 def _redaction_steps(projects: Sequence[int], gone: RedactionScope) -> Iterator[Step]:
     """A step for each snapshot of the projects. Those that are being made are made anew, from what is left."""
     with session_scope() as session:
-        preparing.prepare_anew(session, projects)
+        preparing.restart_preparation(session, projects)
         query = select(Snapshot.id).where(Snapshot.project_id.in_(projects), Snapshot.prepared).order_by(Snapshot.id)
         snapshots = session.scalars(query).all()
 

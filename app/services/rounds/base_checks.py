@@ -1,4 +1,4 @@
-"""Looks at base models before a project takes one: asked for by an admin, done by a worker."""
+"""Checks of base models before a project uses one: requested by an admin, run by a worker."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from app.models import BaseCheck, CheckState
 from app.services.kernel.actors import Actor, require_admin
 from app.services.rounds.versions import STARTER
 
-GOOD_FOR = timedelta(days=1)
-WAITED_FOR = timedelta(hours=1)
-ASKED_AGAIN_AFTER = timedelta(minutes=10)
-# What a folder with a model has, each by the names it may go by.
+VALID_FOR = timedelta(days=1)
+EXPIRES_AFTER = timedelta(hours=1)
+RETRY_AFTER = timedelta(minutes=10)
+# The parts of a model folder, each with its possible file names.
 PARTS = (
     ("its configuration (config.json)", ("config.json",)),
     ("its weights (*.safetensors or *.bin)", ("*.safetensors", "*.bin")),
@@ -27,11 +27,11 @@ PARTS = (
 )
 
 
-def newest(session: Session, base_model: str) -> BaseCheck | None:
-    """The last look at a base model, where it is of the last day."""
+def newest_check(session: Session, base_model: str) -> BaseCheck | None:
+    """The newest check of a base model within the last day."""
     return session.scalar(
         select(BaseCheck)
-        .where(BaseCheck.base_model == base_model, BaseCheck.created_at > func.now() - GOOD_FOR)
+        .where(BaseCheck.base_model == base_model, BaseCheck.created_at > func.now() - VALID_FOR)
         .order_by(BaseCheck.id.desc())
         .limit(1)
         .execution_options(populate_existing=True)
@@ -39,17 +39,17 @@ def newest(session: Session, base_model: str) -> BaseCheck | None:
 
 
 def is_good(session: Session, base_model: str) -> bool:
-    """Whether a worker could use the base model of late; the one shipped with this distribution always is."""
+    """Whether a recent check of the base model passed. The starter model always passes."""
     if base_model == STARTER:
         return True
-    found = newest(session, base_model)
+    found = newest_check(session, base_model)
     return found is not None and found.state is CheckState.passed
 
 
-def ask(session: Session, actor: Actor, base_model: str) -> BaseCheck:
-    """Have a worker look at a base model. One that waits already is not asked for twice."""
+def request_check(session: Session, actor: Actor, base_model: str) -> BaseCheck:
+    """Request a check by a worker. A check that is already queued is reused."""
     require_admin(actor)
-    found = newest(session, base_model)
+    found = newest_check(session, base_model)
     if found is None or found.state is not CheckState.queued:
         found = BaseCheck(base_model=base_model, created_by=actor.stored_id)
         session.add(found)
@@ -60,7 +60,7 @@ def ask(session: Session, actor: Actor, base_model: str) -> BaseCheck:
 
 
 def check_folder(base_model: str) -> bool:
-    """Whether a base model is a folder that is seen from here and has all it needs. Raises `Invalid` for half a one."""
+    """Whether a base model is a complete local folder. Raises `Invalid` for an incomplete one."""
     folder = Path(base_model)
     if not folder.is_absolute() or not folder.is_dir():
         return False
@@ -70,22 +70,22 @@ def check_folder(base_model: str) -> bool:
     return True
 
 
-def look_first(session: Session, actor: Actor, base_model: str) -> BaseCheck | None:
-    """The look that a worker takes at a base model before a project may have it; None where it is known to be good.
+def require_check(session: Session, actor: Actor, base_model: str) -> BaseCheck | None:
+    """Request the check that a base model needs before a project may use it; None if it needs none.
 
-    A folder is looked at here. Raises `Invalid` for one that lacks something, and for what a worker just found bad.
+    A local folder is checked here. Raises `Invalid` for an incomplete folder, and for a model whose check just failed.
     """
     if is_good(session, base_model) or check_folder(base_model):
         return None
-    found = newest(session, base_model)
-    since = database_now(session) - ASKED_AGAIN_AFTER
+    found = newest_check(session, base_model)
+    since = database_now(session) - RETRY_AFTER
     if found and found.state is CheckState.failed and found.finished_at and found.finished_at > since:
         raise Invalid(f"'{base_model}' cannot be the base model: {found.detail}", field="base_model")
-    return ask(session, actor, base_model)
+    return request_check(session, actor, base_model)
 
 
 def get_check(session: Session, actor: Actor, check_id: int) -> BaseCheck:
-    """A look at a base model. Raises `NotFound`."""
+    """A check of a base model. Raises `NotFound`."""
     require_admin(actor)
     found = session.get(BaseCheck, check_id, populate_existing=True)
     if found is None:
@@ -96,23 +96,23 @@ def get_check(session: Session, actor: Actor, check_id: int) -> BaseCheck:
 # The worker's side
 
 
-def waiting(session: Session) -> list[int]:
-    """The ids of the looks that wait for a worker; those asked for long ago are nobody's concern any more."""
+def list_waiting(session: Session) -> list[int]:
+    """The ids of checks that wait for a worker. Checks requested long ago are ignored."""
     query = select(BaseCheck.id).where(
-        BaseCheck.state == CheckState.queued, BaseCheck.created_at > func.now() - WAITED_FOR
+        BaseCheck.state == CheckState.queued, BaseCheck.created_at > func.now() - EXPIRES_AFTER
     )
     return list(session.scalars(query.order_by(BaseCheck.id)))
 
 
 def base_to_check(session: Session, check_id: int) -> str | None:
-    """The base model to look at; None where that is done."""
+    """The base model of a queued check; None if the check is finished."""
     return session.scalar(
         select(BaseCheck.base_model).where(BaseCheck.id == check_id, BaseCheck.state == CheckState.queued)
     )
 
 
 def finish(session: Session, check_id: int, *, good: bool, detail: str) -> None:
-    """Say what came of a look. The first answer stands, so a check needs no lease: two looks at once do no harm."""
+    """Store the result of a check, unless it has one already. So a check needs no lease: repeated ones are harmless."""
     session.execute(
         update(BaseCheck)
         .where(BaseCheck.id == check_id, BaseCheck.state == CheckState.queued)

@@ -1,4 +1,4 @@
-"""Blind comparisons: critics say which of two versions' rationales they prefer, not knowing whose are whose."""
+"""Blind comparisons: critics choose between two versions' rationales without knowing which version wrote which."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Side = Literal["left", "right", "neither"]
 
 @dataclass(frozen=True, slots=True)
 class PairShown:
-    """A pair as one critic sees it. `to_judge` pairs of the project wait for them, this one included."""
+    """A pair as a critic sees it. `to_judge` is the number of pairs that wait for them, including this one."""
 
     id: int
     prompt: Prompt
@@ -54,10 +54,10 @@ class PairShown:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a comparison stands.
+    """The current result of a comparison.
 
-    `rate`: how often the new version was preferred, a tie counting half, over the pairs that were judged and those
-    that are alike, with its 95 % bootstrap interval. `done` of `wanted` judgements are there.
+    `rate` is how often the new version was preferred, over judged and identical pairs, with a tie as one half, and its
+    95 % bootstrap interval. `done` of `wanted` judgements are given.
     """
 
     new: int
@@ -94,10 +94,10 @@ def start(
     each: int = 1,
     gate: bool = False,
 ) -> Comparison:
-    """Offer critics what both versions wrote greedily for at most `pairs` prompts, each pair to `each` critics.
+    """Start a comparison of both versions' greedy texts for at most `pairs` prompts, each judged by `each` critics.
 
-    A `gate` activates the new version where critics clearly prefer it. Raises `Invalid`, and `Conflict` where rounds
-    scored the two on no common prompt, where all their texts are alike, or where they are being compared already.
+    With `gate`, the new version is activated if critics clearly prefer it. Raises `Invalid`, and `Conflict` if the two
+    were not evaluated on a common prompt, if all their texts are identical, or if they are being compared already.
     """
     require(session, actor, project, Role.admin)
     if old.id == new.id:
@@ -161,7 +161,7 @@ def start(
 
 
 def next_pair(session: Session, actor: Actor, project: Project) -> PairShown | None:
-    """The next pair for this critic, of the oldest comparison first; in an order of their own. None: nothing to do."""
+    """The next pair for this critic, from the oldest comparison, in an order that depends on the critic."""
     require(session, actor, project, Role.critic)
     order = func.md5(func.concat(ComparisonPair.id, "-", actor.user_id))
     waiting = _waiting(actor, project).order_by(ComparisonPair.comparison_id, order)
@@ -181,7 +181,7 @@ def next_pair(session: Session, actor: Actor, project: Project) -> PairShown | N
 
 
 def pairs_for(session: Session, actor: Actor, project: Project) -> int:
-    """How many pairs wait for this critic."""
+    """The number of pairs that wait for this critic."""
     return session.scalar(select(func.count()).select_from(_waiting(actor, project).subquery())) or 0
 
 
@@ -205,7 +205,7 @@ def _waiting(actor: Actor, project: Project) -> Select[ComparisonPair]:
 
 
 def _left(pair_id: int, actor: Actor) -> Preferred:
-    """Whose text stands on the left for this critic: drawn by hash, so that a reload shows the same."""
+    """The version on the left for this critic, drawn by hash, so that a reload shows the same."""
     return Preferred.old if stable_seed("side", pair_id, actor.user_id) % 2 else Preferred.new
 
 
@@ -216,7 +216,7 @@ def _other(one: Preferred) -> Preferred:
 def prefer(
     session: Session, actor: Actor, project: Project, pair_id: int, side: Side, *, seconds: float | None = None
 ) -> Comparison:
-    """Say which text of a pair is better. Said twice, the first time counts. Raises `NotFound`, `Conflict`."""
+    """Store which text of a pair is better; a second preference is ignored. Raises `NotFound`, `Conflict`."""
     require(session, actor, project, Role.critic)
     pair = session.get(ComparisonPair, pair_id)
     # Locked, so that the last two judgements cannot both miss that the comparison is complete.
@@ -250,7 +250,7 @@ def prefer(
 
 
 def standing_of(session: Session, found: Comparison) -> Standing:
-    """How a comparison stands."""
+    """Compute the current result of a comparison."""
     pairs = list(session.scalars(select(ComparisonPair).where(ComparisonPair.comparison_id == found.id)))
     given: dict[int, list[Preferred]] = {pair.id: [] for pair in pairs}
     rows = session.execute(
@@ -275,16 +275,16 @@ def standing_of(session: Session, found: Comparison) -> Standing:
 
 
 def rate_of(given: Sequence[Sequence[Preferred]], *, alike: int) -> Interval | None:
-    """The win rate over pairs: what critics said of each on average, and a half for each that is alike.
+    """The win rate: the mean preference of each judged pair, and one half for each identical pair.
 
-    None while nothing was said.
+    None without judgements.
     """
     judged = [sum(VALUES[one] for one in row) / len(row) for row in given if row]
     return bootstrap_interval([*judged, *([0.5] * alike)], seed=0) if judged else None
 
 
 def close(session: Session, actor: Actor, project: Project, number: int) -> Comparison:
-    """End a comparison before all was judged; what was said counts. Raises `Conflict` where it is closed already."""
+    """Close a comparison early; given judgements count. Raises `Conflict` if it is closed already."""
     require(session, actor, project, Role.admin)
     found = get_comparison(session, actor, project, number)
     session.refresh(found, with_for_update=True)
@@ -314,7 +314,7 @@ def outcome_words(standing: Standing) -> str:
 
 
 def _pass_gate(session: Session, found: Comparison, standing: Standing) -> None:
-    """Activate the new version where it won and the old one is still active; say in its round what came of it."""
+    """Activate the new version if it won and the old one is still active. Record the outcome in its round."""
     project = session.get_one(Project, found.project_id)
     versions.lock_project(session, project)
     passes = standing.is_won and project.active_version_id == found.old_id
@@ -332,7 +332,7 @@ def _pass_gate(session: Session, found: Comparison, standing: Standing) -> None:
 
 
 def hold_at_gate(session: Session, project: Project, *, old: ModelVersion, new: ModelVersion) -> str:
-    """Have critics decide whether `new` becomes active. A sentence that says what it waits for."""
+    """Start a comparison that decides whether `new` becomes active. Returns a sentence for the round's decision."""
     try:
         with session.begin_nested():
             made = start(session, SYSTEM, project, old=old, new=new, gate=True)
@@ -345,7 +345,7 @@ def hold_at_gate(session: Session, project: Project, *, old: ModelVersion, new: 
 
 
 def list_comparisons(session: Session, actor: Actor, project: Project) -> list[Comparison]:
-    """The comparisons of a project, the newest first."""
+    """The comparisons of a project, newest first."""
     require(session, actor, project, Role.viewer)
     query = select(Comparison).where(Comparison.project_id == project.id).order_by(Comparison.number.desc())
     return list(session.scalars(query.limit(200)))
@@ -372,7 +372,7 @@ def comparison_by_id(session: Session, actor: Actor, comparison_id: int) -> Comp
 def pairs_of(
     session: Session, actor: Actor, project: Project, found: Comparison
 ) -> list[tuple[ComparisonPair, Prompt, list[Preferred]]]:
-    """The pairs of a comparison in order, each with its prompt and what was said of it."""
+    """The pairs of a comparison in order, each with its prompt and the preferences given."""
     require(session, actor, project, Role.viewer)
     pairs = list(
         session.scalars(

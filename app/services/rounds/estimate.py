@@ -1,4 +1,4 @@
-"""How many rows a round would have: counted in a small project, estimated in a large one by what is counted anyway."""
+"""The size of a round: counted exactly in a small project, estimated in a large one."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.models import Project, Prompt, Split
+from app.services.acceptance.counting import OUT_OF_USE
 from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import Moment
 from app.services.kernel import counters as counts
 from app.services.projects.projects import ProjectSettings
 from app.services.rounds.row_files import write_rows
-from app.services.rounds.training_set import HELDOUT_SHARE, OUT_OF_USE, Choice, Metric, accepted_rows, val_prompts
+from app.services.rounds.training_set import HELDOUT_SHARE, Metric, RowSelection, accepted_rows, query_val_prompts
 
 COUNTED_PROMPTS = 5000
-"""With up to so many train prompts in use all rows are chosen as a round would choose them, and counted."""
+"""Up to this many train prompts in use, the rows are selected as for a round, and counted."""
 SAMPLE = 300
 PREVIEW_SEED = 0
-# Prompts with an accepted rationale, of the newest verdicts.
-LATELY = """
+# Prompts with an accepted rationale, among those of the newest verdicts.
+RECENT_PROMPTS = """
 SELECT p.id FROM (
     SELECT prompt_id, max(id) AS last FROM (
         SELECT v.prompt_id, v.id FROM verdicts v WHERE v.project_id = :project AND v.current
@@ -35,7 +36,7 @@ ORDER BY judged.last DESC LIMIT :sample
 
 @dataclass(frozen=True, slots=True)
 class RoundSize:
-    """Rows by role as a snapshot counts them, and the metric. `exact` is False where they are estimates."""
+    """The number of rows by role, and the metric. `exact` is False for estimates."""
 
     counts: dict[str, int]
     metric: Metric
@@ -43,7 +44,7 @@ class RoundSize:
 
 
 def size_of(session: Session, project: Project, settings: ProjectSettings) -> RoundSize:
-    """How many rows a round started now would have."""
+    """The size of a round that would start now."""
     train = [
         one
         for one in counts.prompt_counts(session, project)
@@ -53,20 +54,20 @@ def size_of(session: Session, project: Project, settings: ProjectSettings) -> Ro
     if n_train > COUNTED_PROMPTS:
         return _estimate(session, project, settings, n_train=n_train, n_accepted=n_accepted)
     moment = Moment(current_position(session), project.revision_id or 0)
-    choice = Choice(project, settings, moment, PREVIEW_SEED)
+    selection = RowSelection(project, settings, moment, PREVIEW_SEED)
     with tempfile.TemporaryFile() as file:
-        written = write_rows(file, choice, head=lambda _: {}, n_prompts=n_train, session=session)
+        written = write_rows(file, selection, head=lambda _: {}, n_prompts=n_train, session=session)
     return RoundSize(written.counts, written.metric, exact=True)
 
 
 def _estimate(
     session: Session, project: Project, settings: ProjectSettings, *, n_train: int, n_accepted: int
 ) -> RoundSize:
-    """The prompts are counted, their rationales are as many each as those of the newest have."""
-    ids = list(session.scalars(text(LATELY), {"project": project.id, "sample": SAMPLE})) if n_accepted else []
+    """Estimate the number of rationales from the number of prompts and a sample of recent ones."""
+    ids = list(session.scalars(text(RECENT_PROMPTS), {"project": project.id, "sample": SAMPLE})) if n_accepted else []
     each = len(accepted_rows(session, project, prompt_ids=ids)) / len(ids) if ids else 1.0
     rationales = round(each * n_accepted)
-    query, metric = val_prompts(session, project, settings)
+    query, metric = query_val_prompts(session, project, settings)
     heldout = round(HELDOUT_SHARE * rationales) if metric == "heldout" else 0
     limited = query.with_only_columns(Prompt.id).order_by(None).limit(settings.eval_prompts).subquery()
     return RoundSize(

@@ -1,4 +1,4 @@
-"""Tuning rounds as a worker sees them: claim one, keep it, report, end it. Every write must show the claim's fence."""
+"""Rounds as a worker sees them: claim, heartbeat, progress, result. Every write checks the claim's fencing token."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from app.services.kernel import audit
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.leases import ROUNDS, lapsed
 from app.services.rounds import comparisons, versions
-from app.services.rounds.rounds import task_of, tell_finished, workload
+from app.services.rounds.rounds import notify_finished, task_of, workload
 from app.services.rounds.snapshots import plan_of
 
 MAX_TRIES = 5
-"""How often a round is taken up without an epoch finished between, before it counts as failed."""
+"""How often a round may be claimed without finishing an epoch before it fails."""
 
 RUNNING = (RoundState.preparing, RoundState.training, RoundState.evaluating)
 
 
 @dataclass(frozen=True, slots=True)
 class RoundClaim:
-    """A round that this worker runs now. `project_id` is its project; `fence` goes with every write."""
+    """A round that this worker has claimed. `fence` is the fencing token that every write checks."""
 
     round_id: int
     fence: int
@@ -36,10 +36,11 @@ class RoundClaim:
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """What came out of a round. `adapter` is the key in the store of the best epoch's adapter.
+    """The result of a round. `adapter` is the best epoch's adapter, as a key of the store.
 
-    `metrics` become the version's: `score` (the primary metric), `means` of every score, the parent's under `parent`,
-    and under `change` the paired intervals of new - parent. `seconds`: how long a run took that was never broken off.
+    `metrics` are stored with the version: `score` (the primary metric), `means` of every score, the parent's under
+    `parent`, and the paired intervals of new - parent under `change`. `seconds` is the duration of a run
+    that was not interrupted.
     """
 
     adapter: str
@@ -56,18 +57,18 @@ class RoundResult:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a beat found: whether the lease is still ours, and whether somebody wants the round cancelled."""
+    """The result of a heartbeat: whether the lease is still held, and whether the round should be cancelled."""
 
     held: bool
     cancelling: bool
 
 
 def claim_round(session: Session, *, worker: str, prepared: bool = True) -> RoundClaim | None:
-    """Take up the oldest round that waits for a worker, or whose worker has fallen silent; None where there is none.
+    """Claim the oldest round that waits for a worker or whose lease has lapsed. None if there is none.
 
-    Of those whose snapshot is `prepared`, which need a device, or of the others.
-    A round that should be cancelled and has no worker left is cancelled; one that was taken up too often without
-    getting any further has failed.
+    With `prepared`, rounds that have their snapshot and need a device; else rounds without a snapshot. A round that
+    should be cancelled and has no live worker is cancelled. A round that was claimed `MAX_TRIES` times without progress
+    fails.
     """
     while True:
         locked = ROUNDS.lock_free(session, claimable(prepared=prepared), order_by=[Round.id.asc()])
@@ -89,7 +90,7 @@ def claim_round(session: Session, *, worker: str, prepared: bool = True) -> Roun
 
 
 def claimable(*, prepared: bool) -> Any:
-    """Rounds a worker may take up: those with their snapshot, or those without."""
+    """SQL condition: rounds that a worker may claim, with or without a snapshot."""
     return and_(
         Round.snapshot_id.is_not(None) if prepared else Round.snapshot_id.is_(None),
         or_(
@@ -99,13 +100,13 @@ def claimable(*, prepared: bool) -> Any:
     )
 
 
-def waits(session: Session) -> bool:
+def is_round_waiting(session: Session) -> bool:
     """Whether a round waits for a worker with a device."""
     return session.scalar(select(Round.id).where(claimable(prepared=True)).limit(1)) is not None
 
 
 def check_held(session: Session, claim: RoundClaim) -> None:
-    """Raise `LeaseLostError` unless the lease is ours; nobody can take it until the transaction ends."""
+    """Raise `LeaseLostError` unless the lease is held. It cannot be taken over until the transaction ends."""
     ROUNDS.check(session, claim.round_id, claim.fence)
 
 
@@ -117,7 +118,7 @@ def beat(
     progress: dict[str, Any] | None = None,
     advanced: bool = False,
 ) -> Beat:
-    """Keep the lease, and say how far the round is; `advanced` where an epoch was finished since the last beat."""
+    """Renew the lease and store the progress. `advanced`: an epoch was finished since the last heartbeat."""
     values: dict[str, Any] = {}
     if progress is not None:
         values["progress"] = progress
@@ -138,15 +139,15 @@ def beat(
     return Beat(held=True, cancelling=False)
 
 
-def _held(session: Session, claim: RoundClaim) -> Round | None:
-    """The claimed round, locked; None where the lease was lost or the round has ended. Its project is locked first."""
+def _lock_claimed(session: Session, claim: RoundClaim) -> Round | None:
+    """Lock the project, then the claimed round. None if the lease was lost or the round has ended."""
     project = session.get_one(Project, claim.project_id)
     versions.lock_project(session, project)
     return ROUNDS.lock(session, claim.round_id, claim.fence)
 
 
 def add_events(session: Session, claim: RoundClaim, events: Sequence[tuple[int, dict[str, Any]]]) -> bool:
-    """Keep lines of the round's event file, each with its number from 1; a line that comes again replaces itself."""
+    """Store numbered lines of the round's event file. Storing a line again replaces it. Returns False if not held."""
     owned = session.scalar(
         select(Round.id).where(ROUNDS.has_fence(claim.round_id, claim.fence)).with_for_update(read=True)
     )
@@ -167,8 +168,8 @@ def add_events(session: Session, claim: RoundClaim, events: Sequence[tuple[int, 
     return True
 
 
-def forget_events(session: Session, claim: RoundClaim) -> None:
-    """Drop the events of an earlier run, when the round starts from nothing."""
+def delete_events(session: Session, claim: RoundClaim) -> None:
+    """Delete the events of an earlier run, when the round starts from the beginning."""
     owned = select(Round.id).where(ROUNDS.has_fence(claim.round_id, claim.fence))
     session.execute(
         delete(RoundEvent)
@@ -181,8 +182,8 @@ def forget_events(session: Session, claim: RoundClaim) -> None:
 
 
 def finish_preparing(session: Session, claim: RoundClaim, snapshot_id: int) -> bool:
-    """Give the round its snapshot, and leave it to a worker with a device. False: the lease was lost."""
-    found = _held(session, claim)
+    """Give the round its snapshot and queue it for a worker with a device. Returns False if the lease was lost."""
+    found = _lock_claimed(session, claim)
     if found is None:
         return False
     found.snapshot_id = snapshot_id
@@ -198,11 +199,11 @@ def finish_preparing(session: Session, claim: RoundClaim, snapshot_id: int) -> b
 
 
 def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVersion | None:
-    """Register the new version, and activate it where the rule says so and its parent is still active.
+    """Register the new version, and activate it if the rule says so and its parent is still active.
 
-    None, and nothing written, where the lease was lost. A round that was to be cancelled but is done is done.
+    Returns None and writes nothing if the lease was lost. A finished round succeeds even if it was to be cancelled.
     """
-    found = _held(session, claim)
+    found = _lock_claimed(session, claim)
     if found is None:
         return None
     project = session.get_one(Project, claim.project_id)
@@ -236,7 +237,7 @@ def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVer
         parent = session.get_one(ModelVersion, plan.parent_id)
         reason = f"{reason} {comparisons.hold_at_gate(session, project, old=parent, new=version)}"
     found.version_id = version.id
-    found.metrics = {**result.metrics, **_pace(result, snapshot)}
+    found.metrics = {**result.metrics, **_measure_duration(result, snapshot)}
     found.decision = {**result.decision, "activate": activate, "reason": reason}
     found.progress = {**found.progress, "fraction": 1.0, "eta_seconds": 0}
     _end(session, found, RoundState.succeeded, version=version.number, activated=activate)
@@ -245,8 +246,8 @@ def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVer
     return version
 
 
-def _pace(result: RoundResult, snapshot: Snapshot) -> dict[str, float]:
-    """How long the round took for its work, from which later ones are estimated."""
+def _measure_duration(result: RoundResult, snapshot: Snapshot) -> dict[str, float]:
+    """The duration of the round relative to its work; later rounds are estimated from it."""
     work = workload(snapshot.counts, epochs=snapshot.settings["project"]["epochs"])
     if result.seconds is None or work <= 0:
         return {}
@@ -254,8 +255,8 @@ def _pace(result: RoundResult, snapshot: Snapshot) -> dict[str, float]:
 
 
 def fail(session: Session, claim: RoundClaim, error: str) -> bool:
-    """End the round as failed, with a reason a person can act on. False: the lease was lost."""
-    found = _held(session, claim)
+    """End the round as failed, with a reason that helps an admin. Returns False if the lease was lost."""
+    found = _lock_claimed(session, claim)
     if found is None:
         return False
     if found.state == RoundState.cancelling:
@@ -266,8 +267,8 @@ def fail(session: Session, claim: RoundClaim, error: str) -> bool:
 
 
 def finish_cancel(session: Session, claim: RoundClaim) -> bool:
-    """End the round as cancelled. False: the lease was lost."""
-    found = _held(session, claim)
+    """End the round as cancelled. Returns False if the lease was lost."""
+    found = _lock_claimed(session, claim)
     if found is None:
         return False
     _end(session, found, RoundState.cancelled)
@@ -275,8 +276,8 @@ def finish_cancel(session: Session, claim: RoundClaim) -> bool:
 
 
 def release(session: Session, claim: RoundClaim, *, error: str | None = None, counts: bool = False) -> bool:
-    """Give the round back, to go on from its last checkpoint elsewhere; `counts` where that was a failed try."""
-    found = _held(session, claim)
+    """Release the round, to resume elsewhere from its last checkpoint. `counts`: this was a failed try."""
+    found = _lock_claimed(session, claim)
     if found is None:
         return False
     if found.state == RoundState.cancelling:
@@ -299,5 +300,5 @@ def _end(session: Session, found: Round, state: RoundState, *, error: str | None
     audit.record(
         session, SYSTEM, f"round.{state.value}", f"round:{found.id}", found.project_id, number=found.number, **noted
     )
-    tell_finished(session, found)
+    notify_finished(session, found)
     queue.send(session, queue.FILL_POOL, found.project_id)

@@ -1,8 +1,7 @@
-"""Preparing a round: a worker makes the snapshot of what stood when the round was started.
+"""Preparing a round: a worker makes the snapshot of the moment at which the round was started.
 
-Everything is read and written in short transactions, so that it holds nobody up however large the project is, and every
-one that writes matches the fence of the claim. Killed at any moment it is begun anew by the next worker, from the same
-position: the rows are the same again.
+It reads and writes in short transactions, so that it blocks nobody in a large project. Every write checks the claim's
+fencing token. If the worker is killed, the next one starts again from the same position and gets the same rows.
 """
 
 from __future__ import annotations
@@ -28,46 +27,46 @@ from app.services.rounds import lease, snapshots
 from app.services.rounds.lease import RoundClaim
 from app.services.rounds.rounds import NOTHING_ACCEPTED
 from app.services.rounds.row_files import Report, ignore
-from app.services.rounds.training_set import Choice, in_parts
+from app.services.rounds.training_set import RowSelection, split_batches
 from app.services.rounds.versions import lock_project
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be prepared."""
+class PreparationInputs:
+    """The snapshot to make, how its rows are selected, and the parent version."""
 
     snapshot: Snapshot
-    choice: Choice
+    selection: RowSelection
     parent: ModelVersion
 
 
 def prepare(claim: RoundClaim, *, report: Report = ignore, session: Session | None = None) -> None:
-    """Make the snapshot of a claimed round, and leave the round to a worker with a device.
+    """Make the snapshot of a claimed round, and queue the round for a worker with a device.
 
-    `report` is told the share that is done, and may raise to break off. Raises `LeaseLostError`, and `Conflict` where
-    nothing of what is accepted can be trained on. With a session it all happens in the one transaction open there.
+    `report` gets the share that is done, and may raise to abort. Raises `LeaseLostError`, and `Conflict` if none of the
+    accepted rationales can be trained on. With `session`, everything happens in its open transaction.
     """
     with open_session(session) as used:
-        order = _read_order(used, claim)
+        inputs = _read_inputs(used, claim)
     written = snapshots.make(
-        order.snapshot,
-        order.choice,
-        parent=order.parent,
+        inputs.snapshot,
+        inputs.selection,
+        parent=inputs.parent,
         check=lambda used: lease.check_held(used, claim),
         report=lambda share: report(0.95 * share),
         session=session,
     )
     if not written.n_of["rationale"]:
         raise Conflict(NOTHING_ACCEPTED.format(count=0), count=0)
-    _end_freshness(claim, written.prompt_ids, order.choice.moment, report=report, session=session)
+    _clear_fresh(claim, written.prompt_ids, inputs.selection.moment, report=report, session=session)
     with open_session(session) as used:
-        snapshot = used.get_one(Snapshot, order.snapshot.id)
+        snapshot = used.get_one(Snapshot, inputs.snapshot.id)
         if not lease.finish_preparing(used, claim, snapshot.id):
             raise LeaseLostError
         snapshots.finish(used, SYSTEM, snapshot)
 
 
-def _read_order(session: Session, claim: RoundClaim) -> Order:
+def _read_inputs(session: Session, claim: RoundClaim) -> PreparationInputs:
     project = session.get_one(Project, claim.project_id)
     lock_project(session, project)
     lease.check_held(session, claim)
@@ -79,23 +78,23 @@ def _read_order(session: Session, claim: RoundClaim) -> Order:
     )
     settings = parse_settings(session.get_one(SettingRevision, found.revision_id).settings)
     moment = Moment(found.position, found.revision_id)
-    choice = Choice(project, settings, moment, snapshots.seed_of(snapshot))
-    return Order(snapshot, choice, session.get_one(ModelVersion, found.parent_id))
+    selection = RowSelection(project, settings, moment, snapshots.seed_of(snapshot))
+    return PreparationInputs(snapshot, selection, session.get_one(ModelVersion, found.parent_id))
 
 
-def _end_freshness(
+def _clear_fresh(
     claim: RoundClaim, prompt_ids: array[int], moment: Moment, *, report: Report, session: Session | None
 ) -> None:
-    """End the freshness of the prompts in the snapshot; one that became fresh again since the position stays so."""
+    """Clear `fresh` for the prompts in the snapshot, unless they became fresh again after its position."""
     position = cast(moment.position, PgSnapshot)
-    of_then = or_(Prompt.fresh_xid.is_(None), func.pg_visible_in_snapshot(Prompt.fresh_xid, position))
+    was_fresh = or_(Prompt.fresh_xid.is_(None), func.pg_visible_in_snapshot(Prompt.fresh_xid, position))
     done = 0
-    for part in in_parts(prompt_ids):
+    for part in split_batches(prompt_ids):
         with open_session(session) as used:
             lease.check_held(used, claim)
             used.execute(
                 update(Prompt)
-                .where(id_in(Prompt.id, part), Prompt.fresh, of_then)
+                .where(id_in(Prompt.id, part), Prompt.fresh, was_fresh)
                 .values(fresh=False)
                 .execution_options(synchronize_session=False)
             )
@@ -103,21 +102,21 @@ def _end_freshness(
         report(0.95 + 0.05 * done / len(prompt_ids))
 
 
-def prepare_anew(session: Session, project_ids: Sequence[int]) -> None:
-    """Have the snapshots that are being made in some projects made from nothing once more: something was erased.
+def restart_preparation(session: Session, project_ids: Sequence[int]) -> None:
+    """Restart the preparation of unfinished snapshots in some projects, because something was erased.
 
-    Their workers lose their leases, and what was written so far is forgotten.
+    Their workers lose their leases, and the files written so far are removed.
     """
-    taken = and_(
+    interrupted = and_(
         Round.project_id.in_(project_ids), Round.snapshot_id.is_(None), ROUNDS.going_on, Round.worker.is_not(None)
     )
-    for round_id in ROUNDS.revoke(session, taken):
+    for round_id in ROUNDS.revoke(session, interrupted):
         queue.send(session, queue.PREPARE_ROUND, round_id)
-    begun = select(Snapshot).where(Snapshot.project_id.in_(project_ids), ~Snapshot.prepared)
-    for snapshot in session.scalars(begun.with_for_update()):
+    unfinished = select(Snapshot).where(Snapshot.project_id.in_(project_ids), ~Snapshot.prepared)
+    for snapshot in session.scalars(unfinished.with_for_update()):
         keys = {key for key in (snapshot.sha256, snapshot.records_key) if key}
         if keys:
-            forget = insert(StoreRemoval).values([{"key": key} for key in sorted(keys)])
-            session.execute(forget.on_conflict_do_nothing())
+            removal = insert(StoreRemoval).values([{"key": key} for key in sorted(keys)])
+            session.execute(removal.on_conflict_do_nothing())
         snapshot.sha256, snapshot.records_key = "", None
     session.flush()

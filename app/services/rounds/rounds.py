@@ -1,4 +1,4 @@
-"""Tuning rounds as people see them: what one would train on, start, cancel, try again, look."""
+"""Rounds as people see them: preview, start, cancel, retry, rerun, read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from app import queue
 from app.errors import Conflict, NotFound
 from app.models import Project, Role, Round, RoundEvent, RoundState, RoundTrigger, Snapshot, Split
 from app.models.states import ACTIVE_ROUND_STATES
+from app.services.acceptance.counting import OUT_OF_USE
 from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import fresh_count
 from app.services.integrations import webhooks
@@ -22,7 +23,6 @@ from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_
 from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import snapshots
 from app.services.rounds.estimate import size_of
-from app.services.rounds.training_set import OUT_OF_USE
 from app.services.rounds.versions import lock_project
 
 SECONDS_PER_ROW = 0.02
@@ -34,9 +34,9 @@ TRY_LOCK = "SELECT pg_try_advisory_xact_lock(11, CAST(:project AS int))"
 
 @dataclass(frozen=True, slots=True)
 class RoundPreview:
-    """What a round started now would train on, be scored on, and about how long it would take.
+    """What a round that starts now would train on and be scored on, and its estimated duration.
 
-    `exact` is False in a large project, where the numbers are estimates.
+    `exact` is False in a large project, whose numbers are estimates.
     """
 
     n_prompts: int
@@ -50,7 +50,7 @@ class RoundPreview:
 
 
 def preview(session: Session, actor: Actor, project: Project) -> RoundPreview:
-    """What a round started now would do."""
+    """Preview a round that would start now."""
     require(session, actor, project, Role.viewer)
     settings = settings_of(session, project)
     size = size_of(session, project, settings)
@@ -68,7 +68,7 @@ def preview(session: Session, actor: Actor, project: Project) -> RoundPreview:
 
 
 def estimate_seconds(session: Session, project: Project, counts: dict[str, int], *, epochs: int) -> float:
-    """About how long a round takes: as the project's last rounds did for their work, else a guess for two cores."""
+    """Estimate the seconds of a round from the project's last rounds, else for two cores."""
     work = workload(counts, epochs=epochs)
     took = cast(Round.metrics["seconds_per_work"].astext, Float)
     last = (
@@ -87,9 +87,9 @@ def estimate_seconds(session: Session, project: Project, counts: dict[str, int],
 
 
 def workload(counts: dict[str, int], *, epochs: int) -> float:
-    """The work in a round's rows, in seconds on two cores with the starter model."""
+    """The work of a round, in seconds on two cores with the starter model."""
     trained = (counts["rationale"] + counts["guard"]) * epochs * SECONDS_PER_ROW
-    # Each epoch is scored once, the best epoch and the parent at last.
+    # Each epoch is scored once; the best epoch and the parent are scored at the end.
     scored = (counts["val"] + counts["heldout"]) * (epochs + 2) * SECONDS_PER_SCORED_PROMPT / 3
     return trained + scored
 
@@ -98,9 +98,9 @@ def workload(counts: dict[str, int], *, epochs: int) -> float:
 
 
 def start(session: Session, actor: Actor, project: Project, *, trigger: RoundTrigger = RoundTrigger.manual) -> Round:
-    """Start a round of all that is accepted at this moment. Raises `Conflict` where one is going on or nothing is.
+    """Start a round of all rationales accepted now. Raises `Conflict` if a round is active or nothing is accepted.
 
-    A few statements however large the project is: what the round holds is fixed by a position in the feed, and a worker
+    Takes a few statements in a project of any size: a position in the feed fixes the round's content, and a worker
     makes its snapshot.
     """
     require(session, actor, project, Role.admin)
@@ -119,13 +119,13 @@ def start(session: Session, actor: Actor, project: Project, *, trigger: RoundTri
 
 
 def accepted_count(session: Session, project: Project) -> int:
-    """How many train prompts in use have an accepted rationale."""
+    """The number of usable train prompts with an accepted rationale."""
     of_train = (one for one in counters.prompt_counts(session, project) if one.split is Split.train)
     return sum(one.n for one in of_train if one.has_accepted and one.state not in OUT_OF_USE)
 
 
 def refuse_second(session: Session, project: Project) -> None:
-    """Raise `Conflict` where a round of the project is going on."""
+    """Raise `Conflict` if the project has an active round."""
     active = active_round(session, project)
     if active is not None:
         raise Conflict(f"Round {active.number} is going on: wait for it or cancel it.", round=str(active.id))
@@ -160,7 +160,7 @@ def _queue(session: Session, actor: Actor, made: Round) -> None:
 
 
 def task_of(waiting: Round) -> str:
-    """The task that takes up a round: one that makes its snapshot, or one that trains on it."""
+    """The task for a waiting round: making its snapshot, or training on it."""
     return queue.PREPARE_ROUND if waiting.snapshot_id is None else queue.RUN_ROUND
 
 
@@ -185,11 +185,11 @@ def is_due(session: Session, project: Project, settings: ProjectSettings) -> boo
 
 
 def start_if_due(session: Session, project_id: int) -> bool:
-    """Start a round where enough prompts have newly got an accepted rationale and none is going on. Whether it did.
+    """Start a round if enough prompts are fresh and no round is active. Returns whether it did.
 
-    Cheap, and waits for nobody: where somebody else looks at this moment, or changes the project, nothing starts, and
-    the sweep looks again. Call it after the commit of what may have made the round due: what is not committed is not in
-    it, unless it is of this very transaction.
+    It is cheap and never waits: if another transaction is checking or changing the project, nothing starts, and the
+    sweep tries again. Call it after the commit of what may have made the round due: the round contains only committed
+    verdicts and those of this transaction.
     """
     project = session.get(Project, project_id)
     if project is None or not is_due(session, project, settings_of(session, project)):
@@ -198,14 +198,14 @@ def start_if_due(session: Session, project_id: int) -> bool:
     if not session.scalar(text(TRY_LOCK), {"project": project_id % 2**31}) or session.scalar(free) is None:
         return False
     session.refresh(project)
-    if not is_due(session, project, settings_of(session, project)):  # somebody else was quicker
+    if not is_due(session, project, settings_of(session, project)):  # another transaction was faster
         return False
     start(session, SYSTEM, project, trigger=RoundTrigger.auto)
     return True
 
 
 def active_round(session: Session, project: Project) -> Round | None:
-    """The round that is going on."""
+    """The project's active round, if any."""
     return session.scalar(select(Round).where(Round.project_id == project.id, Round.state.in_(ACTIVE_ROUND_STATES)))
 
 
@@ -221,7 +221,7 @@ def _round_for_admin(session: Session, actor: Actor, round_id: int) -> tuple[Rou
 
 
 def cancel(session: Session, actor: Actor, round_id: int) -> Round:
-    """Stop a round: at once where nobody runs it, else its worker does. Raises `Conflict` where it has ended."""
+    """Cancel a round: at once if no worker runs it, else through its worker. Raises `Conflict` if it has ended."""
     found, project = _round_for_admin(session, actor, round_id)
     state = RoundState(found.state)
     if not state.is_active:
@@ -229,7 +229,7 @@ def cancel(session: Session, actor: Actor, round_id: int) -> Round:
     if state is RoundState.queued or (state is RoundState.preparing and found.worker is None):
         found.state = RoundState.cancelled
         found.finished_at = func.now()
-        tell_finished(session, found)
+        notify_finished(session, found)
         queue.send(session, queue.FILL_POOL, project.id)
     elif state is not RoundState.cancelling:
         found.state = RoundState.cancelling
@@ -239,9 +239,9 @@ def cancel(session: Session, actor: Actor, round_id: int) -> Round:
     return found
 
 
-def tell_finished(session: Session, found: Round) -> None:
-    """Tell the webhooks that a round has ended."""
-    told = {
+def notify_finished(session: Session, found: Round) -> None:
+    """Notify webhooks that a round has ended."""
+    payload = {
         "id": str(found.id),
         "number": found.number,
         "state": found.state.value,
@@ -249,7 +249,7 @@ def tell_finished(session: Session, found: Round) -> None:
         "decision": found.decision,
         "error": found.error,
     }
-    webhooks.emit(session, found.project_id, webhooks.ROUND_FINISHED, told)
+    webhooks.emit(session, found.project_id, webhooks.ROUND_FINISHED, payload)
 
 
 def _ended(state: RoundState) -> str:
@@ -257,9 +257,9 @@ def _ended(state: RoundState) -> str:
 
 
 def retry(session: Session, actor: Actor, round_id: int) -> Round:
-    """Let a failed or cancelled round go on from its last checkpoint, with its snapshot. Raises `Conflict`.
+    """Resume a failed or cancelled round from its last checkpoint, with its snapshot. Raises `Conflict`.
 
-    Without a snapshot it begins with that, as of the position it was started at.
+    A round without a snapshot starts with making it, at the position at which the round was started.
     """
     found, project = _round_for_admin(session, actor, round_id)
     state = RoundState(found.state)
@@ -277,7 +277,7 @@ def retry(session: Session, actor: Actor, round_id: int) -> Round:
 
 
 def rerun(session: Session, actor: Actor, round_id: int) -> Round:
-    """A new round of the same snapshot, so with the same rows, settings, parent and seed. Raises `Conflict`."""
+    """Start a new round with the same snapshot: the same rows, settings, parent and seed. Raises `Conflict`."""
     found, project = _round_for_admin(session, actor, round_id)
     refuse_second(session, project)
     snapshot = refuse_redacted(session, found)
@@ -290,7 +290,7 @@ def rerun(session: Session, actor: Actor, round_id: int) -> Round:
 
 
 def refuse_redacted(session: Session, found: Round) -> Snapshot | None:
-    """The round's snapshot, if it has one yet. Raises `Conflict` where something of it was erased."""
+    """The round's snapshot, or None if it has none yet. Raises `Conflict` if rows of it were erased."""
     if found.snapshot_id is None:
         return None
     snapshot = session.get_one(Snapshot, found.snapshot_id)
@@ -312,7 +312,7 @@ def _find(session: Session, round_id: int) -> tuple[Round, Project]:
 
 
 def get_round(session: Session, actor: Actor, round_id: int) -> Round:
-    """A round. Raises `NotFound` for who is not of its project."""
+    """A round. Raises `NotFound` for non-members of its project."""
     found, project = _find(session, round_id)
     require(session, actor, project, Role.viewer)
     return found
@@ -330,7 +330,7 @@ def get_round_by_number(session: Session, actor: Actor, project: Project, number
 def list_rounds(
     session: Session, actor: Actor, project: Project, *, limit: int = 100, cursor: str | None = None
 ) -> Page[Round]:
-    """The rounds of a project, the newest first."""
+    """The rounds of a project, newest first."""
     require(session, actor, project, Role.viewer)
     check_limit(limit)
     query = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc())
@@ -341,7 +341,7 @@ def list_rounds(
 
 
 def events(session: Session, found: Round, *, after: int = 0, limit: int = 10_000) -> list[RoundEvent]:
-    """The round's curve points and log lines behind position `after`, in order."""
+    """The round's curve points and log lines after position `after`, in order."""
     query = (
         select(RoundEvent)
         .where(RoundEvent.round_id == found.id, RoundEvent.position > after)

@@ -1,7 +1,7 @@
-"""The file of a snapshot's rows: a line on the snapshot itself, then one for each row.
+"""The file of a snapshot's rows: a header line, then one line for each row.
 
-Keys are sorted: equal content is equal bytes. Rows go to the file as they are read, so that a large round needs no more
-memory than the ids of its prompts.
+Keys are sorted, so that equal content gives equal bytes. Rows are written while they are read, so that memory holds
+only the ids of the prompts.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from sqlalchemy.orm import Session
 from app.models import SnapshotItemRole, Split
 from app.services.candidates.candidates import PromptData
 from app.services.rounds.training_set import (
-    Choice,
     HeldOut,
     Metric,
-    Row,
+    RowSelection,
+    SnapshotRow,
     draw_guard,
-    guard_steps,
-    held_out_before,
-    rationale_steps,
+    load_held_out_prompts,
+    make_guard_batches,
+    read_rationale_batches,
     val_rows,
 )
 
-LOOK_EVERY = 10_000  # lines
+LINES_PER_REPORT = 10_000
 OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
 
 Report = Callable[[float], None]
-"""Called often with the share that is done, from 0 to 1; raises to break off."""
+"""Called often with the share that is done, from 0 to 1; raises to abort."""
 
 
 def ignore(_share: float) -> None:
-    """Report to nobody."""
+    """A report that does nothing."""
 
 
 @dataclass
-class Written:
-    """What is in a file of rows. `prompt_ids`: those with an accepted rationale among them, each once, in order."""
+class RowSummary:
+    """The contents of a file of rows. `prompt_ids`: the prompts with an accepted rationale, each once, in order."""
 
     metric: Metric = "rouge_l"
     prompt_ids: array[int] = field(default_factory=lambda: array("q"))
@@ -51,77 +51,77 @@ class Written:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many rows of each role there are, and how many prompts have a rationale among them."""
+        """The number of rows by role, and of prompts with a rationale."""
         return {"prompts": len(self.prompt_ids), **self.n_of}
 
 
-def line_of(data: dict[str, Any]) -> bytes:
-    """A line of the file."""
+def encode_line(data: dict[str, Any]) -> bytes:
+    """Encode a line of the file."""
     return orjson.dumps(data, option=OPTIONS)
 
 
 def write_rows(
     target: IO[bytes],
-    choice: Choice,
+    selection: RowSelection,
     *,
     head: Callable[[Metric], dict[str, Any]],
     n_prompts: int,
     report: Report = ignore,
     session: Session | None = None,
-) -> Written:
-    """Choose the rows and write them; `n_prompts`, of train, says how far it is. `head`: what the first line says."""
-    val, metric = val_rows(choice, session=session)
-    written = Written(metric)
-    held_out = HeldOut(held_out_before(choice, session=session)) if metric == "heldout" else None
-    target.write(line_of(head(metric)))
+) -> RowSummary:
+    """Select the rows and write them. `head` makes the header line; `n_prompts`, of train, is used for the progress."""
+    val, metric = val_rows(selection, session=session)
+    written = RowSummary(metric)
+    held_out = HeldOut(load_held_out_prompts(selection, session=session)) if metric == "heldout" else None
+    target.write(encode_line(head(metric)))
     answered = array("q")
     with tempfile.TemporaryFile() as accepted, tempfile.TemporaryFile() as heldout:
         n = 0
-        for step in rationale_steps(choice, session=session):
-            accepted.writelines(line_of(row_json(row)) for row in step.rows)
-            written.prompt_ids.extend(dict.fromkeys(row.prompt.id for row in step.rows))
-            written.n_of["rationale"] += len(step.rows)
-            answered.extend(step.answered)
+        for batch in read_rationale_batches(selection, session=session):
+            accepted.writelines(encode_line(row_json(row)) for row in batch.rows)
+            written.prompt_ids.extend(dict.fromkeys(row.prompt.id for row in batch.rows))
+            written.n_of["rationale"] += len(batch.rows)
+            answered.extend(batch.answered)
             if held_out is not None:
-                held_out.add(step.rows)
-            n += step.n
+                held_out.add(batch.rows)
+            n += batch.n
             report(0.6 * min(1.0, n / max(1, n_prompts)))
         accepted.seek(0)
         images: frozenset[str] = frozenset() if held_out is None else held_out.images()
         without = set[int]()
         if images:
-            without = _split(accepted, target, heldout, images, written, look=lambda: report(0.6))
+            without = _split_held_out(accepted, target, heldout, images, written, on_progress=lambda: report(0.6))
         else:
             shutil.copyfileobj(accepted, target)
         drawn = draw_guard(
             (one for one in answered if one not in without),
             set(written.prompt_ids) - without,
-            wanted=choice.settings.guard_per_rationale * written.n_of["rationale"],
-            seed=choice.seed,
+            wanted=selection.settings.guard_per_rationale * written.n_of["rationale"],
+            seed=selection.seed,
         )
         done = 0
-        for rows in guard_steps(drawn, without_images=images, session=session):
-            target.writelines(line_of(row_json(row)) for row in rows)
+        for rows in make_guard_batches(drawn, without_images=images, session=session):
+            target.writelines(encode_line(row_json(row)) for row in rows)
             written.n_of["guard"] += len(rows)
             done += len(rows)
             report(0.6 + 0.4 * done / len(drawn))
-        target.writelines(line_of(row_json(row)) for row in val)
+        target.writelines(encode_line(row_json(row)) for row in val)
         written.n_of["val"] = len(val)
         heldout.seek(0)
         shutil.copyfileobj(heldout, target)
     return written
 
 
-def _split(
+def _split_held_out(
     accepted: Iterable[bytes],
     target: IO[bytes],
     heldout: IO[bytes],
     images: frozenset[str],
-    written: Written,
+    written: RowSummary,
     *,
-    look: Callable[[], None],
+    on_progress: Callable[[], None],
 ) -> set[int]:
-    """Write the rows with one of `images` to `heldout`, the others to `target`. The prompts that are held out."""
+    """Write rows that show one of `images` to `heldout`, the others to `target`. Returns the held-out prompts."""
     without: set[int] = set()
     written.n_of["rationale"] = 0
     for number, line in enumerate(accepted):
@@ -130,16 +130,16 @@ def _split(
             target.write(line)
             written.n_of["rationale"] += 1
         else:
-            heldout.write(line_of({**data, "role": SnapshotItemRole.heldout.value}))
+            heldout.write(encode_line({**data, "role": SnapshotItemRole.heldout.value}))
             written.n_of["heldout"] += 1
             without.add(int(data["prompt"]))
-        if number % LOOK_EVERY == 0:
-            look()
+        if number % LINES_PER_REPORT == 0:
+            on_progress()
     return without
 
 
-def row_json(row: Row) -> dict[str, Any]:
-    """A row as the file holds it."""
+def row_json(row: SnapshotRow) -> dict[str, Any]:
+    """A row as JSON data of the file."""
     return {
         "role": row.role.value,
         "prompt": str(row.prompt.id),
@@ -156,14 +156,14 @@ def row_json(row: Row) -> dict[str, Any]:
     }
 
 
-def parse_rows(lines: Iterable[bytes]) -> list[Row]:
-    """The rows of a file's lines behind the first, without those that were redacted."""
+def parse_rows(lines: Iterable[bytes]) -> list[SnapshotRow]:
+    """Parse the lines after the header, without redacted rows."""
     rows = (orjson.loads(line) for line in lines)
     return [parse_row(row) for row in rows if not row.get("redacted")]
 
 
-def parse_row(data: dict[str, Any]) -> Row:
-    """A row from what the file holds."""
+def parse_row(data: dict[str, Any]) -> SnapshotRow:
+    """Parse a row of the file."""
     prompt = PromptData(
         id=int(data["prompt"]),
         external_id=data["external_id"],
@@ -174,7 +174,7 @@ def parse_row(data: dict[str, Any]) -> Row:
         references=tuple(data["references"]),
         metadata=data["metadata"],
     )
-    return Row(
+    return SnapshotRow(
         role=SnapshotItemRole(data["role"]),
         prompt=prompt,
         answer=data["answer"],

@@ -1,4 +1,4 @@
-"""Two versions side by side: what each wrote for the same prompts when rounds scored them."""
+"""Two versions side by side: their texts for the same prompts, from the evaluations of rounds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from app.services.rounds.versions import scores_of
 from illume.evaluation.metrics import Interval, paired_bootstrap
 
 Style = Literal["greedy", "sampled"]
-SAME = 0.0005
+TOLERANCE = 0.0005
 """Scores closer than this count as equal: they are shown with three digits."""
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What one version wrote for a prompt: its texts, and their mean ROUGE-L to the references where there are any."""
+class VersionTexts:
+    """The texts of one version for a prompt, and their mean ROUGE-L if the prompt has references."""
 
     texts: tuple[str, ...]
     rouge_l: float | None
@@ -38,8 +38,8 @@ class Pair:
     answer: str | None
     image: str | None
     references: tuple[str, ...]
-    old: Written
-    new: Written
+    old: VersionTexts
+    new: VersionTexts
 
     @property
     def difference(self) -> float | None:
@@ -51,28 +51,31 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class SideBySide:
-    """All pairs, and the paired interval of their differences. `same_settings`: both were asked in the same way."""
+    """All pairs, and the paired interval of their differences. `same_settings`: sampled with equal settings."""
 
     pairs: tuple[Pair, ...]
     change: Interval | None
     same_settings: bool
 
     def count(self, *, better: bool) -> int:
-        """How many pairs the new version wrote better, or worse."""
-        return sum((one.difference or 0.0) > SAME if better else (one.difference or 0.0) < -SAME for one in self.pairs)
+        """The number of pairs for which the new version scored better, or worse."""
+        return sum(
+            (one.difference or 0.0) > TOLERANCE if better else (one.difference or 0.0) < -TOLERANCE
+            for one in self.pairs
+        )
 
 
 def side_by_side(
     session: Session, actor: Actor, project: Project, *, old: ModelVersion, new: ModelVersion, style: Style = "sampled"
 ) -> SideBySide:
-    """What `old` and `new` wrote for the prompts that rounds scored both on, behind the gold answer."""
+    """The texts of `old` and `new` for the prompts on which both were evaluated, given the gold answer."""
     require(session, actor, project, Role.viewer)
-    found = matching(scores_of(session, old), scores_of(session, new))
+    found = match_evaluations(scores_of(session, old), scores_of(session, new))
     if found is None:
         return SideBySide((), None, same_settings=True)
     before, after = texts_of(found[0].scores, style), texts_of(found[1].scores, style)
     both = [prompt_id for prompt_id in after if prompt_id in before]
-    # A prompt that was erased since is left out.
+    # Prompts that were erased meanwhile are left out.
     known = set(
         session.scalars(
             select(Prompt.id).where(Prompt.id.in_(both), Prompt.project_id == project.id, Prompt.images.any())
@@ -99,11 +102,10 @@ def _change(pairs: Sequence[Pair]) -> Interval | None:
     return paired_bootstrap([new for new, _ in kept], [old for _, old in kept], seed=0) if kept else None
 
 
-def matching(old: Sequence[Evaluation], new: Sequence[Evaluation]) -> tuple[Evaluation, Evaluation] | None:
-    """The evaluations of two versions that go together best.
+def match_evaluations(old: Sequence[Evaluation], new: Sequence[Evaluation]) -> tuple[Evaluation, Evaluation] | None:
+    """The best match_evaluations evaluations of two versions.
 
-    Those of the same settings come first, then those that share the most prompts, then the newest. None without a
-    shared prompt.
+    Equal settings are preferred, then the most shared prompts, then the newest. None without a shared prompt.
     """
     best: tuple[tuple[bool, int, int], Evaluation, Evaluation] | None = None
     for before in old:
@@ -115,13 +117,13 @@ def matching(old: Sequence[Evaluation], new: Sequence[Evaluation]) -> tuple[Eval
     return best and best[1:]
 
 
-def texts_of(scores: Mapping[str, Any], style: Style) -> dict[int, Written]:
-    """What a version wrote, by prompt, from an evaluation's scores."""
+def texts_of(scores: Mapping[str, Any], style: Style) -> dict[int, VersionTexts]:
+    """The texts of a version by prompt, from an evaluation's scores."""
     part = scores.get("gold", {}).get(style, {})
     texts = part.get("rationales") or []
     rouge = part.get("rouge_l") or [None] * len(texts)
     own = scores.get("answers", {}).get("own") or [None] * len(texts)
     return {
-        int(prompt_id): Written(tuple(written), score, answer)
+        int(prompt_id): VersionTexts(tuple(written), score, answer)
         for prompt_id, written, score, answer in zip(scores.get("prompts", ()), texts, rouge, own, strict=False)
     }

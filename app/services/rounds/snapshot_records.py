@@ -1,4 +1,4 @@
-"""What a snapshot keeps beside a round's rows: all records that stood, and the data card."""
+"""The records file of a snapshot, with all records of its moment, and its data card."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from app.services.exports.reader import RecordFilter, View, pages_by_prompt
 from app.services.kernel import counters
 from app.services.kernel.store import get_store
 from app.services.rounds.row_files import Report
-from app.services.rounds.training_set import STEP, Choice
+from app.services.rounds.training_set import BATCH_SIZE, RowSelection
 
 SCHEMA_VERSION = 1
-# All that is asked of some prompts: the verdicts that counted at that position, whichever set they were of.
+# The verdicts on some prompts that counted at the position, over all their sets.
 PROMPTS = "SELECT id FROM prompts WHERE project_id = :project AND id > :after ORDER BY id LIMIT :limit"
 COUNTED = f"""
 SELECT v.*, s.version_id FROM candidate_sets s JOIN verdicts v ON v.candidate_set_id = s.id
@@ -35,7 +35,7 @@ SELECT kind, version_id, critic_id, count(*) AS n FROM ({COUNTED}) v GROUP BY 1,
 SIZES = f"""
 SELECT count(DISTINCT prompt_id) AS prompts, count(DISTINCT candidate_set_id) AS sets FROM ({COUNTED}) v
 """  # noqa: S608 - constants only
-# Of all pairs of critics who judged the same set, and all its candidates: how often both said the same.
+# Over all pairs of critics who judged the same set, and all its candidates: how often the two agree.
 AGREEMENT = f"""
 WITH counted AS MATERIALIZED ({COUNTED}), judged AS (
     SELECT candidate_set_id AS set_id, count(*) AS critics FROM counted
@@ -53,7 +53,7 @@ SELECT coalesce(sum(picks * (picks - 1) + (critics - picks) * (critics - picks -
 
 @dataclass
 class Tally:
-    """What is in a snapshot, in numbers, as far as it was counted."""
+    """Running totals of the verdicts in a snapshot."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     versions: Counter[int | None] = field(default_factory=Counter)
@@ -64,7 +64,7 @@ class Tally:
     pairs: int = 0
 
     def add(self, session: Session, values: dict[str, Any]) -> None:
-        """Count the verdicts on some prompts."""
+        """Add the verdicts on some prompts."""
         for row in session.execute(text(GROUPS), values):
             self.kinds[row.kind] += row.n
             self.versions[row.version_id] += row.n
@@ -77,31 +77,33 @@ class Tally:
 
 def keep(
     snapshot_id: int,
-    choice: Choice,
+    selection: RowSelection,
     *,
     check: Callable[[Session], None],
     report: Report,
     session: Session | None,
 ) -> None:
-    """Write all records that stood at the moment of the choice to a file of the snapshot's, by prompt, and its card."""
+    """Store the records file of a snapshot, ordered by prompt, and its data card."""
     with open_session(session) as used:
-        n_prompts = sum(one.n for one in counters.prompt_counts(used, choice.project))
-    records = RecordFilter(project_id=choice.project.id, view=View(choice.moment.position), own_snapshot=snapshot_id)
+        n_prompts = sum(one.n for one in counters.prompt_counts(used, selection.project))
+    records = RecordFilter(
+        project_id=selection.project.id, view=View(selection.moment.position), own_snapshot=snapshot_id
+    )
     with tempfile.NamedTemporaryFile() as file:
         for number, page in enumerate(pages_by_prompt(records, session=session), 1):
             file.write(page)
-            report(0.7 * min(1.0, number * STEP / max(1, n_prompts)))
+            report(0.7 * min(1.0, number * BATCH_SIZE / max(1, n_prompts)))
         file.flush()
         key = sha256_of(Path(file.name))
         with open_session(session) as used:
             check(used)
             used.execute(update(Snapshot).where(Snapshot.id == snapshot_id).values(records_key=key))
         get_store().put_file(Path(file.name))
-    tally = count(choice, n_prompts=n_prompts, report=lambda share: report(0.7 + 0.3 * share), session=session)
+    tally = count(selection, n_prompts=n_prompts, report=lambda share: report(0.7 + 0.3 * share), session=session)
     with open_session(session) as used:
         check(used)
         snapshot = used.get_one(Snapshot, snapshot_id, populate_existing=True)
-        snapshot.card = card_of(used, choice, snapshot, tally)
+        snapshot.card = card_of(used, selection, snapshot, tally)
 
 
 def sha256_of(path: Path) -> str:
@@ -110,10 +112,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def count(choice: Choice, *, n_prompts: int, report: Report, session: Session | None) -> Tally:
-    """Count what stood at the moment of the choice."""
+def count(selection: RowSelection, *, n_prompts: int, report: Report, session: Session | None) -> Tally:
+    """Count the verdicts in force at the moment of the selection."""
     tally = Tally()
-    values = {"project": choice.project.id, "at": choice.moment.position, "limit": STEP}
+    values = {"project": selection.project.id, "at": selection.moment.position, "limit": BATCH_SIZE}
     after = done = 0
     while True:
         with open_session(session) as used:
@@ -122,13 +124,13 @@ def count(choice: Choice, *, n_prompts: int, report: Report, session: Session | 
                 tally.add(used, {**values, "prompts": list(prompts)})
         done += len(prompts)
         report(min(1.0, done / max(1, n_prompts)))
-        if len(prompts) < STEP:
+        if len(prompts) < BATCH_SIZE:
             return tally
         after = prompts[-1]
 
 
-def card_of(session: Session, choice: Choice, snapshot: Snapshot, tally: Tally) -> dict[str, Any]:
-    """What is in a snapshot, in numbers."""
+def card_of(session: Session, selection: RowSelection, snapshot: Snapshot, tally: Tally) -> dict[str, Any]:
+    """The data card of a snapshot, as stored."""
     known = session.scalars(select(ModelVersion).where(ModelVersion.id.in_([one for one in tally.versions if one])))
     versions = {version.id: version for version in known}
     imported = [(None, tally.versions[None])] if None in tally.versions else []
@@ -137,7 +139,7 @@ def card_of(session: Session, choice: Choice, snapshot: Snapshot, tally: Tally) 
     settings = snapshot.settings.get("project", {})
     return {
         "schema_version": SCHEMA_VERSION,
-        "project": choice.project.slug,
+        "project": selection.project.slug,
         "counts": {
             "verdicts": tally.kinds.total(),
             "kinds": dict(sorted(tally.kinds.items())),
@@ -167,14 +169,14 @@ def card_of(session: Session, choice: Choice, snapshot: Snapshot, tally: Tally) 
 
 
 def card_text(snapshot: Snapshot) -> str:
-    """The data card to be read by people."""
+    """The data card as Markdown."""
     card = snapshot.card
     counts, filters, sha256 = card.get("counts", {}), card.get("filters", {}), card.get("sha256", {})
     share = card.get("agreement")
     rows = ", ".join(f"{name} {number}" for name, number in snapshot.counts.items())
     kinds = ", ".join(f"{name} {number}" for name, number in counts.get("kinds", {}).items())
     lines = [
-        f"# Snapshot {snapshot.number} of {card.get('project', 'a project')}: {one_line(snapshot.name)}",
+        f"# Snapshot {snapshot.number} of {card.get('project', 'a project')}: {to_one_line(snapshot.name)}",
         "",
         f"Taken {snapshot.created_at:%Y-%m-%d %H:%M} UTC, kind {snapshot.kind}. Erased since: {snapshot.redacted}.",
         "",
@@ -195,7 +197,7 @@ def card_text(snapshot: Snapshot) -> str:
         "",
         f"- verdicts: {filters.get('verdicts', 'not known')}",
         f"- aggregation over critics: {filters.get('aggregation')}, of up to {filters.get('overlap')} a set",
-        f"- template: `{one_line(str(filters.get('template')))}`",
+        f"- template: `{to_one_line(str(filters.get('template')))}`",
         "",
         "## Files",
         "",
@@ -207,12 +209,12 @@ def card_text(snapshot: Snapshot) -> str:
 
 
 def version_line(version: dict[str, Any]) -> str:
-    """A version and how many verdicts are on its candidates."""
+    """A version and the number of verdicts on its candidates, as a line of text."""
     if version["id"] is None:
         return f"imported candidates: {version['verdicts']} verdicts"
-    return f"version {version['number']} of {one_line(version['base_model'])}: {version['verdicts']} verdicts"
+    return f"version {version['number']} of {to_one_line(version['base_model'])}: {version['verdicts']} verdicts"
 
 
-def one_line(words: str) -> str:
-    """Words that cannot end their line or its code span."""
+def to_one_line(words: str) -> str:
+    """Remove line breaks and backticks, which would end the line or its code span."""
     return " ".join(words.split()).replace("`", "'")

@@ -1,4 +1,4 @@
-"""Snapshots: the exact feedback, val prompts and settings of a round, or of a moment an admin froze."""
+"""Snapshots: the exact feedback, val prompts and settings of a round, or of a moment that an admin froze."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from app.db.sessions import open_session
 from app.errors import NotFound
 from app.models import ModelVersion, Project, Role, Snapshot, SnapshotItem, SnapshotKind, Split, StoreRemoval
+from app.services.acceptance.counting import OUT_OF_USE
 from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import Moment
 from app.services.kernel import audit, counters
@@ -26,8 +27,8 @@ from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_
 from app.services.kernel.store import get_store
 from app.services.projects.projects import settings_of
 from app.services.rounds import snapshot_records
-from app.services.rounds.row_files import Report, Written, ignore, parse_rows, write_rows
-from app.services.rounds.training_set import OUT_OF_USE, Choice, Metric, Row
+from app.services.rounds.row_files import Report, RowSummary, ignore, parse_rows, write_rows
+from app.services.rounds.training_set import Metric, RowSelection, SnapshotRow
 from illume.records import stable_seed
 
 SCHEMA_VERSION = 1
@@ -40,16 +41,16 @@ FROM unnest(CAST(:roles AS text[]), CAST(:prompts AS bigint[]), CAST(:verdicts A
 """
 
 Check = Callable[[Session], None]
-"""Called in each transaction that writes; raises where the snapshot is no longer the caller's to make."""
+"""Called in each writing transaction; raises if the caller no longer holds the lease."""
 
 
 def allow(_session: Session) -> None:
-    """Let every write happen."""
+    """A check that never raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """What a round fixes besides its rows. `settings` are all of the project's at that moment."""
+    """What a snapshot fixes for a round besides its rows. `settings` are the project's settings at that moment."""
 
     parent_id: int
     base_model: str
@@ -59,16 +60,16 @@ class RoundPlan:
 
 
 def freeze(session: Session, actor: Actor, project: Project, *, name: str = "") -> Snapshot:
-    """Fix what a round would use at this moment, for an admin, in the caller's transaction.
+    """Make a snapshot of this moment for an admin, in the caller's transaction.
 
-    The caller holds the project's row where two might be frozen at once.
+    The caller locks the project's row if two might be made at once.
     """
     require(session, actor, project, Role.admin)
     parent = session.get_one(ModelVersion, project.active_version_id)
     snapshot = begin(session, project, kind=SnapshotKind.frozen, name=name, created_by=actor.stored_id)
     moment = Moment(current_position(session), project.revision_id or 0)
-    choice = Choice(project, settings_of(session, project), moment, seed_of(snapshot))
-    make(snapshot, choice, parent=parent, session=session)
+    selection = RowSelection(project, settings_of(session, project), moment, seed_of(snapshot))
+    make(snapshot, selection, parent=parent, session=session)
     return finish(session, actor, snapshot)
 
 
@@ -84,9 +85,9 @@ def begin(
     created_by: int | None,
     created_at: datetime | None = None,
 ) -> Snapshot:
-    """The row of a snapshot that is to be made; nobody is shown it before its end. The caller holds the project's row.
+    """Create the row of a snapshot. It stays hidden until `finish`. The caller holds the project's row.
 
-    A round's takes the place of one that was begun and not finished: no more than one of a project is made at a time.
+    A round's snapshot reuses the row of an unfinished one: a project has at most one unfinished snapshot.
     """
     snapshot = None
     if kind is SnapshotKind.round:
@@ -105,42 +106,42 @@ def begin(
 
 
 def seed_of(snapshot: Snapshot) -> int:
-    """The seed of the rounds of a snapshot, by which its guard rows are drawn too."""
+    """The seed of a snapshot: for drawing its guard rows and for its rounds."""
     return stable_seed("snapshot", snapshot.project_id, snapshot.number)
 
 
 def make(
     snapshot: Snapshot,
-    choice: Choice,
+    selection: RowSelection,
     *,
     parent: ModelVersion,
     check: Check = allow,
     report: Report = ignore,
     session: Session | None = None,
-) -> Written:
-    """Choose and keep a snapshot's rows, its records and its data card, from nothing, in short transactions.
+) -> RowSummary:
+    """Make a snapshot's rows, records and data card from the beginning, in short transactions.
 
-    What an earlier try left is replaced. With a session all of it happens in the one transaction that is open there.
+    Results of an earlier try are replaced. With `session`, everything happens in its open transaction.
     """
     plan = {
         "parent": parent.id,
         "base_model": parent.base_model,
-        "seed": choice.seed,
-        "project": choice.settings.model_dump(mode="json"),
+        "seed": selection.seed,
+        "project": selection.settings.model_dump(mode="json"),
     }
 
     def head(metric: Metric) -> dict[str, Any]:
         plan["metric"] = metric
-        about = {"schema_version": SCHEMA_VERSION, "snapshot": snapshot.kind.value, "project": choice.project.slug}
+        about = {"schema_version": SCHEMA_VERSION, "snapshot": snapshot.kind.value, "project": selection.project.slug}
         return {**about, "settings": plan}
 
     _remove_items(snapshot.id, check=check, session=session)
     with open_session(session) as used:
-        train = [one for one in counters.prompt_counts(used, choice.project) if one.split is Split.train]
+        train = [one for one in counters.prompt_counts(used, selection.project) if one.split is Split.train]
         n_prompts = sum(one.n for one in train if one.state not in OUT_OF_USE)
     with tempfile.NamedTemporaryFile() as file:
         written = write_rows(
-            file, choice, head=head, n_prompts=n_prompts, report=lambda share: report(0.5 * share), session=session
+            file, selection, head=head, n_prompts=n_prompts, report=lambda share: report(0.5 * share), session=session
         )
         file.flush()
         path = Path(file.name)
@@ -154,13 +155,13 @@ def make(
             session=session,
         )
     snapshot_records.keep(
-        snapshot.id, choice, check=check, report=lambda share: report(0.65 + 0.35 * share), session=session
+        snapshot.id, selection, check=check, report=lambda share: report(0.65 + 0.35 * share), session=session
     )
     return written
 
 
 def finish(session: Session, actor: Actor, snapshot: Snapshot) -> Snapshot:
-    """Show a snapshot that is made."""
+    """Make a complete snapshot visible."""
     snapshot.prepared = True
     session.flush()
     session.refresh(snapshot)
@@ -170,14 +171,14 @@ def finish(session: Session, actor: Actor, snapshot: Snapshot) -> Snapshot:
 
 
 def _keep_file(snapshot_id: int, path: Path, more: dict[str, Any], *, check: Check, session: Session | None) -> None:
-    """Put the file of the rows into the store. Its name is written down first: so it is found by who erases."""
+    """Put the rows file into the store. Its key is recorded first, so that an erasure always finds the file."""
     sha256 = snapshot_records.sha256_of(path)
     with open_session(session) as used:
         check(used)
         snapshot = used.get_one(Snapshot, snapshot_id, populate_existing=True)
         if snapshot.sha256 not in ("", sha256):
-            forget = insert(StoreRemoval).values(key=snapshot.sha256)
-            used.execute(forget.on_conflict_do_nothing())
+            removal = insert(StoreRemoval).values(key=snapshot.sha256)
+            used.execute(removal.on_conflict_do_nothing())
         used.execute(update(Snapshot).where(Snapshot.id == snapshot_id).values(sha256=sha256, **more))
     get_store().put_file(path)
 
@@ -193,8 +194,8 @@ def _add_items(snapshot_id: int, path: Path, *, n: int, check: Check, report: Re
                 "first": first,
                 "roles": [row["role"] for row in part],
                 "prompts": [int(row["prompt"]) for row in part],
-                "verdicts": [_number(row["verdict"]) for row in part],
-                "candidates": [_number(row["candidate"]) for row in part],
+                "verdicts": [_optional_int(row["verdict"]) for row in part],
+                "candidates": [_optional_int(row["candidate"]) for row in part],
             }
             with open_session(session) as used:
                 check(used)
@@ -203,12 +204,12 @@ def _add_items(snapshot_id: int, path: Path, *, n: int, check: Check, report: Re
             report(first / n)
 
 
-def _number(value: str | None) -> int | None:
+def _optional_int(value: str | None) -> int | None:
     return None if value is None else int(value)
 
 
 def _remove_items(snapshot_id: int, *, check: Check, session: Session | None) -> None:
-    """Remove the items that a try left which was broken off."""
+    """Remove the items that an aborted try left."""
     start = 0
     while True:
         with open_session(session) as used:
@@ -228,12 +229,12 @@ def _remove_items(snapshot_id: int, *, check: Check, session: Session | None) ->
 
 
 def plan_of(snapshot: Snapshot) -> RoundPlan:
-    """What a round from this snapshot is to do."""
+    """The plan of a round from this snapshot."""
     plan = snapshot.settings
     return RoundPlan(plan["parent"], plan["base_model"], plan["metric"], plan["seed"], plan["project"])
 
 
-def read(snapshot: Snapshot) -> list[Row]:
+def read(snapshot: Snapshot) -> list[SnapshotRow]:
     """The rows of a snapshot, from its file, without those that were redacted."""
     return parse_rows(get_store().read_bytes(snapshot.file_key or snapshot.sha256).splitlines()[1:])
 

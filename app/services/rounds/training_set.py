@@ -1,8 +1,8 @@
-"""Which rows a round trains on and is scored on. All choices go by hash, so that equal feedback gives equal rows.
+"""Selects the rows that a round trains on and is scored on, by hash, so that equal feedback gives equal rows.
 
-Everything is read in steps by key, each in a short transaction of its own, or all in one that the caller has open. What
-stood at the moment of the choice counts, however long the steps take: verdicts, decisions and settings. Prompts are
-read as they are when their step comes: texts, images, splits, and whether they are held or retired.
+Data is read in batches by key, each in its own short transaction, or all in one that the caller has open. Verdicts,
+decisions and settings are those of the moment of the selection, however long the batches take. Prompts are read as they
+are when their batch is read: texts, images, splits, and whether they are held or retired.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from app.models import (
     CandidateSet,
     Project,
     Prompt,
-    PromptState,
     Snapshot,
     SnapshotItem,
     SnapshotItemRole,
     Split,
     Verdict,
 )
+from app.services.acceptance.counting import OUT_OF_USE
 from app.services.acceptance.rules import Accepted, Moment, accepted_rationales
 from app.services.candidates.candidates import PromptData, load_prompts_data
 from app.services.projects.projects import ProjectSettings
@@ -34,17 +34,16 @@ from illume.evaluation.critics import guard_rank
 from illume.records import stable_seed
 
 HELDOUT_SHARE = 0.1
-OUT_OF_USE = (PromptState.held, PromptState.retired)
-STEP = 1000
-"""So many prompts are read in one transaction."""
-STEP_OF_IDS = 20_000
-"""So many rows, where only their ids are read."""
+BATCH_SIZE = 1000
+"""How many prompts are read in one transaction."""
+ID_BATCH_SIZE = 20_000
+"""How many ids are read in one transaction."""
 Metric = Literal["rouge_l", "heldout"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a snapshot. `answer` is what stands in the prompt; a guard row and a val row have no `rationale`."""
+class SnapshotRow:
+    """A row of a snapshot. `answer` is the one shown in the prompt. Guard and val rows have no `rationale`."""
 
     role: SnapshotItemRole
     prompt: PromptData
@@ -55,8 +54,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What rows are chosen by: what stood at `moment`, the settings of then, and a seed."""
+class RowSelection:
+    """How rows are selected: from what counted at `moment`, by the settings of that moment, and with a seed."""
 
     project: Project
     settings: ProjectSettings
@@ -68,35 +67,35 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Some train prompts in use: their accepted rationales, and which of them have an answer to guard."""
+class RowBatch:
+    """A batch of train prompts: their accepted rationales, and which prompts have an answer for guard rows."""
 
     n: int
-    rows: list[Row]
+    rows: list[SnapshotRow]
     answered: list[int]
 
 
-def rationale_steps(choice: Choice, *, session: Session | None = None) -> Iterator[Step]:
-    """The accepted rationales that can be trained on, in the order of their prompts."""
+def read_rationale_batches(selection: RowSelection, *, session: Session | None = None) -> Iterator[RowBatch]:
+    """Read the accepted rationales that can be trained on, ordered by prompt."""
     query = select(Prompt.id, Prompt.answer.is_not(None).label("answered")).where(
-        Prompt.project_id == choice.project.id, Prompt.split == Split.train, Prompt.state.not_in(OUT_OF_USE)
+        Prompt.project_id == selection.project.id, Prompt.split == Split.train, Prompt.state.not_in(OUT_OF_USE)
     )
     after = 0
     while True:
         with open_session(session) as used:
-            found = used.execute(query.where(Prompt.id > after).order_by(Prompt.id).limit(STEP)).all()
+            found = used.execute(query.where(Prompt.id > after).order_by(Prompt.id).limit(BATCH_SIZE)).all()
             ids = [row.id for row in found]
-            rows = accepted_rows(used, choice.project, prompt_ids=ids, at=choice.moment) if ids else []
-        yield Step(len(ids), rows, [row.id for row in found if row.answered])
-        if len(found) < STEP:
+            rows = accepted_rows(used, selection.project, prompt_ids=ids, at=selection.moment) if ids else []
+        yield RowBatch(len(ids), rows, [row.id for row in found if row.answered])
+        if len(found) < BATCH_SIZE:
             return
         after = ids[-1]
 
 
 def accepted_rows(
     session: Session, project: Project, *, prompt_ids: Sequence[int], at: Moment | None = None
-) -> list[Row]:
-    """The accepted rationales of some prompts that can be trained on, now or as they stood at a moment."""
+) -> list[SnapshotRow]:
+    """The accepted rationales of some prompts that can be trained on, now or at a moment."""
     accepted = accepted_rationales(session, project, prompt_ids=prompt_ids, at=at)
     prompts = load_prompts_data(session, sorted({one.prompt_id for one in accepted}))
     own_answers = _own_answers(session, [one for one in accepted if prompts[one.prompt_id].answer is None])
@@ -105,16 +104,18 @@ def accepted_rows(
         prompt = prompts[one.prompt_id]
         answer = own_answers.get(one.verdict_id) if prompt.answer is None else prompt.answer
         if prompt.split == Split.train and prompt.images and answer:
-            rows.append(Row(SnapshotItemRole.rationale, prompt, answer, one.text, one.verdict_id, one.candidate_id))
+            rows.append(
+                SnapshotRow(SnapshotItemRole.rationale, prompt, answer, one.text, one.verdict_id, one.candidate_id)
+            )
     return sorted(rows, key=_row_order)
 
 
-def _row_order(row: Row) -> tuple[int, int, int, str]:
+def _row_order(row: SnapshotRow) -> tuple[int, int, int, str]:
     return row.prompt.id, row.verdict_id or 0, row.candidate_id or 0, row.rationale or ""
 
 
 def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, str]:
-    """The answer the model gave itself, where the prompt had none, by verdict."""
+    """The model's own answers for prompts without one, by verdict."""
     if not accepted:
         return {}
     rows = session.execute(
@@ -129,11 +130,11 @@ def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, st
 
 
 class HeldOut:
-    """Finds the images whose rationales are never trained on: a tenth by hash.
+    """Selects the images whose rationales are never trained on: a tenth, by hash.
 
-    Of two or more images it is at least one and never all. What was held out of one round (`before`, prompts) is held
-    out of the next; the hash of an image alone would not do where the first round had to take the likeliest of few. A
-    prompt with several images, one of them held out, holds the others out too.
+    Of two or more images, at least one and never all are held out. Prompts held out of an earlier round (`before`) stay
+    held out; the hash alone does not ensure that, because a round with few images may hold out one above the share. If
+    one image of a prompt is held out, the prompt's other images are too.
     """
 
     def __init__(self, before: Container[int]) -> None:
@@ -141,25 +142,25 @@ class HeldOut:
         self._shown: set[tuple[str, ...]] = set()
         self._kept: set[str] = set()
 
-    def add(self, rows: Iterable[Row]) -> None:
-        """Take accepted rationales into account."""
+    def add(self, rows: Iterable[SnapshotRow]) -> None:
+        """Add accepted rationales."""
         for row in rows:
             self._shown.add(row.prompt.images)
             if row.prompt.id in self._before:
                 self._kept.update(row.prompt.images)
 
     def images(self) -> frozenset[str]:
-        """The images that are held out of all that were added."""
+        """The held-out images of all rows that were added."""
         if len(self._shown) < 2:
             return frozenset()
         images = sorted({image for together in self._shown for image in together}, key=_heldout_rank)
         by_hash = {image for image in images if _heldout_rank(image) < HELDOUT_SHARE}
         chosen = self._with_companions(by_hash | self._kept or {images[0]})
-        # Of a few images all may be among the tenth; then there would be nothing to train on.
+        # All of a few images may be selected by hash; then nothing would be left to train on.
         return chosen if len(chosen) < len(images) else self._with_companions(self._kept or {images[0]})
 
     def _with_companions(self, chosen: set[str]) -> frozenset[str]:
-        """Images, and all that are shown beside one of them, beside one of those, and so on."""
+        """Add all images that share a prompt with a chosen one, transitively."""
         while True:
             grown = {image for together in self._shown if not chosen.isdisjoint(together) for image in together}
             if grown == chosen:
@@ -171,16 +172,16 @@ def _heldout_rank(image: str) -> float:
     return stable_seed("heldout", image) / 2**63
 
 
-def held_out_before(choice: Choice, *, session: Session | None = None) -> frozenset[int]:
+def load_held_out_prompts(selection: RowSelection, *, session: Session | None = None) -> frozenset[int]:
     """The prompts that an earlier snapshot of the project held out."""
     with open_session(session) as used:
         earlier = select(Snapshot.id, Snapshot.counts).where(
-            Snapshot.project_id == choice.project.id, Snapshot.prepared
+            Snapshot.project_id == selection.project.id, Snapshot.prepared
         )
         snapshots = used.execute(earlier.order_by(Snapshot.id)).all()
     found: set[int] = set()
     for snapshot_id, counts in snapshots:
-        # They come last in a snapshot.
+        # Held-out rows come last in a snapshot.
         after = sum(counts.get(role, 0) for role in ("rationale", "guard", "val")) - 1
         while True:
             with open_session(session) as used:
@@ -189,9 +190,9 @@ def held_out_before(choice: Choice, *, session: Session | None = None) -> frozen
                     SnapshotItem.position > after,
                     SnapshotItem.role == SnapshotItemRole.heldout,
                 )
-                items = used.execute(query.order_by(SnapshotItem.position).limit(STEP_OF_IDS)).all()
+                items = used.execute(query.order_by(SnapshotItem.position).limit(ID_BATCH_SIZE)).all()
             found.update(item.prompt_id for item in items if item.prompt_id is not None)
-            if len(items) < STEP_OF_IDS:
+            if len(items) < ID_BATCH_SIZE:
                 break
             after = items[-1].position
     return frozenset(found)
@@ -200,8 +201,8 @@ def held_out_before(choice: Choice, *, session: Session | None = None) -> frozen
 # Val prompts
 
 
-def val_prompts(session: Session, project: Project, settings: ProjectSettings) -> tuple[Select[int], Metric]:
-    """The val prompts that may be scored on, as a query of their ids, and the metric."""
+def query_val_prompts(session: Session, project: Project, settings: ProjectSettings) -> tuple[Select[int], Metric]:
+    """A query for the ids of the usable val prompts, and the metric."""
     usable = (
         Prompt.project_id == project.id,
         Prompt.split == Split.val,
@@ -220,26 +221,26 @@ def val_prompts(session: Session, project: Project, settings: ProjectSettings) -
     return query, metric
 
 
-def val_rows(choice: Choice, *, session: Session | None = None) -> tuple[list[Row], Metric]:
-    """The val prompts to be scored on, chosen by hash, and the metric."""
+def val_rows(selection: RowSelection, *, session: Session | None = None) -> tuple[list[SnapshotRow], Metric]:
+    """The rows of the val prompts, selected by hash, and the metric."""
     with open_session(session) as used:
-        query, metric = val_prompts(used, choice.project, choice.settings)
+        query, metric = query_val_prompts(used, selection.project, selection.settings)
     ranked = query.add_columns(func.md5(func.concat("val:", cast(Prompt.id, String))).label("rank"))
     chosen: list[tuple[str, int]] = []
     after = 0
     while True:
         with open_session(session) as used:
-            found = used.execute(ranked.where(Prompt.id > after).order_by(Prompt.id).limit(STEP_OF_IDS)).all()
-        chosen = heapq.nsmallest(choice.settings.eval_prompts, [*chosen, *((row.rank, row.id) for row in found)])
-        if len(found) < STEP_OF_IDS:
+            found = used.execute(ranked.where(Prompt.id > after).order_by(Prompt.id).limit(ID_BATCH_SIZE)).all()
+        chosen = heapq.nsmallest(selection.settings.eval_prompts, [*chosen, *((row.rank, row.id) for row in found)])
+        if len(found) < ID_BATCH_SIZE:
             break
         after = found[-1].id
-    rows: list[Row] = []
-    for part in in_parts(sorted(prompt_id for _, prompt_id in chosen)):
+    rows: list[SnapshotRow] = []
+    for part in split_batches(sorted(prompt_id for _, prompt_id in chosen)):
         with open_session(session) as used:
             prompts = load_prompts_data(used, part)
         known = (prompts[prompt_id] for prompt_id in part if prompt_id in prompts)
-        rows += (Row(SnapshotItemRole.val, prompt, prompt.answer) for prompt in known if prompt.images)
+        rows += (SnapshotRow(SnapshotItemRole.val, prompt, prompt.answer) for prompt in known if prompt.images)
     return rows, metric
 
 
@@ -247,26 +248,26 @@ def val_rows(choice: Choice, *, session: Session | None = None) -> tuple[list[Ro
 
 
 def draw_guard(answered: Iterable[int], judged: Container[int], *, wanted: int, seed: int) -> list[int]:
-    """The prompts of the guard rows: up to `wanted` of those answered, first from those that nobody `judged`."""
+    """Select up to `wanted` prompts with an answer for the guard rows, preferring prompts that are not in `judged`."""
     return sorted(answered, key=lambda one: guard_rank(str(one), seed=seed, judged=one in judged))[:wanted]
 
 
-def guard_steps(
+def make_guard_batches(
     drawn: Sequence[int], *, without_images: frozenset[str], session: Session | None = None
-) -> Iterator[list[Row]]:
-    """The guard rows of the prompts that were drawn, in their order, without those that show a held-out image."""
-    for part in in_parts(drawn):
+) -> Iterator[list[SnapshotRow]]:
+    """Make the guard rows of the drawn prompts, in order, without those that show a held-out image."""
+    for part in split_batches(drawn):
         with open_session(session) as used:
             prompts = load_prompts_data(used, part)
         known = (prompts[prompt_id] for prompt_id in part if prompt_id in prompts)
         yield [
-            Row(SnapshotItemRole.guard, prompt, prompt.answer)
+            SnapshotRow(SnapshotItemRole.guard, prompt, prompt.answer)
             for prompt in known
             if prompt.images and prompt.answer is not None and without_images.isdisjoint(prompt.images)
         ]
 
 
-def in_parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """`ids` in parts, each of as many as are read in one transaction."""
-    for start in range(0, len(ids), STEP):
-        yield ids[start : start + STEP]
+def split_batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Split ids into batches for one transaction each."""
+    for start in range(0, len(ids), BATCH_SIZE):
+        yield ids[start : start + BATCH_SIZE]

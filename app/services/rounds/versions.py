@@ -20,7 +20,7 @@ STARTER = "starter"
 
 
 def resolve_base(base_model: str) -> str:
-    """The folder or hub name behind a version's `base_model`; "starter" is the model shipped with this distribution."""
+    """The folder or hub name of a version's `base_model`; "starter" is the model of this distribution."""
     return str(starter_model()) if base_model == STARTER else base_model
 
 
@@ -30,14 +30,14 @@ def starter_model() -> Path:
 
 
 def list_versions(session: Session, actor: Actor, project: Project) -> list[ModelVersion]:
-    """All versions of a project, the newest first."""
+    """All versions of a project, newest first."""
     require(session, actor, project, Role.viewer)
     query = select(ModelVersion).where(ModelVersion.project_id == project.id).order_by(ModelVersion.number.desc())
     return list(session.scalars(query))
 
 
 def get_version(session: Session, actor: Actor, version_id: int) -> ModelVersion:
-    """A version. Raises `NotFound` for who is not of its project."""
+    """A version. Raises `NotFound` for non-members of its project."""
     return _version_and_project(session, actor, version_id, Role.viewer)[0]
 
 
@@ -71,14 +71,14 @@ def lineage(session: Session, version: ModelVersion) -> list[ModelVersion]:
 
 
 def activate(session: Session, actor: Actor, version_id: int) -> ModelVersion:
-    """Make a version the one that writes new candidates; an older one is a roll-back. The active one stays as it is."""
+    """Make a version write the new candidates. Activating an older version rolls back; the active one is a no-op."""
     version, project = _version_and_project(session, actor, version_id, Role.admin)
     put_in_force(session, actor, project, version)
     return version
 
 
 def put_in_force(session: Session, actor: Actor, project: Project, version: ModelVersion) -> None:
-    """`activate` without asking who may; unclaimed sets of other versions are replaced."""
+    """Activate a version without a permission check, and replace unclaimed sets of other versions."""
     lock_project(session, project)
     if project.active_version_id == version.id:
         return
@@ -96,12 +96,12 @@ def put_in_force(session: Session, actor: Actor, project: Project, version: Mode
         before=before,
         replaced_sets=replaced,
     )
-    told = {"id": str(version.id), "number": version.number, "before": None if before is None else str(before)}
-    webhooks.emit(session, project.id, webhooks.VERSION_ACTIVATED, told)
+    payload = {"id": str(version.id), "number": version.number, "before": None if before is None else str(before)}
+    webhooks.emit(session, project.id, webhooks.VERSION_ACTIVATED, payload)
 
 
 def lock_project(session: Session, project: Project) -> None:
-    """Hold the project's row until the transaction ends, and read it as it is now."""
+    """Lock the project's row until the transaction ends, and reload it."""
     session.refresh(project, with_for_update={"key_share": True})
 
 
@@ -131,11 +131,11 @@ def register(
     return version
 
 
-# Scores, kept so that they need not be made again
+# Stored scores
 
 
 def known_scores(session: Session, version_id: int, *, prompts_hash: str, settings_hash: str) -> dict[str, Any] | None:
-    """The scores of a version on exact prompts with exact settings, where they were made before."""
+    """The stored scores of a version for exactly these prompts and settings, if any."""
     return session.scalar(
         select(Evaluation.scores).where(
             Evaluation.version_id == version_id,
@@ -148,7 +148,7 @@ def known_scores(session: Session, version_id: int, *, prompts_hash: str, settin
 def keep_scores(
     session: Session, version_id: int, *, prompts_hash: str, settings_hash: str, scores: dict[str, Any]
 ) -> None:
-    """Keep the scores of a version; those already there stay."""
+    """Store the scores of a version, unless they are stored already."""
     if known_scores(session, version_id, prompts_hash=prompts_hash, settings_hash=settings_hash) is None:
         session.add(
             Evaluation(version_id=version_id, prompts_hash=prompts_hash, settings_hash=settings_hash, scores=scores)
@@ -157,6 +157,6 @@ def keep_scores(
 
 
 def scores_of(session: Session, version: ModelVersion) -> list[Evaluation]:
-    """All scores of a version, the newest first."""
+    """All evaluations of a version, newest first."""
     query = select(Evaluation).where(Evaluation.version_id == version.id).order_by(Evaluation.id.desc())
     return list(session.scalars(query))

@@ -15,7 +15,7 @@ from app.services.kernel.actors import SYSTEM, Actor
 from app.services.projects.projects import settings_of
 from app.services.rounds import lease, preparing, rounds
 from app.services.rounds.row_files import parse_rows, write_rows
-from app.services.rounds.training_set import Choice, Row
+from app.services.rounds.training_set import RowSelection, SnapshotRow
 from tests import factories
 
 
@@ -66,16 +66,16 @@ class Rows:
     """The rows a round would have, by role."""
 
     metric: str
-    rationales: tuple[Row, ...]
-    guard: tuple[Row, ...]
-    val: tuple[Row, ...]
-    heldout: tuple[Row, ...]
+    rationales: tuple[SnapshotRow, ...]
+    guard: tuple[SnapshotRow, ...]
+    val: tuple[SnapshotRow, ...]
+    heldout: tuple[SnapshotRow, ...]
 
 
 def choose_rows(session: Session, project: Project, *, seed: int = 1, at: Moment | None = None) -> Rows:
     """The rows a round started now, or at a moment before, would have."""
     moment = at or Moment(current_position(session), project.revision_id or 0)
-    choice = Choice(project, settings_of(session, project), moment, seed)
+    choice = RowSelection(project, settings_of(session, project), moment, seed)
     with tempfile.TemporaryFile() as file:
         written = write_rows(file, choice, head=lambda _: {}, n_prompts=1, session=session)
         file.seek(0)

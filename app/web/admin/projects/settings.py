@@ -168,9 +168,9 @@ def check_base_model(
     except Invalid as error:
         problems["base_model"] = error.detail
         return None
-    found = base_checks.newest(session, wanted)
+    found = base_checks.newest_check(session, wanted)
     if found is None or found.state is CheckState.failed:
-        found = base_checks.ask(session, actor, wanted)
+        found = base_checks.request_check(session, actor, wanted)
     problems["base_model"] = "It is looked at before it is taken: save again once it can be used."
     return check_view(session, found)
 

@@ -12,7 +12,7 @@ from app.errors import NotFound
 from app.http.dependencies import SessionDep
 from app.models import Role
 from app.services.rounds import rounds, snapshots
-from app.services.rounds.training_set import Row
+from app.services.rounds.training_set import SnapshotRow
 from app.web.access import Me
 from app.web.admin.frame import frame_of
 from app.web.rendering import page
@@ -86,7 +86,7 @@ def show_contents(
     return page("admin/rounds/snapshot.html", shell=frame.shell, view=view)
 
 
-def content_row(row: Row) -> ContentRow:
+def content_row(row: SnapshotRow) -> ContentRow:
     """A row as the page shows it."""
     return ContentRow(
         prompt=str(row.prompt.id),

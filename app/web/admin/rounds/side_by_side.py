@@ -14,7 +14,7 @@ from app.errors import NotFound
 from app.http.dependencies import SessionDep
 from app.models import ModelVersion
 from app.services.rounds import versions
-from app.services.rounds.side_by_side import SAME, Pair, SideBySide, Style, Written, side_by_side
+from app.services.rounds.side_by_side import TOLERANCE, Pair, SideBySide, Style, VersionTexts, side_by_side
 from app.web.access import Me
 from app.web.admin.frame import frame_of
 from app.web.rendering import page
@@ -37,9 +37,9 @@ ORDERS: Mapping[str, Callable[[Pair], tuple[float, int]]] = {
 }
 SHOWN: Mapping[str, Callable[[float | None], bool]] = {
     "": lambda _: True,
-    "better": lambda difference: difference is not None and difference > SAME,
-    "worse": lambda difference: difference is not None and difference < -SAME,
-    "same": lambda difference: difference is None or abs(difference) <= SAME,
+    "better": lambda difference: difference is not None and difference > TOLERANCE,
+    "worse": lambda difference: difference is not None and difference < -TOLERANCE,
+    "same": lambda difference: difference is None or abs(difference) <= TOLERANCE,
 }
 Word = tuple[str, bool]
 
@@ -205,11 +205,11 @@ def pair_view(one: Pair) -> PairView:
         old=side_view(one.old, old),
         new=side_view(one.new, new),
         difference="" if difference is None else f"{difference:+.3f}".replace("-", "\u2212"),
-        tone="" if difference is None or abs(difference) <= SAME else "good" if difference > 0 else "bad",
+        tone="" if difference is None or abs(difference) <= TOLERANCE else "good" if difference > 0 else "bad",
     )
 
 
-def side_view(one: Written, texts: tuple[tuple[Word, ...], ...]) -> SideView:
+def side_view(one: VersionTexts, texts: tuple[tuple[Word, ...], ...]) -> SideView:
     """The texts of one version as the page shows them."""
     return SideView(texts, one.rouge_l, one.own_answer or "")
 

@@ -22,8 +22,8 @@ def admin(session: Session) -> Actor:
 
 class TestLooks:
     def test_asked_once_until_answered(self, session: Session, admin: Actor) -> None:
-        asked = base_checks.ask(session, admin, "some/model")
-        assert base_checks.ask(session, admin, "some/model").id == asked.id
+        asked = base_checks.request_check(session, admin, "some/model")
+        assert base_checks.request_check(session, admin, "some/model").id == asked.id
         assert not base_checks.is_good(session, "some/model")
         assert base_checks.base_to_check(session, asked.id) == "some/model"
         assert (queue.CHECK_BASE, asked.id) in sweep.sweep(session)
@@ -31,13 +31,13 @@ class TestLooks:
         base_checks.finish(session, asked.id, good=False, detail="too late")
         assert base_checks.is_good(session, "some/model")
         assert base_checks.get_check(session, admin, asked.id).detail == "a fine model"
-        assert base_checks.waiting(session) == []
+        assert base_checks.list_waiting(session) == []
 
     def test_a_bad_one_may_be_looked_at_again(self, session: Session, admin: Actor) -> None:
-        first = base_checks.ask(session, admin, "some/model")
+        first = base_checks.request_check(session, admin, "some/model")
         base_checks.finish(session, first.id, good=False, detail="no config")
         assert not base_checks.is_good(session, "some/model")
-        again = base_checks.ask(session, admin, "some/model")
+        again = base_checks.request_check(session, admin, "some/model")
         assert (again.id != first.id, again.state) == (True, CheckState.queued)
 
     def test_the_shipped_one_is_good(self, session: Session) -> None:
@@ -45,4 +45,4 @@ class TestLooks:
 
     def test_only_admins_ask(self, session: Session) -> None:
         with pytest.raises(Forbidden):
-            base_checks.ask(session, factories.actor_of(factories.make_user(session)), "some/model")
+            base_checks.request_check(session, factories.actor_of(factories.make_user(session)), "some/model")

@@ -74,7 +74,7 @@ class TestClaimRound:
         assert found.started_at is not None
         assert take(session, "b").round_id == other.id
         assert lease.claim_round(session, worker="c") is None
-        assert not lease.waits(session)
+        assert not lease.is_round_waiting(session)
 
     @pytest.mark.parametrize("state", [RoundState.preparing, RoundState.training, RoundState.evaluating])
     def test_a_silent_workers_round_is_taken_over(self, session: Session, queued: Round, state: RoundState) -> None:
@@ -139,7 +139,7 @@ class TestEvents:
         assert lease.add_events(session, claim, [])
         assert [one.data["epoch"] for one in rounds.events(session, queued)] == [1, 3]
         assert [one.data["epoch"] for one in rounds.events(session, queued, after=1)] == [3]
-        lease.forget_events(session, claim)
+        lease.delete_events(session, claim)
         assert rounds.events(session, queued) == []
 
     def test_not_from_who_lost_the_lease(self, session: Session, queued: Round) -> None:
@@ -148,7 +148,7 @@ class TestEvents:
         second = take(session, "b")
         lease.add_events(session, second, self.lines(1))
         assert not lease.add_events(session, first, self.lines(7))
-        lease.forget_events(session, first)
+        lease.delete_events(session, first)
         assert session.scalars(select(RoundEvent.data)).all() == [{"kind": "epoch", "epoch": 1}]
 
 

@@ -211,8 +211,8 @@ class TestPosition:
 class TestPrepare:
     @pytest.fixture(autouse=True)
     def steps(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-        monkeypatch.setattr(training_set, "STEP", step)
-        monkeypatch.setattr(training_set, "STEP_OF_IDS", step)
+        monkeypatch.setattr(training_set, "BATCH_SIZE", step)
+        monkeypatch.setattr(training_set, "ID_BATCH_SIZE", step)
         monkeypatch.setattr(snapshots, "ITEMS_AT_ONCE", step)
 
     def test_makes_the_snapshot_of_the_start(self, session: Session, project: Project, critic: Actor) -> None:

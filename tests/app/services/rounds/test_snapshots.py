@@ -14,7 +14,7 @@ from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.store import get_store
 from app.services.rounds import rounds, snapshots, training_set
-from app.services.rounds.training_set import Row
+from app.services.rounds.training_set import SnapshotRow
 from tests import factories
 from tests.app.services.feedback import choose_rows, judge, prepare, start_prepared
 
@@ -39,7 +39,7 @@ def end(session: Session, found: Round) -> None:
     session.flush()
 
 
-def prompts_of(rows: tuple[Row, ...]) -> set[int]:
+def prompts_of(rows: tuple[SnapshotRow, ...]) -> set[int]:
     return {row.prompt.id for row in rows}
 
 
