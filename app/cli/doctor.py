@@ -21,8 +21,8 @@ from app.processes.connect import connection_failure, services
 from app.settings import ROOT, Settings, get_settings
 
 HEAVY = ("torch", "transformers", "peft")
-RESERVED = 5  # connections PostgreSQL keeps for its superuser, and some for commands
-OF_WORKERS = 12  # connections of three workers: each works, beats and looks
+RESERVED = 5  # connections that PostgreSQL keeps for superusers, and some for commands
+WORKER_CONNECTIONS = 12  # of three workers: for tasks, heartbeats and queries
 FREE_BYTES = 1 << 30
 
 
@@ -54,7 +54,7 @@ def doctor(workers: int, *, skip_model: bool) -> int:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found. `remedy` says what to do where it is not `ok`."""
+    """The result of a check. `remedy` says how to fix it if it is not `ok`."""
 
     what: str
     ok: bool
@@ -63,7 +63,7 @@ class Finding:
 
 
 def examine(settings: Settings, *, processes: int = 1, models: bool = True) -> Iterator[Finding]:
-    """Run the checks one after the other; `processes` web processes are planned for. Each check stands alone."""
+    """Run independent checks one after the other, for an installation with `processes` web processes."""
     checks: list[Callable[[], Finding]] = [
         lambda: check_data_dir(settings),
         lambda: check_database(settings),
@@ -93,7 +93,7 @@ def check_data_dir(settings: Settings) -> Finding:
 
 
 def check_database(settings: Settings) -> Finding:
-    """Whether the database answers and is new enough for `transaction_timeout`."""
+    """Whether the database responds and is new enough for `transaction_timeout`."""
     try:
         with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
             version = connection.info.server_version
@@ -118,8 +118,8 @@ def check_migrations(settings: Settings) -> Finding:
 
 
 def check_connections(settings: Settings, processes: int) -> Finding:
-    """Whether all web processes and workers together leave connections free. Each has a pool of its own."""
-    planned = (settings.pool_size + engine.EXTRA_CONNECTIONS) * processes + OF_WORKERS + RESERVED
+    """Whether PostgreSQL allows the connections of all web processes and workers; each has its own pool."""
+    planned = (settings.pool_size + engine.EXTRA_CONNECTIONS) * processes + WORKER_CONNECTIONS + RESERVED
     try:
         with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
             row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
@@ -134,7 +134,7 @@ def check_connections(settings: Settings, processes: int) -> Finding:
 
 
 def check_broker(settings: Settings) -> Finding:
-    """Whether Redis answers."""
+    """Whether Redis responds."""
     try:
         with redis.Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
             version = client.info("server").get("redis_version", "?")
@@ -144,7 +144,7 @@ def check_broker(settings: Settings) -> Finding:
 
 
 def check_web_imports() -> Finding:
-    """Whether the web process stays small: it must reach no model library."""
+    """Whether the web process stays small: it must not import a model library."""
     code = f"import sys, app.main; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     done = python(code)
     if done.returncode:
@@ -171,7 +171,7 @@ def check_model(settings: Settings) -> Finding:
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a Python of its own, offline."""
+    """Run `code` in a separate Python process, offline."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(  # noqa: S603 - our own interpreter
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""`illume erase`: permanently erase a person, an image or a project, and stay until it is done."""
+"""`illume erase`: permanently erase a person, an image or a project, and wait until it is done."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def erase_command(kind: str, subject: str, *, yes: bool) -> int:
 
 
 def erase(kind: str, subject: str, *, ask: Callable[[], bool], say: Say) -> int:
-    """Say what would go, ask whether to go on, and erase it."""
+    """Show what would be lost, ask for confirmation, and erase it."""
     with session_scope() as session:
-        key = key_of(session, kind, subject)
-        say(loss_words(loss_of(session, kind, key)))
+        key = find_key(session, kind, subject)
+        say(impact_words(load_impact(session, kind, key)))
     if not ask():
         say("Nothing was erased.")
         return 1
     with session_scope() as session:
-        erasure_id = ask_for(session, kind, key).id
+        erasure_id = request_erasure(session, kind, key).id
     running.run_erasure(erasure_id)
     with session_scope() as session:
         found = session.get_one(Erasure, erasure_id)
@@ -55,8 +55,8 @@ def erase(kind: str, subject: str, *, ask: Callable[[], bool], say: Say) -> int:
     return 0
 
 
-def key_of(session: Session, kind: str, subject: str) -> str:
-    """A person's id, by their address; an image's sha256 and a project's slug as they are. Raises Refused."""
+def find_key(session: Session, kind: str, subject: str) -> str:
+    """A person's id, found by email; or an image's sha256 or a project's slug, unchanged. Raises Refused."""
     if kind != "person":
         return subject
     user = users.find_user(session, subject)
@@ -65,26 +65,26 @@ def key_of(session: Session, kind: str, subject: str) -> str:
     return str(user.id)
 
 
-def loss_of(session: Session, kind: str, key: str) -> ErasureImpact:
-    """What would go."""
+def load_impact(session: Session, kind: str, key: str) -> ErasureImpact:
+    """What would be lost."""
     if kind == "person":
         return erasures.person_impact(session, SYSTEM, int(key))
     return (erasures.image_impact if kind == "image" else erasures.project_impact)(session, SYSTEM, key)
 
 
-def ask_for(session: Session, kind: str, key: str) -> Erasure:
-    """Have it erased."""
+def request_erasure(session: Session, kind: str, key: str) -> Erasure:
+    """Request the erasure."""
     if kind == "person":
         return erasures.erase_person(session, SYSTEM, int(key))
     return (erasures.erase_image if kind == "image" else erasures.erase_project)(session, SYSTEM, key)
 
 
-def loss_words(loss: ErasureImpact) -> str:
-    """What would go, for a person to read."""
-    counts = {name: getattr(loss, name) for name in ("verdicts", "prompts", "images", "tokens", "snapshots")}
-    more = {"images"} if loss.images_at_least else set()
+def impact_words(impact: ErasureImpact) -> str:
+    """What would be lost, as a sentence."""
+    counts = {name: getattr(impact, name) for name in ("verdicts", "prompts", "images", "tokens", "snapshots")}
+    more = {"images"} if impact.images_at_least else set()
     listed = (
         ", ".join(f"{'at least ' if name in more else ''}{n} {name}" for name, n in counts.items() if n)
         or "nothing but the name"
     )
-    return f"Erasing {loss.name} takes or touches: {listed}. It cannot be undone."
+    return f"Erasing {impact.name} takes or touches: {listed}. It cannot be undone."

@@ -8,19 +8,19 @@ from app.cli.server.programs import become
 
 
 class LibraryCommand(click.Command):
-    """A command that hands all its words on, `--help` too, to a module of the library."""
+    """A command that passes all its arguments, including `--help`, to a module of the library."""
 
     def __init__(self, name: str, module: str, summary: str) -> None:
         super().__init__(name, help=summary, add_help_option=False)
         self.module = module
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take all words as they are."""
+        """Keep all arguments unparsed."""
         ctx.args = list(args)
         return ctx.args
 
     def invoke(self, ctx: click.Context) -> None:
-        """Go on as the library's command, in this process's place."""
+        """Replace this process with the library's command."""
         become(["-m", self.module, *ctx.args])
 
 

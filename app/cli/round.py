@@ -19,7 +19,7 @@ from app.services.rounds.rounds import RoundPreview
 from app.web.rendering import duration
 from app.web.words import METRIC_WORDS, TRIGGER_WORDS, round_words
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 slug_argument = click.argument("slug", help="The project's slug.")
 
@@ -59,7 +59,7 @@ def cancel_command(slug: str) -> int:
 
 
 def start(slug: str, *, ask: Callable[[], bool], follow: bool, say: Say) -> int:
-    """Say what a round would train on, ask whether to go on, start it, and watch it where `follow` says so."""
+    """Show what a round would train on, ask for confirmation, start it, and with `follow` watch it."""
     with session_scope() as session:
         project = projects.get_project(session, SYSTEM, slug)
         rounds.refuse_second(session, project)
@@ -75,7 +75,7 @@ def start(slug: str, *, ask: Callable[[], bool], follow: bool, say: Say) -> int:
 
 
 def preview_words(seen: RoundPreview) -> str:
-    """What a round would train on, be scored on, and about how long it would take; one line each."""
+    """What a round would train on and be scored on, and its estimated duration, one line each."""
     prompts = "1 prompt" if seen.n_prompts == 1 else f"{seen.n_prompts} prompts"
     heldout = f" and {seen.n_heldout} held-out prompts" if seen.n_heldout else ""
     about = "" if seen.exact else "about "
@@ -88,7 +88,7 @@ def preview_words(seen: RoundPreview) -> str:
 
 
 def watch(round_id: int, *, say: Say) -> int:
-    """Say how far a round is whenever that changes, until it has ended. The exit code: 0 where it succeeded."""
+    """Print a round's progress whenever it changes, until it ends. Returns the exit code: 0 if it succeeded."""
     said = ""
     while True:
         with session_scope() as session:
@@ -100,11 +100,11 @@ def watch(round_id: int, *, say: Say) -> int:
         if words != said:
             say(words[:1].upper() + words[1:])
             said = words
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def ending_words(session: Session, found: Round) -> str:
-    """How a round ended, and what became of its version."""
+    """How a round ended, and whether its version is active."""
     state = RoundState(found.state)
     if state is not RoundState.succeeded:
         return f"Round {found.number} {state.value}{f': {found.error}' if found.error else ''}"
@@ -114,7 +114,7 @@ def ending_words(session: Session, found: Round) -> str:
 
 
 def show(slug: str, *, say: Say) -> int:
-    """One line for each round, the newest first."""
+    """Print one line for each round, newest first."""
     with session_scope() as session:
         project = projects.get_project(session, SYSTEM, slug)
         found = rounds.list_rounds(session, SYSTEM, project).items
@@ -128,7 +128,7 @@ def show(slug: str, *, say: Say) -> int:
 
 
 def cancel(slug: str, *, say: Say) -> int:
-    """Stop the round that is going on. Raises Refused where there is none."""
+    """Cancel the active round. Raises Refused if there is none."""
     with session_scope() as session:
         project = projects.get_project(session, SYSTEM, slug)
         running = rounds.active_round(session, project)

@@ -1,4 +1,4 @@
-"""What the commands share: printing, asking, the option `--data-dir`, the database they work on, reporting failures."""
+"""What the commands share: output, confirmation, the option `--data-dir`, the database, reporting failures."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line that is no part of the output to standard error."""
+    """Print a line to standard error, for what is not part of the output."""
     click.echo(text, err=True)
 
 
 def confirmer(question: str, *, yes: bool) -> Callable[[], bool]:
-    """A function that asks for confirmation, unless `yes`. It raises Refused where there is no terminal to ask at."""
+    """A function that asks for confirmation, unless `yes`. It raises Refused if there is no terminal."""
 
     def confirm() -> bool:
         if yes:
@@ -68,7 +68,7 @@ def at_least_one(_context: click.Context, parameter: click.Parameter, value: int
 
 @contextlib.contextmanager
 def prepared() -> Iterator[Settings]:
-    """The settings, with a database that answers and has the tables this version needs."""
+    """Yield the settings once the database is reachable and has the tables that this version needs."""
     with services():
         settings = get_settings()
         refuse_other_tables(settings)
@@ -76,7 +76,7 @@ def prepared() -> Iterator[Settings]:
 
 
 def refuse_other_tables(settings: Settings) -> None:
-    """Wait for the database; raise Refused where its tables are not those this version needs."""
+    """Wait for the database. Raise Refused if its tables are not those that this version needs."""
     from app.db import migrations
 
     wait_for_database(settings, say=warn)
@@ -85,7 +85,7 @@ def refuse_other_tables(settings: Settings) -> None:
 
 
 def report_failures(command: Callable[[], Any]) -> int:
-    """Run a command; its exit code. What the caller can correct is printed as one sentence."""
+    """Run a command and return its exit code. Errors that the user can correct are printed as one sentence."""
     try:
         return int(command() or 0)
     except Refused as refused:

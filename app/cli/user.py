@@ -36,7 +36,7 @@ def add(email: str, role: Role, slugs: tuple[str, ...], *, password_stdin: bool)
 
 
 def read_password() -> str:
-    """The password that is typed, unseen, or the first line of standard input."""
+    """Prompt for the password, or read the first line of standard input."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\n")
     typed: str = click.prompt("Password", hide_input=True, err=True)

@@ -157,7 +157,7 @@ def _reviews() -> None:
     )
     op.create_index("ix_reviews_project_id", "reviews", ["project_id", "state", "id"])
     op.create_index("ix_reviews_verdict_id", "reviews", ["verdict_id"])
-    # What was flagged or came too late before there was a queue.
+    # Flags and late verdicts from before the review queue existed.
     op.execute("""
         INSERT INTO reviews (project_id, candidate_set_id, verdict_id, kind)
         SELECT v.project_id, v.candidate_set_id, v.id, CASE WHEN v.state = 'kept_aside' THEN 'late' ELSE 'flag' END

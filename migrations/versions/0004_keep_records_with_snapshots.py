@@ -1,4 +1,4 @@
-"""Snapshots keep all records that stood, a data card, and where their file went when something was redacted."""
+"""Snapshots get a records file, a data card, and the key of their redacted file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blind comparisons of versions, one-time links, looks at base models."""
+"""Blind comparisons of versions, one-time links, checks of base models."""
 
 from __future__ import annotations
 

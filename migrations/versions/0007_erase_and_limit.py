@@ -1,4 +1,4 @@
-"""Erasing of people, images and projects, tombstones of verdicts, files to be removed, and limits of tokens."""
+"""Erasure of people, images and projects; tombstones of verdicts; files to remove; limits of tokens."""
 
 from __future__ import annotations
 

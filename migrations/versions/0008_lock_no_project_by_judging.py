@@ -1,4 +1,4 @@
-"""Claims and verdicts belong to a project by their candidate set, and lock the project's row no more."""
+"""Claims and verdicts refer to the project through their candidate set, and no longer lock its row."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ down_revision = "0008"
 branch_labels = None
 depends_on = None
 
-# What a row is counted as; `app/services/kernel/counters.py` reads these names.
+# The counter of a row; `app/services/kernel/counters.py` reads these names.
 PROMPT = "'prompt:' || r.split || ':' || r.state || ':' || r.has_accepted::text"
 DAY = "to_char(r.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
 VERDICT = f"'verdict:' || r.critic_id || ':' || r.state || ':' || r.kind || ':' || {DAY}"

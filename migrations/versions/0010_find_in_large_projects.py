@@ -1,4 +1,4 @@
-"""Where critics differ, what prompts say and who wrote for them: kept, so that lists of millions find it at once."""
+"""Stored disagreement, search words and authors of prompts, so that filters stay fast over millions of prompts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ down_revision = "0009"
 branch_labels = None
 depends_on = None
 
-# Verdicts move their prompt from one state to another all day; what is looked for in a prompt's words stands beside it,
-# so that no verdict has to enter them into the index anew.
+# Verdicts change the state of prompts all day. The search words are in a table of their own, so that such a change does
+# not update the word index.
 WORDS = "lower(concat_ws(E'\\n', question, answer, external_id))"
 ADDED = f"""
 CREATE FUNCTION keep_prompt_words() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -76,7 +76,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_agreements_prompts", "agreements", ["project_id", "apart", "prompt_id"])
     op.create_index("ix_agreements_newest", "agreements", ["project_id", "last_verdict_id"])
-    # The sweep goes through the verdicts of before too, so many at a time, as it goes through new ones.
+    # The sweep also processes earlier verdicts, in batches, like new ones.
     op.create_table(
         "agreement_places",
         sa.Column("project_id", sa.BigInteger(), autoincrement=False, nullable=False),

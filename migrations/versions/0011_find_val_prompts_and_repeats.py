@@ -1,4 +1,4 @@
-"""Indexes of the few: val prompts, which each round is scored on, and verdicts on sets that came back."""
+"""Partial indexes of val prompts, on which each round is scored, and of verdicts on repeated sets."""
 
 from __future__ import annotations
 

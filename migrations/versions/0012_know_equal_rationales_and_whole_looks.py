@@ -1,4 +1,4 @@
-"""Whether a critic looked at all candidates, and the form in which rationales of critics' own are equal."""
+"""Whether a critic looked at all candidates, and the normalised form of critics' own rationales."""
 
 from __future__ import annotations
 

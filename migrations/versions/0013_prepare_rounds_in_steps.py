@@ -1,4 +1,4 @@
-"""A round is a row with a position in the feed first; its snapshot is made by a worker, in steps."""
+"""A round starts as a row with a position in the feed; a worker makes its snapshot in steps."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def downgrade() -> None:
     op.drop_index("ix_prompts_fresh", "prompts")
     op.create_index("ix_prompts_fresh", "prompts", ["project_id"], postgresql_where=sa.text("fresh"))
     op.drop_column("prompts", "fresh_xid")
-    # What was still being prepared cannot be told in the older tables.
+    # The older tables cannot represent a round that is still being prepared.
     op.execute("DELETE FROM rounds WHERE snapshot_id IS NULL")
     op.execute("DELETE FROM snapshots WHERE NOT prepared")
     op.drop_column("snapshots", "prepared")

@@ -131,7 +131,7 @@ def next_xid(settings: Settings) -> int:
 
 
 def local_store(settings: Settings) -> Path | None:
-    """The store's folder, or None where it is a bucket."""
+    """The store's folder, or None if the store is a bucket."""
     if not settings.store.startswith("file:"):
         return None
     return Path(settings.store_url.removeprefix("file://")) if settings.store_url else settings.data_dir / "store"

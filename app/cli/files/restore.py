@@ -38,7 +38,7 @@ from illume.files import replace_file
 XIDS_AT_A_TIME = 250_000
 """Transactions used up in one statement, which takes about a second."""
 MOST_XIDS = 500_000_000
-"""Where more are missing, numbering the verdicts anew is quicker."""
+"""If more are missing, renumbering the verdicts is faster."""
 
 
 @click.command("restore")
@@ -138,7 +138,7 @@ def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:
 
 
 def clear_tables(settings: Settings, *, replace: bool) -> None:
-    """Raise Refused where the database has accounts already, unless `replace`."""
+    """Raise Refused if the database has accounts already, unless `replace`."""
     with psycopg.connect(libpq_url(settings.database_url)) as connection:
         there = connection.execute("SELECT to_regclass('public.users') IS NOT NULL").fetchone()
         if there and there[0]:
@@ -166,7 +166,7 @@ def load(settings: Settings, dump: Path, say: Say = silent) -> None:
 
 
 def keep_secret(tar: tarfile.TarFile, settings: Settings) -> None:
-    """Where the secret key lives in a file, use the backup's from now on, so that pseudonyms stay the same."""
+    """If the secret key is stored in a file, replace it with the backup's, so that pseudonyms stay the same."""
     path = settings.data_dir / SECRET
     if path.exists() and path.read_text().strip() == settings.secret_key:
         path.write_bytes(read_bytes(tar, SECRET))

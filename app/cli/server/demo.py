@@ -60,7 +60,7 @@ def run(*, port: int, browser: bool, say: Say) -> int:
 
 
 def prepare(settings: Settings, *, say: Say) -> None:
-    """Bring the tables up to date, seed what the demo ships, and write the accounts down."""
+    """Upgrade the tables, add the example data, and write the accounts to a file."""
     from app.cli.server import seeding
     from app.db.sessions import session_scope
 
@@ -75,7 +75,7 @@ def prepare(settings: Settings, *, say: Say) -> None:
 
 
 def commands() -> dict[str, list[str]]:
-    """What runs beside the database and the broker: the same as in docker-compose.yml."""
+    """The programs beside the database and the broker, as in docker-compose.yml."""
     return {
         "web": [sys.executable, "-m", "app.cli", "serve"],
         "worker-model": [sys.executable, "-m", "worker", "--queues", "model"],
@@ -120,7 +120,7 @@ def serve(
 
 
 def announce(settings: Settings, address: str, *, browser: bool, say: Say) -> None:
-    """Say who can sign in, that it is ready, and show the page where there is a screen."""
+    """Print the accounts and the address, and open the page if there is a display."""
     accounts = json.loads((settings.data_dir / ACCOUNTS_FILE).read_text())
     for name, account in accounts.items():
         say(f"{name}: {account['email']}  password {account['password']}  token {account['token']}")

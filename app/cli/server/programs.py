@@ -21,13 +21,13 @@ def become(arguments: Sequence[str]) -> None:
 
 
 def report_health(healthy: bool) -> int:
-    """Print what a health check found; its exit code."""
+    """Print the result of a health check, and return its exit code."""
     say("alive" if healthy else "not alive")
     return 0 if healthy else 1
 
 
 def run_worker_program(words: Sequence[str]) -> int:
-    """Go on as the worker. Where this process runs its services, start the worker as a child and stay."""
+    """Become the worker. If this process runs the embedded services, start the worker as a child instead."""
     program = ["-m", "worker", *words]
     with until_stopped() as stopping, services() as embedded:
         wait_for_database(get_settings(), say=say)

@@ -1,1 +1,1 @@
-"""Webhooks, and requests to addresses that people typed."""
+"""Webhooks, and requests to URLs that users entered."""

@@ -1,7 +1,7 @@
-"""Requests to addresses that somebody named: bounded in time and size, and never to a private address.
+"""Requests to URLs that users entered: limited in time and size, and never to a private address.
 
-A name is resolved once, and the connection goes to the very address that was checked, so that a second answer of the
-name server cannot lead elsewhere. Every redirect is checked anew.
+A host name is resolved once, and the connection goes to the address that was checked, so that a second DNS response
+cannot redirect it. Every redirect is checked again.
 
 Requests go through httpcore, the transport of httpx: httpx offers no way to choose the connection's address under a
 name, or to limit the whole time of a request, and httpcore's network backends do both.
@@ -24,8 +24,8 @@ import httpcore
 from app.errors import Invalid, TooLarge
 from app.settings import get_settings
 
-MOST_REDIRECTS = 3
-MOST_URL = 2000
+MAX_REDIRECTS = 3
+MAX_URL_LENGTH = 2000
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -33,17 +33,17 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Unreachable(Invalid):
-    """The address could not be reached, or did not answer as it should."""
+    """The server could not be reached, or did not respond as expected."""
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a name. Raises OSError."""
+    """Resolve a host name to its addresses. Raises OSError."""
     return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What may be reached: which schemes, and whether private addresses too. `resolve` asks the name server."""
+    """Which URLs may be requested: their schemes, and whether private addresses are allowed. `resolve` queries DNS."""
 
     schemes: tuple[str, ...] = ("https",)
     private: bool = False
@@ -51,12 +51,12 @@ class Reach:
 
 
 def reach_of_settings() -> Reach:
-    """Public addresses by https; anything where this installation's settings trust its network."""
+    """Only public addresses over https, unless the settings allow private addresses."""
     return Reach(("https", "http"), private=True) if get_settings().private_addresses else Reach()
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is one of the public internet, also where it wraps an older one."""
+    """Whether an address is public, including any IPv4 address embedded in an IPv6 one."""
     try:
         address: Address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -73,7 +73,7 @@ def is_public(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a request goes: a name that was looked up, and the one address it is sent to."""
+    """The target of a request: the host name, and the checked address to which it is sent."""
 
     scheme: str
     host: str
@@ -83,7 +83,7 @@ class Place:
 
     @property
     def url(self) -> httpcore.URL:
-        """The address by name, as the request and the certificate have it."""
+        """The URL with the host name, for the request and the certificate check."""
         return httpcore.URL(
             scheme=self.scheme.encode(), host=self.host.encode(), port=self.port, target=self.target.encode()
         )
@@ -96,13 +96,13 @@ class Place:
 
 
 def find_place(url: str, reach: Reach) -> Place:
-    """Look an address up. Raises `Invalid` for what may not be reached and `Unreachable` for an unknown name."""
+    """Check and resolve a URL. Raises `Invalid` if it may not be requested, `Unreachable` for an unknown host name."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise Invalid("This is no web address.", field="url") from error
-    if parts.scheme not in reach.schemes or not parts.hostname or len(url) > MOST_URL:
+    if parts.scheme not in reach.schemes or not parts.hostname or len(url) > MAX_URL_LENGTH:
         raise Invalid(
             f"A web address must begin with {' or '.join(f'{one}://' for one in reach.schemes)}.", field="url"
         )
@@ -124,13 +124,13 @@ def find_place(url: str, reach: Reach) -> Place:
 
 
 class TimedStream(httpcore.NetworkStream):
-    """A socket on which nothing waits longer than until `deadline`, however slowly the other side reads or writes."""
+    """A socket whose operations end at `deadline`, however slowly the other side reads or writes."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the deadline is stricter
-        """What has arrived; nothing at the end."""
+        """Receive up to `max_bytes`; empty at the end of the stream."""
         self._sock.settimeout(seconds_until(self._deadline))
         return self._sock.recv(max_bytes)
 
@@ -150,20 +150,20 @@ class TimedStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ARG002
     ) -> TimedStream:
-        """Go on encrypted, once the certificate has proved to be of `server_hostname`."""
+        """Start TLS, and verify that the certificate is for `server_hostname`."""
         self._sock.settimeout(seconds_until(self._deadline))
         return TimedStream(ssl_context.wrap_socket(self._sock, server_hostname=server_hostname), self._deadline)
 
 
 class PinnedBackend(httpcore.NetworkBackend):
-    """Connects to the one address that was checked, whatever the name."""
+    """Connects to the checked address, whatever the host name."""
 
     def __init__(self, address: str, deadline: float) -> None:
         self._address, self._deadline = address, deadline
 
     def connect_tcp(
         self,
-        host: str,  # noqa: ARG002 - its address is known
+        host: str,  # noqa: ARG002 - the address is fixed
         port: int,
         timeout: float | None = None,  # noqa: ARG002
         local_address: str | None = None,  # noqa: ARG002
@@ -175,7 +175,7 @@ class PinnedBackend(httpcore.NetworkBackend):
 
 
 def seconds_until(deadline: float) -> float:
-    """The time that is left. Raises TimeoutError when it is over."""
+    """The seconds until `deadline`. Raises TimeoutError if it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -183,18 +183,18 @@ def seconds_until(deadline: float) -> float:
 
 
 @contextlib.contextmanager
-def asking(
+def open_response(
     place: Place, method: str, *, headers: Mapping[str, str], body: bytes | None, seconds: float
 ) -> Iterator[httpcore.Response]:
-    """The answer to a request; it is cut off when `seconds` are over. Raises `Unreachable`."""
+    """Send a request and yield the response; aborted after `seconds`. Raises `Unreachable`."""
     backend = PinnedBackend(place.address, time.monotonic() + seconds)
     sent = {"Host": place.host_header, "User-Agent": "Illume", **headers}
     try:
         with (
             httpcore.ConnectionPool(ssl.create_default_context(), network_backend=backend) as pool,
-            pool.stream(method, place.url, headers=list(sent.items()), content=body) as answer,
+            pool.stream(method, place.url, headers=list(sent.items()), content=body) as response,
         ):
-            yield answer
+            yield response
     except (OSError, ValueError, httpcore.ProtocolError) as error:
         slow = isinstance(error, TimeoutError)
         reason = f"did not answer within {seconds:g} s" if slow else f"could not be reached: {error}"
@@ -202,31 +202,33 @@ def asking(
 
 
 def fetch(url: str, *, reach: Reach, limit: int, seconds: float) -> bytes:
-    """What is at `url`, at most `limit` bytes. Raises `Invalid`, `TooLarge`, `Unreachable`."""
-    for _ in range(MOST_REDIRECTS + 1):
+    """Download `url`, at most `limit` bytes. Raises `Invalid`, `TooLarge`, `Unreachable`."""
+    for _ in range(MAX_REDIRECTS + 1):
         place = find_place(url, reach)
-        with asking(place, "GET", headers={"Accept-Encoding": "identity"}, body=None, seconds=seconds) as answer:
-            if answer.status in REDIRECTS:
-                url = urljoin(url, location_of(answer))
+        with open_response(
+            place, "GET", headers={"Accept-Encoding": "identity"}, body=None, seconds=seconds
+        ) as response:
+            if response.status in REDIRECTS:
+                url = urljoin(url, location_of(response))
                 continue
-            if answer.status != 200:
-                raise Unreachable(f"{place.host} answered {answer.status}.", field="url")
+            if response.status != 200:
+                raise Unreachable(f"{place.host} answered {response.status}.", field="url")
             data = bytearray()
-            for piece in answer.iter_stream():
+            for piece in response.iter_stream():
                 data += piece
                 if len(data) > limit:
                     raise TooLarge(f"The file at {place.host} has over {limit >> 20} MB.", field="url")
             return bytes(data)
-    raise Unreachable(f"There are over {MOST_REDIRECTS} redirects.", field="url")
+    raise Unreachable(f"There are over {MAX_REDIRECTS} redirects.", field="url")
 
 
-def location_of(answer: httpcore.Response) -> str:
-    """Where a redirect leads."""
-    return next((value.decode("latin-1") for name, value in answer.headers if name.lower() == b"location"), "")
+def location_of(response: httpcore.Response) -> str:
+    """The target of a redirect."""
+    return next((value.decode("latin-1") for name, value in response.headers if name.lower() == b"location"), "")
 
 
 def post(url: str, body: bytes, *, headers: Mapping[str, str], reach: Reach, seconds: float) -> int:
-    """Send `body` to `url`; the status of the answer. Redirects are not followed. Raises `Invalid`, `Unreachable`."""
+    """Send `body` to `url` and return the status. Does not follow redirects. Raises `Invalid`, `Unreachable`."""
     place = find_place(url, reach)
-    with asking(place, "POST", headers=headers, body=body, seconds=seconds) as answer:
-        return answer.status
+    with open_response(place, "POST", headers=headers, body=body, seconds=seconds) as response:
+        return response.status

@@ -1,4 +1,4 @@
-"""Webhooks: addresses that are told of events, signed, tried again when they fail, with a log of every delivery."""
+"""Webhooks: signed notifications of events, with retries and a log of every delivery."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ VERSION_ACTIVATED = "version.activated"
 IMPORT_FINISHED = "import.finished"
 EVENTS = (VERDICT, ROUND_FINISHED, VERSION_ACTIVATED, IMPORT_FINISHED)
 
-BACK_OFF = (10, 30, 120, 600, 1800, 7200, 21600)
-"""Seconds before each further try; after the last one a delivery has failed."""
+RETRY_SECONDS = (10, 30, 120, 600, 1800, 7200, 21600)
+"""Seconds before each retry; after the last one a delivery fails."""
 
-AT_ONCE = 8
-ANSWER_SECONDS = 10.0
+PARALLEL_SENDS = 8
+RESPONSE_SECONDS = 10.0
 LEASE = timedelta(seconds=60)
 RUN_SECONDS = 15.0
-STAGED = 500
-KEPT = timedelta(days=30)
+VERDICTS_PER_RUN = 500
+KEEP_LOG = timedelta(days=30)
 MAX_WEBHOOKS = 100
 
-# Verdicts in the order of their commits, behind the place up to which a webhook was told.
+# Verdicts in commit order, after the position in the feed up to which a webhook was notified.
 NEW_VERDICTS = f"""
 SELECT v.xid::text AS xid, v.id, v.project_id, v.body
 FROM projects j CROSS JOIN LATERAL (
@@ -60,13 +60,13 @@ ORDER BY v.xid, v.id LIMIT :limit
 """  # noqa: S608 - constants only
 
 
-# Making and changing them
+# Managing webhooks
 
 
 def secret_of(webhook: Webhook) -> str:
-    """The secret that signs its deliveries, as Standard Webhooks writes it: `whsec_` and the key in base64.
+    """The secret that signs a webhook's deliveries, in the format of Standard Webhooks: `whsec_` and the key in base64.
 
-    It is derived from the installation's key and stored nowhere. Raises `Unavailable`.
+    It is derived from the installation's secret key and not stored. Raises `Unavailable`.
     """
     key = get_settings().secret_key.encode()
     if not key:
@@ -78,9 +78,9 @@ def secret_of(webhook: Webhook) -> str:
 def add_webhook(
     session: Session, actor: Actor, *, url: str, events: Sequence[str], project: Project | None
 ) -> tuple[Webhook, str]:
-    """Have an address told of events from now on, of a project or of all. Returns its secret, which is shown once.
+    """Add a webhook for events of a project, or of all projects. Returns it with its secret, which is shown once.
 
-    Needs the role admin, in the project or altogether. Raises `Invalid` for an address that may not be reached.
+    Needs the role admin, in the project or of the installation. Raises `Invalid` for a URL that may not be requested.
     """
     _require(session, actor, project)
     check_url(url)
@@ -107,7 +107,7 @@ def _check_count(session: Session) -> None:
 
 
 def check_events(events: Sequence[str]) -> list[str]:
-    """The events, each once. Raises `Invalid` for an unknown one or none."""
+    """The events without duplicates. Raises `Invalid` for an unknown event or none."""
     unknown = next((event for event in events if event not in EVENTS), None)
     if unknown is not None or not events:
         what = "Choose an event" if unknown is None else f"There is no event '{unknown[:60]}'"
@@ -116,7 +116,7 @@ def check_events(events: Sequence[str]) -> list[str]:
 
 
 def check_url(url: str) -> None:
-    """Raise `Invalid` for an address that may not be reached; one that is only down for the moment is fine."""
+    """Raise `Invalid` for a URL that may not be requested. A host that is down at the moment is accepted."""
     try:
         safe_http.find_place(url, safe_http.reach_of_settings())
     except safe_http.Unreachable:
@@ -140,7 +140,7 @@ def get_webhook(session: Session, actor: Actor, webhook_id: int) -> Webhook:
 
 
 def list_webhooks(session: Session, actor: Actor, project: Project | None = None) -> list[Webhook]:
-    """All webhooks, for an admin; with a project those that are told of it."""
+    """All webhooks, for an admin; with `project`, those that receive its events."""
     _require(session, actor, project)
     query = select(Webhook).order_by(Webhook.id)
     if project is not None:
@@ -157,7 +157,7 @@ def change_webhook(
     events: Sequence[str] | None = None,
     active: bool | None = None,
 ) -> Webhook:
-    """Change where a webhook goes, of what it is told, or whether. Raises `Invalid`."""
+    """Change a webhook's URL, its events, or whether it is active. Raises `Invalid`."""
     found = get_webhook(session, actor, webhook_id)
     if url is not None:
         check_url(url)
@@ -165,7 +165,7 @@ def change_webhook(
     if events is not None:
         found.events = check_events(events)
     if active is not None:
-        if active and not found.active:  # what happened while it was off is not told later
+        if active and not found.active:  # events from its inactive time are not sent later
             found.feed_xid = str(session.scalar(text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")))
             found.feed_id = 0
         found.active = active
@@ -175,7 +175,7 @@ def change_webhook(
 
 
 def renew_secret(session: Session, actor: Actor, webhook_id: int) -> tuple[Webhook, str]:
-    """Give a webhook a new secret, which is shown once; the old one signs nothing any more."""
+    """Replace a webhook's secret. The new one is shown once; the old one is no longer used."""
     found = get_webhook(session, actor, webhook_id)
     found.salt = secrets.token_hex(16)
     session.flush()
@@ -194,7 +194,7 @@ def remove_webhook(session: Session, actor: Actor, webhook_id: int) -> None:
 def list_deliveries(
     session: Session, actor: Actor, webhook_id: int, *, limit: int = 100, cursor: str | None = None
 ) -> Page[WebhookDelivery]:
-    """The log of a webhook, the newest first."""
+    """The deliveries of a webhook, newest first."""
     found = get_webhook(session, actor, webhook_id)
     query = select(WebhookDelivery).where(WebhookDelivery.webhook_id == found.id).order_by(WebhookDelivery.id.desc())
     if cursor is not None:
@@ -217,11 +217,11 @@ def replay(session: Session, actor: Actor, webhook_id: int, delivery_id: int) ->
     return delivery
 
 
-# What happens
+# Recording events
 
 
 def emit(session: Session, project_id: int, event: str, data: dict[str, Any]) -> None:
-    """Note an event for every webhook that is told of it; it is sent after the commit."""
+    """Record an event for every webhook that receives it. It is sent after the commit."""
     hooks = session.scalars(
         select(Webhook.id).where(
             Webhook.active,
@@ -239,7 +239,7 @@ def emit(session: Session, project_id: int, event: str, data: dict[str, Any]) ->
 
 
 def stage_verdicts(session: Session) -> None:
-    """Note new verdicts for the webhooks that are told of them. Critics wait for none of this: it follows the feed."""
+    """Record new verdicts from the feed for the webhooks that receive them, so that critics need not wait for it."""
     hooks = session.scalars(
         select(Webhook)
         .where(Webhook.active, Webhook.events.contains([VERDICT]))
@@ -248,7 +248,7 @@ def stage_verdicts(session: Session) -> None:
     ).all()
     slugs: dict[int, str] = {}
     for hook in hooks:
-        found = {"project": hook.project_id, "xid": hook.feed_xid, "after": hook.feed_id, "limit": STAGED}
+        found = {"project": hook.project_id, "xid": hook.feed_xid, "after": hook.feed_id, "limit": VERDICTS_PER_RUN}
         rows = session.execute(text(NEW_VERDICTS), found).all()
         for row in rows:
             if row.project_id not in slugs:
@@ -261,7 +261,7 @@ def stage_verdicts(session: Session) -> None:
 
 
 def due_webhooks(session: Session) -> list[int]:
-    """Webhooks with a delivery that is due."""
+    """The ids of webhooks with a due delivery."""
     due = select(WebhookDelivery.webhook_id).where(
         WebhookDelivery.state == DeliveryState.pending, WebhookDelivery.next_at <= func.now()
     )
@@ -269,13 +269,13 @@ def due_webhooks(session: Session) -> list[int]:
 
 
 def forget_project(session: Session, slug: str) -> None:
-    """Forget what was to be told of a project, and what was told of it."""
+    """Delete all deliveries about a project, sent or not."""
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.payload["project"].astext == slug))
 
 
 def delete_old(session: Session) -> None:
-    """Forget deliveries that ended a month ago."""
-    session.execute(delete(WebhookDelivery).where(WebhookDelivery.finished_at < func.now() - KEPT))
+    """Delete deliveries that ended a month ago."""
+    session.execute(delete(WebhookDelivery).where(WebhookDelivery.finished_at < func.now() - KEEP_LOG))
 
 
 # Sending
@@ -283,9 +283,9 @@ def delete_old(session: Session) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A delivery that this worker sends now. `tries` is the fence: a later try has a higher one.
+    """A delivery that this worker is sending. `tries` is the fencing token: a later try has a higher number.
 
-    It needs no worker's name and no heartbeats, as no try lasts as long as `LEASE`.
+    There is no heartbeat, because a try never lasts as long as `LEASE`.
     """
 
     delivery_id: int
@@ -298,34 +298,34 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a try: the status of the answer, or why there was none."""
+    """The result of a try: the response status, or why there was no response."""
 
     status: int | None
     error: str | None
 
     @property
     def is_good(self) -> bool:
-        """Whether the receiver took it."""
+        """Whether the receiver accepted the delivery."""
         return self.status is not None and 200 <= self.status < 300
 
 
 def deliver(webhook_id: int, *, reach: safe_http.Reach | None = None, seconds: float = RUN_SECONDS) -> None:
-    """Send what is due for a webhook, some at once, for about `seconds`; the rest is sent for again."""
+    """Send a webhook's due deliveries, some in parallel, for about `seconds`. A new task sends the rest."""
     until = time.monotonic() + seconds
     reach = reach or safe_http.reach_of_settings()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_SENDS) as pool:
         while sendings := _claim(webhook_id):
             answers = list(pool.map(lambda one: send(one, reach), sendings))
             with session_scope() as session:
                 for sending, answer in zip(sendings, answers, strict=True):
-                    _note(session, sending, answer)
+                    _store_result(session, sending, answer)
             if time.monotonic() > until:
                 queue.send_now(queue.DELIVER, webhook_id)
                 return
 
 
 def _claim(webhook_id: int) -> list[Sending]:
-    """Take up what is due: others leave it alone for as long as a try may take."""
+    """Claim due deliveries. Other workers skip them for the longest time that a try may take."""
     with session_scope() as session:
         hook = session.get(Webhook, webhook_id)
         if hook is None or not hook.active:
@@ -338,7 +338,7 @@ def _claim(webhook_id: int) -> list[Sending]:
                 WebhookDelivery.next_at <= func.now(),
             )
             .order_by(WebhookDelivery.id)
-            .limit(AT_ONCE)
+            .limit(PARALLEL_SENDS)
             .with_for_update(skip_locked=True)
         )
         rows = session.scalars(
@@ -349,19 +349,19 @@ def _claim(webhook_id: int) -> list[Sending]:
         ).all()
         secret = secret_of(hook)
         return [
-            Sending(row.id, row.tries, hook.url, secret, row.event, body_of(row))
+            Sending(row.id, row.tries, hook.url, secret, row.event, encode_body(row))
             for row in sorted(rows, key=lambda row: row.id)
         ]
 
 
-def body_of(delivery: WebhookDelivery) -> bytes:
-    """The JSON that is sent. The same delivery has the same id however often it is sent."""
+def encode_body(delivery: WebhookDelivery) -> bytes:
+    """The JSON body of a delivery. Its id is the same for every try."""
     head = {"id": str(delivery.id), "created_at": delivery.created_at.isoformat()}
     return orjson.dumps({**head, **delivery.payload})
 
 
 def signed_headers(sending: Sending, at: datetime) -> dict[str, str]:
-    """The headers of Standard Webhooks, whose `webhook-id` is the same each time a delivery is sent."""
+    """The headers of Standard Webhooks. `webhook-id` is the same for every try of a delivery."""
     name = str(sending.delivery_id)
     return {
         "webhook-id": name,
@@ -371,10 +371,10 @@ def signed_headers(sending: Sending, at: datetime) -> dict[str, str]:
 
 
 def legacy_headers(sending: Sending, at: datetime) -> dict[str, str]:
-    """The headers of releases before Standard Webhooks, which are sent for one more release.
+    """The headers of releases before Standard Webhooks; they are still sent in this release.
 
-    Their HMAC-SHA256, of the timestamp, a full stop and the body, is keyed with the text of the secret as those
-    releases showed it: URL-safe and without padding.
+    Their HMAC-SHA256 covers the timestamp, a full stop and the body. Its key is the text of the secret as those
+    releases showed it: URL-safe base64 without padding.
     """
     key = sending.secret.replace("+", "-").replace("/", "_").rstrip("=").encode()
     timestamp = str(int(at.timestamp()))
@@ -387,7 +387,7 @@ def legacy_headers(sending: Sending, at: datetime) -> dict[str, str]:
 
 
 def send(sending: Sending, reach: safe_http.Reach) -> Answer:
-    """Try once."""
+    """Send a delivery once."""
     now = datetime.now(UTC)
     headers = {
         "Content-Type": "application/json",
@@ -396,14 +396,14 @@ def send(sending: Sending, reach: safe_http.Reach) -> Answer:
         **legacy_headers(sending, now),
     }
     try:
-        status = safe_http.post(sending.url, sending.body, headers=headers, reach=reach, seconds=ANSWER_SECONDS)
+        status = safe_http.post(sending.url, sending.body, headers=headers, reach=reach, seconds=RESPONSE_SECONDS)
     except DomainError as error:
         return Answer(None, error.detail)
     return Answer(status, None if 200 <= status < 300 else f"It answered {status}.")
 
 
-def _note(session: Session, sending: Sending, answer: Answer) -> None:
-    """Keep what came of a try, and when the next one is."""
+def _store_result(session: Session, sending: Sending, answer: Answer) -> None:
+    """Store the result of a try, and schedule the next one."""
     found = session.scalar(
         select(WebhookDelivery)
         .where(
@@ -418,7 +418,7 @@ def _note(session: Session, sending: Sending, answer: Answer) -> None:
     found.status, found.error = answer.status, answer.error
     if answer.is_good:
         found.state, found.finished_at = DeliveryState.delivered, func.now()
-    elif sending.tries > len(BACK_OFF):
+    elif sending.tries > len(RETRY_SECONDS):
         found.state, found.finished_at = DeliveryState.failed, func.now()
     else:
-        found.next_at = func.now() + timedelta(seconds=BACK_OFF[sending.tries - 1])
+        found.next_at = func.now() + timedelta(seconds=RETRY_SECONDS[sending.tries - 1])

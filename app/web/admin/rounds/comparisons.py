@@ -111,7 +111,7 @@ def numbers_of(known: list[ModelVersion]) -> dict[int, int]:
 def index(
     request: Request, session: SessionDep, who: Me, slug: str, old: int | None = None, new: int | None = None
 ) -> Response:
-    """List the comparisons, the newest first."""
+    """List the comparisons, newest first."""
     frame = frame_of(request, session, who, slug, tab="Versions", title="Blind comparisons")
     known = versions.list_versions(session, who.actor, frame.project)
     newest = max(known, key=lambda one: one.number)
@@ -165,7 +165,7 @@ def list_page(
 
 @router.post("/projects/{slug}/comparisons")
 def start(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
-    """Start a comparison. Where the form is invalid, it keeps what was typed."""
+    """Start a comparison. An invalid form is shown again with its values."""
     frame = frame_of(request, session, who, slug, tab="Versions", title="Blind comparisons")
     typed = {name: text_of(form, name).strip() for name in ("old", "new", "pairs", "each", "gate")}
     known = {str(one.number): one for one in versions.list_versions(session, who.actor, frame.project)}

@@ -67,7 +67,7 @@ class RoundsView:
 
 @dataclass(frozen=True, slots=True)
 class PreviewView:
-    """What a round started now would train on, or why none can start."""
+    """What a round that starts now would train on, or why none can start."""
 
     slug: str
     obstacle: str
@@ -137,7 +137,7 @@ class RoundView:
 
 @router.get("/projects/{slug}/rounds")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """List the rounds, the newest first."""
+    """List the rounds, newest first."""
     frame = frame_of(request, session, who, slug, tab="Rounds", title="Rounds")
     settings = projects.settings_of(session, frame.project)
     numbers = version_numbers(session, who.actor, frame)
@@ -183,7 +183,7 @@ def round_row(one: Round, numbers: Mapping[int, int]) -> RoundRow:
 
 @router.get("/projects/{slug}/rounds/preview")
 def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """Show what a round started now would train on, and about how long it would take."""
+    """Show what a round that starts now would train on, and its estimated duration."""
     frame = frame_of(request, session, who, slug, tab="Rounds", title="Start a round")
     settings = projects.settings_of(session, frame.project)
     running = rounds.active_round(session, frame.project)
@@ -210,7 +210,7 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
 
 
 def obstacle_of(running: Round | None, found: RoundPreview) -> str:
-    """Why no round can start now; empty where one can."""
+    """Why no round can start now; empty if one can."""
     if running is not None:
         return f"Round {running.number} is going on: wait for it or cancel it first."
     if not found.n_rationales:

@@ -71,7 +71,7 @@ def means_of(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
 def version_rows(
     versions: Sequence[ModelVersion], rounds: Mapping[int, Round], active_id: int | None
 ) -> tuple[VersionRow, ...]:
-    """The rows of versions, the newest first. `rounds` are by id."""
+    """The rows of versions, newest first. `rounds` are by id."""
     numbers = {version.id: version.number for version in versions}
     base_scores = _base_scores(versions)
     return tuple(_row(version, rounds, numbers, base_scores, active_id) for version in versions)

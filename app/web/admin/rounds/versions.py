@@ -36,7 +36,7 @@ class VersionsView:
 
 @router.get("/projects/{slug}/versions")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """List the versions, the newest first."""
+    """List the versions, newest first."""
     frame = frame_of(request, session, who, slug, tab="Versions", title="Versions")
     known = versions.list_versions(session, who.actor, frame.project)
     made_by = {one.id: one for one in rounds.list_rounds(session, who.actor, frame.project, limit=1000).items}

@@ -251,11 +251,11 @@ class TestDeliver:
         hook, _ = add(committed_db, project, url, "import.finished")
         statuses[:] = [503]
         self.emit(committed_db, project)
-        for _ in range(len(webhooks.BACK_OFF) + 3):
+        for _ in range(len(webhooks.RETRY_SECONDS) + 3):
             webhooks.deliver(hook, reach=TRUSTED)
             self.make_due(committed_db)
         [one] = deliveries(committed_db)
-        assert (one.state, one.tries, len(heard)) == (DeliveryState.failed, len(webhooks.BACK_OFF) + 1, one.tries)
+        assert (one.state, one.tries, len(heard)) == (DeliveryState.failed, len(webhooks.RETRY_SECONDS) + 1, one.tries)
         statuses[:] = [200]
         with committed_db.sessions.begin() as session:
             webhooks.replay(session, SYSTEM, hook, one.id)
