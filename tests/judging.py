@@ -61,6 +61,8 @@ class SessionPool:
         with self._session.begin_nested():
             yield SessionTransaction(self._session)
 
+    reading = transaction
+
 
 def as_stored(value: Any) -> Any:
     """JSON as the bytes that the pool gives out."""

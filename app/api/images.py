@@ -50,7 +50,7 @@ async def get_image(
     request: Request, pool: JudgingPoolDep, _: Annotated[object, Security(bearer_scheme)], sha256: str
 ) -> Response:
     """Download an image, as a member of a project that shows it."""
-    async with pool.transaction() as transaction:
+    async with pool.reading() as transaction:
         actor = await authenticate_reader(request, transaction)
         media_type = await images.find_media_type(transaction, actor, sha256)
     headers = {"ETag": f'"{sha256}"', "Cache-Control": KEEP}

@@ -108,6 +108,7 @@ class JudgingPool:
             libpq_url(self._url),
             kwargs={
                 **connect_args(options),
+                "autocommit": True,
                 "cursor_factory": psycopg.AsyncRawCursor,
                 "row_factory": dict_row,
             },
@@ -133,16 +134,23 @@ class JudgingPool:
 
         Raises `DBAPIError`, also where no connection became free in time.
         """
+        async with self._connection() as connection, connection.transaction():
+            yield PipelinedTransaction(connection)
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[Transaction]:
+        """The same for statements that only read, without the cost of BEGIN and COMMIT."""
+        async with self._connection() as connection:
+            yield PipelinedTransaction(connection)
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+        """A connection in pipeline mode."""
         if self._pool is None:
             raise RuntimeError("The judging pool is not open: the application has not started.")
         try:
-            async with (
-                asyncio.timeout(ANSWER_SECONDS),
-                self._pool.connection() as connection,
-                connection.pipeline(),
-            ):
-                yield PipelinedTransaction(connection)
-                await connection.commit()
+            async with asyncio.timeout(ANSWER_SECONDS), self._pool.connection() as connection, connection.pipeline():
+                yield connection
         except psycopg.Error as error:
             raise wrap_driver_error(error) from error
         except TimeoutError as error:

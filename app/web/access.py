@@ -15,8 +15,10 @@ from app.errors import Forbidden, Unauthenticated
 from app.http.dependencies import SESSION_COOKIE, SessionDep
 from app.models import Project, Role
 from app.services.accounts import credentials, sessions
+from app.services.accounts.passwords import hash_secret
 from app.services.kernel.actors import Actor, project_role
 from app.services.projects import projects
+from app.services.projects.access import PROJECT, ProjectRef, project_from
 
 COOKIE = SESSION_COOKIE
 NOT_SIGNED_IN = "Your session has ended or you are not signed in. Sign in, then try again."
@@ -66,18 +68,26 @@ def check_form_token(request: Request, form: FormData, who: SignedIn) -> SignedI
     return who
 
 
-async def signed_in_at(request: Request, transaction: Transaction) -> SignedIn:
-    """Who is behind the session cookie, in a judging transaction. Raises `Unauthenticated`."""
+async def enter_project(
+    request: Request, transaction: Transaction, slug: str, form: FormData | None = None
+) -> tuple[SignedIn, ProjectRef]:
+    """The person behind the session cookie and the project that they judge in, in one round trip.
+
+    Raises `Unauthenticated`, `NotFound`, and `Forbidden` also for a form of another session.
+    """
     cookie = request.cookies.get(COOKIE)
-    found = await credentials.authenticate_cookie(transaction, cookie) if cookie else None
-    if found is None:
+    if not cookie:
         raise Unauthenticated(NOT_SIGNED_IN)
-    return SignedIn(*found)
-
-
-async def posting_at(request: Request, form: FormData, transaction: Transaction) -> SignedIn:
-    """Who posts, in a judging transaction. Raises `Unauthenticated`, and `Forbidden` for another session's form."""
-    return check_form_token(request, form, await signed_in_at(request, transaction))
+    hashed = hash_secret(cookie)
+    person, project = await transaction.run(
+        (credentials.SIGNED_IN, {"hash": hashed}), (PROJECT, {"slug": slug, "user": None, "session": hashed})
+    )
+    if person is None:
+        raise Unauthenticated(NOT_SIGNED_IN)
+    who = SignedIn(*credentials.signed_in(person))
+    if form is not None:
+        check_form_token(request, form, who)
+    return who, project_from(project, who.actor, Role.critic)
 
 
 Me = Annotated[SignedIn, Depends(signed_in, scope="function")]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import orjson
 from sqlalchemy.orm import Session
 
-from app.db.judging_pool import Transaction, statement
+from app.db.judging_pool import Row, Transaction, statement
 from app.errors import NotFound
 from app.models import Project, Role
 from app.services.kernel.actors import NO_PROJECT, Actor, check_role
@@ -17,7 +17,8 @@ from app.services.projects.projects import ProjectSettings, parse_settings, sett
 PROJECT = statement("""
 SELECT j.id, j.slug, j.name, j.revision_id, r.settings, m.role
 FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
-LEFT JOIN memberships m ON m.project_id = j.id AND m.user_id = CAST(:user AS bigint)
+LEFT JOIN memberships m ON m.project_id = j.id
+    AND m.user_id = coalesce(CAST(:user AS bigint), (SELECT s.user_id FROM sessions s WHERE s.token_hash = :session))
 WHERE j.slug = :slug
 """)
 
@@ -35,11 +36,16 @@ class ProjectRef:
 
 async def project_for(transaction: Transaction, actor: Actor, slug: str, need: Role) -> ProjectRef:
     """The project, where the actor has the role `need`. Raises `NotFound`, `Forbidden`."""
-    [row] = await transaction.run((PROJECT, {"slug": slug, "user": actor.user_id}))
+    [row] = await transaction.run((PROJECT, {"slug": slug, "user": actor.user_id, "session": None}))
+    return project_from(row, actor, need)
+
+
+def project_from(row: Row | None, actor: Actor, need: Role) -> ProjectRef:
+    """The project of a row of `PROJECT`, where the actor has the role `need`. Raises `NotFound`, `Forbidden`."""
     if row is None:
         raise NotFound(NO_PROJECT)
     member = None if row["role"] is None else Role(row["role"])
-    check_role(Role.admin if actor.is_admin else member, need, slug)
+    check_role(Role.admin if actor.is_admin else member, need, row["slug"])
     return ProjectRef(row["id"], row["slug"], row["name"], row["revision_id"], parse_stored(row["settings"]))
 
 

@@ -14,12 +14,12 @@ from app.services.judging import assignments, feed
 from app.services.judging import claim as claims
 from app.services.kernel.actors import Actor, parse_id, project_role
 from app.services.projects import instructions, key_bindings, projects
-from app.services.projects.access import ProjectRef, project_for
+from app.services.projects.access import ProjectRef
 from app.services.read_models import critic_day, overviews
 from app.services.read_models.critic_day import Glance
 from app.services.read_models.overviews import VerdictSummary
 from app.services.rounds import comparisons, rounds
-from app.web.access import Form, Me, Poster, SignedIn, judged_project, signed_in_at, text_of
+from app.web.access import Form, Me, Poster, SignedIn, enter_project, judged_project, text_of
 from app.web.accounts.sign_in import LAST_PROJECT, set_cookie
 from app.web.judging.empty import explain_empty
 from app.web.judging.judge import TEMPLATE, next_stage
@@ -77,8 +77,7 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
 async def judge(request: Request, pool: JudgingPoolDep, slug: str, verdict: str = "") -> Response:
     """The page with the next prompt, or with an earlier verdict to change."""
     async with pool.transaction() as transaction:
-        who = await signed_in_at(request, transaction)
-        project = await project_for(transaction, who.actor, slug, Role.critic)
+        who, project = await enter_project(request, transaction, slug)
         earlier = await run_in_threadpool(earlier_card, request, who.actor, slug, verdict) if verdict else None
         stage = StageView(slug, earlier, None)
         if earlier is None:

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from app.db.judging_pool import Transaction
 from app.errors import Conflict, DomainError, Forbidden, NotFound
 from app.http.dependencies import JudgingPoolDep, SessionDep, sessions_of, start_due_round
-from app.models import Project, Role
+from app.models import Project
 from app.services.judging import assignments
 from app.services.judging import claim as claims
 from app.services.judging.change import change as change_verdict
@@ -21,10 +21,10 @@ from app.services.judging.give import give
 from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.verdict_schema import VerdictIn, parse_verdict
 from app.services.projects import projects
-from app.services.projects.access import ProjectRef, project_for, ref_of
+from app.services.projects.access import ProjectRef, ref_of
 from app.services.read_models import critic_day, overviews
 from app.services.read_models.critic_day import Glance
-from app.web.access import Form, Me, Poster, SignedIn, judged_project, posting_at, signed_in_at, text_of, texts_of
+from app.web.access import Form, Me, Poster, SignedIn, enter_project, judged_project, text_of, texts_of
 from app.web.judging.empty import explain_empty, explain_refusal
 from app.web.judging.views import FiguresView, StageView, card_of, progress_of
 from app.web.rendering import Shell, fragment, shell_for
@@ -42,8 +42,7 @@ KEPT_ASIDE = "This verdict came late, when somebody else had the prompt already:
 async def claim_next(request: Request, pool: JudgingPoolDep, form: Form, slug: str) -> Response:
     """The next prompt that the page does not show yet, or why there is none; 204 if it shows all claims it may hold."""
     async with pool.transaction() as transaction:
-        who = await posting_at(request, form, transaction)
-        project = await project_for(transaction, who.actor, slug, Role.critic)
+        who, project = await enter_project(request, transaction, slug, form)
         known = known_claims(form)
         open_claims = await claims.list_open_claims(transaction, who.actor, project.id)
         if len(open_claims) >= project.settings.max_open and known.issuperset(open_claims):
@@ -109,9 +108,8 @@ def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Respon
 @router.get("/annotate/{slug}/figures")
 async def show_figures(request: Request, pool: JudgingPoolDep, slug: str) -> Response:
     """The figures at the top of the page. They also tell the page who is signed in."""
-    async with pool.transaction() as transaction:
-        who = await signed_in_at(request, transaction)
-        project = await project_for(transaction, who.actor, slug, Role.critic)
+    async with pool.reading() as transaction:
+        who, project = await enter_project(request, transaction, slug)
         glance = await critic_day.load_glance_in(transaction, who.actor, project.id)
     return Response(render_figures(request, who, project, glance), media_type="text/html", headers=NO_STORE)
 
@@ -162,8 +160,7 @@ async def give_verdict(request: Request, pool: JudgingPoolDep, form: Form, slug:
     """Store a verdict. Responds with the new figures, and with the next prompt if the page has room for it."""
     try:
         async with pool.transaction() as transaction:
-            who = await posting_at(request, form, transaction)
-            project = await project_for(transaction, who.actor, slug, Role.critic)
+            who, project = await enter_project(request, transaction, slug, form)
             has_room = text_of(form, "room") == "yes"
             out = await give(
                 transaction,
