@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
+from sqlalchemy.orm import Session
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
@@ -192,12 +194,22 @@ def change_given(request: Request, form: FormData, who: SignedIn, project: Proje
     """Change the verdict that `error` names, unless it is equal to the requested one already."""
     given, requested = int(str(error.extra["verdict"])), read_verdict(form)
     with sessions_of(request)() as session:
-        if not overviews.verdict_equals(session, who.actor, given, requested):
-            change_verdict(session, who.actor, given, requested)
+        note = change_unless_equal(session, who.actor, given, requested)
         glance = critic_day.load_glance(session, who.actor, session.get_one(Project, project.id))
-    return Response(
-        render_figures(request, who, project, glance), status_code=201, media_type="text/html", headers=NO_STORE
-    )
+    content = render_figures(request, who, project, glance) + note
+    return Response(content, status_code=201, media_type="text/html", headers=NO_STORE)
+
+
+def change_unless_equal(session: Session, actor: Actor, given: int, requested: VerdictIn) -> str:
+    """Change a verdict unless it says the same already. Returns the note for one that is kept aside, else nothing."""
+    if overviews.verdict_equals(session, actor, given, requested):
+        return ""
+    return kept_aside_note(change_verdict(session, actor, given, requested))
+
+
+def kept_aside_note(verdict: Mapping[str, Any]) -> str:
+    """The sentence for a verdict that does not count, as HTML; empty for one that does."""
+    return f"<p data-text>{KEPT_ASIDE}</p>" if verdict["state"] == "kept_aside" else ""
 
 
 @router.post("/annotate/{slug}/verdicts/{verdict}")
@@ -206,15 +218,13 @@ def change(request: Request, session: SessionDep, who: Poster, form: Form, slug:
     project = judged_project(session, who.actor, slug)
     requested, verdict_id, content = read_verdict(form), parse_id(verdict), ""
     try:
-        changed = change_verdict(session, who.actor, verdict_id, requested)
-        content = f"<p data-text>{KEPT_ASIDE}</p>" if changed["state"] == "kept_aside" else ""
+        content = kept_aside_note(change_verdict(session, who.actor, verdict_id, requested))
     except Conflict as error:
         given = error.extra.get("verdict")
         if not overviews.was_already_changed_to(session, who.actor, verdict_id, requested):
             if text_of(form, "again") != "yes" or given is None:
                 raise
-            if not overviews.verdict_equals(session, who.actor, int(str(given)), requested):
-                change_verdict(session, who.actor, int(str(given)), requested)
+            content = change_unless_equal(session, who.actor, int(str(given)), requested)
     glance = critic_day.load_glance(session, who.actor, project)
     content = render_figures(request, who, ref_of(session, project), glance) + content
     return Response(content, status_code=201, media_type="text/html", headers=NO_STORE)

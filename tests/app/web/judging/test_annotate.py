@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.models import (
     Assignment,
     AssignmentState,
+    CandidateSet,
     CandidateSetState,
     CandidateSource,
     Project,
@@ -218,6 +219,22 @@ class TestVerdict:
         url = f"/annotate/scenes/assignments/{mine.id}/verdict"
         response = browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT)
         assert response.status_code == 202
+        assert "kept aside" in response.text
+
+    def test_a_change_that_finds_no_slot_is_kept_aside_and_says_so(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        page = browser.get("/annotate/scenes").text
+        mine = session.get_one(Assignment, int(assignment_in(page)))
+        url = f"/annotate/scenes/assignments/{mine.id}/verdict"
+        skipped = {"kind": "skipped", "reason": "Unclear image"}
+        assert browser.post(url, skipped, headers=FRAGMENT).status_code == 201
+        offered = session.get_one(CandidateSet, mine.candidate_set_id, populate_existing=True)
+        factories.make_assignment(session, offered, factories.make_critic(session, project))
+        offered.taken = offered.slots
+        session.flush()
+        response = browser.post(url, {"kind": "none_fit", "again": "yes"}, headers=FRAGMENT)
+        assert response.status_code == 201
         assert "kept aside" in response.text
 
     def test_without_the_form_token(self, browser: Browser, session: Session) -> None:
