@@ -3,7 +3,7 @@
 
 import { readStored, store } from "./storage.js";
 
-const MAX_DRAFTS = 6;
+const MAX_DRAFTS = 60;
 const stage = document.getElementById("stage");
 
 export function checkboxes() {
@@ -85,13 +85,18 @@ export function tagFields() {
 
 // Storing the draft
 
+// By the prompt: a claim that lapsed comes back as another assignment, and its draft with it.
 function draftKey(card) {
-  return `${card.dataset.assignment}/${card.dataset.verdict}`;
+  return `${card.dataset.prompt}/${card.dataset.verdict}`;
 }
 
 export function saveDraft() {
   const card = stage.querySelector("#work[data-assignment]");
   if (!card) return;
+  if (!card.dataset.verdict && isUntouched()) {
+    deleteDraft(card);
+    return;
+  }
   const others = Object.entries(readStored("drafts", {})).filter(([key]) => key !== draftKey(card));
   const draft = {
     picks: checkedBoxes().map((box) => box.value),
@@ -107,9 +112,12 @@ export function restoreDraft(card) {
   for (const row of candidateRows()) setTags(row, draft?.tags[row.dataset.candidate] ?? candidateTags(row));
   if (draft) {
     for (const box of checkboxes()) box.checked = draft.picks.includes(box.value);
-    rationaleField().value = draft.rationale;
+    const field = rationaleField();
+    // What was typed before this script ran is newer than the draft.
+    if (field.value === field.defaultValue) field.value = draft.rationale;
   }
-  setEditedFrom(draft?.from ?? editedFrom());
+  const isKnown = !draft?.from || candidateRows().some((row) => row.dataset.candidate === draft.from);
+  setEditedFrom(isKnown ? (draft?.from ?? editedFrom()) : "");
 }
 
 export function deleteDraft(card) {

@@ -149,7 +149,9 @@ function onSaved(item, text) {
 
 function onRefused(item, status, text) {
   cards.delete(item.key);
-  toast(`A verdict was not taken. ${messageIn(text) || `The server said ${status}.`}`, "bad");
+  const typed = item.fields.find(([name]) => name === "rationale")?.[1];
+  const words = typed ? ` Your words were: “${typed}”` : "";
+  toast(`A verdict was not taken. ${messageIn(text) || `The server said ${status}.`}${words}`, "bad");
 }
 
 function retryLater() {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 from sqlalchemy import func, select
 
-from app.models import Verdict, VerdictKind, Worker
+from app.models import Assignment, Verdict, VerdictKind, Worker
+from app.services.judging import assignments
 from tests.e2e import world
 from tests.e2e.conftest import PHONE, Site, Visit, Visitor
 
@@ -308,10 +310,40 @@ class TestNothingIsLost:
         page.get_by_label("In your own words").fill("half a sent")
         assert verdicts(site) == []
         expect(saved(page)).to_have_text("Signed out, 1 waiting")
+        drafted = question(page)
+        # The verdict is answered before the page's request for a prompt: both must bring the one with the draft.
+        page.route("**/next", lambda route: (wait_for_verdicts(page, site, 1), route.continue_()))
         critic.sign_in_by_form(scenes.critic, to="/annotate/scenes")
         wait_for_verdicts(page, site, 1)
         expect(saved(page)).to_have_text("Saved")
         expect(page.get_by_label("In your own words")).to_have_value("half a sent")
+        assert question(page) == drafted
+
+    def test_a_draft_outlives_its_claim(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        ready(page)
+        drafted = question(page)
+        page.get_by_label("In your own words").fill("before lunch")
+        critic.open("/annotate")
+        with site.sessions.begin() as session:
+            for held in session.scalars(select(Assignment)):
+                held.expires_at = datetime.now(UTC) - timedelta(minutes=1)
+            session.flush()
+            assert assignments.expire_claims(session) >= 1
+        critic.open("/annotate/scenes")
+        ready(page)
+        assert question(page) == drafted
+        expect(page.get_by_label("In your own words")).to_have_value("before lunch")
+
+    def test_words_of_a_verdict_that_is_refused_stay_in_sight(self, critic: Visit) -> None:
+        page = critic.page
+        critic.watch.allow.append("422")
+        ready(page)
+        page.get_by_label("In your own words").fill("a long thought")
+        page.route(re.compile("/verdict$"), lambda route: route.fulfill(status=422, body="<p data-text>Not so.</p>"))
+        page.keyboard.press("Control+Enter")
+        messages = page.get_by_role("region", name="Messages")
+        expect(messages).to_contain_text("Not so. Your words were: “a long thought”")
 
     def test_anothers_queue_is_not_sent(self, critic: Visit, site: Site, scenes: world.World) -> None:
         page = critic.page

@@ -174,7 +174,11 @@ async def give_verdict(request: Request, pool: JudgingPoolDep, form: Form, slug:
             )
             stage = StageView(slug, None, None)
             if has_room:
-                stage = await next_stage(transaction, who.actor, project, known=known_claims(form), is_locked=True)
+                # What the critic holds comes before a new claim: after a reload the page knows none of it.
+                held = await claims.list_open_claims(transaction, who.actor, project.id)
+                stage = await next_stage(
+                    transaction, who.actor, project, known=known_claims(form), open_claims=held, is_locked=True
+                )
             glance = await critic_day.load_glance_in(transaction, who.actor, project.id)
     except Conflict as error:
         # The critic took the verdict back while it was being sent: this one then changes it.

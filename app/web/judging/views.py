@@ -40,6 +40,7 @@ class Card:
     """A prompt with its candidates. With `verdict_id`, that verdict is being changed."""
 
     assignment_id: str
+    prompt_id: str
     verdict_id: str
     images: tuple[Picture, ...]
     question: str
@@ -200,6 +201,7 @@ def card_of(claim: Claim, settings: ProjectSettings, line: VerdictSummary | None
     prompt, candidates = claim.prompt, claim.candidates
     return Card(
         assignment_id=str(claim.assignment_id),
+        prompt_id=prompt["id"],
         verdict_id=str(line.id) if line else "",
         images=tuple(
             Picture(image_url(image["sha256"]), image["width"], image["height"]) for image in prompt["images"]

@@ -152,6 +152,14 @@ class TestVerdict:
         last = browser.post(url, {"kind": "none_fit", "room": "yes", "known": [second, third]}, headers=FRAGMENT)
         assert "data-assignment" not in last.text
 
+    def test_what_is_held_comes_before_a_new_claim(self, browser: Browser) -> None:
+        first = assignment_in(browser.get("/annotate/scenes").text)
+        second = assignment_in(browser.post("/annotate/scenes/next", {"known": first}).text)
+        # After a reload the page sends the verdict that waited, and does not know that it holds the second one.
+        url = f"/annotate/scenes/assignments/{first}/verdict"
+        answer = browser.post(url, {"kind": "none_fit", "room": "yes", "known": [first]}, headers=FRAGMENT)
+        assert assignment_in(answer.text) == second
+
     def test_the_same_key_again_is_the_same_verdict(self, browser: Browser, session: Session) -> None:
         page = browser.get("/annotate/scenes").text
         url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
