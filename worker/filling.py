@@ -19,6 +19,7 @@ from app.services.kernel.store import get_store
 from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import lease
 from app.settings import get_settings
+from illume.errors import UNEXPECTED_ERRORS
 from illume.model.vlm import Vlm
 from illume.records import Example, Rationale, stable_seed
 from illume.sampling.generation import sample_rationales
@@ -158,7 +159,7 @@ def _sample_and_store(process: WorkerProcess, vlm: Vlm, batch: Batch, *, watch: 
 def _try_batch(vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
     try:
         sets = _sample(vlm, batch, watch=watch)
-    except (DomainError, ValueError, RuntimeError, OSError) as error:
+    except (DomainError, *UNEXPECTED_ERRORS) as error:
         # One broken image must not fail the whole batch: each set is retried alone.
         if len(batch.claims) > 1:
             singles = [Batch([claim], batch.prompts, batch.settings) for claim in batch.claims]

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ import orjson
 from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now, session_scope
+from app.errors import NotFound
 from app.models import ModelVersion, Round, RoundState, Snapshot, SnapshotItemRole
 from app.services.kernel.store import get_store
 from app.services.rounds import snapshots, versions
@@ -25,7 +26,7 @@ from app.services.rounds.snapshots import RoundPlan
 from app.services.rounds.training_set import SnapshotRow
 from app.settings import get_settings
 from illume.evaluation.metrics import paired_bootstrap
-from illume.records import Example, TrainingRow
+from illume.records import TrainingRow
 from illume.settings import EvaluationSettings, TuningSettings
 from illume.tuning.job import TuningJob, read_json, write_job, write_json
 from worker.filling import make_example
@@ -33,7 +34,10 @@ from worker.model_cache import adapter_folder
 
 MAX_MICRO_BATCH = 32
 IDENTITY = "round.json"
+MISSING = "missing.json"
+"""The prompts whose images the store does not have, in the format of `left_out.json`."""
 KEEP_ENDED = timedelta(days=7)
+TRAINED = (SnapshotItemRole.rationale, SnapshotItemRole.guard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +82,14 @@ def prepare(inputs: RoundInputs, folder: Path) -> bool:
     folder.mkdir(parents=True)
     write_json(folder / IDENTITY, inputs.identity)
     rows = snapshots.read(inputs.snapshot)
+    usable, missing = _find_images(rows)
+    write_json(folder / MISSING, missing)
     write_job(
         folder,
         make_job(inputs, rows),
-        train=[
-            *_training_rows(rows, SnapshotItemRole.rationale),
-            *_training_rows(rows, SnapshotItemRole.guard),
-        ],
-        val=[_example(row) for row in rows if row.role is SnapshotItemRole.val],
-        heldout=list(_training_rows(rows, SnapshotItemRole.heldout)),
+        train=[row for role in TRAINED for row in usable[role]],
+        val=[row.example for row in usable[SnapshotItemRole.val]],
+        heldout=usable[SnapshotItemRole.heldout],
     )
     return True
 
@@ -96,14 +99,21 @@ def _identity(folder: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _example(row: SnapshotRow) -> Example:
-    return dataclasses.replace(make_example(row.prompt), answer=row.answer)
-
-
-def _training_rows(rows: Sequence[SnapshotRow], role: SnapshotItemRole) -> Iterator[TrainingRow]:
+def _find_images(
+    rows: Sequence[SnapshotRow],
+) -> tuple[dict[SnapshotItemRole, list[TrainingRow]], list[dict[str, Any]]]:
+    """The rows by role with local image files, and the prompts that are left out because an image is missing."""
+    usable: dict[SnapshotItemRole, list[TrainingRow]] = {role: [] for role in SnapshotItemRole}
+    missing: dict[tuple[SnapshotItemRole, int], dict[str, Any]] = {}
     for row in rows:
-        if row.role is role:
-            yield TrainingRow(_example(row), row.rationale)
+        try:
+            example = dataclasses.replace(make_example(row.prompt), answer=row.answer)
+        except NotFound as error:
+            entry = {"prompt": str(row.prompt.id), "role": row.role.value, "rows": 0, "reason": str(error)}
+            missing.setdefault((row.role, row.prompt.id), entry)["rows"] += 1
+        else:
+            usable[row.role].append(TrainingRow(example, row.rationale))
+    return usable, list(missing.values())
 
 
 def make_job(inputs: RoundInputs, rows: Sequence[SnapshotRow]) -> TuningJob:
@@ -178,12 +188,18 @@ def read_result(inputs: RoundInputs, folder: Path, *, seconds: float | None) -> 
         reason=str(result["decision"]["reason"]),
         decision=result["decision"],
         metrics=metrics,
+        left_out=[*_read_missing(folder), *result.get("left_out", ())],
         prompts_hash=prompts_hash(snapshots.read(inputs.snapshot)),
         settings_hash=settings_hash(inputs.plan, job.settings),
         scores=new,
         parent_scores=parent,
         seconds=seconds,
     )
+
+
+def _read_missing(folder: Path) -> list[dict[str, Any]]:
+    path = folder / MISSING
+    return list(read_json(path)) if path.exists() else []
 
 
 def summary(scores: Mapping[str, Any], *, metric: str) -> dict[str, Any]:

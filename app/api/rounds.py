@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
-from app.api.schemas import Limit, ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
+from app.api.schemas import LeftOut, Limit, ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
 from app.errors import NotFound
 from app.http.dependencies import ActorDep, SessionDep
 from app.models import ModelVersion, Project, Role, Round, RoundTrigger, Snapshot
@@ -33,8 +33,9 @@ def round_out(found: Round, losses: list[dict[str, Any]] | None = None) -> Round
         parent=str(found.parent_id),
         version=None if found.version_id is None else str(found.version_id),
         losses=losses,
-        metrics=found.metrics,
+        metrics={name: value for name, value in found.metrics.items() if name != "left_out"},
         decision=found.decision,
+        left_out=[LeftOut(**entry) for entry in found.metrics.get("left_out", ())],
         error=found.error,
         created_at=found.created_at,
         started_at=found.started_at,

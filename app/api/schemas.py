@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.models import DeliveryState, Prompt, Role, RoundState, RoundTrigger, Scope, SnapshotKind
+from app.models import DeliveryState, Prompt, Role, RoundState, RoundTrigger, Scope, SnapshotItemRole, SnapshotKind
 from app.services.kernel.paging import MAX_LIMIT
 from app.services.projects.projects import ProjectSettings
 
@@ -140,8 +140,17 @@ class PromptsAdded(Out):
     errors: list[ItemError]
 
 
+class LeftOut(BaseModel):
+    """A prompt that the model could not read: neither trained on nor scored. `role` is its part in the snapshot."""
+
+    prompt: Id
+    role: SnapshotItemRole
+    rows: int
+    reason: str
+
+
 class RoundOut(Out):
-    """A tuning round."""
+    """A tuning round. `left_out` lists the prompts of its snapshot that the model could not read."""
 
     id: Id
     number: int
@@ -154,6 +163,7 @@ class RoundOut(Out):
     losses: list[dict[str, Any]] | None = None
     metrics: dict[str, Any]
     decision: dict[str, Any]
+    left_out: list[LeftOut] = []
     error: str | None
     created_at: datetime
     started_at: datetime | None

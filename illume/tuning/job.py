@@ -19,6 +19,8 @@ Image paths are absolute or relative to the folder. Written by the round:
   `{"kind": "log", "message"}`, each with `at`. A round that was killed and resumed may write a step twice: the later
   line of a step or an epoch counts.
 * `checkpoints/`, `evaluation/`: the state that a killed round resumes from.
+* `left_out.json`: the prompts that the model cannot read, `{"prompt", "role", "rows", "reason"}`; `role` is
+  `rationale`, `guard`, `val` or `heldout`. They are neither trained on nor scored, and the result lists them too.
 * `adapter/`: the adapter of the best epoch. `result.json`: the result; its presence means that the round is done.
 * `error.json`: `{"message"}`, with exit code 1. Exit code 75: stopped by SIGTERM or by the end of the parent process;
   the round can be resumed. Exit code 73: another process runs the job.

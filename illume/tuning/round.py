@@ -16,9 +16,11 @@ from illume.evaluation.critics import loss_weight
 from illume.evaluation.evaluation import PARTS, Part, add_meteor, evaluate, mean, n_texts
 from illume.evaluation.meteor import Meteor, MeteorError
 from illume.files import replace_folder
+from illume.model.encodable import Prompt, find_unreadable
+from illume.model.prompting import render_answer_prompt, render_rationale_prompt
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, load_vlm, set_adapter
-from illume.records import TrainingRow
+from illume.records import Example, TrainingRow
 from illume.tuning.batches import training_texts
 from illume.tuning.distributed import Ranks, SingleProcess, join_ranks
 from illume.tuning.job import (
@@ -39,6 +41,9 @@ from illume.tuning.trainer import Position, Training
 
 _TRAINING_COST = 3.0
 """Training on a text takes about as long as generating this many; used to estimate the progress."""
+
+_LOGGED = 20
+"""How many prompts that are left out are named in the log; all of them are in the result."""
 
 
 class Progress:
@@ -118,17 +123,68 @@ class Round:
         self.heldout: list[TrainingRow] = (
             read_rows(folder, "heldout.jsonl") if (folder / "heldout.jsonl").exists() else []
         )
-        self.n_rationale = sum(row.rationale is not None for row in self.rows)
-        self.n_vqa_only = len(self.rows) - self.n_rationale
-        if self.n_rationale == 0:
-            raise JobError("train.jsonl contains no rationale: there is nothing to tune on")
-        given = self.settings.rationale_weight
-        self.weight = loss_weight(self.n_vqa_only, self.n_rationale) if given is None else given
-        self.epoch_parts = self._epoch_parts()
+        self.left_out: list[dict[str, Any]] = []
+        self._count_rows()
         self.encoded = EncodedPromptCache(
             budget_mb=self.settings.feature_cache_mb // 4
         )  # the val prompts, which are scored after every epoch
         self.progress = Progress(folder, training=1.0, evaluating=1.0, silent=not ranks.is_main_process)
+
+    def _count_rows(self) -> None:
+        self.n_rationale = sum(row.rationale is not None for row in self.rows)
+        self.n_vqa_only = len(self.rows) - self.n_rationale
+        if self.n_rationale == 0:
+            reason = f" that the model can read ({self.left_out[0]['reason']})" if self.left_out else ""
+            raise JobError(f"train.jsonl contains no rationale{reason}: there is nothing to tune on")
+        given = self.settings.rationale_weight
+        self.weight = loss_weight(self.n_vqa_only, self.n_rationale) if given is None else given
+        self.epoch_parts = self._epoch_parts()
+
+    def leave_out_unreadable(self, vlm: Vlm) -> None:
+        """Leaves out the prompts that the model cannot read, and keeps a list of them with the reasons.
+
+        The list is `left_out.json`, which a resumed round reads instead of trying all prompts again. Raises JobError if
+        no rationale is left to train on.
+        """
+        known = self.folder / "left_out.json"
+        if known.exists():
+            self.left_out = read_json(known)
+        else:
+            self.left_out = self._list_unreadable(vlm)
+        gone = {(entry["role"], entry["prompt"]) for entry in self.left_out}
+        self.rows = [row for row in self.rows if (_role_of(row), row.example.id) not in gone]
+        self.val = [example for example in self.val if ("val", example.id) not in gone]
+        self.heldout = [row for row in self.heldout if ("heldout", row.example.id) not in gone]
+        self._count_rows()
+        if self.ranks.is_main_process and not known.exists():
+            write_json(known, self.left_out)
+        for entry in self.left_out[:_LOGGED]:
+            self.log(f"prompt {entry['prompt']} is left out ({entry['role']}): {entry['reason']}")
+        if len(self.left_out) > _LOGGED:
+            self.log(f"{len(self.left_out) - _LOGGED} more prompts are left out")
+
+    def _list_unreadable(self, vlm: Vlm) -> list[dict[str, Any]]:
+        uses: list[tuple[str, Example, list[Prompt]]] = [
+            *((_role_of(row), row.example, self._prompts(row.example, row.rationale is not None)) for row in self.rows),
+            *(("val", example, self._prompts(example, True)) for example in self.val),
+            *(("heldout", row.example, self._prompts(row.example, True)) for row in self.heldout),
+        ]
+        unreadable = find_unreadable(vlm, (one for _, _, prompts in uses for one in prompts), check=self.check)
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for role, example, prompts in uses:
+            reason = next((unreadable[one] for one in prompts if one in unreadable), None)
+            if reason is not None:
+                entry = {"prompt": example.id, "role": role, "rows": 0, "reason": reason}
+                found.setdefault((role, example.id), entry)["rows"] += 1
+        return list(found.values())
+
+    def _prompts(self, example: Example, explained: bool) -> list[Prompt]:
+        """The prompts that a row is read as: the answer prompt, and the rationale prompt if it is explained."""
+        template = self.settings.template
+        texts = [render_answer_prompt(example.question, template=template)]
+        if explained:
+            texts.append(render_rationale_prompt(example.question, example.answer or "", template=template))
+        return [(text, example.images) for text in texts]
 
     def _epoch_parts(self) -> tuple[Part, ...]:
         """The parts of the evaluation that the primary metric needs."""
@@ -173,6 +229,10 @@ class Round:
         )
 
 
+def _role_of(row: TrainingRow) -> str:
+    return "guard" if row.rationale is None else "rationale"
+
+
 def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool = False) -> dict[str, Any]:
     """Runs or resumes the round in `folder`, and returns the content of `result.json`.
 
@@ -187,6 +247,7 @@ def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool 
         torch.set_num_threads(job.settings.threads)
     vlm = load_vlm(job.base, device=device, dtype=job.settings.dtype)
     run.check()
+    run.leave_out_unreadable(vlm)
     begin_adapter(vlm, init=job.init, parent=job.parent, settings=job.settings)
     run.log(f"{run.n_rationale} rationale rows, {run.n_vqa_only} VQA-only rows, w = {run.weight:.3g}")
     epochs = _train(run, vlm)
@@ -301,6 +362,7 @@ def _compare_with_parent(run: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any
         "metric": settings.primary_metric,
         "metric_name": METRIC_NAMES[settings.primary_metric],
         "epochs": list(epochs),
+        "left_out": run.left_out,
         "evaluation": {"new": new, "parent": parent},
         "decision": {
             "activate": decision.activate,

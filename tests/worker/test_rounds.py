@@ -16,9 +16,11 @@ import pytest
 from sqlalchemy import func, select, update
 
 from app.db.sessions import session_scope
-from app.models import Evaluation, ModelVersion, Project, Round, RoundState
+from app.models import Evaluation, ModelVersion, Project, Prompt, PromptState, Round, RoundState, Split
+from app.services.candidates import candidates
 from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.store import get_store
 from app.services.rounds import lease, rounds
 from app.services.rounds.lease import RoundClaim
 from tests.worker import loop
@@ -123,6 +125,27 @@ class TestRunNextRound:
         assert loop.round_now(again).state == RoundState.succeeded
         assert len(adapters) == 2
         assert len(set(adapters)) == 1
+
+    def test_one_lost_image_and_one_that_cannot_be_read_are_left_out(
+        self, process: WorkerProcess, models: ModelCache, base: Path
+    ) -> None:
+        _, round_id = loop.project_with_a_round(base, waiting=3)
+        with session_scope() as session:
+            [lost] = session.scalars(select(Prompt).where(Prompt.split == Split.val).limit(1)).all()
+            guards = select(Prompt).where(Prompt.split == Split.train, Prompt.state == PromptState.waiting)
+            torn = session.scalars(guards.order_by(Prompt.id)).all()
+            data = candidates.load_prompts_data(session, [lost.id, *(one.id for one in torn)])
+        get_store().local_path(data[lost.id].images[0], Path()).unlink()
+        for one in torn:
+            get_store().local_path(data[one.id].images[0], Path()).write_bytes(b"torn")
+        run_next_round(process, models)
+        done = loop.round_now(round_id)
+        assert (done.state, done.error) == (RoundState.succeeded, None)
+        left_out = {(entry["role"], entry["prompt"]): entry["reason"] for entry in done.metrics["left_out"]}
+        assert left_out["val", str(lost.id)] == "There is no such object in the store."
+        # The judged prompts show the same images.
+        assert {role for role, _ in left_out} == {"val", "guard", "rationale"}
+        assert all("cannot be read" in reason for (role, _), reason in left_out.items() if role != "val")
 
     def test_without_references_by_held_out_rationales(
         self, process: WorkerProcess, models: ModelCache, base: Path

@@ -39,8 +39,8 @@ class RoundResult:
     """The result of a round. `adapter` is the best epoch's adapter, as a key of the store.
 
     `metrics` are stored with the version: `score` (the primary metric), `means` of every score, the parent's under
-    `parent`, and the paired intervals of new - parent under `change`. `seconds` is the duration of a run
-    that was not interrupted.
+    `parent`, and the paired intervals of new - parent under `change`. `left_out` lists the prompts that
+    the model could not read. `seconds` is the duration of a run that was not interrupted.
     """
 
     adapter: str
@@ -52,6 +52,7 @@ class RoundResult:
     settings_hash: str
     scores: dict[str, Any] = field(default_factory=dict)
     parent_scores: dict[str, Any] = field(default_factory=dict)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
     seconds: float | None = None
 
 
@@ -238,6 +239,8 @@ def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVer
         reason = f"{reason} {comparisons.hold_at_gate(session, project, old=parent, new=version)}"
     found.version_id = version.id
     found.metrics = {**result.metrics, **_measure_duration(result, snapshot)}
+    if result.left_out:
+        found.metrics["left_out"] = result.left_out
     found.decision = {**result.decision, "activate": activate, "reason": reason}
     found.progress = {**found.progress, "fraction": 1.0, "eta_seconds": 0}
     _end(session, found, RoundState.succeeded, version=version.number, activated=activate)

@@ -28,6 +28,13 @@ from app.web.words import METRIC_WORDS, TRIGGER_WORDS, round_tone, round_words
 router = APIRouter()
 MOST_POINTS = 400
 LOG_LINES = 300
+LEFT_OUT_ROWS = 100
+PART_NAMES = {
+    "rationale": "training, with its rationale",
+    "guard": "training, answer only",
+    "val": "val",
+    "heldout": "held-out rationale",
+}
 ENDED = (RoundState.succeeded, RoundState.failed, RoundState.cancelled)
 COUNT_NAMES = (
     ("prompts", "Prompts with a rationale"),
@@ -94,6 +101,15 @@ class SnapshotView:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOutRow:
+    """A prompt that a round left out, because the model cannot read it."""
+
+    prompt: str
+    part: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """A line of a round's log."""
 
@@ -129,6 +145,8 @@ class RoundView:
     scores: Chart | None
     results: tuple[ScoreRow, ...]
     snapshot: SnapshotView | None
+    left_out: tuple[LeftOutRow, ...]
+    n_left_out: int
     log: tuple[LogLine, ...]
 
 
@@ -293,6 +311,8 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
         scores=epoch_chart(events, found.metrics.get("best_epoch")),
         results=score_rows(found.metrics),
         snapshot=None if snapshot is None else snapshot_view(snapshot),
+        left_out=left_out_rows(found),
+        n_left_out=len(found.metrics.get("left_out", ())),
         log=log_of(events, found),
     )
 
@@ -305,6 +325,14 @@ def snapshot_view(snapshot: Snapshot) -> SnapshotView:
         sha256=snapshot.sha256,
         counts=tuple((key, name, int(snapshot.counts.get(key, 0))) for key, name in COUNT_NAMES),
         settings=tuple((key, str(value)) for key, value in sorted(settings.items())),
+    )
+
+
+def left_out_rows(found: Round) -> tuple[LeftOutRow, ...]:
+    """The first prompts that a round left out."""
+    return tuple(
+        LeftOutRow(str(one["prompt"]), PART_NAMES.get(one["role"], one["role"]), str(one["reason"]))
+        for one in found.metrics.get("left_out", ())[:LEFT_OUT_ROWS]
     )
 
 

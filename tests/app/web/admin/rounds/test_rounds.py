@@ -36,6 +36,20 @@ class TestRounds:
         made.decision = {"activate": False, "reason": "Not clearly better: -0.0130 to +0.0200."}
         assert "\N{MINUS SIGN}0.0130 to +0.0200" in browser.get("/admin/projects/scenes/rounds").text
 
+    def test_lists_the_prompts_that_it_left_out(self, browser: Browser, session: Session, project: Project) -> None:
+        snapshot = factories.make_snapshot(session, project)
+        plan = {"parent": project.active_version_id, "base_model": "starter", "metric": "rouge_l", "seed": 1}
+        snapshot.settings = {**plan, "project": snapshot.settings}
+        made = factories.make_round(session, project, state=RoundState.succeeded, snapshot=snapshot)
+        assert "left out" not in browser.get("/admin/projects/scenes/rounds/1").text.lower()
+        entry = {"prompt": "17", "role": "guard", "rows": 1, "reason": "absolute aspect ratio <200>"}
+        made.metrics = {"left_out": [entry] * 120}
+        page = browser.get("/admin/projects/scenes/rounds/1").text
+        assert "The model cannot read 120 prompts" in page
+        assert page.count('href="/admin/projects/scenes/prompts/17"') == 100
+        assert "absolute aspect ratio &lt;200&gt;" in page
+        assert "training, answer only" in page
+
     def test_an_unknown_one(self, browser: Browser) -> None:
         response = browser.get("/admin/projects/scenes/rounds/7")
         assert response.status_code == 404
