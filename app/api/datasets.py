@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -10,13 +9,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from app.errors import Invalid
 from app.http.dependencies import ActorDep, SessionDep
 from app.models import Role, Split
 from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan
 from app.services.exports.compression import Coding, compress
 from app.services.exports.plan import ExportPlan, ExportRequest
-from app.services.exports.shapes import Format, Task, dataset_info
+from app.services.exports.shapes import Format, Shape, Task, dataset_info
 from app.services.kernel.actors import parse_id
 from app.services.kernel.paging import MAX_LIMIT
 from app.services.kernel.store import get_store
@@ -26,15 +26,17 @@ from app.services.rounds import snapshot_records, snapshots
 router = APIRouter(tags=["datasets"])
 NDJSON = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
+CSV = "text/csv; charset=utf-8; header=present"
 PACKED_TYPES = {"gzip": ("application/gzip", ".gz"), "zstd": ("application/zstd", ".zst")}
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Not modified since the ETag in If-None-Match."}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     **UNCHANGED,
     200: {
-        "description": "The rows, one per line, or as one Parquet file.",
+        "description": "The rows, one per line, or as one Parquet file; of the format `csv`, a table.",
         "content": {
             NDJSON: {"schema": {"type": "string"}},
             PARQUET: {"schema": {"type": "string", "format": "binary"}},
+            "text/csv": {"schema": {"type": "string"}},
         },
         "headers": {
             "ETag": {"schema": {"type": "string"}},
@@ -67,7 +69,7 @@ def dataset_filters(
 class DatasetEncoding:
     """How rows are encoded. `compression` applies to the file (in Parquet: its pages), `coding` to the transfer."""
 
-    parquet: bool
+    kind: Literal["ndjson", "parquet", "csv"]
     embed: bool
     compression: Literal["gzip", "zstd", "none"] | None
     coding: Coding | None
@@ -75,13 +77,15 @@ class DatasetEncoding:
     @property
     def tag(self) -> str:
         """What distinguishes two encodings of the same rows."""
-        return f"{'parquet' if self.parquet else 'ndjson'}-{self.embed:d}-{self.compression}-{self.coding}"
+        return f"{self.kind}-{self.embed:d}-{self.compression}-{self.coding}"
 
 
 def dataset_encoding(
     request: Request,
+    rows: Annotated[ExportRequest, Depends(dataset_filters)],
     as_: Annotated[
-        Literal["ndjson", "parquet"] | None, Query(alias="as", description="Takes precedence over the Accept header")
+        Literal["ndjson", "parquet"] | None,
+        Query(alias="as", description="Takes precedence over the Accept header; not for the format `csv`"),
     ] = None,
     images: Annotated[
         Literal["embedded", "path"], Query(description="In Parquet: the bytes, or the path")
@@ -91,12 +95,18 @@ def dataset_encoding(
         Query(description="Compresses the file itself, regardless of Accept-Encoding"),
     ] = None,
 ) -> DatasetEncoding:
-    """The encoding that the query string and the headers ask for."""
-    parquet = as_ == "parquet" or (as_ is None and PARQUET in request.headers.get("accept", ""))
+    """The encoding that the query string and the headers ask for. Raises `Invalid`."""
+    kind: Literal["ndjson", "parquet", "csv"] = as_ or "ndjson"
+    if rows.format is Format.csv:
+        if as_ is not None:
+            raise Invalid("The format csv is a file of its own kind: leave out 'as'.", field="as")
+        kind = "csv"
+    elif as_ is None and PARQUET in request.headers.get("accept", ""):
+        kind = "parquet"
     coding = None
-    if not parquet and compression is None:
+    if kind != "parquet" and compression is None:
         coding = choose_coding(request.headers.get("accept-encoding", ""))
-    return DatasetEncoding(parquet, images == "embedded", compression, coding)
+    return DatasetEncoding(kind, images == "embedded", compression, coding)
 
 
 def choose_coding(accepted: str) -> Coding | None:
@@ -143,27 +153,24 @@ def get_dataset(
     if etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     headers["Content-Disposition"] = f'attachment; filename="{file_name(export, encoding)}"'
-    lines: Iterable[bytes] = ()
+    page: bytes | None = None
     if limit is not None:
         page, following = plan.read_page(export, limit)
-        lines = [page]
         if following is not None:
             headers["Illume-Next-Cursor"] = following
             headers["Link"] = (
                 f'<{request.url.include_query_params(cursor=following).remove_query_params("after")}>; rel="next"'
             )
-    elif not encoding.parquet:
-        lines = plan.line_pages(export)
-    return (
-        parquet_answer(export, encoding, headers, lines)
-        if encoding.parquet
-        else ndjson_answer(encoding, headers, lines)
-    )
+    make = parquet_answer if encoding.kind == "parquet" else text_answer
+    return make(export, encoding, headers, page)
 
 
-def ndjson_answer(encoding: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]) -> StreamingResponse:
-    """Lines of JSON, compressed if requested."""
-    pieces, media_type = lines, NDJSON
+def text_answer(
+    export: ExportPlan, encoding: DatasetEncoding, headers: dict[str, str], page: bytes | None
+) -> StreamingResponse:
+    """Lines of JSON or CSV, of a page or of all rows, compressed if requested."""
+    pieces = plan.file_pages(export) if page is None else iter([plan.encode_page(export, page)])
+    media_type = CSV if encoding.kind == "csv" else NDJSON
     if encoding.compression in ("gzip", "zstd"):
         pieces, media_type = compress(pieces, encoding.compression), PACKED_TYPES[encoding.compression][0]
     elif encoding.coding is not None:
@@ -173,23 +180,23 @@ def ndjson_answer(encoding: DatasetEncoding, headers: dict[str, str], lines: Ite
 
 
 def parquet_answer(
-    export: ExportPlan, encoding: DatasetEncoding, headers: dict[str, str], lines: Iterable[bytes]
+    export: ExportPlan, encoding: DatasetEncoding, headers: dict[str, str], page: bytes | None
 ) -> StreamingResponse:
-    """One Parquet file, of the page in `lines` or of all rows."""
-    import orjson
-
+    """One Parquet file, of a page or of all rows."""
     from app.services.exports.parquet import write_parquet  # a large import that few requests need
 
-    pages = ([orjson.loads(line) for line in page.splitlines()] for page in lines) if lines else plan.row_pages(export)
+    pages = plan.row_pages(export) if page is None else iter([plan.parse_lines(page)])
     pieces = write_parquet(pages, export.shape, embed=encoding.embed, codec=encoding.compression or "zstd")
     return StreamingResponse(pieces, media_type=PARQUET, headers=headers)
 
 
 def file_name(export: ExportPlan, encoding: DatasetEncoding) -> str:
     """The file name for the download."""
-    if encoding.parquet:
+    if encoding.kind == "parquet":
         return f"{export.slug}-{export.shape.format}.parquet"
     suffix = PACKED_TYPES[encoding.compression][1] if encoding.compression in PACKED_TYPES else ""
+    if encoding.kind == "csv":
+        return f"{export.slug}-verdicts.csv{suffix}"
     return f"{export.slug}-{export.shape.format}.jsonl{suffix}"
 
 
@@ -204,6 +211,23 @@ def get_dataset_info(session: SessionDep, actor: ActorDep, slug: str, task: Task
     """LLaMA-Factory's `dataset_info.json` for the project's `sharegpt` rows."""
     project = projects.get_project(session, actor, slug, Role.viewer)
     return dataset_info(project.slug, f"{project.slug}-{Format.sharegpt}.jsonl", task)
+
+
+@router.get("/projects/{slug}/dataset/features", response_class=JSONResponse)
+def get_features(
+    session: SessionDep,
+    actor: ActorDep,
+    slug: str,
+    format: Format = Format.records,  # noqa: A002 - as in `dataset_filters`
+    task: Task = Task.sft,
+) -> dict[str, Any]:
+    """The types of the columns of JSON lines, for `datasets.Features.from_dict`."""
+    projects.get_project(session, actor, slug, Role.viewer)
+    if format is Format.csv:
+        raise Invalid("The format csv has no features: a table has only text and numbers.", field="format")
+    from app.services.exports.parquet import line_features
+
+    return line_features(Shape(format, Aggregation.any, lambda question, _answer: question, task))
 
 
 @router.get("/snapshots/{snapshot_id}/download", response_class=StreamingResponse, responses=UNCHANGED)

@@ -74,11 +74,12 @@ def test_the_page_does_what_it_says(world: dict[str, str], tmp_path: Path) -> No
     run(["bash", "-euc", shell], world, tmp_path)
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 5
     said = [run([sys.executable, "-c", code], world, tmp_path) for code in snippets("python")]
-    assert len(said) == 3
+    assert len(said) == 4
     assert "(12, 8)" in said[0]
     assert re.search(r"none_fit\s+1\npicked\s+4", said[1])
     assert "[1.]" in said[1]
-    assert int(said[2].split()[0]) > 5
+    assert said[2] == "Value('string') 5 records\n"
+    assert int(said[3].split()[0]) > 5
 
 
 def lacking_r() -> str | None:

@@ -335,6 +335,9 @@ CALL_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
             "exact": True,
         }
     },
+    ("GET", "/projects/{slug}/dataset/features"): {
+        "answer": {"id": {"dtype": "string", "_type": "Value"}, "weight": {"dtype": "float64", "_type": "Value"}}
+    },
     ("GET", "/projects/{slug}/dataset/dataset_info"): {
         "answer": {
             "scenes": {

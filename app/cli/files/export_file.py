@@ -9,21 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import orjson
 
 from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say
 from app.db.sessions import session_scope
+from app.errors import Invalid
 from app.processes.connect import Refused
 from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan as export_plan
 from app.services.exports.compression import Coding, compress
 from app.services.exports.plan import ExportRequest, parse_request
 from app.services.exports.shapes import ExportRow, Format, Task, dataset_info, image_paths, sha256_of
+from app.services.exports.verdict_table import csv_pages
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.projects.projects import get_project
 from illume.files import replace_file
 
+LINES = (".jsonl", ".ndjson")
 COMPRESSIONS: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -35,7 +37,8 @@ COMPRESSIONS: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
     type=FilePath,
     required=True,
     metavar="FILE",
-    help="The file to write: Parquet if its name ends in .parquet, else JSON Lines, compressed for .gz and .zst.",
+    help="The file to write: Parquet (.parquet), JSON Lines (.jsonl) or, with --format csv, CSV (.csv); "
+    "of the latter two also compressed (.gz, .zst).",
 )
 @click.option(
     "--task",
@@ -57,15 +60,33 @@ COMPRESSIONS: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
 def export_command(slug: str, out: Path, *, image_paths: bool, with_images: bool, **choices: str | None) -> int:
     """Export a project's dataset to a file."""
     wanted = parse_request({name: value for name, value in choices.items() if value is not None})
+    ending, compression = endings_of(out, wanted.format)
     export = Export(
         wanted,
-        parquet=out.suffix == ".parquet",
+        parquet=ending == ".parquet",
         embed=not image_paths,
-        compression=COMPRESSIONS.get(out.suffix),
+        compression=compression,
         images=with_images,
     )
     with prepared():
         return export_file(slug, out, export, say=say)
+
+
+def endings_of(out: Path, form: Format) -> tuple[str, Coding | None]:
+    """The ending of a file's name, and its compression. Raises `Invalid` where it is not one of the format's."""
+    name = Path(out.name.lower())
+    compression = COMPRESSIONS.get(name.suffix)
+    ending = Path(name.stem).suffix if compression else name.suffix
+    fits = (".csv",) if form is Format.csv else LINES if compression else (*LINES, ".parquet")
+    if ending and ending not in fits:
+        written = ending + name.suffix if compression else ending
+        raise Invalid(
+            f"--out {out.name}: the format {form} is not written to {written} files; "
+            f"let the name end in {' or '.join(fits)}{name.suffix if compression else ''}"
+            f"{', or use --format csv' if ending == '.csv' else ''}.",
+            field="out",
+        )
+    return ending, compression
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +116,7 @@ def export_file(slug: str, target: Path, export: Export, *, say: Say) -> int:
             (target.parent / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
     except OSError as error:
         raise Refused(f"{target} could not be written: {error.strerror or error}.", code=2) from error
-    say(f"Wrote {counted.rows} {'records' if export.wanted.format is Format.records else 'rows'} to {target}.")
+    say(f"Wrote {counted.rows} {'records' if export.wanted.format.is_of_verdicts else 'rows'} to {target}.")
     return 0
 
 
@@ -115,7 +136,10 @@ class CountedExport:
 
             codec = export.compression or "zstd"
             return write_parquet(self._rows(export_plan.row_pages(plan)), plan.shape, embed=export.embed, codec=codec)
-        pieces = self._lines(export_plan.line_pages(plan))
+        if plan.shape.format is Format.csv:
+            pieces = csv_pages(self._rows(export_plan.row_pages(plan)), header=True)
+        else:
+            pieces = self._lines(export_plan.file_pages(plan))
         return pieces if export.compression is None else compress(pieces, export.compression)
 
     def _rows(self, pages: Iterator[list[ExportRow]]) -> Iterator[list[ExportRow]]:
@@ -129,7 +153,7 @@ class CountedExport:
         for page in pages:
             self.rows += page.count(b"\n")
             if self.export.images:
-                self.paths.update(path for line in page.splitlines() for path in image_paths(orjson.loads(line)))
+                self.paths.update(path for row in export_plan.parse_lines(page) for path in image_paths(row))
             yield page
 
 

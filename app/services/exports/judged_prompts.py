@@ -10,6 +10,7 @@ import orjson
 
 from app.db.sessions import session_scope
 from app.services.acceptance.outcomes import CountingRules, Outcome, count_records, parse_outcomes
+from app.services.exports.line_types import read_row
 from app.services.exports.reader import RecordFilter, pages_by_prompt
 from app.services.exports.shapes import Record
 from app.services.kernel.store import get_store
@@ -89,7 +90,7 @@ def live_prompts(filters: RecordFilter, rules: CountingRules, start: int) -> Ite
 def prompts_in_snapshot_file(source: SnapshotFile, rules: CountingRules, start: int) -> Iterator[list[JudgedPrompt]]:
     """Read the judged prompts of a snapshot's file from prompt `start` on, in small batches."""
     lines = (line for page in snapshot_file_pages(source, "") for line in page.splitlines())
-    records = (record for line in lines if not (record := orjson.loads(line)).get("redacted"))
+    records = (record for line in lines if not (record := read_row(line)).get("redacted"))
     for groups in group_by_prompt(record for record in records if int(record["prompt"]) >= start):
         with session_scope() as session:
             found = count_records(session, chain.from_iterable(group for _, group in groups), rules)

@@ -63,6 +63,7 @@ RECORD = [
     ("references", pa.list_(TEXT)),
     ("metadata", TEXT),
     ("candidate_set", TEXT),
+    ("source", TEXT),
     ("slots", INTEGER),
     ("version", TEXT),
     ("version_number", INTEGER),
@@ -87,7 +88,7 @@ FEATURES = {TEXT: "string", INTEGER: "int64", FLOAT: "float64", BOOLEAN: "bool",
 
 def columns_of(shape: Shape, *, embed: bool) -> list[tuple[str, pa.DataType]]:
     """The columns of a format, in order."""
-    if shape.format is Format.records:
+    if shape.format.is_of_verdicts:
         return RECORD
     task = shape.rows_for
     rejected = [("rejected_candidate", TEXT)] if task is Task.preference else []
@@ -109,6 +110,18 @@ def schema_of(shape: Shape, *, embed: bool) -> pa.Schema:
     features = {name: feature_of(kind) for name, kind in columns}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([pa.field(name, kind) for name, kind in columns], metadata=metadata)
+
+
+def line_features(shape: Shape) -> dict[str, Any]:
+    """The types of the JSON lines of a format, for `datasets.Features.from_dict`.
+
+    JSON gives no type to an empty list, so `datasets` cannot infer the type of a list whose first values are empty.
+    """
+    sizes = [("width", INTEGER), ("height", INTEGER)] if shape.format.is_of_verdicts else []
+    image = TEXT if shape.format is Format.sharegpt else pa.struct([("sha256", TEXT), ("path", TEXT), *sizes])
+    columns = {**dict(columns_of(shape, embed=False)), "images": pa.list_(image)}
+    columns.pop("image_sizes", None)
+    return {name: feature_of(kind) for name, kind in columns.items()}
 
 
 def feature_of(kind: pa.DataType) -> Any:

@@ -25,6 +25,7 @@ from app.services.exports.judged_prompts import (
     prompts_in_snapshot_file,
     snapshot_file_pages,
 )
+from app.services.exports.line_types import give_types, read_row
 from app.services.exports.reader import (
     RecordFilter,
     View,
@@ -43,6 +44,7 @@ from app.services.exports.shapes import (
     counting_rules,
     make_rows,
 )
+from app.services.exports.verdict_table import csv_pages
 from app.services.kernel.actors import Actor, parse_id, project_role, require
 from app.services.kernel.paging import check_limit, decode_cursor, encode_cursor
 from app.services.projects.projects import settings_of
@@ -275,9 +277,18 @@ def _critic_id(session: Session, actor: Actor, project: Project, critic: str) ->
     raise Invalid(f"critic: nobody in this project is '{critic[:40]}'.", field="critic")
 
 
+def file_pages(export: ExportPlan) -> Iterator[bytes]:
+    """The export as a file, in pages of whole rows: JSON lines with typed columns, or CSV."""
+    if export.shape.format is Format.csv:
+        return csv_pages(row_pages(export), header=not export.after)
+    pages = line_pages(export)
+    # The records of a snapshot are its file, byte for byte: typed when it was made.
+    return pages if export.shape.format is Format.records and export.snapshot_file else map(give_types, pages)
+
+
 def line_pages(export: ExportPlan) -> Iterator[bytes]:
-    """The rows as JSON lines, in pages of whole lines. Each page is read in a short session of its own."""
-    if export.shape.format is not Format.records:
+    """The rows as JSON lines for `read_row`, in pages of whole lines, each read in a short session of its own."""
+    if not export.shape.format.is_of_verdicts:
         return (to_json_lines(page) for page in training_row_pages(export))
     return record_pages(export)
 
@@ -296,9 +307,14 @@ def record_pages(export: ExportPlan, limit: int | None = None) -> Iterator[bytes
 
 def row_pages(export: ExportPlan) -> Iterator[list[ExportRow]]:
     """The rows, in pages."""
-    if export.shape.format is not Format.records:
+    if not export.shape.format.is_of_verdicts:
         return training_row_pages(export)
-    return ([orjson.loads(line) for line in page.splitlines()] for page in line_pages(export))
+    return map(parse_lines, line_pages(export))
+
+
+def parse_lines(lines: bytes) -> list[ExportRow]:
+    """Parse JSON lines."""
+    return [read_row(line) for line in lines.splitlines()]
 
 
 def training_row_pages(export: ExportPlan) -> Iterator[list[ExportRow]]:
@@ -322,10 +338,10 @@ def training_row_pages(export: ExportPlan) -> Iterator[list[ExportRow]]:
 
 
 def read_page(export: ExportPlan, limit: int) -> tuple[bytes, str | None]:
-    """One page of `limit` rows as JSON lines, and the cursor of the next page."""
+    """One page of `limit` rows as JSON lines for `read_row`, and the cursor of the next page."""
     check_limit(limit)
-    records = export.shape.format is Format.records
-    pages = record_pages(export, limit + 1) if records else line_pages(export)
+    of_verdicts = export.shape.format.is_of_verdicts
+    pages = record_pages(export, limit + 1) if of_verdicts else line_pages(export)
     lines: list[bytes] = []
     for page in pages:
         lines += page.splitlines(keepends=True)
@@ -335,3 +351,10 @@ def read_page(export: ExportPlan, limit: int) -> tuple[bytes, str | None]:
         return b"".join(lines), None
     last = orjson.loads(lines[limit - 1])
     return b"".join(lines[:limit]), export.cursor(last["id"])
+
+
+def encode_page(export: ExportPlan, lines: bytes) -> bytes:
+    """A page of `read_page` as a part of the file that `file_pages` makes; the first one has the header of CSV."""
+    if export.shape.format is Format.csv:
+        return b"".join(csv_pages([parse_lines(lines)], header=not export.after))
+    return give_types(lines)

@@ -34,6 +34,12 @@ class Format(StrEnum):
     preference = "preference"
     kto = "kto"
     sharegpt = "sharegpt"
+    csv = "csv"
+
+    @property
+    def is_of_verdicts(self) -> bool:
+        """Whether a row is a verdict, not something to train on."""
+        return self in (Format.records, Format.csv)
 
 
 class Task(StrEnum):
@@ -55,7 +61,7 @@ class Shape:
 
     @property
     def rows_for(self) -> Task:
-        """The kind of training that the rows are for. Raises `ValueError` for the format `records`."""
+        """The kind of training that the rows are for. Raises `ValueError` where rows are verdicts."""
         return self.task if self.format is Format.sharegpt else Task(self.format.value)
 
 
@@ -346,7 +352,7 @@ def dataset_info(name: str, file_name: str, task: Task) -> dict[str, Any]:
     return {name: entry}
 
 
-def image_paths(row: ExportRow) -> list[str]:
+def image_paths(row: Record) -> list[str]:
     """The paths of a row's images."""
     return [image if isinstance(image, str) else image["path"] for image in row.get("images", ())]
 

@@ -14,6 +14,7 @@ from app.models import (
     Split,
     VerdictKind,
 )
+from app.services.exports.line_types import without_absent
 from app.services.imports.files import ImportFile
 from app.services.imports.tables import TableRow
 from app.services.kernel.text_rules import JsonObject, Storable, validation_message
@@ -104,7 +105,7 @@ def parse_record(row: TableRow, file: ImportFile | None = None) -> RecordIn | Do
     if isinstance(row.values, dict) and row.values.get("redacted"):
         return Invalid("The record was erased at its origin.", field="redacted")
     try:
-        record = RecordIn.model_validate(row.values)
+        record = RecordIn.model_validate(without_absent(row.values))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

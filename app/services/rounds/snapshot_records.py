@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from app.db.sessions import open_session
 from app.models import ModelVersion, Snapshot
 from app.services.acceptance.positions import was_current
+from app.services.exports.line_types import give_types
 from app.services.exports.reader import RecordFilter, View, pages_by_prompt
 from app.services.kernel import counters
 from app.services.kernel.store import get_store
@@ -91,7 +92,7 @@ def keep(
     )
     with tempfile.NamedTemporaryFile() as file:
         for number, page in enumerate(pages_by_prompt(records, session=session), 1):
-            file.write(page)
+            file.write(give_types(page))
             report(0.7 * min(1.0, number * BATCH_SIZE / max(1, n_prompts)))
         file.flush()
         key = sha256_of(Path(file.name))

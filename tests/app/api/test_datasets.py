@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -74,7 +75,7 @@ class TestDataset:
             finish.wait(60)
             yield b"{}\n"
 
-        monkeypatch.setattr(plan, "line_pages", slow)
+        monkeypatch.setattr(plan, "file_pages", slow)
         path = f"/api/v1/projects/{project.slug}/dataset"
         threads = [threading.Thread(target=admin.get, args=(path,)) for _ in range(2)]
         for thread in threads:
@@ -151,6 +152,26 @@ class TestEncodings:
         page = admin.get(self.path(project), params={**params, "as": "parquet", "limit": 2, "images": "path"})
         assert pq.read_table(io.BytesIO(page.content))["images"].to_pylist()[0][0]["bytes"] is None
         assert pq.read_metadata(io.BytesIO(page.content)).num_rows == 2
+
+    def test_csv(self, project: Project, admin: TestClient) -> None:
+        parquet = {"Accept": "application/vnd.apache.parquet"}  # a table all the same: the format says so
+        found = admin.get(self.path(project), params={"format": "csv"}, headers=parquet)
+        assert found.headers["content-type"].startswith("text/csv")
+        assert found.headers["content-disposition"] == f'attachment; filename="{project.slug}-verdicts.csv"'
+        rows = list(csv.DictReader(io.StringIO(found.text, newline="")))
+        assert [row["kind"] for row in rows] == ["picked"] * 3
+        page = admin.get(self.path(project), params={"format": "csv", "limit": 2})
+        rest = admin.get(page.links["next"]["url"])
+        assert page.content + rest.content == found.content
+        packed = admin.get(self.path(project), params={"format": "csv", "compression": "gzip"})
+        assert gzip.decompress(packed.content) == found.content
+        for params, field in (({"as": "parquet"}, "as"), ({"as": "ndjson"}, "as")):
+            refused = admin.get(self.path(project), params={"format": "csv", **params})
+            assert (refused.status_code, refused.json()["field"]) == (422, field)
+        refused = admin.get(f"{self.path(project)}/features", params={"format": "csv"})
+        assert (refused.status_code, refused.json()["field"]) == (422, "format")
+        types = admin.get(f"{self.path(project)}/features", params={"format": "kto"}).json()
+        assert types["label"] == {"dtype": "bool", "_type": "Value"}
 
     def test_compressed(self, project: Project, admin: TestClient) -> None:
         plain = admin.get(self.path(project), headers={"Accept-Encoding": "identity"})

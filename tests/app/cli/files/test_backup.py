@@ -86,7 +86,7 @@ def everything_of(database: CommittedDatabase, slug: str, folder: Path) -> dict[
         plan = export_plan.plan_export(session, SYSTEM, project, wanted)
         found["feed"] = repr(feed.feed(session, SYSTEM, project, limit=1000)).encode()
         found["snapshot file"] = get_store().read_bytes(snapshot.sha256)
-    found["snapshot"] = b"".join(export_plan.line_pages(plan))
+    found["snapshot"] = b"".join(export_plan.file_pages(plan))
     return found
 
 
@@ -171,7 +171,7 @@ class TestRestore:
             behind = feed.feed(session, SYSTEM, project, cursor=page.next)
             assert len(behind.items) == 1
             plan = export_plan.plan_export(session, SYSTEM, project, export_plan.ExportRequest())
-        assert b"".join(export_plan.line_pages(plan)).count(b"\n") == 2
+        assert b"".join(export_plan.file_pages(plan)).count(b"\n") == 2
 
     def test_a_server_that_can_never_be_reached_is_numbered_anew(
         self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path

@@ -80,7 +80,7 @@ class World:
     def lines(self, form: Format = Format.records, **wanted: str) -> list[dict[str, Any]]:
         plan = export_plan.plan_export(self.session, SYSTEM, self.project, ExportRequest(format=form, **wanted))
         self.session.commit()
-        return [json.loads(line) for page in export_plan.line_pages(plan) for line in page.splitlines()]
+        return [json.loads(line) for page in export_plan.file_pages(plan) for line in page.splitlines()]
 
     def feed(self, cursor: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
         page = feed.feed(self.session, SYSTEM, self.project, cursor=cursor, limit=1000)

@@ -20,6 +20,7 @@ from app.models import Prompt
 from app.services.acceptance.outcomes import count_records
 from app.services.exports import compression
 from app.services.exports import plan as export_plan
+from app.services.exports.line_types import read_row
 from app.services.exports.parquet import GROUP_ROWS, write_parquet
 from app.services.exports.plan import ExportPlan, ExportRequest
 from app.services.exports.shapes import Format, Task, counting_rules, make_rows
@@ -30,7 +31,8 @@ from app.services.rounds import snapshot_records, snapshots
 from tests.app.services.judged import NASTY, make_judged
 from tests.conftest import CommittedDatabase
 
-SHAPES = [(form, Task.sft) for form in Format] + [(Format.sharegpt, Task.preference), (Format.sharegpt, Task.kto)]
+LINES = [form for form in Format if form is not Format.csv]
+SHAPES = [(form, Task.sft) for form in LINES] + [(Format.sharegpt, Task.preference), (Format.sharegpt, Task.kto)]
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def planned(judged: tuple[Session, Any], wanted: ExportRequest, **position: str)
 
 
 def content(plan: ExportPlan) -> bytes:
-    return b"".join(export_plan.line_pages(plan))
+    return b"".join(export_plan.file_pages(plan))
 
 
 def rows(plan: ExportPlan) -> list[dict[str, Any]]:
@@ -75,7 +77,7 @@ class TestParquet:
         found = hub.load_dataset(
             "parquet", data_files=str(parquet(plan, tmp_path)), split="train", cache_dir=str(tmp_path / "cache")
         )
-        expected = rows(plan)
+        expected = [read_row(line) for line in content(plan).splitlines()]
         assert len(found) == len(expected) > 0
         for got, line in zip(found, expected, strict=True):
             for image, named in zip(got["images"], line["images"], strict=True):
@@ -137,7 +139,7 @@ class TestTexts:
     def test_records_become_the_rows(self, judged: tuple[Session, Any]) -> None:
         """What the pages give is what the pure functions make of all records."""
         plan = planned(judged, ExportRequest(format=Format.preference))
-        records = rows(planned(judged, ExportRequest()))
+        records = [read_row(line) for line in content(planned(judged, ExportRequest())).splitlines()]
         rules = counting_rules(plan.shape, weigh=plan.weigh)
         expected = [
             row
@@ -160,13 +162,15 @@ class TestTakenUpAgain:
     def test_page_by_page(self, judged: tuple[Session, Any]) -> None:
         for form in Format:
             whole = planned(judged, ExportRequest(format=form))
-            found, page = export_plan.read_page(whole, 3)
-            pages = 1
+            lines, page = export_plan.read_page(whole, 3)
+            found, n_rows, pages = export_plan.encode_page(whole, lines), lines.count(b"\n"), 1
             while page is not None:
-                lines, page = export_plan.read_page(planned(judged, ExportRequest(format=form), cursor=page), 3)
-                found, pages = found + lines, pages + 1
+                part = planned(judged, ExportRequest(format=form), cursor=page)
+                lines, page = export_plan.read_page(part, 3)
+                found += export_plan.encode_page(part, lines)
+                n_rows, pages = n_rows + lines.count(b"\n"), pages + 1
             assert found == content(whole)
-            assert pages == -(-len(found.splitlines()) // 3)
+            assert pages == -(-n_rows // 3)
 
     def test_a_cursor_is_for_its_own_dataset(self, judged: tuple[Session, Any]) -> None:
         cursor = planned(judged, ExportRequest()).cursor("")

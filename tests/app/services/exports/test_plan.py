@@ -32,7 +32,7 @@ def judge(session: Session, project: Project, critic: Actor, **values: Any) -> d
 
 
 def lines(plan: export_plan.ExportPlan) -> list[dict[str, Any]]:
-    return [json.loads(line) for page in export_plan.line_pages(plan) for line in page.splitlines()]
+    return [json.loads(line) for page in export_plan.file_pages(plan) for line in page.splitlines()]
 
 
 def records(session: Session, project: Project, actor: Actor = SYSTEM, **filters: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,81 @@
+"""Verdicts as CSV: a flat table, one verdict a row, as RFC 4180 describes it, in UTF-8."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from app.services.exports.shapes import Record, image_paths
+
+COLUMNS = (
+    "id",
+    "created_at",
+    "critic",
+    "kind",
+    "prompt",
+    "external_id",
+    "split",
+    "prompt_state",
+    "images",
+    "question",
+    "answer",
+    "answer_source",
+    "candidate_set",
+    "version",
+    "version_number",
+    "n_candidates",
+    "n_picked",
+    "picked",
+    "rationale",
+    "edited_from",
+    "tags",
+    "reason",
+    "comment",
+    "seconds",
+    "exhaustive",
+    "critic_weight",
+    "supersedes",
+)
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def csv_pages(pages: Iterable[list[Any]], *, header: bool) -> Iterator[bytes]:
+    """Write pages of records as CSV; erased records are left out."""
+    if header:
+        yield _encode([COLUMNS])
+    for page in pages:
+        yield _encode(verdict_row(record) for record in page if not record.get("redacted"))
+
+
+def verdict_row(record: Record) -> tuple[str, ...]:
+    """A record as a row of the table."""
+    picked = [one["text"] for one in record["candidates"] if one["picked"]]
+    tags = dict.fromkeys(tag for one in record["candidates"] for tag in one["tags"])
+    flat = {
+        **record,
+        "images": " ".join(image_paths(record)),
+        "n_candidates": len(record["candidates"]),
+        "n_picked": len(picked),
+        "picked": "\n".join(picked),
+        "tags": "; ".join(tags),
+    }
+    return tuple(cell(flat.get(name)) for name in COLUMNS)
+
+
+def cell(value: object) -> str:
+    """A value as a cell. An apostrophe goes before a text that a spreadsheet would run as a formula."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA_STARTS) else value
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _encode(rows: Iterable[Iterable[str]]) -> bytes:
+    target = io.StringIO()
+    csv.writer(target, lineterminator="\r\n").writerows(rows)
+    return target.getvalue().encode()
