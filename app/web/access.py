@@ -13,6 +13,7 @@ from starlette.datastructures import FormData
 from app.db.judging_pool import Transaction
 from app.errors import Forbidden, Unauthenticated
 from app.http.dependencies import SESSION_COOKIE, SessionDep
+from app.http.storable import check_form
 from app.models import Project, Role
 from app.services.accounts import credentials, sessions
 from app.services.accounts.passwords import hash_secret
@@ -43,8 +44,8 @@ def signed_in(request: Request, session: SessionDep) -> SignedIn:
 
 
 async def read_form(request: Request) -> FormData:
-    """The fields of the request's form."""
-    return await request.form(max_files=0, max_fields=500)
+    """The fields of the request's form. Raises `Invalid`."""
+    return check_form(await request.form(max_files=0, max_fields=500))
 
 
 Form = Annotated[FormData, Depends(read_form)]

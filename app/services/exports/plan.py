@@ -47,6 +47,7 @@ from app.services.exports.shapes import (
 from app.services.exports.verdict_table import COLUMNS, csv_pages, verdict_row
 from app.services.kernel.actors import Actor, parse_id, project_role, require
 from app.services.kernel.paging import check_limit, decode_cursor, encode_cursor
+from app.services.kernel.text_rules import check_time
 from app.services.projects.projects import settings_of
 from app.settings import get_settings
 from illume.model.prompting import render_answer_prompt, render_rationale_prompt
@@ -83,7 +84,7 @@ def parse_request(values: Mapping[str, str]) -> ExportRequest:
         "format": Format,
         "aggregation": Aggregation,
         "task": Task,
-        "since": datetime.fromisoformat,
+        "since": lambda value: check_time(datetime.fromisoformat(value)),
         "split": Split,
     }
     found: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from app.errors import Conflict, Invalid, NotFound
 from app.http.dependencies import SessionDep
 from app.http.gate import LARGEST_IMPORT
+from app.http.storable import check_form
 from app.models import Import, ImportProblem, ImportState, Role, Split
 from app.services.imports import imports
 from app.services.imports import templates as import_templates
@@ -94,7 +95,7 @@ async def read_upload(request: Request) -> AsyncIterator[FormData]:
     """The fields of a form with files. The files are closed after the request."""
     form = await request.form(max_files=2, max_fields=50)
     try:
-        yield form
+        yield check_form(form)
     finally:
         await form.close()
 

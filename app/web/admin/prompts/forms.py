@@ -14,6 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.errors import Conflict, DomainError, Invalid, NotFound, TooLarge
 from app.http.dependencies import SessionDep
+from app.http.storable import check_form
 from app.models import Prompt, Role, Split
 from app.services.kernel.actors import parse_id
 from app.services.prompts import images, prompts
@@ -47,7 +48,7 @@ class PromptFormView:
 async def read_upload(request: Request) -> AsyncIterator[FormData]:
     """The fields of a form with images. The files are closed after the request."""
     async with request.form(max_files=MAX_IMAGES, max_fields=50) as form:
-        yield form
+        yield check_form(form)
 
 
 Upload = Annotated[FormData, Depends(read_upload)]
