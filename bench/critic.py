@@ -104,6 +104,7 @@ def judge(page: Page, count: int, pause: float) -> list[float]:
     for number in range(1, count + 1):
         if pause:
             page.wait_for_timeout(1000 * pause)
+        page.locator(".judge[data-seen=yes]").wait_for(timeout=30_000)  # nobody judges sooner
         page.keyboard.press("1")
         page.keyboard.press("Enter")
         page.wait_for_function("count => window.waits.length >= count", arg=number, timeout=30_000)

@@ -8,6 +8,8 @@
 //   data-confirm="TEXT"    asks for confirmation before the form is submitted
 //   data-shows-current     scrolls the row until its [aria-current] element is visible
 //   data-address="PATH"    the address to show, where the page is the response to a form
+//   data-seen-first        what is in it cannot be pressed before it was there for LOOK_MS, nor by the second click of a
+//                          double click, nor by a key that is held down; data-seen="yes" says that it can be pressed
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -35,7 +37,54 @@
     holder.append(element);
     if (lifetimes[tone]) removeLater(element, lifetimes[tone]);
   }
-  window.illume = { ...window.illume, toast };
+
+  // Nobody decides in so short a time: what is pressed then was meant for what stood there before.
+  const LOOK_MS = 400;
+  const lookTimers = new WeakMap();
+  function startLooking(element) {
+    delete element.dataset.seen;
+    clearTimeout(lookTimers.get(element));
+    const see = () => {
+      element.dataset.seen = "yes";
+    };
+    lookTimers.set(element, setTimeout(see, LOOK_MS));
+  }
+  function isSeen(element) {
+    return element.dataset.seen === "yes";
+  }
+  function stop(event) {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }
+  function pressed(event) {
+    return event.target.closest("button, a, summary")?.closest("[data-seen-first]");
+  }
+  function startAllLooking() {
+    for (const element of document.querySelectorAll("[data-seen-first]")) startLooking(element);
+  }
+  document.addEventListener(
+    "click",
+    (event) => {
+      const element = pressed(event);
+      if (!element) return;
+      if (event.detail > 1 || !isSeen(element)) stop(event);
+      else if ([...element.querySelectorAll('img:not([loading="lazy"])')].some((image) => !image.complete)) {
+        stop(event);
+        toast("The image is not there yet: a verdict needs it.", "warn");
+      }
+    },
+    { capture: true },
+  );
+  document.addEventListener("keydown", (event) => event.repeat && event.key === "Enter" && pressed(event) && stop(event), {
+    capture: true,
+  });
+  document.addEventListener("load", (event) => {
+    const element = event.target.closest?.("[data-seen-first]");
+    if (element) startLooking(element);
+  }, { capture: true });
+  startAllLooking();
+
+  window.illume = { ...window.illume, toast, startLooking, isSeen };
 
   const themes = ["", "light", "dark"];
   const themeNames = { "": "as the system", light: "light", dark: "dark" };
@@ -109,7 +158,8 @@
     if (form.method !== "dialog" && !form.matches("[data-many]") && !event.defaultPrevented) form.dataset.sent = "yes";
   });
   // A page restored from the browser's history may still carry the marks of submitted forms.
-  window.addEventListener("pageshow", () => {
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) startAllLooking();
     for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
   });
 

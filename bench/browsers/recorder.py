@@ -60,7 +60,7 @@ def judge_by_keys(url: str, person: Person, *, minutes: float, pause: float) -> 
 
 def give(page: Page, keys: tuple[str, ...]) -> None:
     """Give one verdict, once the page takes it."""
-    expect(page.locator(".judge")).to_have_attribute("data-state", "judging", timeout=30_000)
+    page.locator(".judge[data-state=judging][data-seen=yes]").wait_for(timeout=30_000)
     for key in keys:
         page.keyboard.press(key)
     if keys != ("0",):

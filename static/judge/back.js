@@ -1,12 +1,13 @@
 // Going back to an earlier verdict: a pending one is taken back, a saved one is fetched to be changed.
 
-import { announce, hint } from "./announce.js";
+import { announce, hint, toast } from "./announce.js";
 import { currentCard, setAside, showCard, showNext } from "./cards.js";
 import { deleteDraft } from "./draft.js";
 import { flush, putBack, takeBackNewest } from "./outbox.js";
 import { countPending } from "./pending.js";
 import { saveState } from "./save_state.js";
 import { messageIn, parseHtml, request } from "./server.js";
+import { updateFigures } from "./session.js";
 
 // Outbox items that were taken back, by the elements of their cards.
 const takenBack = new Map();
@@ -92,6 +93,21 @@ export function cancelChange() {
   deleteDraft(current.element);
   announce("The verdict stays as it was.");
   showNext();
+}
+
+// Lets a verdict that a reviewer sent back stand as it is.
+export async function keepReturned() {
+  const { element, verdict } = currentCard();
+  const { returned } = element.querySelector("[data-returned]").dataset;
+  const answer = await request(`/returned/${returned}/keep`, []).catch(() => null);
+  if (!answer?.ok) {
+    hint(messageIn(answer?.text ?? "") || "Keeping it needs the server, which could not be reached.");
+    return;
+  }
+  updateFigures(answer.text);
+  toast("Your verdict stands. The reviewer sees that you have looked again.", "good");
+  deleteDraft(element);
+  if (currentCard()?.verdict === verdict) showNext();
 }
 
 export function isChanging() {

@@ -14,6 +14,7 @@ import { parseHtml, request } from "./server.js";
 import { checkSession, pauseSending } from "./session.js";
 
 const MAX_UPCOMING = 2;
+const { startLooking, isSeen } = window.illume;
 const judge = document.querySelector(".judge");
 const stage = document.getElementById("stage");
 const upcoming = [];
@@ -65,6 +66,7 @@ export async function showCard(element, { quietly = false, seconds = 0 } = {}) {
       }
     : null;
   if (element.parentElement !== stage) stage.replaceChildren(element);
+  startLooking(judge);
   // A card whose images are decoded appears within a frame and needs no sign of waiting.
   judge.dataset.state = !isCard ? "empty" : element.dataset.decoded ? "swapping" : "waiting";
   if (isCard) {
@@ -98,6 +100,7 @@ async function renderImages(card) {
   }
   card.isReady = true;
   if (card !== current) return;
+  startLooking(judge);
   judge.dataset.state = "judging";
   if (!document.hidden) card.clock.start();
 }
@@ -115,9 +118,14 @@ export function reloadImages() {
   renderImages(current);
 }
 
-// Whether a verdict may be given now. Says why not.
+// Whether the card has been there for long enough to be meant by what is pressed.
+export function isCardSeen() {
+  return Boolean(current) && isSeen(judge);
+}
+
+// Whether a verdict may be given now. Says why not, but for a card that has only just appeared.
 export function canJudge() {
-  if (!current) return false;
+  if (!isCardSeen()) return false;
   if (current.isReady) return true;
   const isBlurred = judge.dataset.state === "blurred";
   hint(isBlurred ? `The image is blurred: press ${keyLabel("reveal")} to see it first.` : "The image is not there yet: a verdict needs it.");

@@ -1,9 +1,9 @@
 // What buttons and keys do on the critic's page.
 
 import { announce } from "./announce.js";
-import { back, cancelChange, isChanging } from "./back.js";
+import { back, cancelChange, isChanging, keepReturned } from "./back.js";
 import { moveImage, unfoldTexts } from "./card_view.js";
-import { canJudge, currentCard, reloadImages, revealImages } from "./cards.js";
+import { canJudge, currentCard, isCardSeen, reloadImages, revealImages } from "./cards.js";
 import { openDay } from "./day.js";
 import { toggleDifferences } from "./differences.js";
 import { candidateRow, candidateTags, candidateText, checkboxes, checkedBoxes, saveDraft, setTags } from "./draft.js";
@@ -31,7 +31,10 @@ function togglePick(number) {
 }
 
 function openReasons(kind) {
-  if (kind === "skip" ? currentCard() : canJudge()) document.getElementById(`${kind}-dialog`).showModal();
+  if (!(kind === "skip" ? isCardSeen() : canJudge())) return;
+  const dialog = document.getElementById(`${kind}-dialog`);
+  dialog.dataset.about = currentCard().assignment;
+  dialog.showModal();
 }
 
 // Some actions concern one candidate: the focused one, else the one whose number is pressed next.
@@ -116,20 +119,29 @@ const actions = {
   },
   "forget-edit": forgetEditedFrom,
   "leave-back": cancelChange,
+  keep: keepReturned,
   "reload-image": reloadImages,
   "reset-keys": resetKeys,
 };
 
 function onClick(event) {
   const button = event.target.closest("[data-do], [data-reason]");
-  if (!button) return;
+  // The second click of a double click was meant for what stood there before.
+  if (!button || event.detail > 1) return;
   if (button.dataset.do) {
     actions[button.dataset.do](event);
     return;
   }
   const dialog = button.closest("dialog");
   dialog.close();
-  if (currentCard()) giveVerdict(dialog.id === "skip-dialog" ? "skipped" : "flagged", button.dataset.reason);
+  if (currentCard()?.assignment === dialog.dataset.about) giveVerdict(dialog.id === "skip-dialog" ? "skipped" : "flagged", button.dataset.reason);
+}
+
+// The second click of a double click that gave a verdict must not pick on the next card.
+function ignoreEarlierClick(event) {
+  if (event.detail < 2 || isCardSeen()) return;
+  event.preventDefault();
+  event.stopPropagation();
 }
 
 // Keys. Each function says whether the key did something.
@@ -187,8 +199,10 @@ function onKey(event) {
   if (event.defaultPrevented || event.isComposing || event.altKey) return;
   const dialog = document.querySelector("dialog[open]");
   const isTyping = event.target.closest('textarea, select, input:not([type="checkbox"])');
+  // A key that is held down moves the image, but never gives a second verdict, nor picks and puts back.
+  if (event.repeat && event.target.closest("button, a, summary") && event.key === "Enter") event.preventDefault();
   if (dialog) {
-    if (!isTyping && onDialogKey(dialog, event)) event.preventDefault();
+    if (!isTyping && (!event.repeat || dialog === zoom.dialog) && onDialogKey(dialog, event)) event.preventDefault();
     return;
   }
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -201,7 +215,6 @@ function onKey(event) {
     return;
   }
   if (event.ctrlKey || event.metaKey || !keysAreEnabled()) return;
-  // A key that is held down moves the image, but never gives a second verdict.
   if (event.repeat ? moveImage(event.key) : onPageKey(event)) event.preventDefault();
 }
 
@@ -215,5 +228,6 @@ export function startControls() {
   }
   candidateDialog.addEventListener("change", saveTags);
   stage.addEventListener("input", saveDraft);
+  stage.addEventListener("click", ignoreEarlierClick, { capture: true });
   stage.addEventListener("submit", (event) => event.preventDefault());
 }

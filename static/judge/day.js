@@ -44,6 +44,9 @@ export function reportRounds(before, now) {
     toast(`${now.version} is active now: new candidates come from it.`, "good");
   }
   if (before.round && before.round !== now.round) reportCredit();
+  if (Number(now.returned) > Number(before.returned)) {
+    toast("A reviewer asks you to look at a verdict again: “Returned to you” at the top leads to it.", "warn");
+  }
 }
 
 // The reminder of a break

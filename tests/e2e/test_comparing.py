@@ -6,11 +6,12 @@ import re
 
 import pytest
 from playwright.sync_api import expect
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from app.models import Comparison, ComparisonState, Preference
 from tests.e2e import world
 from tests.e2e.conftest import PHONE, Site, Visit, Visitor
+from tests.e2e.test_judging import seen
 
 pytestmark = pytest.mark.browser
 
@@ -43,12 +44,22 @@ def test_a_critic_compares_by_keys(visitor: Visitor, history: world.World, site:
     expect(page.get_by_role("img", name="Image 1 of 1")).to_be_visible()
     assert "ersion" not in page.locator("main").inner_text()
     texts = page.locator(".blind-text")
+    left = page.locator(".blind-ask .numbers").inner_text()
     before = texts.all_inner_texts()
-    page.keyboard.press("1")
-    expect(texts.first).not_to_have_text(before[0])
-    page.get_by_role("button", name="Neither is better").click()
     with site.sessions() as session:
-        given = session.scalars(select(Preference).order_by(Preference.id.desc()).limit(2)).all()
+        count = session.scalar(select(func.count()).select_from(Preference)) or 0
+    seen(page, ".blind")
+    page.keyboard.press("1")
+    page.keyboard.press("1")  # meant for the first pair: the second one has not been seen
+    expect(texts.first).not_to_have_text(before[0])
+    page.keyboard.press("2")  # nor has it now
+    seen(page, ".blind")
+    page.get_by_role("button", name="Neither is better").dblclick()
+    expect(page.locator(".blind-ask .numbers")).to_have_text(str(int(left) - 2))
+    seen(page, ".blind")
+    with site.sessions() as session:
+        given = session.scalars(select(Preference).order_by(Preference.id.desc())).all()
+    assert len(given) == count + 2
     assert given[0].preferred == "neither"
     assert given[1].preferred == given[1].left
     assert given[1].seconds is not None

@@ -32,7 +32,7 @@ from app.settings import ROOT
 from tests import factories
 from tests.e2e import world
 from tests.e2e.conftest import Site, Visitor
-from tests.e2e.test_judging import ready, wait_for_verdicts
+from tests.e2e.test_judging import ready, seen, wait_for_verdicts
 from worker.base_check import check_base
 
 pytestmark = pytest.mark.browser
@@ -95,6 +95,7 @@ def test_critics_decide_whether_a_better_version_becomes_active(
     for left in range(PAIRS, 0, -1):
         expect(texts).to_have_count(2)
         before = texts.all_inner_texts()
+        seen(critic, ".blind")
         critic.keyboard.press("1" if wanted in before[0] else "2")
         if left > 1:
             expect(texts.first).not_to_have_text(before[0])

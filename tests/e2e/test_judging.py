@@ -18,14 +18,20 @@ pytestmark = pytest.mark.browser
 
 
 def ready(page: Page) -> None:
-    """Wait until the image is painted and a verdict may be given."""
+    """Wait until the image is painted, and has been for long enough for a verdict."""
     expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
+    expect(page.locator(".judge")).to_have_attribute("data-seen", "yes")
 
 
 def stocked(page: Page) -> None:
     """Wait until the next prompts are there too, with their images decoded."""
     ready(page)
     expect(page.locator(".judge")).to_have_attribute("data-ahead", "2")
+
+
+def seen(page: Page, part: str) -> None:
+    """Wait until a part of a page has been there for long enough to be pressed."""
+    expect(page.locator(part).first).to_have_attribute("data-seen", "yes")
 
 
 def question(page: Page) -> str:
@@ -195,6 +201,7 @@ class TestGoingBack:
         expect(page.get_by_text("You are changing your verdict")).to_be_visible()
         assert question(page) == first
         expect(candidate(page, 1)).to_be_checked()
+        ready(page)
         page.keyboard.press("1")
         page.keyboard.press("2")
         page.keyboard.press("Enter")
@@ -402,6 +409,7 @@ class TestFairness:
 
         page.route("**/api/v1/images/*", hold)
         page.goto(f"{site.url}/annotate/scenes", wait_until="domcontentloaded")  # the load event waits for the image
+        expect(page.locator(".judge")).to_have_attribute("data-seen", "yes")
         page.keyboard.press("1")
         page.keyboard.press("Enter")
         expect(page.get_by_role("region", name="Messages")).to_contain_text("The image is not there yet")

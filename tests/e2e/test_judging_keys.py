@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from app.models import VerdictKind
 from tests.e2e.conftest import DESK, Site, Visit, Visitor, axe_violations
-from tests.e2e.test_judging import candidate, question, ready, verdicts, wait_for_verdicts
+from tests.e2e.test_judging import candidate, question, ready, saved, stocked, verdicts, wait_for_verdicts
 
 pytestmark = pytest.mark.browser
 
@@ -125,3 +125,59 @@ def test_keys_of_ones_own(critic: Visit, site: Site, visitor: Visitor, size: tup
     wait_for_verdicts(page, site, 2)
     elsewhere.reload()
     expect(elsewhere.locator('.actions [data-key="none"]')).to_have_text("0")
+
+
+def test_a_double_press_is_one_verdict(critic: Visit, site: Site) -> None:
+    page = critic.page
+    stocked(page)
+    page.keyboard.press("0")
+    page.keyboard.press("0")  # meant for the first prompt: the second one has not been seen
+    wait_for_verdicts(page, site, 1)
+    stocked(page)
+    page.get_by_role("button", name=re.compile("^None fits")).dblclick()
+    wait_for_verdicts(page, site, 2)
+    stocked(page)
+    page.keyboard.down("0")
+    for _ in range(20):  # held down for longer than it takes to see the next prompt
+        page.wait_for_timeout(30)
+        page.keyboard.down("0")
+    page.keyboard.up("0")
+    wait_for_verdicts(page, site, 3)
+    expect(saved(page)).to_have_text("Saved")
+    assert len(verdicts(site)) == 3
+
+
+def test_a_double_click_on_a_reason_picks_nothing_on_the_next_prompt(critic: Visit, site: Site) -> None:
+    page = critic.page
+    stocked(page)
+    page.keyboard.press("s")
+    reason = page.get_by_role("dialog", name="Why skip this one?").get_by_role("button").first
+    box = reason.bounding_box()
+    assert box is not None
+    # The dialog stands over the candidates of a narrow window; here the second click is made to hit one everywhere.
+    page.mouse.click(box["x"] + 8, box["y"] + 8)
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    pick = page.locator(".candidate").first
+    pick.evaluate("(one) => one.dispatchEvent(new MouseEvent('click', { detail: 2, bubbles: true, cancelable: true }))")
+    expect(candidate(page, 1)).not_to_be_checked()
+    [given] = wait_for_verdicts(page, site, 1)
+    assert given.kind is VerdictKind.skipped
+    ready(page)
+    pick.click()
+    expect(candidate(page, 1)).to_be_checked()
+
+
+def test_enter_held_on_a_button_is_one_verdict(critic: Visit, site: Site) -> None:
+    page = critic.page
+    stocked(page)
+    page.get_by_role("button", name=re.compile("^None fits")).focus()
+    page.keyboard.down("Enter")
+    wait_for_verdicts(page, site, 1)
+    ready(page)
+    page.keyboard.down("Enter")
+    page.keyboard.down("Enter")
+    page.keyboard.up("Enter")
+    before = question(page)
+    page.wait_for_timeout(300)
+    assert question(page) == before
+    assert len(verdicts(site)) == 1

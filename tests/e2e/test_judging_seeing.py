@@ -97,6 +97,7 @@ def test_blurred_images_and_new_instructions(visitor: Visitor, scenes: world.Wor
     page = visit.sign_in(scenes.critic, to="/annotate/scenes")
     judge = page.locator(".judge")
     expect(judge).to_have_attribute("data-state", "blurred")
+    expect(judge).to_have_attribute("data-seen", "yes")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     messages = page.get_by_role("region", name="Messages")

@@ -8,11 +8,14 @@ import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
-from app.models import Prompt, PromptState, Verdict, VerdictKind
+from app.models import Prompt, PromptState, Review, ReviewState, Verdict, VerdictKind
+from app.services.judging import decide
+from app.services.kernel.actors import SYSTEM
 from tests.e2e import fortnight, world
 from tests.e2e.conftest import Site, Visit, Visitor
-from tests.e2e.test_judging import candidate, question, ready, wait_for_verdicts
+from tests.e2e.test_judging import candidate, question, ready, seen, wait_for_verdicts
 from tests.e2e.test_judging_seeing import scale
+from tests.e2e.test_pages import faults
 
 pytestmark = pytest.mark.browser
 # All layout shifts are added up, also those right after a key press, which the browser's own score ignores.
@@ -42,6 +45,39 @@ def test_a_flag_has_a_reason_by_one_key_and_holds_the_prompt(critic: Visit, site
         assert session.get_one(Prompt, given.prompt_id).state is PromptState.held
 
 
+def test_a_returned_verdict_is_kept_or_changed(critic: Visit, site: Site) -> None:
+    page = critic.page
+    for count in (1, 2):
+        ready(page)
+        page.keyboard.press("f")
+        page.keyboard.press("1")
+        wait_for_verdicts(page, site, count)
+    with site.sessions.begin() as session:
+        for verdict in session.scalars(select(Verdict).order_by(Verdict.id)):
+            review = session.scalars(select(Review.id).where(Review.verdict_id == verdict.id)).one()
+            decide.send_back(session, SYSTEM, review, verdict.id, "Is it broken,\nor only dark?")
+    page.reload()
+    page.get_by_role("link", name=re.compile(r"^Returned.* \(2\)")).click()
+    note = page.get_by_text("A reviewer asks you to look at this again")
+    expect(note).to_contain_text("only dark?")
+    ready(page)
+    assert faults(page) == []
+    page.get_by_role("button", name="Keep my verdict").click()
+    expect(page.get_by_role("region", name="Messages")).to_contain_text("Your verdict stands")
+    expect(note).to_be_hidden()
+    page.get_by_role("link", name=re.compile(r"^Returned.* \(1\)")).click()
+    expect(note).to_be_visible()
+    ready(page)
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name=re.compile("^Returned"))).to_have_count(0)
+    with site.sessions() as session:
+        found = session.scalars(select(Verdict).where(Verdict.current).order_by(Verdict.id)).all()
+        states = set(session.scalars(select(Review.state)))
+    assert [one.kind for one in found] == [VerdictKind.flagged, VerdictKind.picked]
+    assert states == {ReviewState.open, ReviewState.dismissed}
+
+
 def test_practice_comes_first_and_tells_what_is_right(
     visitor: Visitor, history: world.World, site: Site, size: tuple[int, int]
 ) -> None:
@@ -57,17 +93,21 @@ def test_practice_comes_first_and_tells_what_is_right(
     wrong = page.locator(".candidate", has_text="because the answer is")
     wrong.click()
     expect(wrong.get_by_role("checkbox")).to_be_checked()
-    page.get_by_role("button", name="See what is right").click()
+    seen(page, ".practice")
+    page.get_by_role("button", name="See what is right").dblclick()  # the second click does not go on
     expect(page.get_by_role("status")).to_contain_text("Not quite: look at the marked ones. An explanation names")
     expect(page.locator(".candidate", has_text="you said otherwise").first).to_be_visible()
     expect(page.locator(".candidate", has_text="because the answer is")).to_contain_text("does not fit")
+    seen(page, ".practice")
     page.keyboard.press("Enter")
     expect(page.get_by_text("1 prompt left")).to_be_visible()
     for number in range(picks.count()):
         if "because the answer is" not in page.locator(".candidate").nth(number).inner_text():
             page.keyboard.press(str(number + 1))
+    seen(page, ".practice")
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_contain_text("All right.")
+    seen(page, ".practice")
     page.get_by_role("link", name="Begin the work").click()
     ready(page)
     with site.sessions() as session:  # practice stores no verdict

@@ -171,7 +171,7 @@ def judge_one_by_keyboard(page: Page, knowledge: Knowledge) -> int:
     source = work.locator("img").first.get_attribute("src") or ""
     texts = work.locator(".candidate .text").all_inner_texts()
     fitting = knowledge.fitting(source.rsplit("/", 1)[1].split("?")[0], question, texts)
-    page.locator(".judge[data-state=judging]").wait_for(timeout=STEP_MS)  # its images are painted: keys work now
+    page.locator(".judge[data-state=judging][data-seen=yes]").wait_for(timeout=STEP_MS)  # keys work now
     for index in fitting[:9]:
         page.keyboard.press(str(index + 1))
     page.keyboard.press("Enter" if fitting else "0")

@@ -13,6 +13,7 @@ from app.services.quality import standings
 from tests import factories, judging
 from tests.e2e import world
 from tests.e2e.conftest import DESK, PHONE, Site, Visitor
+from tests.e2e.test_judging import seen
 from tests.e2e.test_pages import faults
 
 pytestmark = pytest.mark.browser
@@ -53,6 +54,7 @@ def test_review(visitor: Visitor, scenes: world.World, site: Site, size: tuple[i
     assert faults(page) == []
     card = page.locator("section.review").filter(has_text="Disagreement").first
     card.get_by_role("checkbox").first.check()
+    seen(page, "section.review")
     card.get_by_role("button", name="Decide").click()
     expect(page.get_by_text("it counts instead of what the critics said")).to_be_visible()
     expect(page.locator("section.review").filter(has_text="Disagreement")).to_have_count(0)

@@ -33,18 +33,18 @@ from app.services.kernel.actors import Actor, require
 from app.services.kernel.verdict_schema import USES_SLOT, VerdictIn
 from app.services.projects.projects import settings_of
 from app.services.quality import reviews
-from app.services.quality.reviews import OPEN_STATES, check_note, lock_review, review_json
+from app.services.quality.reviews import OPEN_STATES, RETURNED_OF, check_note, lock_review, review_json
 
-RETURNED = """
+RETURNED = f"""
 SELECT jsonb_build_object(
     'id', b.id::text, 'verdict', b.verdict_id::text, 'assignment', v.assignment_id::text, 'note', b.note,
     'prompt', v.prompt_id::text, 'question', p.question,
     'created_at', to_char(b.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 ) AS body
-FROM returned_verdicts b JOIN verdicts v ON v.id = b.verdict_id JOIN prompts p ON p.id = v.prompt_id
-WHERE b.critic_id = :critic AND b.project_id = :project AND b.answered_at IS NULL
+FROM {RETURNED_OF.format(project=":project")}
+JOIN verdicts v ON v.id = b.verdict_id JOIN prompts p ON p.id = v.prompt_id
 ORDER BY b.id LIMIT 100
-"""
+"""  # noqa: S608 - constants only
 
 
 def _lock_set_and_prompt(session: Session, review: Review) -> tuple[CandidateSet, Prompt]:

@@ -48,6 +48,13 @@ FROM candidate_sets s
 WHERE s.id = :set AND r.candidate_set_id = s.id AND r.state IN ('open', 'sent_back')
   AND ((r.kind = 'disagreement' AND NOT {PICKS_DIFFER}) OR r.verdict_id = :verdict)
 """  # noqa: S608 - constants only
+# A critic's verdicts that were sent back and not answered, in reviews that nobody has settled meanwhile.
+RETURNED_OF = """
+(
+    SELECT b.* FROM returned_verdicts b JOIN reviews r ON r.id = b.review_id AND r.state IN ('open', 'sent_back')
+    WHERE b.critic_id = CAST(:critic AS bigint) AND b.project_id = {project} AND b.answered_at IS NULL
+) b
+"""
 REVIEW_JSON = """
 jsonb_build_object(
     'id', r.id::text,
@@ -77,6 +84,10 @@ jsonb_build_object(
             'picks', ARRAY(SELECT k.candidate_id::text FROM picks k WHERE k.verdict_id = v.id ORDER BY k.candidate_id),
             'note', (
                 SELECT b.note FROM returned_verdicts b WHERE b.verdict_id = v.id ORDER BY b.id DESC LIMIT 1
+            ),
+            'returned_at', (
+                SELECT to_char(b.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') FROM returned_verdicts b
+                WHERE b.verdict_id = v.id AND b.answered_at IS NULL
             )
         ) ORDER BY v.id), '[]'::jsonb)
         FROM verdicts v JOIN users u ON u.id = v.critic_id
@@ -96,7 +107,10 @@ SELECT {REVIEW_JSON} AS body
 FROM reviews r JOIN candidate_sets s ON s.id = r.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 WHERE r.id = :review
 """  # noqa: S608 - constants only
-COUNT_OPEN_REVIEWS = "SELECT kind, count(*) FROM reviews WHERE project_id = :project AND state = 'open' GROUP BY kind"
+COUNT_OPEN_REVIEWS = """
+SELECT CASE WHEN state = 'open' THEN kind ELSE state END, count(*) FROM reviews
+WHERE project_id = :project AND state IN ('open', 'sent_back') GROUP BY 1
+"""
 
 
 def open_review(session: Session, verdict_id: int, kind: ReviewKind) -> None:
@@ -142,12 +156,12 @@ def list_reviews(
 
 
 def count_open_reviews(session: Session, actor: Actor, project: Project) -> dict[str, int]:
-    """The number of open reviews, by kind."""
+    """The number of open reviews, by kind, and of those that wait for a critic (`sent_back`)."""
     require(session, actor, project, Role.reviewer)
     found = {
         str(kind): int(count) for kind, count in session.execute(text(COUNT_OPEN_REVIEWS), {"project": project.id})
     }
-    return {kind.value: found.get(kind.value, 0) for kind in ReviewKind}
+    return {one.value: found.get(one.value, 0) for one in (*ReviewKind, ReviewState.sent_back)}
 
 
 def review_json(session: Session, review_id: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from app.errors import NotFound
 from app.models import Project, Role, RoundState
 from app.models.states import ACTIVE_ROUND_STATES
 from app.services.kernel.actors import Actor, require
+from app.services.quality.reviews import RETURNED_OF
 
 LOOK_BACK_DAYS = 90
 SATURDAY = 5
@@ -43,13 +44,15 @@ class RunningRound:
 class Glance:
     """A critic's pace, and where the project's loop is.
 
-    `fresh` counts the prompts that newly got an accepted rationale; `version` is the number of the active version.
+    `fresh` counts the prompts that newly got an accepted rationale; `version` is the number of the active version;
+    `returned` counts the critic's verdicts that a reviewer sent back and that wait for an answer.
     """
 
     pace: CriticPace
     fresh: int
     round: RunningRound | None
     version: int | None
+    returned: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ SELECT
     (
         SELECT count(*) FROM prompts f WHERE f.project_id = p.id AND f.fresh AND f.state NOT IN ('held', 'retired')
     ) AS fresh,
+    (SELECT count(*) FROM {RETURNED_OF.format(project="p.id")}) AS returned,
     r.number, r.state, r.progress, m.number AS version
 FROM projects p
 LEFT JOIN rounds r ON r.project_id = p.id AND r.state IN ({ACTIVE_STATES})
@@ -151,7 +155,7 @@ async def load_glance_in(transaction: Transaction, actor: Actor, project_id: int
 def glance_from(row: Row | RowMapping, progress: Mapping[str, Any]) -> Glance:
     """A row of `GLANCE`, with the progress of its round."""
     running = None if row["number"] is None else RunningRound(row["number"], RoundState(row["state"]), progress)
-    return Glance(CriticPace(row["today"], row["seconds"]), row["fresh"], running, row["version"])
+    return Glance(CriticPace(row["today"], row["seconds"]), row["fresh"], running, row["version"], row["returned"])
 
 
 def load_critic_day(session: Session, actor: Actor, project: Project) -> CriticDay:

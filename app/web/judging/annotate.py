@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from app.http.dependencies import JudgingPoolDep, SessionDep, sessions_of
 from app.models import Project, Role, VerdictKind
 from app.services.candidates import pools
-from app.services.judging import assignments, feed
+from app.services.judging import assignments, decide, feed
 from app.services.judging import claim as claims
 from app.services.kernel.actors import Actor, parse_id, project_role
 from app.services.projects import instructions, key_bindings, projects
@@ -22,7 +22,7 @@ from app.services.rounds import comparisons, rounds
 from app.web.access import Form, Me, Poster, SignedIn, enter_project, judged_project, text_of
 from app.web.accounts.sign_in import LAST_PROJECT, set_cookie
 from app.web.judging.empty import explain_empty
-from app.web.judging.judge import TEMPLATE, next_stage
+from app.web.judging.judge import TEMPLATE, find_returned, next_stage
 from app.web.judging.views import (
     Card,
     DayView,
@@ -70,15 +70,20 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
         today=feed.today_count(session, actor, project),
         round=f"Round {running.number} runs" if running else "",
         pairs=comparisons.pairs_for(session, actor, project),
+        returned=len(decide.list_returned(session, actor, project)),
     )
 
 
 @router.get("/annotate/{slug}")
 async def judge(request: Request, pool: JudgingPoolDep, slug: str, verdict: str = "") -> Response:
     """The page with the next prompt, or with an earlier verdict to change."""
+    earlier = None
+    if verdict:
+        async with pool.reading() as transaction:
+            who, project = await enter_project(request, transaction, slug)
+        earlier = await run_in_threadpool(earlier_card, request, who.actor, slug, verdict)
     async with pool.transaction() as transaction:
         who, project = await enter_project(request, transaction, slug)
-        earlier = await run_in_threadpool(earlier_card, request, who.actor, slug, verdict) if verdict else None
         stage = StageView(slug, earlier, None)
         if earlier is None:
             open_claims = await claims.list_open_claims(transaction, who.actor, project.id)
@@ -96,7 +101,8 @@ def earlier_card(request: Request, actor: Actor, slug: str, verdict: str) -> Car
         if line is None:
             return None
         claimed = assignments.get_assignment(session, actor, line.assignment_id)
-        return card_of(claimed, projects.settings_of(session, project), line)
+        returned = find_returned(session, actor, project, line.id)
+        return card_of(claimed, projects.settings_of(session, project), line, returned)
 
 
 def render_page(
@@ -168,6 +174,7 @@ def history(
     """The critic's own verdicts, optionally filtered by words or kind; each can be changed."""
     project = judged_project(session, who.actor, slug)
     size = 50
+    notes = {one["verdict"]: one["note"] for one in decide.list_returned(session, who.actor, project)}
     before = parse_id(cursor) if cursor else None
     only_kind = next((one for one in VerdictKind if one.value == kind), None)
     words = words.replace("\0", " ")[:200].strip()
@@ -182,7 +189,7 @@ def history(
         words=words,
         kind=only_kind.value if only_kind else "",
         kinds=tuple((one.value, KIND_WORDS[one]) for one in VerdictKind),
-        rows=tuple(history_row(line) for line in lines[:size]),
+        rows=tuple(history_row(line, notes.get(str(line.id), "")) for line in lines[:size]),
         next=str(lines[size - 1].id if len(lines) > size else floor or ""),
         searched=overviews.SEARCH_DEPTH if floor else 0,
     )
@@ -190,8 +197,8 @@ def history(
     return page("judging/history.html", shell=shell, view=view)
 
 
-def history_row(line: VerdictSummary) -> HistoryRow:
-    """A verdict's row in the list."""
+def history_row(line: VerdictSummary, asked: str) -> HistoryRow:
+    """A verdict's row in the list. `asked`: what a reviewer asked who sent it back."""
     own = (f"“{line.rationale}”",) if line.rationale else ()
     return HistoryRow(
         id=str(line.id),
@@ -204,4 +211,5 @@ def history_row(line: VerdictSummary) -> HistoryRow:
         said=(*line.picks, *own),
         lacks=tuple(sorted({tag for tags in line.tags.values() for tag in tags})),
         reason=line.reason,
+        asked=asked,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 from sqlalchemy.orm import Session
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +16,7 @@ from app.db.judging_pool import Transaction
 from app.errors import Conflict, DomainError, Forbidden, NotFound
 from app.http.dependencies import JudgingPoolDep, SessionDep, sessions_of, start_due_round
 from app.models import Project
-from app.services.judging import assignments
+from app.services.judging import assignments, decide
 from app.services.judging import claim as claims
 from app.services.judging.change import change as change_verdict
 from app.services.judging.give import give
@@ -100,8 +100,37 @@ def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Respon
     if not lines:
         raise NotFound("There is no earlier verdict of yours in this project.")
     claim = assignments.get_assignment(session, who.actor, lines[0].assignment_id)
-    view = StageView(project.slug, card_of(claim, settings, lines[0]), None)
+    returned = find_returned(session, who.actor, project, lines[0].id)
+    view = StageView(project.slug, card_of(claim, settings, lines[0], returned), None)
     return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=view)
+
+
+# Verdicts that a reviewer sent back
+
+
+def find_returned(session: Session, actor: Actor, project: Project, verdict_id: int) -> Mapping[str, str] | None:
+    """What a reviewer asked who sent this verdict of the critic back; None where nobody did."""
+    returned = decide.list_returned(session, actor, project)
+    return next((one for one in returned if one["verdict"] == str(verdict_id)), None)
+
+
+@router.get("/annotate/{slug}/returned")
+def show_returned(session: SessionDep, who: Me, slug: str) -> RedirectResponse:
+    """Redirect to the verdict that was sent back first, or to the next prompt if there is none."""
+    project = judged_project(session, who.actor, slug)
+    returned = decide.list_returned(session, who.actor, project)
+    query = f"?verdict={returned[0]['verdict']}" if returned else ""
+    return RedirectResponse(f"/annotate/{slug}{query}", status_code=303)
+
+
+@router.post("/annotate/{slug}/returned/{returned}/keep")
+def keep_returned(request: Request, session: SessionDep, who: Poster, slug: str, returned: str) -> Response:
+    """Let a verdict that was sent back stand. Responds with the new figures."""
+    project = judged_project(session, who.actor, slug)
+    decide.confirm_returned(session, who.actor, parse_id(returned))
+    glance = critic_day.load_glance(session, who.actor, project)
+    content = render_figures(request, who, ref_of(session, project), glance)
+    return Response(content, media_type="text/html", headers=NO_STORE)
 
 
 # Figures and leases

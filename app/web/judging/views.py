@@ -37,7 +37,10 @@ class CandidateView:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A prompt with its candidates. With `verdict_id`, that verdict is being changed."""
+    """A prompt with its candidates. With `verdict_id`, that verdict is being changed.
+
+    With `returned_id` a reviewer sent it back with the note `asked`.
+    """
 
     assignment_id: str
     prompt_id: str
@@ -51,6 +54,8 @@ class Card:
     blurred: bool = False
     before: str = ""
     judged_at: datetime | None = None
+    returned_id: str = ""
+    asked: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class Progress:
     line_value: float
     line_max: float
     line_label: str
+    returned: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,7 @@ class HistoryRow:
     said: tuple[str, ...]
     lacks: tuple[str, ...]
     reason: str | None
+    asked: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +193,7 @@ class ProjectRow:
     today: int
     round: str
     pairs: int
+    returned: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +203,13 @@ class ProjectsView:
     rows: tuple[ProjectRow, ...]
 
 
-def card_of(claim: Claim, settings: ProjectSettings, line: VerdictSummary | None = None) -> Card:
-    """The card of a claim, or of the verdict `line` on it."""
+def card_of(
+    claim: Claim,
+    settings: ProjectSettings,
+    line: VerdictSummary | None = None,
+    returned: Mapping[str, str] | None = None,
+) -> Card:
+    """The card of a claim, or of the verdict `line` on it, which a reviewer may have sent back."""
     picked = {str(pick) for pick in line.pick_ids} if line else set()
     prompt, candidates = claim.prompt, claim.candidates
     return Card(
@@ -219,6 +232,8 @@ def card_of(claim: Claim, settings: ProjectSettings, line: VerdictSummary | None
         blurred=settings.blur_images,
         before=KIND_WORDS[line.kind] if line else "",
         judged_at=line.at if line else None,
+        returned_id=returned["id"] if returned else "",
+        asked=returned["note"] if returned else "",
     )
 
 
@@ -246,6 +261,7 @@ def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> 
         line_value=value,
         line_max=top,
         line_label=label,
+        returned=glance.returned,
     )
 
 

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData
 
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
-from app.models import ReviewKind, Role, VerdictKind
+from app.models import ReviewKind, ReviewState, Role, VerdictKind
 from app.services.judging import decide
 from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.verdict_schema import candidate_id, parse_verdict
@@ -53,6 +53,7 @@ class ReviewVerdict:
     rationale: str
     comment: str
     note: str
+    returned_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +101,22 @@ def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str =
     """List open reviews, the oldest first."""
     frame = frame_of(request, session, who, slug, tab="Review", title="Review", need=Role.reviewer)
     wanted = next((one for one in ReviewKind if one.value == kind), None)
-    found = reviews.list_reviews(session, who.actor, frame.project, kind=wanted, limit=PAGE_SIZE, cursor=cursor or None)
+    state = ReviewState.sent_back if kind == ReviewState.sent_back else ReviewState.open
+    kind = kind if wanted or state is ReviewState.sent_back else ""
+    found = reviews.list_reviews(
+        session, who.actor, frame.project, state=state, kind=wanted, limit=PAGE_SIZE, cursor=cursor or None
+    )
     counts = reviews.count_open_reviews(session, who.actor, frame.project)
     view = ReviewsView(
         slug=slug,
-        kind=wanted.value if wanted else "",
+        kind=kind,
         kinds=(
-            ("", "All", sum(counts.values())),
+            ("", "All", sum(counts[one.value] for one in ReviewKind)),
             *((one.value, KIND_NAMES[one], counts[one.value]) for one in ReviewKind),
+            (ReviewState.sent_back.value, "Sent back", counts[ReviewState.sent_back.value]),
         ),
         cards=tuple(review_card(item, may_manage=frame.may_manage) for item in found.items),
-        next=f"?kind={wanted.value if wanted else ''}&cursor={found.next}" if found.next else "",
+        next=f"?kind={kind}&cursor={found.next}" if found.next else "",
         paused=tuple(standings.list_standings(session, who.actor, frame.project, paused=True)),
         may_manage=frame.may_manage,
     )
@@ -158,6 +164,7 @@ def review_verdict(said: Mapping[str, Any]) -> ReviewVerdict:
         rationale=said["rationale"] or "",
         comment=said["comment"] or "",
         note=said["note"] or "",
+        returned_at=datetime.fromisoformat(said["returned_at"]) if said["returned_at"] else None,
     )
 
 
