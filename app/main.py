@@ -22,12 +22,13 @@ from app.api.openapi import description
 from app.db import engine
 from app.db.judging_pool import JudgingPool
 from app.http import problems
-from app.http.dependencies import session_in_thread
+from app.http.dependencies import identify, session_in_thread
+from app.http.door import Door, HeadRequests, Hosts
+from app.http.forms import MAPPING_BYTES
 from app.http.gate import LARGEST_BODY, Gate, Kind, Places
 from app.http.headers import SecurityHeaders
 from app.http.live_pages import LivePageCache
 from app.http.metrics import RequestMetrics
-from app.http.storable import CHECK_REQUEST
 from app.settings import ROOT, Settings, get_settings
 from app.web import errors
 
@@ -60,22 +61,26 @@ def create_app() -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         max_body_size=LARGEST_BODY,
+        form_limits={"max_files": 2, "max_fields": 20, "max_part_size": MAPPING_BYTES},
         middleware=[
+            Middleware(HeadRequests),
             Middleware(SecurityHeaders),
             Middleware(RequestMetrics),
-            Middleware(Gate, places=places(settings), refuse=problems.refusal_response),
+            Middleware(Door, hosts=Hosts.of(settings), refuse=problems.refusal_response),
+            Middleware(Gate, places=places(settings), refuse=problems.refusal_response, identify=identify),
             Middleware(LivePageCache),
         ],
     )
     # Routes are tried in this order: those that critics use all day come first.
-    app.include_router(web.critics_router, include_in_schema=False, dependencies=CHECK_REQUEST)
-    app.include_router(api.router, prefix="/api/v1", dependencies=CHECK_REQUEST)
+    app.include_router(web.critics_router, include_in_schema=False)
+    app.include_router(api.router, prefix="/api/v1")
     app.include_router(health.router)
-    app.include_router(web.router, include_in_schema=False, dependencies=CHECK_REQUEST)
+    app.include_router(web.router, include_in_schema=False)
     # Only static files are compressed: a page holds its reader's tokens, which compression could leak.
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
     app.state.sessions = session_in_thread
     app.state.judging = JudgingPool(settings.database_url, size=engine.ASYNC_CONNECTIONS, wait=settings.gate_wait)
+    app.state.readiness = health.Readiness()
     problems.install(app, error_page=errors.render)
     app.openapi = lambda: description.describe(app)  # type: ignore[method-assign]
     return app
@@ -89,6 +94,8 @@ def places(settings: Settings) -> dict[Kind, Places]:
         "images": Places(engine.IMAGE_CONNECTIONS, 5 * settings.gate_wait),
         "uploads": Places(engine.UPLOAD_CONNECTIONS, 5 * settings.gate_wait),
         "streams": Places(engine.STREAM_SLOTS, 0.05, status=429),
+        "callers": Places(engine.CALLER_CONNECTIONS, settings.gate_wait),
+        "scrapes": Places(engine.SCRAPE_CONNECTIONS, settings.gate_wait),
     }
 
 

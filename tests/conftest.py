@@ -47,6 +47,7 @@ def data_dir() -> Iterator[Path]:
         patch.setenv("ILLUME_DATA_DIR", str(folder))
         patch.setenv("ILLUME_SECRET_KEY", "a key for tests only, long enough to sign with")
         patch.setenv("ILLUME_TORCH_THREADS", "1")
+        patch.setenv("ILLUME_HOSTS", "testserver")  # how test clients call it
         forget_settings()
         yield folder
     forget_settings()

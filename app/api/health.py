@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import time
 
 import redis
 from fastapi import APIRouter, Request
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.db.engine import get_engine
@@ -29,11 +32,37 @@ async def healthz() -> Json:
 
 
 @router.get("/readyz")
-def readyz() -> Json:
+async def readyz(request: Request) -> Json:
     """Readiness of the database and the broker; 503 if one of them cannot be reached."""
-    found = {"database": database_state(), "broker": broker_state()}
+    found: dict[str, str] = await request.app.state.readiness.states()
     ready = all(state == "ok" for state in found.values())
     return Json({"status": "ready" if ready else "not ready", **found}, status_code=200 if ready else 503)
+
+
+class Readiness:
+    """The states of what the server needs. One request at a time finds them out, for all that wait for it.
+
+    So however many strangers ask, one connection is enough.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._states: dict[str, str] = {}
+        self._began_at = 0.0
+
+    async def states(self) -> dict[str, str]:
+        """The state of the database and of the broker, found out since this was called."""
+        asked_at = time.monotonic()
+        async with self._lock:
+            if self._began_at < asked_at:
+                self._began_at = time.monotonic()
+                self._states = await run_in_threadpool(find_states)
+            return self._states
+
+
+def find_states() -> dict[str, str]:
+    """The state of the database and of the broker, at this moment."""
+    return {"database": database_state(), "broker": broker_state()}
 
 
 def database_state() -> str:

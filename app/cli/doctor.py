@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.terminal import at_least_one, data_dir_option, say
 from app.db import engine, migrations
-from app.processes.connect import connection_failure, services
+from app.processes.connect import connection_failure, services, use_kept_public_url
 from app.settings import ROOT, Settings, get_settings
 
 HEAVY = ("torch", "transformers", "peft")
@@ -44,6 +44,7 @@ def doctor(workers: int, *, skip_model: bool) -> int:
     """
     problems = 0
     with services():
+        use_kept_public_url(get_settings())
         for finding in examine(get_settings(), processes=workers, models=not skip_model):
             say(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}: {finding.detail}")
             if not finding.ok:
@@ -70,6 +71,7 @@ def examine(settings: Settings, *, processes: int = 1, models: bool = True) -> I
         lambda: check_migrations(settings),
         lambda: check_connections(settings, processes),
         lambda: check_broker(settings),
+        lambda: check_public_url(settings),
         check_web_imports,
     ]
     if models:
@@ -141,6 +143,17 @@ def check_broker(settings: Settings) -> Finding:
     except (redis.RedisError, ValueError) as error:
         return Finding("broker", False, str(error), "Start Redis, or correct ILLUME_REDIS_URL. Work waits until then.")
     return Finding("broker", True, f"Redis {version}")
+
+
+def check_public_url(settings: Settings) -> Finding:
+    """Which address links name, and whether cookies keep to https where people use it."""
+    if not settings.public_url:
+        return Finding("public URL", True, f"made at the first start of the server; until then {settings.address}")
+    if settings.public_url.startswith("https:") and not settings.secure_cookies:
+        remedy = "Set ILLUME_SECURE_COOKIES=true, so that browsers send cookies by https alone."
+        return Finding("public URL", False, f"{settings.public_url}, but cookies would go by http too", remedy)
+    proxies = settings.trusted_proxies or "none"
+    return Finding("public URL", True, f"{settings.public_url}; trusted proxies: {proxies}")
 
 
 def check_web_imports() -> Finding:

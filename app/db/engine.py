@@ -15,12 +15,16 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from app.settings import get_settings
 
-# Connections of a process beside the `pool_size` of its requests: for kinds with places of their own, and for health.
+# Connections of a process beside the `pool_size` of its requests: for kinds with places of their own, for health and
+# for scrapes of metrics. `CALLER_CONNECTIONS` find out who sends a large body before it is read.
 # A stream has one at its place and some that fetch its next pages. `JUDGING_CONNECTIONS` are those of the
 # event loop's own pool (`app/db/judging_pool.py`), for claims and verdicts.
 IMAGE_CONNECTIONS, UPLOAD_CONNECTIONS, STREAM_SLOTS, FETCHERS_PER_STREAM, JUDGING_CONNECTIONS = 2, 2, 2, 2, 8
-RESERVED_CONNECTIONS = UPLOAD_CONNECTIONS + STREAM_SLOTS * (1 + FETCHERS_PER_STREAM) + 1
-ASYNC_CONNECTIONS = JUDGING_CONNECTIONS + IMAGE_CONNECTIONS
+CALLER_CONNECTIONS = SCRAPE_CONNECTIONS = HEALTH_CONNECTIONS = 1
+RESERVED_CONNECTIONS = (
+    UPLOAD_CONNECTIONS + STREAM_SLOTS * (1 + FETCHERS_PER_STREAM) + SCRAPE_CONNECTIONS + HEALTH_CONNECTIONS
+)
+ASYNC_CONNECTIONS = JUDGING_CONNECTIONS + IMAGE_CONNECTIONS + CALLER_CONNECTIONS
 EXTRA_CONNECTIONS = RESERVED_CONNECTIONS + ASYNC_CONNECTIONS
 IDLE_SECONDS = 0.05
 """A connection that was idle for longer than this is pinged before it is used."""

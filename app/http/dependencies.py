@@ -19,7 +19,7 @@ from starlette.types import Scope as RequestScope
 from app.db.judging_pool import JudgingPool, Transaction
 from app.db.sessions import session_factory
 from app.errors import Unauthenticated
-from app.http import rate_limits
+from app.http import problems, rate_limits
 from app.models import Scope
 from app.services.accounts import credentials, sessions, users
 from app.services.judging.rows import start_round_if_due
@@ -162,6 +162,19 @@ async def authenticate_reader(request: Request, transaction: Transaction) -> Act
 
 
 JudgeDep = Annotated[Actor, Depends(get_judge, scope="function")]
+
+
+async def identify(request: Request) -> Actor:
+    """Return who sends a request by its headers alone, before its body is read.
+
+    Raises `Unauthenticated`, `TooMany`, and `Unavailable` where the database does not answer.
+    """
+    pool = await judging_pool(request)
+    try:
+        async with pool.transaction() as transaction:
+            return await authenticate_reader(request, transaction)
+    except DBAPIError as error:
+        raise problems.to_domain_error(error) or problems.DATABASE_UNREACHABLE from error
 
 
 def start_due_round(request: Request, project_id: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import secrets
@@ -12,16 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import psycopg
 
 from app.db import engine, sessions
 from app.processes.embedded import SERVICES_FILE, Embedded, InUse
 from app.processes.postgres_install import EmbeddedError
-from app.settings import Settings, get_settings
+from app.settings import Settings, get_settings, url_host
 from illume.files import write_text
 
 STARTING_SECONDS = 30.0
+PUBLIC_URL_FILE = "public.url"
 
 
 class Refused(RuntimeError):
@@ -111,22 +114,61 @@ def ensure_secret_key(settings: Settings) -> None:
     if settings.secret_key:
         return
     path = settings.data_dir / "secret.key"
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with writing_to(settings.data_dir):
         if not path.exists():
             write_text(path, secrets.token_urlsafe(48), private=True)
         set_environment({"ILLUME_SECRET_KEY": path.read_text().strip()})
+
+
+@contextlib.contextmanager
+def writing_to(data_dir: Path) -> Iterator[None]:
+    """Make the data directory for the block. Raises Refused where nothing can be written there."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise Refused(
-            f"The data directory {settings.data_dir} cannot be written to ({error.strerror}). "
+            f"The data directory {data_dir} cannot be written to ({error.strerror}). "
             "Choose another: --data-dir DIR, or ILLUME_DATA_DIR=DIR.",
             code=2,
         ) from error
 
 
+def ensure_public_url(settings: Settings, *, host: str, port: int) -> None:
+    """If the environment has no public URL, use the one in the data directory; made here at the first start.
+
+    One that only this machine can open follows the host and the port of each start. Raises Refused.
+    """
+    set_environment({"ILLUME_HOST": host, "ILLUME_PORT": str(port)})
+    if settings.public_url:
+        return
+    path = settings.data_dir / PUBLIC_URL_FILE
+    kept = path.read_text().strip() if path.exists() else ""
+    if not kept or is_loopback_url(kept):
+        kept = f"http://{url_host(host)}:{port}"
+        with writing_to(settings.data_dir):
+            write_text(path, f"{kept}\n")
+    set_environment({"ILLUME_PUBLIC_URL": kept})
+
+
+def use_kept_public_url(settings: Settings) -> None:
+    """If the environment has no public URL, use the one that the server made, if it has been started before."""
+    path = settings.data_dir / PUBLIC_URL_FILE
+    if not settings.public_url and path.exists():
+        set_environment({"ILLUME_PUBLIC_URL": path.read_text().strip()})
+
+
+def is_loopback_url(url: str) -> bool:
+    """Whether only this machine can open `url`."""
+    try:
+        return ipaddress.ip_address(urlsplit(url).hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
 def refuse_used_port(host: str, port: int) -> None:
     """Raise Refused if another process listens on `port` of `host`."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -13,12 +13,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.sessions import session_scope
 from app.services.kernel import workers
-from app.settings import Settings
+from app.settings import Settings, url_host
 
 
 def is_web_healthy(settings: Settings) -> bool:
     """Whether the web server answers, and reaches the database and the broker."""
-    return answers(f"http://127.0.0.1:{settings.port}/readyz")
+    return answers(f"http://{url_host(settings.host)}:{settings.port}/readyz")
 
 
 def answers(url: str) -> bool:

@@ -12,6 +12,8 @@ from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from app.processes.connections import BoundedConnection
+from app.settings import get_settings, names_in
 from illume.end_with_parent import watch_parent
 
 KEEP_ALIVE_SECONDS = 75
@@ -61,6 +63,8 @@ def server_config(*, host: str, port: int, processes: int = 1) -> ServerConfig:
         ws="none",
         timeout_graceful_shutdown=10,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        http=BoundedConnection,
+        forwarded_allow_ips=names_in(get_settings().trusted_proxies),
     )
 
 

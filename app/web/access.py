@@ -12,8 +12,8 @@ from starlette.datastructures import FormData
 
 from app.db.judging_pool import Transaction
 from app.errors import Forbidden, Unauthenticated
+from app.http import forms
 from app.http.dependencies import SESSION_COOKIE, SessionDep
-from app.http.storable import check_form
 from app.models import Project, Role
 from app.services.accounts import credentials, sessions
 from app.services.accounts.passwords import hash_secret
@@ -43,12 +43,18 @@ def signed_in(request: Request, session: SessionDep) -> SignedIn:
     return SignedIn(*found)
 
 
-async def read_form(request: Request) -> FormData:
-    """The fields of the request's form. Raises `Invalid`."""
-    return check_form(await request.form(max_files=0, max_fields=500))
+async def read_fields(request: Request) -> FormData:
+    """The fields of the request's form."""
+    return await forms.read_form(request)
 
 
-Form = Annotated[FormData, Depends(read_form)]
+async def read_credentials(request: Request) -> FormData:
+    """The fields of a form that strangers send."""
+    return await forms.read_form(request, fields=20, field_bytes=forms.CREDENTIAL_BYTES)
+
+
+Form = Annotated[FormData, Depends(read_fields)]
+StrangersForm = Annotated[FormData, Depends(read_credentials)]
 
 
 def sent_token(request: Request, form: FormData) -> str:

@@ -16,7 +16,14 @@ from sqlalchemy import text
 from app.cli.terminal import Say, data_dir_option, say
 from app.db import migrations
 from app.processes import health_checks
-from app.processes.connect import Refused, refuse_used_port, services, set_environment, until_stopped, wait_for_database
+from app.processes.connect import (
+    Refused,
+    ensure_public_url,
+    refuse_used_port,
+    services,
+    until_stopped,
+    wait_for_database,
+)
 from app.processes.embedded import Embedded, free_port
 from app.processes.supervise import GaveUp, Supervised, start_child, stop_all
 from app.settings import Settings, get_settings
@@ -42,8 +49,8 @@ def demo(port: int, *, no_browser: bool) -> int:
 def run(*, port: int, browser: bool, say: Say) -> int:
     """Run the demo until it is told to stop; port 0 takes a free one. Returns the exit code; raises Refused."""
     port = port or free_port()
-    set_environment({"ILLUME_HOST": "127.0.0.1", "ILLUME_PORT": str(port)})
     refuse_used_port("127.0.0.1", port)
+    ensure_public_url(get_settings(), host="127.0.0.1", port=port)
     with until_stopped() as stopping, services(share=False) as embedded:
         children: list[Supervised] = []
         try:

@@ -6,7 +6,7 @@ import click
 
 from app.cli.server.programs import report_health, run_beside
 from app.cli.terminal import at_least_one, data_dir_option, refuse_other_tables
-from app.processes.connect import refuse_used_port, services, until_stopped
+from app.processes.connect import ensure_public_url, refuse_used_port, services, until_stopped
 from app.settings import get_settings
 
 
@@ -25,8 +25,9 @@ def serve(host: str | None, port: int | None, workers: int, *, check: bool) -> i
     if check:
         return report_health(health_checks.is_web_healthy(get_settings()))
     settings = get_settings()
-    host, port = host or settings.host, settings.port if port is None else port
+    host, port = (host or settings.host).strip("[]"), settings.port if port is None else port
     refuse_used_port(host, port)
+    ensure_public_url(settings, host=host, port=port)
     with until_stopped() as stopping, services() as embedded:
         refuse_other_tables(get_settings())
         if embedded is not None:

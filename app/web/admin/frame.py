@@ -20,7 +20,6 @@ TABS = (
     ("Prompts", "/prompts"),
     ("Review", "/review"),
     ("Critics", "/critics"),
-    ("Export", "/export"),
     ("Settings", "/settings"),
 )
 

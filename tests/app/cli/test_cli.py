@@ -24,12 +24,12 @@ import psutil
 import pytest
 from sqlalchemy import func, select
 
-from app.cli import main
+from app.cli import doctor, main
 from app.cli import round as tuning_round
 from app.models import Project, Round, RoundState, Split
 from app.processes.connect import forget_settings
 from app.processes.embedded import SERVICES_FILE, free_port
-from app.settings import ROOT
+from app.settings import ROOT, Settings
 from app.web.words import round_words
 from illume.end_with_parent import signal_on_parent_end
 from tests import factories as make
@@ -518,7 +518,16 @@ class TestDoctor:
         done = run("doctor", "--skip-model")
         assert done.returncode == 0, done.stdout
         checked = [line[9:].split(":")[0] for line in done.stdout.splitlines()]
-        assert checked == ["data directory", "database", "migrations", "connections", "broker", "web process"]
+        expected = ["data directory", "database", "migrations", "connections", "broker", "public URL", "web process"]
+        assert checked == expected
+
+    def test_it_shows_the_public_url(self) -> None:
+        url = "https://illume.example.org"
+        found = doctor.check_public_url(Settings(public_url=url))
+        assert (found.ok, url in found.detail) == (False, True)
+        assert "ILLUME_SECURE_COOKIES=true" in found.remedy
+        found = doctor.check_public_url(Settings(public_url=url, secure_cookies=True, trusted_proxies="10.0.0.0/8"))
+        assert (found.ok, found.detail) == (True, f"{url}; trusted proxies: 10.0.0.0/8")
 
     def test_what_is_wrong_is_named_with_what_to_do(self, run: Run, database_url: str) -> None:
         none = database_url.replace("/illume?", "/postgres?")

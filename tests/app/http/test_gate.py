@@ -8,11 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.http.gate import LARGEST_BODY, SMALL_BODY, Gate, Kind, Places, kind_of
+from app.errors import Unauthenticated
+from app.http import bodies
+from app.http.gate import LARGEST_BODY, LARGEST_IMPORT, SMALL_BODY, Gate, Kind, Places, kind_of
+from app.http.minimum_rate import MinimumRate
 from app.services.kernel import traffic
 
 
@@ -20,8 +24,15 @@ def refuse(_: Request, status: int, detail: str) -> Response:
     return PlainTextResponse(detail, status_code=status)
 
 
+async def identify(request: Request) -> object:
+    """Knows who sends a cookie."""
+    if "cookie" not in request.headers:
+        raise Unauthenticated("Sign in.")
+    return request.headers["cookie"]
+
+
 def places(**sizes: int) -> dict[Kind, Places]:
-    kinds: tuple[Kind, ...] = ("requests", "images", "uploads", "streams")
+    kinds: tuple[Kind, ...] = ("requests", "judging", "images", "uploads", "streams", "callers", "scrapes")
     return {kind: Places(sizes.get(kind, 1), 0.05, status=429 if kind == "streams" else 503) for kind in kinds}
 
 
@@ -78,6 +89,7 @@ class TestKindOf:
         [
             ("GET", "/static/app.css", None),
             ("GET", "/healthz", None),
+            ("GET", "/metrics", "scrapes"),
             ("GET", "/api/v1/images/abc", "images"),
             ("POST", "/api/v1/images", "requests"),
             ("GET", "/api/v1/projects/x/dataset", "streams"),
@@ -89,16 +101,19 @@ class TestKindOf:
         assert kind_of(scope(path, method)) == kind
 
     def test_uploads_by_size(self) -> None:
-        assert kind_of(scope(method="POST", content_length=str(SMALL_BODY))) == "requests"
-        assert kind_of(scope(method="POST", content_length=str(SMALL_BODY + 1))) == "uploads"
-        assert kind_of(scope(method="POST", transfer_encoding="chunked")) == "uploads"
+        path = "/api/v1/images"
+        assert kind_of(scope(path, "POST", content_length=str(SMALL_BODY))) == "requests"
+        assert kind_of(scope(path, "POST", content_length=str(SMALL_BODY + 1))) == "uploads"
+        assert kind_of(scope(path, "POST", transfer_encoding="chunked")) == "uploads"
+        assert kind_of(scope("/sign-in", "POST", transfer_encoding="chunked")) == "requests"
+        assert kind_of(scope("/admin/projects/x/prompts", transfer_encoding="chunked")) == "requests"
 
 
 class TestGate:
     def test_no_more_than_its_places(self) -> None:
         async def test() -> None:
             work = Work()
-            gate = Gate(work, places=places(requests=3), refuse=refuse)
+            gate = Gate(work, places=places(requests=3), refuse=refuse, identify=identify)
             asking = [asyncio.create_task(ask(gate, scope())) for _ in range(3)]
             await asyncio.sleep(0)
             late = await ask(gate, scope())
@@ -114,7 +129,7 @@ class TestGate:
     def test_others_are_not_held_up(self) -> None:
         async def test() -> None:
             work = Work()
-            gate = Gate(work, places=places(), refuse=refuse)
+            gate = Gate(work, places=places(), refuse=refuse, identify=identify)
             asking = [
                 asyncio.create_task(ask(gate, scope(path)))
                 for path in ("/", "/api/v1/images/abc", "/api/v1/projects/x/dataset", "/healthz", "/healthz")
@@ -134,7 +149,7 @@ class TestGate:
         async def test() -> None:
             work = Work()
             work.begin.set()
-            gate = Gate(work, places=places(), refuse=refuse)
+            gate = Gate(work, places=places(), refuse=refuse, identify=identify)
             slow = asyncio.create_task(ask(gate, scope()))
             await asyncio.sleep(0)
             other = asyncio.create_task(ask(gate, scope()))
@@ -149,7 +164,7 @@ class TestGate:
             work = Work()
             work.begin.set()
             work.end.set()
-            gate = Gate(work, places=places(), refuse=refuse)
+            gate = Gate(work, places=places(), refuse=refuse, identify=identify)
             rest = asyncio.Event()
 
             async def dribble() -> Message:
@@ -168,7 +183,7 @@ class TestGate:
 
     def test_who_leaves_while_sending_is_forgotten(self) -> None:
         async def test() -> None:
-            gate = Gate(Work(), places=places(), refuse=refuse)
+            gate = Gate(Work(), places=places(), refuse=refuse, identify=identify)
 
             async def gone() -> Message:
                 return {"type": "http.disconnect"}
@@ -179,8 +194,13 @@ class TestGate:
 
     def test_a_body_that_is_too_long_is_not_read(self) -> None:
         async def test() -> None:
-            gate = Gate(Work(), places=places(), refuse=refuse)
-            assert await ask(gate, scope(method="POST", content_length=str(LARGEST_BODY + 1))) == 413
+            gate = Gate(Work(), places=places(), refuse=refuse, identify=identify)
+            for path, largest in (
+                ("/sign-in", SMALL_BODY),
+                ("/api/v1/images", LARGEST_BODY),
+                ("/api/v1/projects/x/imports", LARGEST_IMPORT),
+            ):
+                assert await ask(gate, scope(path, "POST", content_length=str(largest + 1))) == 413
 
         run(test)
 
@@ -189,7 +209,7 @@ class TestGate:
             async def fail(_scope: Scope, _receive: Receive, _send: Send) -> None:
                 raise RuntimeError("inside")
 
-            gate = Gate(fail, places=places(), refuse=refuse)
+            gate = Gate(fail, places=places(), refuse=refuse, identify=identify)
             for _ in range(3):
                 with pytest.raises(RuntimeError, match="inside"):
                     await ask(gate, scope())
@@ -201,7 +221,7 @@ class TestGate:
             async def echo(scope: Scope, receive: Receive, send: Send) -> None:
                 await PlainTextResponse(await Request(scope, receive).body())(scope, receive, send)
 
-            gate = Gate(echo, places=places(), refuse=refuse)
+            gate = Gate(echo, places=places(), refuse=refuse, identify=identify)
             parts = [b"one ", b"two"]
             sent: list[Message] = []
 
@@ -213,5 +233,146 @@ class TestGate:
 
             await gate(scope(method="POST", content_length="7"), receive, collect)
             assert b"".join(message.get("body", b"") for message in sent) == b"one two"
+
+        run(test)
+
+
+async def receive_nothing() -> Message:
+    """The body of a client that sends nothing more."""
+    await asyncio.Event().wait()
+    raise AssertionError("nothing was to come")
+
+
+class Reading:
+    """An application that reads its body, and says when it has begun to and when it is through."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.done = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begun += 1
+        body = await Request(scope, receive).body()
+        self.done += 1
+        await PlainTextResponse(str(len(body)))(scope, receive, send)
+
+
+def upload(**headers: str) -> Scope:
+    return scope("/api/v1/images", "POST", content_length=str(SMALL_BODY + 1), **headers)
+
+
+class TestUploads:
+    def test_nothing_is_read_from_a_stranger(self) -> None:
+        async def test() -> None:
+            work = Reading()
+            gate = Gate(work, places=places(), refuse=refuse, identify=identify)
+            assert await ask(gate, upload(), receive_nothing) == 401
+            chunked = scope("/admin/projects/x/imports", "POST", transfer_encoding="chunked")
+            assert await ask(gate, chunked, receive_nothing) == 401
+            assert work.begun == 0
+
+        run(test)
+
+    def test_stalled_uploads_hold_no_place(self) -> None:
+        async def test() -> None:
+            work = Reading()
+            gate = Gate(work, places=places(), refuse=refuse, identify=identify)
+            stalled = [asyncio.create_task(ask(gate, upload(cookie="a"), receive_nothing)) for _ in range(5)]
+            await asyncio.sleep(0.01)
+            assert work.begun == 5
+            assert await ask(gate, upload(cookie="a")) == 200
+            for one in stalled:
+                one.cancel()
+            await asyncio.gather(*stalled, return_exceptions=True)
+            assert await ask(gate, upload(cookie="a")) == 200
+
+        run(test)
+
+    def test_a_place_is_needed_once_the_body_is_there(self) -> None:
+        async def test() -> None:
+            work = Work()
+
+            async def read_and_work(scope: Scope, receive: Receive, send: Send) -> None:
+                try:
+                    await Request(scope, receive).body()
+                except HTTPException as error:
+                    await PlainTextResponse("", status_code=error.status_code)(scope, receive, send)
+                    return
+                await work(scope, receive, send)
+
+            gate = Gate(read_and_work, places=places(), refuse=refuse, identify=identify)
+            first = asyncio.create_task(ask(gate, upload(cookie="a")))
+            await asyncio.sleep(0)
+            assert await ask(gate, upload(cookie="b")) == 503
+            work.begin.set()
+            work.end.set()
+            assert await first == 200
+            assert await ask(gate, upload(cookie="b")) == 200
+
+        run(test)
+
+
+class TestArrivals:
+    @pytest.mark.parametrize(
+        ("what", "limit"),
+        [
+            (upload(cookie="a"), bodies.UPLOADS_PER_ADDRESS),
+            (scope("/sign-in", "POST", content_length="9"), bodies.BODIES_PER_ADDRESS),
+            (scope("/sign-in", "POST", transfer_encoding="chunked"), bodies.BODIES_PER_ADDRESS),
+        ],
+    )
+    def test_an_address_has_a_few_at_a_time(self, what: Scope, limit: int) -> None:
+        async def test() -> None:
+            gate = Gate(Reading(), places=places(), refuse=refuse, identify=identify)
+            here, there = {**what, "client": ("192.0.2.1", 1)}, {**what, "client": ("192.0.2.2", 1)}
+            stalled = [asyncio.create_task(ask(gate, here, receive_nothing)) for _ in range(limit)]
+            await asyncio.sleep(0.01)
+            assert await ask(gate, here) == 429
+            assert await ask(gate, there) == 200
+            for one in stalled:
+                one.cancel()
+            await asyncio.gather(*stalled, return_exceptions=True)
+            assert await ask(gate, here) == 200
+
+        run(test)
+
+    def test_a_small_body_without_end_is_given_up(self) -> None:
+        async def test() -> None:
+            gate = Gate(Reading(), places=places(), refuse=refuse, identify=identify)
+
+            async def more() -> Message:
+                return {"type": "http.request", "body": b"x" * SMALL_BODY, "more_body": True}
+
+            chunked = scope("/sign-in", "POST", transfer_encoding="chunked")
+            assert await ask(gate, chunked, more) == 413
+
+        run(test)
+
+
+class TestMinimumRate:
+    def test_waiting_spends_credit_and_bytes_earn_it(self) -> None:
+        rate = MinimumRate(rate=100, grace=10)
+        assert rate.allowance() == 10
+        assert rate.allowance(500) == 15
+        rate.moved(200, 8)
+        assert rate.allowance() == 4
+        rate.moved(10_000, 1)
+        assert rate.allowance() == 10, "credit is not saved for a long pause"
+        for _ in range(20):
+            rate.moved(50, 1)
+        assert rate.allowance() == 0, "half the rate is too slow in the long run"
+
+    def test_a_sender_that_pauses_is_refused(self) -> None:
+        async def test() -> None:
+            first = iter([{"type": "http.request", "body": b"x" * 10, "more_body": True}])
+
+            async def receive() -> Message:
+                return next(first, None) or await receive_nothing()
+
+            receiving = bodies.timed(receive, MinimumRate(rate=1000, grace=0.01))
+            assert (await receiving())["body"] == b"x" * 10
+            with pytest.raises(HTTPException) as caught:
+                await receiving()
+            assert (caught.value.status_code, caught.value.headers) == (408, {"Connection": "close"})
 
         run(test)

@@ -11,13 +11,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
-from app.processes import serving
-from app.settings import ROOT
+from app.processes import connect, serving
+from app.processes.connect import forget_settings
+from app.settings import ROOT, Settings
 from tests.conftest import CommittedDatabase
 
 PATIENCE = 120.0
@@ -33,7 +36,61 @@ class TestSocket:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
+class TestPublicUrl:
+    @pytest.fixture
+    def settings(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Settings]]:
+        """Makes the settings of a start with these variables, in a data directory of the test's own."""
+        for name in ("ILLUME_HOST", "ILLUME_PORT", "ILLUME_PUBLIC_URL"):
+            monkeypatch.setenv(name, "")  # so that it is what it was after the test
+            monkeypatch.delenv(name)
+
+        def start(host: str = "127.0.0.1", port: int = 8000, **variables: str) -> Settings:
+            os.environ.pop("ILLUME_PUBLIC_URL", None)
+            first = Settings(data_dir=tmp_path, **variables)  # type: ignore[arg-type]
+            connect.ensure_public_url(first, host=host, port=port)
+            return Settings(data_dir=tmp_path, **variables)  # type: ignore[arg-type]
+
+        yield start
+        forget_settings()
+
+    def test_it_is_made_at_the_first_start_and_kept(self, settings: Callable[..., Settings], tmp_path: Path) -> None:
+        assert settings("::", 8000).address == "http://[::1]:8000"
+        assert settings("127.0.0.1", 8001).address == "http://127.0.0.1:8001", (
+            "only this machine knows it: it follows the port"
+        )
+        assert settings("192.0.2.7", 80).address == "http://192.0.2.7:80"
+        assert settings("127.0.0.1", 9000).address == "http://192.0.2.7:80"  # people have links to it
+        assert (tmp_path / connect.PUBLIC_URL_FILE).read_text() == "http://192.0.2.7:80\n"
+
+    def test_the_environment_names_it(self, settings: Callable[..., Settings], tmp_path: Path) -> None:
+        assert settings(public_url="https://illume.example.org/").address == "https://illume.example.org"
+        assert not (tmp_path / connect.PUBLIC_URL_FILE).exists()
+
+    @pytest.mark.parametrize(
+        "url", ["illume.example.org", "ftp://example.org", "https://example.org/illume", "https://"]
+    )
+    def test_what_is_no_address_is_refused(self, url: str) -> None:
+        with pytest.raises(ValidationError, match="without a path"):
+            Settings(public_url=url)
+
+    @pytest.mark.parametrize("text", ["nonsense", "10.0.0.1/8", "*"])
+    def test_what_is_no_network_is_refused(self, text: str) -> None:
+        with pytest.raises(ValidationError):
+            Settings(trusted_proxies=text)
+
+
 class TestServe:
+    def test_it_listens_on_ipv6(self, committed_db: CommittedDatabase, tmp_path: Path) -> None:
+        port, server = started(committed_db, tmp_path, 1, ILLUME_HOST="[::1]")
+        try:
+            wait_for(port, server, tmp_path / LOG, host="[::1]")
+            command = [sys.executable, "-m", "app.cli", "serve", "--check"]
+            environment = {**os.environ, "ILLUME_HOST": "::1", "ILLUME_PORT": str(port)}
+            assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+        finally:
+            server.kill()
+            server.wait()
+
     @pytest.mark.parametrize("processes", [1, 2])
     def test_it_answers_and_stops_when_told(
         self, committed_db: CommittedDatabase, tmp_path: Path, processes: int
@@ -72,23 +129,25 @@ class TestServe:
                     one.kill()
 
 
-def started(database: CommittedDatabase, folder: Path, processes: int) -> tuple[int, subprocess.Popen[bytes]]:
+def started(
+    database: CommittedDatabase, folder: Path, processes: int, **variables: str
+) -> tuple[int, subprocess.Popen[bytes]]:
     """A web server that is starting: its port, and its process, which logs to `LOG` in `folder`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--workers", str(processes)]
-    environment = {**os.environ, "ILLUME_DATABASE_URL": database.url}
+    environment = {**os.environ, "ILLUME_DATABASE_URL": database.url, **variables}
     with (folder / LOG).open("wb") as file:
         return port, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
 
 
-def wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(port: int, server: subprocess.Popen[bytes], log: Path, *, host: str = "127.0.0.1") -> None:
     """Wait until the server says that it is ready."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{host}:{port}/readyz", timeout=10) as answer:
                 assert answer.status == 200
                 return
         except (urllib.error.URLError, OSError):

@@ -18,6 +18,7 @@ from app.models import LinkPurpose, OneTimeLink, Role, Scope, Token, User
 from app.services.accounts import one_time_links, users
 from app.services.kernel.actors import Actor, parse_id, require_admin
 from app.services.projects import projects
+from app.settings import get_settings
 from app.web.access import Form, Me, Poster, SignedIn, text_of, texts_of
 from app.web.admin.frame import back_to
 from app.web.forms import Field
@@ -219,14 +220,14 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Respo
         session.rollback()
         typed = UserForm(email, role, slugs, error.detail, error.field)
         return list_page(request, session, who, typed, status=error.status)
-    secret = show_link(request, session, who.actor, person, LinkPurpose.invitation)
+    secret = show_link(session, who.actor, person, LinkPurpose.invitation)
     return list_page(request, session, who, UserForm(projects=slugs), secret=secret, status=201)
 
 
-def show_link(request: Request, session: Session, actor: Actor, person: User, purpose: LinkPurpose) -> Secret:
+def show_link(session: Session, actor: Actor, person: User, purpose: LinkPurpose) -> Secret:
     """Make a one-time link for a person, to be shown once."""
     _, plain = one_time_links.make_link(session, actor, person.id, purpose)
-    return Secret(LINK_TITLES[purpose].format(person.email), f"{request.base_url}account/link/{plain}")
+    return Secret(LINK_TITLES[purpose].format(person.email), f"{get_settings().address}/account/link/{plain}")
 
 
 # One person
@@ -315,7 +316,7 @@ def make_link(request: Request, session: SessionDep, who: Poster, user_id: str) 
     """Make a link with which a person chooses a password. Their current password works until then."""
     person = find_person(session, who, user_id)
     purpose = LinkPurpose.invitation if person.password_hash is None else LinkPurpose.password
-    secret = show_link(request, session, who.actor, person, purpose)
+    secret = show_link(session, who.actor, person, purpose)
     return user_page(request, session, who, person, secret=secret, status=201)
 
 

@@ -14,8 +14,8 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.errors import Conflict, Invalid, NotFound
 from app.http.dependencies import SessionDep
+from app.http.forms import read_form
 from app.http.gate import LARGEST_IMPORT
-from app.http.storable import check_form
 from app.models import Import, ImportProblem, ImportState, Role, Split
 from app.services.imports import imports
 from app.services.imports import templates as import_templates
@@ -93,9 +93,9 @@ class ImportView:
 
 async def read_upload(request: Request) -> AsyncIterator[FormData]:
     """The fields of a form with files. The files are closed after the request."""
-    form = await request.form(max_files=2, max_fields=50)
+    form = await read_form(request, files=2, fields=50)
     try:
-        yield check_form(form)
+        yield form
     finally:
         await form.close()
 

@@ -14,12 +14,12 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.errors import Conflict, DomainError, Invalid, NotFound, TooLarge
 from app.http.dependencies import SessionDep
-from app.http.storable import check_form
+from app.http.forms import read_form
 from app.models import Prompt, Role, Split
 from app.services.kernel.actors import parse_id
 from app.services.prompts import images, prompts
 from app.services.prompts.prompts import parse_prompt
-from app.web.access import Form, Me, Poster, SignedIn, check_form_token, text_of
+from app.web.access import Me, SignedIn, check_form_token, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.forms import Field
 from app.web.rendering import page
@@ -27,6 +27,8 @@ from app.web.rendering import page
 router = APIRouter()
 TEMPLATE = "admin/prompts/prompt_form.html"
 MAX_IMAGES = 16
+FIELD_BYTES = 512 * 1024
+"""The longest field: 100 reference rationales of 4,000 characters, one on each line."""
 NAMES = ("question", "answer", "split", "external_id", "references", "priority", "metadata")
 
 
@@ -46,9 +48,12 @@ class PromptFormView:
 
 
 async def read_upload(request: Request) -> AsyncIterator[FormData]:
-    """The fields of a form with images. The files are closed after the request."""
-    async with request.form(max_files=MAX_IMAGES, max_fields=50) as form:
-        yield check_form(form)
+    """The fields of a prompt's form, with its images. The files are closed after the request."""
+    form = await read_form(request, files=MAX_IMAGES, fields=50, field_bytes=FIELD_BYTES)
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 Upload = Annotated[FormData, Depends(read_upload)]
@@ -216,7 +221,7 @@ def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_
 
 
 @router.post("/projects/{slug}/prompts/{prompt_id}/edit")
-def change(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> Response:
+def change(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str, prompt_id: str) -> Response:
     """Change a prompt. Question, answer and split are fixed once it has candidates."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Role.reviewer)
     prompt = find(session, who, frame, prompt_id)

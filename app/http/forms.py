@@ -1,0 +1,127 @@
+"""Reading forms: UTF-8 alone, fields no longer than a form needs, and large ones off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from app.errors import Invalid, TooLarge
+
+MAX_FIELDS = 500
+CREDENTIAL_BYTES = 8 * 1024
+"""The longest field of a form that strangers send: an address, or a password of 1,000 characters."""
+FIELD_BYTES = 96 * 1024
+"""The longest field of a form: instructions of 20,000 characters of any script."""
+MAPPING_BYTES = 128 * 1024
+"""The longest field of forms that FastAPI reads: a mapping of 100,000 characters."""
+LARGE_FORM = 16 * 1024
+"""A form of more bytes is read in a thread."""
+NOT_UTF8 = "{}: is not UTF-8."
+
+
+async def read_form(
+    request: Request, *, files: int = 0, fields: int = MAX_FIELDS, field_bytes: int = FIELD_BYTES
+) -> FormData:
+    """Return the fields of the request's form, and its files, which the caller closes.
+
+    Raises `Invalid` for a text that is not UTF-8, `TooLarge` for too many or too long fields, and `HTTPException` for a
+    form that cannot be read.
+    """
+    kind, _ = parse_options_header(request.headers.get("content-type"))
+    if kind == b"multipart/form-data":
+        return await read_multipart(request, files=files, fields=fields, field_bytes=field_bytes)
+    if kind == b"application/x-www-form-urlencoded":
+        body = await request.body()
+        if len(body) > LARGE_FORM:
+            return await run_in_threadpool(parse_query, body, fields, field_bytes)
+        return parse_query(body, fields, field_bytes)
+    return FormData()
+
+
+def parse_query(body: bytes, fields: int, field_bytes: int) -> FormData:
+    """Parse a form in the encoding of query strings. Raises `Invalid`, `TooLarge`."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise Invalid("The form is not UTF-8.") from error
+    if text.count("&") >= fields:
+        raise TooLarge(f"The form has over {fields} fields.")
+    found: list[tuple[str, str | UploadFile]] = []
+    for name, value in parse_qsl(text, keep_blank_values=True, encoding="utf-8", errors="surrogateescape"):
+        for part in (name, value):
+            check_field(name, part, field_bytes)
+        found.append((name, value))
+    return FormData(found)
+
+
+def check_field(name: str, text: str, field_bytes: int) -> None:
+    """Raise `Invalid` for a text that is not UTF-8, `TooLarge` for one of over `field_bytes` bytes."""
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        raise Invalid(NOT_UTF8.format(printable(name)), field=printable(name)) from error
+    if size > field_bytes:
+        raise too_long(name, field_bytes)
+
+
+def too_long(name: str, field_bytes: int) -> TooLarge:
+    """The error for a field that is too long."""
+    return TooLarge(f"{printable(name)}: has over {field_bytes >> 10} kB.", field=printable(name))
+
+
+def printable(name: str) -> str:
+    """A field's name, short and valid Unicode."""
+    return name[:100].encode(errors="replace").decode()
+
+
+async def read_multipart(request: Request, *, files: int, fields: int, field_bytes: int) -> FormData:
+    """Read a form of parts. Raises as `read_form` does."""
+
+    def parser_of(pieces: AsyncIterator[bytes]) -> Utf8Parser:
+        stream = (piece async for piece in pieces)
+        return Utf8Parser(request.headers, stream, max_files=files, max_fields=fields, max_part_size=field_bytes)
+
+    try:
+        if files:
+            return await parser_of(request.stream()).parse()
+        body = await request.body()
+        if len(body) > LARGE_FORM:
+            return await run_in_threadpool(lambda: asyncio.run(parser_of(pieces_of(body)).parse()))
+        return await parser_of(pieces_of(body)).parse()
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from error
+
+
+async def pieces_of(body: bytes) -> AsyncIterator[bytes]:
+    """A body that is there already, as a stream."""
+    yield body
+
+
+class Utf8Parser(MultiPartParser):
+    """Starlette's parser, except that it takes no text that is not UTF-8, and names a field that is too long."""
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        """Take a piece of a part. Raises `TooLarge`."""
+        part = self._current_part
+        if part.file is None and len(part.data) + end - start > self.max_part_size:
+            raise too_long(part.field_name, self.max_part_size)
+        super().on_part_data(data, start, end)
+
+    def on_part_end(self) -> None:
+        """End a part. Raises `Invalid`."""
+        part = self._current_part
+        if part.file is not None:
+            super().on_part_end()
+            return
+        try:
+            self.items.append((part.field_name, part.data.decode()))
+        except UnicodeDecodeError as error:
+            raise Invalid(NOT_UTF8.format(printable(part.field_name)), field=printable(part.field_name)) from error

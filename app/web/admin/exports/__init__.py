@@ -1,1 +1,0 @@
-"""Pages of exports: a project's data set with its preview, and snapshots."""
