@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -10,6 +11,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app.errors import Invalid
 from app.http.dependencies import ActorDep, SessionDep
+from app.http.ranges import stored_file
 from app.models import Role, Split
 from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan
@@ -18,10 +20,9 @@ from app.services.exports.plan import ExportPlan, ExportRequest
 from app.services.exports.shapes import Format, Shape, Task, dataset_info
 from app.services.kernel.actors import parse_id
 from app.services.kernel.paging import MAX_LIMIT
-from app.services.kernel.store import get_store
-from app.services.kernel.text_rules import Time
 from app.services.projects import projects
 from app.services.rounds import snapshot_records, snapshots
+from app.settings import get_settings
 
 router = APIRouter(tags=["datasets"])
 NDJSON = "application/x-ndjson"
@@ -57,7 +58,7 @@ def dataset_filters(
     round: Annotated[str | None, Query(description="A round's id: the verdicts in its snapshot")] = None,  # noqa: A002
     version: Annotated[str | None, Query(description="The id of the version that wrote the candidates")] = None,
     critic: Annotated[str | None, Query(description="A pseudonym, an id, or 'me'")] = None,
-    since: Time | None = None,
+    since: datetime | None = None,
     split: Split | None = None,
     snapshot: Annotated[str | None, Query(description="A snapshot's id")] = None,
 ) -> ExportRequest:
@@ -158,9 +159,8 @@ def get_dataset(
         page, following = plan.read_page(export, limit)
         if following is not None:
             headers["Illume-Next-Cursor"] = following
-            headers["Link"] = (
-                f'<{request.url.include_query_params(cursor=following).remove_query_params("after")}>; rel="next"'
-            )
+            page_url = request.url.include_query_params(cursor=following).remove_query_params("after")
+            headers["Link"] = f'<{get_settings().address}{page_url.path}?{page_url.query}>; rel="next"'
     make = parquet_answer if encoding.kind == "parquet" else text_answer
     return make(export, encoding, headers, page)
 
@@ -232,16 +232,19 @@ def get_features(
 
 @router.get("/snapshots/{snapshot_id}/download", response_class=StreamingResponse, responses=UNCHANGED)
 def download_snapshot(
-    session: SessionDep, actor: ActorDep, snapshot_id: str, if_none_match: Annotated[str | None, Header()] = None
+    request: Request,
+    session: SessionDep,
+    actor: ActorDep,
+    snapshot_id: str,
+    if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The file of a snapshot: its settings, then the rows a round trains on or is scored on. Always the same bytes."""
     found = snapshots.get_snapshot(session, actor, parse_id(snapshot_id))
     key = found.file_key or found.sha256
-    headers = {"ETag": f'"{key}"', "Cache-Control": "private, no-cache"}
-    if etag_matches(if_none_match, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    headers["Content-Disposition"] = f'attachment; filename="snapshot-{found.number}.jsonl"'
-    return StreamingResponse(get_store().read_chunks(key), media_type=NDJSON, headers=headers)
+    etag = f'"{key}"'
+    if etag_matches(if_none_match, etag):
+        return Response(status_code=304, headers={"ETag": etag})
+    return stored_file(request.headers, key, etag=etag, name=f"snapshot-{found.number}.jsonl", media_type=NDJSON)
 
 
 @router.get(

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from app.api.schemas import ImageOut, image_url
 from app.errors import Invalid
 from app.http.dependencies import ActorDep, JudgingPoolDep, SessionDep, authenticate_reader, bearer_scheme
+from app.http.ranges import find_part
 from app.models import Image
 from app.services.kernel.store import get_store
 from app.services.prompts import images
@@ -57,4 +58,6 @@ async def get_image(
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     data = await run_in_threadpool(get_store().read_bytes, sha256)
-    return Response(data, media_type=media_type, headers=headers)
+    part = find_part(request.headers, size=len(data), etag=headers["ETag"])
+    content = data[part.start : part.stop]
+    return Response(content, status_code=part.status, media_type=media_type, headers={**headers, **part.headers})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
 from app.api.schemas import LeftOut, Limit, ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
 from app.errors import NotFound
 from app.http.dependencies import ActorDep, SessionDep
+from app.http.ranges import stored_file
 from app.models import ModelVersion, Project, Role, Round, RoundTrigger, Snapshot
 from app.services.kernel.actors import parse_id
 from app.services.kernel.paging import slice_page
@@ -151,16 +152,14 @@ def activate_version(session: SessionDep, actor: ActorDep, version_id: str) -> V
 
 
 @router.get("/versions/{version_id}/adapter", response_class=StreamingResponse)
-def get_adapter(session: SessionDep, actor: ActorDep, version_id: str) -> StreamingResponse:
+def get_adapter(request: Request, session: SessionDep, actor: ActorDep, version_id: str) -> StreamingResponse:
     """A version's adapter as a tar archive that peft loads once it is unpacked. Needs the role reviewer."""
     version, key = versions.adapter_of(session, actor, parse_id(version_id))
     if not get_store().has(key):
         raise NotFound(f"The adapter of version {version.number} is not in the store any more.")
     project = session.get_one(Project, version.project_id)
-    name = f'attachment; filename="{project.slug}-v{version.number}.tar"'
-    return StreamingResponse(
-        get_store().read_chunks(key), media_type="application/x-tar", headers={"Content-Disposition": name}
-    )
+    name = f"{project.slug}-v{version.number}.tar"
+    return stored_file(request.headers, key, etag=f'"{key}"', name=name, media_type="application/x-tar")
 
 
 def snapshot_out(snapshot: Snapshot) -> SnapshotOut:

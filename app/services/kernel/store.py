@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tarfile
 import tempfile
 import threading
@@ -30,6 +31,7 @@ from illume.files import create_folder, replace_file
 CHUNK = 1 << 20
 SYNC_ALL_ABOVE = 32  # files; above this, one sync of the whole system replaces single ones
 KEY_FORM = re.compile(r"[0-9a-f]{64}")
+MISSING = "There is no such object in the store."
 
 
 class Store:
@@ -45,7 +47,7 @@ class Store:
 
     def _path(self, key: str) -> str:
         if not KEY_FORM.fullmatch(key):
-            raise NotFound("There is no such object in the store.")
+            raise NotFound(MISSING)
         return f"{self._root}/{key[:2]}/{key}"
 
     def has(self, key: str) -> bool:
@@ -81,14 +83,24 @@ class Store:
         try:
             file = self._fs.open(self._path(key), "rb")
         except FileNotFoundError as error:
-            raise NotFound("There is no such object in the store.") from error
+            raise NotFound(MISSING) from error
         with file:
             yield file
 
-    def read_chunks(self, key: str) -> Iterator[bytes]:
-        """Yield the bytes named `key` in chunks. Raises `NotFound`."""
+    def size(self, key: str) -> int:
+        """How many bytes are named `key`. Raises `NotFound`."""
+        try:
+            return int(self._fs.size(self._path(key)))
+        except FileNotFoundError as error:
+            raise NotFound(MISSING) from error
+
+    def read_chunks(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes named `key`, from `start` up to `stop`, in chunks. Raises `NotFound`."""
         with self.open(key) as file:
-            while piece := file.read(CHUNK):
+            file.seek(start)
+            left = sys.maxsize if stop is None else stop - start
+            while piece := file.read(min(CHUNK, left)):
+                left -= len(piece)
                 yield piece
 
     def remove(self, key: str) -> None:
@@ -105,7 +117,7 @@ class Store:
         if self._is_local:
             path = Path(self._path(key))
             if not path.exists():
-                raise NotFound("There is no such object in the store.")
+                raise NotFound(MISSING)
             return path
         cached = cache_dir / key
         if not cached.exists():

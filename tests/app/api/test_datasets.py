@@ -239,6 +239,9 @@ class TestSnapshotFiles:
         assert (found["card"]["counts"]["verdicts"], found["redacted"]) == (3, 0)
         rows = admin.get(f"/api/v1/snapshots/{found['id']}/download")
         assert hashlib.sha256(rows.content).hexdigest() == found["sha256"]
+        part = admin.get(f"/api/v1/snapshots/{found['id']}/download", headers={"Range": "bytes=10-"})
+        assert (part.status_code, part.content) == (206, rows.content[10:])
+        assert part.headers["content-range"] == f"bytes 10-{len(rows.content) - 1}/{len(rows.content)}"
         tag = {"If-None-Match": rows.headers["etag"]}
         assert admin.get(f"/api/v1/snapshots/{found['id']}/download", headers=tag).status_code == 304
         records = admin.get(f"/api/v1/projects/{project.slug}/dataset", params={"snapshot": found["id"]})
