@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from datetime import timedelta
 
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now
 from app.errors import TooMany, Unauthenticated
 from app.models import SignInAttempt, User, WebSession
-from app.services.accounts import credentials, passwords
+from app.services.accounts import credentials, known_browsers, passwords
 from app.services.accounts.passwords import hash_secret
 from app.services.accounts.users import find_user
 from app.services.kernel.actors import Actor
@@ -21,44 +22,51 @@ ATTEMPT_WINDOW = 60
 WRONG_CREDENTIALS = "The email address or the password is wrong."
 
 
-def check_password(session: Session, email: str, password: str, *, address: str) -> User:
+def check_password(session: Session, email: str, password: str, *, address: str, browser: str = "") -> User:
     """Return the person who signs in with this password from this network address.
 
-    Raises `Unauthenticated`, and `TooMany` after a few failures a minute for the account, known or not, or for the
-    address. This is the one service that commits: an attempt must stay counted even though the sign-in fails, and its
-    locks must not be held while a password is checked.
+    `browser` is the cookie of the browsers that people are known in. Raises `Unauthenticated`, and `TooMany` after a
+    few failures a minute for the account, known or not, or many for the address. A browser that the person has signed
+    in with before has a count of its own, so that nobody can lock them out there. Only failures count; as many more
+    may be tried at once as the gate lets in. This is the one service that commits: a failure must stay counted even
+    though the request fails, and no transaction is open while a password is checked.
     """
-    keys = sorted((hash_secret(f"account {email.strip().lower()}"), hash_secret(f"address {address}")))
-    tries = _count_attempt(session, keys)
-    session.commit()
     user = find_user(session, email)
+    limits = _limits(email, address, known_browsers.find_entry(browser, user) if user is not None else None)
     stored = user.password_hash if user is not None and user.disabled_at is None else None
+    _refuse_after_failures(session, limits)
+    session.commit()
     fits = passwords.verify_password(stored or passwords.dummy_hash(), password) and stored is not None
     if not fits or user is None:
+        session.add_all(SignInAttempt(key=key) for key in limits)
+        session.commit()
         raise Unauthenticated(WRONG_CREDENTIALS)
-    session.execute(delete(SignInAttempt).where(SignInAttempt.id.in_(tries)))
     if passwords.hasher().check_needs_rehash(stored or ""):
         user.password_hash = passwords.hasher().hash(password)
     return user
 
 
-def _count_attempt(session: Session, keys: list[str]) -> list[int]:
-    """Count an attempt under each of `keys`, which are sorted to avoid deadlocks. Returns the ids of its rows."""
-    limit = get_settings().sign_in_tries
-    for key in keys:
-        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7))"), {"key": key})
+def _limits(email: str, address: str, known_browser: str | None) -> dict[str, int]:
+    """How many failures are allowed in `ATTEMPT_WINDOW`, by what they are counted under."""
+    settings = get_settings()
+    if known_browser is not None:
+        return {hash_secret(f"browser {known_browser}"): settings.sign_in_tries}
+    return {
+        hash_secret(f"account {email.strip().lower()}"): settings.sign_in_tries,
+        hash_secret(f"address {address}"): settings.sign_in_tries_per_address,
+    }
+
+
+def _refuse_after_failures(session: Session, limits: Mapping[str, int]) -> None:
+    """Raise `TooMany` where one of the counts has reached its limit."""
     since_first = func.extract("epoch", func.now() - func.min(SignInAttempt.at))
     recent = select(SignInAttempt.key, func.count(), since_first).where(
-        SignInAttempt.key.in_(keys), SignInAttempt.at > func.now() - timedelta(seconds=ATTEMPT_WINDOW)
+        SignInAttempt.key.in_(limits), SignInAttempt.at > func.now() - timedelta(seconds=ATTEMPT_WINDOW)
     )
-    for _, count, seconds in session.execute(recent.group_by(SignInAttempt.key)):
-        if count >= limit:
+    for key, count, seconds in session.execute(recent.group_by(SignInAttempt.key)):
+        if count >= limits[key]:
             wait = max(1, ATTEMPT_WINDOW - int(seconds))
             raise TooMany(f"Too many attempts to sign in: wait {wait} seconds.", retry_after=wait)
-    rows = [SignInAttempt(key=key) for key in keys]
-    session.add_all(rows)
-    session.flush()
-    return [row.id for row in rows]
 
 
 def open_web_session(session: Session, user: User) -> tuple[str, str]:

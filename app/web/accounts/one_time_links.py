@@ -13,7 +13,7 @@ from app.http.dependencies import SessionDep
 from app.models import LinkPurpose
 from app.services.accounts import one_time_links
 from app.services.accounts.passwords import MIN_PASSWORD
-from app.web.access import OLD_FORM, Form, secrets_equal, sent_token, text_of
+from app.web.access import OLD_FORM, StrangersForm, secrets_equal, sent_token, text_of
 from app.web.accounts.sign_in import FORM_COOKIE, set_cookie
 from app.web.forms import Field
 from app.web.rendering import Shell, page
@@ -70,7 +70,7 @@ def form_page(
 
 
 @router.post("/account/link/{token}")
-def set_password(request: Request, session: SessionDep, form: Form, token: str) -> Response:
+def set_password(request: Request, session: SessionDep, form: StrangersForm, token: str) -> Response:
     """Set the password and go to the sign-in form."""
     cookie = request.cookies.get(FORM_COOKIE, "")
     if not cookie or not secrets_equal(sent_token(request, form), cookie):

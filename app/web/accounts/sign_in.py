@@ -13,14 +13,26 @@ from sqlalchemy.orm import Session
 from app.errors import Forbidden, NotFound, TooMany, Unauthenticated
 from app.http.dependencies import SessionDep
 from app.models import Role
-from app.services.accounts import sessions
+from app.services.accounts import known_browsers, sessions
 from app.services.kernel.actors import Actor
 from app.settings import get_settings
-from app.web.access import COOKIE, OLD_FORM, Form, Me, Poster, judged_project, secrets_equal, sent_token, text_of
+from app.web.access import (
+    COOKIE,
+    OLD_FORM,
+    Me,
+    Poster,
+    StrangersForm,
+    judged_project,
+    secrets_equal,
+    sent_token,
+    text_of,
+)
 from app.web.rendering import Message, Shell, page
 
 # The sign-in form is sent before there is a session: its token is compared with a cookie of its own (double submit).
 FORM_COOKIE = "illume_form"
+BROWSER_COOKIE = "illume_browser"
+BROWSER_SECONDS = 400 * 24 * 3600  # browsers keep no cookie longer
 LAST_PROJECT = "illume_project"
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 LOCAL_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\]*")
@@ -85,7 +97,7 @@ def form_page(request: Request, view: SignInView, *, status: int = 200, messages
 
 
 @router.post("/sign-in")
-def sign_in(request: Request, session: SessionDep, form: Form) -> Response:
+def sign_in(request: Request, session: SessionDep, form: StrangersForm) -> Response:
     """Check the password and open a session."""
     email = text_of(form, "email")
     view = SignInView(local_path(text_of(form, "next", "/")), email)
@@ -93,8 +105,9 @@ def sign_in(request: Request, session: SessionDep, form: Form) -> Response:
     if not cookie or not secrets_equal(sent_token(request, form), cookie):
         return form_page(request, SignInView(view.next, email, OLD_FORM), status=403)
     address = request.client.host if request.client else ""
+    known = request.cookies.get(BROWSER_COOKIE, "")
     try:
-        user = sessions.check_password(session, email, text_of(form, "password"), address=address)
+        user = sessions.check_password(session, email, text_of(form, "password"), address=address, browser=known)
     except (Unauthenticated, TooMany) as error:
         response = form_page(request, SignInView(view.next, email, error.detail), status=error.status)
         if isinstance(error, TooMany):
@@ -103,6 +116,7 @@ def sign_in(request: Request, session: SessionDep, form: Form) -> Response:
     secret, _ = sessions.open_web_session(session, user)
     response = RedirectResponse(view.next, status_code=303)
     set_cookie(response, COOKIE, secret, seconds=get_settings().session_hours * 3600)
+    set_cookie(response, BROWSER_COOKIE, known_browsers.remember(known, user), seconds=BROWSER_SECONDS)
     response.delete_cookie(FORM_COOKIE, path="/")
     return response
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,10 +11,11 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unauthenticated
 from app.models import AuditEvent, Membership, Role, Scope, SignInAttempt, Token, User, WebSession
-from app.services.accounts import passwords, sessions, users
+from app.services.accounts import known_browsers, passwords, sessions, users
 from app.services.kernel.actors import SYSTEM, Actor
 from app.settings import get_settings
 from tests import factories
+from tests.conftest import CommittedDatabase
 
 PASSWORD = "a long enough password"
 
@@ -71,8 +73,8 @@ class TestLastAdmin:
 
 
 class TestCheckPassword:
-    def check(self, session: Session, email: str, password: str, address: str = "192.0.2.1") -> User:
-        return sessions.check_password(session, email, password, address=address)
+    def check(self, session: Session, email: str, password: str, address: str = "192.0.2.1", browser: str = "") -> User:
+        return sessions.check_password(session, email, password, address=address, browser=browser)
 
     def test_right(self, session: Session, user: User) -> None:
         assert self.check(session, user.email.upper(), PASSWORD) is user
@@ -111,13 +113,53 @@ class TestCheckPassword:
         other = factories.make_user(session, password=PASSWORD)
         assert self.check(session, other.email, PASSWORD, "192.0.2.99") is other
 
-    def test_five_failures_of_an_address(self, session: Session, user: User) -> None:
-        for number in range(get_settings().sign_in_tries):
+    def test_many_failures_of_an_address(self, session: Session, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(get_settings(), "sign_in_tries_per_address", 8)
+        for number in range(8):
+            assert self.check(session, user.email, PASSWORD) is user, "people behind one address may err"
             with pytest.raises(Unauthenticated):
                 self.check(session, f"nobody{number}@example.org", "wrong")
         with pytest.raises(TooMany):
             self.check(session, user.email, PASSWORD)
         assert self.check(session, user.email, PASSWORD, "192.0.2.2") is user
+
+    def test_an_address_may_fail_more_often_than_an_account(self) -> None:
+        assert get_settings().sign_in_tries_per_address >= 10 * get_settings().sign_in_tries
+
+    def test_many_right_passwords_at_once(self, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions() as session, session.begin():
+            emails = [factories.make_user(session, password=PASSWORD).email for _ in range(6)]
+
+        def sign_in(email: str) -> str:
+            with committed_db.sessions() as session:
+                return self.check(session, email, PASSWORD).email
+
+        twice = [email for email in emails for _ in range(2)]
+        with ThreadPoolExecutor(len(twice)) as threads:
+            assert list(threads.map(sign_in, twice)) == twice
+        with ThreadPoolExecutor(len(twice)) as threads:
+            assert set(threads.map(sign_in, [emails[0]] * len(twice))) == {emails[0]}
+        with committed_db.sessions() as session:
+            assert session.scalar(select(func.count()).select_from(SignInAttempt)) == 0
+
+    def test_a_locked_account_opens_in_a_known_browser(self, session: Session, user: User) -> None:
+        known = known_browsers.remember("", user)
+        for _ in range(get_settings().sign_in_tries):
+            with pytest.raises(Unauthenticated):
+                self.check(session, user.email, "wrong", "192.0.2.66")
+        for browser in ("", "made.up.entry", known_browsers.remember("", factories.make_user(session))):
+            with pytest.raises(TooMany):
+                self.check(session, user.email, PASSWORD, browser=browser)
+        assert self.check(session, user.email, PASSWORD, browser=known) is user
+
+    def test_a_known_browser_has_a_limit_of_its_own(self, session: Session, user: User) -> None:
+        known = known_browsers.remember("", user)
+        for _ in range(get_settings().sign_in_tries):
+            with pytest.raises(Unauthenticated):
+                self.check(session, user.email, "wrong", browser=known)
+        with pytest.raises(TooMany):
+            self.check(session, user.email, PASSWORD, browser=known)
+        assert self.check(session, user.email, PASSWORD) is user, "the others do not pay for it"
 
     def test_allowed_again_after_a_minute(self, session: Session, user: User) -> None:
         for _ in range(get_settings().sign_in_tries):
@@ -132,6 +174,23 @@ class TestCheckPassword:
             self.check(session, user.email, "wrong")
         session.rollback()
         assert session.scalar(select(func.count()).select_from(SignInAttempt)) == 2
+
+
+class TestKnownBrowsers:
+    def test_a_browser_knows_the_last_few_people(self, session: Session) -> None:
+        people = [factories.make_user(session) for _ in range(known_browsers.MAX_PEOPLE + 1)]
+        cookie = ""
+        for one in people:
+            cookie = known_browsers.remember(known_browsers.remember(cookie, one), one)
+        assert [known_browsers.find_entry(cookie, one) is not None for one in people] == [False] + [True] * 5
+
+    def test_an_entry_is_signed_for_one_person(self, session: Session, user: User) -> None:
+        other = factories.make_user(session)
+        _, _, rest = known_browsers.remember("", user).partition(".")
+        for cookie in (f"{other.id}.{rest}", f"{user.id}.{rest}x", f"{user.id}", f"{user.id}..", "é/é.é.é", "/" * 50):
+            assert known_browsers.find_entry(cookie, other) is None
+            assert known_browsers.find_entry(cookie, user) is None
+        assert known_browsers.find_entry(f"x/{user.id}.{rest}", user) is not None
 
 
 class TestWebSessions:

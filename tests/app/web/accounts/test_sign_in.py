@@ -65,6 +65,19 @@ class TestSignIn:
         assert response.status_code == 429
         assert int(response.headers["retry-after"]) > 0
 
+    def test_others_lock_nobody_out_of_their_own_browser(self, browser: Browser, session: Session) -> None:
+        user = person(session)
+        browser.sign_in(user)
+        browser.post("/sign-out")
+        known = browser.client.cookies["illume_browser"]
+        browser.client.cookies.delete("illume_browser")
+        browser.get("/sign-in")
+        for _ in range(5):
+            browser.post("/sign-in", {"email": user.email, "password": "wrong"})
+        assert browser.post("/sign-in", {"email": user.email, "password": PASSWORD}).status_code == 429
+        browser.client.cookies.set("illume_browser", known)
+        assert browser.post("/sign-in", {"email": user.email, "password": PASSWORD}).status_code == 303
+
     def test_a_form_of_another_site_is_refused(self, browser: Browser, session: Session) -> None:
         user = person(session)
         browser.get("/sign-in")
