@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request, Security
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from app.api.schemas import Limit, ListOut
-from app.http.dependencies import ActorDep, JudgeDep, JudgingDep, SessionDep, start_due_round
+from app.http.dependencies import (
+    ActorDep,
+    JudgeDep,
+    JudgingPoolDep,
+    SessionDep,
+    authenticate_judge,
+    bearer_scheme,
+    start_due_round,
+)
 from app.http.responses import Json
 from app.services.judging import assignments, change, feed, give
 from app.services.judging import claim as claims
@@ -25,10 +33,13 @@ router = APIRouter(tags=["judging"])
     status_code=201,
     response_class=Json,
     responses={200: {"description": "max_open are held: the oldest of them"}, 204: {"description": "None is ready"}},
+    dependencies=[Security(bearer_scheme)],
 )
-async def claim(transaction: JudgingDep, actor: JudgeDep, slug: str) -> Response:
+async def claim(request: Request, pool: JudgingPoolDep, slug: str) -> Response:
     """Claim the next candidate set."""
-    claimed = await claims.claim(transaction, actor, slug)
+    async with pool.transaction() as transaction:
+        actor = await authenticate_judge(request, transaction, lock=True)
+        claimed = await claims.claim(transaction, actor, slug, is_locked=True)
     if claimed is None:
         return Response(status_code=204)
     return Json(claimed.content, status_code=200 if claimed.resumed else 201)
@@ -60,14 +71,15 @@ def release(session: SessionDep, actor: ActorDep, assignment_id: str) -> None:
 )
 async def give_verdict(
     request: Request,
-    transaction: JudgingDep,
+    pool: JudgingPoolDep,
     actor: JudgeDep,
     assignment_id: str,
     body: VerdictIn,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Json:
     """Judge what was claimed. The same Idempotency-Key twice is one verdict."""
-    out = await give.give(transaction, actor, parse_id(assignment_id), body, idempotency_key=idempotency_key)
+    async with pool.transaction() as transaction:
+        out = await give.give(transaction, actor, parse_id(assignment_id), body, idempotency_key=idempotency_key)
     after = None if out.due_project is None else BackgroundTask(start_due_round, request, out.due_project)
     return Json(out.content, status_code=out.status, background=after)
 

@@ -71,14 +71,14 @@ class JsonBytesLoader(Loader):
         return bytes(data)
 
 
-class PipelinedTransaction:
-    """A transaction on a connection of the pool that is in pipeline mode."""
+class StatementRunner:
+    """Runs statements on a connection of the pool: one after the other, or together if it is in pipeline mode."""
 
     def __init__(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
         self._connection = connection
 
     async def run(self, *calls: Call) -> list[Row | None]:
-        """Send the statements together, and wait for the rows. Raises `DBAPIError`."""
+        """Send the statements, and wait for the rows. Raises `DBAPIError`."""
         cursors = []
         try:
             for one, values in calls:
@@ -134,22 +134,29 @@ class JudgingPool:
 
         Raises `DBAPIError`, also where no connection became free in time.
         """
-        async with self._connection() as connection, connection.transaction():
-            yield PipelinedTransaction(connection)
+        async with self._connection() as connection, connection.pipeline():
+            # By hand, since `connection.transaction()` waits for BEGIN by itself.
+            await connection.execute("BEGIN")
+            try:
+                yield StatementRunner(connection)
+            except BaseException:
+                await roll_back(connection)
+                raise
+            await connection.execute("COMMIT")
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[Transaction]:
-        """The same for statements that only read, without the cost of BEGIN and COMMIT."""
+        """The same for statements that stand alone: each is a transaction of its own, without BEGIN and COMMIT."""
         async with self._connection() as connection:
-            yield PipelinedTransaction(connection)
+            yield StatementRunner(connection)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
-        """A connection in pipeline mode."""
+        """A connection that is nobody else's for the length of the block."""
         if self._pool is None:
             raise RuntimeError("The judging pool is not open: the application has not started.")
         try:
-            async with asyncio.timeout(ANSWER_SECONDS), self._pool.connection() as connection, connection.pipeline():
+            async with asyncio.timeout(ANSWER_SECONDS), self._pool.connection() as connection:
                 yield connection
         except psycopg.Error as error:
             raise wrap_driver_error(error) from error
@@ -160,6 +167,13 @@ class JudgingPool:
 async def leave_json_as_bytes(connection: psycopg.AsyncConnection[DictRow]) -> None:
     """Set up a new connection."""
     connection.adapters.register_loader("jsonb", JsonBytesLoader)
+
+
+async def roll_back(connection: psycopg.AsyncConnection[DictRow]) -> None:
+    """Roll back, unless the connection is lost and the transaction with it."""
+    if not connection.broken:
+        with contextlib.suppress(psycopg.Error):
+            await connection.rollback()
 
 
 async def check_connection(connection: psycopg.AsyncConnection[DictRow]) -> None:

@@ -121,24 +121,24 @@ async def judging_pool(request: Request) -> JudgingPool:
 JudgingPoolDep = Annotated[JudgingPool, Depends(judging_pool)]
 
 
-async def judging_transaction(pool: JudgingPoolDep) -> AsyncIterator[Transaction]:
-    """A transaction of the judging pool for one request, committed before the response leaves."""
-    async with pool.transaction() as transaction:
-        yield transaction
+async def get_judge(request: Request, _: Annotated[object, Security(bearer_scheme)]) -> Actor:
+    """The bearer of the request's token, looked up on the event loop.
+
+    Raises `Unauthenticated`, `TooMany`, and `Forbidden` where the token may only read.
+    """
+    async with request.app.state.judging.reading() as transaction:
+        return await authenticate_judge(request, transaction)
 
 
-JudgingDep = Annotated[Transaction, Depends(judging_transaction, scope="function")]
-
-
-async def get_judge(request: Request, transaction: JudgingDep, _: Annotated[object, Security(bearer_scheme)]) -> Actor:
-    """The bearer of the request's token, in a judging transaction.
+async def authenticate_judge(request: Request, transaction: Transaction, *, lock: bool = False) -> Actor:
+    """The bearer of the request's token, in a transaction; `lock` takes their lock for claims with it.
 
     Raises `Unauthenticated`, `TooMany`, and `Forbidden` where the token may only read.
     """
     token = bearer_token(request)
     if token is None:
         raise Unauthenticated(SEND_A_CREDENTIAL)
-    actor = await credentials.authenticate_token(transaction, token)
+    actor = await credentials.authenticate_token(transaction, token, lock=lock)
     rate_limits.count_use(request.scope, actor)
     require_scope(actor, Scope.write)
     return actor
@@ -161,7 +161,7 @@ async def authenticate_reader(request: Request, transaction: Transaction) -> Act
     return found[0]
 
 
-JudgeDep = Annotated[Actor, Depends(get_judge, scope="function")]
+JudgeDep = Annotated[Actor, Depends(get_judge)]
 
 
 async def identify(request: Request) -> Actor:

@@ -12,7 +12,7 @@ import time
 
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.errors import StorageError
-from limits.storage import MemoryStorage, RedisStorage
+from limits.storage import RedisStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import Scope
 
@@ -28,11 +28,35 @@ RETRY_AFTER = 10.0  # how long a failed Redis is left alone
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
+class OwnWindows:
+    """Fixed windows counted in this process alone.
+
+    The library's memory storage starts a thread every 10 ms to forget windows that have ended: a seventh of the time
+    that a claim took the web process.
+    """
+
+    def __init__(self) -> None:
+        self._windows: dict[str, tuple[float, int]] = {}
+        self._cleared_at = time.monotonic()
+
+    def count(self, item: RateLimitItem, key: str) -> tuple[bool, int, int]:
+        """Count one use. Returns whether it is allowed, how many are left, and the seconds until the reset."""
+        now, length = time.monotonic(), item.get_expiry()
+        if now - self._cleared_at >= length:
+            self._windows = {name: one for name, one in self._windows.items() if now - one[0] < length}
+            self._cleared_at = now
+        began, used = self._windows.get(key, (now, 0))
+        if now - began >= length:
+            began, used = now, 0
+        self._windows[key] = began, used + 1
+        return used < item.amount, max(0, item.amount - used - 1), max(1, round(began + length - now))
+
+
 class UsageCounter:
     """Counts uses: in Redis if it is configured and answers, else in this process."""
 
     def __init__(self, redis_url: str) -> None:
-        self._own = FixedWindowRateLimiter(MemoryStorage())
+        self._own = OwnWindows()
         self._shared = None
         if redis_url:
             options = {"socket_timeout": REDIS_TIMEOUT, "socket_connect_timeout": REDIS_TIMEOUT}
@@ -47,7 +71,7 @@ class UsageCounter:
                 return hit(self._shared, item, key)
             except StorageError:
                 self._paused_until = time.monotonic() + RETRY_AFTER
-        return hit(self._own, item, key)
+        return self._own.count(item, key)
 
 
 def hit(limiter: FixedWindowRateLimiter, item: RateLimitItem, key: str) -> tuple[bool, int, int]:

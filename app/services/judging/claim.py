@@ -12,7 +12,7 @@ import orjson
 
 from app.db.judging_pool import Call, Transaction, Values, statement
 from app.models import Role
-from app.services.kernel.actors import Actor
+from app.services.kernel.actors import CRITIC_LOCK, Actor
 from app.services.projects.access import project_for
 from app.services.quality import standings
 
@@ -237,7 +237,7 @@ WHERE NOT EXISTS (SELECT FROM a)
 
 # Serialises the claims of one critic. A separate statement, so that the snapshot of the next one includes the critic's
 # previous claim.
-LOCK_CRITIC = statement("SELECT pg_advisory_xact_lock(12, CAST(CAST(:critic AS bigint) % 2147483648 AS int))")
+LOCK_CRITIC = statement(f"SELECT {CRITIC_LOCK.format(critic=':critic')}")
 # The open claims of a critic in a project, oldest first.
 OPEN_CLAIM_IDS = statement("""
 SELECT array_agg(id ORDER BY id) AS ids FROM assignments

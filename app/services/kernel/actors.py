@@ -13,6 +13,8 @@ from app.models import Membership, Project, Role, Scope
 ROLE_ORDER = (Role.viewer, Role.critic, Role.reviewer, Role.admin)
 SCOPE_ORDER = (Scope.read, Scope.write, Scope.admin)
 MAX_ID = 2**63 - 1
+CRITIC_LOCK = "pg_advisory_xact_lock(12, CAST(CAST({critic} AS bigint) % 2147483648 AS int))"
+"""SQL that serialises the claims of one critic until the transaction ends."""
 NO_PROJECT = "There is no such project, or you are not a member of it."
 
 
