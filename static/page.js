@@ -16,7 +16,7 @@
 
   // Toasts are made from one template and contain only text. Errors stay until they are dismissed; the others disappear
   // by themselves, but not while they have the pointer or the focus.
-  const lifetimes = { good: 8000, warn: 8000 };
+  const lifetimes = { good: 8000, warn: 8000, plain: 8000 };
   function removeLater(element, lifetime) {
     setTimeout(() => {
       if (element.matches(":hover, :focus-within")) removeLater(element, lifetime);

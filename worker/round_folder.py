@@ -25,6 +25,7 @@ from app.services.rounds.row_files import row_json
 from app.services.rounds.snapshots import RoundPlan
 from app.services.rounds.training_set import SnapshotRow
 from app.settings import get_settings
+from illume.evaluation.activation import FEWEST_PROMPTS, heldout_by_prompt
 from illume.evaluation.metrics import paired_bootstrap
 from illume.records import TrainingRow
 from illume.settings import EvaluationSettings, TuningSettings
@@ -219,7 +220,10 @@ def summary(scores: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
 
 
 def changes(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str, seed: int) -> dict[str, Any]:
-    """Differences of new minus parent: mean and paired 95 % interval of every score. `score` is the primary metric."""
+    """Differences of new minus parent: mean and paired 95 % interval of every score. `score` is the primary metric.
+
+    Over too few prompts to tell anything, `low` and `high` are None.
+    """
     before, after = _by_prompt(parent), _by_prompt(new)
     found: dict[str, Any] = {}
     for name in after:
@@ -229,6 +233,8 @@ def changes(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str, s
         if pairs:
             interval = paired_bootstrap([a for a, _ in pairs], [b for _, b in pairs], seed=seed)
             found[name] = dataclasses.asdict(interval)
+            if interval.n < FEWEST_PROMPTS:
+                found[name] |= {"low": None, "high": None}
     primary = "heldout" if metric == "heldout" else "sampled_rouge_l"
     return {**found, "score": found.get(primary)}
 
@@ -247,7 +253,7 @@ def _by_prompt(scores: Mapping[str, Any]) -> dict[str, list[float | None]]:
             None if correct is None else float(correct) for correct in scores["answers"]["correct"]
         ]
     if "heldout" in scores:
-        found["heldout"] = list(scores["heldout"]["mean_logprob"])
+        found["heldout"] = list(heldout_by_prompt(scores).values())
     return found
 
 

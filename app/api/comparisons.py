@@ -23,7 +23,10 @@ router = APIRouter(tags=["comparisons"])
 
 
 class ComparisonIn(BaseModel):
-    """A new comparison; `old` and `new` are versions. A `gate` activates the new one if it clearly wins."""
+    """A new comparison; `old` and `new` are versions.
+
+    A `gate` activates the new one if critics find it better, on at least 30 pairs.
+    """
 
     old: Id
     new: Id

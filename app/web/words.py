@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from app.models import PromptState, Round, RoundState, RoundTrigger, VerdictKind
 from app.services.read_models.critic_day import RunningRound
 from app.web.rendering import duration
+from illume.evaluation.activation import Outcome
 
 KIND_WORDS = {
     VerdictKind.picked: "picked",
@@ -38,6 +41,12 @@ TRIGGER_WORDS = {
 METRIC_WORDS = {
     "rouge_l": "ROUGE-L of sampled rationales",
     "heldout": "Log-likelihood of held-out rationales",
+}
+OUTCOME_TONES: Mapping[Outcome, str] = {
+    "better": "good",
+    "worse": "bad",
+    "no clear difference": "",
+    "too few to tell": "warn",
 }
 
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from illume.evaluation.metrics import Interval, paired_bootstrap
 
 METRIC_NAMES = {"rouge_l": "ROUGE-L of samples", "heldout": "Log-likelihood of held-out rationales"}
 
 
+FEWEST_PROMPTS = 30
+"""Below this many evaluated prompts, a difference says nothing: no interval is shown, and an admin decides."""
+
+Outcome = Literal["better", "worse", "no clear difference", "too few to tell"]
+
+
 class Decision(NamedTuple):
-    """Whether to activate the new version, the reason as a sentence for the admin, and the interval of new - parent."""
+    """Whether to activate the new version, the outcome, the reason in a sentence, and the interval of new - parent.
+
+    The interval is None if too few prompts were evaluated.
+    """
 
     activate: bool
+    outcome: Outcome
     reason: str
     interval: Interval | None
 
@@ -33,35 +43,57 @@ class Comparison:
 def decide(
     comparison: Comparison, *, max_answer_drop: float = 0.02, seed: int = 0, confidence: float = 0.95
 ) -> Decision:
-    """Activates the new version if the paired bootstrap interval of new - parent lies above 0.
+    """Activates the new version if it is better: the paired bootstrap interval of new - parent lies above 0.
 
-    In addition, answer accuracy may fall by at most `max_answer_drop`, a share: 0.02 is 2 points. Raises ValueError if
-    the two versions were not scored on the same number of prompts.
+    In addition, answer accuracy may fall by at most `max_answer_drop`, a share: 0.02 is 2 points. Below
+    `FEWEST_PROMPTS` prompts the outcome is "too few to tell". Raises ValueError if the two versions were not scored on
+    the same number of prompts.
     """
     if len(comparison.new) != len(comparison.parent):
         raise ValueError(
             f"both versions must be scored on the same prompts: {len(comparison.new)} and {len(comparison.parent)}"
         )
-    if not comparison.new:
-        return Decision(False, "There are no validation prompts to compare the versions on.", None)
+    n = len(comparison.new)
+    if not n:
+        few = capitalise(outcome_words("too few to tell", 0))
+        return Decision(False, "too few to tell", f"{few}: there are no validation prompts.", None)
     interval = paired_bootstrap(comparison.new, comparison.parent, seed=seed, confidence=confidence)
-    mean, low, high = (_signed(one) for one in (interval.mean, interval.low, interval.high))
-    gain = (
-        f"{comparison.metric} changed by {mean} ({100 * confidence:.0f} % interval {low} to {high}, "
-        f"{interval.n} prompts)"
-    )
-    if interval.low <= 0:
-        return Decision(False, f"Not clearly better: {gain}.", interval)
+    outcome = outcome_of(interval.low, interval.high, n)
+    gain = f"{comparison.metric} changed by {_signed(interval.mean)}"
+    if outcome == "too few to tell":
+        return Decision(False, outcome, f"{capitalise(outcome_words(outcome, n))}: {gain}.", None)
+    low, high = _signed(interval.low), _signed(interval.high)
+    gain += f" ({100 * confidence:.0f} % interval {low} to {high}, {interval.n} prompts)"
+    if outcome != "better":
+        return Decision(False, outcome, f"{capitalise(outcome)}: {gain}.", interval)
     if comparison.new_accuracy is None or comparison.parent_accuracy is None:
-        return Decision(True, f"Better: {gain}; no gold answers to check.", interval)
+        return Decision(True, outcome, f"Better: {gain}; no gold answers to check.", interval)
     change = comparison.new_accuracy - comparison.parent_accuracy
     answers = (
         f"answers right {100 * comparison.parent_accuracy:.1f} % before, {100 * comparison.new_accuracy:.1f} % now"
     )
     if change < -max_answer_drop - 1e-9:  # in floating point 0.90 - 0.88 is a little more than 0.02
         allowed = f"at most {100 * max_answer_drop:.1f} points may be lost"
-        return Decision(False, f"Better explanations but worse answers: {gain}; {answers}, {allowed}.", interval)
-    return Decision(True, f"Better: {gain}; {answers}.", interval)
+        reason = f"No clear difference: better explanations but worse answers: {gain}; {answers}, {allowed}."
+        return Decision(False, "no clear difference", reason, interval)
+    return Decision(True, outcome, f"Better: {gain}; {answers}.", interval)
+
+
+def outcome_of(low: float | None, high: float | None, n: int, *, neutral: float = 0.0) -> Outcome:
+    """What the interval of a difference over `n` prompts says; `neutral` is the value of no difference."""
+    if n < FEWEST_PROMPTS or low is None or high is None:
+        return "too few to tell"
+    return "better" if low > neutral else "worse" if high < neutral else "no clear difference"
+
+
+def outcome_words(outcome: Outcome, n: int) -> str:
+    """The outcome as everybody words it; for too few prompts with their number."""
+    return f"{outcome} ({n}; at least {FEWEST_PROMPTS})" if outcome == "too few to tell" else outcome
+
+
+def capitalise(words: str) -> str:
+    """`words` as the beginning of a sentence."""
+    return words[:1].upper() + words[1:]
 
 
 def _signed(value: float) -> str:
@@ -73,13 +105,21 @@ def primary_values(scores: Mapping[str, Any], metric: str) -> list[float | None]
     """The values of the primary metric, from a result of `illume.evaluation.evaluation.evaluate`.
 
     `rouge_l` is ROUGE-L of the rationales sampled after the gold answer, because critics are shown samples; `heldout`
-    is the mean log-likelihood of each held-out rationale. Raises ValueError for another metric.
+    is the mean log-likelihood of each prompt's held-out rationales. Raises ValueError for another metric.
     """
     if metric == "rouge_l":
         return list(scores["gold"]["sampled"]["rouge_l"])
     if metric == "heldout":
-        return list(scores["heldout"]["mean_logprob"])
+        return list(heldout_by_prompt(scores).values())
     raise ValueError(f"unknown primary metric {metric}")
+
+
+def heldout_by_prompt(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The mean log-likelihood of the held-out rationales of each prompt, in the order of their first ones."""
+    values: dict[str, list[float]] = {}
+    for prompt, value in zip(scores["heldout"]["prompts"], scores["heldout"]["mean_logprob"], strict=True):
+        values.setdefault(str(prompt), []).append(value)
+    return {prompt: sum(row) / len(row) for prompt, row in values.items()}
 
 
 def compare(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str) -> Comparison:
@@ -90,6 +130,8 @@ def compare(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str) -
     for field in ("prompts", "settings"):
         if new[field] != parent[field]:
             raise ValueError(f"the two versions were not scored with the same {field}")
+    if metric == "heldout" and new["heldout"]["prompts"] != parent["heldout"]["prompts"]:
+        raise ValueError("the two versions were not scored with the same held-out rationales")
     pairs = zip(primary_values(new, metric), primary_values(parent, metric), strict=True)
     present = [(a, b) for a, b in pairs if a is not None and b is not None]
     return Comparison(

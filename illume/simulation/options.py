@@ -158,7 +158,7 @@ def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
         "--activation",
         choices=("always", "rule"),
         default=defaults.activation,
-        help="which versions are activated: all, or only clearly better ones; default: %(default)s",
+        help="which versions are activated: all, or only better ones; default: %(default)s",
     )
     add("--baselines", default=",".join(BASELINES), help="with commas, or none; default: %(default)s")
     add("--controls", default=",".join(CONTROLS), help="with commas, or none; default: %(default)s")

@@ -54,7 +54,7 @@ class SimulationSettings:
     first_seed: int = 1  # seeds determine prompts, candidates and batches
     prompts_per_round: int = 0  # judged per round; 0: a quarter of the train prompts over all rounds
     picks_per_round: int = 0  # prompts that get a first accepted rationale per round; 0: no such budget
-    activation: Activation = "always"  # `rule`: a version that is not clearly better is not used
+    activation: Activation = "always"  # `rule`: a version that is not better is not used
     init: Init = "continue"
     baselines: tuple[str, ...] = BASELINES
     controls: tuple[str, ...] = CONTROLS

@@ -366,6 +366,7 @@ def _compare_with_parent(run: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any
         "evaluation": {"new": new, "parent": parent},
         "decision": {
             "activate": decision.activate,
+            "outcome": decision.outcome,
             "reason": decision.reason,
             "interval": None if decision.interval is None else dataclasses.asdict(decision.interval),
         },

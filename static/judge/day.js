@@ -32,7 +32,10 @@ export async function reportCredit() {
   const latest = fresh?.dataset.latest;
   if (!latest || readStored(`credited.${slug}`) === latest) return;
   store(`credited.${slug}`, latest);
-  toast(`${fresh.querySelector("[data-credit]").textContent}.`, "good");
+  const credit = fresh.querySelector("[data-credit]");
+  const { tone } = credit.dataset;
+  // A worse version is news, not an error: the message disappears by itself.
+  toast(`${credit.textContent}.`, tone === "bad" ? "warn" : tone || "plain");
 }
 
 // Says which round has started and which version is active, by the figures before and now.

@@ -36,7 +36,9 @@ from tests.e2e.test_judging import ready, seen, wait_for_verdicts
 from worker.base_check import check_base
 
 pytestmark = pytest.mark.browser
-PAIRS = 4
+PAIRS = 30
+LEFT = 3
+"""How many of the pairs are left for the critic in the browser."""
 
 
 def test_a_base_model_is_looked_at_before_it_is_taken(
@@ -66,8 +68,8 @@ def test_a_base_model_is_looked_at_before_it_is_taken(
     expect(field).to_have_value(folder)
 
 
-def two_versions(site: Site, made: world.World) -> None:
-    """An active version, and a better one that critics must compare on a few prompts before it is activated."""
+def two_versions(site: Site, made: world.World, wanted: str) -> None:
+    """An active version, and a better one that critics must compare before it is activated; most pairs are judged."""
     with site.sessions.begin() as session:
         project = session.get_one(Project, made.project_id)
         old = session.get_one(ModelVersion, project.active_version_id)
@@ -79,6 +81,10 @@ def two_versions(site: Site, made: world.World) -> None:
             row = Evaluation(version_id=version.id, prompts_hash="p", settings_hash="s", scores=kept)
             factories.add(session, row)
         assert "critics decide" in comparisons.hold_at_gate(session, project, old=old, new=new)
+        other = factories.make_critic(session, project)
+        while (pair := comparisons.next_pair(session, other, project)) is not None and pair.to_judge > LEFT:
+            side: comparisons.Side = "left" if wanted in pair.left else "right"
+            comparisons.prefer(session, other, project, pair.id, side)
 
 
 @pytest.mark.parametrize("wanted", ["new", "old"])
@@ -89,10 +95,10 @@ def test_critics_decide_whether_a_better_version_becomes_active(
     page.get_by_label("Let critics decide").check()
     page.get_by_role("button", name="Save the settings").click()
     expect(page.get_by_text("The settings are saved")).to_be_visible()
-    two_versions(site, scenes)
+    two_versions(site, scenes, wanted)
     critic = visitor(size).sign_in(scenes.critic, to="/annotate/scenes/compare")
     texts = critic.locator(".blind-text")
-    for left in range(PAIRS, 0, -1):
+    for left in range(LEFT, 0, -1):
         expect(texts).to_have_count(2)
         before = texts.all_inner_texts()
         seen(critic, ".blind")

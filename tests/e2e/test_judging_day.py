@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -21,10 +23,12 @@ def test_pace_credits_and_a_break(visitor: Visitor, history: world.World) -> Non
     ready(page)
     messages = page.get_by_role("region", name="Messages")
     page.clock.run_for(2000)
-    expect(messages).to_contain_text("trained round 3: +0.3 ROUGE-L")
+    expect(messages).to_contain_text("trained round 3: no clear difference, +0.3 ROUGE-L")
+    toast = messages.locator(".toast").filter(has_text="trained round 3")
+    expect(toast).not_to_have_class(re.compile("good"))
     page.get_by_role("button", name="s each").click()
     dialog = page.get_by_role("dialog", name="Your day")
-    expect(dialog.get_by_role("listitem").last).to_contain_text("trained round 1: +6.1 ROUGE-L version 1")
+    expect(dialog.get_by_role("listitem").last).to_contain_text("trained round 1: better, +6.1 ROUGE-L version 1")
     expect(dialog.get_by_role("definition").first).to_contain_text("verdicts")
     assert axe_violations(page) == []
     dialog.get_by_label("Remind me of a break").select_option(label="after 25 minutes")

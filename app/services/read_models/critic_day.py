@@ -18,6 +18,7 @@ from app.models import Project, Role, RoundState
 from app.models.states import ACTIVE_ROUND_STATES
 from app.services.kernel.actors import Actor, require
 from app.services.quality.reviews import RETURNED_OF
+from illume.evaluation.activation import Outcome, outcome_of
 
 LOOK_BACK_DAYS = 90
 SATURDAY = 5
@@ -59,7 +60,8 @@ class Glance:
 class Credit:
     """A round that was trained on `picks` rationales of a critic, and how much its version's score changed.
 
-    `gain` is in points of ROUGE-L (100 is perfect) if `metric` is `rouge_l`, else in nats per token.
+    `gain` is in points of ROUGE-L (100 is perfect) if `metric` is `rouge_l`, else in nats per token; `outcome` says
+    what it means over the `n` prompts on which it was measured.
     """
 
     round: int
@@ -67,6 +69,8 @@ class Credit:
     picks: int
     metric: str
     gain: float
+    outcome: Outcome
+    n: int
     active: bool
 
 
@@ -119,12 +123,16 @@ WHERE critic_id = :critic AND project_id = :project AND created_at >= now() - ma
 """)
 CREDITS = text("""
 WITH ended AS (
-    SELECT r.number, r.snapshot_id, r.metrics, r.version_id FROM rounds r
+    SELECT r.number, r.snapshot_id, r.metrics, r.decision, r.version_id FROM rounds r
     WHERE r.project_id = :project AND r.state = 'succeeded'
     ORDER BY r.number DESC LIMIT :limit
 )
 SELECT e.number AS round, v.number AS version, mine.picks, e.metrics ->> 'metric' AS metric,
-    (e.metrics #>> '{change,score,mean}')::double precision AS gain, v.id = p.active_version_id AS active
+    (e.metrics #>> '{change,score,mean}')::double precision AS gain,
+    (e.metrics #>> '{change,score,low}')::double precision AS low,
+    (e.metrics #>> '{change,score,high}')::double precision AS high,
+    (e.metrics #>> '{change,score,n}')::integer AS n, e.decision ->> 'outcome' AS outcome,
+    v.id = p.active_version_id AS active
 FROM ended e
 JOIN projects p ON p.id = :project
 LEFT JOIN model_versions v ON v.id = e.version_id
@@ -185,6 +193,9 @@ def list_credits(session: Session, actor: Actor, project: Project, *, limit: int
             picks=row.picks,
             metric=row.metric,
             gain=100 * row.gain if row.metric == "rouge_l" else row.gain,
+            # Rounds of earlier versions stored no outcome.
+            outcome=row.outcome or outcome_of(row.low, row.high, row.n or 0),
+            n=row.n or 0,
             active=bool(row.active),
         )
         for row in rows

@@ -30,6 +30,7 @@ from app.services.kernel.actors import SYSTEM, Actor, require
 from app.services.prompts import prompts
 from app.services.rounds import versions
 from app.services.rounds.side_by_side import side_by_side
+from illume.evaluation.activation import Outcome, capitalise, outcome_of, outcome_words
 from illume.evaluation.metrics import Interval, bootstrap_interval
 from illume.records import stable_seed
 from illume.texts import normalise_rationale
@@ -70,14 +71,10 @@ class Standing:
     rate: Interval | None
 
     @property
-    def is_won(self) -> bool:
-        """Whether critics clearly prefer the new version."""
-        return self.rate is not None and self.rate.low > 0.5
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether critics clearly prefer the old version."""
-        return self.rate is not None and self.rate.high < 0.5
+    def outcome(self) -> Outcome | None:
+        """What critics say of the new version; None without judgements."""
+        rate = self.rate
+        return None if rate is None else outcome_of(rate.low, rate.high, rate.n, neutral=0.5)
 
 
 # Starting
@@ -96,7 +93,7 @@ def start(
 ) -> Comparison:
     """Start a comparison of both versions' greedy texts for at most `pairs` prompts, each judged by `each` critics.
 
-    With `gate`, the new version is activated if critics clearly prefer it. Raises `Invalid`, and `Conflict` if the two
+    With `gate`, the new version is activated if critics find it better. Raises `Invalid`, and `Conflict` if the two
     were not evaluated on a common prompt, if all their texts are identical, or if they are being compared already.
     """
     require(session, actor, project, Role.admin)
@@ -296,36 +293,41 @@ def close(session: Session, actor: Actor, project: Project, number: int) -> Comp
 
 def _close(session: Session, actor: Actor, found: Comparison, standing: Standing) -> None:
     found.state, found.closed_at = ComparisonState.closed, database_now(session)
-    found.outcome = outcome_words(standing)
+    found.outcome = describe_outcome(standing)
     session.flush()
     audit.record(session, actor, "comparison.close", f"comparison:{found.id}", found.project_id, outcome=found.outcome)
     if found.gate:
         _pass_gate(session, found, standing)
 
 
-def outcome_words(standing: Standing) -> str:
+def describe_outcome(standing: Standing) -> str:
     """The outcome in a sentence."""
-    if standing.rate is None:
+    if standing.rate is None or standing.outcome is None:
         return "Nobody judged it."
     rate, low, high = (f"{100 * one:.0f}" for one in (standing.rate.mean, standing.rate.low, standing.rate.high))
-    verdict = "prefer the new version" if standing.is_won else "prefer the old version" if standing.is_lost else ""
-    words = f"Critics clearly {verdict}" if verdict else "Critics prefer neither clearly"
-    return f"{words}: the new one won {rate} % (95 % interval {low} to {high} %)."
+    words = capitalise(outcome_words(standing.outcome, standing.rate.n))
+    interval = "" if standing.outcome == "too few to tell" else f" (95 % interval {low} to {high} %)"
+    return f"{words}: critics preferred the new version in {rate} %{interval} of {standing.rate.n} pairs."
 
 
 def _pass_gate(session: Session, found: Comparison, standing: Standing) -> None:
     """Activate the new version if it won and the old one is still active. Record the outcome in its round."""
     project = session.get_one(Project, found.project_id)
     versions.lock_project(session, project)
-    passes = standing.is_won and project.active_version_id == found.old_id
+    passes = standing.outcome == "better" and project.active_version_id == found.old_id
     new = session.get_one(ModelVersion, found.new_id)
     reason = f"Blind comparison {found.number}: {found.outcome}"
-    if standing.is_won and not passes:
+    if standing.outcome == "better" and not passes:
         reason += " Not activated: another version became active meanwhile."
     made_by = session.get(Round, new.round_id) if new.round_id is not None else None
     if made_by is not None:
         before = str(made_by.decision.get("reason", ""))
-        made_by.decision = {**made_by.decision, "activate": passes, "reason": f"{before} {reason}".strip()}
+        made_by.decision = {
+            **made_by.decision,
+            "activate": passes,
+            "outcome": standing.outcome,
+            "reason": f"{before} {reason}".strip(),
+        }
     if passes:
         versions.put_in_force(session, SYSTEM, project, new)
     session.flush()

@@ -15,7 +15,7 @@ from app.services.acceptance.rules import Moment
 from app.services.kernel import counters as counts
 from app.services.projects.projects import ProjectSettings
 from app.services.rounds.row_files import write_rows
-from app.services.rounds.training_set import HELDOUT_SHARE, Metric, RowSelection, accepted_rows, query_val_prompts
+from app.services.rounds.training_set import Metric, RowSelection, accepted_rows, query_val_prompts, target_held_out
 
 COUNTED_PROMPTS = 5000
 """Up to this many train prompts in use, the rows are selected as for a round, and counted."""
@@ -68,7 +68,7 @@ def _estimate(
     each = len(accepted_rows(session, project, prompt_ids=ids)) / len(ids) if ids else 1.0
     rationales = round(each * n_accepted)
     query, metric = query_val_prompts(session, project, settings)
-    heldout = round(HELDOUT_SHARE * rationales) if metric == "heldout" else 0
+    heldout = round(each * target_held_out(n_accepted)) if metric == "heldout" else 0
     limited = query.with_only_columns(Prompt.id).order_by(None).limit(settings.eval_prompts).subquery()
     return RoundSize(
         counts={

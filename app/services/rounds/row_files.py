@@ -24,7 +24,7 @@ from app.services.rounds.training_set import (
     RowSelection,
     SnapshotRow,
     draw_guard,
-    load_held_out_prompts,
+    load_earlier_use,
     make_guard_batches,
     read_rationale_batches,
     val_rows,
@@ -72,7 +72,7 @@ def write_rows(
     """Select the rows and write them. `head` makes the header line; `n_prompts`, of train, is used for the progress."""
     val, metric = val_rows(selection, session=session)
     written = RowSummary(metric)
-    held_out = HeldOut(load_held_out_prompts(selection, session=session)) if metric == "heldout" else None
+    held_out = HeldOut(load_earlier_use(selection, session=session)) if metric == "heldout" else None
     target.write(encode_line(head(metric)))
     answered = array("q")
     with tempfile.TemporaryFile() as accepted, tempfile.TemporaryFile() as heldout:

@@ -13,6 +13,7 @@ from app.models import Evaluation, ModelVersion, Project, Prompt, Role
 from app.services.kernel.actors import Actor, require
 from app.services.prompts import prompts
 from app.services.rounds.versions import scores_of
+from illume.evaluation.activation import Outcome, outcome_of
 from illume.evaluation.metrics import Interval, paired_bootstrap
 
 Style = Literal["greedy", "sampled"]
@@ -56,6 +57,11 @@ class SideBySide:
     pairs: tuple[Pair, ...]
     change: Interval | None
     same_settings: bool
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the change says; None where nothing was scored."""
+        return None if self.change is None else outcome_of(self.change.low, self.change.high, self.change.n)
 
     def count(self, *, better: bool) -> int:
         """The number of pairs for which the new version scored better, or worse."""

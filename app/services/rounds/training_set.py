@@ -23,6 +23,7 @@ from app.models import (
     Snapshot,
     SnapshotItem,
     SnapshotItemRole,
+    SnapshotKind,
     Split,
     Verdict,
 )
@@ -30,6 +31,7 @@ from app.services.acceptance.counting import OUT_OF_USE
 from app.services.acceptance.rules import Accepted, Moment, accepted_rationales
 from app.services.candidates.candidates import PromptData, load_prompts_data
 from app.services.projects.projects import ProjectSettings
+from illume.evaluation.activation import FEWEST_PROMPTS
 from illume.evaluation.critics import guard_rank
 from illume.records import stable_seed
 
@@ -129,73 +131,126 @@ def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, st
 # Held-out rationales
 
 
-class HeldOut:
-    """Selects the images whose rationales are never trained on: a tenth, by hash.
+@dataclass(frozen=True, slots=True)
+class EarlierUse:
+    """Prompts that earlier snapshots held out, and those whose rationales the newest round was trained on."""
 
-    Of two or more images, at least one and never all are held out. Prompts held out of an earlier round (`before`) stay
-    held out; the hash alone does not ensure that, because a round with few images may hold out one above the share. If
-    one image of a prompt is held out, the prompt's other images are too.
+    held_out: frozenset[int]
+    trained: frozenset[int]
+
+
+class HeldOut:
+    """Selects the images whose rationales are never trained on, in the order of their hashes.
+
+    Prompts are held out until there are enough to tell versions apart, at most half of the judged ones; from then on a
+    tenth. Prompts held out of an earlier round stay held out, and others only join them if they were not trained on: of
+    prompts that are new since the newest round at most half, so that each round has something to learn. Of two or more
+    images, at least one and never all are held out. If one image of a prompt is held out, the prompt's others are too.
     """
 
-    def __init__(self, before: Container[int]) -> None:
+    def __init__(self, before: EarlierUse) -> None:
         self._before = before
-        self._shown: set[tuple[str, ...]] = set()
-        self._kept: set[str] = set()
+        self._prompts: dict[int, tuple[str, ...]] = {}
 
     def add(self, rows: Iterable[SnapshotRow]) -> None:
         """Add accepted rationales."""
         for row in rows:
-            self._shown.add(row.prompt.images)
-            if row.prompt.id in self._before:
-                self._kept.update(row.prompt.images)
+            self._prompts[row.prompt.id] = row.prompt.images
 
     def images(self) -> frozenset[str]:
         """The held-out images of all rows that were added."""
-        if len(self._shown) < 2:
+        groups = self._groups()
+        if len({image for group in groups for image in group.images}) < 2 or len(groups) < 2:
             return frozenset()
-        images = sorted({image for together in self._shown for image in together}, key=_heldout_rank)
-        by_hash = {image for image in images if _heldout_rank(image) < HELDOUT_SHARE}
-        chosen = self._with_companions(by_hash | self._kept or {images[0]})
-        # All of a few images may be selected by hash; then nothing would be left to train on.
-        return chosen if len(chosen) < len(images) else self._with_companions(self._kept or {images[0]})
+        before, trained = self._before.held_out, self._before.trained
+        kept = [group for group in groups if not before.isdisjoint(group.prompts)]
+        new = [group for group in groups if before.isdisjoint(group.prompts) and trained.isdisjoint(group.prompts)]
+        n_held, n_new = _count_prompts(kept), _count_prompts(new)
+        chosen, free = list(kept), n_new if not trained else n_new // 2
+        wanted = target_held_out(len(self._prompts))
+        for group in new:
+            size = len(group.prompts)
+            if n_held + size <= max(wanted, 1) and size <= free and len(chosen) + 1 < len(groups):
+                chosen.append(group)
+                n_held, free = n_held + size, free - size
+        if not chosen:
+            chosen = [min(new or groups, key=lambda group: len(group.prompts))]
+        return frozenset(image for group in chosen for image in group.images)
 
-    def _with_companions(self, chosen: set[str]) -> frozenset[str]:
-        """Add all images that share a prompt with a chosen one, transitively."""
-        while True:
-            grown = {image for together in self._shown if not chosen.isdisjoint(together) for image in together}
-            if grown == chosen:
-                return frozenset(chosen)
-            chosen = grown
+    def _groups(self) -> list[_Group]:
+        """The prompts that share images, directly or through others, in the order of their images' hashes."""
+        first: dict[str, str] = {}
+
+        def root(image: str) -> str:
+            while first[image] != image:
+                first[image] = first[first[image]]
+                image = first[image]
+            return image
+
+        for images in self._prompts.values():
+            for image in images:
+                first.setdefault(image, image)
+                first[root(image)] = root(images[0])
+        groups: dict[str, _Group] = {}
+        for prompt_id, images in self._prompts.items():
+            group = groups.setdefault(root(images[0]), _Group(set(), set()))
+            group.prompts.add(prompt_id)
+            group.images.update(images)
+        return sorted(groups.values(), key=lambda group: min(map(_heldout_rank, group.images)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Prompts that share images."""
+
+    prompts: set[int]
+    images: set[str]
+
+
+def _count_prompts(groups: Iterable[_Group]) -> int:
+    return sum(len(group.prompts) for group in groups)
+
+
+def target_held_out(judged: int) -> int:
+    """How many of the judged prompts are held out: enough to tell versions apart, at most half; a tenth of many."""
+    return max(round(HELDOUT_SHARE * judged), min(FEWEST_PROMPTS, judged // 2))
 
 
 def _heldout_rank(image: str) -> float:
     return stable_seed("heldout", image) / 2**63
 
 
-def load_held_out_prompts(selection: RowSelection, *, session: Session | None = None) -> frozenset[int]:
-    """The prompts that an earlier snapshot of the project held out."""
+def load_earlier_use(selection: RowSelection, *, session: Session | None = None) -> EarlierUse:
+    """What earlier snapshots of the project did with its prompts."""
     with open_session(session) as used:
-        earlier = select(Snapshot.id, Snapshot.counts).where(
+        earlier = select(Snapshot.id, Snapshot.counts, Snapshot.kind).where(
             Snapshot.project_id == selection.project.id, Snapshot.prepared
         )
         snapshots = used.execute(earlier.order_by(Snapshot.id)).all()
-    found: set[int] = set()
-    for snapshot_id, counts in snapshots:
+    held_out: set[int] = set()
+    for snapshot_id, counts, _ in snapshots:
         # Held-out rows come last in a snapshot.
-        after = sum(counts.get(role, 0) for role in ("rationale", "guard", "val")) - 1
-        while True:
-            with open_session(session) as used:
-                query = select(SnapshotItem.position, SnapshotItem.prompt_id).where(
-                    SnapshotItem.snapshot_id == snapshot_id,
-                    SnapshotItem.position > after,
-                    SnapshotItem.role == SnapshotItemRole.heldout,
-                )
-                items = used.execute(query.order_by(SnapshotItem.position).limit(ID_BATCH_SIZE)).all()
-            found.update(item.prompt_id for item in items if item.prompt_id is not None)
-            if len(items) < ID_BATCH_SIZE:
-                break
-            after = items[-1].position
-    return frozenset(found)
+        first = sum(counts.get(role, 0) for role in ("rationale", "guard", "val"))
+        held_out.update(_prompts_of(snapshot_id, SnapshotItemRole.heldout, first=first, session=session))
+    # A round trains on all that is accepted, so that the newest one was trained on what those before it were.
+    newest = next((one.id for one in reversed(snapshots) if one.kind is SnapshotKind.round), None)
+    trained = () if newest is None else _prompts_of(newest, SnapshotItemRole.rationale, first=0, session=session)
+    return EarlierUse(frozenset(held_out), frozenset(trained))
+
+
+def _prompts_of(snapshot_id: int, role: SnapshotItemRole, *, first: int, session: Session | None) -> Iterator[int]:
+    """The prompts of a snapshot's rows of one role, which begin at position `first`."""
+    after = first - 1
+    while True:
+        with open_session(session) as used:
+            query = select(SnapshotItem.position, SnapshotItem.prompt_id).where(
+                SnapshotItem.snapshot_id == snapshot_id, SnapshotItem.position > after, SnapshotItem.role == role
+            )
+            items = used.execute(query.order_by(SnapshotItem.position).limit(ID_BATCH_SIZE)).all()
+        yield from (item.prompt_id for item in items if item.prompt_id is not None)
+        if len(items) < ID_BATCH_SIZE:
+            return
+        after = items[-1].position
 
 
 # Val prompts

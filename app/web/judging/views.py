@@ -13,7 +13,8 @@ from app.services.projects.key_bindings import KeyAction
 from app.services.projects.projects import ProjectSettings
 from app.services.read_models.critic_day import Credit, CriticDay, Glance
 from app.services.read_models.overviews import VerdictSummary
-from app.web.words import KIND_WORDS, image_url, round_words
+from app.web.words import KIND_WORDS, OUTCOME_TONES, image_url, round_words
+from illume.evaluation.activation import outcome_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class DayView:
 
     slug: str
     day: CriticDay
-    credits: tuple[tuple[str, str], ...]
+    credits: tuple[tuple[str, str, str], ...]
     latest: str
 
 
@@ -270,7 +271,8 @@ def credit_words(credit: Credit) -> str:
     unit = "ROUGE-L" if credit.metric == "rouge_l" else "nats of log-likelihood"
     picks = "1 of your picks" if credit.picks == 1 else f"{credit.picks} of your picks"
     gain = f"{credit.gain:+.{1 if credit.metric == 'rouge_l' else 3}f}".replace("-", "\u2212")
-    return f"{picks} trained round {credit.round}: {gain} {unit}"
+    outcome = outcome_words(credit.outcome, credit.n)
+    return f"{picks} trained round {credit.round}: {outcome}, {gain} {unit}"
 
 
 def version_words(credit: Credit) -> str:
@@ -282,5 +284,5 @@ def version_words(credit: Credit) -> str:
 
 def day_view(project: Project, day: CriticDay) -> DayView:
     """The view of a critic's day; `latest` is the last round that used their picks."""
-    lines = tuple((credit_words(one), version_words(one)) for one in day.credits)
+    lines = tuple((credit_words(one), version_words(one), OUTCOME_TONES[one.outcome]) for one in day.credits)
     return DayView(project.slug, day, lines, str(day.credits[0].round) if day.credits else "")

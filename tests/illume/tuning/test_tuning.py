@@ -446,7 +446,7 @@ class TestRound:
         assert (result["n_rationale"], result["n_vqa_only"], result["w"]) == (4, 6, 1.5)
         assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2]
         assert result["evaluation"]["new"]["prompts"] == result["evaluation"]["parent"]["prompts"]
-        assert set(result["decision"]) == {"activate", "reason", "interval"}
+        assert set(result["decision"]) == {"activate", "outcome", "reason", "interval"}
         progress = read_json(finished / "progress.json")
         assert (progress["step"], progress["steps_total"]) == (8, 8)
         assert 0.9 < progress["fraction"] < 1
@@ -556,7 +556,8 @@ class TestRound:
         scores = [epoch["score"] for epoch in result["epochs"]]
         assert scores[0] < scores[1] < 0
         assert result["best_epoch"] == 2
-        assert result["decision"]["interval"]["mean"] > 0
+        assert result["decision"]["outcome"] == "too few to tell"
+        assert "changed by +" in result["decision"]["reason"]
 
     def test_without_val_prompts_the_last_epoch_waits_for_the_admin(self, base: Path, tmp_path: Path) -> None:
         folder = make_round(tmp_path / "round", base)

@@ -20,7 +20,8 @@ from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.errors import wants_fragment
 from app.web.forms import Field
 from app.web.rendering import live, page
-from app.web.words import image_url
+from app.web.words import OUTCOME_TONES, image_url
+from illume.evaluation.activation import outcome_words
 
 router = APIRouter()
 TEMPLATE = "admin/rounds/comparisons.html"
@@ -39,6 +40,7 @@ class ComparisonRow:
     standing: Standing
     rate: str
     interval: str
+    verdict: str
     tone: str
     outcome: str
     created_at: datetime
@@ -94,8 +96,13 @@ def comparison_row(session: Session, one: Comparison, numbers: Mapping[int, int]
         gate=one.gate,
         standing=standing,
         rate="–" if rate is None else f"{100 * rate.mean:.0f} %",
-        interval="" if rate is None else f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %",
-        tone="good" if standing.is_won else "bad" if standing.is_lost else "",
+        interval=(
+            ""
+            if rate is None or standing.outcome == "too few to tell"
+            else f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %"
+        ),
+        verdict="" if rate is None or standing.outcome is None else outcome_words(standing.outcome, rate.n),
+        tone="" if standing.outcome is None else OUTCOME_TONES[standing.outcome],
         outcome=one.outcome,
         created_at=one.created_at,
         closed_at=one.closed_at,

@@ -11,6 +11,7 @@ from app.models import ModelVersion, Round
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.rendering import percent, with_minus
 from app.web.words import METRIC_WORDS
+from illume.evaluation.activation import outcome_of
 
 # The scores of the before/after table: key in the metrics, name, whether it is a share.
 NAMES = (
@@ -137,7 +138,7 @@ def score_chart(versions: Sequence[ModelVersion], active_id: int | None) -> Char
             continue
         before, change = (metrics.get("parent") or {}).get("score"), (metrics.get("change") or {}).get("score")
         low = high = None
-        if before is not None and change:
+        if before is not None and change and has_interval(change):
             low, high = before + change["low"], before + change["high"]
         samples.append(Sample(version.number, score, low, high, lit=version.id == active_id))
     return line_chart(
@@ -191,9 +192,14 @@ def _mean(interval: Mapping[str, float] | None, share: bool) -> str:
 
 
 def _interval(interval: Mapping[str, float] | None, share: bool) -> str:
-    if not interval:
+    if not interval or not has_interval(interval):
         return ""
     return f"({_signed(interval['low'], share)} to {_signed(interval['high'], share)})"
+
+
+def has_interval(change: Mapping[str, Any]) -> bool:
+    """Whether a change was measured on enough prompts for its interval to be shown."""
+    return outcome_of(change["low"], change["high"], int(change["n"])) != "too few to tell"
 
 
 def _signed(value: float, share: bool) -> str:

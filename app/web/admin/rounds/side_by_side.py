@@ -18,7 +18,8 @@ from app.services.rounds.side_by_side import TOLERANCE, Pair, SideBySide, Style,
 from app.web.access import Me
 from app.web.admin.frame import frame_of
 from app.web.rendering import page
-from app.web.words import image_url
+from app.web.words import OUTCOME_TONES, image_url
+from illume.evaluation.activation import outcome_words
 
 router = APIRouter()
 PAGE_SIZE = 25
@@ -93,6 +94,7 @@ class CompareView:
     show: str
     total: int
     change: str
+    outcome: str
     tone: str
     same_settings: bool
     shares: tuple[Share, ...]
@@ -144,7 +146,8 @@ def show(
         show=kind,
         total=len(found.pairs),
         change=change_words(found),
-        tone="" if found.change is None else "good" if found.change.low > 0 else "bad" if found.change.high < 0 else "",
+        outcome="" if found.change is None or found.outcome is None else outcome_words(found.outcome, found.change.n),
+        tone="" if found.outcome is None else OUTCOME_TONES[found.outcome],
         same_settings=found.same_settings,
         shares=count_kinds(found, kind, address),
         pairs=tuple(pair_view(one) for one in listed[start : start + PAGE_SIZE]),
@@ -170,9 +173,11 @@ def chosen(
 
 
 def change_words(found: SideBySide) -> str:
-    """The mean difference with its interval."""
+    """The mean difference, with its interval where there are enough prompts for one."""
     if found.change is None:
         return ""
+    if found.outcome == "too few to tell":
+        return f"{found.change.mean:+.3f}".replace("-", "\u2212")
     mean, low, high = (
         f"{one:+.3f}".replace("-", "\u2212") for one in (found.change.mean, found.change.low, found.change.high)
     )

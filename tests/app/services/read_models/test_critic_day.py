@@ -89,6 +89,23 @@ class TestCredits:
         assert (newest.round, newest.picks, round(newest.gain, 6)) == (3, 3, -0.4)
         assert (oldest.round, oldest.picks, round(oldest.gain, 6)) == (1, 2, 6.1)
         assert (oldest.version, oldest.active) == (None, False)
+        assert (newest.outcome, newest.n) == ("too few to tell", 10)
+
+    @pytest.mark.parametrize(
+        ("low", "high", "outcome"),
+        [(0.01, 0.1, "better"), (-0.1, -0.01, "worse"), (-0.1, 0.1, "no clear difference")],
+    )
+    def test_say_what_the_change_means(
+        self, session: Session, project: Project, critic: Actor, low: float, high: float, outcome: str
+    ) -> None:
+        made = ended_round(session, project, 1, 0.05, judged(session, project, critic))
+        made.metrics = {**made.metrics, "change": {"score": {"mean": 0.05, "low": low, "high": high, "n": 30}}}
+        session.flush()
+        [credit] = critic_day.list_credits(session, critic, project)
+        assert (credit.outcome, credit.n) == (outcome, 30)
+        made.decision = {"activate": False, "outcome": "no clear difference"}  # such as for worse answers
+        session.flush()
+        assert critic_day.list_credits(session, critic, project)[0].outcome == "no clear difference"
 
     def test_only_rationale_rows_earn_credit(self, session: Session, project: Project, critic: Actor) -> None:
         made = ended_round(session, project, 1, 0.061, judged(session, project, critic))

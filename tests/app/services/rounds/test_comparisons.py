@@ -42,12 +42,25 @@ def admin(session: Session) -> Actor:
 @pytest.fixture
 def two(session: Session, project: Project) -> Two:
     """The active version and its child, scored on eight prompts; for the last one both wrote the same."""
+    return score_two(session, project, 8)
+
+
+@pytest.fixture
+def many(session: Session, project: Project) -> Two:
+    """The same on thirty prompts."""
+    return score_two(session, project, 30)
+
+
+def score_two(session: Session, project: Project, count: int) -> Two:
+    """The active version and its child, scored on `count` prompts; for the last one both wrote the same."""
     old = session.get_one(ModelVersion, project.active_version_id)
     new = factories.make_version(session, project, number=1, parent=old)
-    prompts = [factories.make_prompt(session, project, split=Split.val) for _ in range(8)]
+    prompts = [factories.make_prompt(session, project, split=Split.val) for _ in range(count)]
     for version, word in ((old, "old"), (new, "new")):
-        texts = [[f"{word} {number}"] for number in range(7)] + [["The  same"] if word == "old" else ["the same"]]
-        part = {"rationales": texts, "rouge_l": [0.5] * 8}
+        texts = [[f"{word} {number}"] for number in range(count - 1)] + [
+            ["The  same"] if word == "old" else ["the same"]
+        ]
+        part = {"rationales": texts, "rouge_l": [0.5] * count}
         kept = {"prompts": [str(prompt.id) for prompt in prompts], "gold": {"greedy": part, "sampled": part}}
         factories.add(session, Evaluation(version_id=version.id, prompts_hash="p", settings_hash="s", scores=kept))
     return old, new
@@ -65,20 +78,21 @@ def judge_all(session: Session, project: Project, critic: Actor, wanted: str) ->
 
 class TestJudging:
     def test_a_critic_sees_each_pair_once_and_the_new_one_wins(
-        self, session: Session, project: Project, admin: Actor, two: Two
+        self, session: Session, project: Project, admin: Actor, many: Two
     ) -> None:
-        made = comparisons.start(session, admin, project, old=two[0], new=two[1])
+        made = comparisons.start(session, admin, project, old=many[0], new=many[1])
         critic = factories.make_critic(session, project)
-        assert comparisons.pairs_for(session, critic, project) == 7
-        assert judge_all(session, project, critic, "new") == 7
+        assert comparisons.pairs_for(session, critic, project) == 29
+        assert judge_all(session, project, critic, "new") == 29
         session.refresh(made)
         standing = comparisons.standing_of(session, made)
-        assert (standing.new, standing.alike, standing.done, standing.wanted) == (7, 1, 7, 7)
+        assert (standing.new, standing.alike, standing.done, standing.wanted) == (29, 1, 29, 29)
         assert standing.rate is not None
-        assert standing.rate.mean == pytest.approx(7.5 / 8)
+        assert standing.rate.mean == pytest.approx(29.5 / 30)
         assert made.state is ComparisonState.closed
-        assert "clearly prefer the new version" in made.outcome
-        assert project.active_version_id == two[0].id
+        assert made.outcome.startswith("Better: critics preferred the new version in 98 % (95 % interval ")
+        assert made.outcome.endswith(" %) of 30 pairs.")
+        assert project.active_version_id == many[0].id
 
     def test_sides_differ_among_critics_and_stay_for_one(
         self, session: Session, project: Project, admin: Actor, two: Two
@@ -152,18 +166,32 @@ class TestStarting:
 
 
 class TestGate:
-    @pytest.mark.parametrize(("wanted", "active"), [("new", 1), ("old", 0)])
+    @pytest.mark.parametrize(("wanted", "active", "outcome"), [("new", 1, "Better: "), ("old", 0, "Worse: ")])
     def test_the_winner_is_active(
-        self, session: Session, project: Project, admin: Actor, two: Two, wanted: str, active: int
+        self, session: Session, project: Project, admin: Actor, many: Two, wanted: str, active: int, outcome: str
     ) -> None:
-        comparisons.start(session, admin, project, old=two[0], new=two[1], gate=True)
+        made = comparisons.start(session, admin, project, old=many[0], new=many[1], gate=True)
         judge_all(session, project, factories.make_critic(session, project), wanted)
         session.refresh(project)
-        assert project.active_version_id == two[active].id
+        session.refresh(made)
+        assert project.active_version_id == many[active].id
+        assert made.outcome.startswith(outcome)
 
-    def test_an_overtaken_one_is_not(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
-        comparisons.start(session, admin, project, old=two[0], new=two[1], gate=True)
-        other = factories.make_version(session, project, number=2, parent=two[0])
+    def test_of_a_few_pairs_none_is_the_winner(
+        self, session: Session, project: Project, admin: Actor, two: Two
+    ) -> None:
+        made = comparisons.start(session, admin, project, old=two[0], new=two[1], gate=True)
+        judge_all(session, project, factories.make_critic(session, project), "new")
+        session.refresh(project)
+        session.refresh(made)
+        assert project.active_version_id == two[0].id
+        assert made.outcome == (
+            "Too few to tell (8; at least 30): critics preferred the new version in 94 % of 8 pairs."
+        )
+
+    def test_an_overtaken_one_is_not(self, session: Session, project: Project, admin: Actor, many: Two) -> None:
+        comparisons.start(session, admin, project, old=many[0], new=many[1], gate=True)
+        other = factories.make_version(session, project, number=2, parent=many[0])
         project.active_version_id = other.id
         session.flush()
         judge_all(session, project, factories.make_critic(session, project), "new")

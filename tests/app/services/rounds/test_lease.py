@@ -53,7 +53,7 @@ def result(*, activate: bool = True, seconds: float | None = 30.0) -> RoundResul
     return RoundResult(
         adapter="a" * 64,
         activate=activate,
-        reason="Better." if activate else "Not clearly better.",
+        reason="Better." if activate else "No clear difference.",
         decision={"interval": {"low": 0.1}},
         metrics={"score": 0.6, "parent": {"score": 0.5}},
         prompts_hash="b" * 64,
@@ -184,10 +184,10 @@ class TestFinish:
     ) -> None:
         judge(session, project, critic)
         projects.update_project(session, SYSTEM, project.slug, {"blind_gate": True})
-        prompt = factories.make_prompt(session, project)
+        prompts = [str(factories.make_prompt(session, project).id) for _ in range(30)]
         start_prepared(session, project)
-        part = {"gold": {"greedy": {"rationales": [["a boat"]]}}, "prompts": [str(prompt.id)]}
-        other = {"gold": {"greedy": {"rationales": [["a ship"]]}}, "prompts": [str(prompt.id)]}
+        part = {"gold": {"greedy": {"rationales": [["a boat"]] * 30}}, "prompts": prompts}
+        other = {"gold": {"greedy": {"rationales": [["a ship"]] * 30}}, "prompts": prompts}
         before = project.active_version_id
         claim = take(session)
         version = lease.finish(session, claim, replace(result(), scores=part, parent_scores=other))
@@ -195,9 +195,8 @@ class TestFinish:
         session.refresh(project)
         assert project.active_version_id == before
         assert "waits for blind comparison 1" in fresh(session, claim).decision["reason"]
-        pair = comparisons.next_pair(session, critic, project)
-        assert pair is not None
-        comparisons.prefer(session, critic, project, pair.id, "left" if pair.left == "a boat" else "right")
+        while (pair := comparisons.next_pair(session, critic, project)) is not None:
+            comparisons.prefer(session, critic, project, pair.id, "left" if pair.left == "a boat" else "right")
         session.refresh(project)
         assert project.active_version_id == version.id
         assert fresh(session, claim).decision["activate"] is True

@@ -33,7 +33,7 @@ class TestRounds:
         self, browser: Browser, session: Session, project: Project
     ) -> None:
         made = factories.make_round(session, project, state=RoundState.succeeded)
-        made.decision = {"activate": False, "reason": "Not clearly better: -0.0130 to +0.0200."}
+        made.decision = {"activate": False, "reason": "No clear difference: -0.0130 to +0.0200."}
         assert "\N{MINUS SIGN}0.0130 to +0.0200" in browser.get("/admin/projects/scenes/rounds").text
 
     def test_lists_the_prompts_that_it_left_out(self, browser: Browser, session: Session, project: Project) -> None:

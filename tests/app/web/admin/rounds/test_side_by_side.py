@@ -24,6 +24,8 @@ class TestCompare:
             factories.add(session, Evaluation(version_id=version.id, prompts_hash="p", settings_hash="s", scores=kept))
         page = browser.get("/admin/projects/scenes/compare").text
         assert "Version 0 against version 1" in page
+        assert "too few to tell (3; at least 30)" in page
+        assert "95 % interval" not in page
         assert [page.index(f">{name}?<") for name in ("better", "same", "worse")] == sorted(
             page.index(f">{name}?<") for name in texts
         )
