@@ -18,7 +18,12 @@ for name, known in (("xid8", Xid8), ("pg_snapshot", PgSnapshot)):
 
 
 def migrate() -> None:
-    """Run the migrations on the database of the settings, or on the one that the caller names."""
+    """Run the migrations on the database of the settings, or on the one or the connection that the caller names."""
+    open_connection = context.config.attributes.get("connection")
+    if open_connection is not None:
+        context.configure(connection=open_connection, target_metadata=Base.metadata)
+        context.run_migrations()
+        return
     url = context.config.attributes.get("database_url") or get_settings().database_url
     engine = create_engine(
         sqlalchemy_url(url),

@@ -6,7 +6,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, pool
+from sqlalchemy import Connection, create_engine, pool
 
 from app.db.engine import sqlalchemy_url
 from app.settings import ROOT
@@ -22,6 +22,18 @@ def alembic_config(url: str) -> Config:
 def upgrade(url: str, revision: str = "head") -> None:
     """Upgrade the database to `revision`. Concurrent callers wait for each other."""
     command.upgrade(alembic_config(url), revision)
+
+
+def upgrade_on(connection: Connection, revision: str) -> None:
+    """Upgrade the database to `revision` in the transaction of `connection`, which the caller ends."""
+    config = alembic_config("")
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def is_known(revision: str) -> bool:
+    """Whether `revision` is one of those that lead to this version."""
+    return any(one.revision == revision for one in ScriptDirectory.from_config(alembic_config("")).walk_revisions())
 
 
 def downgrade(url: str, revision: str) -> None:

@@ -1,33 +1,35 @@
-"""`illume backup`: write the whole installation to one tar file: a dump of the database, the store, the secret key."""
+"""`illume backup`: the whole installation in one tar file: the rows of the database, the store, the secret key."""
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import io
-import json
-import subprocess
+import os
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import click
 import psycopg
+from pydantic import BaseModel, ConfigDict
 
+from app.cli.files import table_data
+from app.cli.files.table_data import DatabaseData, Number
 from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say
-from app.db import migrations
 from app.db.engine import libpq_url
 from app.processes.connect import Refused
-from app.processes.postgres_install import clean_environment, find_binaries
 from app.services.kernel.store import KEY_FORM
 from app.settings import Settings
 from illume.files import replace_file
 
 ABOUT = "backup.json"
-DUMP = "database.dump"
+SIGNATURE = "signature"
+ROWS = "rows"
 STORE = "store"
 SECRET = "secret.key"  # noqa: S105 - a file's name
 
@@ -37,13 +39,16 @@ PROGRESS_SECONDS = 2.0
 
 @click.command("backup")
 @click.option("--out", type=FilePath, metavar="FILE", help="The file to write.  [default: illume-backup-DATE-TIME.tar]")
+@click.option("--replace", is_flag=True, help="Replace FILE if it exists.")
 @data_dir_option
-def backup_command(out: Path | None) -> None:
+def backup_command(out: Path | None, *, replace: bool) -> None:
     """Back up the whole installation to one file.
 
-    The file holds the database, the stored files and the secret key. Everybody can go on working meanwhile.
+    The file holds the database, the stored files and the secret key, and is signed with that key. Keep it as safe as
+    the installation: who reads it can sign in as anybody. Everybody can go on working meanwhile.
     """
     target = out or Path(time.strftime("illume-backup-%Y%m%d-%H%M%S.tar"))
+    refuse_existing(target, replace=replace)
     with prepared() as settings:
         made = backup(settings, target.absolute(), say=say)
     say(f"Wrote {target}: the database and {made.objects} objects of the store.")
@@ -51,18 +56,28 @@ def backup_command(out: Path | None) -> None:
         say("The store is a bucket: back it up with its own means.")
 
 
-@dataclass(frozen=True)
-class Summary:
+def refuse_existing(target: Path, *, replace: bool) -> None:
+    """Raise Refused if there is something at `target` already, unless `replace`."""
+    if target.is_dir():
+        raise Refused(f"{target} is a folder: name a file with --out.", code=2)
+    if os.path.lexists(target) and not replace:
+        raise Refused(f"{target} exists already: name another file with --out, or say --replace.", code=2)
+
+
+class Summary(BaseModel):
     """What a backup holds. Without `store` the objects are elsewhere, and need a backup of their own.
 
     `next_xid` is the next transaction number of the server that was backed up.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[2] = 2
     made_at: str
-    revision: str | None
-    objects: int
+    objects: Number
     store: bool
-    next_xid: int = 0
+    next_xid: Number
+    database: DatabaseData
 
 
 def silent(_text: str) -> None:
@@ -72,35 +87,54 @@ def silent(_text: str) -> None:
 def backup(settings: Settings, target: Path, *, say: Say = silent) -> Summary:
     """Write `target`, a tar file, reporting progress; others can go on working. Raises Refused.
 
-    The database comes first: every object the dump names is in the store by then, and only erased ones disappear.
+    The database comes first: every object its rows name is in the store by then, and only erased ones disappear.
     """
     store = local_store(settings)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            dump = Path(folder) / DUMP
-            command = ["pg_dump", "--format=custom", f"--file={dump}", f"--dbname={libpq_url(settings.database_url)}"]
-            run(command, progress=lambda: say(f"The database: {size_of(dump)} so far."))
+            rows = table_data.dump(settings.database_url, Path(folder), progress=sometimes(say, "The database: "))
             objects = objects_in(store) if store else []
             summary = Summary(
                 made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                revision=migrations.current_revision(settings.database_url),
                 objects=len(objects),
                 store=store is not None,
                 next_xid=next_xid(settings),
+                database=rows,
             )
+            about = summary.model_dump_json().encode()
             with (
                 replace_file(target, private=True, sync=True) as file,
                 tarfile.open(fileobj=file, mode="w") as tar,
             ):
-                add_bytes(tar, ABOUT, json.dumps(summary.__dict__).encode())
+                add_bytes(tar, ABOUT, about)
+                add_bytes(tar, SIGNATURE, signature(about, settings.secret_key).encode())
                 add_bytes(tar, SECRET, settings.secret_key.encode())
-                tar.add(dump, DUMP)
+                for table in rows.tables:
+                    tar.add(Path(folder) / table.name, f"{ROWS}/{table.name}")
                 for path in with_progress(objects, say):
                     with contextlib.suppress(FileNotFoundError):  # erased meanwhile
                         tar.add(path, f"{STORE}/{path.parent.name}/{path.name}")
     except OSError as error:
         raise Refused(f"The backup could not be written to {target}: {error.strerror or error}.", code=2) from error
     return summary
+
+
+def signature(about: bytes, key: str) -> str:
+    """What shows that the holder of an installation's key wrote a backup's summary, and with it the rows it hashes."""
+    return hmac.new(f"backup {key}".encode(), about, "sha256").hexdigest()
+
+
+def sometimes(say: Say, begin: str) -> Callable[[object], None]:
+    """A function that says what goes on, every two seconds."""
+    last = time.monotonic()
+
+    def go_on(part: object) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            last = time.monotonic()
+            say(f"{begin}{part.name if isinstance(part, Path) else part}.")
+
+    return go_on
 
 
 def objects_in(store: Path) -> list[Path]:
@@ -116,11 +150,6 @@ def with_progress(objects: Sequence[Path], say: Say) -> Iterator[Path]:
             last = time.monotonic()
             say(f"The store: {done:,} of {len(objects):,} objects.")
         yield path
-
-
-def size_of(path: Path) -> str:
-    """The size of a file that is being written."""
-    return f"{path.stat().st_size / 1e6:,.1f} MB" if path.exists() else "nothing"
 
 
 def next_xid(settings: Settings) -> int:
@@ -143,29 +172,3 @@ def add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     entry.size = len(data)
     entry.mode = 0o600
     tar.addfile(entry, io.BytesIO(data))
-
-
-def run(command: Sequence[str], *, progress: Callable[[], None]) -> None:
-    """Run one of PostgreSQL's programs, calling `progress` regularly. Raises Refused with its first error message."""
-    program = find_binaries() / command[0]
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own programs
-            [str(program), *command[1:]],
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-        )
-        try:
-            while process.poll() is None:
-                try:
-                    process.wait(PROGRESS_SECONDS)
-                except subprocess.TimeoutExpired:
-                    progress()
-        finally:
-            process.kill()
-            process.wait()
-        errors.seek(0)
-        lines = errors.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
-    if process.returncode:
-        raise Refused(f"{command[0]} failed: {lines[0]}")

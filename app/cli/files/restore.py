@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import hmac
 import os
 import shutil
 import tarfile
@@ -13,20 +13,23 @@ from pathlib import Path
 
 import click
 import psycopg
+from pydantic import ValidationError
 
 from app.cli.files.backup import (
     ABOUT,
-    DUMP,
     PROGRESS_SECONDS,
+    ROWS,
     SECRET,
+    SIGNATURE,
     STORE,
     Summary,
     local_store,
     next_xid,
-    run,
+    signature,
     silent,
-    size_of,
+    sometimes,
 )
+from app.cli.files.table_data import replace_database
 from app.cli.terminal import FilePath, Say, data_dir_option, say, warn
 from app.db import migrations
 from app.db.engine import libpq_url
@@ -37,6 +40,8 @@ from illume.files import replace_file
 
 XIDS_AT_A_TIME = 250_000
 """Transactions used up in one statement, which takes about a second."""
+MOST_SMALL_BYTES = 1 << 20
+OLD_DUMP = "database.dump"
 MOST_XIDS = 500_000_000
 """If more are missing, renumbering the verdicts is faster."""
 
@@ -48,7 +53,14 @@ MOST_XIDS = 500_000_000
 def restore_command(file: Path, *, replace: bool) -> None:
     """Restore an installation from a backup.
 
-    The database must be empty, unless --replace is given.
+    The database must be empty, unless --replace is given. Rows are loaded into tables that this version makes itself:
+    no statement and no program of a file is ever run.
+
+    A backup is signed with the key of its installation. One of another installation, or of an installation whose key is
+    not here any more, is restored too, and you are told. It brings everything of that installation: accounts with
+    their passwords, roles and tokens, so that its people can sign in; webhooks, which send verdicts to addresses
+    chosen there; base models, adapters and settings, with which workers will sample and train; and the secret key. Only
+    restore a foreign backup of people whom you would let administer this installation.
     """
     with services():
         settings = get_settings()
@@ -67,22 +79,64 @@ def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silen
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(source, "r:") as tar, tempfile.TemporaryDirectory(dir=settings.data_dir) as folder:
-            names = set(tar.getnames())
-            if not {ABOUT, DUMP, SECRET} <= names:
+            names = tar.getnames()
+            if OLD_DUMP in names:
+                raise Refused(f"{source} was made by an older release: restore it with that one, then back up.", code=2)
+            if not {ABOUT, SIGNATURE, SECRET} <= set(names):
                 raise Refused(f"{source} is no backup of Illume.", code=2)
-            summary = Summary(**json.loads(read_bytes(tar, ABOUT)))
-            clear_tables(settings, replace=replace)
+            summary = read_summary(tar, source, settings, say)
+            refuse_full_database(settings, replace=replace)
             if store is not None:
                 add_objects(tar, store, summary, say)
-            tar.extract(DUMP, folder, filter="data")
-            load(settings, Path(folder) / DUMP, say)
+            unpack_rows(tar, summary, Path(folder))
+            loading = sometimes(say, "The database: loading ")
+            replace_database(settings.database_url, summary.database, Path(folder), progress=loading)
             keep_secret(tar, settings)
-    except (OSError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise Refused(f"{source} could not be read: {reason}.", code=2) from error
-    migrations.upgrade(settings.database_url)
     settle_feed(settings, summary, say)
     return summary
+
+
+def read_summary(tar: tarfile.TarFile, source: Path, settings: Settings, say: Say) -> Summary:
+    """The summary of a backup. Raises Refused for one that is odd, changed, or of a newer version.
+
+    Says so where the backup was not signed with the key of this installation.
+    """
+    about, secret = read_bytes(tar, ABOUT), read_bytes(tar, SECRET).decode(errors="replace").strip()
+    try:
+        summary = Summary.model_validate_json(about)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Refused(
+            f"{source}: its {ABOUT} is none of Illume{f', {place}' if place else ''}: {first['msg']}.", code=2
+        ) from error
+    if not secret or "\ufffd" in secret or not secret.isprintable():
+        raise Refused(f"{source}: its {SECRET} is empty or no text.", code=2)
+    given = read_bytes(tar, SIGNATURE)
+    if not hmac.compare_digest(given.strip(), signature(about, secret).encode()):
+        raise Refused(f"{source} is damaged: it was changed after it had been signed.", code=2)
+    if not migrations.is_known(summary.database.revision):
+        raise Refused(f"{source} was made by a newer version of Illume: install that one first.", code=2)
+    if not hmac.compare_digest(secret.encode(), settings.secret_key.encode()):
+        say(
+            "This backup was not signed with the key of this installation. Its accounts, passwords, tokens, webhooks "
+            "and models come with it: `illume restore --help` says what that means."
+        )
+    return summary
+
+
+def unpack_rows(tar: tarfile.TarFile, summary: Summary, folder: Path) -> None:
+    """Unpack the rows of all tables into `folder`. Raises Refused where those of one are missing."""
+    for table in summary.database.tables:
+        member = next((one for one in tar.getmembers() if one.name == f"{ROWS}/{table.name}" and one.isreg()), None)
+        content = None if member is None else tar.extractfile(member)
+        if content is None:
+            raise Refused(f"The backup is damaged: the rows of {table.name} are missing.", code=2)
+        with (folder / table.name).open("wb") as file:
+            shutil.copyfileobj(content, file, 1 << 20)
 
 
 def add_objects(tar: tarfile.TarFile, store: Path, summary: Summary, say: Say) -> None:
@@ -137,7 +191,7 @@ def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:
             )
 
 
-def clear_tables(settings: Settings, *, replace: bool) -> None:
+def refuse_full_database(settings: Settings, *, replace: bool) -> None:
     """Raise Refused if the database has accounts already, unless `replace`."""
     with psycopg.connect(libpq_url(settings.database_url)) as connection:
         there = connection.execute("SELECT to_regclass('public.users') IS NOT NULL").fetchone()
@@ -150,21 +204,6 @@ def clear_tables(settings: Settings, *, replace: bool) -> None:
                 )
 
 
-def load(settings: Settings, dump: Path, say: Say = silent) -> None:
-    """Replace everything in the database with the dump, in one transaction."""
-    script = dump.with_suffix(".sql")
-    unpack = ["pg_restore", "--no-owner", "--no-privileges", f"--file={script}", str(dump)]
-    run(unpack, progress=lambda: say(f"The database: {size_of(script)} unpacked."))
-    words = ["psql", "--quiet", "--no-psqlrc", "--single-transaction", "--set=ON_ERROR_STOP=1"]
-    words += ["--command=DROP SCHEMA IF EXISTS public CASCADE", "--command=CREATE SCHEMA public", f"--file={script}"]
-    since = time.monotonic()
-    loading = f"The database: loading {size_of(script)}"
-    run(
-        [*words, libpq_url(settings.database_url)],
-        progress=lambda: say(f"{loading}, {time.monotonic() - since:.0f} s."),
-    )
-
-
 def keep_secret(tar: tarfile.TarFile, settings: Settings) -> None:
     """If the secret key is stored in a file, replace it with the backup's, so that pseudonyms stay the same."""
     path = settings.data_dir / SECRET
@@ -173,6 +212,9 @@ def keep_secret(tar: tarfile.TarFile, settings: Settings) -> None:
 
 
 def read_bytes(tar: tarfile.TarFile, name: str) -> bytes:
-    """A small file of `tar`."""
-    file = tar.extractfile(name)
-    return b"" if file is None else file.read()
+    """A small file of `tar`. Raises Refused for one that is not small, or no file."""
+    member = tar.getmember(name)
+    file = tar.extractfile(member) if member.isreg() else None
+    if file is None or member.size > MOST_SMALL_BYTES:
+        raise Refused(f"The backup is damaged: {name} is no file, or far too large.", code=2)
+    return file.read()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import func, select, text
 
-from app.cli.files import backup, export_file, restore
+from app.cli.files import backup, export_file, restore, table_data
 from app.db import migrations
 from app.models import Candidate, Image, Project, Snapshot, User, Verdict
 from app.processes.connect import Refused, forget_settings
@@ -90,13 +96,52 @@ def everything_of(database: CommittedDatabase, slug: str, folder: Path) -> dict[
     return found
 
 
+def with_table(about: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A summary whose first table is changed."""
+    first, *rest = about["database"]["tables"]
+    return about | {"database": about["database"] | {"tables": [first | changes, *rest]}}
+
+
+def forge(
+    file: Path,
+    *,
+    rows: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType({}),
+    about: Callable[[Any], Any] = lambda about: about,
+    hashed: bool = True,
+    signed: bool = True,
+) -> None:
+    """Change a backup as somebody could who knows its key; `hashed` and `signed`: so that it fits together again."""
+    with tarfile.open(file) as tar:
+        parts = {member.name: restore_bytes(tar, member) for member in tar}
+    summary = json.loads(parts[backup.ABOUT])
+    for name, change in rows.items():
+        parts[f"{backup.ROWS}/{name}"] = change(parts[f"{backup.ROWS}/{name}"])
+    for table in summary["database"]["tables"] if hashed else ():
+        table["sha256"] = hashlib.sha256(parts[f"{backup.ROWS}/{table['name']}"]).hexdigest()
+    made = about(summary)
+    parts[backup.ABOUT] = made if isinstance(made, bytes) else json.dumps(made).encode()
+    if signed:
+        parts[backup.SIGNATURE] = backup.signature(parts[backup.ABOUT], parts[backup.SECRET].decode()).encode()
+    with tarfile.open(file, "w") as tar:
+        for name, content in parts.items():
+            backup.add_bytes(tar, name, content)
+
+
+def restore_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The content of a member."""
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
 class TestRestore:
     def test_everything_is_back(
         self, kept: Settings, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path
     ) -> None:
         file = tmp_path / "all.tar"
         made = backup.backup(kept, file)
-        assert (made.objects, made.store, made.revision) == (1, True, migrations.required_revision())
+        assert (made.objects, made.store) == (1, True)
+        assert made.database.revision == migrations.required_revision()
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         empty(committed_db)
         assert restore.restore(elsewhere("another"), file, replace=False) == made
@@ -234,13 +279,14 @@ class TestRestore:
         restore.restore(kept, tmp_path / "all.tar", replace=True)
         assert {path.name for path in tmp_path.iterdir()} <= {"all.tar", "store"}
 
-    def test_a_dump_that_fails_midway_changes_nothing(
+    def test_rows_that_fail_midway_change_nothing(
         self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
     ) -> None:
-        dump = tmp_path / "broken.dump"
-        dump.write_bytes(b"PGDMP and then nothing")
-        with pytest.raises(Refused, match="pg_restore failed"):
-            restore.load(kept, dump)
+        file = tmp_path / "all.tar"
+        backup.backup(kept, file)
+        forge(file, rows={"projects": lambda rows: rows.replace(b"cats", b"Not A Slug \\x")})
+        with pytest.raises(Refused, match=r"rows cannot be loaded: .*COPY projects, line 1"):
+            restore.restore(kept, file, replace=True)
         with committed_db.sessions() as session:
             assert session.scalars(select(Project.slug)).all() == ["cats"]
 
@@ -260,14 +306,184 @@ class TestRestore:
             restore.restore(kept, tmp_path / "none.tar", replace=True)
 
 
+class TestForeignBackups:
+    """What a file may do that somebody else has made."""
+
+    def test_one_of_another_installation_is_restored_and_named(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
+    ) -> None:
+        said: list[str] = []
+        backup.backup(kept.model_copy(update={"secret_key": "another installation's key"}), tmp_path / "all.tar")
+        restore.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
+        assert [line for line in said if "not signed with the key of this installation" in line]
+        said.clear()
+        backup.backup(kept, tmp_path / "ours.tar")
+        restore.restore(kept, tmp_path / "ours.tar", replace=True, say=said.append)
+        assert said == []
+
+    @pytest.mark.parametrize("part", ["rows", "summary"])
+    def test_what_was_changed_later_is_refused(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path, part: str
+    ) -> None:
+        file = tmp_path / "all.tar"
+        backup.backup(kept, file)
+        changed = {"rows": {"projects": lambda rows: rows.replace(b"cats", b"dogs")}} if part == "rows" else {}
+        forge(file, **changed, about=lambda about: about | {"objects": 1 + (part == "summary")}, signed=part == "rows")
+        expected = "rows of projects are not" if part == "rows" else "changed after it had been signed"
+        if part == "rows":
+            forge(file, hashed=False, rows={"projects": lambda rows: rows.replace(b"dogs", b"mice")})
+        with pytest.raises(Refused, match=expected):
+            restore.restore(kept, file, replace=True)
+        with committed_db.sessions() as session:
+            assert session.scalars(select(Project.slug)).all() == ["cats"]
+
+    def test_rows_are_loaded_without_any_other_right(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        backup.backup(kept, tmp_path / "all.tar")
+        forbidden = (
+            "COPY (SELECT 1) TO PROGRAM 'true'",
+            "COPY (SELECT 1) TO '/tmp/illume-never'",
+            "SELECT * FROM pg_authid",
+            "SELECT password_hash FROM users",
+            "UPDATE users SET role = 'admin'",
+            "CREATE FUNCTION own() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "SELECT pg_read_file('/etc/passwd')",
+        )
+        tried: list[str] = []
+        load_table = table_data.load_table
+
+        def load_and_try(driver: psycopg.Connection[Any], *rest: Any) -> None:
+            for words in forbidden if not tried else ():
+                with pytest.raises(psycopg.errors.InsufficientPrivilege), driver.transaction():
+                    driver.execute(words.encode())
+                tried.append(words)
+            load_table(driver, *rest)
+
+        monkeypatch.setattr(table_data, "load_table", load_and_try)
+        restore.restore(kept, tmp_path / "all.tar", replace=True)
+        assert tried == list(forbidden)
+        with committed_db.sessions() as session:
+            roles = text("SELECT count(*) FROM pg_roles WHERE rolname = :name")
+            assert session.scalar(roles, {"name": table_data.LOADER}) == 0
+
+    def test_triggers_and_keys_stand_again(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
+    ) -> None:
+        shape = text(
+            "SELECT array_agg(tgname || tgenabled::text ORDER BY tgname), (SELECT array_agg(conname || "
+            "pg_get_constraintdef(oid) ORDER BY conname) FROM pg_constraint) FROM pg_trigger WHERE NOT tgisinternal"
+        )
+        with committed_db.sessions() as session:
+            before = tuple(session.execute(shape).one())
+            counted = session.execute(text("SELECT * FROM prompt_words ORDER BY 1")).all()
+        backup.backup(kept, tmp_path / "all.tar")
+        restore.restore(kept, tmp_path / "all.tar", replace=True)
+        migrations.check(kept.database_url)
+        with committed_db.sessions() as session:
+            assert tuple(session.execute(shape).one()) == before
+            assert session.execute(text("SELECT * FROM prompt_words ORDER BY 1")).all() == counted != []
+
+    def test_one_of_an_older_revision_is_migrated(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
+    ) -> None:
+        migrations.downgrade(kept.database_url, "-1")
+        made = backup.backup(kept, tmp_path / "all.tar")
+        assert made.database.revision != migrations.required_revision()
+        restore.restore(kept, tmp_path / "all.tar", replace=True)
+        assert migrations.current_revision(kept.database_url) == migrations.required_revision()
+        with committed_db.sessions() as session:
+            assert session.scalars(select(Project.slug)).all() == ["cats"]
+
+    @pytest.mark.parametrize(
+        ("about", "reason"),
+        [
+            (lambda about: b"", "is none of Illume"),
+            (lambda about: b"[" * 100_000, "is none of Illume"),
+            (lambda about: [], "is none of Illume"),
+            (lambda about: about | {"format": 3}, "format: Input should be 2"),
+            (lambda about: about | {"objects": -1}, "objects: Input should be greater than or equal to 0"),
+            (lambda about: about | {"objects": "many"}, "objects: "),
+            (lambda about: about | {"next_xid": 2**70}, "next_xid: "),
+            (lambda about: about | {"more": 1}, "more: "),
+            (lambda about: {name: about[name] for name in about if name != "database"}, "database: Field required"),
+            (lambda about: about | {"database": about["database"] | {"revision": "9999"}}, "newer version"),
+            (lambda about: about | {"database": about["database"] | {"revision": "head; x"}}, "newer version"),
+            (lambda about: about | {"database": about["database"] | {"tables": []}}, "is not that of its revision"),
+            (lambda about: with_table(about, name="x; DROP TABLE users"), "String should match pattern"),
+            (lambda about: with_table(about, name="pg_authid"), "the rows of pg_authid are missing"),
+            (lambda about: with_table(about, name="users"), "is not that of its revision"),
+            (lambda about: with_table(about, columns=["id", "role"]), "is not that of its revision"),
+        ],
+    )
+    def test_an_odd_summary_is_one_sentence(
+        self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path, about: Callable[[Any], Any], reason: str
+    ) -> None:
+        file = tmp_path / "all.tar"
+        backup.backup(kept, file)
+        forge(file, about=about)
+        with pytest.raises(Refused) as refused:
+            restore.restore(kept, file, replace=True)
+        assert reason in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert str(refused.value).endswith(".")
+        with committed_db.sessions() as session:
+            assert session.scalars(select(Project.slug)).all() == ["cats"]
+
+    @pytest.mark.parametrize("name", [backup.ABOUT, backup.SIGNATURE, backup.SECRET])
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.REGTYPE])
+    def test_a_part_that_is_no_small_file(self, kept: Settings, tmp_path: Path, name: str, kind: bytes) -> None:
+        file = tmp_path / "all.tar"
+        with tarfile.open(file, "w") as tar:
+            for one in (backup.ABOUT, backup.SIGNATURE, backup.SECRET):
+                entry = tarfile.TarInfo(one)
+                content = b"x" * (2 << 20) if one == name and kind == tarfile.REGTYPE else b"x"
+                if one == name and kind != tarfile.REGTYPE:
+                    entry.type, entry.linkname, content = kind, "/etc/passwd", b""
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+        with pytest.raises(Refused, match=r"is no file, or far too large|is none of Illume|is empty or no text"):
+            restore.restore(kept, file, replace=True)
+
+    def test_one_with_statements_of_an_older_release(self, kept: Settings, tmp_path: Path) -> None:
+        backup.backup(kept, tmp_path / "all.tar")
+        with tarfile.open(tmp_path / "all.tar", "a") as tar:
+            backup.add_bytes(tar, "database.dump", b"PGDMP")
+        with pytest.raises(Refused, match="older release"):
+            restore.restore(kept, tmp_path / "all.tar", replace=True)
+
+
 class TestBackup:
+    def test_no_program_sees_the_password(
+        self, kept: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def start(command: object, *_: object, **__: object) -> None:
+            raise AssertionError(f"a program was started: {command}")
+
+        monkeypatch.setattr(subprocess, "Popen", start)
+        backup.backup(kept, tmp_path / "all.tar")
+        restore.restore(kept, tmp_path / "all.tar", replace=True)
+
+    def test_an_existing_file_is_replaced_on_request_only(self, tmp_path: Path) -> None:
+        file = tmp_path / "all.tar"
+        backup.refuse_existing(file, replace=False)
+        file.write_bytes(b"precious")
+        with pytest.raises(Refused, match="exists already"):
+            backup.refuse_existing(file, replace=False)
+        backup.refuse_existing(file, replace=True)
+        (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(Refused, match="exists already"):
+            backup.refuse_existing(tmp_path / "link", replace=False)
+        with pytest.raises(Refused, match="is a folder"):
+            backup.refuse_existing(tmp_path, replace=True)
+
     def test_a_place_that_cannot_be_written(self, kept: Settings, tmp_path: Path) -> None:
         with pytest.raises(Refused, match="could not be written"):
             backup.backup(kept, tmp_path / "none" / "all.tar")
 
     def test_a_database_that_is_away(self, kept: Settings, tmp_path: Path) -> None:
         away = kept.model_copy(update={"database_url": "postgresql://illume@127.0.0.1:1/none"})
-        with pytest.raises(Refused, match="pg_dump failed"):
+        with pytest.raises(Refused, match="The database could not be read"):
             backup.backup(away, tmp_path / "all.tar")
         assert list(tmp_path.glob("all.tar*")) == []
 
