@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """`text` with lone surrogates written out, so that it can be encoded."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 class DomainError(Exception):
     """Base class of all errors that a person can do something about."""
 
@@ -13,8 +18,8 @@ class DomainError(Exception):
 
     def __init__(self, detail: str, *, field: str | None = None, **extra: Any) -> None:
         super().__init__(detail)
-        self.detail = detail
-        self.field = field
+        self.detail = printable(detail)
+        self.field = None if field is None else printable(field)
         self.extra = extra
 
 

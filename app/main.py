@@ -29,6 +29,7 @@ from app.http.gate import LARGEST_BODY, Gate, Kind, Places
 from app.http.headers import SecurityHeaders
 from app.http.live_pages import LivePageCache
 from app.http.metrics import RequestMetrics
+from app.http.storable import CHECK_REQUEST
 from app.settings import ROOT, Settings, get_settings
 from app.web import errors
 
@@ -72,10 +73,10 @@ def create_app() -> FastAPI:
         ],
     )
     # Routes are tried in this order: those that critics use all day come first.
-    app.include_router(web.critics_router, include_in_schema=False)
-    app.include_router(api.router, prefix="/api/v1")
+    app.include_router(web.critics_router, include_in_schema=False, dependencies=CHECK_REQUEST)
+    app.include_router(api.router, prefix="/api/v1", dependencies=CHECK_REQUEST)
     app.include_router(health.router)
-    app.include_router(web.router, include_in_schema=False)
+    app.include_router(web.router, include_in_schema=False, dependencies=CHECK_REQUEST)
     # Only static files are compressed: a page holds its reader's tokens, which compression could leak.
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
     app.state.sessions = session_in_thread

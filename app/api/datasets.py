@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -20,6 +19,7 @@ from app.services.exports.plan import ExportPlan, ExportRequest
 from app.services.exports.shapes import Format, Shape, Task, dataset_info
 from app.services.kernel.actors import parse_id
 from app.services.kernel.paging import MAX_LIMIT
+from app.services.kernel.text_rules import Time
 from app.services.projects import projects
 from app.services.rounds import snapshot_records, snapshots
 from app.settings import get_settings
@@ -58,7 +58,7 @@ def dataset_filters(
     round: Annotated[str | None, Query(description="A round's id: the verdicts in its snapshot")] = None,  # noqa: A002
     version: Annotated[str | None, Query(description="The id of the version that wrote the candidates")] = None,
     critic: Annotated[str | None, Query(description="A pseudonym, an id, or 'me'")] = None,
-    since: datetime | None = None,
+    since: Time | None = None,
     split: Split | None = None,
     snapshot: Annotated[str | None, Query(description="A snapshot's id")] = None,
 ) -> ExportRequest:

@@ -23,6 +23,7 @@ from app.http.dependencies import ActorDep, SessionDep
 from app.http.responses import Json, Problem
 from app.models import Project, Prompt, PromptState, Role, Split
 from app.services.kernel.actors import parse_id, project_role
+from app.services.kernel.text_rules import refuse_unstorable
 from app.services.projects import projects
 from app.services.prompts import prompts
 
@@ -119,6 +120,7 @@ def parse_item(item: object) -> prompts.PromptIn | DomainError:
     if not isinstance(item, dict):
         return Invalid("A prompt is an object.")
     try:
+        refuse_unstorable(item)
         return prompts.parse_prompt(item)
     except Invalid as error:
         return error

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.models import DeliveryState, Prompt, Role, RoundState, RoundTrigger, Scope, SnapshotItemRole, SnapshotKind
 from app.services.kernel.paging import MAX_LIMIT
+from app.services.kernel.text_rules import Time
 from app.services.projects.projects import ProjectSettings
 
 T = TypeVar("T")
@@ -318,7 +319,7 @@ class TokenIn(BaseModel):
     requests_per_minute: int | None = Field(
         None, description="Requests per minute; by default the installation's limit"
     )
-    expires_at: datetime | None = None
+    expires_at: Time | None = None
 
 
 class TokenOut(Out):

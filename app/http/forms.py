@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import Invalid, TooLarge
+from app.http.storable import check_form
 
 MAX_FIELDS = 500
 CREDENTIAL_BYTES = 8 * 1024
@@ -32,18 +33,23 @@ async def read_form(
 ) -> FormData:
     """Return the fields of the request's form, and its files, which the caller closes.
 
-    Raises `Invalid` for a text that is not UTF-8, `TooLarge` for too many or too long fields, and `HTTPException` for a
-    form that cannot be read.
+    Raises `Invalid` for a text that is not UTF-8 or cannot be stored, `TooLarge` for too many or too long fields, and
+    `HTTPException` for a form that cannot be read.
     """
     kind, _ = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
-        return await read_multipart(request, files=files, fields=fields, field_bytes=field_bytes)
+        return check_form(await read_multipart(request, files=files, fields=fields, field_bytes=field_bytes))
     if kind == b"application/x-www-form-urlencoded":
-        body = await request.body()
-        if len(body) > LARGE_FORM:
-            return await run_in_threadpool(parse_query, body, fields, field_bytes)
-        return parse_query(body, fields, field_bytes)
+        return check_form(await read_query(request, fields=fields, field_bytes=field_bytes))
     return FormData()
+
+
+async def read_query(request: Request, *, fields: int, field_bytes: int) -> FormData:
+    """Read a form in the encoding of query strings. Raises `Invalid`, `TooLarge`."""
+    body = await request.body()
+    if len(body) > LARGE_FORM:
+        return await run_in_threadpool(parse_query, body, fields, field_bytes)
+    return parse_query(body, fields, field_bytes)
 
 
 def parse_query(body: bytes, fields: int, field_bytes: int) -> FormData:

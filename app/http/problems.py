@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import DomainError, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
+from app.errors import DomainError, Invalid, NotFound, TooMany, Unauthenticated, Unavailable, printable
 from app.http.headers import HEADERS
 from app.http.responses import Problem
 from app.services.kernel.text_rules import validation_message
@@ -54,7 +54,7 @@ def error_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return an error as problem+json for a program, or as a page or a toast for a person."""
-    if request.url.path.startswith(MACHINE_PATHS):
+    if request.scope["path"].startswith(MACHINE_PATHS):
         return Problem(status, title, detail, extra=extra, headers=headers)
     kept = {name: value for name, value in (headers or {}).items() if name != "WWW-Authenticate"}
     error_page: ErrorPage = request.app.state.error_page
@@ -99,7 +99,7 @@ def response_for(request: Request, error: DomainError | DBAPIError | PoolTimeout
     known = to_domain_error(error)
     if known is None:
         raise error
-    log.warning("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
+    log.warning("%s %s: %s", request.method, request.scope["path"], str(error).splitlines()[0])
     return render(request, known)
 
 
@@ -117,7 +117,7 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
     def on_system_error(request: Request, error: OSError) -> Response:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
-        log.error("%s %s: the disk is full: %s", request.method, request.url.path, error)
+        log.error("%s %s: the disk is full: %s", request.method, request.scope["path"], error)
         return render(request, DISK_FULL)
 
     @app.exception_handler(RequestValidationError)
@@ -133,7 +133,7 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
 
     @app.exception_handler(Exception)
     def on_fault(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
         detail = "An internal error occurred and was logged. Nothing was changed."
         response = error_response(request, 500, "Internal error", detail)
         for name, value in HEADERS.items():
@@ -148,6 +148,7 @@ def to_invalid(error: RequestValidationError) -> Invalid:
         where = [str(part) for part in one["loc"] if part not in ("body", "query", "path", "header")]
         field = ".".join(where) or str(one["loc"][0])
         reason = "is not valid JSON" if one["type"] == "json_invalid" else validation_message(one)
-        found.append({"field": "body" if one["type"] == "json_invalid" else field, "detail": reason})
+        field = "body" if one["type"] == "json_invalid" else printable(field)
+        found.append({"field": field, "detail": printable(reason)})
     first = found[0]
     return Invalid(f"{first['field']}: {first['detail']}.", field=first["field"], errors=found)

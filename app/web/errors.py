@@ -43,7 +43,8 @@ def render(
         to_messages = {"HX-Retarget": "#toasts", "HX-Reswap": "beforeend", **(headers or {})}
         return fragment("error.html", "toast", shell=Shell(title=title), view=view, status=status, headers=to_messages)
     if status == 401 and request.method == "GET":
-        here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        query = request.scope["query_string"].decode("latin-1")
+        here = request.scope["path"] + (f"?{query}" if query else "")
         return RedirectResponse(f"/sign-in?{urlencode({'next': here})}", status_code=303)
     response = page("error.html", shell=Shell(title=title), view=view, status=status)
     response.headers.update(headers or {})
@@ -52,7 +53,10 @@ def render(
 
 def came_from(request: Request) -> str:
     """The path of our page that a form was sent from; the start page where it is unknown."""
-    referer = urlsplit(request.headers.get("referer", ""))
+    try:
+        referer = urlsplit(request.headers.get("referer", ""))
+    except ValueError:  # such as `http://[`
+        return "/"
     if referer.netloc != request.headers.get("host") or not referer.path.startswith("/"):
         return "/"
     return referer.path + (f"?{referer.query}" if referer.query else "")

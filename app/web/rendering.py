@@ -31,6 +31,7 @@ MESSAGES: Mapping[str, str] = {
     "disabled": "The person is shut out now and signed out everywhere.",
     "replayed": "The delivery is sent again.",
     "webhook-removed": "The webhook is removed.",
+    "frozen": "The snapshot is frozen. It never changes, whatever is judged later.",
     "discarded": "The file is discarded; nothing of it was taken in.",
     "gold-made": "It is a gold prompt now, and out of use otherwise.",
     "gold-removed": "It measures nobody any more; what was answered stays counted. Its prompt can be brought back.",

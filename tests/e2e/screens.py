@@ -70,6 +70,7 @@ SHOTS = (
     Shot("review", ADMIN, f"{LOOP}/review", phone=True),
     Shot("critics", ADMIN, f"{LOOP}/critics", phone=True),
     Shot("critic", ADMIN, f"{LOOP}/critics/2"),
+    Shot("export", ADMIN, f"{LOOP}/export", phone=True),
     Shot("settings", ADMIN, f"{LOOP}/settings"),
     Shot("webhooks", ADMIN, f"{LOOP}/webhooks"),
     Shot("new-project", ADMIN, "/admin/new-project"),

@@ -33,6 +33,8 @@ ADMINS = (
     "/admin/projects/scenes/gold",
     "/admin/projects/scenes/critics",
     "/admin/projects/scenes/critics/2",
+    "/admin/projects/scenes/export",
+    "/admin/projects/scenes/export?format=preference",
     "/admin/projects/scenes/settings",
     "/admin/projects/scenes/imports",
     "/admin/projects/scenes/imports/1",

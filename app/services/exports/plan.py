@@ -44,9 +44,10 @@ from app.services.exports.shapes import (
     counting_rules,
     make_rows,
 )
-from app.services.exports.verdict_table import csv_pages
+from app.services.exports.verdict_table import COLUMNS, csv_pages, verdict_row
 from app.services.kernel.actors import Actor, parse_id, project_role, require
 from app.services.kernel.paging import check_limit, decode_cursor, encode_cursor
+from app.services.kernel.text_rules import check_time
 from app.services.projects.projects import settings_of
 from app.settings import get_settings
 from illume.model.prompting import render_answer_prompt, render_rationale_prompt
@@ -83,7 +84,7 @@ def parse_request(values: Mapping[str, str]) -> ExportRequest:
         "format": Format,
         "aggregation": Aggregation,
         "task": Task,
-        "since": datetime.fromisoformat,
+        "since": lambda value: check_time(datetime.fromisoformat(value)),
         "split": Split,
     }
     found: dict[str, Any] = {}
@@ -277,6 +278,17 @@ def _critic_id(session: Session, actor: Actor, project: Project, critic: str) ->
     raise Invalid(f"critic: nobody in this project is '{critic[:40]}'.", field="critic")
 
 
+def list_critics(session: Session, actor: Actor, project: Project) -> list[tuple[str, str]]:
+    """Who has judged in a project: their pseudonyms in exports, with their e-mail addresses. Not for critics."""
+    require(session, actor, project, Role.viewer)
+    if project_role(session, actor, project) is Role.critic:
+        raise Forbidden("A critic may have their own records only.")
+    has_judged = exists().where(Verdict.critic_id == User.id, Verdict.project_id == project.id)
+    key = get_settings().secret_key
+    found = session.execute(select(User.id, User.email).where(has_judged).order_by(func.lower(User.email)))
+    return [(pseudonym(project.id, critic_id, key), email) for critic_id, email in found]
+
+
 def file_pages(export: ExportPlan) -> Iterator[bytes]:
     """The export as a file, in pages of whole rows: JSON lines with typed columns, or CSV."""
     if export.shape.format is Format.csv:
@@ -284,6 +296,14 @@ def file_pages(export: ExportPlan) -> Iterator[bytes]:
     pages = line_pages(export)
     # The records of a snapshot are its file, byte for byte: typed when it was made.
     return pages if export.shape.format is Format.records and export.snapshot_file else map(give_types, pages)
+
+
+def table_rows(export: ExportPlan, lines: bytes) -> list[ExportRow]:
+    """The rows of a page of `read_page`, by column."""
+    rows = parse_lines(lines)
+    if export.shape.format is not Format.csv:
+        return rows
+    return [dict(zip(COLUMNS, verdict_row(row), strict=True)) for row in rows if not row.get("redacted")]
 
 
 def line_pages(export: ExportPlan) -> Iterator[bytes]:

@@ -16,9 +16,9 @@ import orjson
 from app.errors import Invalid
 from app.models import Split
 from app.services.imports.tables import KEY_COLUMN, TableKind, is_missing
+from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.prompts import PromptIn
 
-MAX_DEPTH = 32
 ACTION_QUESTION = "What is the person doing?"
 
 

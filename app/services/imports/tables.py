@@ -295,13 +295,33 @@ def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Gen
                 return
             wanted = None if columns is None else list(columns)
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=groups, columns=wanted):
-                for values in batch.to_pylist():
+                for values in batch_rows(batch):
                     number += 1
                     if number > after:
                         yield TableRow(number, values)
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else "it is broken"
         raise Invalid(f"The Parquet file cannot be read: {reason}.", field="file") from error
+
+
+def batch_rows(batch: Any) -> list[dict[str, Any] | Invalid]:
+    """The rows of a batch; a value that Python cannot express, such as a time of the year 12000, rejects its row."""
+    try:
+        rows: list[dict[str, Any] | Invalid] = batch.to_pylist()
+    except (ValueError, OverflowError):
+        return [row_values(batch.slice(at, 1)) for at in range(batch.num_rows)]
+    return rows
+
+
+def row_values(row: Any) -> dict[str, Any] | Invalid:
+    """The values of a batch of one row by column, or which column cannot be expressed."""
+    values = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except (ValueError, OverflowError):
+            return Invalid(f"{name[:60]}: the value of type {column.type} is out of range.", field=name[:200])
+    return values
 
 
 def is_missing(value: Any) -> bool:

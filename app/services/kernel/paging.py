@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from app.errors import Invalid
+from app.services.kernel.text_rules import check_storable
 
 T = TypeVar("T")
 MAX_LIMIT = 1000
@@ -32,7 +33,8 @@ def decode_cursor(cursor: str, *kinds: type) -> tuple[Any, ...]:
     """Return the position in `cursor`, one part per type in `kinds`. Raises `Invalid` for a cursor that is not ours."""
     try:
         parts = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError):
+        check_storable(parts)
+    except (binascii.Error, ValueError, RecursionError):
         parts = None
     fits = isinstance(parts, list) and len(parts) == len(kinds)
     if not fits or any(type(part) is not kind for part, kind in zip(parts or (), kinds, strict=True)):

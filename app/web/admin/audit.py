@@ -15,6 +15,7 @@ from app.http.dependencies import SessionDep
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, parse_id, require_admin
 from app.services.kernel.audit import AuditEntry
+from app.services.kernel.text_rules import check_time
 from app.services.projects import projects
 from app.web.access import Me
 from app.web.rendering import page, shell_for
@@ -80,7 +81,7 @@ def show(
     require_admin(who.actor)
     view = audit_view(session, who.actor, AuditFilters(person, kind, project, since, until), before)
     shell = shell_for(request, who.actor, who.csrf_token, title="Audit log", section="users")
-    return page("admin/audit.html", shell=shell, view=view)
+    return page("admin/audit.html", shell=shell, view=view, status=422 if view.problem else 200)
 
 
 def audit_view(session: Session, actor: Actor, filters: AuditFilters, before: str) -> AuditView:
@@ -98,7 +99,8 @@ def audit_view(session: Session, actor: Actor, filters: AuditFilters, before: st
         limit=PAGE_SIZE,
     )
     fields = asdict(filters)
-    unreadable = [text for text, day in ((filters.since, first), (filters.until, last)) if text and day is None]
+    days = (("From", filters.since, first), ("To", filters.until, last))
+    unreadable = [f"{label}: '{text}'" for label, text, day in days if text and day is None]
     return AuditView(
         who=filters.person,
         kind=filters.kind,
@@ -107,7 +109,7 @@ def audit_view(session: Session, actor: Actor, filters: AuditFilters, before: st
         projects=tuple((one.slug, one.name) for one in projects.list_projects(session, actor)),
         since=filters.since,
         until=filters.until,
-        problem=f"'{unreadable[0]}' is no day: write 2026-01-31. All days are shown." if unreadable else "",
+        problem=f"{unreadable[0]} is no day: write 2026-01-31. All days are shown." if unreadable else "",
         filtered=any(fields.values()),
         rows=tuple(audit_row(one) for one in events),
         next="?" + urlencode({**fields, "before": events[-1].id}) if len(events) == PAGE_SIZE else "",
@@ -115,12 +117,12 @@ def audit_view(session: Session, actor: Actor, filters: AuditFilters, before: st
 
 
 def parse_day(text: str) -> datetime | None:
-    """The beginning of a day in UTC; None where the text is not a date."""
+    """The beginning of a day in UTC; None where the text is not a date, or out of range."""
     try:
         day = date.fromisoformat(text)
+        return check_time(datetime(day.year, day.month, day.day, tzinfo=UTC))
     except ValueError:
         return None
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def audit_row(one: AuditEntry) -> AuditRow:

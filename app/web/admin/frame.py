@@ -20,6 +20,7 @@ TABS = (
     ("Prompts", "/prompts"),
     ("Review", "/review"),
     ("Critics", "/critics"),
+    ("Export", "/export"),
     ("Settings", "/settings"),
 )
 

@@ -147,7 +147,7 @@ class TestAddPrompts:
             ({"question": " "}, "question"),
             ({"question": "a\x00b"}, "question"),
             ({"split": "training"}, "split"),
-            ({"metadata": {"bad": "\x00"}}, "metadata"),
+            ({"metadata": {"bad": "\x00"}}, "metadata.bad"),
             ({"candidates": []}, "candidates"),
             ({"surprise": 1}, "surprise"),
         ],

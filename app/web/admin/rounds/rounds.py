@@ -94,6 +94,7 @@ class PreviewView:
 class SnapshotView:
     """The contents of a round's snapshot."""
 
+    id: str
     number: int
     sha256: str
     counts: tuple[tuple[str, str, int], ...]
@@ -321,6 +322,7 @@ def snapshot_view(snapshot: Snapshot) -> SnapshotView:
     """A snapshot as its round's page shows it."""
     settings = snapshots.plan_of(snapshot).settings
     return SnapshotView(
+        id=str(snapshot.id),
         number=snapshot.number,
         sha256=snapshot.sha256,
         counts=tuple((key, name, int(snapshot.counts.get(key, 0))) for key, name in COUNT_NAMES),

@@ -384,6 +384,25 @@ class TestFormats:
             str(number) for number in range(40) if number not in (7, 9)
         }
 
+    def test_parquet_times_out_of_range_reject_their_rows(
+        self, committed_db: CommittedDatabase, project: Project
+    ) -> None:
+        kinds = {
+            "taken": pyarrow.timestamp("us"),
+            "day": pyarrow.timestamp("s"),
+            "zone": pyarrow.timestamp("us", "X/Y"),
+        }
+        numbers = {"taken": [0, 2**62, 0, 0], "day": [0, 0, 2**45, 0], "zone": [None, None, None, 0]}
+        columns = {name: pyarrow.array(numbers[name], pyarrow.int64()).cast(kind) for name, kind in kinds.items()}
+        questions = [f"why {number}" for number in range(4)]
+        table = pyarrow.table({"question": questions, "images": [[stored_image(committed_db)]] * 4, **columns})
+        file = io.BytesIO()
+        parquet.write_table(table, file)
+        found = run(committed_db, project, file.getvalue(), "t.parquet")
+        assert (found.state, found.added, found.rejected) == (ImportState.succeeded, 1, 3)
+        told = reasons(committed_db, found)
+        assert [one[:2] for one in told] == [(2, "taken"), (3, "day"), (4, "zone")]
+
     def test_parquet_is_resumed_in_the_middle(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256 = stored_image(committed_db)
         rows = [{"images": [sha256], "question": f"q{number}"} for number in range(450)]

@@ -18,7 +18,7 @@ from tests.app.web.judging.test_annotate import FRAGMENT
 
 NOTE = "Is the <i>tail</i> red?"
 BADGE = "Returned to you (1)"
-LINK = "Returned<span class=\"to-you\"> to you</span> (1)"
+LINK = 'Returned<span class="to-you"> to you</span> (1)'
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Pages of exports: a project's data set with its preview, and snapshots."""

@@ -1,0 +1,159 @@
+"""The export page: what it shows is what is downloaded, its lines of code run, and snapshots are frozen and read."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.models import Project, Role
+from tests import factories
+from tests.app.services.judged import make_judged
+from tests.app.web.conftest import Browser, person
+from tests.conftest import CommittedDatabase
+
+
+@pytest.fixture
+def judged(committed_db: CommittedDatabase) -> Project:
+    """A project with twelve judged prompts."""
+    with committed_db.sessions() as session:
+        project, _ = make_judged(session, prompts=12)
+        session.commit()
+    return project
+
+
+@pytest.fixture
+def own_browser(committed_db: CommittedDatabase, judged: Project) -> Iterator[Browser]:
+    """An admin's browser, with database sessions of its own."""
+    with committed_db.sessions() as session:
+        admin = person(session, role=Role.admin)
+        session.commit()
+    with TestClient(create_app(), base_url="http://127.0.0.1:8000", follow_redirects=False) as client:
+        browser = Browser(client)
+        browser.sign_in(admin)
+        yield browser
+
+
+def column(text: str, name: str) -> list[str]:
+    """The cells of a column of the preview."""
+    [table] = re.findall(r"<table>(.*?)</table>", text, re.DOTALL)
+    names = re.findall(r'<th scope="col" class="mono">(\w+)</th>', table)
+    rows = [
+        re.findall(r"<td><div>(.*?)</div></td>", row, re.DOTALL)
+        for row in re.findall(r"<tr>(<td>.*?)</tr>", table, re.DOTALL)
+    ]
+    return [html.unescape(row[names.index(name)]) for row in rows]
+
+
+def download_of(text: str) -> tuple[str, str]:
+    """The address and the file name of the page's download."""
+    [(address, name)] = re.findall(r'href="([^"]+)" download="([^"]+)"', text)
+    return html.unescape(address), name
+
+
+def code_of(text: str, key: str) -> str:
+    [code] = re.findall(rf'id="code-{key}"[^>]*>(.*?)</pre>', text, re.DOTALL)
+    return html.unescape(code)
+
+
+class TestExport:
+    def test_the_preview_is_the_beginning_of_the_download(self, own_browser: Browser, judged: Project) -> None:
+        text = own_browser.get(f"/admin/projects/{judged.slug}/export").text
+        assert "The first 10 rows" in text
+        address, name = download_of(text)
+        assert name == f"{judged.slug}-records.jsonl"
+        rows = [json.loads(line) for line in own_browser.get(address).text.splitlines()]
+        assert len(rows) == 12
+        assert column(text, "id") == [row["id"] for row in rows[:10]]
+
+    @pytest.mark.parametrize(
+        "query",
+        ["format=records", "format=csv", "format=sft&as=parquet", "format=kto", "format=sharegpt&task=preference"],
+    )
+    def test_the_lines_of_code_read_the_file(
+        self, own_browser: Browser, judged: Project, query: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = own_browser.get(f"/admin/projects/{judged.slug}/export?{query}").text
+        address, name = download_of(text)
+        curl = code_of(text, "curl")
+        assert f"http://127.0.0.1:8000{address}" in curl
+        assert curl.endswith(f"-o {name}")
+        answer = own_browser.client.get(address)
+        assert answer.headers["content-disposition"] == f'attachment; filename="{name}"'
+        (tmp_path / name).write_bytes(answer.content)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
+        monkeypatch.setenv("TOKEN", "unused: the client has a cookie")
+        monkeypatch.setattr("httpx.get", lambda url, **_: own_browser.client.get(url))
+        lengths = []
+        for key in ("pandas", "datasets"):
+            scope: dict[str, Any] = {}
+            exec(code_of(text, key), scope)  # noqa: S102 - what the page says is tried
+            lengths.append(len(scope["rows"]))
+        assert lengths[0] == lengths[1] >= 12
+
+    def test_filters(self, own_browser: Browser, judged: Project) -> None:
+        path = f"/admin/projects/{judged.slug}/export"
+        [critic] = re.findall(r'value="(critic-\w+)"', own_browser.get(path).text)
+        assert "The first 10 rows" in own_browser.get(f"{path}?critic={critic}").text
+        assert "No rows" in own_browser.get(f"{path}?split=val").text
+        assert "No rows" in own_browser.get(f"{path}?since=2999-01-31").text
+        assert "since=2999-01-31T00%3A00%3A00Z" in own_browser.get(f"{path}?since=2999-01-31").text
+        part = own_browser.get(f"{path}?format=csv", headers={"HX-Request": "true"}).text
+        assert "<html" not in part
+        assert download_of(part)[1] == f"{judged.slug}-verdicts.csv"
+
+    @pytest.mark.parametrize("query", ["format=xml", "since=yesterday", "snapshot=999", "critic=nobody", "split=x"])
+    def test_what_is_wrong_is_said_on_the_page(self, own_browser: Browser, judged: Project, query: str) -> None:
+        answer = own_browser.get(f"/admin/projects/{judged.slug}/export?{query}")
+        assert answer.status_code == 422
+        assert f"{query.partition('=')[0]}:" in re.findall(r'role="alert">([^<]*)', answer.text)[0]
+        assert 'name="format"' in answer.text
+
+    def test_frozen_and_exported_again(self, own_browser: Browser, judged: Project) -> None:
+        path = f"/admin/projects/{judged.slug}/export"
+        own_browser.get(path)
+        answer = own_browser.post(f"{path}/snapshots", {"name": "for the paper"})
+        assert answer.headers["location"] == f"{path}?done=frozen"
+        text = own_browser.get(path).text
+        assert "1: for the paper" in text
+        assert f"# Snapshot 1 of {judged.slug}: for the paper" in text
+        [number] = re.findall(r'href="\?snapshot=(\d+)"', text)
+        address, _ = download_of(own_browser.get(f"{path}?snapshot={number}").text)
+        rows = [json.loads(line) for line in own_browser.get(address).text.splitlines()]
+        assert [row["snapshots"] for row in rows] == [[number]] * 12
+        file = own_browser.get(f"/api/v1/snapshots/{number}/download")
+        assert len(file.text.splitlines()) > 1
+
+
+class TestWhere:
+    def test_linked_from_each_project_and_round(
+        self, browser: Browser, session: Any, project: Project, admin: Any
+    ) -> None:
+        snapshot = factories.make_snapshot(session, project)
+        plan = {"parent": project.active_version_id, "base_model": "starter", "metric": "rouge_l", "seed": 1}
+        snapshot.settings = {**plan, "project": snapshot.settings}
+        factories.make_round(session, project, snapshot=snapshot)
+        for page in ("", "/rounds", "/prompts", "/settings"):
+            assert 'href="/admin/projects/scenes/export"' in browser.get(f"/admin/projects/scenes{page}").text
+        assert (
+            f"/admin/projects/scenes/export?snapshot={snapshot.id}"
+            in browser.get("/admin/projects/scenes/rounds/1").text
+        )
+
+    def test_for_whom(self, browser: Browser, session: Any, project: Project) -> None:
+        for role, seen in ((Role.viewer, False), (Role.reviewer, True)):
+            browser.sign_in(factories.make_member(session, project, role, user=person(session, role=role)))
+            text = browser.get("/admin/projects/scenes/export").text
+            assert ("Data sets of one moment" in text) is seen
+            assert "Freeze the data of now" not in text
+            assert browser.post("/admin/projects/scenes/export/snapshots").status_code == 403
+        browser.sign_in(factories.make_member(session, project, Role.critic, user=person(session, role=Role.critic)))
+        assert browser.get("/admin/projects/scenes/export").status_code == 403
