@@ -138,3 +138,47 @@ def test_time_counts_while_the_prompt_is_seen_only(critic: Visit, site: Site) ->
     [given] = wait_for_verdicts(page, site, 1)
     assert given.seconds is not None
     assert 0 < given.seconds < until - since - 0.5  # the time before was not counted
+
+
+# The elements that show a text of several lines on one line.
+COLLAPSED = """() => {
+    const found = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+        const shown = node.textContent.includes("upper line\\n") && node.parentElement.checkVisibility();
+        if (shown && !getComputedStyle(node.parentElement).whiteSpace.startsWith("pre")) found.push(node.textContent);
+    }
+    return found;
+}"""
+
+
+def test_line_breaks_are_shown_everywhere(visitor: Visitor, site: Site) -> None:
+    def lines(what: str) -> str:
+        return f"{what} upper line\nlower line"
+
+    with site.sessions.begin() as session:
+        made = world.build(session, prompts=1)
+        project = projects.get_project(session, factories.make_admin(session), made.slug)
+        prompt = factories.make_prompt(
+            session, project, images=[factories.make_image(session)], question=lines("question"), answer=lines("answer")
+        )
+        factories.make_candidate_set(session, project, prompt=prompt, texts=[lines("first"), "second"], priority=9)
+        prompt_id = prompt.id
+    visit = visitor()
+    page = visit.sign_in(made.critic, to="/annotate/scenes")
+    ready(page)
+    assert question(page) == lines("question")
+    assert lines("first") in page.locator(".candidate .text").all_inner_texts()
+    assert page.evaluate(COLLAPSED) == []
+    page.get_by_label("In your own words").fill(lines("own"))
+    page.keyboard.press("Control+Enter")
+    wait_for_verdicts(page, site, 1)
+    visit.open("/annotate/scenes/history")
+    expect(page.get_by_text("own upper line")).to_be_visible()
+    assert page.evaluate(COLLAPSED) == []
+    admin = visitor()
+    admin.sign_in(made.admin)
+    for path in (f"prompts/{prompt_id}", "prompts", f"prompts/{prompt_id}/gold", ""):
+        admin.open(f"/admin/projects/scenes/{path}".rstrip("/"))
+        expect(admin.page.get_by_text("question upper line").first).to_be_attached()
+        assert admin.page.evaluate(COLLAPSED) == [], path

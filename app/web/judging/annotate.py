@@ -123,7 +123,7 @@ def render_page(
             projects=tuple((one.slug, one.name) for one in projects.list_projects(session, who.actor)),
             sees_admin=project_role(session, who.actor, row) is not Role.critic,
             card=stage.card,
-            empty=stage.empty or (None if stage.card else explain_empty(session, row)),
+            empty=stage.empty or (None if stage.card else explain_empty(session, who.actor, row)),
             progress=progress_of(glance, settings, project.revision_id),
             skip_reasons=tuple(settings.skip_reasons),
             flag_reasons=tuple(settings.flag_reasons),

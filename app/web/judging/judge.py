@@ -51,7 +51,7 @@ async def claim_next(request: Request, pool: JudgingPoolDep, form: Form, slug: s
             return Response(status_code=204)
         stage = await next_stage(transaction, who.actor, project, known=known, open_claims=open_claims)
     if stage.card is None and stage.empty is None:
-        stage = await run_in_threadpool(empty_stage, request, project)
+        stage = await run_in_threadpool(empty_stage, request, who.actor, project)
     return fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=stage)
 
 
@@ -84,10 +84,10 @@ async def next_stage(
     return StageView(project.slug, card_of(claimed, project.settings) if claimed else None, None)
 
 
-def empty_stage(request: Request, project: ProjectRef) -> StageView:
+def empty_stage(request: Request, actor: Actor, project: ProjectRef) -> StageView:
     """Why nothing is ready."""
     with sessions_of(request)() as session:
-        return StageView(project.slug, None, explain_empty(session, session.get_one(Project, project.id)))
+        return StageView(project.slug, None, explain_empty(session, actor, session.get_one(Project, project.id)))
 
 
 @router.get("/annotate/{slug}/back")

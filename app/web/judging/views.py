@@ -63,7 +63,7 @@ class Card:
 class Empty:
     """Why there is nothing to judge now, and what happens next.
 
-    `progress` is a share between 0 and 1, `link` a URL and its text.
+    `progress` is a share between 0 and 1, `links` are URLs and their texts.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Empty:
     text: str
     next: str
     progress: float | None = None
-    link: tuple[str, str] | None = None
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

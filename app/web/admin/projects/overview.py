@@ -15,7 +15,7 @@ from app.http.dependencies import SessionDep
 from app.models import ModelVersion, Project, Role, Round, RoundState, Worker
 from app.services.acceptance import rules
 from app.services.candidates import pools
-from app.services.kernel import workers
+from app.services.kernel import counters, workers
 from app.services.kernel.actors import Actor, project_role
 from app.services.projects import projects
 from app.services.projects.projects import ProjectSettings
@@ -100,6 +100,7 @@ class LoopView:
     may_review: bool
     stations: tuple[Station, ...]
     sentence: str
+    step: tuple[str, str] | None
     notice: str
     round: RunningRound | None
     metric: str
@@ -169,7 +170,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
     pace = overviews.load_activity(session, project)
     made_by = {one.id: one for one in rounds.list_rounds(session, actor, project, limit=200).items}
     rows = version_rows(known, made_by, project.active_version_id)
-    stations, sentence = make_stations(session, project, settings, running, known, rows, pace)
+    stations, sentence, step = make_stations(session, project, settings, running, known, rows, pace)
     waiting = next((row for row in rows if row.waits), None)
     return LoopView(
         slug=project.slug,
@@ -178,6 +179,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         may_review=frame.may_review,
         stations=stations,
         sentence=sentence,
+        step=step,
         notice=f"{waiting.name} was made but not activated: {waiting.reason}" if waiting else "",
         round=running_round(running) if running else None,
         metric=metric_of(known),
@@ -211,14 +213,15 @@ def make_stations(
     known: list[ModelVersion],
     rows: tuple[VersionRow, ...],
     pace: Activity,
-) -> tuple[tuple[Station, ...], str]:
-    """The four stations, with the one that the loop waits for highlighted, and a sentence about it."""
+) -> tuple[tuple[Station, ...], str, tuple[str, str] | None]:
+    """The four stations, with the one that the loop waits for highlighted, a sentence about it, and the next step."""
     claimable = pools.estimate_claimable(session, project)
     waiting = pools.count_waiting(session, project, limit=100_000)
     sampling = pools.count_sampling(session, project)
     fresh = rules.fresh_count(session, project)
+    is_empty = not any(one.n for one in counters.prompt_counts(session, project))
     lit, sentence = find_waiting_station(
-        settings, running, claimable=claimable, waiting=waiting + sampling, fresh=fresh
+        settings, running, claimable=claimable, waiting=waiting + sampling, fresh=fresh, is_empty=is_empty
     )
     base = f"/admin/projects/{project.slug}"
     active = next((row for row in rows if row.active), None)
@@ -267,7 +270,17 @@ def make_stations(
             ),
         ),
     )
-    return stations, sentence
+    step = next_step(base, settings, running, is_used_up=claimable + waiting + sampling == 0, fresh=fresh)
+    return stations, sentence, step
+
+
+def next_step(
+    base: str, settings: ProjectSettings, running: Round | None, *, is_used_up: bool, fresh: int
+) -> tuple[str, str] | None:
+    """The URL and the name of what an admin can do now to keep the loop going; None if nothing is needed."""
+    if running is None and fresh:
+        return f"{base}/rounds/preview", f"Start now with {number(fresh)} of {number(settings.round_every)}"
+    return (f"{base}/imports", "Add prompts") if is_used_up and running is None else None
 
 
 def describe_agreement(session: Session, project: Project) -> str:
@@ -308,11 +321,13 @@ def round_station(
 
 
 def find_waiting_station(
-    settings: ProjectSettings, running: Round | None, *, claimable: int, waiting: int, fresh: int
+    settings: ProjectSettings, running: Round | None, *, claimable: int, waiting: int, fresh: int, is_empty: bool
 ) -> tuple[str, str]:
     """The station that the loop waits for, and a sentence that says why."""
     if running is not None:
         return "round", f"Round {running.number} trains on what was picked: {round_words(running)}."
+    if is_empty:
+        return "", "There are no prompts yet. Add some: a worker writes explanations for them, and critics judge these."
     if claimable == 0 and waiting == 0:
         return "", "Every prompt is judged: add prompts, or let prompts with an accepted rationale be judged again."
     if claimable == 0:

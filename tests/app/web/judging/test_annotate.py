@@ -16,6 +16,7 @@ from app.models import (
     CandidateSetState,
     CandidateSource,
     Project,
+    PromptState,
     Role,
     User,
     Verdict,
@@ -118,6 +119,54 @@ class TestJudge:
         assert found
         assert 10 <= int(found.group(1)) <= 20
         assert abs(int(found.group(2)) - 2 * int(found.group(1))) <= 1
+
+
+class TestNothingToJudge:
+    def seen_by(self, browser: Browser, session: Session, project: Project, role: Role) -> str:
+        """The judging page of a new member."""
+        browser.sign_in(factories.make_member(session, project, role, user=person(session, role=role)))
+        return browser.get(f"/annotate/{project.slug}").text
+
+    def test_an_empty_project_is_not_done(self, browser: Browser, session: Session) -> None:
+        empty = factories.make_project(session, slug="empty")
+        page = self.seen_by(browser, session, empty, Role.critic)
+        assert "No prompts yet" in page
+        assert "All done" not in page
+        assert "Add prompts" not in page
+        browser.client.cookies.clear()
+        page = self.seen_by(browser, session, empty, Role.admin)
+        assert '<a class="button main" href="/admin/projects/empty/imports">Add prompts</a>' in page
+
+    def test_neither_is_one_whose_prompts_are_all_archived(self, browser: Browser, session: Session) -> None:
+        stored = factories.make_project(session, slug="stored")
+        factories.make_prompt(session, stored, state=PromptState.retired)
+        page = self.seen_by(browser, session, stored, Role.critic)
+        assert "Nothing to judge" in page
+        assert "on hold, archived or set aside" in page
+
+    def test_below_the_threshold_an_admin_may_start_a_round(self, browser: Browser, session: Session) -> None:
+        done = factories.make_project(session, slug="done", round_every=20)
+        for _ in range(2):
+            prompt = factories.make_prompt(session, done, state=PromptState.judged)
+            prompt.has_accepted = prompt.fresh = True
+        session.flush()
+        page = self.seen_by(browser, session, done, Role.critic)
+        assert "All done" in page
+        assert "2 of 20 newly accepted prompts" in page
+        assert "Start now" not in page
+        browser.client.cookies.clear()
+        page = self.seen_by(browser, session, done, Role.admin)
+        assert 'href="/admin/projects/done/rounds/preview">Start now with 2 of 20</a>' in page
+        overview = browser.get("/admin/projects/done").text
+        assert "Start now with 2 of 20</a>" in overview
+
+    def test_the_overview_of_an_empty_project_leads_to_prompts(self, browser: Browser, session: Session) -> None:
+        empty = factories.make_project(session, slug="empty")
+        self.seen_by(browser, session, empty, Role.admin)
+        overview = browser.get("/admin/projects/empty").text
+        assert "There are no prompts yet" in overview
+        assert "Every prompt is judged" not in overview
+        assert 'href="/admin/projects/empty/imports">Add prompts</a>' in overview
 
 
 @pytest.mark.usefixtures("critic")
