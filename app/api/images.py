@@ -15,6 +15,7 @@ from app.http.ranges import find_part
 from app.models import Image
 from app.services.kernel.store import get_store
 from app.services.prompts import images
+from app.services.prompts.decoding import MAX_BYTES
 
 router = APIRouter(tags=["images"])
 KEEP = "private, max-age=31536000, immutable"
@@ -43,7 +44,7 @@ def add_image(
     upload = file or image
     if upload is None:
         raise Invalid("Send the image as the multipart field 'file'.", field="file")
-    return image_out(images.add_image(session, actor, upload.file.read(images.MAX_BYTES + 1)))
+    return image_out(images.add_image(session, actor, upload.file.read(MAX_BYTES + 1)))
 
 
 @router.get("/images/{sha256}", response_class=Response)

@@ -75,7 +75,7 @@ def import_file(
     Here, unlike over REST, images may lie in folders: beside the file, or in `images`. Returns the exit code: 1 where
     a line was rejected.
     """
-    with packing.opened(path, images) as packed, session_scope() as session:
+    with packing.opened(path, images, mapping) as packed, session_scope() as session:
         project = get_project(session, SYSTEM, slug, Role.reviewer)
         import_id = imports.create_import(
             session,
@@ -88,6 +88,8 @@ def import_file(
             mapping=mapping,
             limit=LOCAL_LIMIT,
         ).id
+        for name, reason in list(packed.refused.items())[:SHOWN_PROBLEMS]:
+            warn(f"{name[:100]}: {reason}")
 
     def report_progress() -> None:
         with session_scope() as session:

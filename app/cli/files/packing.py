@@ -1,35 +1,44 @@
-"""Packing files of this machine for an import: a table, and a zip of the images it names."""
+"""Packing files of this machine for an import: a table, and a zip of the images it names.
+
+Only images are packed, and only those that really lie in the folders: a link that leads out of them is not followed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from app.errors import DomainError
+from app.models import Split
 from app.processes.connect import Refused
-from app.services.imports.files import ImportFile, coco_names, escapes_folder, is_web_address
+from app.services.imports.files import ImportFile, is_web_address
 from app.services.imports.imports import SAMPLE, list_columns
-from app.services.imports.layouts import ImportPlan, make_plan, row_to_prompt
+from app.services.imports.layouts import ImportPlan, make_plan, row_to_prompt, with_columns
+from app.services.imports.names import NameIndex, coco_names, escapes_folder, fold_case
+from app.services.imports.opened import Source
 from app.services.imports.tables import SUFFIXES, TableKind
+from app.services.kernel import isolated
 from app.services.kernel.store import KEY_FORM
+from app.services.prompts.decoding import check_file
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The table that is imported, and a zip of its images if there is one."""
+    """The table that is imported, a zip of its images if there is one, and why files that rows name are not in it."""
 
     name: str
     source: IO[bytes]
     images: IO[bytes] | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
-def opened(path: Path, images: Path | None = None) -> Iterator[Packed]:
+def opened(path: Path, images: Path | None = None, mapping: Mapping[str, str] | None = None) -> Iterator[Packed]:
     """`path`, a file or a folder with a table, with the images it names in folders. Raises `Refused`."""
     if images is not None and not images.exists():
         raise Refused(f"There is no folder or zip {images}: --images names where the images lie.", code=2)
@@ -41,11 +50,12 @@ def opened(path: Path, images: Path | None = None) -> Iterator[Packed]:
             if zipped and images is not None:
                 yield Packed(table.name, source, stack.enter_context(images.open("rb")))
                 return
-            named = {} if zipfile.is_zipfile(table) else images_named_by(table, images)
+            places = Places(table.parent, images)
+            named = {} if zipfile.is_zipfile(table) else images_named_by(table, places, mapping)
             if not named:
-                yield Packed(table.name, source)
+                yield Packed(table.name, source, refused=places.refused)
                 return
-            yield Packed(table.name, source, stack.enter_context(packed(named)))
+            yield Packed(table.name, source, stack.enter_context(packed(named)), places.refused)
     except OSError as error:
         raise Refused(f"{error.filename or path} could not be read: {error.strerror or error}.", code=2) from error
 
@@ -69,30 +79,30 @@ def table_in(folder: Path) -> Path:
         raise Refused(
             f"A folder must hold one table (.jsonl, .csv, .json or .parquet); {folder} holds: {listed}.", code=2
         )
+    if not is_inside(found[0], folder):
+        raise Refused(f"{found[0].name} is a link that leads out of the folder {folder}.", code=2)
     return found[0]
 
 
-def images_named_by(table: Path, folder: Path | None) -> dict[str, Path]:
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file really lies in a folder, wherever links lead."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def images_named_by(table: Path, places: Places, mapping: Mapping[str, str] | None) -> dict[str, Path]:
     """The image files that rows name and that exist; what a row says wrongly is reported by the import."""
-    try:
-        file = ImportFile(table, table.name)
-    except DomainError:
-        return {}
-    if file.table.kind is TableKind.parquet and folder is None:
-        return {}
-    places = Places(table.parent, folder)
     found: dict[str, Path] = {}
-    try:
-        columns = list_columns(file.table.first(SAMPLE))
-        plan = make_plan(file.table.kind, columns)
-        for row in file.table.rows():
+    with contextlib.suppress(DomainError):
+        file = ImportFile(Source(table, table.name))
+        if file.kind is TableKind.parquet and places.folder is None:
+            return {}
+        plan = make_plan(file.kind, list_columns(file.first(SAMPLE)), loose=mapping is not None)
+        if mapping is not None:
+            plan = with_columns(plan, mapping, split=Split.train)
+        for row in file.rows():
             for name in names_in(plan, row.values):
                 if name not in found:
                     found |= places.find(name)
-    except DomainError:
-        return found
-    finally:
-        file.close()
     return found
 
 
@@ -108,23 +118,64 @@ def names_in(plan: ImportPlan, values: Any) -> list[str]:
 
 
 class Places:
-    """Where images may lie: beside the table, or anywhere in a folder, found by path or by bare name."""
+    """Where images may lie: beside the table by path, or anywhere in a folder by path or by bare name.
+
+    `refused` says why files were left out, by the names that rows give them.
+    """
 
     def __init__(self, beside: Path, folder: Path | None) -> None:
-        self._roots = [beside] if folder is None else [folder, beside]
-        self._by_name: dict[str, list[Path]] = {}
-        for path in sorted(folder.rglob("*")) if folder is not None else []:
-            if path.is_file():
-                for known_as in {path.name, path.stem}:
-                    self._by_name.setdefault(known_as, []).append(path)
+        self.refused: dict[str, str] = {}
+        self.folder = folder
+        self._beside = beside
+        self._paths = {}
+        if folder is not None:
+            self._paths = {str(one.relative_to(folder)): one for one in sorted(folder.rglob("*")) if one.is_file()}
+        self._index = NameIndex(self._paths)
 
     def find(self, name: str) -> dict[str, Path]:
-        """The file called `name`, by the name that the import will look for; nothing where there is none."""
+        """The image called `name`, by the name that the import will look for; nothing where there is none."""
         for wanted in (name, *coco_names(name)):
-            for root in self._roots:
-                if (root / wanted).is_file():
-                    return {wanted: root / wanted}
-            found = self._by_name.get(wanted, []) if "/" not in wanted else []
-            if len(found) == 1:
-                return {found[0].name: found[0]}
+            try:
+                found = self._index.find(wanted)
+            except DomainError as error:
+                self.refused[name] = error.detail
+                return {}
+            root, path = self._beside, None if found is None else self._paths[found]
+            if path is not None and self.folder is not None:
+                root = self.folder
+            else:
+                path = path_in(self._beside, wanted)
+            if path is not None:
+                reason = why_refused(path, root)
+                if not reason:
+                    return {wanted: path.resolve()}
+                self.refused[name] = reason
+                return {}
         return {}
+
+
+def path_in(folder: Path, name: str) -> Path | None:
+    """The file with this path in a folder, also in another spelling if only one has it."""
+    path = folder
+    for part in Path(name.replace("\\", "/")).parts:
+        if not (path / part).exists():
+            wanted = fold_case(part)
+            alike = [one for one in path.iterdir() if fold_case(one.name) == wanted] if path.is_dir() else []
+            if len(alike) != 1:
+                return None
+            part = alike[0].name
+        path = path / part
+    return path if path.is_file() else None
+
+
+def why_refused(path: Path, root: Path) -> str:
+    """Why a file must not be packed; empty where it may."""
+    if not is_inside(path, root):
+        return "this is a link that leads out of the folder."
+    try:
+        isolated.call(check_file, path.resolve())
+    except isolated.Unreadable as error:
+        return f"the image is broken: {error.detail}."
+    except DomainError as error:
+        return error.detail
+    return ""

@@ -17,6 +17,7 @@ from app.models import Import, ImportProblem, ImportState, Project, Role, Split
 from app.services.imports import record_schema
 from app.services.imports.files import ImportFile
 from app.services.imports.layouts import ImportPlan, Layout, make_plan, with_columns
+from app.services.imports.opened import Source
 from app.services.imports.reading import open_file, parse_row
 from app.services.imports.tables import TableRow
 from app.services.kernel import audit
@@ -97,12 +98,9 @@ def plan_upload(
     path: Path, name: str, images_path: Path | None, *, split: Split, mapping: Mapping[str, str] | None, loose: bool
 ) -> ImportPlan:
     """Plan what the columns mean, by their names and by `mapping`. Raises `Invalid` if the file cannot be read."""
-    file = ImportFile(path, name, images_path=images_path)
-    try:
-        columns = list_columns(file.table.first(SAMPLE))
-        plan = make_plan(file.table.kind, columns, split=split, loose=loose or mapping is not None)
-    finally:
-        file.close()
+    file = ImportFile(Source(path, name, images_path))
+    columns = list_columns(file.first(SAMPLE))
+    plan = make_plan(file.kind, columns, split=split, loose=loose or mapping is not None)
     if mapping is None:
         return plan
     unknown = next((column for column in mapping if column not in columns), None)
@@ -199,17 +197,17 @@ def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[Pre
     """The first rows of an import. Images at web addresses are not fetched. Raises `Invalid`."""
     plan = ImportPlan.from_json(found.plan)
     looked = []
-    with open_file(found.file_key, found.filename, found.images_key, fetch=_placeholder_image) as file:
-        for row in file.table.first(limit):
-            parsed = record_schema.parse_record(row) if plan.layout is Layout.records else parse_row(file, plan, row)
-            looked.append(
-                PreviewRow(
-                    row.number,
-                    row.values if isinstance(row.values, dict) else {},
-                    parsed if isinstance(parsed, PromptIn) else None,
-                    parsed.detail if isinstance(parsed, DomainError) else "",
-                )
+    file = open_file(found.file_key, found.filename, found.images_key, fetch=_placeholder_image)
+    for row in file.first(limit):
+        parsed = record_schema.parse_record(row) if plan.layout is Layout.records else parse_row(file, plan, row)
+        looked.append(
+            PreviewRow(
+                row.number,
+                row.values if isinstance(row.values, dict) else {},
+                parsed if isinstance(parsed, PromptIn) else None,
+                parsed.detail if isinstance(parsed, DomainError) else "",
             )
+        )
     return plan, looked
 
 

@@ -15,7 +15,7 @@ import orjson
 
 from app.errors import Invalid
 from app.models import Split
-from app.services.imports.tables import KEY_COLUMN, TableKind, is_missing
+from app.services.imports.tables import KEY_COLUMN, TableKind, is_missing, measure_depth
 from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.prompts import PromptIn
 
@@ -218,8 +218,6 @@ def _own_row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str,
             f"{unknown[:60]}: there is no such field: put your own fields under metadata.", field=unknown[:200]
         )
     item = dict(values)
-    if measure_depth(item.get("metadata")) > MAX_DEPTH:
-        raise Invalid("metadata: it is nested too deeply.", field="metadata")
     _fill_defaults(plan, item)
     return item
 
@@ -288,12 +286,3 @@ def to_json_value(value: Any, column: str) -> Any:
     if isinstance(value, bytes | bytearray):
         raise Invalid(f"{column[:60]}: bytes cannot be stored as metadata: leave the column out.", field=column[:200])
     return value
-
-
-def measure_depth(value: Any) -> int:
-    """How deeply a value is nested, measured without recursion and no further than `MAX_DEPTH`."""
-    depth, level = 0, [value]
-    while depth <= MAX_DEPTH and (level := [one for one in level if isinstance(one, dict | list)]):
-        depth += 1
-        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
-    return depth

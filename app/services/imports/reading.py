@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from array import array
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,31 +19,36 @@ from sqlalchemy.orm import Session
 from app.errors import DomainError, Invalid
 from app.models import Project, Prompt, PromptImage, Split
 from app.services.imports import record_schema
-from app.services.imports.files import Fetch, ImportFile, is_web_address
+from app.services.imports.files import Fetch, ImportFile, is_web_address, unforeseen
 from app.services.imports.layouts import ImportPlan, Layout, Target, row_to_prompt
+from app.services.imports.opened import Source
 from app.services.imports.tables import TableRow
+from app.services.kernel import isolated
 from app.services.kernel.store import get_store
 from app.services.prompts.prompts import PromptIn, parse_prompt
 from app.settings import get_settings
 
 BATCH_ROWS = 200
 BATCH_IMAGE_BYTES = 64 * 1024 * 1024
+BATCH_SECONDS = 20.0
 PARSE_THREADS = 8
 PLACEHOLDER = "0" * 64
 MAX_KNOWN_SPLITS = 50_000
 
 
-@contextmanager
-def open_file(key: str, name: str, images_key: str | None, *, fetch: Fetch | None = None) -> Iterator[ImportFile]:
+def open_file(
+    key: str,
+    name: str,
+    images_key: str | None,
+    *,
+    fetch: Fetch | None = None,
+    waiting: Callable[[], None] = isolated.nothing,
+) -> ImportFile:
     """Open an imported file on this machine. Raises `Invalid` if it cannot be read."""
     cache = get_settings().data_dir / "cache"
     path = get_store().local_path(key, cache)
     images_path = None if images_key is None else get_store().local_path(images_key, cache)
-    file = ImportFile(path, name, images_path=images_path, fetch=fetch)
-    try:
-        yield file
-    finally:
-        file.close()
+    return ImportFile(Source(path, name, images_path), fetch=fetch, waiting=waiting)
 
 
 # Scanning the whole file
@@ -62,7 +68,7 @@ def scan(plan: ImportPlan, file: ImportFile, keep_alive: Callable[[], None]) -> 
     hashes, numbers = array("q"), array("q")
     total = 0
     wanted = () if plan.layout is Layout.records else columns[:1]
-    with closing(file.table.rows(columns=wanted)) as rows:
+    with closing(file.rows(columns=wanted)) as rows:
         for row in rows:
             total += 1
             external_id = row.values.get(wanted[0]) if wanted and isinstance(row.values, dict) else None
@@ -110,7 +116,7 @@ def read_batches(
     first: Mapping[int, int],
     keep_alive: Callable[[], None],
 ) -> Generator[list[ParsedRow], None, None]:
-    """Parse the rows after the first `after`, in batches limited by rows and by bytes of new images.
+    """Parse the rows after the first `after`, in batches limited by rows, by bytes of new images and by time.
 
     `keep_alive` is called before every few rows.
     """
@@ -121,13 +127,17 @@ def read_batches(
         return row.number, reject_repeated(parse_row(file, plan, row), row.number, first)
 
     batch: list[ParsedRow] = []
-    with closing(file.table.rows(after)) as rows:
+    began = time.monotonic()
+    with closing(file.rows(after)) as rows:
         while few := list(islice(rows, PARSE_THREADS)):
             keep_alive()
             batch += pool.map(parse, few) if any(names_web_address(row) for row in few) else map(parse, few)
-            if len(batch) >= BATCH_ROWS or sum(len(one.data) for one in file.pending.values()) > BATCH_IMAGE_BYTES:
+            new_bytes = sum(len(one.data) for one in file.pending.values())
+            slow = time.monotonic() > began + BATCH_SECONDS
+            if len(batch) >= BATCH_ROWS or new_bytes > BATCH_IMAGE_BYTES or slow:
                 yield batch
                 batch = []
+                began = time.monotonic()
     if batch:
         yield batch
 
@@ -159,11 +169,13 @@ def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | D
         if not isinstance(named, list) or not named:
             return parse_prompt(item)
         parse_prompt({**item, "images": [PLACEHOLDER] * len(named)})  # fail before an image is read in vain
-        return parse_prompt({**item, "images": [file.image_key(one) for one in named]})
+        return parse_prompt({**item, "images": file.image_keys(named)})
     except DomainError as error:
         return error
     except RecursionError:
         return Invalid("The line is nested too deeply.")
+    except Exception as error:  # noqa: BLE001 - of whatever class, it ends this row and not the import
+        return unforeseen(row, error)
 
 
 ImageSplits = dict[str, set[Split]]

@@ -15,7 +15,7 @@ from app.models import (
     VerdictKind,
 )
 from app.services.exports.line_types import without_absent
-from app.services.imports.files import ImportFile
+from app.services.imports.files import ImportFile, unforeseen
 from app.services.imports.tables import TableRow
 from app.services.kernel.text_rules import JsonObject, Storable, validation_message
 from app.services.kernel.verdict_schema import Reason, Tag, Words
@@ -102,26 +102,34 @@ def parse_record(row: TableRow, file: ImportFile | None = None) -> RecordIn | Do
     """Parse a row into a record with its images found in `file`, or into what is wrong with it."""
     if isinstance(row.values, DomainError):
         return row.values
-    if isinstance(row.values, dict) and row.values.get("redacted"):
-        return Invalid("The record was erased at its origin.", field="redacted")
     try:
-        record = RecordIn.model_validate(without_absent(row.values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        return Invalid(f"{name}: {validation_message(first)}.", field=name)
-    except RecursionError:
-        return Invalid("The line is nested too deeply.")
-    ids = {one.id for one in record.candidates}
-    if record.deleted:
-        return Invalid("The record was deleted at its origin.", field="deleted")
-    if len(ids) != len(record.candidates) or not set(record.shown) <= ids or record.edited_from not in {*ids, None}:
-        return Invalid("candidates: 'shown' and 'edited_from' must name them, each once.", field="candidates")
-    if file is None:
-        return record
-    try:
-        keys = [file.image_key(one) for one in record.images]
+        record = check_record(row.values)
+        if file is None:
+            return record
+        keys = file.image_keys(record.images)
         parse_prompt({"images": keys, "question": record.question, "external_id": record.external_id})
     except DomainError as error:
         return error
+    except RecursionError:
+        return Invalid("The line is nested too deeply.")
+    except Exception as error:  # noqa: BLE001 - of whatever class, it ends this row and not the import
+        return unforeseen(row, error)
     return record.model_copy(update={"images": keys})
+
+
+def check_record(values: dict[str, Any]) -> RecordIn:
+    """Check the values of a row as a record. Raises `Invalid`."""
+    if values.get("redacted"):
+        raise Invalid("The record was erased at its origin.", field="redacted")
+    try:
+        record = RecordIn.model_validate(without_absent(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise Invalid(f"{name}: {validation_message(first)}.", field=name) from error
+    ids = {one.id for one in record.candidates}
+    if record.deleted:
+        raise Invalid("The record was deleted at its origin.", field="deleted")
+    if len(ids) != len(record.candidates) or not set(record.shown) <= ids or record.edited_from not in {*ids, None}:
+        raise Invalid("candidates: 'shown' and 'edited_from' must name them, each once.", field="candidates")
+    return record

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, and_, func, or_
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 
 from app import queue
@@ -27,6 +28,7 @@ from app.services.prompts import images
 from app.services.prompts.prompts import AddResult, add_prompts
 from app.settings import get_settings
 
+log = logging.getLogger(__name__)
 MAX_TRIES = 5
 SLICE_SECONDS = 20.0
 
@@ -79,8 +81,9 @@ def run_import(
         return
     until = None if seconds is None else time.monotonic() + seconds
     try:
-        with open_file(claim.file_key, claim.filename, claim.images_key, fetch=fetch) as file:
-            ended = _import_rows(claim, file, LeaseKeeper(claim, check), until)
+        keeper = LeaseKeeper(claim, check)
+        file = open_file(claim.file_key, claim.filename, claim.images_key, fetch=fetch, waiting=keeper.keep)
+        ended = _import_rows(claim, file, keeper, until)
     except LeaseLostError:
         return
     except DomainError as error:
@@ -167,15 +170,24 @@ def store_batch(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow]
     """Store the good rows of a batch and the errors of the others. Raises `LeaseLostError`."""
     try:
         _store(claim, file, batch, total=total, done=done)
-    except DataError as error:
+    except (LeaseLostError, OSError, OperationalError, InternalError):
+        raise  # of the worker, the store or the database, not of a row
+    except Exception as error:
         if len(batch) == 1:
             number = batch[0][0]
-            reason = Invalid(f"The database cannot store it: {str(error.orig).splitlines()[0][:200]}.")
-            _store(claim, file, [(number, reason)], total=total, done=done)
+            log.info("row %s of import %s", number, claim.import_id, exc_info=error)
+            _store(claim, file, [(number, Invalid(why_not_stored(error)))], total=total, done=done)
             return
         for place, one in enumerate(batch, 1):
             store_batch(claim, file, [one], total=total, done=done - len(batch) + place)
     file.keep_known()
+
+
+def why_not_stored(error: Exception) -> str:
+    """What to say of a row that could not be stored."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    first = next(iter(str(cause).splitlines()), type(error).__name__)
+    return f"The database cannot store it: {first[:200]}."
 
 
 def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, total: int, done: int) -> None:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-import PIL.Image
-from PIL import ImageFile, ImageOps, UnidentifiedImageError
 from sqlalchemy import TextClause, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.db.judging_pool import Transaction, Values, statement
-from app.errors import Invalid, NotFound, TooLarge
+from app.errors import Invalid, NotFound
 from app.models import Image, ImageGrant
+from app.services.kernel import isolated
 from app.services.kernel.actors import Actor
 from app.services.kernel.store import get_store
-
-MAX_BYTES = 20 * 1024 * 1024
-MAX_PIXELS = 40_000_000
-MAX_SIDE = 20_000
-OUTPUT_FORMATS = {"PNG": "PNG", "GIF": "PNG", "JPEG": "JPEG", "WEBP": "WEBP"}
-OUTPUT_MODES = {"PNG": ("RGB", "RGBA", "L"), "JPEG": ("RGB", "L"), "WEBP": ("RGB", "RGBA")}
-
+from app.services.prompts.decoding import EncodedImage, check_bytes, decode
 
 NO_IMAGE = "There is no such image, or none that you may see."
 # Whether a person may see a row of `images`: they uploaded it, or are a member of a project with a prompt that shows
@@ -43,68 +33,17 @@ VISIBLE = """
 FIND = statement(f"SELECT sha256, media_type FROM images WHERE sha256 = :sha256 AND {VISIBLE}")  # noqa: S608 - constants
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """A decoded and re-encoded image, not yet stored."""
+def reencode(data: bytes, *, waiting: Callable[[], None] = isolated.nothing) -> EncodedImage:
+    """Decode `data` in a child process and re-encode it, upright and without metadata.
 
-    data: bytes
-    media_type: str
-    width: int
-    height: int
-
-    @property
-    def sha256(self) -> str:
-        """Its name in the store."""
-        return hashlib.sha256(self.data).hexdigest()
-
-
-def reencode(data: bytes) -> EncodedImage:
-    """Decode `data` and re-encode it, upright and without metadata.
-
-    Raises `TooLarge` over 20 MB or 40 megapixels, and `Invalid` for a broken image or anything but PNG, JPEG, WebP and
-    GIF.
+    `waiting` is called about once a second. Raises `TooLarge` over 20 MB or 40 megapixels, and `Invalid` for a broken
+    image or anything but PNG, JPEG, WebP and GIF.
     """
-    if len(data) > MAX_BYTES:
-        raise TooLarge(f"The image has over {MAX_BYTES // 1024 // 1024} MB.", field="image")
+    check_bytes(data)
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=tuple(OUTPUT_FORMATS)) as picture:
-            check_size(picture)
-            return _write(picture)
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"The image has over {MAX_PIXELS // 1_000_000} megapixels.", field="image") from error
-    except UnidentifiedImageError as error:
-        raise Invalid("This is not a PNG, JPEG, WebP or GIF image.", field="image") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
-        raise Invalid("The image is broken: it could not be decoded.", field="image") from error
-
-
-def check_size(picture: ImageFile.ImageFile) -> None:
-    """Raise `TooLarge` by the size in the header, before a pixel is decoded."""
-    if picture.width * picture.height > MAX_PIXELS or max(picture.size) > MAX_SIDE:
-        raise TooLarge(f"The image has over {MAX_PIXELS // 1_000_000} megapixels.", field="image")
-
-
-def _write(picture: ImageFile.ImageFile) -> EncodedImage:
-    """Write the first frame of `picture`, upright and without metadata."""
-    target = OUTPUT_FORMATS[picture.format or "PNG"]
-    upright: PIL.Image.Image = ImageOps.exif_transpose(picture)
-    if upright.mode not in OUTPUT_MODES[target]:
-        upright = _to_rgb(upright, transparent=target != "JPEG")
-    clean = PIL.Image.new(upright.mode, upright.size)
-    clean.paste(upright)
-    file = io.BytesIO()
-    options = {"PNG": {"compress_level": 4}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
-    clean.save(file, target, **options[target])
-    return EncodedImage(file.getvalue(), f"image/{target.lower()}", clean.width, clean.height)
-
-
-def _to_rgb(picture: PIL.Image.Image, *, transparent: bool) -> PIL.Image.Image:
-    """Convert to RGB, or to RGBA if the picture is transparent and may stay so; 16-bit greys keep their high byte."""
-    if picture.mode.startswith("I"):
-        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
-    if transparent and picture.has_transparency_data:
-        return picture.convert("RGBA")
-    return picture.convert("RGB")
+        return isolated.call(decode, data, waiting=waiting)
+    except isolated.Unreadable as error:
+        raise Invalid(f"The image is broken: {error.detail}.", field="image") from error
 
 
 def add_image(session: Session, actor: Actor, data: bytes) -> Image:

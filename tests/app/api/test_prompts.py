@@ -52,6 +52,12 @@ class TestImages:
         assert answer.status_code == 422
         assert "broken" in answer.json()["detail"]
 
+    def test_a_picture_of_several_as_cameras_write_it(self, admin: TestClient) -> None:
+        file = io.BytesIO()
+        first, second = (PIL.Image.new("RGB", (30, 20), colour) for colour in ("red", "blue"))
+        first.save(file, "MPO", save_all=True, append_images=[second])
+        assert upload(admin, file.getvalue())["media_type"] == "image/jpeg"
+
     def test_without_a_file(self, admin: TestClient) -> None:
         answer = admin.post("/api/v1/images")
         assert answer.status_code == 422

@@ -18,6 +18,7 @@ from app.http.forms import read_form
 from app.models import Prompt, Role, Split
 from app.services.kernel.actors import parse_id
 from app.services.prompts import images, prompts
+from app.services.prompts.decoding import MAX_BYTES
 from app.services.prompts.prompts import parse_prompt
 from app.web.access import Me, SignedIn, check_form_token, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
@@ -169,7 +170,7 @@ def store_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
     found = []
     for one in files:
         try:
-            found.append(images.add_image(session, who.actor, one.file.read(images.MAX_BYTES + 1)).sha256)
+            found.append(images.add_image(session, who.actor, one.file.read(MAX_BYTES + 1)).sha256)
         except (Invalid, TooLarge) as error:
             raise Invalid(f"{one.filename}: {error.detail}", field="images") from error
     return found

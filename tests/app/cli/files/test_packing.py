@@ -71,6 +71,41 @@ class TestImportFile:
         assert take_in(tmp_path / "t.jsonl", images=tmp_path / "i.zip", mapping=mapping)[0] == 0
 
 
+class TestLinks:
+    """What lies outside the folder, or is no image, never enters the store."""
+
+    def test_images_that_are_links(self, committed_db: CommittedDatabase, project: Project, tmp_path: Path) -> None:
+        outside, folder = tmp_path / "outside", tmp_path / "set"
+        outside.mkdir()
+        (folder / "images").mkdir(parents=True)
+        (outside / "secret.png").write_bytes(factories.image_bytes())
+        (folder / "1.png").symlink_to(outside / "secret.png")
+        (folder / "deep").symlink_to(outside)
+        (folder / "text.png").write_bytes(b"root:x:0:0:root")
+        (folder / "images" / "2.png").write_bytes(factories.image_bytes())
+        (folder / "3.png").symlink_to(folder / "images" / "2.png")
+        names = ("1.png", "deep/secret.png", "text.png", "3.png", "IMAGES/2.PNG")
+        (folder / "prompts.csv").write_text("image,question\n" + "".join(f"{name},q\n" for name in names))
+        for images in (None, folder):
+            with packing.opened(folder, images) as packed:
+                assert packed.images is not None
+                with zipfile.ZipFile(packed.images) as archive:
+                    assert set(archive.namelist()) == {"3.png", "IMAGES/2.PNG"}
+                assert set(packed.refused) == {"1.png", "deep/secret.png", "text.png"}
+        code, said, warned = take_in(folder)
+        assert (code, said[-1]) == (1, "2 added, 0 unchanged, 3 rejected.")
+        assert "1.png: this is a link that leads out of the folder." in warned
+        assert "text.png: This is not a PNG, JPEG, WebP or GIF image." in warned
+        assert [prompt.question for prompt in prompts_of(committed_db, project)] == ["q", "q"]
+
+    def test_a_table_that_is_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "outside.csv").write_text("question\nq\n")
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / "prompts.csv").symlink_to(tmp_path / "outside.csv")
+        with pytest.raises(Refused, match="is a link that leads out of the folder"), packing.opened(tmp_path / "set"):
+            pass
+
+
 class TestOpened:
     def test_what_cannot_be_read(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").touch()

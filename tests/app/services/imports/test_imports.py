@@ -30,14 +30,6 @@ from tests.app.services.imports.importing import archive, make, problems, prompt
 from tests.conftest import CommittedDatabase
 
 
-@pytest.fixture
-def project(committed_db: CommittedDatabase) -> Project:
-    with committed_db.sessions() as session:
-        project = factories.make_project(session)
-        session.commit()
-    return project
-
-
 def reasons(db: CommittedDatabase, found: Import) -> list[tuple[int, str | None, str]]:
     return [(one.line, one.field, one.reason) for one in problems(db, found)]
 

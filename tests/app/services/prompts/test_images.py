@@ -8,18 +8,40 @@ import zlib
 
 import PIL.Image
 import pytest
+from hypothesis import given, settings
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid, NotFound, TooLarge
 from app.models import Role
 from app.services.prompts import images
+from app.services.prompts.decoding import MAX_BYTES
 from tests import factories
+from tests.mutation import mutated
 
 
 def encoded(mode: str = "RGB", kind: str = "PNG", size: tuple[int, int] = (16, 9), **options: object) -> bytes:
     file = io.BytesIO()
     PIL.Image.new(mode, size).save(file, kind, **options)
     return file.getvalue()
+
+
+def several_pictures() -> bytes:
+    """A JPEG with a second picture behind the first, as some cameras write it; Pillow calls it MPO."""
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (16, 9)).save(file, "MPO", save_all=True, append_images=[PIL.Image.new("RGB", (16, 9), "red")])
+    return file.getvalue()
+
+
+def exif_with(entries: bytes, count: int) -> bytes:
+    """A JPEG with EXIF data of these entries, as they would never be written by a program that keeps the rules."""
+    tiff = b"MM\x00*\x00\x00\x00\x08" + struct.pack(">H", count) + entries + b"\x00\x00\x00\x00"
+    body = b"Exif\x00\x00" + tiff
+    jpeg = encoded(kind="JPEG")
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+TURNED = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+MISTYPED = struct.pack(">HHI4s", 0x0100, 2, 4, b"six\x00")  # a width that is a text
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -30,6 +52,17 @@ def png_that_claims(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+
+
+PICTURES = (
+    encoded(size=(40, 30)),
+    encoded("RGBA", size=(40, 30)),
+    encoded("P", "GIF", size=(40, 30)),
+    encoded(kind="JPEG", size=(40, 30)),
+    encoded(kind="WEBP", size=(40, 30)),
+    several_pictures(),
+    exif_with(MISTYPED + TURNED, 2),
+)
 
 
 class TestReencode:
@@ -47,6 +80,7 @@ class TestReencode:
             (encoded("CMYK", "JPEG"), "image/jpeg"),
             (encoded("L", "JPEG"), "image/jpeg"),
             (encoded(kind="WEBP"), "image/webp"),
+            (several_pictures(), "image/jpeg"),
             (encoded("P", "GIF"), "image/png"),
         ],
     )
@@ -76,6 +110,13 @@ class TestReencode:
         assert (picture.width, picture.height) == (9, 16)
         assert b"where it was taken" not in picture.data
 
+    def test_mistyped_exif_data_cost_nothing(self) -> None:
+        turned = images.reencode(exif_with(MISTYPED + TURNED, 2))
+        assert (turned.width, turned.height) == (9, 16)
+        mistyped_turn = struct.pack(">HHI4s", 0x0112, 2, 4, b"six\x00")
+        for data in (exif_with(mistyped_turn, 1), exif_with(TURNED[:5], 9), exif_with(b"", 0)):
+            assert images.reencode(data).media_type == "image/jpeg"
+
     def test_too_many_pixels_by_the_header_alone(self) -> None:
         for size in ((8000, 8000), (60_000, 60_000), (30_000, 1)):
             with pytest.raises(TooLarge):
@@ -83,7 +124,7 @@ class TestReencode:
 
     def test_too_many_bytes(self) -> None:
         with pytest.raises(TooLarge):
-            images.reencode(b"\x00" * (images.MAX_BYTES + 1))
+            images.reencode(b"\x00" * (MAX_BYTES + 1))
 
     @pytest.mark.parametrize(
         "data",
@@ -101,6 +142,27 @@ class TestReencode:
     def test_rejected_files(self, data: bytes) -> None:
         with pytest.raises(Invalid):
             images.reencode(data)
+
+
+class TestFuzzing:
+    """Whatever the bytes are, the answer is an image or a reason."""
+
+    def check(self, data: bytes) -> None:
+        try:
+            assert images.reencode(data).media_type in ("image/png", "image/jpeg", "image/webp")
+        except (Invalid, TooLarge) as error:
+            assert error.field == "image"  # noqa: PT017 - both outcomes are fine
+
+    @settings(max_examples=60, deadline=None)
+    @given(data=mutated(PICTURES))
+    def test_flipped_bytes(self, data: bytes) -> None:
+        self.check(data)
+
+    @pytest.mark.slow
+    @settings(max_examples=10_000, deadline=None)
+    @given(data=mutated(PICTURES))
+    def test_many_flipped_bytes(self, data: bytes) -> None:
+        self.check(data)
 
 
 class TestReadImage:

@@ -1,0 +1,83 @@
+"""Zip archives of others. Runs in a child process, see `app/services/imports/opened.py`: keep its imports few."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from app.errors import Invalid
+from app.services.imports.names import NameIndex, escapes_folder
+from app.services.imports.tables import SUFFIXES
+
+MAX_MEMBERS = 400_000
+MAX_UNPACKED = 64 * 1024 * 1024 * 1024
+BOMB_MIN_BYTES = 64 * 1024 * 1024
+BOMB_RATIO = 200
+UTF_8_FLAG = 0x800
+
+
+class Archive:
+    """A zip archive. Its files are found by path, or by name if only one file has it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `Invalid` for a broken zip, for a zip bomb, and for names that point outside the archive."""
+        try:
+            self.zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+            raise Invalid(f"The zip cannot be read: {error}.", field="file") from error
+        self._members = {member_name(one): one for one in self.zip.infolist()}
+        try:
+            check_members(self.zip.infolist())
+        except Invalid:
+            self.zip.close()
+            raise
+        self.names = [name for name in self._members if not is_ignored(name)]
+        self._index = NameIndex(self.names)
+
+    def tables(self) -> list[str]:
+        """The files that could be the table."""
+        return [name for name in self.names if PurePosixPath(name.lower()).suffix in SUFFIXES]
+
+    def find(self, wanted: str) -> str | None:
+        """Find the file with this path or name. Raises `Invalid` if several have the name."""
+        return self._index.find(wanted)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file of the zip. Raises whatever is wrong with it."""
+        with self.zip.open(self._members[name]) as file:
+            yield io.BufferedReader(file)  # type: ignore[type-var]
+
+
+def member_name(member: zipfile.ZipInfo) -> str:
+    """The name of a file in a zip. macOS writes UTF-8 without the flag that says so."""
+    if member.flag_bits & UTF_8_FLAG:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a name is a folder, or a file that a file manager left in the zip."""
+    return name.endswith("/") or name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith(".")
+
+
+def check_members(members: list[zipfile.ZipInfo]) -> None:
+    """Raise `Invalid` for zip bombs and for names that point outside. A false size is noticed when the file is read."""
+    if len(members) > MAX_MEMBERS:
+        raise Invalid(f"The zip holds over {MAX_MEMBERS:,} files: import it in parts.", field="file")
+    bad = next((one.filename for one in members if escapes_folder(one.filename)), None)
+    if bad is not None:
+        raise Invalid(f"The zip holds the name '{bad[:100]}', which points outside the archive.", field="file")
+    unpacked, packed = sum(one.file_size for one in members), sum(one.compress_size for one in members)
+    if unpacked > MAX_UNPACKED or (unpacked > BOMB_MIN_BYTES and unpacked > BOMB_RATIO * max(packed, 1)):
+        raise Invalid(
+            f"The zip has {packed >> 10:,} kB and would unpack to {unpacked >> 20:,} MB: this is refused.",
+            field="file",
+        )

@@ -1,0 +1,81 @@
+"""Finding files by the names that people give them: other spellings of the same name count as the same."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePosixPath
+
+from app.errors import Invalid
+
+MAX_NAME = 1000
+COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_", "COCO_test2014_", "COCO_test2015_", "")
+COCO_DIGITS = 12
+
+
+class NameIndex:
+    """The names of files, found by path or, if only one file has it, by bare name.
+
+    Composed letters count as decomposed ones, backslashes as slashes, and upper case as lower case, as long as it is
+    clear which file is meant.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_path: dict[str, list[str]] = {}
+        self._by_name: dict[str, list[str]] = {}
+        for name in names:
+            self._by_path.setdefault(fold_case(name), []).append(name)
+            for known_as in {fold_case(one) for one in bare_names(name)}:
+                self._by_name.setdefault(known_as, []).append(name)
+
+    def find(self, wanted: str) -> str | None:
+        """Find the file with this path or name. Raises `Invalid` if several have the name."""
+        if len(wanted) > MAX_NAME:
+            return None
+        folded = fold_case(wanted)
+        found = closest(wanted, self._by_path.get(folded, []), lambda name: [name])
+        if not found and "/" not in folded:
+            found = closest(wanted, self._by_name.get(folded, []), bare_names)
+        if len(found) > 1:
+            raise Invalid(f"There are {len(found)} files named {wanted[:100]} in the zip.", field="images")
+        return found[0] if found else None
+
+
+def closest(wanted: str, found: Sequence[str], known_as: Callable[[str], Sequence[str]]) -> Sequence[str]:
+    """Those of `found` that are spelt like `wanted`, or else written like it; all if only their case differs."""
+    for spell in (str, plain_name):
+        same = [name for name in found if spell(wanted) in map(spell, known_as(name))]
+        if same:
+            return same
+    return found
+
+
+def plain_name(name: str) -> str:
+    """A name without differences of writing: composed letters, slashes."""
+    if len(name) > MAX_NAME:
+        return name
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+
+
+def fold_case(name: str) -> str:
+    """A name without differences of writing and case."""
+    return plain_name(plain_name(name).casefold())
+
+
+def bare_names(name: str) -> list[str]:
+    """The name of a file without its folders, and without its ending too."""
+    bare = PurePosixPath(name.replace("\\", "/"))
+    return [bare.name, bare.stem]
+
+
+def escapes_folder(name: str) -> bool:
+    """Whether a path points outside the folder it is resolved in."""
+    plain = name.replace("\\", "/")
+    return ".." in PurePosixPath(plain).parts or plain.startswith("/") or plain[1:2] == ":"
+
+
+def coco_names(name: str) -> list[str]:
+    """The file names that COCO gives to an image with this number."""
+    if len(name) > COCO_DIGITS or not (name.isascii() and name.isdigit()):
+        return []
+    return [f"{prefix}{int(name):012d}.jpg" for prefix in COCO_PREFIXES]
