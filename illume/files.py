@@ -39,6 +39,13 @@ def write_text(path: Path, text: str, *, private: bool = False, sync: bool = Fal
         file.write(text.encode())
 
 
+def make_private_folder(path: Path) -> None:
+    """Creates `path` and its parents as folders that only their owner can enter. Existing ones stay as they are."""
+    if not path.is_dir():
+        make_private_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yields a new empty folder that becomes `path` when the block ends; the old content of `path` is then removed.

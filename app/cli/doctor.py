@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.cli.terminal import at_least_one, data_dir_option, say
 from app.db import engine, migrations
 from app.processes.connect import connection_failure, services, use_kept_public_url
+from app.processes.private_files import open_to_others
 from app.settings import ROOT, Settings, get_settings
 
 HEAVY = ("torch", "transformers", "peft")
@@ -89,6 +90,14 @@ def check_data_dir(settings: Settings) -> Finding:
     except OSError as error:
         remedy = "Choose another with ILLUME_DATA_DIR, or give this user the right to write there."
         return Finding("data directory", False, f"{settings.data_dir}: {error.strerror}", remedy)
+    opened = open_to_others(settings)
+    if opened:
+        return Finding(
+            "data directory",
+            False,
+            f"other accounts can enter {opened[0]}",
+            "Start a server or a worker as the account that owns it, which closes it; or run `chmod -R go= FOLDER`.",
+        )
     if free < FREE_BYTES:
         return Finding("data directory", False, f"{free >> 20} MB are free", "Free at least 1 GB there.")
     return Finding("data directory", True, f"{settings.data_dir}, {free >> 30} GB free")

@@ -20,6 +20,7 @@ import psycopg
 from app.db import engine, sessions
 from app.processes.embedded import SERVICES_FILE, Embedded, InUse
 from app.processes.postgres_install import EmbeddedError
+from app.processes.private_files import private_files
 from app.settings import Settings, get_settings, url_host
 from illume.files import write_text
 
@@ -61,6 +62,13 @@ def services(*, share: bool = True) -> Iterator[Embedded | None]:
     Yields the embedded services that this process started and has to supervise; None if another process runs them.
     Without `share` this process needs the data directory for itself: raises Refused if another one holds it.
     """
+    with private_files(get_settings()), connected(share=share) as embedded:
+        yield embedded
+
+
+@contextlib.contextmanager
+def connected(*, share: bool) -> Iterator[Embedded | None]:
+    """The services that `services` yields."""
     ensure_secret_key(get_settings())
     settings = get_settings()
     if share and settings.database_url and settings.redis_url:

@@ -36,7 +36,7 @@ from app.db.engine import libpq_url
 from app.processes.connect import Refused, services, wait_for_database
 from app.services.kernel.store import KEY_FORM
 from app.settings import Settings, get_settings
-from illume.files import replace_file
+from illume.files import make_private_folder, replace_file
 
 XIDS_AT_A_TIME = 250_000
 """Transactions used up in one statement, which takes about a second."""
@@ -154,8 +154,8 @@ def add_objects(tar: tarfile.TarFile, store: Path, summary: Summary, say: Say) -
         content = tar.extractfile(member)
         if content is None or (path.exists() and path.stat().st_size == member.size):
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path) as file:
+        make_private_folder(path.parent)
+        with replace_file(path, private=True) as file:
             shutil.copyfileobj(content, file, 1 << 20)
             file.seek(0)
             if hashlib.file_digest(file, "sha256").hexdigest() != key:

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.settings import get_settings
-from illume.files import create_folder, replace_file
+from illume.files import create_folder, make_private_folder, replace_file
 
 CHUNK = 1 << 20
 SYNC_ALL_ABOVE = 32  # files; above this, one sync of the whole system replaces single ones
@@ -121,8 +121,8 @@ class Store:
             return path
         cached = cache_dir / key
         if not cached.exists():
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            with self.open(key) as source, replace_file(cached) as target:
+            make_private_folder(cache_dir)
+            with self.open(key) as source, replace_file(cached, private=True) as target:
                 shutil.copyfileobj(source, target, CHUNK)
         return cached
 
@@ -163,8 +163,8 @@ class Store:
             with self._fs.open(final, "wb") as file:  # object stores show a file only once it is closed
                 yield file
             return
-        Path(final).parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(Path(final)) as file:
+        make_private_folder(Path(final).parent)
+        with replace_file(Path(final), private=True) as file:
             yield file
         with self._syncing:
             self._unsynced.add(Path(final))

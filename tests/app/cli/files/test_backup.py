@@ -251,6 +251,10 @@ class TestRestore:
         new = ["--data-dir", str(tmp_path / "new" / "data")]
         illume(there, "backup", "--out", str(tmp_path / "all.tar"))
         assert "Restored what was backed up" in illume(here, "restore", str(tmp_path / "all.tar"), *new)
+        for name in ("store", "logs"):
+            inside = [tmp_path / "new" / "data" / name, *(tmp_path / "new" / "data" / name).rglob("*")]
+            modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in inside}
+            assert modes == {(True, 0o700), (False, 0o600)}
         for name in ("records.jsonl", "sft.parquet"):
             words = ["export", slug, "--format", name.partition(".")[0], "--out"]
             illume(there, *words, str(tmp_path / f"old-{name}"))
