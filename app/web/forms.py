@@ -11,7 +11,10 @@ NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field. `kind` is `text`, `number`, `area`, `select`, `check`, `email` or `password`."""
+    """One field. `kind` is `text`, `number`, `area`, `select`, `check`, `date`, `email` or `password`.
+
+    `reset` is the value that the field can be reset to; `changed`: it has another one.
+    """
 
     name: str
     label: str
@@ -23,4 +26,6 @@ class Field:
     required: bool = False
     options: tuple[tuple[str, str], ...] = ()
     rows: int = 3
+    reset: str | None = None
+    changed: bool = False
     attributes: Mapping[str, str] = field(default_factory=lambda: NO_ATTRIBUTES)

@@ -125,6 +125,30 @@ class TestSettings:
             settings = settings_of(session, session.get_one(Project, history.project_id))
             assert (settings.epochs, settings.learning_rate) == (7, 0.002)
 
+    def test_searched_marked_and_reset(self, admin: Visit, history: world.World, site: Site) -> None:
+        page = admin.open("/admin/projects/scenes/settings")
+        page.get_by_label("Search the settings").fill("lora RANK")
+        expect(page.get_by_text("1 setting found")).to_be_visible()
+        rank = page.get_by_label("LoRA rank")
+        expect(rank).to_be_visible()
+        expect(page.get_by_label("Epochs")).to_be_hidden()
+        before = rank.input_value()
+        rank.fill("3")
+        reset = page.get_by_role("button", name="Reset LoRA rank to its default")
+        expect(reset).to_be_visible()
+        reset.click()
+        expect(reset).to_be_hidden()
+        page.get_by_label("Search the settings").fill("")
+        expect(page.get_by_label("Epochs")).to_be_visible()
+        expect(rank).to_be_hidden()
+        page.get_by_label("Epochs").fill("9")
+        expect(page.get_by_role("button", name="Reset Epochs to its default")).to_be_visible()
+        page.get_by_role("button", name="Save the settings").click()
+        expect(page.get_by_text("The settings are saved")).to_be_visible()
+        with site.sessions() as session:
+            settings = settings_of(session, session.get_one(Project, history.project_id))
+            assert (settings.epochs, before) == (9, str(settings.lora_rank))
+
     def test_the_template_is_previewed_as_it_is_typed(self, admin: Visit) -> None:
         page = admin.open("/admin/projects/scenes/settings")
         page.get_by_label("Template").fill("{question} Because {answer}: <b>")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -35,6 +37,7 @@ from app.services.kernel.text_rules import validation_message
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 from illume.settings import CANDIDATES
 
+LONGEST_PROPOSAL = 50
 SLUG_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 INSTRUCTIONS = (
     "Look at the image, the question and the answer. Pick every explanation that is true of the image and says why the "
@@ -214,6 +217,15 @@ def settings_of(session: Session, project: Project) -> ProjectSettings:
     if revision is None:
         raise NotFound(f"Project '{project.slug}' has no settings.")
     return parse_settings(revision.settings)
+
+
+def propose_slug(session: Session, name: str) -> str:
+    """A free slug for a project with this name: its letters without accents; `project` where it has none."""
+    plain = unicodedata.normalize("NFKD", name.replace("ß", "ss")).encode("ascii", "ignore").decode().lower()
+    base = re.sub(r"[^a-z0-9]+", "-", plain)[:LONGEST_PROPOSAL].strip("-") or "project"
+    taken = set(session.scalars(select(Project.slug).where(Project.slug.startswith(base, autoescape=True))))
+    names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+    return next(slug for slug in names if slug not in taken)
 
 
 def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[str, Any]) -> Project:

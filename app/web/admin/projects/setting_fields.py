@@ -43,11 +43,27 @@ class SettingGroup:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group as the template shows it: full-width fields, then small ones side by side."""
+    """A group as the template shows it: full-width fields, small ones side by side, and advanced ones in a fold."""
 
     title: str
     wide: tuple[Field, ...]
     small: tuple[Field, ...]
+    advanced: tuple[Field, ...] = ()
+
+    @property
+    def changed(self) -> int:
+        """How many of the fields differ from their default."""
+        return sum(field.changed for field in (*self.wide, *self.small, *self.advanced))
+
+    @property
+    def advanced_changed(self) -> int:
+        """How many of the advanced fields differ from their default."""
+        return sum(field.changed for field in self.advanced)
+
+    @property
+    def advanced_open(self) -> bool:
+        """Whether the fold is open: a field in it has a problem."""
+        return any(field.problem for field in self.advanced)
 
 
 def integer(name: str, label: str, text: str) -> SettingField:
@@ -205,6 +221,35 @@ GROUPS = (
         ),
     ),
 )
+ADVANCED = frozenset(
+    {
+        "adaptive_overlap",
+        "weigh_reliability",
+        "uncertain_first",
+        "max_open",
+        "rejudge",
+        "gold_minimum",
+        "repeat_share",
+        "repeat_after",
+        "temperatures",
+        "top_k_share",
+        "top_p",
+        "max_new_tokens",
+        "redraws",
+        "pool_target",
+        "pool_for_round",
+        "init",
+        "batch_size",
+        "lora_rank",
+        "lora_alpha",
+        "guard_per_rationale",
+        "eval_prompts",
+        "primary_metric",
+        "max_answer_drop",
+        "blind_gate",
+    }
+)
+"""Settings that most projects leave as they are: they are in a fold."""
 ALL_FIELDS = tuple(one for group in GROUPS for one in group.fields)
 
 
@@ -303,14 +348,19 @@ def _sentence(message: str) -> str:
 
 def form_groups(shown: Mapping[str, str | bool], problems: Mapping[str, str], *, preview_url: str) -> tuple[Group, ...]:
     """The groups with the value and the problem of each field."""
-    return tuple(
-        Group(
-            group.title,
-            wide=tuple(_field(one, shown, problems, preview_url) for one in group.fields if one.wide),
-            small=tuple(_field(one, shown, problems, preview_url) for one in group.fields if not one.wide),
+    groups = []
+    for group in GROUPS:
+        fields = [(one, _field(one, shown, problems, preview_url)) for one in group.fields]
+        plain = [(one, field) for one, field in fields if one.name not in ADVANCED]
+        groups.append(
+            Group(
+                group.title,
+                wide=tuple(field for one, field in plain if one.wide),
+                small=tuple(field for one, field in plain if not one.wide),
+                advanced=tuple(field for one, field in fields if one.name in ADVANCED),
+            )
         )
-        for group in GROUPS
-    )
+    return tuple(groups)
 
 
 def _field(one: SettingField, shown: Mapping[str, str | bool], problems: Mapping[str, str], preview_url: str) -> Field:
@@ -335,6 +385,8 @@ def _field(one: SettingField, shown: Mapping[str, str | bool], problems: Mapping
         problem=problems.get(one.name, ""),
         options=one.options,
         rows=one.rows,
+        reset=_reset_text(one, default),
+        changed=shown[one.name] != format_value(one, default),
         attributes=attributes,
     )
 
@@ -347,6 +399,12 @@ def _default_text(one: SettingField, default: Any) -> str | None:
     if one.kind == "select":
         return dict(one.options)[default]
     return str(format_value(one, default))
+
+
+def _reset_text(one: SettingField, default: Any) -> str:
+    """A default as a browser's field has it; `yes` for a box that is ticked."""
+    value = format_value(one, default)
+    return ("yes" if value else "") if isinstance(value, bool) else value
 
 
 def current_values(settings: ProjectSettings) -> dict[str, str | bool]:

@@ -29,7 +29,7 @@ from app.web.admin.projects.setting_fields import (
     resubmitted_values,
     typed_values,
 )
-from app.web.forms import Field
+from app.web.forms import NO_ATTRIBUTES, Field
 from app.web.rendering import Shell, fragment, page, shell_for
 from illume.model.prompting import check_template, render_rationale_prompt
 
@@ -37,6 +37,15 @@ router = APIRouter()
 TEMPLATE = "admin/projects/settings.html"
 EXAMPLE = ("What is the dog standing on?", "sand")
 IN_NAME = ("name", "slug")
+
+
+PROPOSE_SLUG = {
+    "hx-get": "/admin/new-project/slug",
+    "hx-trigger": "input delay:250ms",
+    "hx-target": "#proposed-slug",
+    "hx-swap": "innerHTML",
+    "hx-sync": "this:replace",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,7 @@ class SettingsView:
     groups: tuple[Group, ...]
     preview: str
     check: CheckView | None
+    proposed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,7 @@ class PreviewView:
 
     preview: str
     check: CheckView | None = None
+    proposed: str = ""
 
 
 def render_preview(template: str, question: str, answer: str) -> str:
@@ -90,13 +101,14 @@ def first_example(session: Session, actor: Actor, project: Project) -> tuple[str
 
 def name_group(name: str, slug: str | None, problems: Mapping[str, str]) -> Group:
     """The group with the project's name and, for a new project, its slug."""
+    proposes = NO_ATTRIBUTES if slug is None else PROPOSE_SLUG
+    problem = problems.get("name", "")
     fields = [
-        Field("name", "Name", value=name, help="What people see.", problem=problems.get("name", ""), required=True)
+        Field("name", "Name", value=name, help="What people see.", problem=problem, required=True, attributes=proposes)
     ]
     if slug is not None:
-        text = "Lower-case letters, digits and hyphens; it stays as it is."
-        problem = problems.get("slug", "")
-        fields.append(Field("slug", "Name in addresses", value=slug, help=text, problem=problem, required=True))
+        text = "Lower-case letters, digits and hyphens; it cannot change later. Left empty, it is made of the name."
+        fields.append(Field("slug", "Name in addresses", value=slug, help=text, problem=problems.get("slug", "")))
     return Group("Name", wide=(), small=tuple(fields))
 
 
@@ -250,6 +262,14 @@ def new_view(
     )
 
 
+@router.get("/new-project/slug")
+def show_proposed_slug(session: SessionDep, who: Me, name: str = "") -> Response:
+    """Show the name in addresses that a project with this name gets."""
+    require_admin(who.actor)
+    proposed = projects.propose_slug(session, name) if name.strip() else ""
+    return fragment(TEMPLATE, "proposal", shell=Shell(title=""), view=PreviewView("", proposed=proposed))
+
+
 @router.get("/new-project/preview")
 def show_new_preview(who: Me, template: str = "") -> Response:
     """Show the model's input for a template."""
@@ -267,8 +287,9 @@ def create(request: Request, session: SessionDep, who: Poster, form: Form) -> Re
     check = check_base_model(session, who.actor, values.get("base_model"), None, problems)
     if not problems:
         try:
-            projects.create_project(session, who.actor, slug=slug, name=name, settings=values)
-            return RedirectResponse(f"/admin/projects/{slug}", status_code=303)
+            made = slug.strip() or projects.propose_slug(session, name)
+            projects.create_project(session, who.actor, slug=made, name=name, settings=values)
+            return RedirectResponse(f"/admin/projects/{made}", status_code=303)
         except (Invalid, Conflict) as error:
             session.rollback()
             problems, problem = place_error(error)

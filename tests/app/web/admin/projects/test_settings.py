@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.models import Project, User
 from app.services.projects import projects
 from app.services.rounds import base_checks
+from app.web.admin.projects.setting_fields import ADVANCED
 from tests.app.web.conftest import Browser
 
 
@@ -85,3 +86,49 @@ class TestSettings:
         again = browser.post("/admin/new-project", fields)
         assert again.status_code == 422
         assert "already" in again.text
+
+    def test_a_name_is_enough(self, browser: Browser, session: Session) -> None:
+        fields = {**form_of(browser.get("/admin/new-project").text), "name": "Straßen & Schilder", "slug": ""}
+        assert "strassen-schilder" in browser.get("/admin/new-project/slug?name=Stra%C3%9Fen+%26+Schilder").text
+        for slug in ("strassen-schilder", "strassen-schilder-2"):
+            answer = browser.post("/admin/new-project", fields)
+            assert answer.headers["location"] == f"/admin/projects/{slug}"
+        assert browser.get("/admin/new-project/slug?name=").text.strip() == ""
+        unnamed = browser.post("/admin/new-project", {**fields, "name": ""})
+        assert unnamed.status_code == 422
+        assert session.scalars(select(Project).where(Project.name == "Straßen & Schilder")).all()
+
+    @pytest.mark.parametrize(
+        ("name", "slug"),
+        [
+            ("Traffic Signs 2", "traffic-signs-2"),
+            ("Café", "cafe"),
+            ("路标", "project"),
+            ("--", "project"),
+            ("x" * 99, "x" * 50),
+        ],
+    )
+    def test_the_name_in_addresses_is_proposed(self, session: Session, name: str, slug: str) -> None:
+        assert projects.propose_slug(session, name) == slug
+        assert projects.SLUG_PATTERN.fullmatch(slug)
+
+    def test_contents_folds_and_marks(self, browser: Browser, session: Session, project: Project) -> None:
+        text = browser.get("/admin/projects/scenes/settings").text
+        contents = re.findall(r'<a href="#(group-\d)">(\w+)', text)
+        assert [name for _, name in contents][:2] == ["Name", "Judging"]
+        assert all(f'id="{key}"' in text for key, _ in contents)
+        folds = "".join(re.findall(r'<details class="advanced">(.*?)</details>', text, re.DOTALL))
+        assert 'name="lora_rank"' in folds
+        assert 'name="overlap"' not in folds
+        assert set(re.findall(r'name="(\w+)"', folds)) == ADVANCED
+        changes = {"epochs": "7", "lora_rank": "4", "auto_rounds": ""}
+        fields = {name: value for name, value in {**form_of(text), **changes}.items() if value != ""}
+        assert browser.post("/admin/projects/scenes/settings", fields).status_code == 303
+        session.expire_all()
+        marked = browser.get("/admin/projects/scenes/settings").text
+        changed = set(re.findall(r'<div class="field changed" data-reset="([^"]*)">.*?name="(\w+)"', marked, re.DOTALL))
+        before = set(re.findall(r'<div class="field changed" data-reset="([^"]*)">.*?name="(\w+)"', text, re.DOTALL))
+        assert {("5", "epochs"), ("yes", "auto_rounds")} <= changed - before
+        assert "lora_rank" in {name for _, name in changed - before}
+        broken = browser.post("/admin/projects/scenes/settings", {**fields, "lora_rank": "many"}).text
+        assert re.search(r'<details class="advanced" open>(?:(?!</details>).)*name="lora_rank"', broken, re.DOTALL)
