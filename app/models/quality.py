@@ -55,10 +55,11 @@ class CriticStanding(Base):
     """The standing of a critic in a project. `paused_at`: no new claims until an admin resumes them.
 
     `score` is the mean over the `answered` gold prompts after the verdict `counts_from`. `weight` is the weight of
-    their next verdicts.
+    their next verdicts. `daily_target`: how many verdicts a day an admin asks of them.
     """
 
     __tablename__ = "critic_standings"
+    __table_args__ = (CheckConstraint("daily_target BETWEEN 1 AND 10000", name="daily_target_possible"),)
 
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
     critic_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True)
@@ -68,10 +69,11 @@ class CriticStanding(Base):
     counts_from: Mapped[int] = mapped_column(BigInteger, server_default="0")
     paused_at: Mapped[datetime | None]
     practised_at: Mapped[datetime | None]
+    daily_target: Mapped[int | None]
 
 
 class Review(Base):
-    """A case for a reviewer: a disagreement over a set, a flag, or a late verdict."""
+    """A case for a reviewer: a disagreement over a set, a flag, a late verdict, or a prompt that somebody sent them."""
 
     __tablename__ = "reviews"
     __table_args__ = (

@@ -118,9 +118,12 @@ class VerdictState(StrEnum):
 
 
 class ReviewKind(StrEnum):
+    """Why something is reviewed. `asked`: a person sent the prompt to the reviewers."""
+
     disagreement = "disagreement"
     flag = "flag"
     late = "late"
+    asked = "asked"
 
 
 class ReviewState(StrEnum):

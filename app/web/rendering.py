@@ -42,6 +42,8 @@ MESSAGES: Mapping[str, str] = {
     "review-dismissed": "Left as it is.",
     "review-retired": "The prompt is out of use.",
     "review-sent-back": "Sent back; it comes here again once its critic has answered.",
+    "critic-paused": "The critic is paused: nothing more is offered to them in this project.",
+    "target-set": "The daily target is saved.",
     "critic-resumed": "The critic may go on; gold prompts count anew from now.",
     "retried": "The round goes on from its last checkpoint.",
     "revoked": "The token is revoked.",

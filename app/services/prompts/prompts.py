@@ -38,8 +38,10 @@ from app.services.projects.projects import settings_of
 from app.services.prompts import filters
 from app.services.prompts.filters import FeedbackFilter
 from app.services.prompts.images import visible_to
+from app.services.prompts.many import PromptOrder
 
 MAX_ITEMS = 5000
+IN_ORDER_ADDED = PromptOrder()
 
 PromptText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), Storable]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -281,15 +283,17 @@ def list_prompts(
     external_id: str | None = None,
     said: FeedbackFilter | None = None,
     version: int | None = None,
+    order: PromptOrder = IN_ORDER_ADDED,
 ) -> Page[Prompt]:
-    """List prompts with their images, in the order they were added.
+    """List prompts with their images, by default in the order they were added.
 
     `query` is part of the question, answer or external id. `said` filters by feedback, `version` by the number of the
     version that wrote candidates.
     """
     require(session, actor, project, Role.viewer)
     check_limit(limit)
-    after = 0 if cursor is None else decode_cursor(cursor, int)[0]
+    by_id = order == IN_ORDER_ADDED  # as the filters' indexes have them
+    after = 0 if cursor is None or not by_id else decode_cursor(cursor, int)[0]
     wanted = select(Prompt).where(Prompt.project_id == project.id, Prompt.id > after)
     for column, value in ((Prompt.split, split), (Prompt.state, state), (Prompt.external_id, external_id)):
         if value is not None:
@@ -302,6 +306,12 @@ def list_prompts(
         wanted = _restrict(wanted, filters.prompts_written_by(session, project, version, after))
     if query:
         wanted = _restrict(wanted, filters.prompts_mentioning(session, project, query, after))
+    if not by_id:
+        rows = session.execute(
+            order.apply(wanted.add_columns(order.key), cursor).limit(limit + 1).options(*WITH_IMAGES)
+        ).all()
+        following = order.cursor(rows[limit - 1][1], rows[limit - 1][0].id) if len(rows) > limit else None
+        return Page([row[0] for row in rows[:limit]], following)
     found = list(session.scalars(wanted.order_by(Prompt.id).limit(limit + 1).options(*WITH_IMAGES)))
     more = len(found) > limit
     return Page(found[:limit], encode_cursor(found[limit - 1].id) if more else None)

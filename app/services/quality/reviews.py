@@ -10,8 +10,10 @@ from sqlalchemy.orm import Session
 from app.db.judging_pool import statement
 from app.errors import Conflict, Invalid, NotFound
 from app.models import Project, Review, ReviewKind, ReviewState, Role
+from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.prompts.prompts import get_prompt
 
 OPEN_STATES = (ReviewState.open, ReviewState.sent_back)
 # Whether the critics of the set `s` picked different candidates.
@@ -35,6 +37,18 @@ SELECT s.project_id, s.id, 'disagreement' FROM candidate_sets s
 WHERE s.id = :set AND {PICKS_DIFFER} AND NOT {IS_DECIDED}
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - constants only
+ASK_FOR_REVIEW = """
+WITH newest AS (
+    SELECT s.project_id, s.id FROM candidate_sets s
+    WHERE s.prompt_id = :prompt AND s.state IN ('ready', 'judged')
+      AND NOT EXISTS (SELECT FROM gold_prompts g WHERE g.candidate_set_id = s.id)
+    ORDER BY s.id DESC LIMIT 1
+), asked AS (
+    INSERT INTO reviews (project_id, candidate_set_id, kind)
+    SELECT project_id, id, 'asked' FROM newest ON CONFLICT DO NOTHING
+)
+SELECT count(*) FROM newest
+"""
 # After a verdict was changed: the critics may agree now, the flag may be gone, and a note is answered.
 SETTLE_REVIEWS = f"""
 WITH answered AS (
@@ -121,6 +135,21 @@ def open_review(session: Session, verdict_id: int, kind: ReviewKind) -> None:
 def open_review_if_disagreeing(session: Session, set_id: int) -> None:
     """Open a review of a set if its critics picked different candidates."""
     session.execute(text(OPEN_DISAGREEMENT), {"set": set_id})
+
+
+def ask_for_review(session: Session, actor: Actor, project: Project, prompt_id: int) -> None:
+    """Send a prompt to the reviewers: its newest set that critics may see. Once while such a review is open.
+
+    Needs the role reviewer. Raises `NotFound`, and `Conflict` for a prompt without candidates.
+    """
+    require(session, actor, project, Role.reviewer)
+    prompt = get_prompt(session, actor, prompt_id, Role.reviewer)
+    if prompt.project_id != project.id:
+        raise NotFound("There is no such prompt in this project.")
+    found = session.scalar(text(ASK_FOR_REVIEW), {"prompt": prompt.id})
+    if not found:
+        raise Conflict("The prompt has no candidates yet, so there is nothing to decide.")
+    audit.record(session, actor, "review.ask", f"prompt:{prompt.id}", project.id)
 
 
 def settle_reviews(session: Session, set_id: int, verdict_id: int) -> None:

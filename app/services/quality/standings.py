@@ -9,11 +9,12 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.judging_pool import Transaction, statement
-from app.errors import Forbidden, NotFound
+from app.errors import Forbidden, Invalid, NotFound
 from app.models import CriticStanding, Project, Role, User
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 
+MOST_A_DAY = 10_000
 MAX_GOLD_VERDICTS = 50
 """A critic's accuracy covers this many of their newest gold prompts."""
 
@@ -97,6 +98,7 @@ class StandingSummary:
     weight: float
     paused_at: datetime | None
     practised_at: datetime | None
+    daily_target: int | None = None
 
 
 def update_standing(session: Session, project_id: int, critic_id: int) -> None:
@@ -157,7 +159,9 @@ def list_standings(session: Session, actor: Actor, project: Project, *, paused: 
     if paused:
         query = query.where(CriticStanding.paused_at.is_not(None))
     return [
-        StandingSummary(one.critic_id, email, one.answered, one.score, one.weight, one.paused_at, one.practised_at)
+        StandingSummary(
+            one.critic_id, email, one.answered, one.score, one.weight, one.paused_at, one.practised_at, one.daily_target
+        )
         for one, email in session.execute(query.execution_options(populate_existing=True))
     ]
 
@@ -186,3 +190,21 @@ def pause(session: Session, actor: Actor, project: Project, critic_id: int) -> N
     """
     session.execute(text(statement), {"project": project.id, "critic": critic_id})
     audit.record(session, actor, "critic.pause", f"user:{critic_id}", project.id)
+
+
+def set_target(session: Session, actor: Actor, project: Project, critic_id: int, target: int | None) -> None:
+    """Set how many verdicts a day a critic is asked for; None asks for nothing. Needs the role admin.
+
+    Raises `NotFound`, and `Invalid` outside 1 to 10,000.
+    """
+    require(session, actor, project, Role.admin)
+    if session.get(User, critic_id) is None:
+        raise NotFound("There is no such critic.")
+    if target is not None and not 1 <= target <= MOST_A_DAY:
+        raise Invalid(f"A daily target is a number from 1 to {MOST_A_DAY:,}.", field="target")
+    statement = """
+        INSERT INTO critic_standings AS d (project_id, critic_id, daily_target) VALUES (:project, :critic, :target)
+        ON CONFLICT (project_id, critic_id) DO UPDATE SET daily_target = :target
+    """
+    session.execute(text(statement), {"project": project.id, "critic": critic_id, "target": target})
+    audit.record(session, actor, "critic.target", f"user:{critic_id}", project.id, target=target)

@@ -26,10 +26,14 @@ SATURDAY = 5
 
 @dataclass(frozen=True, slots=True)
 class CriticPace:
-    """A critic's verdicts since midnight UTC, and the median seconds of the newest timed ones; None without any."""
+    """A critic's verdicts since midnight UTC, and the median seconds of the newest timed ones; None without any.
+
+    `target`: how many verdicts a day an admin asks of them.
+    """
 
     today: int
     seconds: float | None
+    target: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,10 @@ SELECT
         WHERE newest.created_at >= date_trunc('day', now(), 'UTC')
     ) AS seconds,
     (
+        SELECT d.daily_target FROM critic_standings d
+        WHERE d.critic_id = CAST(:critic AS bigint) AND d.project_id = p.id
+    ) AS target,
+    (
         SELECT count(*) FROM prompts f WHERE f.project_id = p.id AND f.fresh AND f.state NOT IN ('held', 'retired')
     ) AS fresh,
     (SELECT count(*) FROM {RETURNED_OF.format(project="p.id")}) AS returned,
@@ -163,7 +171,8 @@ async def load_glance_in(transaction: Transaction, actor: Actor, project_id: int
 def glance_from(row: Row | RowMapping, progress: Mapping[str, Any]) -> Glance:
     """A row of `GLANCE`, with the progress of its round."""
     running = None if row["number"] is None else RunningRound(row["number"], RoundState(row["state"]), progress)
-    return Glance(CriticPace(row["today"], row["seconds"]), row["fresh"], running, row["version"], row["returned"])
+    pace = CriticPace(row["today"], row["seconds"], row["target"])
+    return Glance(pace, row["fresh"], running, row["version"], row["returned"])
 
 
 def load_critic_day(session: Session, actor: Actor, project: Project) -> CriticDay:

@@ -79,6 +79,7 @@ class Progress:
     """The figures at the top of the page, and the progress line below them."""
 
     today: int
+    target: int | None
     seconds: float | None
     fresh: int
     round_every: int
@@ -251,6 +252,7 @@ def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> 
         label = f"Round {running.number}: {round_words(running)}"
     return Progress(
         today=glance.pace.today,
+        target=glance.pace.target,
         seconds=glance.pace.seconds,
         fresh=fresh,
         round_every=every,

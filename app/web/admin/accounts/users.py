@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -32,6 +33,7 @@ ROLE_OPTIONS = (
     ("admin", "admin: may do everything"),
 )
 NOT_A_MEMBER = ""
+MOST_INVITATIONS = 100
 EXPIRIES = (("30", "in 30 days"), ("90", "in 90 days"), ("365", "in a year"), ("", "never"))
 LINK_TITLES = {
     LinkPurpose.invitation: "Send this link to {}: they choose their password with it, once, within 7 days.",
@@ -68,7 +70,7 @@ class UsersView:
     fields: tuple[Field, ...]
     projects: tuple[tuple[str, str, bool], ...]
     problem: str
-    secret: Secret | None
+    secrets: tuple[Secret, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def list_page(
     who: SignedIn,
     typed: UserForm,
     *,
-    secret: Secret | None = None,
+    secrets: Sequence[Secret] = (),
     status: int = 200,
 ) -> Response:
     """The list of people, with the form as it was submitted."""
@@ -169,9 +171,10 @@ def list_page(
     email = Field(
         "email",
         "E-mail",
-        "email",
+        "area",
         typed.email,
-        help="A link to choose a password is made, to be sent to them.",
+        help="One or several, each on a line of its own. For each a link to choose a password is made, to be sent.",
+        rows=2,
         problem=problem("email"),
         required=True,
         attributes={"autocomplete": "off"},
@@ -181,7 +184,7 @@ def list_page(
         fields=(email, Field("role", "Role", "select", typed.role, options=ROLE_OPTIONS, problem=problem("role"))),
         projects=project_choices(session, who.actor, typed.projects),
         problem="" if typed.field in ("email", "role") else typed.problem,
-        secret=secret,
+        secrets=tuple(secrets),
     )
     shell = shell_for(request, who.actor, who.csrf_token, title="Users", section="users")
     return page("admin/accounts/users.html", shell=shell, view=view, status=status)
@@ -212,16 +215,31 @@ def index(request: Request, session: SessionDep, who: Me) -> Response:
 
 @router.post("/users")
 def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
-    """Add a person; the link to their first password is shown once."""
-    email, role, slugs = text_of(form, "email"), text_of(form, "role"), tuple(texts_of(form, "projects"))
-    try:
-        person = users.add_user(session, who.actor, email=email, role=parse_role(role), project_slugs=slugs)
-    except (Invalid, Conflict) as error:
-        session.rollback()
-        typed = UserForm(email, role, slugs, error.detail, error.field)
-        return list_page(request, session, who, typed, status=error.status)
-    secret = show_link(session, who.actor, person, LinkPurpose.invitation)
-    return list_page(request, session, who, UserForm(projects=slugs), secret=secret, status=201)
+    """Add people, each by their address; the links to their first passwords are shown once.
+
+    Those that cannot be added stay in the form, with the reasons.
+    """
+    typed, role, slugs = text_of(form, "email"), text_of(form, "role"), tuple(texts_of(form, "projects"))
+    addresses = tuple(dict.fromkeys(re.split(r"[\s,;]+", typed.strip())))
+    if len(addresses) > MOST_INVITATIONS:
+        error: Invalid | Conflict = Invalid(f"At most {MOST_INVITATIONS} people at once.", field="email")
+        return list_page(request, session, who, UserForm(typed, role, slugs, error.detail, "email"), status=422)
+    secrets: list[Secret] = []
+    problems: dict[str, Invalid | Conflict] = {}
+    for email in addresses:
+        try:
+            with session.begin_nested():
+                person = users.add_user(session, who.actor, email=email, role=parse_role(role), project_slugs=slugs)
+            secrets.append(show_link(session, who.actor, person, LinkPurpose.invitation))
+        except (Invalid, Conflict) as found:
+            problems[email] = found
+    if not problems:
+        return list_page(request, session, who, UserForm(projects=slugs), secrets=secrets, status=201)
+    error = next(iter(problems.values()))
+    named = " ".join(f"{email}: {one.detail}" for email, one in problems.items())
+    text = error.detail if len(addresses) == 1 or error.field != "email" else named
+    left = UserForm("\n".join(problems), role, slugs, text, error.field)
+    return list_page(request, session, who, left, secrets=secrets, status=201 if secrets else error.status)
 
 
 def show_link(session: Session, actor: Actor, person: User, purpose: LinkPurpose) -> Secret:

@@ -23,6 +23,7 @@ from app.services.exports.plan import ExportRequest, parse_request
 from app.services.exports.shapes import Format, Task
 from app.services.kernel.actors import Actor
 from app.services.rounds import snapshot_records, snapshots, versions
+from app.settings import get_settings
 from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.errors import wants_fragment
@@ -136,7 +137,7 @@ def export_view(request: Request, session: Session, actor: Actor, frame: Frame) 
         preview=preview,
         download=address,
         file_name=name,
-        code=code_lines(str(request.base_url).rstrip("/"), address, name, wanted, parquet=parquet),
+        code=code_lines(get_settings().address, address, name, wanted, parquet=parquet),
         may_freeze=frame.may_manage,
         may_see_snapshots=may_see_snapshots,
         snapshots=tuple(snapshot_row(one) for one in found),

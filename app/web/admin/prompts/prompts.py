@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeVar
-from urllib.parse import urlencode
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
 
-from app.errors import NotFound
+from app.errors import Invalid, NotFound
 from app.http.dependencies import SessionDep
 from app.models import Prompt, PromptState, Role, Split
 from app.services.kernel.actors import Actor, parse_id
-from app.services.prompts import prompts
+from app.services.prompts import many, prompts
 from app.services.prompts.filters import FeedbackFilter
-from app.services.quality import gold
+from app.services.prompts.many import PromptOrder, PromptSort
+from app.services.quality import gold, reviews
 from app.services.read_models import overviews
 from app.services.read_models.overviews import CandidateSetSummary, CandidateSummary, VerdictSummary
 from app.services.rounds import versions
-from app.web.access import Form, Me, Poster, managed_project, text_of
+from app.web.access import Form, Me, Poster, managed_project, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.prompts import forms
 from app.web.judging.views import Picture
@@ -32,7 +37,18 @@ from app.web.words import KIND_TONES, KIND_WORDS, STATE_TONES, image_url
 
 router = APIRouter()
 router.include_router(forms.router)  # first: `/prompts/{prompt_id}` would match `/prompts/new` too
-PAGE_SIZE = 50
+PAGE_SIZES = (50, 200)
+COLUMNS = (
+    (PromptSort.question, "Prompt"),
+    (PromptSort.answer, "Answer"),
+    (PromptSort.data_split, "Split"),
+    (PromptSort.state, "State"),
+    (PromptSort.accepted, "Accepted"),
+    (PromptSort.priority, "Priority"),
+    (PromptSort.external_id, "External id"),
+    (PromptSort.added, "Added"),
+)
+STATE_CHANGES = {"archive": ("retired", "archived"), "restore": ("ready", "brought back")}
 VERDICT_FILTERS = (
     ("accepted", "with an accepted rationale"),
     ("open", "without one"),
@@ -52,6 +68,26 @@ class PromptFilters:
     state: str
     said: str
     version: str
+    sort: str = ""
+    view: str = ""
+    per: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the list. `url` sorts by it, the other way round where the list is sorted by it already."""
+
+    name: str
+    url: str
+    direction: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManyOutcome:
+    """What became of the prompts that were selected: a sentence, and why some were left as they are."""
+
+    sentence: str
+    problems: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +102,7 @@ class PromptRow:
     state: str
     tone: str
     accepted: bool
+    priority: int
     external_id: str | None
     created_at: datetime
 
@@ -87,6 +124,14 @@ class PromptsView:
     splits: tuple[str, ...]
     states: tuple[str, ...]
     filtered: bool
+    sort: str
+    grid: bool
+    per: int
+    sizes: tuple[tuple[int, str], ...]
+    looks: tuple[tuple[str, str, bool], ...]
+    columns: tuple[Column, ...]
+    here: str
+    outcome: ManyOutcome | None
     rows: tuple[PromptRow, ...]
     next: str
 
@@ -155,31 +200,54 @@ def index(
     said: str = "",
     version: str = "",
     cursor: str = "",
+    sort: str = "",
+    view: str = "",
+    per: str = "",
 ) -> Response:
     """List the prompts that match the filters."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts")
-    filters = PromptFilters(q, split, state, said, version)
-    view = prompts_view(session, who.actor, frame, filters, cursor)
-    return page("admin/prompts/prompts.html", shell=frame.shell, view=view)
+    filters = PromptFilters(q, split, state, said, version, sort, view, per)
+    shown = prompts_view(session, who.actor, frame, filters, cursor)
+    return page("admin/prompts/prompts.html", shell=frame.shell, view=shown)
 
 
-def prompts_view(session: Session, actor: Actor, frame: Frame, filters: PromptFilters, cursor: str) -> PromptsView:
-    """A page of the prompts that match the filters."""
-    number = filters.version
+def parse_order(text: str) -> PromptOrder:
+    """The order that an address asks for, such as `-priority`. Unknown ones are the usual order."""
+    by = parse_member(PromptSort, text.removeprefix("-"))
+    return PromptOrder(by, text.startswith("-")) if by else PromptOrder()
+
+
+def prompts_view(
+    session: Session,
+    actor: Actor,
+    frame: Frame,
+    filters: PromptFilters,
+    cursor: str,
+    outcome: ManyOutcome | None = None,
+) -> PromptsView:
+    """A page of the prompts that match the filters, in the order that was asked for."""
+    number, order = filters.version, parse_order(filters.sort)
+    per = int(filters.per) if filters.per in {str(size) for size in PAGE_SIZES} else PAGE_SIZES[0]
     found = prompts.list_prompts(
         session,
         actor,
         frame.project,
-        limit=PAGE_SIZE,
+        limit=per,
         cursor=cursor or None,
         split=parse_member(Split, filters.split),
         state=parse_member(PromptState, filters.state),
         query=filters.q.strip() or None,
         said=parse_member(FeedbackFilter, filters.said),
         version=int(number) if number.isascii() and number.isdigit() and len(number) < 10 else None,
+        order=order,
     )
     known = versions.list_versions(session, actor, frame.project)
-    fields = asdict(filters)
+    grid = filters.view == "grid"
+
+    def address(**changes: str) -> str:
+        fields = {name: value for name, value in {**asdict(filters), **changes}.items() if value}
+        return "?" + urlencode(fields)
+
     return PromptsView(
         slug=frame.project.slug,
         counts="What is judged: images, a question, usually an answer.",
@@ -193,9 +261,29 @@ def prompts_view(session: Session, actor: Actor, frame: Frame, filters: PromptFi
         sayings=VERDICT_FILTERS,
         versions=tuple(sorted(one.number for one in known)),
         may_review=frame.may_review,
-        filtered=any(fields.values()),
+        filtered=any((filters.q, filters.split, filters.state, filters.said, filters.version)),
+        sort=filters.sort,
+        grid=grid,
+        per=per,
+        sizes=tuple((size, address(per="" if size == PAGE_SIZES[0] else str(size))) for size in PAGE_SIZES),
+        looks=(("Table", address(view=""), not grid), ("Images", address(view="grid"), grid)),
+        columns=tuple(column_of(by, name, order, address) for by, name in COLUMNS),
+        here=address(cursor=cursor),
+        outcome=outcome,
         rows=tuple(prompt_row(prompt) for prompt in found.items),
-        next="?" + urlencode({**fields, "cursor": found.next}) if found.next else "",
+        next=address(cursor=found.next) if found.next else "",
+    )
+
+
+def column_of(by: PromptSort, name: str, order: PromptOrder, address: Callable[..., str]) -> Column:
+    """A column of the list with the link that sorts by it."""
+    current = order.by is by
+    turned = "" if current and order.descending else "-" if current else ""
+    usual = by is PromptSort.added and not turned
+    return Column(
+        name,
+        address(sort="" if usual else turned + by.value, cursor=""),
+        ("descending" if order.descending else "ascending") if current else "",
     )
 
 
@@ -211,9 +299,65 @@ def prompt_row(prompt: Prompt) -> PromptRow:
         state=str(state.value),
         tone=STATE_TONES.get(state, ""),
         accepted=prompt.has_accepted,
+        priority=prompt.priority,
         external_id=prompt.external_id,
         created_at=prompt.created_at,
     )
+
+
+# Many at once
+
+
+@router.post("/projects/{slug}/prompts/many")
+def change_many(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
+    """Change the selected prompts: archive them, bring them back, set priority or split, or send them to review."""
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts", need=Role.reviewer)
+    asked = dict(parse_qsl(text_of(form, "here").removeprefix("?")))
+    filters = PromptFilters(**{name.name: asked.get(name.name, "") for name in dataclass_fields(PromptFilters)})
+    try:
+        change, done = parse_many(session, who.actor, frame, form)
+        result = many.change_each(session, [parse_id(one) for one in texts_of(form, "prompts")], change)
+        count = f"{result.done} {'prompt' if result.done == 1 else 'prompts'}"
+        left = f" {len(result.problems)} stayed as they are:" if result.problems else ""
+        problems = tuple((str(prompt_id), text) for prompt_id, text in result.problems)
+        outcome = ManyOutcome(f"{count} {done}.{left}", problems)
+    except Invalid as error:
+        outcome = ManyOutcome(error.detail, ())
+    shown = prompts_view(session, who.actor, frame, filters, asked.get("cursor", ""), outcome)
+    return page("admin/prompts/prompts.html", shell=frame.shell, view=shown)
+
+
+def parse_many(session: Session, actor: Actor, frame: Frame, form: FormData) -> tuple[Callable[[int], object], str]:
+    """The change that a form asks for, of one prompt by its id, and how its success is worded. Raises `Invalid`."""
+    action = text_of(form, "action")
+    if action == "review":
+        return lambda prompt_id: reviews.ask_for_review(session, actor, frame.project, prompt_id), "sent to review"
+    changes: dict[str, Any] = {}
+    if action in STATE_CHANGES:
+        changes["state"], done = STATE_CHANGES[action]
+    elif action == "priority":
+        text = text_of(form, "priority").strip().replace("\u2212", "-")
+        if not re.fullmatch(r"-?[0-9]{1,7}", text):
+            raise Invalid("priority: write a whole number.", field="priority")
+        changes["priority"], done = int(text), f"given the priority {text}"
+    elif action == "split":
+        split = parse_member(Split, text_of(form, "split"))
+        if split is None:
+            raise Invalid("split: choose train, val or test.", field="split")
+        changes["split"], done = split.value, f"moved to {split.value}"
+    else:
+        raise Invalid("Choose what to do with the selected prompts.", field="action")
+
+    def change(prompt_id: int) -> object:
+        prompt = prompts.get_prompt(session, actor, prompt_id, Role.reviewer)
+        if prompt.project_id != frame.project.id:
+            raise NotFound("There is no such prompt in this project.")
+        return prompts.update_prompt(session, actor, prompt_id, changes)
+
+    return change, done
+
+
+# One prompt
 
 
 @router.get("/projects/{slug}/prompts/{prompt_id}")

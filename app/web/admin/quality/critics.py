@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import date
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound
+from app.errors import Invalid, NotFound
 from app.http.dependencies import SessionDep
 from app.models import Project, Role
 from app.services.kernel.actors import Actor, has_role, parse_id, project_role
@@ -23,8 +23,8 @@ from app.services.quality.standings import StandingSummary
 from app.services.read_models import overviews
 from app.services.read_models.overviews import CriticSummary
 from app.services.rounds import rounds
-from app.web.access import Me
-from app.web.admin.frame import Frame, frame_of
+from app.web.access import Form, Me, Poster, managed_project, text_of
+from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.rendering import page, signed
@@ -110,6 +110,7 @@ class CriticView:
 
     slug: str
     row: CriticRow
+    may_manage: bool
     pairs: tuple[PairRow, ...]
     days: Chart | None
     places: Chart | None
@@ -286,6 +287,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
     view = CriticView(
         slug=slug,
         row=rows[str(critic)],
+        may_manage=frame.may_manage,
         pairs=pair_rows(votes, names, of=critic),
         days=days_chart(critic_figures.list_daily_verdicts(session, actor, project), names, of=critic),
         places=places_chart(dict(reversed(lines.items()))),
@@ -293,3 +295,31 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
         before=str(said[-1].id) if len(said) == PAGE_SIZE else "",
     )
     return page("admin/quality/critic.html", shell=frame.shell, view=view)
+
+
+@router.post("/projects/{slug}/critics/{user_id}/pause")
+def pause(session: SessionDep, who: Poster, slug: str, user_id: str) -> RedirectResponse:
+    """Stop offering prompts to a critic."""
+    project = managed_project(session, who.actor, slug, Role.admin)
+    standings.pause(session, who.actor, project, parse_id(user_id))
+    return back_to(f"/admin/projects/{slug}/critics/{user_id}", "critic-paused")
+
+
+@router.post("/projects/{slug}/critics/{user_id}/resume")
+def resume(session: SessionDep, who: Poster, slug: str, user_id: str, to: str = "") -> RedirectResponse:
+    """Let a paused critic judge again; then show the critic, or with `to=review` the review queue."""
+    project = managed_project(session, who.actor, slug, Role.admin)
+    standings.resume(session, who.actor, project, parse_id(user_id))
+    page = "review" if to == "review" else f"critics/{user_id}"
+    return back_to(f"/admin/projects/{slug}/{page}", "critic-resumed")
+
+
+@router.post("/projects/{slug}/critics/{user_id}/target")
+def set_target(session: SessionDep, who: Poster, form: Form, slug: str, user_id: str) -> RedirectResponse:
+    """Set how many verdicts a day a critic is asked for."""
+    project = managed_project(session, who.actor, slug, Role.admin)
+    typed = text_of(form, "target").strip()
+    if typed and not (typed.isascii() and typed.isdigit() and len(typed) < 10):
+        raise Invalid("target: write a whole number, or nothing.", field="target")
+    standings.set_target(session, who.actor, project, parse_id(user_id), int(typed) if typed else None)
+    return back_to(f"/admin/projects/{slug}/critics/{user_id}", "target-set")

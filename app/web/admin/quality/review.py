@@ -31,11 +31,13 @@ KIND_NAMES = {
     ReviewKind.disagreement: "Disagreement",
     ReviewKind.flag: "Flag",
     ReviewKind.late: "Too late",
+    ReviewKind.asked: "Asked for",
 }
 KIND_HELP = {
     ReviewKind.disagreement: "Its critics picked different candidates. What you decide counts instead.",
     ReviewKind.flag: "The prompt is held back until somebody has looked.",
     ReviewKind.late: "It came when its slot was somebody else's, so it does not count yet.",
+    ReviewKind.asked: "Somebody sent this prompt here. What you decide counts instead of what critics said.",
 }
 
 
@@ -216,11 +218,3 @@ def resolve(session: SessionDep, who: Poster, form: Form, slug: str, review_id: 
         raise Invalid("Nothing of this kind can be done with a review.", field="action")
     done = action(session, who.actor, parse_id(review_id), form)
     return back_to(f"/admin/projects/{slug}/review", done)
-
-
-@router.post("/projects/{slug}/critics/{user_id}/resume")
-def resume(session: SessionDep, who: Poster, slug: str, user_id: str) -> RedirectResponse:
-    """Let a paused critic judge again."""
-    project = managed_project(session, who.actor, slug, Role.admin)
-    standings.resume(session, who.actor, project, parse_id(user_id))
-    return back_to(f"/admin/projects/{slug}/review", "critic-resumed")

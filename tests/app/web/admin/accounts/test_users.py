@@ -38,6 +38,25 @@ class TestUsers:
         browser.sign_in(user)
         assert "Signs" in browser.get("/admin").text
 
+    def test_several_invitations_at_once(self, browser: Browser, session: Session) -> None:
+        browser.get("/admin/users")
+        typed = "eve@example.org, ida@example.org\r\nnot an address\nEVE@example.org"
+        answer = browser.post("/admin/users", {"email": typed, "role": "critic", "projects": "scenes"})
+        assert answer.status_code == 201
+        assert len(set(re.findall(r"/account/link/[\w-]+", answer.text))) == 2
+        for email in ("eve@example.org", "ida@example.org"):
+            user = users.find_user(session, email)
+            assert user is not None
+            assert users.list_project_roles(session, [user.id])[user.id] == {"scenes": Role.critic}
+        left = re.findall(r'<textarea[^>]*name="email"[^>]*>([^<]*)', answer.text)[0]
+        assert left.split() == ["not", "an", "address", "EVE@example.org"]
+        assert "address: This is not an email address." in answer.text
+        assert "EVE@example.org: A person with the address EVE@example.org exists already." in answer.text
+        again = browser.post("/admin/users", {"email": "ida@example.org", "role": "critic"})
+        assert (again.status_code, "/account/link/" in again.text) == (409, False)
+        many = "\n".join(f"p{number}@example.org" for number in range(101))
+        assert browser.post("/admin/users", {"email": many, "role": "critic"}).status_code == 422
+
     def test_an_invitation_becomes_a_password_once(self, browser: Browser, session: Session) -> None:
         browser.get("/admin/users")
         form: dict[str, object] = {"email": "eve@example.org", "role": "critic", "projects": "scenes"}

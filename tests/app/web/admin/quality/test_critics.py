@@ -5,8 +5,9 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from app.models import Project, User
+from app.services.accounts import passwords
 from tests import factories
-from tests.app.web.conftest import Browser
+from tests.app.web.conftest import PASSWORD, Browser
 
 
 class TestCritics:
@@ -40,3 +41,45 @@ class TestCritics:
         assert "What is on the beach?" in page
         assert first.email in page
         assert browser.get(f"/admin/projects/scenes/critics/{admin.id}").status_code == 404
+
+    def test_paused_and_resumed_from_the_page(
+        self, browser: Browser, session: Session, project: Project, admin: User
+    ) -> None:
+        critic = self.judged_twice(session, project)[0]
+        here = f"/admin/projects/scenes/critics/{critic.id}"
+        browser.get(here)
+        assert browser.post(f"{here}/pause").headers["location"] == f"{here}?done=critic-paused"
+        page = browser.get(here).text
+        assert 'class="badge warn">paused' in page
+        assert f'action="{here}/resume"' in page
+        browser.sign_in(self.with_password(session, critic))
+        assert "paused" in browser.get("/annotate/scenes").text
+        browser.sign_in(admin)
+        assert browser.post(f"{here}/resume").headers["location"] == f"{here}?done=critic-resumed"
+        assert f'action="{here}/pause"' in browser.get(here).text
+
+    def test_a_daily_target_is_shown_to_its_critic(
+        self, browser: Browser, session: Session, project: Project, admin: User
+    ) -> None:
+        critic = self.with_password(session, self.judged_twice(session, project)[0])
+        here = f"/admin/projects/scenes/critics/{critic.id}"
+        browser.get(here)
+        assert browser.post(f"{here}/target", {"target": "40"}).status_code == 303
+        assert "1 of 40 today" in browser.get("/admin/projects/scenes/critics").text
+        for wrong in ("0", "-3", "many", "10001"):
+            assert browser.post(f"{here}/target", {"target": wrong}).status_code == 422
+        browser.sign_in(critic)
+        assert browser.post(f"{here}/target", {"target": "1"}).status_code == 403
+        factories.make_candidate_set(session, project)
+        own = '<strong class="numbers">1</strong> of <span class="numbers">40</span> today'
+        assert own in browser.get("/annotate/scenes").text
+        browser.sign_in(admin)
+        browser.post(f"{here}/target", {"target": ""})
+        browser.sign_in(critic)
+        assert '<strong class="numbers">1</strong> today' in browser.get("/annotate/scenes").text
+
+    def with_password(self, session: Session, user: User) -> User:
+        """A person who can sign in."""
+        user.password_hash = passwords.hash_password(PASSWORD)
+        session.flush()
+        return user
