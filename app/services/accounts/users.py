@@ -22,6 +22,7 @@ from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require_admin, require_scope
 
 EMAIL_FORM = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|[^@\s]+@localhost")
+MAX_EMAIL = 320
 MAX_REQUESTS = 1_000_000
 
 
@@ -43,7 +44,7 @@ def add_user(
     """
     require_admin(actor)
     email = email.strip()
-    if not EMAIL_FORM.fullmatch(email) or len(email) > 320:
+    if len(email) > MAX_EMAIL or not EMAIL_FORM.fullmatch(email):  # the pattern takes quadratic time
         raise Invalid("This is not an email address.", field="email")
     user = User(email=email, role=role, password_hash=None if password is None else hash_password(password))
     try:

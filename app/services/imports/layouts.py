@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,8 +113,10 @@ def detect_layout(columns: Iterable[str]) -> Layout:
 
 def guess_target(column: str) -> Target | None:
     """Guess what a column is from its name."""
-    name = re.sub(r"[_ -]?\d+$", "", column.strip().lower().replace(" ", "_"))
-    return next((target for target, names in COLUMN_NAMES.items() if name in names or column.lower() in names), None)
+    plain = column.strip().lower().replace(" ", "_")
+    name = plain.rstrip("0123456789")
+    name = plain if name == plain else name[:-1] if name.endswith(("_", "-")) else name
+    return next((target for target, names in COLUMN_NAMES.items() if name in names or plain in names), None)
 
 
 def make_plan(
@@ -156,7 +157,7 @@ def _column_rank(column: str) -> int:
 
 
 def _is_numbered(column: str) -> bool:
-    return re.search(r"\d$", column) is not None
+    return column[-1:].isdigit()
 
 
 def with_columns(

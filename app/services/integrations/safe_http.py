@@ -15,6 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -26,6 +27,7 @@ from app.settings import get_settings
 
 MAX_REDIRECTS = 3
 MAX_URL_LENGTH = 2000
+RESOLVE_SECONDS = 20.0
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -95,14 +97,16 @@ class Place:
         return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
 
 
-def find_place(url: str, reach: Reach) -> Place:
+def find_place(url: str, reach: Reach, *, seconds: float = RESOLVE_SECONDS) -> Place:
     """Check and resolve a URL. Raises `Invalid` if it may not be requested, `Unreachable` for an unknown host name."""
+    if len(url) > MAX_URL_LENGTH:
+        raise Invalid(f"A web address has {MAX_URL_LENGTH:,} characters at most.", field="url")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise Invalid("This is no web address.", field="url") from error
-    if parts.scheme not in reach.schemes or not parts.hostname or len(url) > MAX_URL_LENGTH:
+    if parts.scheme not in reach.schemes or not parts.hostname:
         raise Invalid(
             f"A web address must begin with {' or '.join(f'{one}://' for one in reach.schemes)}.", field="url"
         )
@@ -113,7 +117,7 @@ def find_place(url: str, reach: Reach) -> Place:
         raise Invalid("A web address has ASCII letters only and no blanks: write others as %XX.", field="url")
     port = port or (443 if parts.scheme == "https" else 80)
     try:
-        addresses = reach.resolve(parts.hostname, port)
+        addresses = resolve_within(reach, parts.hostname, port, seconds)
     except (OSError, UnicodeError) as error:
         raise Unreachable(f"The name {parts.hostname} is not known.", field="url") from error
     if not addresses:
@@ -121,6 +125,15 @@ def find_place(url: str, reach: Reach) -> Place:
     if not reach.private and not all(is_public(address) for address in addresses):
         raise Invalid(f"{parts.hostname} is a private address: only public ones may be reached.", field="url")
     return Place(parts.scheme, parts.hostname, port, addresses[0], target)
+
+
+def resolve_within(reach: Reach, host: str, port: int, seconds: float) -> list[str]:
+    """Resolve a host name, within a time that the system's resolver does not know. Raises OSError, UnicodeError."""
+    pool = ThreadPoolExecutor(1, "resolve")
+    try:
+        return pool.submit(reach.resolve, host, port).result(seconds)
+    finally:
+        pool.shutdown(wait=False)
 
 
 class TimedStream(httpcore.NetworkStream):
@@ -184,10 +197,16 @@ def seconds_until(deadline: float) -> float:
 
 @contextlib.contextmanager
 def open_response(
-    place: Place, method: str, *, headers: Mapping[str, str], body: bytes | None, seconds: float
+    place: Place,
+    method: str,
+    *,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    seconds: float,
+    deadline: float | None = None,
 ) -> Iterator[httpcore.Response]:
-    """Send a request and yield the response; aborted after `seconds`. Raises `Unreachable`."""
-    backend = PinnedBackend(place.address, time.monotonic() + seconds)
+    """Send a request and yield the response; aborted `seconds` from now, or at `deadline`. Raises `Unreachable`."""
+    backend = PinnedBackend(place.address, time.monotonic() + seconds if deadline is None else deadline)
     sent = {"Host": place.host_header, "User-Agent": "Illume", **headers}
     try:
         with (
@@ -202,12 +221,15 @@ def open_response(
 
 
 def fetch(url: str, *, reach: Reach, limit: int, seconds: float) -> bytes:
-    """Download `url`, at most `limit` bytes. Raises `Invalid`, `TooLarge`, `Unreachable`."""
+    """Download `url`, at most `limit` bytes, redirects included within `seconds`.
+
+    Raises `Invalid`, `TooLarge`, `Unreachable`.
+    """
+    deadline = time.monotonic() + seconds
+    headers = {"Accept-Encoding": "identity"}
     for _ in range(MAX_REDIRECTS + 1):
-        place = find_place(url, reach)
-        with open_response(
-            place, "GET", headers={"Accept-Encoding": "identity"}, body=None, seconds=seconds
-        ) as response:
+        place = find_place(url, reach, seconds=max(0.0, deadline - time.monotonic()))
+        with open_response(place, "GET", headers=headers, body=None, seconds=seconds, deadline=deadline) as response:
             if response.status in REDIRECTS:
                 url = urljoin(url, location_of(response))
                 continue

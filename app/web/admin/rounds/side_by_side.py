@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from rapidfuzz.distance import LCSseq
 
 from app.errors import NotFound
 from app.http.dependencies import SessionDep
@@ -23,6 +23,7 @@ from illume.evaluation.activation import outcome_words
 
 router = APIRouter()
 PAGE_SIZE = 25
+MAX_COMPARED_WORDS = 3000
 SORTS = (
     ("better", "most improved first"),
     ("worse", "most worsened first"),
@@ -227,13 +228,22 @@ def mark_differences(
     for index in range(max(len(old), len(new))):
         before = old[index].split() if index < len(old) else []
         after = new[index].split() if index < len(new) else []
-        kept_before: set[int] = set()
-        kept_after: set[int] = set()
-        for block in difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks():
-            kept_before.update(range(block.a, block.a + block.size))
-            kept_after.update(range(block.b, block.b + block.size))
+        kept_before, kept_after = common_words(before, after)
         if index < len(old):
             left.append(tuple((word, place not in kept_before) for place, word in enumerate(before)))
         if index < len(new):
             right.append(tuple((word, place not in kept_after) for place, word in enumerate(after)))
     return tuple(left), tuple(right)
+
+
+def common_words(before: Sequence[str], after: Sequence[str]) -> tuple[Set[int], Set[int]]:
+    """The places of the words that both texts have in the same order. Very long texts are not compared: all count."""
+    if max(len(before), len(after)) > MAX_COMPARED_WORDS:
+        return set(range(len(before))), set(range(len(after)))
+    kept_before: set[int] = set()
+    kept_after: set[int] = set()
+    for part in LCSseq.opcodes(before, after):
+        if part.tag == "equal":
+            kept_before.update(range(part.src_start, part.src_end))
+            kept_after.update(range(part.dest_start, part.dest_end))
+    return kept_before, kept_after

@@ -88,6 +88,14 @@ class TestFindPlace:
             safe_http.find_place("https://nowhere.invalid/", Reach(resolve=lambda *_: []))
 
 
+REDIRECTS = {
+    "/inner": "http://inner.example.org/secret",
+    "/loop": "/loop",
+    "/slow-loop": "/slow-loop",
+    "/once": "/fine",
+}
+
+
 class Handler(BaseHTTPRequestHandler):
     """Answers by the path."""
 
@@ -95,12 +103,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.hosts.append(self.headers["Host"])
-        if self.path == "/inner":
-            self.redirect("http://inner.example.org/secret")
-        elif self.path == "/loop":
-            self.redirect("/loop")
-        elif self.path == "/once":
-            self.redirect("/fine")
+        if self.path in REDIRECTS:
+            time.sleep(0.2 if self.path == "/slow-loop" else 0)
+            self.redirect(REDIRECTS[self.path])
         elif self.path == "/drip":
             self.send_response(200)
             self.end_headers()
@@ -194,7 +199,14 @@ class TestFetch:
         with pytest.raises(Unreachable, match=word):
             self.fetch(server, reach, path)
 
-    @pytest.mark.parametrize("path", ["/drip", "/slow-head"])
+    def test_a_resolver_that_hangs(self, reach: Reach) -> None:
+        answered = threading.Event()
+        slow = replace(reach, resolve=lambda *_: ["127.0.0.1"] if answered.wait(30) else [])
+        with pytest.raises(Unreachable, match="not known"):
+            safe_http.fetch("http://images.example.org/", reach=slow, limit=10, seconds=0.3)
+        answered.set()
+
+    @pytest.mark.parametrize("path", ["/drip", "/slow-head", "/slow-loop"])
     def test_one_that_drips(self, server: tuple[int, list[str]], reach: Reach, path: str) -> None:
         with pytest.raises(Unreachable, match=r"did not answer within 0\.3 s"):
             self.fetch(server, reach, path, seconds=0.3)
