@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from app.errors import Invalid
 
 MAX_NAME = 1000
+MAX_ALIKE = 50
 COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_", "COCO_test2014_", "COCO_test2015_", "")
 COCO_DIGITS = 12
 
@@ -24,9 +25,9 @@ class NameIndex:
         self._by_path: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
         for name in names:
-            self._by_path.setdefault(fold_case(name), []).append(name)
+            add(self._by_path, fold_case(name), name)
             for known_as in {fold_case(one) for one in bare_names(name)}:
-                self._by_name.setdefault(known_as, []).append(name)
+                add(self._by_name, known_as, name)
 
     def find(self, wanted: str) -> str | None:
         """Find the file with this path or name. Raises `Invalid` if several have the name."""
@@ -39,6 +40,13 @@ class NameIndex:
         if len(found) > 1:
             raise Invalid(f"There are {len(found)} files named {wanted[:100]} in the zip.", field="images")
         return found[0] if found else None
+
+
+def add(names: dict[str, list[str]], known_as: str, name: str) -> None:
+    """Add a name, unless so many are known by the same that looking through them would take long."""
+    alike = names.setdefault(known_as, [])
+    if len(alike) < MAX_ALIKE:
+        alike.append(name)
 
 
 def closest(wanted: str, found: Sequence[str], known_as: Callable[[str], Sequence[str]]) -> Sequence[str]:
