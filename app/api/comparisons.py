@@ -10,11 +10,11 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from app.api.schemas import Id, Limit, ListOut, Out, PromptImageOut, images_out
-from app.errors import Forbidden
 from app.http.dependencies import ActorDep, SessionDep
-from app.models import Comparison, ComparisonState, Preferred, Project, Role
-from app.services.kernel.actors import Actor, parse_id, project_role
+from app.models import Comparison, ComparisonState, Preferred, Project
+from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.paging import slice_page
+from app.services.kernel.rights import Right
 from app.services.projects import projects
 from app.services.rounds import comparisons, versions
 from app.services.rounds.comparisons import MOST_CRITICS, MOST_PAIRS, Side
@@ -134,7 +134,7 @@ def get_by_id(session: Session, actor: Actor, comparison_id: str) -> tuple[Proje
 def list_comparisons(
     session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None
 ) -> ListOut[ComparisonOut]:
-    """The comparisons of a project, newest first."""
+    """The comparisons of a project, newest first. Not for critics, whom they would unblind."""
     project = projects.get_project(session, actor, slug)
     found = comparisons.list_comparisons(session, actor, project)
     page = slice_page(found, lambda one: -one.number, limit=limit, cursor=cursor)
@@ -144,7 +144,7 @@ def list_comparisons(
 @router.post("/projects/{slug}/comparisons", status_code=201)
 def start_comparison(session: SessionDep, actor: ActorDep, slug: str, body: ComparisonIn) -> ComparisonOut:
     """Let critics compare what two versions wrote for the same prompts."""
-    project = projects.get_project(session, actor, slug, Role.admin)
+    project = projects.get_project(session, actor, slug, Right.administers)
     old, new = (versions.get_version(session, actor, parse_id(one)) for one in (body.old, body.new))
     made = comparisons.start(
         session, actor, project, old=old, new=new, pairs=body.pairs, each=body.each, gate=body.gate
@@ -154,7 +154,7 @@ def start_comparison(session: SessionDep, actor: ActorDep, slug: str, body: Comp
 
 @router.get("/comparisons/{comparison_id}")
 def get_comparison(session: SessionDep, actor: ActorDep, comparison_id: str) -> ComparisonOut:
-    """A comparison."""
+    """A comparison. Not for critics."""
     return comparison_out(session, get_by_id(session, actor, comparison_id)[1])
 
 
@@ -164,8 +164,6 @@ def list_pairs(
 ) -> ListOut[PairOut]:
     """The pairs of a comparison in order, each with its judgements. Not for critics."""
     project, found = get_by_id(session, actor, comparison_id)
-    if project_role(session, actor, project) is Role.critic:
-        raise Forbidden("The pairs are for viewers, reviewers and admins of the project; you are 'critic'.")
     rows = comparisons.pairs_of(session, actor, project, found)
     page = slice_page(rows, lambda row: row[0].id, limit=limit, cursor=cursor)
     return ListOut(
@@ -195,7 +193,7 @@ def close_comparison(session: SessionDep, actor: ActorDep, comparison_id: str) -
 @router.get("/projects/{slug}/pairs/next", response_model=BlindPairOut, responses={204: {"description": "None left"}})
 def next_pair(session: SessionDep, actor: ActorDep, slug: str) -> BlindPairOut | Response:
     """The next pair for this critic; 204 if there is none."""
-    project = projects.get_project(session, actor, slug, Role.critic)
+    project = projects.get_project(session, actor, slug, Right.judges)
     pair = comparisons.next_pair(session, actor, project)
     if pair is None:
         return Response(status_code=204)
@@ -213,5 +211,5 @@ def next_pair(session: SessionDep, actor: ActorDep, slug: str) -> BlindPairOut |
 @router.post("/projects/{slug}/pairs/{pair_id}/preference", status_code=204)
 def prefer(session: SessionDep, actor: ActorDep, slug: str, pair_id: str, body: PreferenceIn) -> None:
     """Judge which text of a pair is better. A second judgement is ignored."""
-    project = projects.get_project(session, actor, slug, Role.critic)
+    project = projects.get_project(session, actor, slug, Right.judges)
     comparisons.prefer(session, actor, project, parse_id(pair_id), body.side, seconds=body.seconds)

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from app.errors import Invalid
 from app.http.dependencies import ActorDep, SessionDep
 from app.http.ranges import stored_file
-from app.models import Role, Split
+from app.models import Split
 from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan
 from app.services.exports.compression import Coding, compress
@@ -19,6 +19,7 @@ from app.services.exports.plan import ExportPlan, ExportRequest
 from app.services.exports.shapes import Format, Shape, Task, dataset_info
 from app.services.kernel.actors import parse_id
 from app.services.kernel.paging import MAX_LIMIT
+from app.services.kernel.rights import SEES
 from app.services.kernel.text_rules import Time
 from app.services.projects import projects
 from app.services.rounds import snapshot_records, snapshots
@@ -209,7 +210,7 @@ def etag_matches(if_none_match: str | None, etag: str) -> bool:
 @router.get("/projects/{slug}/dataset/dataset_info", response_class=JSONResponse)
 def get_dataset_info(session: SessionDep, actor: ActorDep, slug: str, task: Task = Task.sft) -> dict[str, Any]:
     """LLaMA-Factory's `dataset_info.json` for the project's `sharegpt` rows."""
-    project = projects.get_project(session, actor, slug, Role.viewer)
+    project = projects.get_project(session, actor, slug, *sorted(SEES))
     return dataset_info(project.slug, f"{project.slug}-{Format.sharegpt}.jsonl", task)
 
 
@@ -222,7 +223,7 @@ def get_features(
     task: Task = Task.sft,
 ) -> dict[str, Any]:
     """The types of the columns of JSON lines, for `datasets.Features.from_dict`."""
-    projects.get_project(session, actor, slug, Role.viewer)
+    projects.get_project(session, actor, slug, *sorted(SEES))
     if format is Format.csv:
         raise Invalid("The format csv has no features: a table has only text and numbers.", field="format")
     from app.services.exports.parquet import line_features

@@ -6,13 +6,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 from sqlalchemy.orm import Session
+from starlette.responses import Response
 
 from app.api.schemas import Limit, ListOut, ProjectIn, ProjectOut
 from app.http.dependencies import ActorDep, SessionDep
-from app.http.responses import Problem
-from app.models import Project, Role
-from app.services.kernel.actors import Actor, require_admin
+from app.http.responses import Json, Problem
+from app.models import Project
+from app.services.kernel.actors import Actor, project_rights, require_admin
 from app.services.kernel.paging import slice_page
+from app.services.kernel.rights import Right
+from app.services.kernel.visible_fields import AnswerShape, shown_to
 from app.services.projects import projects
 from app.services.read_models import stats
 from app.services.rounds import base_checks
@@ -20,9 +23,9 @@ from app.services.rounds import base_checks
 router = APIRouter(tags=["projects"])
 
 
-def project_out(session: Session, project: Project) -> ProjectOut:
-    """A project with its current settings."""
-    return ProjectOut(
+def project_json(session: Session, actor: Actor, project: Project) -> dict[str, Any]:
+    """A project with those of its current settings that the actor may see."""
+    found = ProjectOut(
         **projects.settings_of(session, project).model_dump(),
         id=str(project.id),
         slug=project.slug,
@@ -30,16 +33,15 @@ def project_out(session: Session, project: Project) -> ProjectOut:
         active_version=None if project.active_version_id is None else str(project.active_version_id),
         created_at=project.created_at,
     )
+    return shown_to(project_rights(session, actor, project), AnswerShape.project, found.model_dump(mode="json"))
 
 
-@router.get("/projects")
-def list_projects(
-    session: SessionDep, actor: ActorDep, limit: Limit = 100, cursor: str | None = None
-) -> ListOut[ProjectOut]:
+@router.get("/projects", response_model=ListOut[ProjectOut])
+def list_projects(session: SessionDep, actor: ActorDep, limit: Limit = 100, cursor: str | None = None) -> Json:
     """The projects you are a member of, in order of creation."""
     found = projects.list_projects(session, actor)
     page = slice_page(found, lambda project: project.id, limit=limit, cursor=cursor)
-    return ListOut(items=[project_out(session, project) for project in page.items], next=page.next)
+    return Json({"items": [project_json(session, actor, project) for project in page.items], "next": page.next})
 
 
 def check_base_model(session: Session, actor: Actor, wanted: object, known: str = "") -> Problem | None:
@@ -59,36 +61,37 @@ def check_base_model(session: Session, actor: Actor, wanted: object, known: str 
 
 
 @router.post("/projects", status_code=201, response_model=ProjectOut)
-def add_project(session: SessionDep, actor: ActorDep, body: ProjectIn) -> ProjectOut | Problem:
+def add_project(session: SessionDep, actor: ActorDep, body: ProjectIn) -> Response:
     """Create a project with version 0, the base model; 409 while a worker checks a new base model."""
     require_admin(actor)
     if problem := check_base_model(session, actor, body.base_model):
         return problem
     given = body.model_dump(exclude={"slug", "name"}, exclude_unset=True)
     name = body.slug if body.name is None else body.name
-    return project_out(session, projects.create_project(session, actor, slug=body.slug, name=name, settings=given))
+    project = projects.create_project(session, actor, slug=body.slug, name=name, settings=given)
+    return Json(project_json(session, actor, project), status_code=201)
 
 
-@router.get("/projects/{slug}")
-def get_project(session: SessionDep, actor: ActorDep, slug: str) -> ProjectOut:
+@router.get("/projects/{slug}", response_model=ProjectOut)
+def get_project(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """A project and its settings."""
-    return project_out(session, projects.get_project(session, actor, slug))
+    return Json(project_json(session, actor, projects.get_project(session, actor, slug)))
 
 
 @router.patch("/projects/{slug}", response_model=ProjectOut)
 def change_project(
     session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]
-) -> ProjectOut | Problem:
+) -> Response:
     """Change the name or settings; only the given fields change. 409 while a worker checks a new base model."""
-    project = projects.get_project(session, actor, slug, Role.admin)
+    project = projects.get_project(session, actor, slug, Right.administers)
     known = projects.settings_of(session, project).base_model
     if problem := check_base_model(session, actor, body.get("base_model"), known):
         return problem
-    return project_out(session, projects.update_project(session, actor, slug, body))
+    return Json(project_json(session, actor, projects.update_project(session, actor, slug, body)))
 
 
 @router.get("/projects/{slug}/stats")
 def get_stats(session: SessionDep, actor: ActorDep, slug: str) -> dict[str, Any]:
-    """Counts, pace, agreement, the pool, and progress to the next round."""
+    """Counts, pace, agreement, the pool, and progress to the next round. Critics get nothing of what others said."""
     project = projects.get_project(session, actor, slug)
-    return stats.as_json(stats.load_project_stats(session, actor, project))
+    return stats.load_stats_json(session, actor, project)

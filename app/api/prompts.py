@@ -21,9 +21,11 @@ from app.api.schemas import (
 from app.errors import DomainError, Invalid
 from app.http.dependencies import ActorDep, SessionDep
 from app.http.responses import Json, Problem
-from app.models import Project, Prompt, PromptState, Role, Split
-from app.services.kernel.actors import parse_id, project_role
+from app.models import Project, Prompt, PromptState, Split
+from app.services.kernel.actors import parse_id, project_rights
+from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import refuse_unstorable
+from app.services.kernel.visible_fields import AnswerShape, may_see, shown_to
 from app.services.projects import projects
 from app.services.prompts import prompts
 
@@ -55,16 +57,14 @@ def list_prompts(
         query=q,
         external_id=external_id,
     )
-    role = project_role(session, actor, project)
-    return Json({"items": [prompt_json(prompt, role) for prompt in page.items], "next": page.next})
+    rights = project_rights(session, actor, project)
+    return Json({"items": [prompt_json(prompt, rights) for prompt in page.items], "next": page.next})
 
 
-def prompt_json(prompt: Prompt, role: Role | None, sets: list[CandidateSetOut] | None = None) -> dict[str, Any]:
-    """A prompt as JSON, without the fields that `role` may not see."""
-    hidden = {"references", "metadata", "candidate_sets"} if role is Role.critic else set()
-    if sets is None:
-        hidden = {*hidden, "candidate_sets"}
-    return prompt_out(prompt, role, sets=sets).model_dump(mode="json", exclude=hidden)
+def prompt_json(prompt: Prompt, rights: frozenset[Right], sets: list[CandidateSetOut] | None = None) -> dict[str, Any]:
+    """A prompt as JSON, with the fields that a member with these rights may see."""
+    body = prompt_out(prompt, sets=sets).model_dump(mode="json", exclude={"candidate_sets"} if sets is None else None)
+    return shown_to(rights, AnswerShape.prompt, body)
 
 
 @router.post(
@@ -85,7 +85,8 @@ def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated
     if result.prompt is None:
         raise result.error or Invalid("The prompt was rejected.")
     prompt = prompts.get_prompt(session, actor, result.prompt.id)
-    return Json(prompt_json(prompt, Role.reviewer), status_code=201 if result.created else 200)
+    rights = project_rights(session, actor, project)
+    return Json(prompt_json(prompt, rights), status_code=201 if result.created else 200)
 
 
 def add_several(session: Session, actor: ActorDep, project: Project, body: dict[str, Any]) -> Response:
@@ -103,10 +104,11 @@ def add_several(session: Session, actor: ActorDep, project: Project, body: dict[
         found = [error.model_dump() for error in errors]
         return Problem(422, Invalid.title, f"None of the {len(items)} prompts was accepted.", extra={"errors": found})
     good = prompts.load_prompts(session, [result.prompt.id for result in results if result.prompt is not None])
+    rights = project_rights(session, actor, project)
     created = sum(result.created for result in results)
     return Json(
         {
-            "items": [prompt_json(prompt, Role.reviewer) for prompt in good],
+            "items": [prompt_json(prompt, rights) for prompt in good],
             "created": created,
             "unchanged": len(good) - created,
             "errors": [error.model_dump() for error in errors],
@@ -130,8 +132,9 @@ def parse_item(item: object) -> prompts.PromptIn | DomainError:
 def get_prompt(session: SessionDep, actor: ActorDep, prompt_id: str) -> Response:
     """A prompt; with its candidate sets, except for critics."""
     prompt = prompts.get_prompt(session, actor, parse_id(prompt_id))
-    role = project_role(session, actor, session.get_one(Project, prompt.project_id))
-    return Json(prompt_json(prompt, role, None if role is Role.critic else candidate_sets_out(session, prompt)))
+    rights = project_rights(session, actor, session.get_one(Project, prompt.project_id))
+    seen = may_see(AnswerShape.prompt, "candidate_sets", rights)
+    return Json(prompt_json(prompt, rights, candidate_sets_out(session, prompt) if seen else None))
 
 
 def candidate_sets_out(session: Session, prompt: Prompt) -> list[CandidateSetOut]:
@@ -164,4 +167,5 @@ def change_prompt(
 ) -> Response:
     """Change a prompt, or retire it (`state`); only the given fields change."""
     prompt = prompts.update_prompt(session, actor, parse_id(prompt_id), body)
-    return Json(prompt_json(prompt, Role.reviewer))
+    rights = project_rights(session, actor, session.get_one(Project, prompt.project_id))
+    return Json(prompt_json(prompt, rights))

@@ -11,9 +11,10 @@ from pydantic import BaseModel
 from app.api.schemas import Limit, ListOut
 from app.http.dependencies import ActorDep, SessionDep
 from app.http.responses import Json
-from app.models import ReviewKind, ReviewState, Role
+from app.models import ReviewKind, ReviewState
 from app.services.judging import decide
 from app.services.kernel.actors import parse_id
+from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import VerdictIn, candidate_id
 from app.services.projects import projects
 from app.services.quality import gold, repeats, reviews, standings
@@ -72,14 +73,14 @@ class StandingOut(BaseModel):
 @router.get("/projects/{slug}/gold", response_model=ListOut[dict[str, Any]])
 def list_gold(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """The active gold prompts, with how often they were answered and how accurately. For reviewers."""
-    project = projects.get_project(session, actor, slug, Role.reviewer)
+    project = projects.get_project(session, actor, slug, Right.reviews)
     return Json({"items": gold.list_gold(session, actor, project), "next": None})
 
 
 @router.post("/projects/{slug}/gold", status_code=201, response_class=Json)
 def add_gold(session: SessionDep, actor: ActorDep, slug: str, body: gold.GoldIn) -> Json:
     """Make a prompt a gold prompt, with candidates whose fit is known; it is not used otherwise."""
-    project = projects.get_project(session, actor, slug, Role.reviewer)
+    project = projects.get_project(session, actor, slug, Right.reviews)
     return Json(gold.add_gold(session, actor, project, body), status_code=201)
 
 
@@ -96,14 +97,14 @@ def remove_gold(session: SessionDep, actor: ActorDep, gold_id: str) -> None:
 )
 def next_practice(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """The next practice prompt."""
-    project = projects.get_project(session, actor, slug, Role.critic)
+    project = projects.get_project(session, actor, slug, Right.judges)
     return Json({"item": gold.next_practice(session, actor, project)})
 
 
 @router.post("/projects/{slug}/practice/{gold_id}")
 def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: str, body: PracticeIn) -> PracticeOut:
     """Judge a practice prompt and get the right answer."""
-    project = projects.get_project(session, actor, slug, Role.critic)
+    project = projects.get_project(session, actor, slug, Right.judges)
     result = gold.answer_practice(session, actor, project, parse_id(gold_id), body.picks)
     return PracticeOut(**{**asdict(result), "picked": list(result.picked)}, wrong=list(result.wrong))
 
@@ -114,7 +115,7 @@ def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: st
 @router.get("/projects/{slug}/standings")
 def list_standings(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[StandingOut]:
     """The standings of critics: gold prompts, repeats, pauses. For reviewers."""
-    project = projects.get_project(session, actor, slug, Role.reviewer)
+    project = projects.get_project(session, actor, slug, Right.reviews)
     consistency = {one.critic_id: one for one in repeats.measure_consistency(session, actor, project)}
     known = {one.critic_id: one for one in standings.list_standings(session, actor, project)}
     items = []
@@ -140,14 +141,14 @@ def list_standings(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[S
 @router.post("/projects/{slug}/standings/{critic_id}/pause", status_code=204)
 def pause_critic(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
     """Pause a critic: they are offered nothing more to judge. For admins."""
-    project = projects.get_project(session, actor, slug, Role.admin)
+    project = projects.get_project(session, actor, slug, Right.administers)
     standings.pause(session, actor, project, parse_id(critic_id))
 
 
 @router.post("/projects/{slug}/standings/{critic_id}/resume", status_code=204)
 def resume_critic(session: SessionDep, actor: ActorDep, slug: str, critic_id: str) -> None:
     """Let a paused critic continue; their gold prompts count afresh. For admins."""
-    project = projects.get_project(session, actor, slug, Role.admin)
+    project = projects.get_project(session, actor, slug, Right.administers)
     standings.resume(session, actor, project, parse_id(critic_id))
 
 
@@ -165,7 +166,7 @@ def list_reviews(
     cursor: str | None = None,
 ) -> Json:
     """Disagreements, flags and late verdicts, oldest first. For reviewers."""
-    project = projects.get_project(session, actor, slug, Role.reviewer)
+    project = projects.get_project(session, actor, slug, Right.reviews)
     page = reviews.list_reviews(session, actor, project, state=state, kind=kind, limit=limit, cursor=cursor)
     return Json({"items": page.items, "next": page.next})
 
@@ -210,7 +211,7 @@ def send_verdict_back(session: SessionDep, actor: ActorDep, review_id: str, body
 @router.get("/projects/{slug}/returned", response_model=ListOut[dict[str, Any]])
 def list_returned(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """Your own verdicts that were sent back; change them (`PUT /verdicts/{id}`), or confirm them."""
-    project = projects.get_project(session, actor, slug, Role.critic)
+    project = projects.get_project(session, actor, slug, Right.judges)
     return Json({"items": decide.list_returned(session, actor, project), "next": None})
 
 

@@ -12,19 +12,24 @@ from app.api.schemas import LeftOut, Limit, ListOut, RoundOut, SnapshotIn, Snaps
 from app.errors import NotFound
 from app.http.dependencies import ActorDep, SessionDep
 from app.http.ranges import stored_file
-from app.models import ModelVersion, Project, Role, Round, RoundTrigger, Snapshot
-from app.services.kernel.actors import parse_id
+from app.http.responses import Json
+from app.models import ModelVersion, Project, Round, RoundTrigger, Snapshot
+from app.services.kernel.actors import Actor, parse_id, project_rights
 from app.services.kernel.paging import slice_page
+from app.services.kernel.rights import Right
 from app.services.kernel.store import get_store
+from app.services.kernel.visible_fields import AnswerShape, shown_to
 from app.services.projects import projects
 from app.services.rounds import rounds, snapshots, versions
 
 router = APIRouter(tags=["rounds"])
 
 
-def round_out(found: Round, losses: list[dict[str, Any]] | None = None) -> RoundOut:
-    """A round; `losses` are the points of its curve."""
-    return RoundOut(
+def round_json(
+    session: Session, actor: Actor, found: Round, losses: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """A round as the actor may see it; `losses` are the points of its curve."""
+    body = RoundOut(
         id=str(found.id),
         number=found.number,
         state=found.state,
@@ -41,7 +46,8 @@ def round_out(found: Round, losses: list[dict[str, Any]] | None = None) -> Round
         created_at=found.created_at,
         started_at=found.started_at,
         finished_at=found.finished_at,
-    )
+    ).model_dump(mode="json")
+    return shown_to(project_rights(session, actor, session.get_one(Project, found.project_id)), AnswerShape.round, body)
 
 
 def losses_of(session: Session, found: Round) -> list[dict[str, Any]]:
@@ -50,30 +56,29 @@ def losses_of(session: Session, found: Round) -> list[dict[str, Any]]:
     return [{"kind": event.kind, **event.data} for event in events if event.kind in ("step", "epoch")]
 
 
-@router.get("/projects/{slug}/rounds")
-def list_rounds(
-    session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None
-) -> ListOut[RoundOut]:
+@router.get("/projects/{slug}/rounds", response_model=ListOut[RoundOut])
+def list_rounds(session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None) -> Json:
     """The rounds of a project, newest first, without their curves."""
     project = projects.get_project(session, actor, slug)
     page = rounds.list_rounds(session, actor, project, limit=limit, cursor=cursor)
-    return ListOut(items=[round_out(found) for found in page.items], next=page.next)
+    return Json({"items": [round_json(session, actor, found) for found in page.items], "next": page.next})
 
 
-@router.post("/projects/{slug}/rounds", status_code=202)
-def start_round(session: SessionDep, actor: ActorDep, slug: str) -> RoundOut:
+@router.post("/projects/{slug}/rounds", status_code=202, response_model=RoundOut)
+def start_round(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """Start a round of all that is accepted by now; 409 with the count when that is nothing.
 
     `snapshot` is null until a worker has made it of what stood at this moment.
     """
     project = projects.get_project(session, actor, slug)
-    return round_out(rounds.start(session, actor, project, trigger=RoundTrigger.manual), losses=[])
+    started = rounds.start(session, actor, project, trigger=RoundTrigger.manual)
+    return Json(round_json(session, actor, started, losses=[]), status_code=202)
 
 
 @router.get("/projects/{slug}/rounds/preview")
 def preview_round(session: SessionDep, actor: ActorDep, slug: str) -> dict[str, Any]:
     """What a round started now would train on, and about how long it would take."""
-    project = projects.get_project(session, actor, slug, Role.viewer)
+    project = projects.get_project(session, actor, slug)
     seen = rounds.preview(session, actor, project)
     return {
         "prompts": seen.n_prompts,
@@ -87,29 +92,32 @@ def preview_round(session: SessionDep, actor: ActorDep, slug: str) -> dict[str, 
     }
 
 
-@router.get("/rounds/{round_id}")
-def get_round(session: SessionDep, actor: ActorDep, round_id: str) -> RoundOut:
+@router.get("/rounds/{round_id}", response_model=RoundOut)
+def get_round(session: SessionDep, actor: ActorDep, round_id: str) -> Json:
     """A round with its curves."""
     found = rounds.get_round(session, actor, parse_id(round_id))
-    return round_out(found, losses_of(session, found))
+    return Json(round_json(session, actor, found, losses_of(session, found)))
 
 
-@router.post("/rounds/{round_id}/cancel", status_code=202)
-def cancel_round(session: SessionDep, actor: ActorDep, round_id: str) -> RoundOut:
+@router.post("/rounds/{round_id}/cancel", status_code=202, response_model=RoundOut)
+def cancel_round(session: SessionDep, actor: ActorDep, round_id: str) -> Json:
     """Stop a round."""
-    return round_out(rounds.cancel(session, actor, parse_id(round_id)))
+    found = rounds.cancel(session, actor, parse_id(round_id))
+    return Json(round_json(session, actor, found), status_code=202)
 
 
-@router.post("/rounds/{round_id}/retry", status_code=202)
-def retry_round(session: SessionDep, actor: ActorDep, round_id: str) -> RoundOut:
+@router.post("/rounds/{round_id}/retry", status_code=202, response_model=RoundOut)
+def retry_round(session: SessionDep, actor: ActorDep, round_id: str) -> Json:
     """Let a failed or cancelled round go on from its last checkpoint."""
-    return round_out(rounds.retry(session, actor, parse_id(round_id)))
+    found = rounds.retry(session, actor, parse_id(round_id))
+    return Json(round_json(session, actor, found), status_code=202)
 
 
-@router.post("/rounds/{round_id}/rerun", status_code=202)
-def rerun_round(session: SessionDep, actor: ActorDep, round_id: str) -> RoundOut:
+@router.post("/rounds/{round_id}/rerun", status_code=202, response_model=RoundOut)
+def rerun_round(session: SessionDep, actor: ActorDep, round_id: str) -> Json:
     """Run a round again from its snapshot, as a new one."""
-    return round_out(rounds.rerun(session, actor, parse_id(round_id)), losses=[])
+    found = rounds.rerun(session, actor, parse_id(round_id))
+    return Json(round_json(session, actor, found, losses=[]), status_code=202)
 
 
 def version_out(version: ModelVersion, project: Project) -> VersionOut:
@@ -180,7 +188,7 @@ def list_snapshots(
 @router.post("/projects/{slug}/snapshots", status_code=201)
 def take_snapshot(session: SessionDep, actor: ActorDep, slug: str, body: SnapshotIn | None = None) -> SnapshotOut:
     """Freeze what a round would use at this moment."""
-    project = projects.get_project(session, actor, slug, Role.admin)
+    project = projects.get_project(session, actor, slug, Right.administers)
     versions.lock_project(session, project)
     name = "" if body is None else body.name
     return snapshot_out(snapshots.freeze(session, actor, project, name=name))

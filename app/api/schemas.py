@@ -56,12 +56,12 @@ class ProjectIn(ProjectSettings):
 
 
 class ProjectOut(ProjectSettings):
-    """A project and its settings."""
+    """A project and its settings. Critics get those of their own work only."""
 
     id: Id
     slug: str
     name: str
-    active_version: Id | None
+    active_version: Id | None = None
     created_at: datetime
 
 
@@ -107,19 +107,19 @@ class CandidateSetOut(Out):
 
 
 class PromptOut(Out):
-    """A prompt. Critics get neither `references` nor `metadata`."""
+    """A prompt. Critics get only what they see when they judge it."""
 
     id: Id
     external_id: str | None
     split: str
-    state: str
+    state: str | None = None
     images: list[PromptImageOut]
     question: str
     answer: str | None
     references: list[str] | None = None
     metadata: dict[str, Any] | None = None
-    priority: int
-    has_accepted: bool
+    priority: int | None = None
+    has_accepted: bool | None = None
     created_at: datetime
     candidate_sets: list[CandidateSetOut] | None = None
 
@@ -151,21 +151,24 @@ class LeftOut(BaseModel):
 
 
 class RoundOut(Out):
-    """A tuning round. `left_out` lists the prompts of its snapshot that the model could not read."""
+    """A tuning round. `left_out` lists the prompts of its snapshot that the model could not read.
+
+    Critics get its state and progress.
+    """
 
     id: Id
     number: int
     state: RoundState
     progress: dict[str, Any]
     trigger: RoundTrigger
-    snapshot: Id | None
-    parent: Id
-    version: Id | None
+    snapshot: Id | None = None
+    parent: Id | None = None
+    version: Id | None = None
     losses: list[dict[str, Any]] | None = None
-    metrics: dict[str, Any]
-    decision: dict[str, Any]
-    left_out: list[LeftOut] = []
-    error: str | None
+    metrics: dict[str, Any] | None = None
+    decision: dict[str, Any] | None = None
+    left_out: list[LeftOut] | None = None
+    error: str | None = None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -354,9 +357,8 @@ def images_out(prompt: Prompt) -> list[PromptImageOut]:
     ]
 
 
-def prompt_out(prompt: Prompt, role: Role | None, *, sets: list[CandidateSetOut] | None = None) -> PromptOut:
-    """A prompt, whose images must be loaded, as a person with `role` may see it."""
-    blind = role is Role.critic
+def prompt_out(prompt: Prompt, *, sets: list[CandidateSetOut] | None = None) -> PromptOut:
+    """A prompt, whose images must be loaded."""
     return PromptOut(
         id=str(prompt.id),
         external_id=prompt.external_id,
@@ -365,10 +367,10 @@ def prompt_out(prompt: Prompt, role: Role | None, *, sets: list[CandidateSetOut]
         images=images_out(prompt),
         question=prompt.question,
         answer=prompt.answer,
-        references=None if blind else prompt.references,
-        metadata=None if blind else prompt.extra,
+        references=prompt.references,
+        metadata=prompt.extra,
         priority=prompt.priority,
         has_accepted=prompt.has_accepted,
         created_at=prompt.created_at,
-        candidate_sets=None if blind else sets,
+        candidate_sets=sets,
     )

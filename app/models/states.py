@@ -31,7 +31,7 @@ class EnumText(TypeDecorator[EnumType], Generic[EnumType]):
 
 
 class Role(StrEnum):
-    """What a person may do, from most to least. Each role includes the rights of those after it."""
+    """What a person is in a project. `app/services/kernel/rights.py` says what each may see and do."""
 
     admin = "admin"
     reviewer = "reviewer"

@@ -14,10 +14,11 @@ from app.db.judging_pool import Transaction
 from app.errors import Forbidden, Unauthenticated
 from app.http import forms
 from app.http.dependencies import SESSION_COOKIE, SessionDep
-from app.models import Project, Role
+from app.models import Project
 from app.services.accounts import credentials, sessions
 from app.services.accounts.passwords import hash_secret
-from app.services.kernel.actors import Actor, project_role
+from app.services.kernel.actors import Actor
+from app.services.kernel.rights import SEES, Right
 from app.services.projects import projects
 from app.services.projects.access import PROJECT, ProjectRef, project_from
 
@@ -94,7 +95,7 @@ async def enter_project(
     who = SignedIn(*credentials.signed_in(person))
     if form is not None:
         check_form_token(request, form, who)
-    return who, project_from(project, who.actor, Role.critic)
+    return who, project_from(project, who.actor, Right.judges)
 
 
 Me = Annotated[SignedIn, Depends(signed_in, scope="function")]
@@ -121,15 +122,12 @@ def texts_of(form: FormData, name: str) -> list[str]:
 
 def judged_project(session: Session, actor: Actor, slug: str) -> Project:
     """The project, for a person who may judge in it. Raises `NotFound`, `Forbidden`."""
-    return projects.get_project(session, actor, slug, Role.critic)
+    return projects.get_project(session, actor, slug, Right.judges)
 
 
-def managed_project(session: Session, actor: Actor, slug: str, need: Role = Role.viewer) -> Project:
-    """The project, for a person who may see its pages. Raises `NotFound`, `Forbidden`.
+def managed_project(session: Session, actor: Actor, slug: str, need: Right | None = None) -> Project:
+    """The project, for a person who may see its pages and has the right `need`. Raises `NotFound`, `Forbidden`.
 
-    Critics may not: the pages show references and the verdicts of others.
+    The pages show references, what the model does, and the verdicts of others.
     """
-    project = projects.get_project(session, actor, slug, need)
-    if project_role(session, actor, project) is Role.critic:
-        raise Forbidden("This page is for viewers, reviewers and admins of the project; you are 'critic'.")
-    return project
+    return projects.get_project(session, actor, slug, *(() if need is None else (need,)), *sorted(SEES))

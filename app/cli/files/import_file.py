@@ -11,11 +11,12 @@ import click
 from app.cli.files import packing
 from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say, warn
 from app.db.sessions import session_scope
-from app.models import Import, ImportState, Role, Split
+from app.models import Import, ImportState, Split
 from app.processes.connect import Refused
 from app.services.imports import imports
 from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.rights import Right
 from app.services.projects.projects import get_project
 from app.settings import get_settings
 
@@ -76,7 +77,7 @@ def import_file(
     a line was rejected.
     """
     with packing.opened(path, images, mapping) as packed, session_scope() as session:
-        project = get_project(session, SYSTEM, slug, Role.reviewer)
+        project = get_project(session, SYSTEM, slug, Right.reviews)
         import_id = imports.create_import(
             session,
             SYSTEM,

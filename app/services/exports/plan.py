@@ -15,7 +15,7 @@ from sqlalchemy import exists, func, select, text
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, Invalid, NotFound
-from app.models import AuditEvent, ModelVersion, Project, Role, Round, Snapshot, Split, User, Verdict
+from app.models import AuditEvent, ModelVersion, Project, Round, Snapshot, Split, User, Verdict
 from app.services.acceptance.counting import Aggregation
 from app.services.accounts.users import pseudonym
 from app.services.exports.judged_prompts import (
@@ -45,9 +45,11 @@ from app.services.exports.shapes import (
     make_rows,
 )
 from app.services.exports.verdict_table import COLUMNS, csv_pages, verdict_row
-from app.services.kernel.actors import Actor, parse_id, project_role, require
+from app.services.kernel.actors import Actor, parse_id, require
 from app.services.kernel.paging import check_limit, decode_cursor, encode_cursor
+from app.services.kernel.rights import SEES, Right
 from app.services.kernel.text_rules import check_time
+from app.services.kernel.visible_fields import AnswerShape, shown_to
 from app.services.projects.projects import settings_of
 from app.settings import get_settings
 from illume.model.prompting import render_answer_prompt, render_rationale_prompt
@@ -111,6 +113,7 @@ class ExportPlan:
     snapshot_file: SnapshotFile | None
     etag: str
     digest: str
+    rights: frozenset[Right]
     after: str = ""
 
     def cursor(self, after: str) -> str:
@@ -131,10 +134,10 @@ def plan_export(
 
     Critics may export their own records only (`critic` = `me`). Raises `Invalid`, naming the filter, and `Forbidden`.
     """
-    require(session, actor, project, Role.viewer)
+    rights = require(session, actor, project)
+    if not rights >= SEES:
+        _refuse_unblinding(actor, request)
     critic = None if request.critic is None else _critic_id(session, actor, project, request.critic)
-    if project_role(session, actor, project) is Role.critic and critic != actor.user_id:
-        raise Forbidden("A critic may have their own records only: ask for critic=me.", field="critic")
     if request.since is not None and request.since.tzinfo is None:
         raise Invalid("since needs a time zone, such as 2026-01-31T12:00:00Z.", field="since")
     version = None if request.version is None else _known(session, project, ModelVersion, request.version, "version")
@@ -155,6 +158,7 @@ def plan_export(
         since=request.since,
         split=request.split,
         snapshot=None if snapshot is None else snapshot.id,
+        blind=not rights >= SEES,
         any_snapshots=session.scalar(select(exists().where(Snapshot.project_id == project.id))) or False,
     )
     has_file = snapshot is not None and snapshot.records_key is not None
@@ -166,10 +170,22 @@ def plan_export(
         weigh=weigh,
         filters=filters,
         snapshot_file=snapshot_file,
-        etag=_digest(SCHEMA_VERSION, digest, state, after),
+        etag=_digest(SCHEMA_VERSION, digest, state, after, sorted(rights)),
         digest=digest,
         after=after,
+        rights=rights,
     )
+
+
+def _refuse_unblinding(actor: Actor, request: ExportRequest) -> None:
+    """Raise `Forbidden` for what a critic may not ask: others' records, and filters or formats that tell of them."""
+    if request.critic not in ("me", str(actor.user_id)):
+        raise Forbidden("A critic may have their own records only: ask for critic=me.", field="critic")
+    if request.format is not Format.records:
+        raise Forbidden("A critic may have their own verdicts as format=records only.", field="format")
+    for field in ("round", "version", "snapshot"):
+        if getattr(request, field) is not None:
+            raise Forbidden(f"A critic may not filter by {field}: it tells what became of verdicts.", field=field)
 
 
 def make_prompt_renderer(template: str) -> PromptRenderer:
@@ -280,9 +296,7 @@ def _critic_id(session: Session, actor: Actor, project: Project, critic: str) ->
 
 def list_critics(session: Session, actor: Actor, project: Project) -> list[tuple[str, str]]:
     """Who has judged in a project: their pseudonyms in exports, with their e-mail addresses. Not for critics."""
-    require(session, actor, project, Role.viewer)
-    if project_role(session, actor, project) is Role.critic:
-        raise Forbidden("A critic may have their own records only.")
+    require(session, actor, project, Right.sees_others)
     has_judged = exists().where(Verdict.critic_id == User.id, Verdict.project_id == project.id)
     key = get_settings().secret_key
     found = session.execute(select(User.id, User.email).where(has_judged).order_by(func.lower(User.email)))
@@ -320,9 +334,15 @@ def to_json_lines(rows: Sequence[ExportRow]) -> bytes:
 
 def record_pages(export: ExportPlan, limit: int | None = None) -> Iterator[bytes]:
     """The records as JSON lines, starting after the record `after`. `limit` applies to live records only."""
-    if export.snapshot_file is None:
-        return pages_by_verdict(export.filters, after=int(export.after or 0), limit=limit)
-    return snapshot_file_pages(export.snapshot_file, export.after)
+    if export.snapshot_file is not None:
+        return snapshot_file_pages(export.snapshot_file, export.after)
+    pages = pages_by_verdict(export.filters, after=int(export.after or 0), limit=limit)
+    return (_shown_records(page, export.rights) for page in pages) if export.filters.blind else pages
+
+
+def _shown_records(page: bytes, rights: frozenset[Right]) -> bytes:
+    """The records of a page with the fields that a member with these rights may see."""
+    return to_json_lines([shown_to(rights, AnswerShape.record, orjson.loads(line)) for line in page.splitlines()])
 
 
 def row_pages(export: ExportPlan) -> Iterator[list[ExportRow]]:

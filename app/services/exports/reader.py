@@ -92,8 +92,10 @@ _RECORD = f"""concat(
     '],"created_at":"', to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '"}}'
 )"""
 # A reviewer's decision replaces all other verdicts on its set. The first condition is cheap and true in most
-# installations, which have no decisions.
-_COUNTS = f"""(v.state = 'decided' OR (v.state = 'counted' AND (
+# installations, which have no decisions. A critic who reads their own verdicts gets all of them: what is missing would
+# tell gold prompts, repeats and decisions from others.
+_COUNTS = f"""(v.state = 'decided' OR (CAST(:blind AS boolean) AND v.state IN ('counted', 'gold', 'repeat'))
+    OR (v.state = 'counted' AND (
     (SELECT NOT EXISTS (SELECT FROM verdicts d WHERE d.current AND d.state = 'decided')) OR NOT EXISTS (
         SELECT FROM verdicts d
         WHERE d.candidate_set_id = v.candidate_set_id AND d.state = 'decided' AND {was_seen("d")}
@@ -182,7 +184,8 @@ class View:
 class RecordFilter:
     """Which records of a project to read, by ids; None means all.
 
-    `own_snapshot` is the snapshot that is being made of them.
+    `own_snapshot` is the snapshot that is being made of them. `blind`: a critic reads their own, gold prompts and
+    repeats like any other.
     """
 
     project_id: int
@@ -194,6 +197,7 @@ class RecordFilter:
     snapshot: int | None = None
     any_snapshots: bool = True
     own_snapshot: int | None = None
+    blind: bool = False
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of the statements."""
@@ -207,6 +211,7 @@ class RecordFilter:
             "snapshot": self.snapshot,
             "any_snapshots": self.any_snapshots,
             "own_snapshot": self.own_snapshot,
+            "blind": self.blind,
         }
 
 

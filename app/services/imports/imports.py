@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.errors import Conflict, DomainError, Invalid, NotFound
-from app.models import Import, ImportProblem, ImportState, Project, Role, Split
+from app.models import Import, ImportProblem, ImportState, Project, Split
 from app.services.imports import record_schema
 from app.services.imports.files import ImportFile
 from app.services.imports.layouts import ImportPlan, Layout, make_plan, with_columns
@@ -23,6 +23,7 @@ from app.services.imports.tables import TableRow
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.kernel.rights import Right
 from app.services.kernel.store import get_store
 from app.services.prompts.prompts import PromptIn
 
@@ -51,7 +52,7 @@ def create_import(
     `images_source` is a zip of the images that rows name; `mapping` says what columns become. A data set exported as
     records brings verdicts of others, and needs the role admin. Raises `Invalid` if the file cannot be imported at all.
     """
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     name = PurePosixPath(filename.replace("\\", "/")).name[-400:] or "file"
     with tempfile.NamedTemporaryFile() as kept, tempfile.NamedTemporaryFile() as pictures:
         write_upload(source, kept, limit)
@@ -60,7 +61,7 @@ def create_import(
         images_path = Path(pictures.name) if images_source is not None else None
         plan = plan_upload(Path(kept.name), name, images_path, split=split, mapping=mapping, loose=draft)
         if plan.layout is Layout.records:
-            require(session, actor, project, Role.admin)
+            require(session, actor, project, Right.administers)
         key = get_store().put_file(Path(kept.name))
         images_key = None if images_path is None else get_store().put_file(images_path)
     made = Import(
@@ -161,7 +162,7 @@ def get_import(session: Session, actor: Actor, import_id: int) -> Import:
     project = None if found is None else session.get(Project, found.project_id)
     if found is None or project is None:
         raise NotFound("There is no such import.")
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     return found
 
 
@@ -169,7 +170,7 @@ def list_imports(
     session: Session, actor: Actor, project: Project, *, limit: int = 100, cursor: str | None = None
 ) -> Page[Import]:
     """The imports of a project, newest first."""
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     query = select(Import).where(Import.project_id == project.id).order_by(Import.id.desc())
     if cursor is not None:
         query = query.where(Import.id < decode_cursor(cursor, int)[0])

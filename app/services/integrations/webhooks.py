@@ -21,11 +21,12 @@ from standardwebhooks import Webhook as Signer
 from app import queue
 from app.db.sessions import session_scope
 from app.errors import Conflict, DomainError, Invalid, NotFound, Unavailable
-from app.models import DeliveryState, Project, Role, Webhook, WebhookDelivery
+from app.models import DeliveryState, Project, Webhook, WebhookDelivery
 from app.services.integrations import safe_http
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require, require_admin
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import STORED_JSON
 from app.settings import get_settings
 
@@ -127,7 +128,7 @@ def _require(session: Session, actor: Actor, project: Project | None) -> None:
     if project is None:
         require_admin(actor)
     else:
-        require(session, actor, project, Role.admin)
+        require(session, actor, project, Right.administers)
 
 
 def get_webhook(session: Session, actor: Actor, webhook_id: int) -> Webhook:

@@ -7,9 +7,10 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, NotFound
-from app.models import Assignment, AssignmentState, Project, Purpose, Role
+from app.models import Assignment, AssignmentState, Project, Purpose
 from app.services.judging.claim import EXTEND, GET_CLAIM, Claim
-from app.services.kernel.actors import Actor, has_role, project_role, require
+from app.services.kernel.actors import Actor, project_role, require
+from app.services.kernel.rights import RIGHTS, Right
 
 EXPIRE_CLAIMS = """
 WITH expired AS (
@@ -34,14 +35,14 @@ def get_assignment(session: Session, actor: Actor, assignment_id: int) -> Claim:
     role = None if project is None else project_role(session, actor, project)
     if row is None or role is None:
         raise NotFound("There is no such assignment.")
-    if row.critic_id != actor.user_id and not has_role(role, Role.reviewer):
+    if row.critic_id != actor.user_id and Right.reviews not in RIGHTS[role]:
         raise Forbidden("This is another critic's assignment.")
     return Claim(row.id, row.expires_at, True, orjson.dumps(row.body))
 
 
 def list_open_assignments(session: Session, actor: Actor, project: Project) -> list[Claim]:
     """The actor's open claims in a project, oldest first."""
-    require(session, actor, project, Role.critic)
+    require(session, actor, project, Right.judges)
     ids = session.scalars(
         select(Assignment.id)
         .where(

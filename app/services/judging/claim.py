@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from app.db.judging_pool import Call, Transaction, Values, statement
-from app.models import Role
 from app.services.kernel.actors import CRITIC_LOCK, Actor
+from app.services.kernel.rights import JUDGING_ROLES, Right
 from app.services.projects.access import project_for
 from app.services.quality import standings
 
@@ -27,7 +27,8 @@ HEAD_SIZE = 24
 MAX_ID = 2**63 - 1
 
 # A claim as JSON: the prompt without references and metadata, the candidates in the order they are shown. `a` is the
-# assignment, `s` its candidate set, `p` its prompt. The true state of a prompt would give gold prompts away.
+# assignment, `s` its candidate set, `p` its prompt. The true state of a prompt
+# would give gold prompts away, and what others said.
 CLAIM_JSON = """
 jsonb_build_object(
     'id', a.id::text,
@@ -37,7 +38,7 @@ jsonb_build_object(
         'id', p.id::text,
         'external_id', p.external_id,
         'split', p.split,
-        'state', CASE WHEN a.state = 'open' THEN 'ready' WHEN a.purpose = 'work' THEN p.state ELSE 'judged' END,
+        'state', CASE WHEN a.state = 'open' THEN 'ready' ELSE 'judged' END,
         'question', p.question,
         'answer', coalesce(p.answer, s.answer),
         'images', (
@@ -106,7 +107,7 @@ WITH rules AS (
     FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
     LEFT JOIN critic_standings d ON d.project_id = j.id AND d.critic_id = :critic
     WHERE j.slug = :slug AND (:is_admin OR EXISTS (
-        SELECT FROM memberships m WHERE m.project_id = j.id AND m.user_id = :critic AND m.role <> 'viewer'
+        SELECT FROM memberships m WHERE m.project_id = j.id AND m.user_id = :critic AND m.role IN ({JUDGING_ROLES})
     ))
 ), open_claims AS (
     SELECT id FROM assignments
@@ -310,7 +311,7 @@ async def claim(
         if row["id"] is not None:
             return Claim(row["id"], row["expires_at"], row["resumed"], row["body"])
         if not row["may_claim"]:
-            project = await project_for(transaction, actor, slug, Role.critic)
+            project = await project_for(transaction, actor, slug, Right.judges)
             await standings.admit(transaction, actor, project.id, slug)
             continue
         if not row["found"]:

@@ -22,7 +22,6 @@ from app.models import (
     Review,
     ReviewKind,
     ReviewState,
-    Role,
     Verdict,
     VerdictState,
 )
@@ -30,6 +29,7 @@ from app.services.acceptance import rules
 from app.services.judging.rows import check_candidates, close_if_full, start_round_if_due, store_verdict, take_slot
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import USES_SLOT, VerdictIn
 from app.services.projects.projects import settings_of
 from app.services.quality import reviews
@@ -190,7 +190,7 @@ def accept(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
 
     Raises `Conflict` if its critic has judged the set again meanwhile.
     """
-    review, project = lock_review(session, actor, review_id, Role.admin)
+    review, project = lock_review(session, actor, review_id, Right.administers)
     if review.kind is not ReviewKind.late or review.verdict_id is None:
         raise Conflict("Only a verdict that came too late can be accepted.")
     given = session.get_one(Verdict, review.verdict_id, populate_existing=True)
@@ -275,7 +275,7 @@ def send_back(session: Session, actor: Actor, review_id: int, verdict_id: int, n
 
 def list_returned(session: Session, actor: Actor, project: Project) -> list[dict[str, Any]]:
     """The actor's verdicts that were sent back and not answered yet, with the reviewers' notes."""
-    require(session, actor, project, Role.critic)
+    require(session, actor, project, Right.judges)
     rows = session.execute(text(RETURNED), {"critic": actor.user_id, "project": project.id})
     return [row.body for row in rows]
 

@@ -8,14 +8,25 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session, selectinload
 
 from app.errors import Forbidden, Invalid, NotFound
-from app.models import Project, Role, Verdict
+from app.models import Project, Verdict
 from app.services.kernel.actors import Actor, parse_id, project_role, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
-from app.services.kernel.verdict_schema import FULL_JSON, PLAIN_STATE, STORED_JSON, verdict_json
+from app.services.kernel.rights import RIGHTS, Right
+from app.services.kernel.verdict_schema import (
+    FULL_JSON,
+    IN_SNAPSHOTS,
+    NO_SNAPSHOTS,
+    PLAIN_STATE,
+    STORED_JSON,
+    verdict_json,
+)
 
 ONE = f"SELECT {STORED_JSON} AS body FROM verdicts v WHERE v.id = :verdict"  # noqa: S608 - constants only
 FULL = f"SELECT {FULL_JSON} AS body FROM verdicts v WHERE v.id = :verdict"  # noqa: S608 - constants only
-READ_JSON = verdict_json(state=f"CASE WHEN :is_critic THEN {PLAIN_STATE} ELSE v.state END")
+READ_JSON = verdict_json(
+    state=f"CASE WHEN :is_blind THEN {PLAIN_STATE} ELSE v.state END",
+    snapshots=f"CASE WHEN :is_blind THEN {NO_SNAPSHOTS} ELSE {IN_SNAPSHOTS} END",
+)
 FEED = f"""
 SELECT v.xid::text AS xid, v.id, {READ_JSON} AS body FROM verdicts v
 WHERE v.project_id = :project AND (v.xid, v.id) > (CAST(CAST(:xid AS text) AS xid8), :after)
@@ -38,15 +49,15 @@ def body_of(session: Session, verdict_id: int) -> dict[str, Any]:
 
 
 def get_verdict(session: Session, actor: Actor, verdict_id: int) -> dict[str, Any]:
-    """A verdict; for its critic, and for members with another role than critic. Raises `NotFound`, `Forbidden`."""
+    """A verdict; for its critic, and for members who see what others said. Raises `NotFound`, `Forbidden`."""
     found = session.get(Verdict, verdict_id)
     project = None if found is None else session.get(Project, found.project_id)
     role = None if project is None else project_role(session, actor, project)
     if found is None or role is None:
         raise NotFound("There is no such verdict.")
-    if found.critic_id != actor.user_id and role is Role.critic:
-        raise Forbidden("This is another critic's verdict.")
-    if role is Role.critic:
+    if Right.sees_others not in RIGHTS[role]:
+        if found.critic_id != actor.user_id:
+            raise Forbidden("This is another critic's verdict.")
         return body_of(session, verdict_id)
     body: dict[str, Any] = session.execute(text(FULL), {"verdict": verdict_id}).scalar_one()
     return body
@@ -66,10 +77,9 @@ def feed(
     The cursor `next` never expires: a later request with it returns what was committed since. It is None only for an
     empty page. Critics see only their own verdicts.
     """
-    role = project_role(session, actor, project)
-    require(session, actor, project, Role.viewer)
+    sees_others = Right.sees_others in require(session, actor, project)
     critic_id = None if critic is None else actor.user_id if critic == "me" else parse_id(critic)
-    if role is Role.critic and critic_id != actor.user_id:
+    if not sees_others and critic_id != actor.user_id:
         raise Forbidden("A critic sees their own verdicts: ask for critic=me.", field="critic")
     xid, after = ("0", 0) if cursor is None else decode_cursor(cursor, str, int)
     if not xid.isascii() or not xid.isdigit() or len(xid) > 19:
@@ -79,7 +89,7 @@ def feed(
         {
             "project": project.id,
             "critic": critic_id,
-            "is_critic": role is Role.critic,
+            "is_blind": not sees_others,
             "xid": xid,
             "after": after,
             "limit": check_limit(limit),
@@ -90,9 +100,7 @@ def feed(
 
 def history(session: Session, actor: Actor, project: Project, *, limit: int = 50) -> list[dict[str, Any]]:
     """Current verdicts, newest first, each with `question` and `critic_email`. Critics see only their own."""
-    role = project_role(session, actor, project)
-    require(session, actor, project, Role.viewer)
-    critic_id = actor.user_id if role is Role.critic else None
+    critic_id = None if Right.sees_others in require(session, actor, project) else actor.user_id
     rows = session.execute(text(HISTORY), {"project": project.id, "critic": critic_id, "limit": check_limit(limit)})
     return [{**row.body, "question": row.question, "critic_email": row.email} for row in rows]
 

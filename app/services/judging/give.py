@@ -24,7 +24,8 @@ from app.services.judging.rows import (
     insert_verdict,
     verdict_values,
 )
-from app.services.kernel.actors import Actor, check_role
+from app.services.kernel.actors import Actor, check_rights
+from app.services.kernel.rights import JUDGING_ROLES, Right
 from app.services.kernel.verdict_schema import NEW_JSON, VerdictIn, candidate_ids
 from app.services.quality.reviews import OPEN_REVIEW
 from app.services.quality.standings import RECOUNT
@@ -55,7 +56,7 @@ WITH mine AS (
       AND CAST(:mentioned AS bigint[]) <@ a.shown
       AND (:is_admin OR EXISTS (
           SELECT FROM memberships m
-          WHERE m.project_id = a.project_id AND m.user_id = CAST(:critic AS bigint) AND m.role <> 'viewer'
+          WHERE m.project_id = a.project_id AND m.user_id = CAST(:critic AS bigint) AND m.role IN ({JUDGING_ROLES})
       ))
       AND NOT EXISTS (SELECT FROM idempotency_keys k WHERE k.user_id = CAST(:critic AS bigint) AND k.key = :key)
     FOR NO KEY UPDATE OF a, s, p
@@ -243,7 +244,7 @@ async def explain_rejection(transaction: Transaction, actor: Actor, verdict: Ver
     if not actor.is_admin:
         if role is None:
             raise NotFound("There is no such assignment.")
-        check_role(role, Role.critic, row["slug"])
+        check_rights(role, Right.judges, slug=row["slug"])
     check_candidates(row["shown"], verdict)
     if row["verdict"] is not None:
         raise Conflict(JUDGED_ALREADY, verdict=str(row["verdict"]))

@@ -18,12 +18,12 @@ from app.models import (
     CandidateSet,
     Project,
     Prompt,
-    Role,
     Verdict,
     VerdictState,
 )
 from app.services.acceptance import overlap
-from app.services.kernel.actors import Actor, has_role, project_role
+from app.services.kernel.actors import Actor, project_role
+from app.services.kernel.rights import RIGHTS, Right
 from app.services.kernel.verdict_schema import NEW_JSON, VerdictIn, candidate_id, candidate_ids
 from app.services.quality import reviews
 from app.services.rounds import rounds
@@ -181,7 +181,7 @@ def lock_assignment(session: Session, actor: Actor, assignment_id: int) -> tuple
         raise Forbidden("This is another critic's assignment.")
     if role is None:
         raise NotFound("There is no such assignment.")
-    if not has_role(role, Role.critic):
+    if Right.judges not in RIGHTS[role]:
         raise Forbidden("This needs the role 'critic' in this project.")
     session.refresh(found, with_for_update={"key_share": True})
     candidate_set = session.get_one(

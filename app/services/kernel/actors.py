@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, NotFound
 from app.models import Membership, Project, Role, Scope
+from app.services.kernel.rights import RIGHTS, Right, role_with
 
-ROLE_ORDER = (Role.viewer, Role.critic, Role.reviewer, Role.admin)
 SCOPE_ORDER = (Scope.read, Scope.write, Scope.admin)
 MAX_ID = 2**63 - 1
 CRITIC_LOCK = "pg_advisory_xact_lock(12, CAST(CAST({critic} AS bigint) % 2147483648 AS int))"
@@ -54,11 +54,6 @@ def parse_id(text: str) -> int:
     raise NotFound("This id does not exist: check it.")
 
 
-def has_role(role: Role | None, need: Role) -> bool:
-    """Whether `role` includes the rights of `need`."""
-    return role is not None and ROLE_ORDER.index(role) >= ROLE_ORDER.index(need)
-
-
 def project_role(session: Session, actor: Actor, project: Project) -> Role | None:
     """The role of `actor` in `project`: an admin is an admin everywhere, others have the role of their membership."""
     if actor.is_admin:
@@ -75,23 +70,37 @@ def require_scope(actor: Actor, scope: Scope) -> None:
         raise Forbidden(f"This needs a token with the scope '{scope.value}'; yours has '{actor.scope.value}'.")
 
 
-def require(session: Session, actor: Actor, project: Project, need: Role) -> None:
-    """Raise `NotFound` if the actor is not a member of the project, and `Forbidden` if they lack the role `need`.
-
-    What needs the role admin also needs a token with the scope admin.
-    """
-    check_role(project_role(session, actor, project), need, project.slug)
-    if need is Role.admin:
-        require_scope(actor, Scope.admin)
+def project_rights(session: Session, actor: Actor, project: Project) -> frozenset[Right]:
+    """The rights of `actor` in `project`. Raises `NotFound` for one who is no member."""
+    return rights_of(project_role(session, actor, project))
 
 
-def check_role(role: Role | None, need: Role, slug: str) -> Role:
-    """The role, where it may do what `need` may. Raises `NotFound` for one who is no member, and `Forbidden`."""
+def rights_of(role: Role | None) -> frozenset[Right]:
+    """The rights of a member with this role. Raises `NotFound` for one who is no member."""
     if role is None:
         raise NotFound(NO_PROJECT)
-    if not has_role(role, need):
-        raise Forbidden(f"This needs the role '{need.value}' in project '{slug}'; you are '{role.value}'.")
-    return role
+    return RIGHTS[role]
+
+
+def require(session: Session, actor: Actor, project: Project, *needs: Right) -> frozenset[Right]:
+    """The actor's rights in the project, where `needs` are among them.
+
+    Raises `NotFound` if the actor is not a member, and `Forbidden` if they lack one. To administer also needs a token
+    with the scope admin.
+    """
+    rights = check_rights(project_role(session, actor, project), *needs, slug=project.slug)
+    if Right.administers in needs:
+        require_scope(actor, Scope.admin)
+    return rights
+
+
+def check_rights(role: Role | None, *needs: Right, slug: str) -> frozenset[Right]:
+    """The rights of a member, where `needs` are among them. Raises `NotFound` for one who is no member, `Forbidden`."""
+    rights = rights_of(role)
+    for right in needs:
+        if right not in rights:
+            raise Forbidden(f"This needs the role '{role_with(right).value}' in project '{slug}'; you are '{role}'.")
+    return rights
 
 
 def require_admin(actor: Actor) -> None:

@@ -91,10 +91,12 @@ def candidate_id(value: str, field: str) -> int:
         raise Invalid(f"{field}: there is no candidate '{value[:40]}'.", field=field) from error
 
 
-# What a critic is told of their own verdict: nothing in it tells gold prompts and repeats from others.
+# What a critic is told of their own verdict: nothing in it tells gold prompts and repeats from others. Only what counts
+# gets into a snapshot, so they are told of none.
 PLAIN_STATE = "CASE WHEN v.state IN ('gold', 'repeat') THEN 'counted' ELSE v.state END"
 STORED_PICKS = "ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY k.candidate_id)"
 POSTED_PICKS = "CAST(:picks AS bigint[])"
+NO_SNAPSHOTS = "'[]'::jsonb"
 IN_SNAPSHOTS = """
 coalesce((
     SELECT jsonb_agg(DISTINCT i.snapshot_id::text) FROM snapshot_items i JOIN snapshots n ON n.id = i.snapshot_id
@@ -103,7 +105,7 @@ coalesce((
 """
 
 
-def verdict_json(*, state: str = PLAIN_STATE, picks: str = STORED_PICKS, snapshots: str = IN_SNAPSHOTS) -> str:
+def verdict_json(*, state: str = PLAIN_STATE, picks: str = STORED_PICKS, snapshots: str = NO_SNAPSHOTS) -> str:
     """SQL that writes the verdict `v` as JSON: what was posted, and what came of it.
 
     Of an erased verdict it tells only that it is gone. `picks` is an SQL array, since those of a verdict that the same
@@ -138,5 +140,5 @@ jsonb_build_object(
 
 
 STORED_JSON = verdict_json()
-FULL_JSON = verdict_json(state="v.state")
-NEW_JSON = verdict_json(picks=POSTED_PICKS, snapshots="'[]'::jsonb")
+FULL_JSON = verdict_json(state="v.state", snapshots=IN_SNAPSHOTS)
+NEW_JSON = verdict_json(picks=POSTED_PICKS)

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from app.db.judging_pool import Row, Transaction, statement
 from app.errors import NotFound
 from app.models import Project, Role
-from app.services.kernel.actors import NO_PROJECT, Actor, check_role
+from app.services.kernel.actors import NO_PROJECT, Actor, check_rights
+from app.services.kernel.rights import Right
 from app.services.projects.projects import ProjectSettings, parse_settings, settings_of
 
 PROJECT = statement("""
@@ -34,18 +35,18 @@ class ProjectRef:
     settings: ProjectSettings
 
 
-async def project_for(transaction: Transaction, actor: Actor, slug: str, need: Role) -> ProjectRef:
-    """The project, where the actor has the role `need`. Raises `NotFound`, `Forbidden`."""
+async def project_for(transaction: Transaction, actor: Actor, slug: str, need: Right) -> ProjectRef:
+    """The project, where the actor has the right `need`. Raises `NotFound`, `Forbidden`."""
     [row] = await transaction.run((PROJECT, {"slug": slug, "user": actor.user_id, "session": None}))
     return project_from(row, actor, need)
 
 
-def project_from(row: Row | None, actor: Actor, need: Role) -> ProjectRef:
-    """The project of a row of `PROJECT`, where the actor has the role `need`. Raises `NotFound`, `Forbidden`."""
+def project_from(row: Row | None, actor: Actor, need: Right) -> ProjectRef:
+    """The project of a row of `PROJECT`, where the actor has the right `need`. Raises `NotFound`, `Forbidden`."""
     if row is None:
         raise NotFound(NO_PROJECT)
     member = None if row["role"] is None else Role(row["role"])
-    check_role(Role.admin if actor.is_admin else member, need, row["slug"])
+    check_rights(Role.admin if actor.is_admin else member, need, slug=row["slug"])
     return ProjectRef(row["id"], row["slug"], row["name"], row["revision_id"], parse_stored(row["settings"]))
 
 

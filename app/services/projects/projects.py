@@ -27,12 +27,12 @@ from app.models import (
     Membership,
     ModelVersion,
     Project,
-    Role,
     SettingRevision,
 )
 from app.services.acceptance import overlap, rules
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require, require_admin
+from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import validation_message
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 from illume.settings import CANDIDATES
@@ -194,19 +194,19 @@ def create_project(
     return project
 
 
-def get_project(session: Session, actor: Actor, slug: str, need: Role = Role.viewer) -> Project:
-    """Return the project if `actor` has the role `need`. Raises `NotFound`, `Forbidden`."""
+def get_project(session: Session, actor: Actor, slug: str, *needs: Right) -> Project:
+    """Return the project if `actor` is a member with the rights `needs`. Raises `NotFound`, `Forbidden`."""
     project = session.scalar(select(Project).where(Project.slug == slug))
     if project is None:
         raise NotFound("There is no such project, or you are not a member of it.")
-    require(session, actor, project, need)
+    require(session, actor, project, *needs)
     return project
 
 
 def list_projects(session: Session, actor: Actor) -> list[Project]:
     """List the projects that `actor` is a member of, by name; all of them for an admin."""
     query = select(Project).where(Project.erased_at.is_(None)).order_by(func.lower(Project.name), Project.id)
-    if actor.role is not Role.admin:
+    if not actor.is_admin:
         query = query.join(Membership, Membership.project_id == Project.id).where(Membership.user_id == actor.user_id)
     return list(session.scalars(query))
 
@@ -230,7 +230,7 @@ def propose_slug(session: Session, name: str) -> str:
 
 def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[str, Any]) -> Project:
     """Change a project's name or settings; changed settings make a new revision. Raises `Invalid`, `Conflict`."""
-    project = get_project(session, actor, slug, Role.admin)
+    project = get_project(session, actor, slug, Right.administers)
     session.refresh(project, with_for_update={"key_share": True})
     changes = dict(changes)
     if "name" in changes:

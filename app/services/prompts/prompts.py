@@ -25,7 +25,6 @@ from app.models import (
     Prompt,
     PromptImage,
     PromptState,
-    Role,
     Split,
 )
 from app.services.acceptance import rules
@@ -33,6 +32,7 @@ from app.services.acceptance.overlap import first_slots
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import JsonObject, Storable, Text, validation_message
 from app.services.projects.projects import settings_of
 from app.services.prompts import filters
@@ -106,7 +106,7 @@ def add_prompts(
     An existing `external_id` with the same content returns the existing prompt. An item that is an error already (a
     line that could not be parsed) stays one. Needs the role reviewer.
     """
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     if len(items) > MAX_ITEMS:
         raise Invalid(f"At most {MAX_ITEMS} prompts at once.", field="items")
     known = _find_known_images(session, actor, items)
@@ -243,15 +243,15 @@ def _insert_candidates(session: Session, with_candidates: Sequence[tuple[Prompt,
     session.execute(insert(Candidate), candidates)
 
 
-def get_prompt(session: Session, actor: Actor, prompt_id: int, need: Role = Role.viewer) -> Prompt:
-    """Return the prompt with its images if `actor` has the role `need` in its project. Raises `NotFound`."""
+def get_prompt(session: Session, actor: Actor, prompt_id: int, *needs: Right) -> Prompt:
+    """Return the prompt with its images if `actor` has the rights `needs` in its project. Raises `NotFound`."""
     prompt = session.scalar(
         select(Prompt).where(Prompt.id == prompt_id).options(*WITH_IMAGES).execution_options(populate_existing=True)
     )
     project = None if prompt is None else session.get(Project, prompt.project_id)
     if prompt is None or project is None:
         raise NotFound("There is no such prompt, or you are not a member of its project.")
-    require(session, actor, project, need)
+    require(session, actor, project, *needs)
     return prompt
 
 
@@ -288,9 +288,13 @@ def list_prompts(
     """List prompts with their images, by default in the order they were added.
 
     `query` is part of the question, answer or external id. `said` filters by feedback, `version` by the number of the
-    version that wrote candidates.
+    version that wrote candidates. These two and `state` are for those who may see what they tell. Raises `Forbidden`.
     """
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project)
+    if state is not None or said is not None:
+        require(session, actor, project, Right.sees_others)
+    if version is not None:
+        require(session, actor, project, Right.sees_model)
     check_limit(limit)
     by_id = order == IN_ORDER_ADDED  # as the filters' indexes have them
     after = 0 if cursor is None or not by_id else decode_cursor(cursor, int)[0]
@@ -338,7 +342,7 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
 
     Question, answer and split are fixed once there are candidates. Raises `Invalid`, `Conflict`.
     """
-    prompt = get_prompt(session, actor, prompt_id, Role.reviewer)
+    prompt = get_prompt(session, actor, prompt_id, Right.reviews)
     live = _lock_live_set(session, prompt)  # locked before the prompt, as everywhere else
     session.refresh(prompt, with_for_update=True, attribute_names=["state", "priority", "has_accepted", "fresh"])
     for field in changes:

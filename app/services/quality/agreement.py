@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.models import Project, Role
+from app.models import Project
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 
 MAX_SETS = 500
 """Only this many of the newest shared sets are used, so that the figure is available at once."""
@@ -113,7 +114,7 @@ def load_votes(session: Session, project: Project, *, most: int = MAX_SETS) -> l
 
 def project_agreement(session: Session, actor: Actor, project: Project) -> Agreement:
     """The agreement of a project's critics."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_others)
     return compute_agreement(load_votes(session, project))
 
 

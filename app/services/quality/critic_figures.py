@@ -9,9 +9,10 @@ import numpy as np
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from app.models import Project, Role, User
+from app.models import Project, User
 from app.services.kernel import counters
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 from illume.evaluation.metrics import Interval
 
 NEWEST = 4000
@@ -51,14 +52,14 @@ class DailyVerdicts:
 
 def list_critic_names(session: Session, actor: Actor, project: Project) -> dict[int, str]:
     """Everyone who has judged in a project: id -> address."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_others)
     ids = {one.critic_id for one in counters.verdict_counts(session, project)}
     return {row.id: row.email for row in session.execute(select(User.id, User.email).where(User.id.in_(ids)))}
 
 
 def load_position_figures(session: Session, actor: Actor, project: Project) -> dict[int | None, PositionFigures]:
     """Picks by position on the page: for each critic, and for all under None. The newest 4,000 verdicts count."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_others)
     rows = session.execute(text(PICKED_POSITIONS), {"project": project.id, "newest": NEWEST}).all()
     by_critic: dict[int | None, list[tuple[int, frozenset[int]]]] = {None: []}
     for row in rows:
@@ -94,7 +95,7 @@ def bootstrap_mean(differences: list[float], *, resamples: int = 2000) -> Interv
 
 def list_daily_verdicts(session: Session, actor: Actor, project: Project) -> list[DailyVerdicts]:
     """The days of the last month with verdicts."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_others)
     today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
     found: dict[date, dict[int, int]] = {}
     for one in counters.verdict_counts(session, project):

@@ -22,10 +22,10 @@ from app.models import (
     Project,
     Prompt,
     PromptState,
-    Role,
 )
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import Words, candidate_id
 from app.services.prompts.prompts import get_prompt
 from app.services.quality import standings
@@ -124,8 +124,8 @@ def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> 
 
     It is not used otherwise: nothing that measures critics is trained on. Raises `Invalid`, `Conflict`.
     """
-    require(session, actor, project, Role.reviewer)
-    prompt = get_prompt(session, actor, candidate_id(item.prompt, "prompt"), Role.reviewer)
+    require(session, actor, project, Right.reviews)
+    prompt = get_prompt(session, actor, candidate_id(item.prompt, "prompt"), Right.reviews)
     if prompt.project_id != project.id:
         raise Invalid("prompt: it does not belong to this project.", field="prompt")
     if len({one.text for one in item.candidates}) < len(item.candidates):
@@ -190,7 +190,7 @@ def gold_json(session: Session, gold_id: int) -> dict[str, Any]:
 
 def list_gold(session: Session, actor: Actor, project: Project) -> list[dict[str, Any]]:
     """The active gold prompts of a project, newest first; at most 1,000. Needs the role reviewer."""
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     statement = f"SELECT {GOLD_JSON} WHERE g.project_id = :project AND g.active ORDER BY g.id DESC LIMIT 1000"
     return list(session.scalars(text(statement), {"project": project.id}))
 
@@ -221,7 +221,7 @@ def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project |
     owner = None if gold is None else session.get(Project, gold.project_id)
     if gold is None or owner is None or (project is not None and owner.id != project.id):
         raise NotFound("There is no such gold prompt.")
-    require(session, actor, owner, Role.reviewer)
+    require(session, actor, owner, Right.reviews)
     gold.active = False
     session.flush()
     audit.record(session, actor, "gold.remove", f"gold:{gold.id}", owner.id)
@@ -232,7 +232,7 @@ def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project |
 
 def next_practice(session: Session, actor: Actor, project: Project) -> dict[str, Any] | None:
     """The next practice prompt for a critic, and how many are `left`; None if there is none."""
-    require(session, actor, project, Role.critic)
+    require(session, actor, project, Right.judges)
     left = standings.count_practice_left(session, project, actor.user_id)
     row = session.execute(text(NEXT_PRACTICE), {"project": project.id, "critic": actor.user_id}).one_or_none()
     if left == 0 or row is None:
@@ -245,7 +245,7 @@ def answer_practice(
     session: Session, actor: Actor, project: Project, gold_id: int, picks: Sequence[str]
 ) -> PracticeResult:
     """Judge a practice prompt and return what was right. A second answer is not stored."""
-    require(session, actor, project, Role.critic)
+    require(session, actor, project, Right.judges)
     gold = session.get(GoldPrompt, gold_id)
     if gold is None or gold.project_id != project.id or not gold.practice or not gold.active:
         raise NotFound("There is no such practice prompt.")

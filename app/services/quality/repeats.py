@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.models import Project, Role
+from app.models import Project
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 
 # Each candidate of each set that a critic judged twice: whether it was picked, and its position, the first time and
 # again. A position runs from 0, the first, to 1, the last.
@@ -59,7 +60,7 @@ class Consistency:
 
 def measure_consistency(session: Session, actor: Actor, project: Project) -> list[Consistency]:
     """The consistency of each critic with repeats, by email. Needs the role reviewer."""
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     rows = session.execute(text(REPEATED_CHOICES), {"project": project.id})
     return [
         Consistency(row.critic_id, row.email, row.sets, row.candidates, row.same, row.changed, row.shift)

@@ -9,10 +9,11 @@ from sqlalchemy.orm import Session
 
 from app.db.judging_pool import statement
 from app.errors import Conflict, Invalid, NotFound
-from app.models import Project, Review, ReviewKind, ReviewState, Role
+from app.models import Project, Review, ReviewKind, ReviewState
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.kernel.rights import Right
 from app.services.prompts.prompts import get_prompt
 
 OPEN_STATES = (ReviewState.open, ReviewState.sent_back)
@@ -142,8 +143,8 @@ def ask_for_review(session: Session, actor: Actor, project: Project, prompt_id: 
 
     Needs the role reviewer. Raises `NotFound`, and `Conflict` for a prompt without candidates.
     """
-    require(session, actor, project, Role.reviewer)
-    prompt = get_prompt(session, actor, prompt_id, Role.reviewer)
+    require(session, actor, project, Right.reviews)
+    prompt = get_prompt(session, actor, prompt_id, Right.reviews)
     if prompt.project_id != project.id:
         raise NotFound("There is no such prompt in this project.")
     found = session.scalar(text(ASK_FOR_REVIEW), {"prompt": prompt.id})
@@ -168,7 +169,7 @@ def list_reviews(
     cursor: str | None = None,
 ) -> Page[dict[str, Any]]:
     """List reviews, oldest first, each with its prompt, candidates and verdicts. Needs the role reviewer."""
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     check_limit(limit)
     rows = session.execute(
         text(LIST_REVIEWS),
@@ -186,7 +187,7 @@ def list_reviews(
 
 def count_open_reviews(session: Session, actor: Actor, project: Project) -> dict[str, int]:
     """The number of open reviews, by kind, and of those that wait for a critic (`sent_back`)."""
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     found = {
         str(kind): int(count) for kind, count in session.execute(text(COUNT_OPEN_REVIEWS), {"project": project.id})
     }
@@ -205,11 +206,11 @@ def get_review(session: Session, actor: Actor, review_id: int) -> dict[str, Any]
     project = None if row is None else session.get(Project, row.project_id)
     if row is None or project is None:
         raise NotFound("There is no such review.")
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     return review_json(session, review_id)
 
 
-def lock_review(session: Session, actor: Actor, review_id: int, need: Role = Role.reviewer) -> tuple[Review, Project]:
+def lock_review(session: Session, actor: Actor, review_id: int, need: Right = Right.reviews) -> tuple[Review, Project]:
     """Lock an open or sent-back review. Returns it with its project. Raises `NotFound`, `Forbidden`, `Conflict`."""
     row = session.scalar(
         select(Review).where(Review.id == review_id).with_for_update().execution_options(populate_existing=True)

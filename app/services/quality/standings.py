@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 
 from app.db.judging_pool import Transaction, statement
 from app.errors import Forbidden, Invalid, NotFound
-from app.models import CriticStanding, Project, Role, User
+from app.models import CriticStanding, Project, User
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 
 MOST_A_DAY = 10_000
 MAX_GOLD_VERDICTS = 50
@@ -149,7 +150,7 @@ def record_practised(session: Session, project_id: int, critic_id: int) -> None:
 
 def list_standings(session: Session, actor: Actor, project: Project, *, paused: bool = False) -> list[StandingSummary]:
     """The standings of a project's critics, by email; `paused`: only those who are paused."""
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     query = (
         select(CriticStanding, User.email)
         .join(User, User.id == CriticStanding.critic_id)
@@ -168,7 +169,7 @@ def list_standings(session: Session, actor: Actor, project: Project, *, paused: 
 
 def resume(session: Session, actor: Actor, project: Project, critic_id: int) -> None:
     """Let a paused critic continue; gold prompts count afresh from now. Needs the role admin. Raises `NotFound`."""
-    require(session, actor, project, Role.admin)
+    require(session, actor, project, Right.administers)
     standing = session.get(CriticStanding, (project.id, critic_id), populate_existing=True)
     if standing is None or standing.paused_at is None:
         raise NotFound("This critic is not paused in this project.")
@@ -181,7 +182,7 @@ def resume(session: Session, actor: Actor, project: Project, critic_id: int) -> 
 
 def pause(session: Session, actor: Actor, project: Project, critic_id: int) -> None:
     """Stop offering sets to a critic in a project until an admin resumes them. Needs the role admin."""
-    require(session, actor, project, Role.admin)
+    require(session, actor, project, Right.administers)
     if session.get(User, critic_id) is None:
         raise NotFound("There is no such critic.")
     statement = """
@@ -197,7 +198,7 @@ def set_target(session: Session, actor: Actor, project: Project, critic_id: int,
 
     Raises `NotFound`, and `Invalid` outside 1 to 10,000.
     """
-    require(session, actor, project, Role.admin)
+    require(session, actor, project, Right.administers)
     if session.get(User, critic_id) is None:
         raise NotFound("There is no such critic.")
     if target is not None and not 1 <= target <= MOST_A_DAY:

@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 from app.db.judging_pool import Row, Transaction, statement
 from app.db.sessions import database_now
 from app.errors import NotFound
-from app.models import Project, Role, RoundState
+from app.models import Project, RoundState
 from app.models.states import ACTIVE_ROUND_STATES
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 from app.services.quality.reviews import RETURNED_OF
 from illume.evaluation.activation import Outcome, outcome_of
 
@@ -177,7 +178,7 @@ def glance_from(row: Row | RowMapping, progress: Mapping[str, Any]) -> Glance:
 
 def load_critic_day(session: Session, actor: Actor, project: Project) -> CriticDay:
     """The actor's day. Raises `Forbidden`."""
-    require(session, actor, project, Role.critic)
+    require(session, actor, project, Right.judges)
     mine = {"critic": actor.user_id, "project": project.id}
     pace = load_glance(session, actor, project).pace
     sums = session.execute(SUMS, mine).one()

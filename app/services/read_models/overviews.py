@@ -18,7 +18,6 @@ from app.models import (
     Project,
     Prompt,
     PromptImage,
-    Role,
     User,
     Verdict,
     VerdictKind,
@@ -27,6 +26,7 @@ from app.models import (
 from app.services.kernel import counters
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import check_limit
+from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import VerdictIn
 
 MAX_SEARCH_WORDS = 10
@@ -113,7 +113,7 @@ def list_own_verdicts(
     All `words` must occur, each somewhere in the question, the answer, a pick or the critic's own text; the search goes
     back to `find_search_floor`.
     """
-    require(session, actor, project, Role.critic)
+    require(session, actor, project, Right.judges)
     query = _summaries_query(project).where(Verdict.critic_id == actor.user_id)
     if before is not None:
         query = query.where(Verdict.id < before)
@@ -149,7 +149,7 @@ def _contains_word(word: str) -> ColumnElement[bool]:
 
 def get_own_verdict(session: Session, actor: Actor, project: Project, verdict_id: int) -> VerdictSummary | None:
     """One of the actor's own verdicts, if it is still current."""
-    require(session, actor, project, Role.critic)
+    require(session, actor, project, Right.judges)
     query = _summaries_query(project).where(Verdict.critic_id == actor.user_id, Verdict.id == verdict_id)
     return next(iter(_load_summaries(session, query)), None)
 
@@ -165,9 +165,9 @@ def list_recent_verdicts(
 ) -> list[VerdictSummary]:
     """The newest verdicts of all critics, or of one. `before` is the id of the last one of the previous page.
 
-    Needs the role viewer; pages keep critics away from it.
+    Needs the right to see others.
     """
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_others)
     query = _summaries_query(project)
     if critic_id is not None:
         query = query.where(Verdict.critic_id == critic_id)
@@ -260,7 +260,7 @@ def _equals(session: Session, which: ColumnElement[bool], actor: Actor, wanted: 
 
 def list_candidate_sets(session: Session, actor: Actor, project: Project, prompt: Prompt) -> list[CandidateSetSummary]:
     """All candidate sets of a prompt with their verdicts, newest first."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_model, Right.sees_others)
     sets = session.execute(
         select(CandidateSet, ModelVersion.number)
         .outerjoin(ModelVersion, ModelVersion.id == CandidateSet.version_id)
@@ -323,7 +323,7 @@ WHERE u.id = ANY (:critics) ORDER BY lower(u.email)
 
 def list_critics(session: Session, actor: Actor, project: Project) -> list[CriticSummary]:
     """All critics who have judged in a project, by name."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_others)
     today: date = session.scalar(select(func.date(func.timezone("UTC", func.now())))) or date.min
     of_critic: dict[int, list[counters.VerdictCount]] = {}
     for one in counters.verdict_counts(session, project):

@@ -13,7 +13,6 @@ from app.models import (
     ModelVersion,
     Project,
     PromptState,
-    Role,
     Round,
     Split,
     Verdict,
@@ -24,6 +23,7 @@ from app.services.acceptance import rules
 from app.services.candidates import pools
 from app.services.kernel import counters
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.visible_fields import AnswerShape, shown_to
 from app.services.projects.projects import settings_of
 from app.services.quality import agreement
 from app.services.quality.agreement import Agreement
@@ -91,7 +91,7 @@ class ProjectStats:
 
 def load_project_stats(session: Session, actor: Actor, project: Project) -> ProjectStats:
     """Load the current statistics of `project`."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project)
     settings = settings_of(session, project)
     prompts = counters.prompt_counts(session, project)
     standing = [one for one in counters.verdict_counts(session, project) if one.state == VerdictState.counted]
@@ -167,8 +167,14 @@ def _load_pace(session: Session, project: Project, standing: list[counters.Verdi
     return ProjectPace(last_hour, sum(one.n for one in standing if one.day == today), median)
 
 
+def load_stats_json(session: Session, actor: Actor, project: Project) -> dict[str, Any]:
+    """The statistics of `project` as the REST interface returns them to this member."""
+    rights = require(session, actor, project)
+    return shown_to(rights, AnswerShape.stats, as_json(load_project_stats(session, actor, project)))
+
+
 def as_json(stats: ProjectStats) -> dict[str, Any]:
-    """The statistics as the REST interface returns them."""
+    """All statistics as JSON."""
     version, active = stats.active_version, stats.active_round
     return {
         "counts": {

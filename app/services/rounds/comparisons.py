@@ -22,11 +22,11 @@ from app.models import (
     Project,
     Prompt,
     PromptState,
-    Role,
     Round,
 )
 from app.services.kernel import audit
 from app.services.kernel.actors import SYSTEM, Actor, require
+from app.services.kernel.rights import Right
 from app.services.prompts import prompts
 from app.services.rounds import versions
 from app.services.rounds.side_by_side import side_by_side
@@ -96,7 +96,7 @@ def start(
     With `gate`, the new version is activated if critics find it better. Raises `Invalid`, and `Conflict` if the two
     were not evaluated on a common prompt, if all their texts are identical, or if they are being compared already.
     """
-    require(session, actor, project, Role.admin)
+    require(session, actor, project, Right.administers)
     if old.id == new.id:
         raise Invalid("Choose two different versions.", field="new")
     if not 1 <= pairs <= MOST_PAIRS:
@@ -159,7 +159,7 @@ def start(
 
 def next_pair(session: Session, actor: Actor, project: Project) -> PairShown | None:
     """The next pair for this critic, from the oldest comparison, in an order that depends on the critic."""
-    require(session, actor, project, Role.critic)
+    require(session, actor, project, Right.judges)
     order = func.md5(func.concat(ComparisonPair.id, "-", actor.user_id))
     waiting = _waiting(actor, project).order_by(ComparisonPair.comparison_id, order)
     found = session.scalars(waiting.limit(1)).first()
@@ -214,7 +214,7 @@ def prefer(
     session: Session, actor: Actor, project: Project, pair_id: int, side: Side, *, seconds: float | None = None
 ) -> Comparison:
     """Store which text of a pair is better; a second preference is ignored. Raises `NotFound`, `Conflict`."""
-    require(session, actor, project, Role.critic)
+    require(session, actor, project, Right.judges)
     pair = session.get(ComparisonPair, pair_id)
     # Locked, so that the last two judgements cannot both miss that the comparison is complete.
     found = session.scalar(
@@ -282,7 +282,7 @@ def rate_of(given: Sequence[Sequence[Preferred]], *, alike: int) -> Interval | N
 
 def close(session: Session, actor: Actor, project: Project, number: int) -> Comparison:
     """Close a comparison early; given judgements count. Raises `Conflict` if it is closed already."""
-    require(session, actor, project, Role.admin)
+    require(session, actor, project, Right.administers)
     found = get_comparison(session, actor, project, number)
     session.refresh(found, with_for_update=True)
     if found.state is ComparisonState.closed:
@@ -348,14 +348,14 @@ def hold_at_gate(session: Session, project: Project, *, old: ModelVersion, new: 
 
 def list_comparisons(session: Session, actor: Actor, project: Project) -> list[Comparison]:
     """The comparisons of a project, newest first."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_model, Right.sees_others)
     query = select(Comparison).where(Comparison.project_id == project.id).order_by(Comparison.number.desc())
     return list(session.scalars(query.limit(200)))
 
 
 def get_comparison(session: Session, actor: Actor, project: Project, number: int) -> Comparison:
     """The comparison `number` of a project. Raises `NotFound`."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_model, Right.sees_others)
     found = session.scalar(select(Comparison).where(Comparison.project_id == project.id, Comparison.number == number))
     if found is None:
         raise NotFound(f"There is no comparison {number} in this project.")
@@ -367,7 +367,7 @@ def comparison_by_id(session: Session, actor: Actor, comparison_id: int) -> Comp
     found = session.get(Comparison, comparison_id)
     if found is None:
         raise NotFound("There is no such comparison, or you are not a member of its project.")
-    require(session, actor, session.get_one(Project, found.project_id), Role.viewer)
+    require(session, actor, session.get_one(Project, found.project_id), Right.sees_model, Right.sees_others)
     return found
 
 
@@ -375,7 +375,7 @@ def pairs_of(
     session: Session, actor: Actor, project: Project, found: Comparison
 ) -> list[tuple[ComparisonPair, Prompt, list[Preferred]]]:
     """The pairs of a comparison in order, each with its prompt and the preferences given."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_model, Right.sees_others)
     pairs = list(
         session.scalars(
             select(ComparisonPair).where(ComparisonPair.comparison_id == found.id).order_by(ComparisonPair.position)

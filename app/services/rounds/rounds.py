@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.errors import Conflict, NotFound
-from app.models import Project, Role, Round, RoundEvent, RoundState, RoundTrigger, Snapshot, Split
+from app.models import Project, Round, RoundEvent, RoundState, RoundTrigger, Snapshot, Split
 from app.models.states import ACTIVE_ROUND_STATES
 from app.services.acceptance.counting import OUT_OF_USE
 from app.services.acceptance.positions import current_position
@@ -20,6 +20,7 @@ from app.services.kernel import audit, counters
 from app.services.kernel.actors import SYSTEM, Actor, require
 from app.services.kernel.leases import ROUNDS
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.kernel.rights import Right
 from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import snapshots
 from app.services.rounds.estimate import size_of
@@ -51,7 +52,7 @@ class RoundPreview:
 
 def preview(session: Session, actor: Actor, project: Project) -> RoundPreview:
     """Preview a round that would start now."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_model, Right.sees_others)
     settings = settings_of(session, project)
     size = size_of(session, project, settings)
     counts = size.counts
@@ -103,7 +104,7 @@ def start(session: Session, actor: Actor, project: Project, *, trigger: RoundTri
     Takes a few statements in a project of any size: a position in the feed fixes the round's content, and a worker
     makes its snapshot.
     """
-    require(session, actor, project, Role.admin)
+    require(session, actor, project, Right.administers)
     lock_project(session, project)
     refuse_second(session, project)
     if project.active_version_id is None:
@@ -214,7 +215,7 @@ def active_round(session: Session, project: Project) -> Round | None:
 
 def _round_for_admin(session: Session, actor: Actor, round_id: int) -> tuple[Round, Project]:
     found, project = _find(session, round_id)
-    require(session, actor, project, Role.admin)
+    require(session, actor, project, Right.administers)
     lock_project(session, project)
     session.refresh(found, with_for_update=True)
     return found, project
@@ -314,13 +315,13 @@ def _find(session: Session, round_id: int) -> tuple[Round, Project]:
 def get_round(session: Session, actor: Actor, round_id: int) -> Round:
     """A round. Raises `NotFound` for non-members of its project."""
     found, project = _find(session, round_id)
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project)
     return found
 
 
 def get_round_by_number(session: Session, actor: Actor, project: Project, number: int) -> Round:
     """The round `number` of a project. Raises `NotFound`."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project)
     found = session.scalar(select(Round).where(Round.project_id == project.id, Round.number == number))
     if found is None:
         raise NotFound(f"There is no round {number} in this project.")
@@ -331,7 +332,7 @@ def list_rounds(
     session: Session, actor: Actor, project: Project, *, limit: int = 100, cursor: str | None = None
 ) -> Page[Round]:
     """The rounds of a project, newest first."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project)
     check_limit(limit)
     query = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc())
     if cursor is not None:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Evaluation, ModelVersion, Project, Prompt, Role
+from app.models import Evaluation, ModelVersion, Project, Prompt
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 from app.services.prompts import prompts
 from app.services.rounds.versions import scores_of
 from illume.evaluation.activation import Outcome, outcome_of
@@ -75,7 +76,7 @@ def side_by_side(
     session: Session, actor: Actor, project: Project, *, old: ModelVersion, new: ModelVersion, style: Style = "sampled"
 ) -> SideBySide:
     """The texts of `old` and `new` for the prompts on which both were evaluated, given the gold answer."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_model, Right.sees_references)
     found = match_evaluations(scores_of(session, old), scores_of(session, new))
     if found is None:
         return SideBySide((), None, same_settings=True)

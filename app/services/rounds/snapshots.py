@@ -17,13 +17,14 @@ from sqlalchemy.orm import Session
 
 from app.db.sessions import open_session
 from app.errors import NotFound
-from app.models import ModelVersion, Project, Role, Snapshot, SnapshotItem, SnapshotKind, Split, StoreRemoval
+from app.models import ModelVersion, Project, Snapshot, SnapshotItem, SnapshotKind, Split, StoreRemoval
 from app.services.acceptance.counting import OUT_OF_USE
 from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import Moment
 from app.services.kernel import audit, counters
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
+from app.services.kernel.rights import Right
 from app.services.kernel.store import get_store
 from app.services.projects.projects import settings_of
 from app.services.rounds import snapshot_records
@@ -64,7 +65,7 @@ def freeze(session: Session, actor: Actor, project: Project, *, name: str = "") 
 
     The caller locks the project's row if two might be made at once.
     """
-    require(session, actor, project, Role.admin)
+    require(session, actor, project, Right.administers)
     parent = session.get_one(ModelVersion, project.active_version_id)
     snapshot = begin(session, project, kind=SnapshotKind.frozen, name=name, created_by=actor.stored_id)
     moment = Moment(current_position(session), project.revision_id or 0)
@@ -243,7 +244,7 @@ def list_snapshots(
     session: Session, actor: Actor, project: Project, *, limit: int = 100, cursor: str | None = None
 ) -> Page[Snapshot]:
     """The snapshots of a project, the newest first."""
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, Right.reviews)
     check_limit(limit)
     query = (
         select(Snapshot).where(Snapshot.project_id == project.id, Snapshot.prepared).order_by(Snapshot.number.desc())
@@ -256,10 +257,19 @@ def list_snapshots(
 
 
 def get_snapshot(session: Session, actor: Actor, snapshot_id: int) -> Snapshot:
-    """A snapshot. Raises `NotFound` for who is not of its project."""
+    """A snapshot, whose rows the actor may read. Raises `NotFound` for who is not of its project."""
+    return _snapshot_for(session, actor, snapshot_id, Right.reviews)
+
+
+def describe_snapshot(session: Session, actor: Actor, snapshot_id: int) -> Snapshot:
+    """A snapshot for its number, counts and settings, as a round's page shows them. Raises `NotFound`, `Forbidden`."""
+    return _snapshot_for(session, actor, snapshot_id, Right.sees_model)
+
+
+def _snapshot_for(session: Session, actor: Actor, snapshot_id: int, need: Right) -> Snapshot:
     snapshot = session.get(Snapshot, snapshot_id)
     project = session.get(Project, snapshot.project_id) if snapshot is not None else None
     if snapshot is None or project is None or not snapshot.prepared:
         raise NotFound("There is no such snapshot.")
-    require(session, actor, project, Role.reviewer)
+    require(session, actor, project, need)
     return snapshot

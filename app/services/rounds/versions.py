@@ -9,11 +9,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.errors import NotFound
-from app.models import Evaluation, ModelVersion, Project, Role
+from app.models import Evaluation, ModelVersion, Project
 from app.services.candidates.candidates import replace_unclaimed
 from app.services.integrations import webhooks
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 from app.settings import get_settings
 
 STARTER = "starter"
@@ -31,17 +32,17 @@ def starter_model() -> Path:
 
 def list_versions(session: Session, actor: Actor, project: Project) -> list[ModelVersion]:
     """All versions of a project, newest first."""
-    require(session, actor, project, Role.viewer)
+    require(session, actor, project, Right.sees_model)
     query = select(ModelVersion).where(ModelVersion.project_id == project.id).order_by(ModelVersion.number.desc())
     return list(session.scalars(query))
 
 
 def get_version(session: Session, actor: Actor, version_id: int) -> ModelVersion:
     """A version. Raises `NotFound` for non-members of its project."""
-    return _version_and_project(session, actor, version_id, Role.viewer)[0]
+    return _version_and_project(session, actor, version_id, Right.sees_model)[0]
 
 
-def _version_and_project(session: Session, actor: Actor, version_id: int, need: Role) -> tuple[ModelVersion, Project]:
+def _version_and_project(session: Session, actor: Actor, version_id: int, need: Right) -> tuple[ModelVersion, Project]:
     version = session.get(ModelVersion, version_id)
     project = session.get(Project, version.project_id) if version is not None else None
     if version is None or project is None:
@@ -52,7 +53,7 @@ def _version_and_project(session: Session, actor: Actor, version_id: int, need: 
 
 def adapter_of(session: Session, actor: Actor, version_id: int) -> tuple[ModelVersion, str]:
     """A version and the key in the store of its adapter, a tar archive. Raises `NotFound` for a base model."""
-    version, _ = _version_and_project(session, actor, version_id, Role.reviewer)
+    version, _ = _version_and_project(session, actor, version_id, Right.reviews)
     if version.adapter is None:
         raise NotFound(f"Version {version.number} is the base model itself: it has no adapter.")
     return version, version.adapter
@@ -72,7 +73,7 @@ def lineage(session: Session, version: ModelVersion) -> list[ModelVersion]:
 
 def activate(session: Session, actor: Actor, version_id: int) -> ModelVersion:
     """Make a version write the new candidates. Activating an older version rolls back; the active one is a no-op."""
-    version, project = _version_and_project(session, actor, version_id, Role.admin)
+    version, project = _version_and_project(session, actor, version_id, Right.administers)
     put_in_force(session, actor, project, version)
     return version
 

@@ -8,8 +8,9 @@ from fastapi import Request
 from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
 
-from app.models import Project, Role
-from app.services.kernel.actors import has_role, project_role
+from app.models import Project
+from app.services.kernel.actors import project_rights
+from app.services.kernel.rights import Right
 from app.web.access import SignedIn, managed_project
 from app.web.rendering import Shell, Tab, shell_for
 
@@ -23,6 +24,7 @@ TABS = (
     ("Export", "/export"),
     ("Settings", "/settings"),
 )
+TAB_RIGHTS = {"Review": Right.reviews, "Settings": Right.administers}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +38,22 @@ class Frame:
 
 
 def frame_of(
-    request: Request, session: Session, who: SignedIn, slug: str, *, tab: str, title: str, need: Role = Role.viewer
+    request: Request, session: Session, who: SignedIn, slug: str, *, tab: str, title: str, need: Right | None = None
 ) -> Frame:
     """The frame of a project's page. Raises `NotFound`, `Forbidden`."""
     project = managed_project(session, who.actor, slug, need)
-    role = project_role(session, who.actor, project)
+    rights = project_rights(session, who.actor, project)
     shell = shell_for(request, who.actor, who.csrf_token, title=f"{title} · {project.name}", section="projects")
     tabs = tuple(
         Tab(label, f"/admin/projects/{slug}{path}", current=label == tab)
         for label, path in TABS
-        if (label != "Settings" or role is Role.admin) and (label != "Review" or has_role(role, Role.reviewer))
+        if TAB_RIGHTS.get(label) is None or TAB_RIGHTS[label] in rights
     )
     return Frame(
         project=project,
         shell=replace(shell, project_name=project.name, tabs=tabs),
-        may_manage=role is Role.admin,
-        may_review=role in (Role.admin, Role.reviewer),
+        may_manage=Right.administers in rights,
+        may_review=Right.reviews in rights,
     )
 
 

@@ -8,11 +8,12 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.http.dependencies import JudgingPoolDep, SessionDep, sessions_of
-from app.models import Project, Role, VerdictKind
+from app.models import Project, VerdictKind
 from app.services.candidates import pools
 from app.services.judging import assignments, decide, feed
 from app.services.judging import claim as claims
-from app.services.kernel.actors import Actor, parse_id, project_role
+from app.services.kernel.actors import Actor, parse_id, project_rights
+from app.services.kernel.rights import SEES, Right
 from app.services.projects import instructions, key_bindings, projects
 from app.services.projects.access import ProjectRef
 from app.services.read_models import critic_day, overviews
@@ -54,7 +55,7 @@ def list_projects(request: Request, session: SessionDep, who: Me) -> Response:
     rows = tuple(
         project_row(session, who.actor, project)
         for project in projects.list_projects(session, who.actor)
-        if project_role(session, who.actor, project) is not Role.viewer
+        if Right.judges in project_rights(session, who.actor, project)
     )
     shell = shell_for(request, who.actor, who.csrf_token, title="Annotate", section="annotate")
     return page("judging/projects.html", shell=shell, view=ProjectsView(rows))
@@ -121,7 +122,7 @@ def render_page(
             slug=project.slug,
             project_name=project.name,
             projects=tuple((one.slug, one.name) for one in projects.list_projects(session, who.actor)),
-            sees_admin=project_role(session, who.actor, row) is not Role.critic,
+            sees_admin=project_rights(session, who.actor, row) >= SEES,
             card=stage.card,
             empty=stage.empty or (None if stage.card else explain_empty(session, who.actor, row)),
             progress=progress_of(glance, settings, project.revision_id),

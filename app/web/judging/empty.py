@@ -7,11 +7,12 @@ from dataclasses import replace
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden
-from app.models import Project, PromptState, Role
+from app.models import Project, PromptState
 from app.services.acceptance import rules
 from app.services.candidates import pools
 from app.services.kernel import counters, workers
-from app.services.kernel.actors import Actor, project_role
+from app.services.kernel.actors import Actor, project_rights
+from app.services.kernel.rights import Right
 from app.services.projects import projects
 from app.services.rounds import comparisons, rounds
 from app.web.judging.views import Empty
@@ -61,7 +62,7 @@ def explain_end(session: Session, actor: Actor, project: Project) -> Empty:
     """Nothing waits and nothing is ready: there are no prompts, none in use, or all are judged."""
     counts = counters.prompt_counts(session, project)
     total, judged = sum(one.n for one in counts), sum(one.n for one in counts if one.state is PromptState.judged)
-    manages = project_role(session, actor, project) is Role.admin
+    manages = Right.administers in project_rights(session, actor, project)
     base = f"/admin/projects/{project.slug}"
     add = (f"{base}/imports", "Add prompts")
     if not judged:

@@ -106,7 +106,7 @@ class TestProjects:
 
 
 class TestStats:
-    def test_counts(self, session: Session, project: Project, critic: TestClient) -> None:
+    def test_counts(self, session: Session, project: Project, critic: TestClient, admin: TestClient) -> None:
         factories.make_candidate_set(session, project)
         factories.make_prompt(session, project)
         claimed = critic.post(f"/api/v1/projects/{project.slug}/assignments").json()
@@ -114,7 +114,7 @@ class TestStats:
             f"/api/v1/assignments/{claimed['id']}/verdict",
             json={"kind": "picked", "picks": [claimed["candidates"][0]["id"]], "seconds": 4},
         )
-        stats = critic.get(f"/api/v1/projects/{project.slug}/stats").json()
+        stats = admin.get(f"/api/v1/projects/{project.slug}/stats").json()
         assert stats["counts"]["prompts"] == {"total": 2, "train": 2, "val": 0, "test": 0}
         assert stats["counts"]["verdicts"]["picked"] == 1
         assert stats["counts"]["with_accepted"] == 1
@@ -126,8 +126,14 @@ class TestStats:
         assert "two critics" in stats["alpha"]["undefined_because"]
         assert stats["active_version"]["number"] == 0
         assert stats["complete"] is False
+        mine = critic.get(f"/api/v1/projects/{project.slug}/stats").json()
+        assert mine["counts"] == {"prompts": stats["counts"]["prompts"], "rounds": 0}
+        assert mine["next_round"] == stats["next_round"]
+        assert mine.keys() == {"counts", "next_round", "pool", "active_round", "complete"}
 
-    def test_agreement_of_two_critics(self, session: Session, project: Project, as_user: As) -> None:
+    def test_agreement_of_two_critics(
+        self, session: Session, project: Project, as_user: As, admin: TestClient
+    ) -> None:
         factories.make_candidate_set(session, project, texts=("a", "b", "c", "d"), slots=2)
         picked: list[str] = []
         for number in range(2):
@@ -137,7 +143,7 @@ class TestStats:
             picked = ids[:1] if number == 0 else ids[:2]
             body = {"kind": "picked", "picks": picked}
             assert one.post(f"/api/v1/assignments/{claimed['id']}/verdict", json=body).status_code == 201
-        stats = one.get(f"/api/v1/projects/{project.slug}/stats").json()
+        stats = admin.get(f"/api/v1/projects/{project.slug}/stats").json()
         assert stats["agreement"] == pytest.approx(0.75)
         assert stats["alpha"]["alpha"] == pytest.approx(1 - 7 * 2 / (2 * 3 * 5))
         assert (stats["alpha"]["candidates"], stats["alpha"]["sets"]) == (4, 1)

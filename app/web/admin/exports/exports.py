@@ -16,12 +16,13 @@ from sqlalchemy.orm import Session
 
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
-from app.models import Project, Role, Snapshot, Split
+from app.models import Project, Snapshot, Split
 from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan
 from app.services.exports.plan import ExportRequest, parse_request
 from app.services.exports.shapes import Format, Task
 from app.services.kernel.actors import Actor
+from app.services.kernel.rights import Right
 from app.services.rounds import snapshot_records, snapshots, versions
 from app.settings import get_settings
 from app.web.access import Form, Me, Poster, managed_project, text_of
@@ -297,7 +298,7 @@ def snapshot_row(one: Snapshot) -> SnapshotRow:
 @router.post("/projects/{slug}/export/snapshots")
 def freeze(session: SessionDep, who: Poster, form: Form, slug: str) -> RedirectResponse:
     """Freeze the data set of this moment."""
-    project = managed_project(session, who.actor, slug, Role.admin)
+    project = managed_project(session, who.actor, slug, Right.administers)
     versions.lock_project(session, project)
     snapshots.freeze(session, who.actor, project, name=text_of(form, "name").strip()[:200])
     return back_to(f"/admin/projects/{slug}/export", "frozen")

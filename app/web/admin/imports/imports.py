@@ -16,10 +16,11 @@ from app.errors import Conflict, Invalid, NotFound
 from app.http.dependencies import SessionDep
 from app.http.forms import read_form
 from app.http.gate import LARGEST_IMPORT
-from app.models import Import, ImportProblem, ImportState, Role, Split
+from app.models import Import, ImportProblem, ImportState, Split
 from app.services.imports import imports
 from app.services.imports import templates as import_templates
 from app.services.kernel.actors import parse_id
+from app.services.kernel.rights import Right
 from app.web.access import Form, Me, Poster, SignedIn, check_form_token, managed_project, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.imports.drafts import DraftView, draft_view
@@ -125,7 +126,7 @@ def parse_split(form: FormData) -> Split:
 @router.get("/projects/{slug}/imports")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the form to upload a file, and the imports so far."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Right.reviews)
     return list_page(session, who, frame)
 
 
@@ -162,7 +163,7 @@ def import_row(found: Import) -> ImportRow:
 @router.post("/projects/{slug}/imports", max_body_size=LARGEST_IMPORT)
 def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
     """Store an uploaded file as a draft, to be checked first."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Right.reviews)
     try:
         made = create_draft(session, who, frame, form)
     except Invalid as error:
@@ -192,7 +193,7 @@ def create_draft(session: Session, who: SignedIn, frame: Frame, form: FormData) 
 @router.get("/projects/{slug}/imports/template.{kind}")
 def template(session: SessionDep, who: Me, slug: str, kind: str) -> Response:
     """Download a template file."""
-    managed_project(session, who.actor, slug, Role.reviewer)
+    managed_project(session, who.actor, slug, Right.reviews)
     if kind not in import_templates.TEMPLATES:
         raise NotFound("There is no such template.")
     found = import_templates.TEMPLATES[kind]
@@ -215,7 +216,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, import_id: s
 
 def find(request: Request, session: Session, who: SignedIn, slug: str, import_id: str) -> tuple[Frame, Import]:
     """An import of the project, with the frame of its page. Raises `NotFound`."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import", need=Right.reviews)
     found = imports.get_import(session, who.actor, parse_id(import_id))
     if found.project_id != frame.project.id:
         raise NotFound("There is no such import in this project.")

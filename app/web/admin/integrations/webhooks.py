@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Invalid, NotFound
 from app.http.dependencies import SessionDep
-from app.models import DeliveryState, Role, Webhook, WebhookDelivery
+from app.models import DeliveryState, Webhook, WebhookDelivery
 from app.services.integrations import webhooks
 from app.services.kernel.actors import parse_id
+from app.services.kernel.rights import Right
 from app.web.access import Form, Me, Poster, SignedIn, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.rendering import page
@@ -76,7 +77,7 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
 
 def webhooks_frame(request: Request, session: Session, who: SignedIn, slug: str) -> Frame:
     """The frame of the page. Only admins of the project may see it."""
-    return frame_of(request, session, who, slug, tab="Settings", title="Webhooks", need=Role.admin)
+    return frame_of(request, session, who, slug, tab="Settings", title="Webhooks", need=Right.administers)
 
 
 def webhooks_page(

@@ -16,7 +16,8 @@ from app.models import ModelVersion, Project, Role, Round, RoundState, Worker
 from app.services.acceptance import rules
 from app.services.candidates import pools
 from app.services.kernel import counters, workers
-from app.services.kernel.actors import Actor, project_role
+from app.services.kernel.actors import Actor, project_rights
+from app.services.kernel.rights import SEES
 from app.services.projects import projects
 from app.services.projects.projects import ProjectSettings
 from app.services.quality import agreement
@@ -117,7 +118,7 @@ def index(request: Request, session: SessionDep, who: Me) -> Response:
     known = [
         project
         for project in projects.list_projects(session, who.actor)
-        if project_role(session, who.actor, project) is not Role.critic
+        if project_rights(session, who.actor, project) >= SEES
     ]
     if not known and who.actor.role is Role.critic:
         raise Forbidden("These pages are for viewers, reviewers and admins; you are 'critic'.")

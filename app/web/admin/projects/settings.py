@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, DomainError, Invalid
 from app.http.dependencies import SessionDep
-from app.models import BaseCheck, CheckState, Project, Role
+from app.models import BaseCheck, CheckState, Project
 from app.services.kernel import workers
 from app.services.kernel.actors import Actor, parse_id, require_admin
+from app.services.kernel.rights import Right
 from app.services.projects import projects
 from app.services.prompts import prompts
 from app.services.rounds import base_checks
@@ -118,7 +119,7 @@ def name_group(name: str, slug: str | None, problems: Mapping[str, str]) -> Grou
 @router.get("/projects/{slug}/settings")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the current settings."""
-    frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Role.admin)
+    frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Right.administers)
     settings = projects.settings_of(session, frame.project)
     example = first_example(session, who.actor, frame.project)
     view = settings_view(slug, frame.project.name, current_values(settings), {}, example)
@@ -151,7 +152,7 @@ def settings_view(
 @router.post("/projects/{slug}/settings")
 def save(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
     """Save the settings. Where one is invalid, the form keeps what was typed."""
-    frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Role.admin)
+    frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Right.administers)
     typed, name = typed_values(form), text_of(form, "name")
     values, problems = read_settings(typed)
     problem = ""

@@ -15,8 +15,9 @@ from starlette.datastructures import FormData, UploadFile
 from app.errors import Conflict, DomainError, Invalid, NotFound, TooLarge
 from app.http.dependencies import SessionDep
 from app.http.forms import read_form
-from app.models import Prompt, Role, Split
+from app.models import Prompt, Split
 from app.services.kernel.actors import parse_id
+from app.services.kernel.rights import Right
 from app.services.prompts import images, prompts
 from app.services.prompts.decoding import MAX_BYTES
 from app.services.prompts.prompts import parse_prompt
@@ -140,14 +141,14 @@ def new_page(frame: Frame, typed: Mapping[str, str], error: DomainError | None =
 @router.get("/projects/{slug}/prompts/new")
 def show_new(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the form for a new prompt."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Right.reviews)
     return new_page(frame, {"split": Split.train.value, "priority": "0"})
 
 
 @router.post("/projects/{slug}/prompts/new")
 def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
     """Add a prompt with its images. Where the form is invalid, it keeps what was typed."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Right.reviews)
     typed = read_submitted(form)
     try:
         item = parse_values(typed) | {"images": store_images(session, who, form)}
@@ -181,7 +182,7 @@ def store_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
 
 def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Prompt:
     """The prompt. Raises `NotFound`."""
-    prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id), Role.reviewer)
+    prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id), Right.reviews)
     if prompt.project_id != frame.project.id:
         raise NotFound("There is no such prompt in this project.")
     return prompt
@@ -208,7 +209,7 @@ def edit_page(frame: Frame, prompt_id: int, typed: Mapping[str, str], error: Dom
 @router.get("/projects/{slug}/prompts/{prompt_id}/edit")
 def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
     """Show the form for an existing prompt."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     typed = {
         "question": prompt.question,
@@ -224,7 +225,7 @@ def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_
 @router.post("/projects/{slug}/prompts/{prompt_id}/edit")
 def change(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str, prompt_id: str) -> Response:
     """Change a prompt. Question, answer and split are fixed once it has candidates."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     number, typed = prompt.id, read_submitted(form)
     try:

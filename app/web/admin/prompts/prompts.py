@@ -19,8 +19,9 @@ from starlette.datastructures import FormData
 
 from app.errors import Invalid, NotFound
 from app.http.dependencies import SessionDep
-from app.models import Prompt, PromptState, Role, Split
+from app.models import Prompt, PromptState, Split
 from app.services.kernel.actors import Actor, parse_id
+from app.services.kernel.rights import Right
 from app.services.prompts import many, prompts
 from app.services.prompts.filters import FeedbackFilter
 from app.services.prompts.many import PromptOrder, PromptSort
@@ -311,7 +312,7 @@ def prompt_row(prompt: Prompt) -> PromptRow:
 @router.post("/projects/{slug}/prompts/many")
 def change_many(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
     """Change the selected prompts: archive them, bring them back, set priority or split, or send them to review."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts", need=Right.reviews)
     asked = dict(parse_qsl(text_of(form, "here").removeprefix("?")))
     filters = PromptFilters(**{name.name: asked.get(name.name, "") for name in dataclass_fields(PromptFilters)})
     try:
@@ -349,7 +350,7 @@ def parse_many(session: Session, actor: Actor, frame: Frame, form: FormData) -> 
         raise Invalid("Choose what to do with the selected prompts.", field="action")
 
     def change(prompt_id: int) -> object:
-        prompt = prompts.get_prompt(session, actor, prompt_id, Role.reviewer)
+        prompt = prompts.get_prompt(session, actor, prompt_id, Right.reviews)
         if prompt.project_id != frame.project.id:
             raise NotFound("There is no such prompt in this project.")
         return prompts.update_prompt(session, actor, prompt_id, changes)
@@ -432,6 +433,6 @@ def set_verdict_row(line: VerdictSummary) -> SetVerdictRow:
 @router.post("/projects/{slug}/prompts/{prompt_id}/state")
 def change_state(session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> RedirectResponse:
     """Retire a prompt, or bring it back."""
-    managed_project(session, who.actor, slug, Role.reviewer)
+    managed_project(session, who.actor, slug, Right.reviews)
     prompts.update_prompt(session, who.actor, parse_id(prompt_id), {"state": text_of(form, "state")})
     return back_to(f"/admin/projects/{slug}/prompts/{prompt_id}", "prompt-saved")

@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from app.errors import Invalid, NotFound
 from app.http.dependencies import SessionDep
-from app.models import Project, Role
-from app.services.kernel.actors import Actor, has_role, parse_id, project_role
+from app.models import Project
+from app.services.kernel.actors import Actor, parse_id, project_rights
+from app.services.kernel.rights import Right
 from app.services.quality import agreement, critic_figures, repeats, standings
 from app.services.quality.agreement import Agreement, Vote
 from app.services.quality.critic_figures import DailyVerdicts, PositionFigures
@@ -178,7 +179,7 @@ def critic_rows(
     places: Mapping[int | None, PositionFigures],
 ) -> tuple[CriticRow, ...]:
     """Every critic, sorted by name: they are not ranked by any figure."""
-    may_see = has_role(project_role(session, actor, project), Role.reviewer)
+    may_see = Right.reviews in project_rights(session, actor, project)
     again = {one.critic_id: one for one in repeats.measure_consistency(session, actor, project)} if may_see else {}
     stand = {one.critic_id: one for one in standings.list_standings(session, actor, project)} if may_see else {}
     ids = {email: user_id for user_id, email in names.items()}
@@ -300,7 +301,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
 @router.post("/projects/{slug}/critics/{user_id}/pause")
 def pause(session: SessionDep, who: Poster, slug: str, user_id: str) -> RedirectResponse:
     """Stop offering prompts to a critic."""
-    project = managed_project(session, who.actor, slug, Role.admin)
+    project = managed_project(session, who.actor, slug, Right.administers)
     standings.pause(session, who.actor, project, parse_id(user_id))
     return back_to(f"/admin/projects/{slug}/critics/{user_id}", "critic-paused")
 
@@ -308,7 +309,7 @@ def pause(session: SessionDep, who: Poster, slug: str, user_id: str) -> Redirect
 @router.post("/projects/{slug}/critics/{user_id}/resume")
 def resume(session: SessionDep, who: Poster, slug: str, user_id: str, to: str = "") -> RedirectResponse:
     """Let a paused critic judge again; then show the critic, or with `to=review` the review queue."""
-    project = managed_project(session, who.actor, slug, Role.admin)
+    project = managed_project(session, who.actor, slug, Right.administers)
     standings.resume(session, who.actor, project, parse_id(user_id))
     page = "review" if to == "review" else f"critics/{user_id}"
     return back_to(f"/admin/projects/{slug}/{page}", "critic-resumed")
@@ -317,7 +318,7 @@ def resume(session: SessionDep, who: Poster, slug: str, user_id: str, to: str = 
 @router.post("/projects/{slug}/critics/{user_id}/target")
 def set_target(session: SessionDep, who: Poster, form: Form, slug: str, user_id: str) -> RedirectResponse:
     """Set how many verdicts a day a critic is asked for."""
-    project = managed_project(session, who.actor, slug, Role.admin)
+    project = managed_project(session, who.actor, slug, Right.administers)
     typed = text_of(form, "target").strip()
     if typed and not (typed.isascii() and typed.isdigit() and len(typed) < 10):
         raise Invalid("target: write a whole number, or nothing.", field="target")

@@ -14,8 +14,9 @@ from starlette.datastructures import FormData
 
 from app.errors import Conflict, DomainError, Invalid, NotFound
 from app.http.dependencies import SessionDep
-from app.models import Project, Prompt, Role
+from app.models import Project, Prompt
 from app.services.kernel.actors import parse_id
+from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import validation_message
 from app.services.projects.projects import settings_of
 from app.services.prompts import prompts
@@ -107,7 +108,7 @@ class SubmittedGold:
 @router.get("/projects/{slug}/gold")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """List the gold prompts in use."""
-    frame = frame_of(request, session, who, slug, tab="Critics", title="Gold prompts", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Critics", title="Gold prompts", need=Right.reviews)
     view = GoldView(
         slug=slug,
         rules=describe_rules(session, frame.project),
@@ -158,7 +159,7 @@ def gold_card(item: dict[str, Any]) -> GoldCard:
 @router.get("/projects/{slug}/prompts/{prompt_id}/gold")
 def show_form(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
     """Show the form, filled with the prompt's candidates and references."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     known = [(text, "yes") for text in prompt.references]
     texts = dict.fromkeys(gold.list_candidate_texts(session, prompt))
@@ -168,7 +169,7 @@ def show_form(request: Request, session: SessionDep, who: Me, slug: str, prompt_
 
 def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Prompt:
     """The prompt. Raises `NotFound`."""
-    prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id), Role.reviewer)
+    prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id), Right.reviews)
     if prompt.project_id != frame.project.id:
         raise NotFound("There is no such prompt in this project.")
     return prompt
@@ -198,7 +199,7 @@ def form_page(frame: Frame, prompt: Prompt, typed: SubmittedGold, error: DomainE
 @router.post("/projects/{slug}/prompts/{prompt_id}/gold")
 def create(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> Response:
     """Turn the prompt into a gold prompt. Where the form is invalid, it keeps what was typed."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     typed = read_submitted(form)
     try:
@@ -238,6 +239,6 @@ def parse_gold(prompt: Prompt, typed: SubmittedGold) -> GoldIn:
 @router.post("/projects/{slug}/gold/{gold_id}/remove")
 def remove(session: SessionDep, who: Poster, slug: str, gold_id: str) -> RedirectResponse:
     """Remove a gold prompt from use."""
-    project = managed_project(session, who.actor, slug, Role.reviewer)
+    project = managed_project(session, who.actor, slug, Right.reviews)
     gold.remove_gold(session, who.actor, parse_id(gold_id), project)
     return back_to(f"/admin/projects/{slug}/gold", "gold-removed")

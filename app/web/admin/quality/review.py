@@ -14,9 +14,10 @@ from starlette.datastructures import FormData
 
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
-from app.models import ReviewKind, ReviewState, Role, VerdictKind
+from app.models import ReviewKind, ReviewState, VerdictKind
 from app.services.judging import decide
 from app.services.kernel.actors import Actor, parse_id
+from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import candidate_id, parse_verdict
 from app.services.quality import reviews, standings
 from app.services.quality.standings import StandingSummary
@@ -101,7 +102,7 @@ class ReviewsView:
 @router.get("/projects/{slug}/review")
 def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str = "", cursor: str = "") -> Response:
     """List open reviews, the oldest first."""
-    frame = frame_of(request, session, who, slug, tab="Review", title="Review", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Review", title="Review", need=Right.reviews)
     wanted = next((one for one in ReviewKind if one.value == kind), None)
     state = ReviewState.sent_back if kind == ReviewState.sent_back else ReviewState.open
     kind = kind if wanted or state is ReviewState.sent_back else ""
@@ -212,7 +213,7 @@ ACTIONS: Mapping[str, Callable[[Session, Actor, int, FormData], str]] = {
 @router.post("/projects/{slug}/review/{review_id}")
 def resolve(session: SessionDep, who: Poster, form: Form, slug: str, review_id: str) -> RedirectResponse:
     """Decide, dismiss, retire, accept or send back, by the button that was pressed."""
-    managed_project(session, who.actor, slug, Role.reviewer)
+    managed_project(session, who.actor, slug, Right.reviews)
     action = ACTIONS.get(text_of(form, "action"))
     if action is None:
         raise Invalid("Nothing of this kind can be done with a review.", field="action")

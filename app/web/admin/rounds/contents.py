@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from app.errors import NotFound
 from app.http.dependencies import SessionDep
-from app.models import Role
+from app.services.kernel.rights import Right
 from app.services.rounds import rounds, snapshots
 from app.services.rounds.training_set import SnapshotRow
 from app.web.access import Me
@@ -61,7 +61,7 @@ def show_contents(
     request: Request, session: SessionDep, who: Me, slug: str, number: int, role: str = "rationale", start: int = 0
 ) -> Response:
     """Show the rows of a round's snapshot."""
-    frame = frame_of(request, session, who, slug, tab="Rounds", title=f"Snapshot of round {number}", need=Role.reviewer)
+    frame = frame_of(request, session, who, slug, tab="Rounds", title=f"Snapshot of round {number}", need=Right.reviews)
     found = rounds.get_round_by_number(session, who.actor, frame.project, number)
     if found.snapshot_id is None:
         raise NotFound(f"The snapshot of round {number} is not made yet.")

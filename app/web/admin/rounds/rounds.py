@@ -283,7 +283,7 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
     """A round as its page shows it."""
     state = RoundState(found.state)
     numbers = version_numbers(session, actor, frame)
-    snapshot = None if found.snapshot_id is None else snapshots.get_snapshot(session, actor, found.snapshot_id)
+    snapshot = None if found.snapshot_id is None else snapshots.describe_snapshot(session, actor, found.snapshot_id)
     metric = "" if snapshot is None else snapshots.plan_of(snapshot).metric
     events = rounds.events(session, found)
     busy = rounds.active_round(session, frame.project) is not None

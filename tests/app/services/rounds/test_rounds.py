@@ -39,7 +39,9 @@ class TestPreview:
     def test_what_a_round_would_train_on(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic, picks=2)
         judge(session, project, critic)
-        seen = rounds.preview(session, critic, project)
+        seen = rounds.preview(session, SYSTEM, project)
+        with pytest.raises(Forbidden):  # it counts what others' verdicts made of one's own
+            rounds.preview(session, critic, project)
         assert (seen.n_prompts, seen.n_rationales, seen.n_guard, seen.n_val, seen.metric) == (2, 3, 2, 1, "rouge_l")
         assert session.scalar(select(func.count()).select_from(Snapshot)) == 0
 
@@ -50,13 +52,13 @@ class TestPreview:
             judge(session, project, critic, picks=picks)
         for _ in range(3):
             factories.make_prompt(session, project)
-        counted = rounds.preview(session, critic, project)
+        counted = rounds.preview(session, SYSTEM, project)
         monkeypatch.setattr(estimate, "COUNTED_PROMPTS", 1)
-        seen = rounds.preview(session, critic, project)
+        seen = rounds.preview(session, SYSTEM, project)
         assert (counted.exact, seen.exact) == (True, False)
         assert replace(seen, exact=True) == counted
         monkeypatch.setattr(estimate, "SAMPLE", 1)  # the newest with an accepted rationale has one
-        assert rounds.preview(session, critic, project).n_rationales == 2
+        assert rounds.preview(session, SYSTEM, project).n_rationales == 2
 
     def test_a_large_project_without_references_holds_rationales_out(
         self, session: Session, monkeypatch: pytest.MonkeyPatch
@@ -64,20 +66,20 @@ class TestPreview:
         monkeypatch.setattr(estimate, "COUNTED_PROMPTS", 1)
         other = factories.make_project(session)
         critic = factories.make_critic(session, other)
-        empty = rounds.preview(session, critic, other)
+        empty = rounds.preview(session, SYSTEM, other)
         assert (empty.n_prompts, empty.n_rationales, empty.n_guard, empty.exact) == (0, 0, 0, True)
         for _ in range(10):
             judge(session, other, critic)
-        seen = rounds.preview(session, critic, other)
+        seen = rounds.preview(session, SYSTEM, other)
         assert (seen.n_rationales, seen.n_heldout, seen.metric) == (5, 5, "heldout")
 
     def test_time_is_estimated_from_earlier_rounds(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
-        before = rounds.preview(session, critic, project).estimated_seconds
+        before = rounds.preview(session, SYSTEM, project).estimated_seconds
         earlier = factories.make_round(session, project, state=RoundState.succeeded)
         earlier.metrics = {"seconds_per_work": 100.0}
         session.flush()
-        after = rounds.preview(session, critic, project).estimated_seconds
+        after = rounds.preview(session, SYSTEM, project).estimated_seconds
         start = rounds.SECONDS_AT_START
         assert after - start == pytest.approx(100 * (before - start), rel=0.05)
 
