@@ -10,7 +10,7 @@ import { candidateRow, candidateTags, candidateText, checkboxes, checkedBoxes, s
 import { editCandidate, focusRationale, forgetEditedFrom } from "./edit.js";
 import { toggleInstructions } from "./instructions.js";
 import { actionFor, keyName, keysAreEnabled, pressedDigit, resetKeys } from "./keys.js";
-import { giveVerdict, submit, submitNoneFits } from "./submit.js";
+import { giveVerdict, submit, submitNoneFits, submitOnPick } from "./submit.js";
 import { makeZoomDialog } from "./zoom.js";
 
 const judge = document.querySelector(".judge");
@@ -28,6 +28,7 @@ function togglePick(number) {
   box.checked = !box.checked;
   saveDraft();
   announce(`${number} ${box.checked ? "picked" : "put back"}`);
+  submitOnPick(box);
 }
 
 function openReasons(kind) {
@@ -228,6 +229,7 @@ export function startControls() {
   }
   candidateDialog.addEventListener("change", saveTags);
   stage.addEventListener("input", saveDraft);
+  stage.addEventListener("change", (event) => event.target.name === "picks" && submitOnPick(event.target));
   stage.addEventListener("click", ignoreEarlierClick, { capture: true });
   stage.addEventListener("submit", (event) => event.preventDefault());
 }

@@ -1,7 +1,7 @@
 // Giving a verdict on the current card.
 
 import { hint } from "./announce.js";
-import { endTakeBack } from "./back.js";
+import { endTakeBack, isChanging } from "./back.js";
 import { canJudge, currentCard, showNext } from "./cards.js";
 import { checkedBoxes, deleteDraft, draftedVerdict, saveDraft, tagFields } from "./draft.js";
 import { keyLabel } from "./keys.js";
@@ -18,6 +18,14 @@ export function submit() {
   giveVerdict("picked");
 }
 
+// Where the project says so, a single pick is a verdict at once. It says nothing about what was not picked.
+export function submitOnPick(box) {
+  const isOn = document.getElementById("figures-now").hasAttribute("data-submits-on-pick");
+  if (!isOn || !box.checked || isChanging() || !canJudge()) return;
+  const { picks, rationale } = draftedVerdict();
+  if (picks.length === 1 && !rationale) giveVerdict("picked", "", [["exhaustive", "no"]]);
+}
+
 export function submitNoneFits() {
   if (!canJudge()) return;
   if (checkedBoxes().length > 0) {
@@ -29,10 +37,10 @@ export function submitNoneFits() {
   giveVerdict("none_fit");
 }
 
-export function giveVerdict(kind, reason = "") {
+export function giveVerdict(kind, reason = "", more = []) {
   const { assignment, verdict, clock, element } = currentCard();
   clock.stop();
-  const fields = [["kind", kind], ["reason", reason], ["seconds", clock.seconds().toFixed(2)]];
+  const fields = [["kind", kind], ["reason", reason], ["seconds", clock.seconds().toFixed(2)], ...more];
   if (endTakeBack(element)) fields.push(["again", "yes"]);
   if (kind === "picked" || kind === "none_fit") {
     const { picks, rationale, from } = draftedVerdict();

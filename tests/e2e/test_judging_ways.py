@@ -8,12 +8,13 @@ import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
-from app.models import Prompt, PromptState, Review, ReviewState, Verdict, VerdictKind
+from app.models import Pick, Prompt, PromptState, Review, ReviewState, Verdict, VerdictKind
 from app.services.judging import decide
 from app.services.kernel.actors import SYSTEM
+from app.services.projects import projects
 from tests.e2e import fortnight, world
 from tests.e2e.conftest import Site, Visit, Visitor
-from tests.e2e.test_judging import candidate, question, ready, seen, wait_for_verdicts
+from tests.e2e.test_judging import candidate, question, ready, seen, verdicts, wait_for_verdicts
 from tests.e2e.test_judging_seeing import scale
 from tests.e2e.test_pages import faults
 
@@ -220,3 +221,41 @@ def test_nothing_jumps_from_prompt_to_prompt(critic: Visit, site: Site) -> None:
         settled = places(page)
         page.wait_for_timeout(200)
         assert places(page) == settled
+
+
+def test_a_single_pick_is_a_verdict_where_the_project_says_so(critic: Visit, site: Site) -> None:
+    page = critic.page
+    with site.sessions.begin() as session:
+        projects.update_project(session, SYSTEM, "scenes", {"submit_on_pick": True})
+    page.reload()
+    ready(page)
+    page.keyboard.press("2")
+    page.keyboard.press("2")  # the next prompt has not been seen: this is no verdict on it
+    [given] = wait_for_verdicts(page, site, 1)
+    assert not given.exhaustive
+    with site.sessions() as session:
+        assert session.scalars(select(Pick.candidate_id)).all() == [given.shown[1]]
+    page.reload()
+    ready(page)
+    for number in (1, 2):
+        if candidate(page, number).is_checked():
+            candidate(page, number).locator("..").click()
+    page.locator(".candidate").nth(2).click()
+    wait_for_verdicts(page, site, 2)
+    ready(page)
+    page.get_by_label("In your own words").fill("my own, and a pick")
+    page.locator(".candidate").first.click()
+    assert len(verdicts(site)) == 2
+    page.get_by_role("button", name="Submit").click()
+    assert [one.exhaustive for one in wait_for_verdicts(page, site, 3)] == [False, False, True]
+
+
+def test_submit_is_within_reach_of_the_candidates(critic: Visit) -> None:
+    page = critic.page
+    ready(page)
+    submit = page.get_by_role("button", name="Submit").bounding_box()
+    assert submit is not None
+    for row in page.locator(".candidate").all():
+        box = row.bounding_box()
+        assert box is not None
+        assert abs(box["x"] + box["width"] / 2 - submit["x"] - submit["width"] / 2) < 400

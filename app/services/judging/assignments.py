@@ -37,7 +37,7 @@ def get_assignment(session: Session, actor: Actor, assignment_id: int) -> Claim:
         raise NotFound("There is no such assignment.")
     if row.critic_id != actor.user_id and Right.reviews not in RIGHTS[role]:
         raise Forbidden("This is another critic's assignment.")
-    return Claim(row.id, row.expires_at, True, orjson.dumps(row.body))
+    return Claim(row.id, row.expires_at, True, orjson.dumps(row.body), row.is_blurred)
 
 
 def list_open_assignments(session: Session, actor: Actor, project: Project) -> list[Claim]:

@@ -55,6 +55,9 @@ jsonb_build_object(
 )
 """
 
+# Whether the prompt's metadata ask that its images are blurred at first.
+IS_BLURRED = "coalesce(p.metadata ->> 'blur' IN ('true', 'yes'), false) AS is_blurred"
+
 # Whether the critic has not had the set for this purpose yet. The condition matches its unique index. A scalar subquery
 # instead of `NOT EXISTS`, which the planner may turn into a join with all assignments.
 NOT_HAD = """
@@ -226,10 +229,10 @@ WITH rules AS (
 ), a AS (
     SELECT *, true AS resumed FROM resumed UNION ALL SELECT *, false FROM claimed
 )
-SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, true AS found, true AS may_claim
+SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, {IS_BLURRED}, true AS found, true AS may_claim
 FROM a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 UNION ALL
-SELECT NULL, NULL, NULL, NULL,
+SELECT NULL, NULL, NULL, NULL, NULL,
     EXISTS (SELECT FROM in_head) OR EXISTS (SELECT FROM beyond_head) OR EXISTS (SELECT FROM place_reset)
         OR EXISTS (SELECT FROM new_claim),
     coalesce((SELECT may_claim FROM rules), false)
@@ -245,7 +248,7 @@ SELECT array_agg(id ORDER BY id) AS ids FROM assignments
 WHERE critic_id = CAST(:critic AS bigint) AND project_id = CAST(:project AS bigint) AND state = 'open'
 """)
 GET_CLAIM = statement(f"""
-SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, a.critic_id, a.project_id
+SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, {IS_BLURRED}, a.critic_id, a.project_id
 FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 WHERE a.id = CAST(:assignment AS bigint)
 """)  # noqa: S608 - constants only
@@ -266,12 +269,16 @@ RETURNING a.id
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim as its critic sees it. `content` is the JSON that REST returns; `resumed`: the claim was open before."""
+    """A claim as its critic sees it. `content` is the JSON that REST returns; `resumed`: the claim was open before.
+
+    `is_blurred`: the page blurs the prompt's images until the critic asks to see them.
+    """
 
     assignment_id: int
     expires_at: datetime
     resumed: bool
     content: bytes
+    is_blurred: bool
 
     @property
     def body(self) -> dict[str, Any]:
@@ -309,7 +316,7 @@ async def claim(
         if row is None:
             return None
         if row["id"] is not None:
-            return Claim(row["id"], row["expires_at"], row["resumed"], row["body"])
+            return Claim(row["id"], row["expires_at"], row["resumed"], row["body"], row["is_blurred"])
         if not row["may_claim"]:
             project = await project_for(transaction, actor, slug, Right.judges)
             await standings.admit(transaction, actor, project.id, slug)
@@ -344,7 +351,7 @@ async def next_claim(
             values = {"assignment": assignment_id}
             row = (await transaction.run((EXTEND, values), (GET_CLAIM, values)))[-1]
             if row is not None:
-                return Claim(row["id"], row["expires_at"], True, row["body"])
+                return Claim(row["id"], row["expires_at"], True, row["body"], row["is_blurred"])
     claimed = await claim(transaction, actor, slug, is_locked=is_locked)
     return None if claimed is None or claimed.assignment_id in known else claimed
 

@@ -72,6 +72,9 @@ class ProjectSettings(BaseModel):
         EXAMPLES, max_length=20, description="'+' marks one that fits, '-' one that does not; the reason follows '|'"
     )
     blur_images: bool = Field(False, description="Blur images until a critic asks to see them")
+    submit_on_pick: bool = Field(
+        False, description="A pick submits at once; what was not picked there does not count as turned down"
+    )
     overlap: int = Field(1, ge=1, le=20, description="How many critics judge a candidate set")
     adaptive_overlap: bool = Field(
         False, description="Start with one critic, and ask up to `overlap` only if they are unsure or disagree"

@@ -182,6 +182,7 @@ def read_verdict(form: FormData) -> VerdictIn:
         "reason": text_of(form, "reason") or None,
         "rationale": text_of(form, "rationale") or None,
         "seconds": text_of(form, "seconds") or None,
+        "exhaustive": text_of(form, "exhaustive") != "no",
     }
     return parse_verdict(values)
 

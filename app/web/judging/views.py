@@ -92,6 +92,7 @@ class Progress:
     line_max: float
     line_label: str
     returned: int
+    submits_on_pick: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,7 @@ def card_of(
         ),
         rationale=(line.rationale or "") if line else "",
         edited_from=str(line.edited_from) if line and line.edited_from else "",
-        blurred=settings.blur_images,
+        blurred=settings.blur_images or claim.is_blurred,
         before=KIND_WORDS[line.kind] if line else "",
         judged_at=line.at if line else None,
         returned_id=returned["id"] if returned else "",
@@ -265,6 +266,7 @@ def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> 
         line_max=top,
         line_label=label,
         returned=glance.returned,
+        submits_on_pick=settings.submit_on_pick,
     )
 
 

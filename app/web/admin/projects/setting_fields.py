@@ -125,7 +125,16 @@ GROUPS = (
             number("lease_minutes", "Minutes a claim lasts", "After them a prompt that was not judged goes to others."),
             integer("max_open", "Open claims of a critic", "The page shows one and keeps two ahead."),
             switch("rejudge", "Judge again", "Offer prompts again that have an accepted rationale."),
-            switch("blur_images", "Blur images", "Until a critic asks to see them."),
+            switch(
+                "blur_images",
+                "Blur images",
+                'Until a critic asks to see them; for a single prompt by "blur": true in its metadata.',
+            ),
+            switch(
+                "submit_on_pick",
+                "Submit on a single pick",
+                "A pick is a verdict at once. What was not picked there does not count as turned down.",
+            ),
             text_list("skip_reasons", "Reasons to skip", "One on each line; the first nine have a key."),
             text_list("flag_reasons", "Reasons to flag", "One on each line; a flagged prompt is held back."),
             text_list("shortcoming_tags", "Shortcoming tags", "One on each line; what a candidate may lack."),

@@ -209,6 +209,11 @@ class TestVerdict:
         answer = browser.post(url, {"kind": "none_fit", "room": "yes", "known": [first]}, headers=FRAGMENT)
         assert assignment_in(answer.text) == second
 
+    def test_what_was_submitted_by_the_first_pick_is_not_exhaustive(self, browser: Browser, session: Session) -> None:
+        self.give(browser)
+        self.give(browser, key="k2", exhaustive="no")
+        assert session.scalars(select(Verdict.exhaustive).order_by(Verdict.id)).all() == [True, False]
+
     def test_the_same_key_again_is_the_same_verdict(self, browser: Browser, session: Session) -> None:
         page = browser.get("/annotate/scenes").text
         url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
@@ -418,6 +423,16 @@ class TestInstructions:
         assert 'class="work"' in browser.get("/annotate/scenes").text
         projects.update_project(session, factories.make_admin(session), "scenes", {"blur_images": True})
         assert 'class="work blurred"' in browser.get("/annotate/scenes").text
+
+    @pytest.mark.parametrize(("given", "blurred"), [(True, True), ("yes", True), (False, False), ("often", False)])
+    def test_or_where_its_prompt_says_so(
+        self, browser: Browser, session: Session, project: Project, given: object, blurred: bool
+    ) -> None:
+        prompt = factories.make_prompt(session, project, extra={"blur": given})
+        factories.make_candidate_set(session, project, prompt=prompt, priority=9)
+        page = browser.get("/annotate/scenes").text
+        assert f'data-prompt="{prompt.id}"' in page
+        assert ('class="work blurred"' in page) is blurred
 
 
 @pytest.mark.usefixtures("critic")
