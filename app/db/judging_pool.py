@@ -1,7 +1,7 @@
 """The connection pool of the event loop, for what critics do all day: claims and verdicts.
 
-Statements are prepared on the server and sent in psycopg's pipeline mode: those that are run together need one round
-trip, and so does the commit. `docs/decisions/0007-claims-and-verdicts-on-the-event-loop.md` says why.
+Statements are prepared on the server and sent in batches: those that are run together need one round trip, and so does
+the commit. `docs/decisions/0007-claims-and-verdicts-on-the-event-loop.md` says why.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import psycopg
 from psycopg.adapt import Buffer, Loader
-from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import TextClause, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
+from app.db.batches import BEGIN, COMMIT, BatchConnection, Row
 from app.db.engine import connect_args, has_unread_data, libpq_url
 
 # Every lookup here is by key, so one generic plan serves all values. A plan that was made while a table was nearly
@@ -33,8 +33,6 @@ NUMBERED = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-un
 
 Value = str | int | float | bool | None
 Values = Mapping[str, Value]
-Row = Mapping[str, Any]
-"""A row by column names. A value of type jsonb is the bytes of its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +69,31 @@ class JsonBytesLoader(Loader):
         return bytes(data)
 
 
-class StatementRunner:
-    """Runs statements on a connection of the pool: one after the other, or together if it is in pipeline mode."""
+class PooledTransaction:
+    """Runs statements on a connection of the pool; those that are run together need one round trip."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
+    def __init__(self, connection: BatchConnection, *, is_one: bool) -> None:
         self._connection = connection
+        self._is_one = is_one
+        self._began = False
 
     async def run(self, *calls: Call) -> list[Row | None]:
-        """Send the statements, and wait for the rows. Raises `DBAPIError`."""
-        cursors = []
+        """Send the statements together, and wait for the rows. Raises `DBAPIError`."""
+        statements = [(one.sql, [as_parameter(values[name]) for name in one.names]) for one, values in calls]
         try:
-            for one, values in calls:
-                cursor = self._connection.cursor()
-                await cursor.execute(
-                    cast(Any, one.sql), [as_parameter(values[name]) for name in one.names], prepare=True
-                )
-                cursors.append(cursor)
-            return [await cursor.fetchone() for cursor in cursors]
+            if not self._is_one:
+                return await self._connection.send(*statements, sync=True)
+            if self._began:
+                return await self._connection.send(*statements)
+            self._began = True
+            return (await self._connection.send(BEGIN, *statements))[1:]
         except psycopg.Error as error:
             raise wrap_driver_error(error) from error
+
+    async def commit(self) -> None:
+        """Commit, if anything was run in one transaction. Raises `psycopg.Error`."""
+        if self._began:
+            await self._connection.send(COMMIT, sync=True)
 
 
 class JudgingPool:
@@ -99,19 +103,15 @@ class JudgingPool:
         self._url = url
         self._size = size
         self._wait = wait
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[DictRow]] | None = None
+        self._pool: AsyncConnectionPool[BatchConnection] | None = None
 
     async def open(self) -> None:
         """Get ready. No connection is made yet, so a database that is away does not matter here."""
         options = " ".join(f"-c {name}={value}" for name, value in PLANNER.items())
         self._pool = AsyncConnectionPool(
             libpq_url(self._url),
-            kwargs={
-                **connect_args(options),
-                "autocommit": True,
-                "cursor_factory": psycopg.AsyncRawCursor,
-                "row_factory": dict_row,
-            },
+            connection_class=BatchConnection,
+            kwargs={**connect_args(options), "autocommit": True},
             configure=leave_json_as_bytes,
             check=check_connection,
             min_size=0,
@@ -128,55 +128,45 @@ class JudgingPool:
         if self._pool is not None:
             await self._pool.close()
 
-    @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[Transaction]:
         """A transaction that commits at the end of the block and rolls back on an error.
 
-        Raises `DBAPIError`, also where no connection became free in time.
+        BEGIN goes with the first statements. Raises `DBAPIError`, also where no connection became free in time.
         """
-        async with self._connection() as connection, connection.pipeline():
-            # By hand, since `connection.transaction()` waits for BEGIN by itself.
-            await connection.execute("BEGIN")
-            try:
-                yield StatementRunner(connection)
-            except BaseException:
-                await roll_back(connection)
-                raise
-            await connection.execute("COMMIT")
+        return self._running(is_one=True)
+
+    def reading(self) -> contextlib.AbstractAsyncContextManager[Transaction]:
+        """The same without BEGIN and COMMIT: what is run together is a transaction of its own."""
+        return self._running(is_one=False)
 
     @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncIterator[Transaction]:
-        """The same for statements that stand alone: each is a transaction of its own, without BEGIN and COMMIT."""
-        async with self._connection() as connection:
-            yield StatementRunner(connection)
-
-    @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+    async def _running(self, *, is_one: bool) -> AsyncIterator[Transaction]:
         """A connection that is nobody else's for the length of the block."""
         if self._pool is None:
             raise RuntimeError("The judging pool is not open: the application has not started.")
         try:
             async with asyncio.timeout(ANSWER_SECONDS), self._pool.connection() as connection:
-                yield connection
+                connection.pgconn.enter_pipeline_mode()
+                transaction = PooledTransaction(connection, is_one=is_one)
+                try:
+                    yield transaction
+                    await transaction.commit()
+                    connection.pgconn.exit_pipeline_mode()
+                except BaseException:
+                    await connection.abandon()
+                    raise
         except psycopg.Error as error:
             raise wrap_driver_error(error) from error
         except TimeoutError as error:
             raise wrap_driver_error(psycopg.OperationalError("the database server does not answer")) from error
 
 
-async def leave_json_as_bytes(connection: psycopg.AsyncConnection[DictRow]) -> None:
+async def leave_json_as_bytes(connection: BatchConnection) -> None:
     """Set up a new connection."""
     connection.adapters.register_loader("jsonb", JsonBytesLoader)
 
 
-async def roll_back(connection: psycopg.AsyncConnection[DictRow]) -> None:
-    """Roll back, unless the connection is lost and the transaction with it."""
-    if not connection.broken:
-        with contextlib.suppress(psycopg.Error):
-            await connection.rollback()
-
-
-async def check_connection(connection: psycopg.AsyncConnection[DictRow]) -> None:
+async def check_connection(connection: BatchConnection) -> None:
     """Raise `OperationalError` for a connection that the server has closed since its last use.
 
     A server that closes a connection says so, which needs no round trip to notice.
@@ -186,20 +176,20 @@ async def check_connection(connection: psycopg.AsyncConnection[DictRow]) -> None
         raise psycopg.OperationalError("the server closed the connection")
 
 
-def as_parameter(value: Value) -> str | bool | None:
-    """A value as it is sent: numbers as text whose type PostgreSQL infers from where it stands.
+def as_parameter(value: Value) -> bytes | None:
+    """A value as the text that is sent: PostgreSQL infers its type from where it stands.
 
-    The driver would choose among three integer types by size, and each mixture would be a prepared statement of its
-    own. Raises `DBAPIError` for a text that is not valid Unicode.
+    Raises `DBAPIError` for a text that cannot be stored.
     """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise wrap_driver_error(psycopg.DataError("a text is not valid Unicode")) from error
-    return str(value)
+    if value is None:
+        return None
+    try:
+        encoded = str(value).encode()
+    except UnicodeEncodeError as error:
+        raise wrap_driver_error(psycopg.DataError("a text is not valid Unicode")) from error
+    if b"\0" in encoded:
+        raise wrap_driver_error(psycopg.DataError("a text has a NUL character"))
+    return encoded
 
 
 def wrap_driver_error(error: psycopg.Error) -> DBAPIError:

@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from app.db.judging_pool import Call, Row, Transaction, Values, statement
+from app.db.batches import Row
+from app.db.judging_pool import Call, Transaction, Values, statement
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.models import AssignmentState, Purpose, ReviewKind, Role, VerdictKind, VerdictState
 from app.services.acceptance.overlap import ADAPT_SET

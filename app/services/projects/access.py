@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import orjson
 from sqlalchemy.orm import Session
 
-from app.db.judging_pool import Row, Transaction, statement
+from app.db.batches import Row
+from app.db.judging_pool import Transaction, statement
 from app.errors import NotFound
 from app.models import Project, Role
 from app.services.kernel.actors import NO_PROJECT, Actor, check_rights

@@ -11,7 +11,8 @@ import orjson
 from sqlalchemy import RowMapping, text
 from sqlalchemy.orm import Session
 
-from app.db.judging_pool import Row, Transaction, statement
+from app.db.batches import Row
+from app.db.judging_pool import Transaction, statement
 from app.db.sessions import database_now
 from app.errors import NotFound
 from app.models import Project, RoundState

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.db.judging_pool import StatementRunner, wrap_driver_error
+from app.db.judging_pool import PooledTransaction, wrap_driver_error
 from app.http import dependencies
 from app.main import create_app
 from app.models import Project, Role, Scope, User
@@ -331,7 +331,7 @@ class TestAnswers:
         async def failing(*_: Any) -> Any:
             raise wrap_driver_error(error)
 
-        monkeypatch.setattr(StatementRunner, "run", failing)
+        monkeypatch.setattr(PooledTransaction, "run", failing)
         answer = service.post(site.token, site.claim)
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
