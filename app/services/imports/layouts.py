@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, time
-from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-import orjson
-
 from app.errors import Invalid
 from app.models import Split
+from app.services.imports import cells
 from app.services.imports.tables import KEY_COLUMN, TableKind, is_missing, measure_depth
 from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.prompts import PromptIn
@@ -62,6 +59,8 @@ COLUMN_NAMES = {
     Target.priority: ("priority",),
 }
 OWN_FIELDS = tuple(PromptIn.model_fields)
+LISTED = (*MULTI_VALUED, Target.answer, Target.metadata)
+"""What may be a list or an object in a cell of CSV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +116,9 @@ def guess_target(column: str) -> Target | None:
     name = plain.rstrip("0123456789")
     name = plain if name == plain else name[:-1] if name.endswith(("_", "-")) else name
     return next((target for target, names in COLUMN_NAMES.items() if name in names or plain in names), None)
+
+
+OWN_TARGETS = {name: guess_target(name) or Target.metadata for name in OWN_FIELDS}
 
 
 def make_plan(
@@ -184,23 +186,25 @@ def with_columns(
 
 
 def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a row to the input of `parse_prompt`; images are still named as in the row. Raises `Invalid`."""
+    """Convert a row to the input of `parse_prompt`; images are still named as in the row. Raises `Invalid`.
+
+    The same table becomes the same prompts, whatever kind of file it comes in: see `cells`.
+    """
     if plan.strict:
-        return _own_row_to_prompt(plan, values)
+        refuse_unknown(values)
     item: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
-    for column, value in values.items():
-        target = plan.columns.get(column, Target.metadata)
-        if target is Target.ignore or is_missing(value):
-            continue
-        if value == "" and (plan.flat or target in MULTI_VALUED) and target not in (Target.question, Target.answer):
+    for column, cell in values.items():
+        target = plan.columns.get(column) or (OWN_TARGETS.get(column) if plan.strict else None) or Target.metadata
+        value = cells.parse_cell(cell) if plan.flat and target in LISTED else cell
+        if target is Target.ignore or (cells.is_absent(value, flat=plan.flat) and target is not Target.question):
             continue
         if target is Target.metadata:
-            metadata |= to_metadata(column, value, flat=plan.flat)
+            metadata |= to_metadata(column, value, strict=plan.flat or plan.strict)
         elif target in MULTI_VALUED:
-            item.setdefault(PROMPT_FIELDS[target], []).extend(to_list(value))
-        else:
-            item[target.value] = to_prompt_value(target, value)
+            item.setdefault(PROMPT_FIELDS[target], []).extend(cells.to_list(value, flat=plan.flat))
+        elif not is_missing(value):
+            item[target.value] = to_prompt_value(target, value, flat=plan.flat)
     if plan.layout is Layout.a_okvqa and "answer" not in item:
         answer = find_right_choice(values)
         item |= {} if answer is None else {"answer": answer}
@@ -212,15 +216,13 @@ def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]
     return item
 
 
-def _own_row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]:
+def refuse_unknown(values: Mapping[str, Any]) -> None:
+    """Raise `Invalid` for a column that is none of our fields."""
     unknown = next((column for column in values if column not in OWN_FIELDS), None)
     if unknown is not None:
         raise Invalid(
             f"{unknown[:60]}: there is no such field: put your own fields under metadata.", field=unknown[:200]
         )
-    item = dict(values)
-    _fill_defaults(plan, item)
-    return item
 
 
 def _fill_defaults(plan: ImportPlan, item: dict[str, Any]) -> None:
@@ -230,12 +232,7 @@ def _fill_defaults(plan: ImportPlan, item: dict[str, Any]) -> None:
         item["question"] = plan.question
 
 
-def to_list(value: Any) -> list[Any]:
-    """A value as a list."""
-    return [one for one in value if not is_missing(one)] if isinstance(value, list | tuple) else [value]
-
-
-def to_prompt_value(target: Target, value: Any) -> Any:
+def to_prompt_value(target: Target, value: Any, *, flat: bool = False) -> Any:
     """Convert a value for a prompt: numbers to text, several answers to the most frequent one, splits to our names."""
     if target is Target.answer and isinstance(value, list) and value:
         given = [one.get("answer") if isinstance(one, dict) else one for one in value]
@@ -243,10 +240,7 @@ def to_prompt_value(target: Target, value: Any) -> Any:
         value = most[0][0] if most else value
     if target is Target.priority:
         return value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
+    value = cells.to_text(value, flat=flat and target is not Target.question)
     if target is Target.split_name and isinstance(value, str):
         return SPLIT_ALIASES.get(value.strip().lower(), value.strip().lower())
     return value
@@ -261,29 +255,14 @@ def find_right_choice(values: Mapping[str, Any]) -> Any:
     return to_prompt_value(Target.answer, said) if isinstance(said, list) and said else None
 
 
-def to_metadata(column: str, value: Any, *, flat: bool) -> dict[str, Any]:
-    """Keep a value as metadata; an object in a column named `metadata` is unpacked. Raises `Invalid`."""
-    if column == "metadata" and flat and isinstance(value, str):
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            raise Invalid("metadata: this is not a valid JSON object.", field="metadata") from error
+def to_metadata(column: str, value: Any, *, strict: bool) -> dict[str, Any]:
+    """Keep a value as metadata; an object in a column named `metadata` is unpacked. Raises `Invalid`.
+
+    `strict`: a column of this name must hold objects.
+    """
     if measure_depth(value) > MAX_DEPTH:
         raise Invalid(f"{column[:60]}: it is nested too deeply.", field=column[:200])
-    plain = to_json_value(value, column)
+    if column == "metadata" and strict and not isinstance(value, dict):
+        raise Invalid("metadata: this is not a valid JSON object.", field="metadata")
+    plain = cells.to_json_value(value, column)
     return plain if column == "metadata" and isinstance(plain, dict) else {column: plain}
-
-
-def to_json_value(value: Any, column: str) -> Any:
-    """Convert a value of a table to JSON. Raises `Invalid` for bytes."""
-    if isinstance(value, dict):
-        return {str(key): to_json_value(part, column) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json_value(part, column) for part in value]
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    if isinstance(value, bytes | bytearray):
-        raise Invalid(f"{column[:60]}: bytes cannot be stored as metadata: leave the column out.", field=column[:200])
-    return value

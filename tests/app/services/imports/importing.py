@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import tempfile
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from app.models import Import, ImportProblem, Project, Prompt
@@ -29,6 +33,15 @@ def archive(files: dict[str, bytes], *, method: int = zipfile.ZIP_STORED) -> byt
         for name, data in files.items():
             made.writestr(zipfile.ZipInfo(name), data, compress_type=method)
     return file.getvalue()
+
+
+@contextlib.contextmanager
+def write_temporary(data: bytes) -> Iterator[Path]:
+    """A file with these bytes."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        yield Path(file.name)
 
 
 def make(

@@ -193,7 +193,7 @@ BAD_LINES: list[tuple[Any, str | None, str]] = [
     ({"question": "", "images": ["SHA"]}, "question", "at least 1 character"),
     ({"question": "   ", "images": ["SHA"]}, "question", "at least 1 character"),
     ({"question": "q" * 4001, "images": ["SHA"]}, "question", "at most 4000"),
-    ({"question": "q", "answer": "", "images": ["SHA"]}, "answer", "at least 1 character"),
+    ({"question": "q", "answer": ["a", {}], "metadata": [1], "images": ["SHA"]}, "metadata", "not a valid JSON object"),
     ({"question": "q", "answer": "a" * 4001, "images": ["SHA"]}, "answer", "at most 4000"),
     ({"question": "a\x00b", "images": ["SHA"]}, "question", "NUL"),
     ({"question": "q", "images": ["SHA"], "metadata": {"a\x00": 1}}, "metadata", "NUL"),
@@ -207,7 +207,7 @@ BAD_LINES: list[tuple[Any, str | None, str]] = [
     ({"question": "q", "images": ["a/../../b.png"]}, "images", "points outside"),
     ({"question": "q", "images": ["c:\\b.png"]}, "images", "points outside"),
     ({"question": "q", "images": ["file:///etc/passwd"]}, "images", "must begin with https"),
-    ({"question": "q", "images": ["SHA"], "split": "dev"}, "split", "train"),
+    ({"question": "q", "images": ["SHA"], "split": "other"}, "split", "train"),
     (b'{"question": "q", "metadata": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "metadata", "too deeply"),
 ]
 
@@ -341,12 +341,13 @@ class TestFormats:
             }
         )
         found = run(committed_db, project, data, "t.zip")
-        assert (found.added, found.rejected) == (1, 3)
+        assert (found.added, found.rejected) == (2, 2)
         told = reasons(committed_db, found)
-        assert [(line, field) for line, field, _ in told] == [(4, "answer"), (5, None), (6, None)]
-        assert "has 5 fields, the header has 9" in told[1][2]
-        assert "not valid CSV" in told[2][2]
-        [prompt] = prompts_of(committed_db, project)
+        assert [(line, field) for line, field, _ in told] == [(5, None), (6, None)]
+        assert "has 5 fields, the header has 9" in told[0][2]
+        assert "not valid CSV" in told[1][2]
+        prompt, unanswered = prompts_of(committed_db, project)
+        assert (unanswered.question, unanswered.answer) == ("q", None)
         assert prompt.question == 'Is it "red", or\nblue?'
         assert (prompt.references, prompt.extra, prompt.split) == (["it glows; warm"], {"source": "web"}, Split.val)
 
