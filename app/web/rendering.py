@@ -43,6 +43,7 @@ MESSAGES: Mapping[str, str] = {
     "review-retired": "The prompt is out of use.",
     "review-sent-back": "Sent back; it comes here again once its critic has answered.",
     "critic-paused": "The critic is paused: nothing more is offered to them in this project.",
+    "photos-added": "The prompts are added.",
     "target-set": "The daily target is saved.",
     "critic-resumed": "The critic may go on; gold prompts count anew from now.",
     "retried": "The round goes on from its last checkpoint.",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -141,6 +142,55 @@ def change_plan(
     found.plan = with_columns(plan, columns, split=split, question=question).as_json()
     session.flush()
     return found
+
+
+def give_images(
+    session: Session,
+    actor: Actor,
+    import_id: int,
+    files: Sequence[tuple[str, IO[bytes]]],
+    *,
+    limit: int = MAX_FILE,
+) -> Import:
+    """Give a draft the images that its rows name: one zip, or the pictures with their names. Earlier ones are replaced.
+
+    Raises `Invalid` if they cannot be read, and `Conflict` if the import was started.
+    """
+    found = get_import(session, actor, import_id)
+    session.refresh(found, with_for_update=True)
+    if found.state is not ImportState.draft:
+        raise Conflict("This import was started already.")
+    if not files:
+        raise Invalid("Choose a zip or pictures first.", field="images")
+    with tempfile.NamedTemporaryFile() as kept:
+        if len(files) == 1 and files[0][0].lower().endswith(".zip"):
+            write_upload(files[0][1], kept, limit)
+        else:
+            write_pictures(files, kept, limit)
+        if not zipfile.is_zipfile(kept.name):
+            raise Invalid("The images are no zip that can be read.", field="images")
+        found.images_key = get_store().put_file(Path(kept.name))
+    session.flush()
+    preview_rows(found)  # raises where the zip cannot be opened
+    return found
+
+
+def write_pictures(files: Sequence[tuple[str, IO[bytes]]], target: Any, limit: int) -> None:
+    """Write pictures to a zip by their names. Raises `Invalid` for two of one name, and over `limit` bytes."""
+    names = [PurePosixPath(name.replace("\\", "/")).name for name, _ in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Invalid(f"Two of the pictures are called {twice[:60]}: put them into a zip with folders.", field="images")
+    left = limit
+    with zipfile.ZipFile(target, "w") as packed:
+        for name, (_, source) in zip(names, files, strict=True):
+            with packed.open(name or "picture", "w") as entry:
+                while chunk := source.read(1 << 20):
+                    left -= len(chunk)
+                    if left < 0:
+                        raise Invalid(f"The pictures have over {limit >> 30} GB: give them in a zip.", field="images")
+                    entry.write(chunk)
+    target.flush()
 
 
 def discard_import(session: Session, actor: Actor, import_id: int) -> None:

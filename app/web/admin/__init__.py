@@ -6,7 +6,7 @@ from app.web.admin import audit
 from app.web.admin.accounts import users
 from app.web.admin.erasure import erasures
 from app.web.admin.exports import exports
-from app.web.admin.imports import imports
+from app.web.admin.imports import imports, photos
 from app.web.admin.integrations import webhooks
 from app.web.admin.projects import overview, settings
 from app.web.admin.prompts import prompts
@@ -15,7 +15,7 @@ from app.web.admin.rounds import comparisons, contents, rounds, side_by_side, ve
 
 router = APIRouter()
 LOOP = (overview, settings, rounds, contents, versions, side_by_side, comparisons)
-PROJECT = (*LOOP, prompts, gold, review, imports, exports, critics, webhooks)
+PROJECT = (*LOOP, prompts, gold, review, imports, photos, exports, critics, webhooks)
 for module in (*PROJECT, users, audit, erasures):
     router.include_router(module.router, prefix="/admin")
 

@@ -131,9 +131,7 @@ class TestStats:
         assert mine["next_round"] == stats["next_round"]
         assert mine.keys() == {"counts", "next_round", "pool", "active_round", "complete"}
 
-    def test_agreement_of_two_critics(
-        self, session: Session, project: Project, as_user: As, admin: TestClient
-    ) -> None:
+    def test_agreement_of_two_critics(self, session: Session, project: Project, as_user: As, admin: TestClient) -> None:
         factories.make_candidate_set(session, project, texts=("a", "b", "c", "d"), slots=2)
         picked: list[str] = []
         for number in range(2):

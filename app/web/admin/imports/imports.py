@@ -21,7 +21,7 @@ from app.services.imports import imports
 from app.services.imports import templates as import_templates
 from app.services.kernel.actors import parse_id
 from app.services.kernel.rights import Right
-from app.web.access import Form, Me, Poster, SignedIn, check_form_token, managed_project, text_of
+from app.web.access import Form, Me, Poster, SignedIn, check_form_token, managed_project, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.imports.drafts import DraftView, draft_view
 from app.web.errors import wants_fragment
@@ -31,6 +31,7 @@ router = APIRouter()
 LIST = "admin/imports/imports.html"
 ONE = "admin/imports/import.html"
 SHOWN_PROBLEMS = 100
+MOST_FILES = 100
 TONES = {ImportState.succeeded: "good", ImportState.failed: "bad", ImportState.draft: "warn"}
 
 
@@ -80,6 +81,7 @@ class ImportView:
     tone: str
     created_at: datetime
     draft: DraftView | None
+    has_images: bool
     active: bool
     sentence: str
     total: int
@@ -94,7 +96,7 @@ class ImportView:
 
 async def read_upload(request: Request) -> AsyncIterator[FormData]:
     """The fields of a form with files. The files are closed after the request."""
-    form = await read_form(request, files=2, fields=50)
+    form = await read_form(request, files=MOST_FILES)
     try:
         yield form
     finally:
@@ -234,6 +236,7 @@ def import_view(session: Session, slug: str, found: Import, *, problem: str = ""
         tone=TONES.get(found.state, "accent"),
         created_at=found.created_at,
         draft=draft_view(found, problem) if found.state is ImportState.draft else None,
+        has_images=found.images_key is not None,
         active=found.state in (ImportState.queued, ImportState.running),
         sentence=describe_state(found),
         total=found.total or 0,
@@ -269,12 +272,8 @@ def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, 
     """Set what the columns mean, then preview the file again or start the import."""
     frame, found = find(request, session, who, slug, import_id)
     here = f"/admin/projects/{slug}/imports/{found.id}"
-    columns = [one for one in form.getlist("column") if isinstance(one, str)]
-    targets = [one for one in form.getlist("target") if isinstance(one, str)]
     try:
-        chosen = dict(zip(columns, targets, strict=False))
-        question = text_of(form, "question")
-        imports.change_plan(session, who.actor, found.id, columns=chosen, split=parse_split(form), question=question)
+        submit_plan(session, who, found, form)
         if text_of(form, "act") == "start":
             imports.start_import(session, who.actor, found.id)
     except Invalid as error:
@@ -284,6 +283,33 @@ def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, 
     except Conflict:
         session.rollback()  # the import was started meanwhile: its page shows the progress
         return RedirectResponse(here, status_code=303)
+    return RedirectResponse(here, status_code=303)
+
+
+def submit_plan(session: Session, who: SignedIn, found: Import, form: FormData) -> None:
+    """Set what the columns of a draft mean, as its form says. Raises `Invalid`, `Conflict`."""
+    chosen = dict(zip(texts_of(form, "column"), texts_of(form, "target"), strict=False))
+    question = text_of(form, "question")
+    imports.change_plan(session, who.actor, found.id, columns=chosen, split=parse_split(form), question=question)
+
+
+@router.post("/projects/{slug}/imports/{import_id}/images", max_body_size=LARGEST_IMPORT)
+def give_images(
+    request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str, import_id: str
+) -> Response:
+    """Give a draft its images, a zip or the pictures themselves; what was chosen for the columns is kept too."""
+    frame, found = find(request, session, who, slug, import_id)
+    here = f"/admin/projects/{slug}/imports/{found.id}"
+    files = [one for one in form.getlist("images") if isinstance(one, UploadFile) and one.filename]
+    try:
+        submit_plan(session, who, found, form)
+        imports.give_images(session, who.actor, found.id, [(one.filename or "", one.file) for one in files])
+    except Invalid as error:
+        session.rollback()
+        view = import_view(session, slug, found, problem=error.detail)
+        return page(ONE, shell=frame.shell, view=view, status=422)
+    except Conflict:
+        session.rollback()  # the import was started meanwhile: its page shows the progress
     return RedirectResponse(here, status_code=303)
 
 
