@@ -70,6 +70,7 @@ illume = Illume(
     help="Critics pick the rationales that fit; their picks tune the vision-language model that wrote them.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+click.version_option(package_name="illume", message="illume %(version)s")(illume)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from app.cli.terminal import data_dir_option, prepared, say
+from app.cli.terminal import data_dir_option, prepared, say, say_table
 from app.db.sessions import session_scope
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import projects
@@ -24,3 +24,12 @@ def add(slug: str, name: str | None) -> None:
     with prepared(), session_scope() as session:
         projects.create_project(session, SYSTEM, slug=slug, name=name or slug)
     say(f"Added the project {slug}.")
+
+
+@project.command("list")
+@data_dir_option
+def list_all() -> None:
+    """List the projects."""
+    with prepared(), session_scope() as session:
+        found = projects.list_projects(session, SYSTEM)
+        say_table(("slug", "name", "created"), [(one.slug, one.name, one.created_at.date()) for one in found])

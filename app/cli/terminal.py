@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,25 @@ def confirmer(question: str, *, yes: bool) -> Callable[[], bool]:
     return confirm
 
 
-def set_data_dir(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
-    """Use another data directory, in this process and those it starts."""
+MAKERS = ("demo", "serve", "restore")
+"""The commands that make a new installation where there is none. `illume db upgrade` does so in the default place."""
+
+
+def set_data_dir(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    """Use another data directory, in this process and those it starts.
+
+    Raises Refused where there is none yet and nothing is to be made: a misspelt name must not become a new database.
+    """
     if value is not None:
         set_environment({"ILLUME_DATA_DIR": str(value.absolute())})
+    settings = get_settings()
+    embedded = not (settings.database_url and settings.redis_url) and context.info_name != "upgrade"
+    if context.info_name not in MAKERS and not settings.data_dir.is_dir() and (value is not None or embedded):
+        raise Refused(
+            f"There is no data directory {settings.data_dir}: name an existing one with --data-dir. "
+            "`illume demo`, `illume serve` and `illume restore` make new ones.",
+            code=2,
+        )
 
 
 data_dir_option = click.option(
@@ -82,6 +97,14 @@ def refuse_other_tables(settings: Settings) -> None:
     wait_for_database(settings, say=warn)
     if migrations.current_revision(settings.database_url) != migrations.required_revision():
         raise Refused("The tables are not those this version needs. Run `illume db upgrade` first.")
+
+
+def say_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows in columns."""
+    lines = [[str(value) for value in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        say("  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
 
 
 def report_failures(command: Callable[[], Any]) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Iterator
 
 import click
+from sqlalchemy.orm import Session
 
-from app.cli.terminal import data_dir_option, prepared, say
+from app.cli.terminal import data_dir_option, prepared, say, say_table
 from app.db.sessions import session_scope
-from app.models import Role
+from app.models import Role, User
 from app.services.accounts import users
 from app.services.kernel.actors import SYSTEM
 
@@ -33,6 +35,33 @@ def add(email: str, role: Role, slugs: tuple[str, ...], *, password_stdin: bool)
     say(f"Added {email} as {role}.")
     if not password_stdin:
         say(f"password: {password}")
+
+
+@user.command("list")
+@data_dir_option
+def list_all() -> None:
+    """List the accounts, with the projects of each and the role there."""
+    with prepared(), session_scope() as session:
+        found = list(every_user(session))
+        roles = users.list_project_roles(session, [one.id for one in found])
+        rows = [
+            (
+                one.email,
+                one.role,
+                ", ".join(f"{slug} ({role})" for slug, role in roles[one.id].items()) or "-",
+                "disabled" if one.disabled_at else "active",
+            )
+            for one in found
+        ]
+        say_table(("email", "role", "projects", "state"), rows)
+
+
+def every_user(session: Session) -> Iterator[User]:
+    """All people, a page at a time."""
+    after = 0
+    while found := users.list_users(session, SYSTEM, after=after):
+        yield from found
+        after = found[-1].id
 
 
 def read_password() -> str:

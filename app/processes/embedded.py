@@ -25,6 +25,7 @@ from urllib.parse import quote
 import psycopg
 import redis
 from filelock import FileLock, Timeout
+from redis.lock import Lock
 
 from app.processes.postgres_install import (
     EmbeddedError,
@@ -55,6 +56,13 @@ SERVER_SETTINGS = {
     "timezone": "UTC",
     "unix_socket_permissions": "0700",
 }
+REDIS_REFUSES = "-@scripting +evalsha -acl -config -module -debug"
+"""What nobody may do in the embedded Redis: bring a script, or change these rules.
+
+Celery's broker releases a lock by a script of redis-py's, so this one is loaded at the start, and what is loaded can be
+run.
+"""
+REDIS_LOADER_MAY = "resetkeys resetchannels -@all +script|load"
 NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
@@ -190,16 +198,18 @@ class Embedded:
 
     def _start_redis(self) -> None:
         log = self.data_dir / "logs" / "redis.log"
-        password = secrets.token_urlsafe(24)
+        password, loader = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         for _ in range(3):  # another process may take the free port before Redis does
             port = free_port()
             config = (
-                f"bind 127.0.0.1\nport {port}\nrequirepass {password}\nprotected-mode yes\n"
+                f"bind 127.0.0.1\nport {port}\nprotected-mode yes\n"
                 f'daemonize no\nsave ""\nappendonly no\nmaxmemory-policy noeviction\n'
+                f"user default on >{password} ~* &* +@all {REDIS_REFUSES}\n"
+                f"user loader on >{loader} {REDIS_LOADER_MAY}\n"
             )
-            start = functools.partial(start_child, [str(redis_program()), "-"], log=log, feed=config.encode())
-            self._redis = supervise_server("Redis", start)
             url = f"redis://:{password}@127.0.0.1:{port}/0"
+            start = functools.partial(start_redis, config, log, url.replace("://:" + password, "://loader:" + loader))
+            self._redis = supervise_server("Redis", start)
             if await_redis(self._redis, url):
                 self.redis_url = url
                 break
@@ -255,6 +265,19 @@ def await_postgres(server: Supervised, url: str, log: Path) -> None:
         except psycopg.OperationalError:
             continue
     raise EmbeddedError(f"PostgreSQL accepted no connection within {START_SECONDS:g} s; {log} says why.")
+
+
+def start_redis(config: str, log: Path, loader_url: str) -> subprocess.Popen[bytes]:
+    """Start Redis and load the one script that it may run. Where that fails, the caller finds out that it ended."""
+    process = start_child([str(redis_program()), "-"], log=log, feed=config.encode())
+    with contextlib.closing(redis.Redis.from_url(loader_url, socket_connect_timeout=1)) as client:
+        for _ in poll_until_timeout():
+            if process.poll() is not None:
+                break
+            with contextlib.suppress(redis.ConnectionError):
+                client.script_load(Lock.LUA_RELEASE_SCRIPT)
+                break
+    return process
 
 
 def await_redis(server: Supervised, url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from sqlalchemy import func, select
 
 from app.cli import doctor, main
 from app.cli import round as tuning_round
-from app.models import Project, Round, RoundState, Split
+from app.models import Project, Role, Round, RoundState, Split
 from app.processes.connect import forget_settings
 from app.processes.embedded import SERVICES_FILE, free_port
 from app.settings import ROOT, Settings
@@ -263,6 +264,62 @@ class TestDemoEnds:
             demo.stop(signal.SIGTERM)
         assert demo.process.returncode == 0
         assert not any(process.is_running() for process in family)
+
+
+class TestLists:
+    def test_projects_and_people(self, run: Run, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions.begin() as session:
+            project = make.make_project(session, slug="cats", name="All cats")
+            make.make_user(session, email="boss@example.org", role=Role.admin)
+            ann = make.make_member(session, project, Role.critic)
+            gone = make.make_user(session, email="gone@example.org", role=Role.viewer)
+            gone.disabled_at = func.now()
+            email = ann.email
+        assert [line.split()[:3] for line in run("project", "list").stdout.splitlines()] == [
+            ["slug", "name", "created"],
+            ["cats", "All", "cats"],
+        ]
+        header, *lines = run("user", "list").stdout.splitlines()
+        assert header.split() == ["email", "role", "projects", "state"]
+        assert sorted(line.split() for line in lines) == sorted(
+            [
+                ["boss@example.org", "admin", "-", "active"],
+                [email, ann.role, "cats", "(critic)", "active"],
+                ["gone@example.org", "viewer", "-", "disabled"],
+            ]
+        )
+
+    def test_the_version(self, run: Run) -> None:
+        done = run("--version")
+        assert (done.returncode, done.stdout) == (0, f"illume {importlib.metadata.version('illume')}\n")
+
+
+class TestDataDirectory:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("user", "list"),
+            ("project", "list"),
+            ("doctor", "--skip-model"),
+            ("backup",),
+            ("worker",),
+            ("beat",),
+            ("db", "upgrade"),
+            ("round", "list", "cats"),
+            ("export", "cats", "--out", "x.jsonl"),
+            ("erase", "project", "cats"),
+        ],
+    )
+    def test_one_that_is_not_there_is_refused(self, run: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+        for more in (NO_URLS, {}):
+            done = run(*words, "--data-dir", tmp_path / "mistyped", **more)
+            assert done.returncode == 2
+            assert f"There is no data directory {tmp_path / 'mistyped'}" in done.stderr
+            assert not (tmp_path / "mistyped").exists()
+
+    def test_neither_is_one_named_by_the_environment_made(self, run: Run, tmp_path: Path) -> None:
+        done = run("user", "list", ILLUME_DATA_DIR=str(tmp_path / "mistyped"), **NO_URLS)
+        assert (done.returncode, (tmp_path / "mistyped").exists()) == (2, False)
 
 
 class TestServe:

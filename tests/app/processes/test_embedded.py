@@ -20,6 +20,7 @@ import psutil
 import psycopg
 import pytest
 import redis
+from kombu.transport.redis import Mutex, MutexHeld
 
 from app.processes import postgres_install, supervise
 from app.processes.embedded import SERVICES_FILE, Embedded, InUse
@@ -94,6 +95,14 @@ def recorded_in(folder: Path) -> set[int]:
     return {one["pid"] for one in json.loads((folder / "embedded-processes.json").read_text())}
 
 
+def answers(broker: redis.Redis) -> bool:
+    """Whether Redis answers."""
+    try:
+        return bool(broker.ping())
+    except redis.RedisError:
+        return False
+
+
 def come_back(services: Embedded) -> list[str]:
     """Supervise the servers until both answer again. Returns the messages."""
     said: list[str] = []
@@ -133,6 +142,35 @@ class TestEmbedded:
                 broker.ping()
             assert query(services.database_url, "SHOW listen_addresses") == ""
             assert stat.S_IMODE((services.base / "run").stat().st_mode) == 0o700
+
+    def test_nobody_brings_a_script_to_redis(self, folder: Path) -> None:
+        with Embedded(folder, with_postgres=False) as services, redis.Redis.from_url(services.redis_url) as broker:
+            for killed in (False, True):
+                if killed:
+                    os.kill(recorded_in(folder).pop(), signal.SIGKILL)
+                    said: list[str] = []
+                    end = time.monotonic() + 60
+                    while not said or not answers(broker):
+                        said += services.check(time.monotonic())
+                        assert time.monotonic() < end
+                        time.sleep(0.05)
+                for words in (
+                    ("EVAL", "return 1", "0"),
+                    ("SCRIPT", "LOAD", "return 1"),
+                    ("SCRIPT", "FLUSH"),
+                    ("ACL", "SETUSER", "default", "+@all"),
+                    ("CONFIG", "SET", "dir", "."),
+                    ("MODULE", "LOAD", "x.so"),
+                    ("DEBUG", "SLEEP", "0"),
+                ):
+                    with pytest.raises(redis.exceptions.NoPermissionError):
+                        broker.execute_command(*words)
+                with pytest.raises(redis.exceptions.NoScriptError):
+                    broker.evalsha("e0e1f9fabfc9d4800c877a703b823ac0578ff8db", 0)
+                with Mutex(broker, "ours", 10), pytest.raises(MutexHeld), Mutex(broker, "ours", 10):
+                    pass
+                assert broker.get("ours") is None
+                assert broker.info("server")["redis_version"]
 
     def test_servers_that_were_killed_come_back_where_they_were(self, folder: Path) -> None:
         with Embedded(folder) as services:
