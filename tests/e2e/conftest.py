@@ -100,6 +100,7 @@ def site(committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("ILLUME_SIGN_IN_TRIES", "1000")
     monkeypatch.setenv("ILLUME_GATE_WAIT", str(SERVER_SECONDS))
     port = free_port()
+    monkeypatch.setenv("ILLUME_PUBLIC_URL", f"http://127.0.0.1:{port}")
     site = Site(f"http://127.0.0.1:{port}", committed_db.sessions, port)
     site.start()
     try:
