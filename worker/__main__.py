@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from app import queue
 from app.settings import get_settings
+from illume.log_lines import keep_lines_whole
 from worker.celery_app import make_celery, stop_on_shutdown
 from worker.process import WorkerProcess, expire_dead_workers, lower_priority, make_process
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queues", default=",".join(KNOWN_QUEUES), help="queues to serve, separated by commas")
     parser.add_argument("--log-level", default="INFO")
     options = parser.parse_args(arguments)
+    keep_lines_whole()
     missing = [name for name in ("database_url", "redis_url") if not getattr(get_settings(), name)]
     if missing:
         sys.stderr.write(f"Set ILLUME_{missing[0].upper()}: a worker needs the database and the broker.\n")

@@ -15,6 +15,7 @@ from uvicorn.supervisors import Multiprocess
 from app.processes.connections import BoundedConnection
 from app.settings import get_settings, names_in
 from illume.end_with_parent import watch_parent
+from illume.log_lines import keep_lines_whole
 
 KEEP_ALIVE_SECONDS = 75
 """A critic takes some seconds for a verdict: with uvicorn's own 5 s nearly each came on a new connection."""
@@ -36,6 +37,7 @@ class ServerConfig(Config):
 
     def load(self) -> None:
         """Create the application in the process that serves it."""
+        keep_lines_whole()
         stop_with_parent()
         super().load()
 
@@ -59,6 +61,7 @@ def server_config(*, host: str, port: int, processes: int = 1) -> ServerConfig:
         port=port,
         workers=processes,
         access_log=False,
+        use_colors=False,  # its colours would be escaped, as all control characters in logs are
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=10,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from starlette.testclient import TestClient
 
+from app.api import health
 from app.settings import get_settings
 from tests.conftest import forget_settings
 
@@ -27,6 +31,21 @@ class TestHealth:
             forget_settings()
         assert answer.status_code == 503
         assert answer.json()["broker"] == "cannot be reached"
+
+
+class TestReadiness:
+    def test_many_who_ask_at_once_share_one_look(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        looks = iter(range(1000))
+        monkeypatch.setattr(health, "find_states", lambda: {"database": str(next(looks))})
+
+        async def ask_often() -> set[str]:
+            readiness = health.Readiness()
+            found = await asyncio.gather(*(readiness.states() for _ in range(200)))
+            assert (await readiness.states())["database"] not in {one["database"] for one in found}
+            return {one["database"] for one in found}
+
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(lambda: asyncio.run(ask_often())).result() <= {"0", "1"}
 
 
 class TestMetrics:

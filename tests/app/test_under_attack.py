@@ -1,0 +1,130 @@
+"""Under attack by strangers, critics go on judging, and others upload."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import PIL.Image
+import pytest
+
+from app.http.gate import SMALL_BODY
+from app.models import Role, Scope
+from app.services.accounts import users
+from app.services.kernel.actors import SYSTEM
+from tests import factories
+from tests.app.processes.test_serving import LOG, started, wait_for
+from tests.conftest import CommittedDatabase
+
+CRITICS, VERDICTS = 8, 4
+SECONDS = 10.0  # for one request; the attacks used to stop the process for longer
+STRANGER = "127.0.0.2"
+BOUNDARY = b"kSW3q1"
+FIELD = b'--%s\r\nContent-Disposition: form-data; name="email"\r\n\r\n%s\r\n--%s--\r\n'
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A server with a project to judge in."""
+
+    port: int
+    critics: tuple[str, ...]
+    admin: str
+
+    def client(self, token: str = "") -> httpx.Client:
+        """A client of the server."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=SECONDS)
+
+
+@pytest.fixture
+def installation(committed_db: CommittedDatabase, tmp_path: Path) -> Iterator[Installation]:
+    """A server of its own that knows nobody's address as a proxy's."""
+    with committed_db.sessions() as session, session.begin():
+        project = factories.make_project(session, slug="besieged", round_every=1000)
+        for _ in range(CRITICS * VERDICTS):
+            factories.make_candidate_set(session, project)
+        people = [factories.make_member(session, project) for _ in range(CRITICS)]
+        admin = factories.make_user(session, role=Role.admin)
+        tokens = [users.create_token(session, SYSTEM, user_id=one.id, scope=Scope.write)[1] for one in (*people, admin)]
+    port, server = started(committed_db, tmp_path, 1, ILLUME_TRUSTED_PROXIES="127.0.0.9")
+    try:
+        wait_for(port, server, tmp_path / LOG)
+        yield Installation(port, tuple(tokens[:-1]), tokens[-1])
+    finally:
+        server.kill()
+        server.wait()
+
+
+def judge(installation: Installation, token: str) -> int:
+    """Give a critic's verdicts. Returns how many."""
+    with installation.client(token) as client:
+        for _ in range(VERDICTS):
+            claimed = client.post("/api/v1/projects/besieged/assignments")
+            assert claimed.status_code == 201, claimed.text
+            verdict = {"kind": "picked", "picks": [claimed.json()["candidates"][0]["id"]]}
+            given = client.post(f"/api/v1/assignments/{claimed.json()['id']}/verdict", json=verdict)
+            assert given.status_code == 201, given.text
+    return VERDICTS
+
+
+def send_codecs(installation: Installation, stop: threading.Event) -> set[int]:
+    """Send forms in an encoding that takes quadratic time to read, to every kind of form route."""
+    statuses = set()
+    body = FIELD % (BOUNDARY, b"-" + b"a" * 150_000, BOUNDARY)  # each letter is inserted into all that came before
+    kind = f"multipart/form-data; boundary={BOUNDARY.decode()}; charset=punycode"
+    transport = httpx.HTTPTransport(local_address=STRANGER)
+    base = f"http://127.0.0.1:{installation.port}"
+    with httpx.Client(base_url=base, transport=transport, timeout=60) as client:
+        while not (stop.is_set() and statuses):
+            for path in ("/sign-in", "/annotate/besieged/next", "/api/v1/images", "/admin/users"):
+                statuses.add(client.post(path, content=body, headers={"Content-Type": kind}).status_code)
+    return statuses
+
+
+def stall(installation: Installation, stack: contextlib.ExitStack) -> None:
+    """Open connections that send a head, or part of one, and then nothing."""
+    large = str(SMALL_BODY + 44_000).encode()
+    heads = [
+        b"POST /api/v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: %s\r\n\r\n" % large,
+        b"POST /admin/projects/besieged/imports HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /sign-in HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: ",
+    ]
+    for head in heads * 10:
+        address = ("127.0.0.1", installation.port)
+        connection = stack.enter_context(socket.create_connection(address, 5, (STRANGER, 0)))
+        connection.sendall(head)
+
+
+def upload(installation: Installation) -> int:
+    """Upload a large image as an admin. Returns the status."""
+    file = io.BytesIO()
+    PIL.Image.frombytes("RGB", (400, 400), os.urandom(3 * 400 * 400)).save(file, "PNG")
+    assert len(file.getvalue()) > SMALL_BODY
+    with installation.client(installation.admin) as client:
+        return client.post("/api/v1/images", files={"file": ("noise.png", file.getvalue())}).status_code
+
+
+def test_critics_go_on_while_strangers_send_what_they_like(installation: Installation) -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(CRITICS + 4) as threads, contextlib.ExitStack() as stack:
+        stack.callback(stop.set)
+        stall(installation, stack)
+        attackers = [threads.submit(send_codecs, installation, stop) for _ in range(3)]
+        judging = [threads.submit(judge, installation, token) for token in installation.critics]
+        assert upload(installation) == 201
+        assert sum(one.result() for one in judging) == CRITICS * VERDICTS
+        with installation.client() as client:
+            assert client.get("/sign-in").status_code == 200
+        stop.set()
+        for one in attackers:
+            assert one.result() == {415}
