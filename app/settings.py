@@ -25,6 +25,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=ROOT / "data", description="Where embedded services and the store keep their files")
     store_url: str = Field(default="", description="fsspec URL of the store; empty: a folder under data_dir")
     starter_dir: Path = Field(default=ROOT / "starter", description="What the demo ships")
+    model_folders: str = Field(
+        default="", description="Folders that hold base models which projects may name, separated by commas"
+    )
     secret_key: str = Field(default="", description="Key of signed forms; empty: generated once and kept in data_dir")
     host: str = "127.0.0.1"
     port: int = 8000
@@ -95,6 +98,12 @@ class Settings(BaseSettings):
     def store(self) -> str:
         """The store's fsspec URL."""
         return self.store_url or (self.data_dir / "store").as_uri()
+
+    @property
+    def listed_folders(self) -> tuple[Path, ...]:
+        """The folders whose models projects may name."""
+        named = (Path(one.strip()) for one in self.model_folders.split(",") if one.strip())
+        return (self.data_dir, self.starter_dir, *named)
 
     @property
     def worker_name(self) -> str:

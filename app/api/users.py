@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.api.schemas import Limit, ListOut, TokenIn, TokenOut, UserChange, UserIn, UserOut
 from app.http.dependencies import ActorDep, SessionDep
 from app.models import Token, User
-from app.services.accounts import users
+from app.services.accounts import sessions, users
 from app.services.kernel.actors import parse_id
 from app.services.kernel.paging import decode_cursor, encode_cursor
 
@@ -111,6 +111,12 @@ def add_token(session: SessionDep, actor: ActorDep, user_id: str, body: TokenIn)
     )
     session.refresh(token)
     return token_out(token, plain)
+
+
+@router.delete("/users/{user_id}/sessions", status_code=204)
+def close_sessions(session: SessionDep, actor: ActorDep, user_id: str) -> None:
+    """Sign a person out of all browsers: yourself, or as an admin anybody. Tokens stay valid."""
+    sessions.close_all_sessions(session, actor, parse_id(user_id))
 
 
 @router.delete("/tokens/{token_id}", status_code=204)

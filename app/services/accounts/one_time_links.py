@@ -24,7 +24,7 @@ SPENT = "This link was used already, has expired, or was replaced by another: as
 def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose) -> tuple[OneTimeLink, str]:
     """Make a link for a person. Returns its row and its plain text, which is not stored; their older links are deleted.
 
-    A reset link leaves the old password valid until the link is used.
+    A reset link leaves the old password valid until the link is used; a new password ends the link.
     """
     require_admin(actor)
     user = users.get_user(session, actor, user_id)
@@ -74,15 +74,16 @@ def use_link(session: Session, plain: str, password: str) -> User:
     """Set the person's password; the link and their browser sessions end. Raises `NotFound`, `Invalid`."""
     link, user = find_link(session, plain)
     themselves = Actor(user_id=user.id, email=user.email, role=user.role)
-    users.set_password(session, themselves, user.id, password)
-    # If two requests use it at once, only one succeeds.
-    spent = session.scalar(
-        update(OneTimeLink)
-        .where(OneTimeLink.id == link.id, OneTimeLink.used_at.is_(None))
-        .values(used_at=func.now())
-        .returning(OneTimeLink.id)
-        .execution_options(synchronize_session=False)
-    )
-    if spent is None:
-        raise NotFound(SPENT)
+    with session.begin_nested():  # a weak password leaves the link open
+        # If two requests use it at once, only one succeeds.
+        spent = session.scalar(
+            update(OneTimeLink)
+            .where(OneTimeLink.id == link.id, OneTimeLink.used_at.is_(None))
+            .values(used_at=func.now())
+            .returning(OneTimeLink.id)
+            .execution_options(synchronize_session=False)
+        )
+        if spent is None:
+            raise NotFound(SPENT)
+        users.set_password(session, themselves, user.id, password)
     return user

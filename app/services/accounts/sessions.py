@@ -11,11 +11,12 @@ from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now
 from app.errors import TooMany, Unauthenticated
-from app.models import SignInAttempt, User, WebSession
-from app.services.accounts import credentials, known_browsers, passwords
+from app.models import Scope, SignInAttempt, User, WebSession
+from app.services.accounts import credentials, known_browsers, passwords, users
 from app.services.accounts.passwords import hash_secret
 from app.services.accounts.users import find_user
-from app.services.kernel.actors import Actor
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require_scope
 from app.settings import get_settings
 
 ATTEMPT_WINDOW = 60
@@ -82,6 +83,16 @@ def actor_for_cookie(session: Session, cookie: str) -> tuple[Actor, str] | None:
     """Who is behind a browser's cookie, and its CSRF token; None when it is unknown, over, or its person disabled."""
     row = session.execute(credentials.SIGNED_IN.clause, {"hash": hash_secret(cookie)}).mappings().one_or_none()
     return None if row is None else credentials.signed_in(row)
+
+
+def close_all_sessions(session: Session, actor: Actor, user_id: int) -> int:
+    """Sign a person out of all browsers, oneself or as an admin anybody. Returns how many. Tokens stay valid."""
+    user = users.get_user(session, actor, user_id)
+    require_scope(actor, Scope.write)
+    of_them = delete(WebSession).where(WebSession.user_id == user.id)
+    closed = len(session.scalars(of_them.returning(WebSession.token_hash)).all())
+    audit.record(session, actor, "user.sign_out", f"user:{user.id}", browsers=closed)
+    return closed
 
 
 def close_web_session(session: Session, cookie: str) -> None:

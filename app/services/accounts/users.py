@@ -9,13 +9,14 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import idna
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now
 from app.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
-from app.models import Membership, Project, Role, Scope, Token, User, WebSession
+from app.models import Membership, OneTimeLink, Project, Role, Scope, Token, User, WebSession
 from app.services.accounts import credentials
 from app.services.accounts.passwords import hash_password, hash_secret
 from app.services.kernel import audit
@@ -23,6 +24,7 @@ from app.services.kernel.actors import Actor, require_admin, require_scope
 
 EMAIL_FORM = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|[^@\s]+@localhost")
 MAX_EMAIL = 320
+DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 MAX_REQUESTS = 1_000_000
 
 
@@ -43,9 +45,7 @@ def add_user(
     Raises `Conflict` for a known address, and `Invalid` for a bad one, a weak password or an unknown project.
     """
     require_admin(actor)
-    email = email.strip()
-    if len(email) > MAX_EMAIL or not EMAIL_FORM.fullmatch(email):  # the pattern takes quadratic time
-        raise Invalid("This is not an email address.", field="email")
+    email = checked_email(email)
     user = User(email=email, role=role, password_hash=None if password is None else hash_password(password))
     try:
         with session.begin_nested():
@@ -56,6 +56,26 @@ def add_user(
     set_memberships(session, actor, user, project_slugs)
     audit.record(session, actor, "user.add", f"user:{user.id}", role=role.value)
     return user
+
+
+def checked_email(text: str) -> str:
+    """An e-mail address, a domain in other letters than ASCII in its ASCII form (`xn--`). Raises `Invalid`.
+
+    Another alphabet, or a character without width, could make an address look like that of somebody else.
+    """
+    email = text.strip()
+    if len(email) > MAX_EMAIL or not EMAIL_FORM.fullmatch(email):  # the pattern takes quadratic time
+        raise Invalid("This is not an email address.", field="email")
+    name, _, domain = email.rpartition("@")
+    if not name.isascii() or not name.isprintable():
+        raise Invalid("The part of an email address before the @ has ASCII letters, digits and signs.", field="email")
+    try:
+        domain = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+    except (idna.IDNAError, UnicodeError) as error:
+        raise Invalid("The domain of this email address is not valid.", field="email") from error
+    if not DOMAIN.fullmatch(domain):
+        raise Invalid("The domain of this email address is not valid.", field="email")
+    return f"{name}@{domain}"
 
 
 def get_user(session: Session, actor: Actor, user_id: int) -> User:
@@ -70,7 +90,12 @@ def get_user(session: Session, actor: Actor, user_id: int) -> User:
 
 def find_user(session: Session, email: str) -> User | None:
     """Find the person with this address, ignoring case."""
-    return session.scalar(select(User).where(func.lower(User.email) == email.strip().lower()))
+    typed = email.strip()
+    try:
+        known = {typed.lower(), checked_email(typed).lower()}
+    except Invalid:
+        known = {typed.lower()}
+    return session.scalar(select(User).where(func.lower(User.email).in_(known)))
 
 
 def list_users(session: Session, actor: Actor, *, limit: int = 1000, after: int = 0) -> list[User]:
@@ -150,6 +175,7 @@ def set_disabled(session: Session, actor: Actor, user_id: int, disabled: bool) -
             _require_another_admin(session, user)
         user.disabled_at = user.disabled_at or database_now(session)
         session.execute(delete(WebSession).where(WebSession.user_id == user.id))
+        session.execute(delete(OneTimeLink).where(OneTimeLink.user_id == user.id, OneTimeLink.used_at.is_(None)))
     else:
         user.disabled_at = None
     audit.record(session, actor, "user.disable" if disabled else "user.enable", f"user:{user.id}")
@@ -158,11 +184,12 @@ def set_disabled(session: Session, actor: Actor, user_id: int, disabled: bool) -
 
 
 def set_password(session: Session, actor: Actor, user_id: int, password: str) -> User:
-    """Set a person's password and end their browser sessions. Raises `Invalid` for a weak one."""
+    """Set a person's password; their browser sessions and open one-time links end. Raises `Invalid` for a weak one."""
     user = get_user(session, actor, user_id)
     require_scope(actor, Scope.admin)
     user.password_hash = hash_password(password)
     session.execute(delete(WebSession).where(WebSession.user_id == user.id))
+    session.execute(delete(OneTimeLink).where(OneTimeLink.user_id == user.id, OneTimeLink.used_at.is_(None)))
     audit.record(session, actor, "user.password", f"user:{user.id}")
     session.flush()
     return user

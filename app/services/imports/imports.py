@@ -20,7 +20,7 @@ from app.services.imports.files import ImportFile
 from app.services.imports.layouts import ImportPlan, Layout, make_plan, with_columns
 from app.services.imports.opened import Source
 from app.services.imports.reading import open_file, parse_row
-from app.services.imports.tables import TableRow
+from app.services.imports.tables import MAX_COLUMNS, TableRow
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
@@ -102,6 +102,10 @@ def plan_upload(
     """Plan what the columns mean, by their names and by `mapping`. Raises `Invalid` if the file cannot be read."""
     file = ImportFile(Source(path, name, images_path))
     columns = list_columns(file.first(SAMPLE))
+    if len(columns) > MAX_COLUMNS:
+        raise Invalid(
+            f"The first rows have {len(columns):,} different columns; at most {MAX_COLUMNS} are read.", field="file"
+        )
     plan = make_plan(file.kind, columns, split=split, loose=loose or mapping is not None)
     if mapping is None:
         return plan

@@ -28,7 +28,40 @@ from app.settings import get_settings
 MAX_REDIRECTS = 3
 MAX_URL_LENGTH = 2000
 RESOLVE_SECONDS = 20.0
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# The special purposes that IANA has registered, as of 2025 (RFC 6890 and later), and multicast.
+NOT_PUBLIC_4 = tuple(
+    ipaddress.IPv4Network(one)
+    for one in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.31.196.0/24",
+        "192.52.193.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "192.175.48.0/24",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",
+    )
+)
+# Of IPv6 only 2000::/3 is given out; in it these are not public: Teredo, protocols, documentation, 6to4 (see below).
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+NOT_PUBLIC_6 = tuple(
+    ipaddress.IPv6Network(one) for one in ("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")
+)
+# IPv6 addresses that stand for an IPv4 address, which begins this many bits before their end: mapped, NAT64, 6to4.
+EMBEDDING = (
+    (ipaddress.IPv6Network("::ffff:0:0/96"), 0),
+    (ipaddress.IPv6Network("64:ff9b::/96"), 0),
+    (ipaddress.IPv6Network("2002::/16"), 80),
+)
 REDIRECTS = (301, 302, 303, 307, 308)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -58,19 +91,20 @@ def reach_of_settings() -> Reach:
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is public, including any IPv4 address embedded in an IPv6 one."""
+    """Whether an address is public, including any IPv4 address embedded in an IPv6 one.
+
+    By tables of our own: those of `ipaddress` differ from one version of Python to the next.
+    """
     try:
         address: Address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return False
-    wrapped = [address]
-    if isinstance(address, ipaddress.IPv6Address):
-        wrapped += [one for one in (address.ipv4_mapped, address.sixtofour) if one is not None]
-        if address in NAT64:
-            wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if address.ipv4_mapped is not None:
-            wrapped.remove(address)
-    return all(one.is_global and not one.is_multicast for one in wrapped)
+    if isinstance(address, ipaddress.IPv4Address):
+        return not any(address in network for network in NOT_PUBLIC_4)
+    for network, shift in EMBEDDING:
+        if address in network:
+            return is_public(str(ipaddress.IPv4Address((int(address) >> shift) & 0xFFFFFFFF)))
+    return address in GLOBAL_UNICAST and not any(address in network for network in NOT_PUBLIC_6)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require, require_admin
 from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import validation_message
+from app.services.projects.base_models import refuse_unlisted
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 from illume.settings import CANDIDATES
 
@@ -180,6 +181,7 @@ def create_project(
     if not SLUG_PATTERN.fullmatch(slug):
         raise Invalid("A slug has lower-case letters, digits and hyphens, at most 63.", field="slug")
     checked = parse_settings(settings or {})
+    refuse_unlisted(actor, checked.base_model)
     project = Project(slug=slug, name=_check_name(name))
     try:
         with session.begin_nested():
@@ -242,6 +244,7 @@ def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[s
     after = parse_settings({**before.model_dump(), **changes})
     if after != before:
         if after.base_model != before.base_model:
+            refuse_unlisted(actor, after.base_model)
             _change_base_model(session, project, after.base_model)
         number = session.scalar(
             select(func.max(SettingRevision.number)).where(SettingRevision.project_id == project.id)

@@ -13,6 +13,7 @@ from app.db.sessions import database_now
 from app.errors import Invalid, NotFound
 from app.models import BaseCheck, CheckState
 from app.services.kernel.actors import Actor, require_admin
+from app.services.projects.base_models import refuse_unlisted
 from app.services.rounds.versions import STARTER
 
 VALID_FOR = timedelta(days=1)
@@ -59,8 +60,9 @@ def request_check(session: Session, actor: Actor, base_model: str) -> BaseCheck:
     return found
 
 
-def check_folder(base_model: str) -> bool:
-    """Whether a base model is a complete local folder. Raises `Invalid` for an incomplete one."""
+def check_folder(actor: Actor, base_model: str) -> bool:
+    """Whether a base model is a complete local folder. Raises `Invalid` for one that is incomplete or not listed."""
+    refuse_unlisted(actor, base_model)
     folder = Path(base_model)
     if not folder.is_absolute() or not folder.is_dir():
         return False
@@ -75,7 +77,7 @@ def require_check(session: Session, actor: Actor, base_model: str) -> BaseCheck 
 
     A local folder is checked here. Raises `Invalid` for an incomplete folder, and for a model whose check just failed.
     """
-    if is_good(session, base_model) or check_folder(base_model):
+    if is_good(session, base_model) or check_folder(actor, base_model):
         return None
     found = newest_check(session, base_model)
     since = database_now(session) - RETRY_AFTER

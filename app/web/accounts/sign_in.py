@@ -36,6 +36,11 @@ BROWSER_SECONDS = 400 * 24 * 3600  # browsers keep no cookie longer
 LAST_PROJECT = "illume_project"
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 LOCAL_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\]*")
+SIGN_IN_MESSAGES = {
+    "signed-out": "You are signed out.",
+    "everywhere": "You are signed out in every browser.",
+    "password": "The password is set: sign in with it.",
+}
 
 router = APIRouter()
 
@@ -82,7 +87,7 @@ def can_judge_in(session: Session, actor: Actor, slug: str) -> bool:
 @router.get("/sign-in")
 def show(request: Request, next: str = "/", done: str = "") -> Response:  # noqa: A002 - the field's name in addresses
     """The sign-in form."""
-    message = {"signed-out": "You are signed out.", "password": "The password is set: sign in with it."}.get(done)
+    message = SIGN_IN_MESSAGES.get(done)
     messages = (Message(message),) if message else ()
     return form_page(request, SignInView(local_path(next)), messages=messages)
 
@@ -118,6 +123,15 @@ def sign_in(request: Request, session: SessionDep, form: StrangersForm) -> Respo
     set_cookie(response, COOKIE, secret, seconds=get_settings().session_hours * 3600)
     set_cookie(response, BROWSER_COOKIE, known_browsers.remember(known, user), seconds=BROWSER_SECONDS)
     response.delete_cookie(FORM_COOKIE, path="/")
+    return response
+
+
+@router.post("/sign-out/everywhere")
+def sign_out_everywhere(session: SessionDep, who: Poster) -> RedirectResponse:
+    """End all of the person's sessions, in every browser."""
+    sessions.close_all_sessions(session, who.actor, who.actor.user_id)
+    response = RedirectResponse("/sign-in?done=everywhere", status_code=303)
+    response.delete_cookie(COOKIE, path="/")
     return response
 
 

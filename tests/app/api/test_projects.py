@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,12 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import BaseCheck, Project, Role, Scope
+from app.services.kernel.actors import SYSTEM
+from app.services.projects import base_models, projects
+from app.services.projects.base_models import NOT_LISTED
 from app.services.projects.projects import ProjectSettings
 from app.services.rounds import base_checks
+from app.settings import get_settings
 from tests import factories
 from tests.app.api.conftest import As
 
@@ -73,7 +78,48 @@ class TestProjects:
         assert admin.patch(f"/api/v1/projects/{project.slug}", json=wanted).json()["base_model"] == "some/model"
         assert admin.post("/api/v1/projects", json={"slug": "ok", **wanted}).status_code == 201
 
-    def test_a_folder_as_base_model(self, admin: TestClient, tmp_path: Path) -> None:
+    @pytest.fixture
+    def listed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """A folder that an admin of the installation has listed."""
+        monkeypatch.setenv("ILLUME_MODEL_FOLDERS", f"/nowhere, {tmp_path / 'models'}")
+        get_settings.cache_clear()
+        (tmp_path / "models").mkdir()
+        yield tmp_path / "models"
+        get_settings.cache_clear()
+
+    def test_a_folder_that_is_not_listed(
+        self, admin: TestClient, as_user: As, session: Session, project: Project, listed: Path
+    ) -> None:
+        outside = listed.parent / "other"
+        outside.mkdir()
+        (listed / "link").symlink_to(outside)
+        owner = as_user(factories.make_member(session, project, Role.admin))
+        said = set()
+        for folder in (
+            outside,
+            "/does/not/exist",
+            "/",
+            listed / ".." / "other",
+            listed / "link",
+            "./other",
+            "~/x",
+            "a/b/c",
+        ):
+            for client in (admin, owner):
+                answer = client.patch(f"/api/v1/projects/{project.slug}", json={"base_model": str(folder)})
+                assert answer.status_code == 422
+                said.add(answer.json()["detail"])
+            assert admin.post("/api/v1/projects", json={"slug": "ok", "base_model": str(folder)}).status_code == 422
+        assert said == {NOT_LISTED}
+
+    def test_a_folder_of_the_data_directory_and_the_command_line(self, session: Session, listed: Path) -> None:
+        made = projects.create_project(session, SYSTEM, slug="x", name="x", settings={"base_model": "/any/folder"})
+        assert projects.settings_of(session, made).base_model == "/any/folder"
+        base_models.refuse_unlisted(factories.make_admin(session), str(get_settings().data_dir / "models" / "a"))
+        base_models.refuse_unlisted(factories.make_admin(session), str(listed))
+
+    def test_a_folder_as_base_model(self, admin: TestClient, listed: Path) -> None:
+        tmp_path = listed
         (tmp_path / "config.json").write_text("{}")
         body = {"slug": "ok", "base_model": str(tmp_path)}
         answer = admin.post("/api/v1/projects", json=body)

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import Project, Role, Scope
+from app.services.accounts import sessions
 from tests import factories
 from tests.app.api.conftest import As
 
@@ -69,3 +70,13 @@ class TestUsers:
         ids = [one["id"] for one in page["items"] + rest["items"]]
         assert len(ids) == len(set(ids)) >= 4
         assert rest["next"] is None
+
+
+def test_signing_out_everywhere(session: Session, as_user: As, admin: TestClient) -> None:
+    user, other = factories.make_user(session), factories.make_user(session)
+    for call in (as_user(user), admin):
+        cookie, _ = sessions.open_web_session(session, user)
+        assert as_user(other).delete(f"/api/v1/users/{user.id}/sessions").status_code == 403
+        assert sessions.actor_for_cookie(session, cookie) is not None
+        assert call.delete(f"/api/v1/users/{user.id}/sessions").status_code == 204
+        assert sessions.actor_for_cookie(session, cookie) is None

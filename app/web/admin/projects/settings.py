@@ -177,7 +177,7 @@ def check_base_model(
     if not wanted or wanted == known or "base_model" in problems or base_checks.is_good(session, wanted):
         return None
     try:
-        base_checks.check_folder(wanted)
+        base_checks.check_folder(actor, wanted)
     except Invalid as error:
         problems["base_model"] = error.detail
         return None
@@ -281,6 +281,7 @@ def show_new_preview(who: Me, template: str = "") -> Response:
 @router.post("/new-project")
 def create(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
     """Create a project."""
+    require_admin(who.actor)
     typed = typed_values(form)
     name, slug = text_of(form, "name"), text_of(form, "slug")
     values, problems = read_settings(typed)

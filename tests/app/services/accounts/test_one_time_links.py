@@ -48,6 +48,19 @@ class TestLinks:
             one_time_links.use_link(session, plain, "short")
         assert one_time_links.find_open_link(session, person.id) is not None
 
+    @pytest.mark.parametrize("how", ["by themselves", "by an admin", "disabled"])
+    def test_it_ends_with_the_password(self, session: Session, admin: Actor, person: User, how: str) -> None:
+        _, plain = one_time_links.make_link(session, admin, person.id, LinkPurpose.password)
+        if how == "disabled":
+            users.set_disabled(session, admin, person.id, disabled=True)
+            users.set_disabled(session, admin, person.id, disabled=False)
+        else:
+            actor = factories.actor_of(person) if how == "by themselves" else admin
+            users.set_password(session, actor, person.id, PASSWORD)
+        with pytest.raises(NotFound):
+            one_time_links.use_link(session, plain, "another password")
+        assert passwords.verify_user_password(person, PASSWORD) is (how != "disabled")
+
     def test_a_new_link_replaces_the_old_one(self, session: Session, admin: Actor, person: User) -> None:
         _, first = one_time_links.make_link(session, admin, person.id, LinkPurpose.password)
         _, second = one_time_links.make_link(session, admin, person.id, LinkPurpose.password)

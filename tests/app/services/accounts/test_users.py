@@ -255,3 +255,28 @@ class TestPseudonym:
         assert len(made) == 8
         assert users.pseudonym(1, 2, "a") == users.pseudonym(1, 2, "a")
         assert all(name.startswith("critic-") for name in made)
+
+
+class TestEmails:
+    @pytest.mark.parametrize(
+        "email",
+        ["ann\u200b@example.org", "\u0430nn@example.org", "ann@exa\u0000mple.org", "ann@-\u2764.", "a b@example.org"],
+    )
+    def test_an_address_that_looks_like_another_is_refused(self, session: Session, email: str) -> None:
+        with pytest.raises(Invalid) as caught:
+            users.add_user(session, SYSTEM, email=email, role=Role.critic)
+        assert caught.value.field == "email"
+
+    @pytest.mark.parametrize(
+        ("email", "shown"),
+        [
+            ("ann@ex\u0430mple.org", "ann@xn--exmple-4nf.org"),
+            ("ann@b\u00fccher.example", "ann@xn--bcher-kva.example"),
+            ("ann@exam\u200bple.org", "ann@example.org"),
+        ],
+    )
+    def test_a_domain_is_shown_in_ascii(self, session: Session, email: str, shown: str) -> None:
+        user = users.add_user(session, SYSTEM, email=email, role=Role.critic)
+        assert user.email == shown
+        assert users.find_user(session, email) is user
+        assert users.find_user(session, shown.upper()) is user

@@ -23,6 +23,7 @@ from app.services.imports import imports
 from app.services.imports.layouts import Target
 from app.services.imports.reading import BATCH_ROWS
 from app.services.imports.running import run_import
+from app.services.imports.tables import MAX_COLUMNS
 from app.services.kernel.actors import SYSTEM
 from app.settings import ROOT
 from tests import factories
@@ -322,6 +323,20 @@ def bomb() -> bytes:
 
     header = struct.pack(">IIBBBBB", 19_999, 19_999, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+class TestColumns:
+    @pytest.mark.parametrize(("n", "fits"), [(MAX_COLUMNS, True), (MAX_COLUMNS + 1, False), (20_000, False)])
+    def test_the_first_rows_have_so_many_different_ones_at_most(self, tmp_path: Path, n: int, fits: bool) -> None:
+        file = tmp_path / "many.jsonl"
+        parts = (range(start, min(n, start + 400)) for start in range(0, n, 400))
+        file.write_text("".join(json.dumps({f"k{number}": 1 for number in part}) + "\n" for part in parts))
+        if fits:
+            plan = imports.plan_upload(file, file.name, None, split=Split.train, mapping=None, loose=True)
+            assert len(plan.columns) == n
+        else:
+            with pytest.raises(Invalid, match="at most 500"):
+                imports.plan_upload(file, file.name, None, split=Split.train, mapping=None, loose=True)
 
 
 class TestFormats:

@@ -33,6 +33,32 @@ PRIVATE = (
     "::ffff:10.0.0.1",
     "64:ff9b::7f00:1",
     "2002:7f00:1::",
+    "::10.0.0.1",
+    "::127.0.0.1",
+    "::8.8.8.8",
+    "64:ff9b:1::808:808",
+    "64:ff9b:1:ffff::1",
+    "fec0::1",
+    "feff::1",
+    "ff02::1",
+    "100::1",
+    "2001::1",
+    "2001:2::1",
+    "2001:db8::1",
+    "2001:20::1",
+    "3fff::1",
+    "3fff:fff:ffff::1",
+    "4000::1",
+    "5f00::1",
+    "192.0.0.192",
+    "192.0.0.9",
+    "192.0.2.1",
+    "192.88.99.1",
+    "198.19.255.255",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::ffff:192.0.0.192",
+    "2002:c000:00c0::1",
     "no address",
 )
 
@@ -47,7 +73,19 @@ class TestIsPublic:
     def test_private(self, address: str) -> None:
         assert not safe_http.is_public(address)
 
-    @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "8.8.8.8",
+            "2606:4700::1111",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
+            "2002:808:808::1",
+            "192.0.1.1",
+            "3ffe::1",
+            "198.20.0.1",
+        ],
+    )
     def test_public(self, address: str) -> None:
         assert safe_http.is_public(address)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from app.models import Role
+from app.services.accounts import sessions
 from app.web.accounts.sign_in import local_path
 from tests import factories
 from tests.app.web.conftest import PASSWORD, Browser, person
@@ -138,3 +140,24 @@ class TestStart:
     def test_others_see_the_overview(self, browser: Browser, session: Session) -> None:
         browser.sign_in(person(session, role=Role.viewer))
         assert browser.get("/").headers["location"] == "/admin"
+
+
+class TestSignOutEverywhere:
+    def test_every_browser_of_the_person_and_of_nobody_else(
+        self, client: TestClient, browser: Browser, session: Session
+    ) -> None:
+        user, other = person(session, role=Role.critic), person(session, role=Role.critic)
+        cookies = [sessions.open_web_session(session, one)[0] for one in (user, other)]
+        browser.sign_in(user)
+        answer = browser.post("/sign-out/everywhere")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?done=everywhere")
+        assert sessions.actor_for_cookie(session, cookies[0]) is None
+        assert sessions.actor_for_cookie(session, cookies[1]) is not None
+        assert client.get("/annotate").status_code in (303, 401)
+
+    def test_needs_the_form_token(self, browser: Browser, session: Session) -> None:
+        user = person(session, role=Role.critic)
+        browser.sign_in(user)
+        browser.token = "x"
+        assert browser.post("/sign-out/everywhere").status_code == 403
+        assert browser.get("/annotate").status_code == 200

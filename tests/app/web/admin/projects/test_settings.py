@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.models import Project, User
+from app.models import BaseCheck, Project, Role, User
 from app.services.projects import projects
 from app.services.rounds import base_checks
 from app.web.admin.projects.setting_fields import ADVANCED
-from tests.app.web.conftest import Browser
+from tests.app.web.conftest import Browser, person
 
 
 def form_of(text: str) -> dict[str, object]:
@@ -132,3 +133,17 @@ class TestSettings:
         assert "lora_rank" in {name for _, name in changed - before}
         broken = browser.post("/admin/projects/scenes/settings", {**fields, "lora_rank": "many"}).text
         assert re.search(r'<details class="advanced" open>(?:(?!</details>).)*name="lora_rank"', broken, re.DOTALL)
+
+
+class TestNewProject:
+    @pytest.mark.parametrize("folder", ["/", "/does/not/exist", "some/model"])
+    def test_the_role_comes_before_everything(
+        self, browser: Browser, session: Session, tmp_path: Path, folder: str
+    ) -> None:
+        browser.sign_in(person(session, role=Role.reviewer))
+        said = [
+            browser.post("/admin/new-project", {"name": "x", "slug": "x", "base_model": wanted})
+            for wanted in (folder, str(tmp_path))
+        ]
+        assert [answer.status_code for answer in said] == [403, 403]
+        assert session.scalar(select(func.count()).select_from(BaseCheck)) == 0
