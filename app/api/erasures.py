@@ -36,11 +36,12 @@ class LossOut(Out):
 
 
 class ErasureOut(Out):
-    """An erasure. `counts` says what was erased so far, `error` why it waits."""
+    """An erasure. `name` is a project's slug, `counts` says what was erased so far, `error` why it waits."""
 
     id: Id
     kind: ErasureKind
     subject: str
+    name: str | None
     state: ErasureState
     counts: dict[str, int] = Field(examples=[{"verdicts": 8, "snapshots": 1, "redacted": 12}])
     error: str | None

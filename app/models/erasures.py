@@ -27,6 +27,8 @@ class ErasureState(StrEnum):
 class Erasure(Base):
     """The erasure of a person, an image or a project. `subject` is an id, or an image's sha256.
 
+    `name` is a project's slug. Of a person nothing is kept but the id.
+
     `counts` says what was erased so far. An erasure is resumed until nothing is left; each of its steps may run twice.
     """
 
@@ -40,6 +42,7 @@ class Erasure(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     kind: Mapped[ErasureKind] = mapped_column(EnumText(ErasureKind))
     subject: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str | None] = mapped_column(Text)
     state: Mapped[ErasureState] = mapped_column(EnumText(ErasureState), server_default=ErasureState.open.value)
     counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     error: Mapped[str | None] = mapped_column(Text)

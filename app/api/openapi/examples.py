@@ -279,6 +279,7 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "id": "16",
         "kind": "person",
         "subject": "7",
+        "name": None,
         "state": "done",
         "counts": {"verdicts": 8, "snapshots": 1, "redacted": 12},
         "error": None,

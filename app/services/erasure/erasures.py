@@ -218,14 +218,16 @@ def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
         finished_at=func.now(),
     )
     project.slug, project.name, project.erased_at = f"erased-{project.id}", "erased", func.now()
-    return _create_erasure(session, actor, ErasureKind.project, str(project.id))
+    return _create_erasure(session, actor, ErasureKind.project, str(project.id), name=slug)
 
 
 # Erasures
 
 
-def _create_erasure(session: Session, actor: Actor, kind: ErasureKind, subject: str) -> Erasure:
-    made = Erasure(kind=kind, subject=subject, created_by=actor.stored_id)
+def _create_erasure(
+    session: Session, actor: Actor, kind: ErasureKind, subject: str, *, name: str | None = None
+) -> Erasure:
+    made = Erasure(kind=kind, subject=subject, name=name, created_by=actor.stored_id)
     session.add(made)
     session.flush()
     session.refresh(made)

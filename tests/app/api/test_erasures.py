@@ -27,6 +27,7 @@ class TestErase:
         assert admin.get("/api/v1/erasures").json()["items"] == [asked.json()]
         assert admin.delete(path).status_code == 404
         assert person.email not in admin.get("/api/v1/users").text
+        assert asked.json()["name"] is None  # nothing but the id is kept of a person
 
     def test_an_image(self, session: Session, project: Project, admin: TestClient) -> None:
         image = factories.make_image(session)
@@ -43,6 +44,8 @@ class TestErase:
         assert admin.delete(f"/api/v1/projects/{slug}").status_code == 202
         assert admin.get(f"/api/v1/projects/{slug}").status_code == 404
         assert admin.get("/api/v1/projects").json()["items"] == []
+        (erasure,) = admin.get("/api/v1/erasures").json()["items"]
+        assert (erasure["kind"], erasure["name"]) == ("project", slug)
 
     def test_is_for_admins(self, session: Session, project: Project, critic: TestClient, as_user: As) -> None:
         image = factories.make_image(session)

@@ -138,7 +138,7 @@ def index(request: Request, session: SessionDep, who: Me) -> Response:
 
 def erasure_row(one: Erasure) -> ErasureRow:
     """An erasure as the page shows it."""
-    subject = f"{one.subject[:12]}…" if len(one.subject) > 20 else one.subject
+    subject = one.name or (f"{one.subject[:12]}…" if len(one.subject) > 20 else one.subject)
     return ErasureRow(
         what=f"{one.kind} {subject}",
         state=str(one.state),

@@ -54,6 +54,7 @@ class TestErase:
         browser.get(page)
         assert browser.post(page, {"typed": "scenes"}).status_code == 303
         assert browser.get("/admin/projects/scenes").status_code == 404
+        assert ">project scenes</th>" in browser.get("/admin/erasures").text
 
     def test_oneself(self, admin: User, browser: Browser) -> None:
         assert f"/admin/erase/users/{admin.id}" not in browser.get(f"/admin/users/{admin.id}").text
