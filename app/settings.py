@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         default=30.0, gt=0, description="Seconds a worker may be silent before others take over"
     )
+    step_seconds: float = Field(
+        default=900.0, gt=0, description="Seconds a model's job may go without progress before it is ended"
+    )
     private_addresses: bool = Field(
         default=False,
         description="Let imports and webhooks reach private addresses and http: for trusted networks only",

@@ -1,4 +1,4 @@
-"""Checks whether a base model can be used, without reading its weights."""
+"""Checks whether a base model can be used, in a child process with limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from app.db.sessions import session_scope
 from app.services.rounds import base_checks
 from app.services.rounds.versions import resolve_base
 from illume.errors import VlmError
-from illume.model.loading import load_processor, read_config
+from illume.model.check import check_in_child
+from worker.child_process import environment
 
 log = logging.getLogger(__name__)
 
@@ -20,17 +21,9 @@ def check_base(check_id: int) -> None:
     if base_model is None:
         return
     try:
-        good, detail = True, describe(resolve_base(base_model))
+        good, detail = True, check_in_child(resolve_base(base_model), env=environment())
     except VlmError as error:
         good, detail = False, str(error)
     log.info("base model %s: %s", base_model, detail)
     with session_scope() as session:
         base_checks.finish(session, check_id, good=good, detail=detail)
-
-
-def describe(base: str) -> str:
-    """A short description of the model. Raises VlmError if it cannot be used."""
-    config = read_config(base)
-    processor = load_processor(base, config)
-    words = f"a {config.model_type} model with {len(processor.tokenizer):,} tokens in its vocabulary"
-    return f"{words}, {'with' if processor.chat_template else 'without'} a chat template"

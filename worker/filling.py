@@ -13,20 +13,20 @@ from app import queue
 from app.db.sessions import session_scope
 from app.errors import DomainError, NotFound
 from app.models import ModelVersion, Project
-from app.services.candidates import candidates, pools
+from app.services.candidates import candidates, pauses, pools
 from app.services.candidates.candidates import NewCandidate, PromptData, SamplingClaim
 from app.services.kernel.store import get_store
 from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import lease
 from app.settings import get_settings
-from illume.errors import UNEXPECTED_ERRORS
+from illume.errors import UNEXPECTED_ERRORS, VlmError
 from illume.model.vlm import Vlm
 from illume.records import Example, Rationale, stable_seed
 from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
 from worker.device import hold_device
 from worker.model_cache import ModelCache
-from worker.process import WorkerProcess
+from worker.process import StepTimeoutError, WorkerProcess, step_deadline
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def fill_pool(process: WorkerProcess, models: ModelCache, project_id: int) -> in
     """Sample until the pool is full, a round waits, or the turn is over. Returns the number of sets stored."""
     with session_scope() as session:
         project = session.get(Project, project_id)
-        if project is None or pools.count_missing_sets(session, project) == 0:
+        if project is None or pools.count_missing_sets(session, project) == 0 or pauses.is_paused(session, project):
             return 0
     with hold_device(process, purpose="sampling") as held:
         return _fill_for_a_turn(process, models, project_id) if held else 0
@@ -66,7 +66,7 @@ def _fill_for_a_turn(process: WorkerProcess, models: ModelCache, project_id: int
     until = time.monotonic() + TURN_SECONDS
     stored, limit = 0, FIRST_BATCH
     while not _is_round_waiting():
-        made = _fill_once(process, models, project_id, target=None, limit=limit, watch=process.check)
+        made = _fill_or_pause(process, models, project_id, target=None, limit=limit, watch=process.check)
         if made is None:
             return stored
         stored, limit = stored + made, batch_size(process)
@@ -90,6 +90,41 @@ def fill_for_round(
         if missing == 0:
             return
         made = _fill_once(process, models, project_id, target=target, limit=batch_size(process), watch=watch)
+
+
+def fill_others(process: WorkerProcess, models: ModelCache, project_id: int, *, watch: Watch) -> None:
+    """Sample for other projects whose critics have nothing, each for a turn at most, while a round holds the device."""
+    with session_scope() as session:
+        waiting = pools.list_starving(session, without=project_id)
+    for other_id in waiting:
+        with session_scope() as session:
+            target = settings_of(session, session.get_one(Project, other_id)).pool_for_round
+        until, limit = time.monotonic() + TURN_SECONDS, FIRST_BATCH
+        made: int | None = 0
+        while made is not None and time.monotonic() < until:
+            made = _fill_or_pause(process, models, other_id, target=target, limit=limit, watch=watch)
+            limit = batch_size(process)
+
+
+def _fill_or_pause(
+    process: WorkerProcess, models: ModelCache, project_id: int, *, target: int | None, limit: int, watch: Watch
+) -> int | None:
+    """As `_fill_once`; a project whose model cannot be used is paused with the reason, and None returned."""
+    with session_scope() as session:
+        version_id = session.get_one(Project, project_id).active_version_id
+    try:
+        made = _fill_once(process, models, project_id, target=target, limit=limit, watch=watch)
+    except (DomainError, StepTimeoutError, *UNEXPECTED_ERRORS) as error:
+        reason = str(error) or type(error).__name__
+        log.warning("sampling of project %s is paused: %s", project_id, reason)
+        models.drop()
+        with session_scope() as session:
+            pauses.pause(session, project_id, version_id or 0, reason)
+        return None
+    if made:
+        with session_scope() as session:
+            pauses.resume(session, project_id)
+    return made
 
 
 def batch_size(process: WorkerProcess) -> int:
@@ -117,13 +152,21 @@ def _fill_once(
         project = session.get_one(Project, project_id)
         version = session.get_one(ModelVersion, project.active_version_id)
     process.heartbeat.doing = f"loading version {version.number} of {project.slug}"
+    seconds = get_settings().step_seconds
     try:
-        vlm = models.get(version.base_model, version.adapter)
-        batch = _claim(process, project_id, version, target=target, limit=limit)
-        if batch is None:
-            return None
-        process.heartbeat.doing = f"sampling {len(batch.claims)} prompts of {project.slug}"
-        return _sample_and_store(process, vlm, batch, watch=watch)
+        with step_deadline(seconds, what=f"version {version.number} of {project.slug}") as begin_step:
+            vlm = models.get(version.base_model, version.adapter)
+            batch = _claim(process, project_id, version, target=target, limit=limit)
+            if batch is None:
+                return None
+            process.heartbeat.doing = f"sampling {len(batch.claims)} prompts of {project.slug}"
+
+            def advance() -> None:
+                begin_step()
+                watch()
+
+            advance()
+            return _sample_and_store(process, vlm, batch, watch=advance)
     finally:
         process.heartbeat.doing = ""
 
@@ -163,7 +206,10 @@ def _try_batch(vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
         # One broken image must not fail the whole batch: each set is retried alone.
         if len(batch.claims) > 1:
             singles = [Batch([claim], batch.prompts, batch.settings) for claim in batch.claims]
-            return sum(_try_batch(vlm, single, watch=watch) for single in singles)
+            stored = sum(_try_batch(vlm, single, watch=watch) for single in singles)
+            if not stored:
+                raise VlmError(f"none of {len(singles)} prompts could be sampled: {error}") from error
+            return stored
         _note_failure(batch.claims[0], error)
         return 0
     with session_scope() as session:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from app.services.kernel.store import get_store
-from app.services.rounds.versions import resolve_base
+from app.services.rounds.versions import STARTER, resolve_base
 from app.settings import get_settings
+from illume.model.check import check_in_child
 from illume.model.vlm import Vlm, load_vlm, set_adapter
+from worker.child_process import environment
 
 
 def device_name() -> str:
@@ -26,6 +29,14 @@ def adapter_folder(key: str) -> str:
     return str(get_store().fetch_folder(key, get_settings().data_dir / "cache" / "adapters" / key))
 
 
+def _file_states(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of every file of a model folder; empty for a hub name."""
+    if not folder.is_dir():
+        return []
+    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in found]
+
+
 @dataclass
 class ModelCache:
     """Holds at most one model with at most one adapter. Versions of the same base differ only in the adapter."""
@@ -33,10 +44,12 @@ class ModelCache:
     _vlm: Vlm | None = None
     _base: str = field(default="")
     _adapter: str | None = None
+    _checked: set[tuple[object, ...]] = field(default_factory=set)
 
     def get(self, base_model: str, adapter: str | None) -> Vlm:
         """Load a version. `adapter` is a key of the store. Raises VlmError, NotFound."""
         base = resolve_base(base_model)
+        self.check(base_model)
         if self._vlm is None or self._base != base:
             self.drop()
             threads = get_settings().torch_threads
@@ -47,6 +60,14 @@ class ModelCache:
             set_adapter(self._vlm, None if adapter is None else adapter_folder(adapter))
             self._adapter = adapter
         return self._vlm
+
+    def check(self, base_model: str) -> None:
+        """Open a foreign model in a child process first, once for each state of its files. Raises VlmError."""
+        base = resolve_base(base_model)
+        key = (base, *_file_states(Path(base)))
+        if base_model != STARTER and key not in self._checked:
+            check_in_child(base, env=environment())
+            self._checked.add(key)
 
     def drop(self) -> None:
         """Free the model's memory for a round."""

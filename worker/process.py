@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,36 @@ NICENESS = 10
 
 class Stopping(Exception):
     """This process was told to stop; work in progress is released."""
+
+
+class StepTimeoutError(Exception):
+    """A step of a job took too long, and was ended."""
+
+
+@contextlib.contextmanager
+def step_deadline(seconds: float, *, what: str) -> Iterator[Callable[[], None]]:
+    """Raise `StepTimeoutError` in the block if a step takes longer than `seconds`. Yields what begins the next step.
+
+    Only in the main thread, where the system delivers signals; elsewhere it does nothing. The signal comes again where
+    code of a model swallowed the first one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def end_step(_number: int, _frame: object) -> None:
+        raise StepTimeoutError(f"{what} made no progress for {seconds:.0f} s and was ended")
+
+    def begin_step() -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds, 10.0)
+
+    before = signal.signal(signal.SIGALRM, end_step)
+    begin_step()
+    try:
+        yield begin_step
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from app.models import RoundState
 from app.services.kernel.leases import LeaseLostError
 from app.services.rounds import lease
 from app.services.rounds.lease import Beat, RoundClaim
+from app.settings import get_settings
 from illume.tuning.launcher import read_progress
 from worker import child_process
-from worker.process import DATABASE_AWAY, WorkerProcess
+from worker.process import DATABASE_AWAY, StepTimeoutError, WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ class Watch:
     progress: dict[str, Any] = field(default_factory=dict)
     epochs_done: int | None = None
     beat_at: float = 0.0
+    reported: str | None = None
+    advanced_at: float | None = None
 
     def report(self, ready: int, wanted: int) -> None:
         """Report how far the pool is filled before the round."""
@@ -78,9 +82,23 @@ class Watch:
             log.warning("round %s: no database: %s", self.claim.round_id, error)
             return None
 
+    def _check_progress(self, progress: Mapping[str, Any]) -> None:
+        """Raise `StepTimeoutError` if the tuning process has reported nothing for too long."""
+        moment, reported = time.monotonic(), progress.get("updated")
+        if self.advanced_at is None or reported != self.reported:
+            self.reported, self.advanced_at = reported, moment
+        seconds = get_settings().step_seconds
+        if moment - self.advanced_at > seconds:
+            raise StepTimeoutError(f"the tuning process made no progress for {seconds:.0f} s and was ended")
+
+    def begin_run(self) -> None:
+        """Note that a new tuning process begins."""
+        self.advanced_at = None
+
     def poll(self, folder: Path) -> None:
         """Read the progress of the tuning process, and renew the lease."""
         progress = read_progress(folder)
+        self._check_progress(progress)
         epochs_done = child_process.epochs_done(folder)
         advanced = self.epochs_done is not None and epochs_done > self.epochs_done
         self.epochs_done = epochs_done

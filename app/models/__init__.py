@@ -1,7 +1,7 @@
 """The tables. Terms and rules are those of the design; invariants are expressed as constraints."""
 
 from app.db.base import Base
-from app.models.base_checks import BaseCheck, CheckState
+from app.models.base_checks import BaseCheck, CheckState, SamplingPause
 from app.models.comparisons import Comparison, ComparisonPair, ComparisonState, Preference, Preferred
 from app.models.content import (
     Candidate,
@@ -101,6 +101,7 @@ __all__ = [
     "RoundEvent",
     "RoundState",
     "RoundTrigger",
+    "SamplingPause",
     "Scope",
     "SetAgreement",
     "SettingRevision",

@@ -1,4 +1,4 @@
-"""Checks of base models."""
+"""Checks of base models, and pauses of projects whose model cannot be used."""
 
 from __future__ import annotations
 
@@ -33,3 +33,15 @@ class BaseCheck(Base):
     created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
+
+
+class SamplingPause(Base):
+    """Why a project's version could not be used, how often that was tried, and until when nobody tries again."""
+
+    __tablename__ = "sampling_pauses"
+
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id", ondelete="CASCADE"))
+    reason: Mapped[str] = mapped_column(Text)
+    tries: Mapped[int] = mapped_column(server_default="1")
+    until: Mapped[datetime]

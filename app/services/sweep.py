@@ -13,7 +13,7 @@ from app import queue
 from app.db.sessions import database_now, session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInAttempt, WebSession
-from app.services.candidates import pools
+from app.services.candidates import pauses, pools
 from app.services.erasure import redaction, running
 from app.services.imports import running as imports
 from app.services.integrations import webhooks
@@ -97,7 +97,11 @@ def _rounds(session: Session) -> list[Due]:
 
 def _pools(session: Session) -> list[Due]:
     projects = session.scalars(select(Project).order_by(Project.id))
-    return [(queue.FILL_POOL, project.id) for project in projects if pools.count_missing_sets(session, project) > 0]
+    return [
+        (queue.FILL_POOL, project.id)
+        for project in projects
+        if pools.count_missing_sets(session, project) > 0 and not pauses.is_paused(session, project)
+    ]
 
 
 def _checks(session: Session) -> list[Due]:

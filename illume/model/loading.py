@@ -23,6 +23,9 @@ ADAPTER_RECORD = "illume_adapter.json"
 _LOAD_ERRORS = (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError)
 """What the auto classes of transformers raise when a file is missing or malformed."""
 
+_LONGEST_HEADER = 100 * 2**20
+"""Safetensors files with a longer header are refused by the format's own reader too, in bytes."""
+
 
 # --- configurations and processors ---
 
@@ -38,8 +41,10 @@ def read_config(base: str) -> Any:
         if not (folder / "config.json").is_file():
             raise VlmError(f"the folder {base} contains no model: config.json is missing")
     try:
-        config = AutoConfig.from_pretrained(base, local_files_only=folder.is_dir())
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(base, local_files_only=folder.is_dir(), trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        if "trust_remote_code" in str(error):
+            raise VlmError(f"the model {base} has code of its own, which is not run here") from error
         reason = str(error).strip().partition("\n")[0]
         raise VlmError(f"the model {base} could not be found or read: {reason}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -74,7 +79,7 @@ def load_processor(base: str, config: Any) -> Any:
     """
     local = Path(base).is_dir()
     try:
-        processor = AutoProcessor.from_pretrained(base, local_files_only=local)
+        processor = AutoProcessor.from_pretrained(base, local_files_only=local, trust_remote_code=False)
     except _LOAD_ERRORS as error:
         processor = _assemble_processor(base, config, local, error)
     for part in ("image_processor", "tokenizer"):
@@ -82,8 +87,36 @@ def load_processor(base: str, config: Any) -> Any:
             raise VlmError(f"the processor of {base} is missing or incomplete: it has no {part}")
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise VlmError(f"the tokenizer of {base} has neither a padding token nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
     return processor
+
+
+def check_weights(base: str) -> None:
+    """Raises VlmError unless the weight files of a model folder are complete, by names and headers."""
+    folder = Path(base)
+    if not folder.is_dir():
+        return
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            raise VlmError(f"{index} is not a readable index of weights") from error
+        if missing := [str(name) for name in names if not (folder / str(name)).is_file()]:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise VlmError(f"the folder {base} lacks the weights {missing[0]}{others}, which {index.name} names")
+    files = weight_files(folder)
+    if not files:
+        raise VlmError(f"the folder {base} contains no weights (*.safetensors or *.bin)")
+    for path in files:
+        if path.suffix == ".safetensors":
+            _tensor_shapes(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder, by name."""
+    return sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
 
 
 def _assemble_processor(base: str, config: Any, local: bool, cause: Exception) -> Any:
@@ -97,7 +130,7 @@ def _assemble_processor(base: str, config: Any, local: bool, cause: Exception) -
         names = processor_class.get_attributes()
         if unknown := [name for name in names if name not in loaders]:
             raise VlmError(f"the processor of {base} needs a {unknown[0]}, which is not supported")
-        parts = [loaders[name].from_pretrained(base, local_files_only=local) for name in names]
+        parts = [loaders[name].from_pretrained(base, local_files_only=local, trust_remote_code=False) for name in names]
         return processor_class.from_args_and_dict(parts, {**settings, "video_processor": None}, **rest)
     except _LOAD_ERRORS as error:
         raise VlmError(f"the processor of {base} is missing or cannot be loaded: {error}") from error
@@ -145,7 +178,7 @@ def base_fingerprint(base: str) -> str | None:
     for volatile in ("transformers_version", "_name_or_path"):
         settings.pop(volatile, None)
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
@@ -196,9 +229,13 @@ def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Reads tensor names and shapes from the header of a safetensors file."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (OSError, ValueError) as error:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, _LONGEST_HEADER)))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise VlmError(f"{path} is not a readable safetensors file") from error
+    if path.stat().st_size < 8 + length + max(ends, default=0):
+        raise VlmError(f"{path} is shorter than its header says: it was not copied completely")
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
 from peft import PeftModel
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoModelForImageTextToText
 
-from illume.errors import VlmError
+from illume.errors import UNEXPECTED_ERRORS, VlmError
 from illume.model.loading import (
     ADAPTER_RECORD,
     base_fingerprint,
@@ -86,9 +87,13 @@ def load_vlm(base: str, *, adapter: str | None = None, device: str = "auto", dty
     torch_dtype = pick_dtype(dtype, torch_device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            base, config=config, dtype=torch_dtype, local_files_only=Path(base).is_dir()
+            base,
+            config=config,
+            dtype=torch_dtype,
+            local_files_only=Path(base).is_dir(),
+            trust_remote_code=False,
         )
-    except (OSError, RuntimeError) as error:
+    except UNEXPECTED_ERRORS as error:
         raise VlmError(f"the weights of {base} cannot be loaded: {error}") from error
     model.to(torch_device).eval()
     vlm = Vlm(model, processor, torch_device, torch_dtype, base)
@@ -211,8 +216,16 @@ def wrap_prompt(vlm: Vlm, text: str, n_images: int) -> str:
     if _has_chat_template(vlm):
         content: list[dict[str, str]] = [{"type": "image"} for _ in range(n_images)]
         turn = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
-        return str(vlm.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
+        return _render_chat(vlm, [turn], add_generation_prompt=True)
     return _image_token(vlm) * n_images + text
+
+
+def _render_chat(vlm: Vlm, turns: list[dict[str, Any]], **options: Any) -> str:
+    """Renders turns by the model's chat template. Raises VlmError where the template fails."""
+    try:
+        return str(vlm.processor.apply_chat_template(turns, tokenize=False, **options))
+    except TemplateError as error:
+        raise VlmError(f"the chat template of {vlm.base} fails: {error}") from error
 
 
 def _has_chat_template(vlm: Vlm) -> bool:
@@ -293,11 +306,11 @@ def _find_end_token_id(vlm: Vlm) -> int:
         raise VlmError(f"{vlm.base} has no end token in its generation configuration or its tokenizer")
     if _has_chat_template(vlm):
         marker = "zebra"
-        turns = [
+        turns: list[dict[str, Any]] = [
             {"role": "user", "content": [{"type": "text", "text": "Q"}]},
             {"role": "assistant", "content": [{"type": "text", "text": marker}]},
         ]
-        rendered = str(vlm.processor.apply_chat_template(turns, tokenize=False))
+        rendered = _render_chat(vlm, turns)
         after = vlm.tokenizer(rendered.rpartition(marker)[2], add_special_tokens=False)["input_ids"]
         closing = [token for token in after if token in stops]
         if closing:

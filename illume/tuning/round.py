@@ -82,6 +82,11 @@ class Progress:
         if moment - self._written_at > 0.5:
             self.write()
 
+    def touch(self) -> None:
+        """Writes `progress.json` if it is older than a few seconds."""
+        if time.monotonic() - self._written_at > 5.0:
+            self.write()
+
     def _remaining_seconds(self) -> float | None:
         paces = {
             kind: self._pace_seconds[kind] / self._pace_done[kind] for kind in self._work if self._pace_done[kind] > 0
@@ -169,7 +174,7 @@ class Round:
             *(("val", example, self._prompts(example, True)) for example in self.val),
             *(("heldout", row.example, self._prompts(row.example, True)) for row in self.heldout),
         ]
-        unreadable = find_unreadable(vlm, (one for _, _, prompts in uses for one in prompts), check=self.check)
+        unreadable = find_unreadable(vlm, (one for _, _, prompts in uses for one in prompts), check=self.check_alive)
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for role, example, prompts in uses:
             reason = next((unreadable[one] for one in prompts if one in unreadable), None)
@@ -196,6 +201,11 @@ class Round:
         """Raises Stopped if a stop was requested."""
         if self.request.asked.is_set():
             raise Stopped
+
+    def check_alive(self) -> None:
+        """As `check`; also reports from time to time that the round is not stuck."""
+        self.check()
+        self.progress.touch()
 
     def log(self, message: str) -> None:
         """Writes a message to the events of the round."""

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db.sessions import session_scope
-from app.models import CandidateSet, Image, Project, Prompt, PromptState, Round, Split
+from app.models import BaseCheck, CandidateSet, Image, Project, Prompt, PromptState, Round, Split
 from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM
 from app.services.rounds import lease, preparing, rounds
@@ -107,6 +107,12 @@ def prepare(round_id: int) -> None:
     assert claim is not None
     assert claim.round_id == round_id
     preparing.prepare(claim)
+
+
+def make_check(base_model: str) -> int:
+    """A committed check of a base model that waits for a worker."""
+    with session_scope() as session:
+        return factories.add(session, BaseCheck(base_model=base_model)).id
 
 
 def round_now(round_id: int) -> Round:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from app.services.rounds.versions import starter_model
-from illume.errors import VlmError
-from worker.base_check import describe
-
-
-def test_the_shipped_model_can_be_used() -> None:
-    assert "with a chat template" in describe(str(starter_model()))
+from app.db.sessions import session_scope
+from app.models import BaseCheck, CheckState
+from tests.worker.loop import make_check
+from worker.base_check import check_base
+from worker.process import WorkerProcess
 
 
-def test_what_is_wrong_is_said(tmp_path: Path) -> None:
-    with pytest.raises(VlmError, match="there is no model folder"):
-        describe(str(tmp_path / "nothing"))
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(VlmError, match="bert"):
-        describe(str(tmp_path))
+def test_its_answer_is_stored(process: WorkerProcess, base: Path, tmp_path: Path) -> None:
+    for folder, state, words in ((base, CheckState.passed, "llava"), (tmp_path / "no", CheckState.failed, "no model")):
+        check_id = make_check(str(folder))
+        check_base(check_id)
+        with session_scope() as session:
+            found = session.get_one(BaseCheck, check_id)
+            assert found.state is state
+            assert words in found.detail

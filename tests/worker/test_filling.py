@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.db.sessions import session_scope
-from app.models import Candidate, CandidateSet, Project, Prompt
-from app.services.candidates import candidates, pools
+from app import queue
+from app.db.sessions import database_now, session_scope
+from app.models import Candidate, CandidateSet, Project, Prompt, SamplingPause
+from app.services import sweep
+from app.services.candidates import candidates, pauses, pools
 from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.rounds import versions
 from tests import factories
+from tests.conftest import forget_settings
 from tests.worker import loop
 from worker import filling
 from worker.filling import fill_pool
@@ -128,6 +131,99 @@ class TestFillPool:
             assert pools.count_sampling(session, project) == 0
             assert len(candidates.claim_sampling_batch(session, project, worker="b", limit=5)) == 2
             assert workers.device_holder(session, process.device_key) is None
+
+
+class TestPauses:
+    def test_a_model_that_cannot_be_opened_pauses_its_project_only(
+        self, process: WorkerProcess, models: ModelCache, base: Path, tmp_path: Path
+    ) -> None:
+        broken = committed_project(tmp_path / "nowhere", prompts=2)
+        sound = committed_project(base, prompts=2)
+        assert fill_pool(process, models, broken) == 0
+        assert fill_pool(process, models, sound) == 2
+        with session_scope() as session:
+            stopped = pauses.current_pause(session, session.get_one(Project, broken))
+            assert stopped is not None
+            assert "there is no model folder" in stopped.reason
+            assert pauses.current_pause(session, session.get_one(Project, sound)) is None
+            assert (queue.FILL_POOL, broken) not in sweep.sweep(session)
+        # The next try waits, so that nobody tries every five seconds.
+        assert fill_pool(process, models, broken) == 0
+        with session_scope() as session:
+            assert session.get_one(SamplingPause, broken).tries == 1
+            session.get_one(SamplingPause, broken).until = database_now(session)
+        assert fill_pool(process, models, broken) == 0
+        with session_scope() as session:
+            stopped = session.get_one(SamplingPause, broken)
+            assert stopped.tries == 2
+            assert 90 < (stopped.until - database_now(session)).total_seconds() <= 120
+
+    def test_it_ends_with_the_first_set_and_with_another_version(
+        self, process: WorkerProcess, models: ModelCache, base: Path
+    ) -> None:
+        project_id = committed_project(base, prompts=2)
+        with session_scope() as session:
+            project = session.get_one(Project, project_id)
+            assert project.active_version_id is not None
+            pauses.pause(session, project_id, project.active_version_id, "broken")
+            assert pauses.is_paused(session, project)
+            session.get_one(SamplingPause, project_id).until = database_now(session)
+            assert not pauses.is_paused(session, project)
+        assert fill_pool(process, models, project_id) == 2
+        with session_scope() as session:
+            assert session.get(SamplingPause, project_id) is None
+            pauses.pause(session, project_id, project.active_version_id, "broken")
+            version = factories.make_version(session, session.get_one(Project, project_id), number=1)
+            session.get_one(Project, project_id).active_version_id = version.id
+            session.flush()
+            assert pauses.current_pause(session, session.get_one(Project, project_id)) is None
+
+    def test_a_step_that_never_ends_is_ended(
+        self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        project_id = committed_project(base, prompts=2)
+        models.get(str(base), None)
+        monkeypatch.setenv("ILLUME_STEP_SECONDS", "0.5")
+        forget_settings()
+
+        def loop_for_ever(*_: object, **__: object) -> None:
+            while True:
+                pass
+
+        monkeypatch.setattr(filling, "sample_rationales", loop_for_ever)
+        assert fill_pool(process, models, project_id) == 0
+        with session_scope() as session:
+            stopped = session.get_one(SamplingPause, project_id)
+            assert stopped.reason.endswith("made no progress for 0 s and was ended")
+            assert candidates.claim_sampling_batch(session, session.get_one(Project, project_id), worker="b", limit=5)
+
+    def test_where_every_prompt_fails_the_reason_is_said(
+        self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        project_id = committed_project(base, prompts=2)
+
+        def fail(*_: object, **__: object) -> None:
+            raise KeyError("pixel_values")
+
+        monkeypatch.setattr(filling, "sample_rationales", fail)
+        assert fill_pool(process, models, project_id) == 0
+        with session_scope() as session:
+            reason = session.get_one(SamplingPause, project_id).reason
+        assert reason == "none of 2 prompts could be sampled: 'pixel_values'"
+
+
+class TestFillOthers:
+    def test_only_those_whose_critics_have_nothing(
+        self, process: WorkerProcess, models: ModelCache, base: Path, tmp_path: Path
+    ) -> None:
+        mine = committed_project(base, prompts=2)
+        broken = committed_project(tmp_path / "nowhere", prompts=2)
+        other = committed_project(base, prompts=4, pool_for_round=3)
+        filling.fill_others(process, models, mine, watch=process.check)
+        assert (states(mine), states(broken), states(other)) == ([], [], ["ready"] * 3)
+        with session_scope() as session:
+            assert pools.list_starving(session, without=mine) == []
+            assert pools.list_starving(session, without=other) == [mine]
 
 
 class TestFillForRound:

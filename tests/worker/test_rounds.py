@@ -23,8 +23,10 @@ from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.rounds import lease, rounds
 from app.services.rounds.lease import RoundClaim
+from tests.conftest import forget_settings
 from tests.worker import loop
 from worker import round_folder
+from worker import rounds as worker_rounds
 from worker.model_cache import ModelCache
 from worker.process import Stopping, WorkerProcess
 from worker.rounds import run_next_round
@@ -177,6 +179,46 @@ class TestRunNextRound:
         assert "no model folder" in done.error
         with session_scope() as session:
             assert rounds.retry(session, SYSTEM, round_id).state == RoundState.queued
+
+
+class TestTurns:
+    def test_a_round_makes_room_for_critics_of_others_and_goes_on(
+        self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, round_id = loop.project_with_a_round(base, **LONGER)
+        folder = folder_of(round_id)
+        others: list[int] = []
+
+        def add_other() -> None:
+            with session_scope() as session:
+                other = loop.make_project(session, base, pool_for_round=2)
+                loop.add_prompts(session, other, count=2)
+                others.append(other.id)
+
+        monkeypatch.setattr(worker_rounds, "TURN_SECONDS", 0.0)
+        monkeypatch.setattr(worker_rounds, "ASK_SECONDS", 0.0)
+        adder = when(lambda: len(epochs_in(folder)) >= 1, add_other)
+        run_next_round(process, models)
+        adder.join()
+        done = loop.round_now(round_id)
+        assert (done.state, done.error, done.tries) == (RoundState.succeeded, None, 1)
+        assert [one.state for one in loop.sets_now(others[0])] == ["ready"] * 2
+        assert loop.sets_now(others[0])[0].created_at < done.finished_at
+        assert "seconds" not in done.metrics  # an interrupted round says nothing about the next one's duration
+
+    def test_a_tuning_process_that_is_stuck_fails_its_round(
+        self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, round_id = loop.project_with_a_round(base, **LONGER)
+        folder = folder_of(round_id)
+        stopper = when(lambda: len(epochs_in(folder)) >= 1, lambda: os.kill(child_of(folder) or 0, signal.SIGSTOP))
+        monkeypatch.setenv("ILLUME_STEP_SECONDS", "20")
+        forget_settings()
+        run_next_round(process, models)
+        stopper.join()
+        done = loop.round_now(round_id)
+        assert done.state is RoundState.failed
+        assert done.error == "the tuning process made no progress for 20 s and was ended"
 
 
 class TestBrokenOff:

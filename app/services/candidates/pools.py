@@ -17,6 +17,7 @@ from app.models import (
     PromptState,
     Split,
 )
+from app.services.candidates import pauses
 from app.services.kernel import counters
 from app.services.kernel.leases import held, lapsed
 from app.services.projects.projects import settings_of
@@ -68,6 +69,16 @@ def count_sampling(session: Session, project: Project) -> int:
     return _count(session, query, None)
 
 
+def is_sampled_elsewhere(session: Session, project: Project) -> bool:
+    """Whether candidate sets of another project are being sampled."""
+    query = select(CandidateSet.id).where(
+        CandidateSet.project_id != project.id,
+        CandidateSet.state == CandidateSetState.sampling,
+        held(CandidateSet.beats_at),
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
 def recent_seconds_per_set(session: Session, project: Project) -> float | None:
     """Seconds per candidate set in the last minutes, all workers together; None if none was made."""
     seconds: float | None = session.scalar(text(SECONDS_PER_SET), {"project": project.id})
@@ -97,6 +108,19 @@ def count_missing_sets(session: Session, project: Project, *, target: int | None
         return 0
     left = _count(session, select(CandidateSet.id).where(*abandoned_sets(project)), missing)
     return left + _count(session, unsampled_prompts(project), missing - left)
+
+
+def list_starving(session: Session, *, without: int) -> list[int]:
+    """The projects, but for one, whose critics have nothing to claim though prompts wait and the model can be used."""
+    others = session.scalars(select(Project).where(Project.id != without).order_by(Project.id))
+    return [
+        project.id
+        for project in others
+        if project.active_version_id is not None
+        and count_claimable(session, project, limit=1) == 0
+        and _count(session, unsampled_prompts(project), 1) > 0
+        and not pauses.is_paused(session, project)
+    ]
 
 
 def _count(session: Session, query: Select[Any], limit: int | None) -> int:

@@ -60,6 +60,7 @@ PARTS = (
         " WHERE c.project_id = p.id AND c.state = 'open')",
     ),
     _row_versions("imports", OF_PROJECT),
+    _row_versions("sampling_pauses", OF_PROJECT),
     "(SELECT concat(max(e.round_id), ':', max(e.position)) FROM round_events e WHERE e.round_id IN ("
     "SELECT r.id FROM rounds r WHERE r.project_id = p.id ORDER BY r.number DESC LIMIT 1))",
     _row_versions("verdicts", f"t.id IN ({NEWEST_VERDICTS})"),

@@ -60,25 +60,25 @@ def request_check(session: Session, actor: Actor, base_model: str) -> BaseCheck:
     return found
 
 
-def check_folder(actor: Actor, base_model: str) -> bool:
-    """Whether a base model is a complete local folder. Raises `Invalid` for one that is incomplete or not listed."""
+def check_folder(actor: Actor, base_model: str) -> None:
+    """Raise `Invalid` for a local folder that is not listed, or in which a part of a model is missing."""
     refuse_unlisted(actor, base_model)
     folder = Path(base_model)
     if not folder.is_absolute() or not folder.is_dir():
-        return False
+        return
     missing = [words for words, names in PARTS if not any(any(folder.glob(name)) for name in names)]
     if missing:
         raise Invalid(f"The folder '{base_model}' lacks {', '.join(missing)}.", field="base_model")
-    return True
 
 
 def require_check(session: Session, actor: Actor, base_model: str) -> BaseCheck | None:
     """Request the check that a base model needs before a project may use it; None if it needs none.
 
-    A local folder is checked here. Raises `Invalid` for an incomplete folder, and for a model whose check just failed.
+    Raises `Invalid` for a local folder in which a part is missing, and for a model whose check just failed.
     """
-    if is_good(session, base_model) or check_folder(actor, base_model):
+    if is_good(session, base_model):
         return None
+    check_folder(actor, base_model)
     found = newest_check(session, base_model)
     since = database_now(session) - RETRY_AFTER
     if found and found.state is CheckState.failed and found.finished_at and found.finished_at > since:

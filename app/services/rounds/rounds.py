@@ -18,7 +18,7 @@ from app.services.acceptance.rules import fresh_count
 from app.services.integrations import webhooks
 from app.services.kernel import audit, counters
 from app.services.kernel.actors import SYSTEM, Actor, require
-from app.services.kernel.leases import ROUNDS
+from app.services.kernel.leases import ROUNDS, held
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.kernel.rights import Right
 from app.services.projects.projects import ProjectSettings, settings_of
@@ -208,6 +208,17 @@ def start_if_due(session: Session, project_id: int) -> bool:
 def active_round(session: Session, project: Project) -> Round | None:
     """The project's active round, if any."""
     return session.scalar(select(Round).where(Round.project_id == project.id, Round.state.in_(ACTIVE_ROUND_STATES)))
+
+
+def training_elsewhere(session: Session, project: Project) -> Round | None:
+    """A round of another project that a living worker is running on a device."""
+    query = select(Round).where(
+        Round.project_id != project.id,
+        Round.snapshot_id.is_not(None),
+        Round.state.in_(ACTIVE_ROUND_STATES),
+        held(Round.beats_at),
+    )
+    return session.scalars(query.order_by(Round.id).limit(1)).first()
 
 
 # Stopping and trying again

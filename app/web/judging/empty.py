@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.errors import Forbidden
 from app.models import Project, PromptState
 from app.services.acceptance import rules
-from app.services.candidates import pools
+from app.services.candidates import pauses, pools
 from app.services.kernel import counters, workers
 from app.services.kernel.actors import Actor, project_rights
 from app.services.kernel.rights import Right
@@ -45,6 +45,14 @@ def explain_lack(session: Session, actor: Actor, project: Project) -> Empty:
             "The model is being tuned on what was picked. New candidates are made when it is done.",
             f"{round_words(running)}. {HERE}",
             float(running.progress.get("fraction") or 0.0),
+        )
+    stopped = pauses.current_pause(session, project)
+    if waiting and stopped is not None and not sampling:
+        return Empty(
+            "stalled",
+            "The model cannot be used",
+            f"No explanations can be written: {stopped.reason}",
+            f"It is tried again from time to time. An admin can choose another model. {HERE}",
         )
     if waiting or sampling:
         return explain_filling(session, project, sampling, waiting)
@@ -94,6 +102,21 @@ def explain_filling(session: Session, project: Project, sampling: int, waiting: 
             f"No model worker is running: {count} until one is started.",
             f"An admin starts one. {HERE}",
         )
+    if not sampling and (elsewhere := rounds.training_elsewhere(session, project)) is not None:
+        return Empty(
+            "busy",
+            "The model is busy with another project",
+            f"A training round of another project is running: {round_words(elsewhere)}. {count}.",
+            f"It makes room for this project within a few minutes. {HERE}",
+            float(elsewhere.progress.get("fraction") or 0.0),
+        )
+    if not sampling and pools.is_sampled_elsewhere(session, project):
+        return Empty(
+            "busy",
+            "The model is busy with another project",
+            f"It is writing explanations for another project; the projects take turns. {count}.",
+            f"This project's turn comes within a minute or two. {HERE}",
+        )
     each = pools.recent_seconds_per_set(session, project)
     how_long = (
         "The first ones take a moment longer, because the model is loaded for them."
@@ -103,7 +126,9 @@ def explain_filling(session: Session, project: Project, sampling: int, waiting: 
     return Empty(
         "filling",
         "The pool is being filled",
-        f"The model is writing candidates: {sampling} prompts at this moment, {count}.",
+        f"The model is writing candidates: {sampling} prompts at this moment, {count}."
+        if sampling
+        else f"A model worker takes this project up in a moment: {count}.",
         f"{how_long} {HERE}",
     )
 

@@ -118,7 +118,7 @@ class TestProjects:
         base_models.refuse_unlisted(factories.make_admin(session), str(get_settings().data_dir / "models" / "a"))
         base_models.refuse_unlisted(factories.make_admin(session), str(listed))
 
-    def test_a_folder_as_base_model(self, admin: TestClient, listed: Path) -> None:
+    def test_a_folder_as_base_model(self, admin: TestClient, session: Session, listed: Path) -> None:
         tmp_path = listed
         (tmp_path / "config.json").write_text("{}")
         body = {"slug": "ok", "base_model": str(tmp_path)}
@@ -127,6 +127,10 @@ class TestProjects:
         assert "lacks its weights" in answer.json()["detail"]
         for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
             (tmp_path / name).write_text("{}")
+        # Whether it can be opened, only a worker knows.
+        answer = admin.post("/api/v1/projects", json=body)
+        assert (answer.status_code, answer.json()["field"]) == (409, "base_model")
+        session.execute(update(BaseCheck).values(state="passed"))
         assert admin.post("/api/v1/projects", json=body).status_code == 201
 
     @pytest.mark.parametrize("wanted", ["", "x" * 501, 7, ["some/model"]])

@@ -14,7 +14,7 @@ from app.errors import Forbidden
 from app.http.dependencies import SessionDep
 from app.models import ModelVersion, Project, Role, Round, RoundState, Worker
 from app.services.acceptance import rules
-from app.services.candidates import pools
+from app.services.candidates import pauses, pools
 from app.services.kernel import counters, workers
 from app.services.kernel.actors import Actor, project_rights
 from app.services.kernel.rights import SEES
@@ -102,6 +102,7 @@ class LoopView:
     stations: tuple[Station, ...]
     sentence: str
     step: tuple[str, str] | None
+    stopped: str
     notice: str
     round: RunningRound | None
     metric: str
@@ -181,6 +182,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         stations=stations,
         sentence=sentence,
         step=step,
+        stopped=stopped.reason if (stopped := pauses.current_pause(session, project)) is not None else "",
         notice=f"{waiting.name} was made but not activated: {waiting.reason}" if waiting else "",
         round=running_round(running) if running else None,
         metric=metric_of(known),

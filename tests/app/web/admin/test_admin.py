@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.models import Project, Role
+from app.services.candidates import pauses
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -28,6 +29,15 @@ class TestLive:
         etag = browser.get(path, headers=FRAGMENT).headers["etag"]
         factories.make_candidate_set(session, project)
         assert browser.get(path, headers={**FRAGMENT, "If-None-Match": etag}).status_code == 200
+
+    def test_a_model_that_cannot_be_used_is_news(self, browser: Browser, session: Session, project: Project) -> None:
+        path = "/admin/projects/scenes"
+        etag = browser.get(path, headers=FRAGMENT).headers["etag"]
+        pauses.pause(session, project.id, project.active_version_id or 0, "it lacks <a> shard")
+        answer = browser.get(path, headers={**FRAGMENT, "If-None-Match": etag})
+        assert answer.status_code == 200
+        assert "it lacks &lt;a&gt; shard" in answer.text
+        assert "#field-base_model" in answer.text
 
 
 class TestRights:

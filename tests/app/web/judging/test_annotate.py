@@ -18,11 +18,13 @@ from app.models import (
     Project,
     PromptState,
     Role,
+    RoundState,
     User,
     Verdict,
     VerdictKind,
     Worker,
 )
+from app.services.candidates import pauses
 from app.services.projects import projects
 from tests import factories
 from tests.app.web.conftest import Browser, person
@@ -170,6 +172,37 @@ class TestNothingToJudge:
 
 
 @pytest.mark.usefixtures("critic")
+    def test_says_what_the_worker_does_for_others(self, browser: Browser, session: Session) -> None:
+        waiting = factories.make_project(session, slug="waiting")
+        factories.make_prompt(session, waiting)
+        factories.make_member(session, waiting, user=session.scalars(select(User)).first())
+        factories.add(session, Worker(name="here:1", queues="model", device="cpu"))
+        other = factories.make_project(session, slug="other")
+        training = factories.make_round(session, other, state=RoundState.training)
+        training.progress = {"fraction": 0.42, "eta_seconds": 720}
+        training.worker, training.beats_at = "here:1", datetime.now(UTC)
+        session.flush()
+        page = browser.get("/annotate/waiting").text
+        assert "The model is busy with another project" in page
+        assert "A training round of another project is running: training, 42 %, about 12 min left" in page
+        assert "prompts at this moment" not in page
+        training.state = RoundState.succeeded
+        writing = factories.make_candidate_set(session, other)
+        writing.state, writing.worker, writing.beats_at = CandidateSetState.sampling, "here:1", datetime.now(UTC)
+        session.flush()
+        page = browser.get("/annotate/waiting").text
+        assert "It is writing explanations for another project; the projects take turns" in page
+
+    def test_says_why_the_model_cannot_be_used(self, browser: Browser, session: Session) -> None:
+        stopped = factories.make_project(session, slug="stopped")
+        factories.make_prompt(session, stopped)
+        factories.make_member(session, stopped, user=session.scalars(select(User)).first())
+        pauses.pause(session, stopped.id, stopped.active_version_id or 0, "it lacks <a> shard")
+        page = browser.get("/annotate/stopped").text
+        assert "No explanations can be written: it lacks &lt;a&gt; shard" in page
+        assert "being filled" not in page
+
+
 class TestVerdict:
     def give(self, browser: Browser, key: str = "k1", **fields: object) -> tuple[int, str]:
         """Judge the prompt on the page."""

@@ -1,0 +1,57 @@
+"""Pauses of sampling: a project whose model cannot be used waits before the next try, and says why."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, func, select, text
+from sqlalchemy.orm import Session
+
+from app.models import Project, SamplingPause
+
+FIRST_SECONDS = 60
+LONGEST_SECONDS = 3600
+REASON_LENGTH = 2000
+
+
+PAUSE = text("""
+INSERT INTO sampling_pauses (project_id, version_id, reason, until)
+VALUES (:project, :version, :reason, now() + make_interval(secs => :first))
+ON CONFLICT (project_id) DO UPDATE SET
+    version_id = excluded.version_id,
+    reason = excluded.reason,
+    tries = CASE WHEN sampling_pauses.version_id = excluded.version_id THEN sampling_pauses.tries + 1 ELSE 1 END,
+    until = now() + make_interval(secs => CASE
+        WHEN sampling_pauses.version_id = excluded.version_id
+        THEN least(:first * power(2, least(sampling_pauses.tries, 10)), :longest)
+        ELSE :first
+    END)
+""")
+
+
+def pause(session: Session, project_id: int, version_id: int, reason: str) -> None:
+    """Pause a project whose model could not be used. The next one for the version is twice as long."""
+    values = {"project": project_id, "version": version_id, "first": FIRST_SECONDS, "longest": LONGEST_SECONDS}
+    session.execute(PAUSE, {**values, "reason": reason.replace("\x00", "")[:REASON_LENGTH]})
+
+
+def resume(session: Session, project_id: int) -> None:
+    """End a project's pause."""
+    session.execute(delete(SamplingPause).where(SamplingPause.project_id == project_id))
+
+
+def current_pause(session: Session, project: Project) -> SamplingPause | None:
+    """Why the active version cannot be used; None if nothing is known against it."""
+    return session.scalar(
+        select(SamplingPause)
+        .where(SamplingPause.project_id == project.id, SamplingPause.version_id == project.active_version_id)
+        .execution_options(populate_existing=True)
+    )
+
+
+def is_paused(session: Session, project: Project) -> bool:
+    """Whether the active version should not be tried yet."""
+    query = select(SamplingPause.project_id).where(
+        SamplingPause.project_id == project.id,
+        SamplingPause.version_id == project.active_version_id,
+        SamplingPause.until > func.now(),
+    )
+    return session.scalar(query) is not None
