@@ -170,19 +170,16 @@ class TestNothingToJudge:
         assert "Every prompt is judged" not in overview
         assert 'href="/admin/projects/empty/imports">Add prompts</a>' in overview
 
-
-@pytest.mark.usefixtures("critic")
     def test_says_what_the_worker_does_for_others(self, browser: Browser, session: Session) -> None:
         waiting = factories.make_project(session, slug="waiting")
         factories.make_prompt(session, waiting)
-        factories.make_member(session, waiting, user=session.scalars(select(User)).first())
         factories.add(session, Worker(name="here:1", queues="model", device="cpu"))
         other = factories.make_project(session, slug="other")
         training = factories.make_round(session, other, state=RoundState.training)
         training.progress = {"fraction": 0.42, "eta_seconds": 720}
         training.worker, training.beats_at = "here:1", datetime.now(UTC)
         session.flush()
-        page = browser.get("/annotate/waiting").text
+        page = self.seen_by(browser, session, waiting, Role.critic)
         assert "The model is busy with another project" in page
         assert "A training round of another project is running: training, 42 %, about 12 min left" in page
         assert "prompts at this moment" not in page
@@ -196,13 +193,13 @@ class TestNothingToJudge:
     def test_says_why_the_model_cannot_be_used(self, browser: Browser, session: Session) -> None:
         stopped = factories.make_project(session, slug="stopped")
         factories.make_prompt(session, stopped)
-        factories.make_member(session, stopped, user=session.scalars(select(User)).first())
         pauses.pause(session, stopped.id, stopped.active_version_id or 0, "it lacks <a> shard")
-        page = browser.get("/annotate/stopped").text
+        page = self.seen_by(browser, session, stopped, Role.critic)
         assert "No explanations can be written: it lacks &lt;a&gt; shard" in page
         assert "being filled" not in page
 
 
+@pytest.mark.usefixtures("critic")
 class TestVerdict:
     def give(self, browser: Browser, key: str = "k1", **fields: object) -> tuple[int, str]:
         """Judge the prompt on the page."""
