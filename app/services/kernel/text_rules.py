@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import orjson
 from pydantic import AfterValidator
 
 from app.errors import Invalid
 
+MAX_JSON_BYTES = 256 * 1024
 MAX_DEPTH = 32
 """How deeply JSON may be nested."""
 SMALLEST_INTEGER, LARGEST_INTEGER = -(2**63), 2**63 - 1
@@ -84,9 +86,16 @@ def check_time(value: datetime) -> datetime:
     return value
 
 
+def check_json_size(value: dict[str, Any]) -> dict[str, Any]:
+    """Return `value`, which can be stored. Raises ValueError for an object of over 256 kB as JSON."""
+    if len(orjson.dumps(value)) > MAX_JSON_BYTES:
+        raise ValueError(f"has over {MAX_JSON_BYTES >> 10} kB as JSON")
+    return value
+
+
 Storable = AfterValidator(check_storable)
 Text = Annotated[str, Storable]
-JsonObject = Annotated[dict[str, Any], Storable]
+JsonObject = Annotated[dict[str, Any], Storable, AfterValidator(check_json_size)]
 Time = Annotated[datetime, AfterValidator(check_time)]
 
 

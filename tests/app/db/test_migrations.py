@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -104,6 +105,36 @@ class TestUpgrade:
             rows = connection.execute(text("SELECT assignment_id, rationale_key, exhaustive FROM verdicts ORDER BY 1"))
             expected = [(n, None if n % 2 else f"it is red, {n}", True) for n in range(1, 4101)]
             assert [tuple(row) for row in rows] == expected
+
+    def test_metadata_that_break_the_rules_are_set_aside(self, empty: str, empty_engine: Engine) -> None:
+        migrations.upgrade(empty, "0015")
+        deep = '{"a": ' * 300 + "1" + "}" * 300
+        written = {"a": f'{{"n": {2**64}}}', "b": deep, "c": f'{{"n": {2**63 - 1}}}', "d": '{"n": "' + "9" * 40 + '"}'}
+        with empty_engine.begin() as connection:
+            connection.execute(
+                text("INSERT INTO projects (id, slug, name) OVERRIDING SYSTEM VALUE VALUES (1, 'p', 'p')")
+            )
+            statement = text("""
+                INSERT INTO prompts (project_id, split, external_id, question, metadata)
+                VALUES (1, 'train', :name, 'q', CAST(:extra AS jsonb))""")
+            connection.execute(statement, [{"name": name, "extra": extra} for name, extra in written.items()])
+        migrations.upgrade(empty)
+        with empty_engine.connect() as connection:
+            rows = connection.execute(text("SELECT external_id, metadata::text FROM prompts"))
+            kept = {row[0]: row[1] for row in rows}
+            told = connection.execute(text("SELECT subject, data ->> 'reason' FROM audit_events ORDER BY id")).all()
+        for name in "ab":
+            assert json.loads(json.loads(kept[name])["set_aside_as_text"]) == json.loads(written[name])
+        for name in "cd":
+            assert json.loads(kept[name]) == json.loads(written[name])
+        assert [reason for _, reason in told] == ["holds an integer of over 64 bits", "is nested too deeply"]
+        migrations.downgrade(empty, "0015")
+        with empty_engine.connect() as connection:
+            rows = connection.execute(text("SELECT external_id, metadata::text FROM prompts"))
+            kept = {row[0]: row[1] for row in rows}
+        assert {name: json.loads(extra) for name, extra in kept.items()} == {
+            name: json.loads(extra) for name, extra in written.items()
+        }
 
 
 class TestDowngrade:
