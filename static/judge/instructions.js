@@ -81,8 +81,9 @@ export async function reloadInstructions() {
 }
 
 export function startInstructions() {
-  if (lastRead() === null) rememberAsRead();
+  const isFirstVisit = lastRead() === null;
+  if (isFirstVisit) rememberAsRead();
   const isWide = window.matchMedia("(min-width: 1181px)").matches;
-  if (isWide && readStored("panel", false)) panel.hidden = false;
+  if (isFirstVisit || (isWide && readStored("panel", false))) panel.hidden = false;
   reportChange();
 }

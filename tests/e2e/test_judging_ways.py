@@ -259,3 +259,18 @@ def test_submit_is_within_reach_of_the_candidates(critic: Visit) -> None:
         box = row.bounding_box()
         assert box is not None
         assert abs(box["x"] + box["width"] / 2 - submit["x"] - submit["width"] / 2) < 400
+
+
+def test_instructions_open_on_the_first_visit_only(visitor: Visitor, scenes: world.World) -> None:
+    visit = visitor()
+    page = visit.sign_in(scenes.critic, to="/annotate")  # no judging page yet
+    visit.open("/annotate/scenes")
+    ready(page)
+    panel = page.get_by_role("complementary", name="Instructions")
+    expect(panel).to_be_visible()
+    assert faults(page) == []
+    page.get_by_role("button", name="Close the instructions").click()
+    expect(panel).to_be_hidden()
+    page.reload()
+    ready(page)
+    expect(panel).to_be_hidden()

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import Response
 
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
@@ -14,7 +14,7 @@ from app.models import LinkPurpose
 from app.services.accounts import one_time_links
 from app.services.accounts.passwords import MIN_PASSWORD
 from app.web.access import OLD_FORM, StrangersForm, secrets_equal, sent_token, text_of
-from app.web.accounts.sign_in import FORM_COOKIE, set_cookie
+from app.web.accounts.sign_in import FORM_COOKIE, begin_session, set_cookie
 from app.web.forms import Field
 from app.web.rendering import Shell, page
 
@@ -71,7 +71,7 @@ def form_page(
 
 @router.post("/account/link/{token}")
 def set_password(request: Request, session: SessionDep, form: StrangersForm, token: str) -> Response:
-    """Set the password and go to the sign-in form."""
+    """Set the password and sign the person in."""
     cookie = request.cookies.get(FORM_COOKIE, "")
     if not cookie or not secrets_equal(sent_token(request, form), cookie):
         return form_page(request, session, token, problem=OLD_FORM, status=403)
@@ -79,7 +79,7 @@ def set_password(request: Request, session: SessionDep, form: StrangersForm, tok
     if password != text_of(form, "again"):
         return form_page(request, session, token, again=PASSWORDS_DIFFER, status=422)
     try:
-        one_time_links.use_link(session, token, password)
+        user = one_time_links.use_link(session, token, password)
     except Invalid as error:
         return form_page(request, session, token, problem=error.detail, status=422)
-    return RedirectResponse("/sign-in?done=password", status_code=303)
+    return begin_session(request, session, user, "/")

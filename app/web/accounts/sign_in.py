@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, NotFound, TooMany, Unauthenticated
 from app.http.dependencies import SessionDep
-from app.models import Role
+from app.models import Role, User
 from app.services.accounts import known_browsers, sessions
 from app.services.kernel.actors import Actor
 from app.settings import get_settings
@@ -118,8 +118,14 @@ def sign_in(request: Request, session: SessionDep, form: StrangersForm) -> Respo
         if isinstance(error, TooMany):
             response.headers["Retry-After"] = str(error.retry_after)
         return response
+    return begin_session(request, session, user, view.next)
+
+
+def begin_session(request: Request, session: Session, user: User, to: str) -> RedirectResponse:
+    """Sign a person in who has proved who they are, and redirect to the path `to`."""
+    known = request.cookies.get(BROWSER_COOKIE, "")
     secret, _ = sessions.open_web_session(session, user)
-    response = RedirectResponse(view.next, status_code=303)
+    response = RedirectResponse(to, status_code=303)
     set_cookie(response, COOKIE, secret, seconds=get_settings().session_hours * 3600)
     set_cookie(response, BROWSER_COOKIE, known_browsers.remember(known, user), seconds=BROWSER_SECONDS)
     response.delete_cookie(FORM_COOKIE, path="/")

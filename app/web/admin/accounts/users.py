@@ -35,6 +35,7 @@ ROLE_OPTIONS = (
 NOT_A_MEMBER = ""
 MOST_INVITATIONS = 100
 EXPIRIES = (("30", "in 30 days"), ("90", "in 90 days"), ("365", "in a year"), ("", "never"))
+IN_NO_PROJECT = "They are in no project yet: they have nothing to do until you add them to one."
 LINK_TITLES = {
     LinkPurpose.invitation: "Send this link to {}: they choose their password with it, once, within 7 days.",
     LinkPurpose.password: "Send this link to {}: they choose a new password with it, once, within a day.",
@@ -245,7 +246,11 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Respo
 def show_link(session: Session, actor: Actor, person: User, purpose: LinkPurpose) -> Secret:
     """Make a one-time link for a person, to be shown once."""
     _, plain = one_time_links.make_link(session, actor, person.id, purpose)
-    return Secret(LINK_TITLES[purpose].format(person.email), f"{get_settings().address}/account/link/{plain}")
+    title = LINK_TITLES[purpose].format(person.email)
+    is_nowhere = person.role is not Role.admin and not users.list_project_roles(session, [person.id]).get(person.id)
+    if purpose is LinkPurpose.invitation and is_nowhere:
+        title = f"{title} {IN_NO_PROJECT}"
+    return Secret(title, f"{get_settings().address}/account/link/{plain}")
 
 
 # One person

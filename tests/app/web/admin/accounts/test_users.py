@@ -72,11 +72,18 @@ class TestUsers:
         assert browser.post(found[1], {"password": "short", "again": "short"}).status_code == 422
         browser.get(found[1])
         done = browser.post(found[1], {"password": "long enough", "again": "long enough"})
-        assert done.headers["location"] == "/sign-in?done=password"
+        assert done.headers["location"] == "/"  # and they are signed in
+        assert 'aria-label="Account eve@example.org"' in browser.get("/annotate").text
+        assert "in no project yet" not in page
         assert browser.get(found[1]).status_code == 404
         user = users.find_user(session, "eve@example.org")
         assert user is not None
         assert passwords.verify_user_password(user, "long enough")
+
+    def test_an_invitation_without_a_project_says_so(self, browser: Browser, project: Project) -> None:
+        browser.get("/admin/users")
+        assert "in no project yet" in browser.post("/admin/users", {"email": "a@example.org", "role": "critic"}).text
+        assert "in no project yet" not in browser.post("/admin/users", {"email": "b@example.org", "role": "admin"}).text
 
     def test_a_password_needs_the_pages_own_token(self, browser: Browser, session: Session, admin: User) -> None:
         user = person(session)
