@@ -92,7 +92,9 @@ export function cancelChange() {
   }
   deleteDraft(current.element);
   announce("The verdict stays as it was.");
-  showNext();
+  const { backTo } = current.element.dataset;
+  if (backTo) window.location.assign(backTo);
+  else showNext();
 }
 
 // Lets a verdict that a reviewer sent back stand as it is.

@@ -5,7 +5,8 @@ import { endTakeBack, isChanging } from "./back.js";
 import { canJudge, currentCard, showNext } from "./cards.js";
 import { checkedBoxes, deleteDraft, draftedVerdict, saveDraft, tagFields } from "./draft.js";
 import { keyLabel } from "./keys.js";
-import { addVerdict } from "./outbox.js";
+import { addVerdict, flush } from "./outbox.js";
+import { saveState } from "./save_state.js";
 import { base } from "./server.js";
 
 export function submit() {
@@ -37,6 +38,13 @@ export function submitNoneFits() {
   giveVerdict("none_fit");
 }
 
+// A change that was asked for in the list of verdicts leads back there, once it is saved.
+async function returnToList(element) {
+  if (!element.dataset.backTo) return;
+  await flush();
+  if (saveState() === "saved") window.location.assign(element.dataset.backTo);
+}
+
 export function giveVerdict(kind, reason = "", more = []) {
   const { assignment, verdict, clock, element } = currentCard();
   clock.stop();
@@ -52,4 +60,5 @@ export function giveVerdict(kind, reason = "", more = []) {
   // The verdict is stored in the browser before the next card shows; it is sent in the background.
   addVerdict(url, fields, element);
   showNext();
+  returnToList(element);
 }

@@ -274,3 +274,19 @@ def test_instructions_open_on_the_first_visit_only(visitor: Visitor, scenes: wor
     page.reload()
     ready(page)
     expect(panel).to_be_hidden()
+
+
+def test_messages_do_not_cover_the_field_that_is_typed_in(critic: Visit) -> None:
+    page = critic.page
+    ready(page)
+    field = page.get_by_label("In your own words")
+    field.click()
+    page.evaluate("for (const number of [1, 2, 3]) window.illume.toast(`Something has happened ${number}.`, 'warn')")
+    own = field.bounding_box()
+    assert own is not None
+    for message in page.locator(".toast").all():
+        box = message.bounding_box()
+        assert box is not None
+        is_beside = box["x"] >= own["x"] + own["width"] or box["x"] + box["width"] <= own["x"]
+        is_above = box["y"] + box["height"] <= own["y"]
+        assert is_beside or is_above

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from urllib.parse import urlencode
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
@@ -76,8 +79,10 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
 
 
 @router.get("/annotate/{slug}")
-async def judge(request: Request, pool: JudgingPoolDep, slug: str, verdict: str = "") -> Response:
-    """The page with the next prompt, or with an earlier verdict to change."""
+async def judge(
+    request: Request, pool: JudgingPoolDep, slug: str, verdict: str = "", back: str | None = None
+) -> Response:
+    """The page with the next prompt, or an earlier verdict to change; `back` is the query of the list to go to then."""
     earlier = None
     if verdict:
         async with pool.reading() as transaction:
@@ -90,6 +95,8 @@ async def judge(request: Request, pool: JudgingPoolDep, slug: str, verdict: str 
             open_claims = await claims.list_open_claims(transaction, who.actor, project.id)
             stage = await next_stage(transaction, who.actor, project, open_claims=open_claims)
         glance = await critic_day.load_glance_in(transaction, who.actor, project.id)
+    if earlier is not None and back is not None:
+        stage = StageView(slug, replace(earlier, back_to=f"/annotate/{slug}/history?{back}"), None)
     messages = (Message(CHANGED_MEANWHILE, "warn"),) if verdict and earlier is None else ()
     return await run_in_threadpool(render_page, request, who, project, stage, glance, messages)
 
@@ -193,6 +200,7 @@ def history(
         rows=tuple(history_row(line, notes.get(str(line.id), "")) for line in lines[:size]),
         next=str(lines[size - 1].id if len(lines) > size else floor or ""),
         searched=overviews.SEARCH_DEPTH if floor else 0,
+        back=urlencode({"words": words, "kind": only_kind.value if only_kind else "", "cursor": cursor}),
     )
     shell = shell_for(request, who.actor, who.csrf_token, title="My verdicts", section="annotate")
     return page("judging/history.html", shell=shell, view=view)

@@ -57,6 +57,7 @@ class Card:
     judged_at: datetime | None = None
     returned_id: str = ""
     asked: str = ""
+    back_to: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,7 @@ class HistoryView:
     rows: tuple[HistoryRow, ...]
     next: str
     searched: int
+    back: str
 
     @property
     def is_filtered(self) -> bool:
