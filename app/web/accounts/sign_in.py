@@ -39,7 +39,6 @@ LOCAL_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\]*")
 SIGN_IN_MESSAGES = {
     "signed-out": "You are signed out.",
     "everywhere": "You are signed out in every browser.",
-    "password": "The password is set: sign in with it.",
 }
 
 router = APIRouter()
