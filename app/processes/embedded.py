@@ -25,6 +25,7 @@ from urllib.parse import quote
 import psycopg
 import redis
 from filelock import FileLock, Timeout
+from limits.storage import RedisStorage
 from redis.lock import Lock
 
 from app.processes.postgres_install import (
@@ -59,8 +60,8 @@ SERVER_SETTINGS = {
 REDIS_REFUSES = "-@scripting +evalsha -acl -config -module -debug"
 """What nobody may do in the embedded Redis: bring a script, or change these rules.
 
-Celery's broker releases a lock by a script of redis-py's, so this one is loaded at the start, and what is loaded can be
-run.
+Celery's broker releases a lock by a script of redis-py's, and the package limits counts by one of its own, so these are
+loaded at the start, and what is loaded can be run.
 """
 REDIS_LOADER_MAY = "resetkeys resetchannels -@all +script|load"
 NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -268,14 +269,15 @@ def await_postgres(server: Supervised, url: str, log: Path) -> None:
 
 
 def start_redis(config: str, log: Path, loader_url: str) -> subprocess.Popen[bytes]:
-    """Start Redis and load the one script that it may run. Where that fails, the caller finds out that it ended."""
+    """Start Redis and load the scripts that it may run. Where that fails, the caller finds out that it ended."""
     process = start_child([str(redis_program()), "-"], log=log, feed=config.encode())
     with contextlib.closing(redis.Redis.from_url(loader_url, socket_connect_timeout=1)) as client:
         for _ in poll_until_timeout():
             if process.poll() is not None:
                 break
             with contextlib.suppress(redis.ConnectionError):
-                client.script_load(Lock.LUA_RELEASE_SCRIPT)
+                for script in (Lock.LUA_RELEASE_SCRIPT, RedisStorage.SCRIPT_INCR_EXPIRE):
+                    client.script_load(script)
                 break
     return process
 
