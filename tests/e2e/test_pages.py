@@ -249,6 +249,6 @@ def test_by_keyboard_alone(visitor: Visitor, history: world.World) -> None:
     expect(page.get_by_role("link", name="Start a round…")).to_be_focused()
     page.get_by_label("Account").press("Enter")
     page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Sign out")).to_be_focused()
+    expect(page.get_by_role("button", name="Sign out", exact=True)).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
