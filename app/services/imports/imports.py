@@ -17,7 +17,7 @@ from app.errors import Conflict, DomainError, Invalid, NotFound
 from app.models import Import, ImportProblem, ImportState, Project, Split
 from app.services.imports import record_schema
 from app.services.imports.files import ImportFile
-from app.services.imports.layouts import ImportPlan, Layout, make_plan, with_columns
+from app.services.imports.layouts import ImportPlan, Layout, find_missing, make_plan, with_columns
 from app.services.imports.opened import Source
 from app.services.imports.reading import open_file, parse_row
 from app.services.imports.tables import MAX_COLUMNS, TableRow
@@ -121,11 +121,14 @@ def list_columns(rows: Iterable[TableRow]) -> list[str]:
 
 
 def start_import(session: Session, actor: Actor, import_id: int) -> Import:
-    """Queue a draft. Raises `Conflict` if it is no longer a draft."""
+    """Queue a draft. Raises `Conflict` if it is no longer a draft, and `Invalid` if every row would be rejected."""
     found = get_import(session, actor, import_id)
     session.refresh(found, with_for_update=True)
     if found.state is not ImportState.draft:
         raise Conflict("This import was started already.")
+    missing = find_missing(ImportPlan.from_json(found.plan))
+    if missing:
+        raise Invalid(missing, field="mapping")
     found.state = ImportState.queued
     session.flush()
     queue.send(session, queue.RUN_IMPORT, found.id)

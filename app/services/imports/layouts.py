@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+from unicodedata import combining, normalize
+
+from rapidfuzz.distance import OSA
 
 from app.errors import Invalid
 from app.models import Split
@@ -58,6 +61,27 @@ COLUMN_NAMES = {
     Target.candidate: ("candidate", "candidates"),
     Target.priority: ("priority",),
 }
+# The same in German, French and Spanish, without accents.
+FOREIGN_NAMES = {
+    Target.image: ("bild", "bilder", "foto", "dateiname", "bilddatei", "fichier", "imagen", "imagenes", "archivo"),
+    Target.question: ("frage", "fragen", "pregunta", "preguntas"),
+    Target.answer: ("antwort", "antworten", "reponse", "reponses", "respuesta", "respuestas"),
+    Target.split_name: ("aufteilung", "partition", "particion"),
+    Target.reference: (
+        "begruendung",
+        "begrundung",
+        "erklarung",
+        "erklaerung",
+        "explication",
+        "explicacion",
+        "referenz",
+    ),
+    Target.candidate: ("kandidat", "kandidaten", "candidat", "candidats", "candidato", "candidatos", "vorschlag"),
+    Target.priority: ("prioritat", "prioritaet", "priorite", "prioridad"),
+}
+SIMILAR = 0.83
+"""How alike a name must be to be taken for another; one wrong letter in six is 0.83."""
+SHORTEST_SIMILAR = 5
 OWN_FIELDS = tuple(PromptIn.model_fields)
 LISTED = (*MULTI_VALUED, Target.answer, Target.metadata)
 """What may be a list or an object in a cell of CSV."""
@@ -115,7 +139,36 @@ def guess_target(column: str) -> Target | None:
     plain = column.strip().lower().replace(" ", "_")
     name = plain.rstrip("0123456789")
     name = plain if name == plain else name[:-1] if name.endswith(("_", "-")) else name
-    return next((target for target, names in COLUMN_NAMES.items() if name in names or plain in names), None)
+    for target, names in COLUMN_NAMES.items():
+        if name in names or plain in names:
+            return target
+    return guess_alike("".join(letter for letter in normalize("NFKD", name) if not combining(letter)))
+
+
+def guess_alike(name: str) -> Target | None:
+    """Guess what a column is from a name in another language, or with a slip."""
+    best, found = SIMILAR, None
+    for target in COLUMN_NAMES:
+        for known in (*COLUMN_NAMES[target], *FOREIGN_NAMES.get(target, ())):
+            if name == known:
+                return target
+            if min(len(name), len(known)) >= SHORTEST_SIMILAR:
+                likeness = OSA.normalized_similarity(name, known, score_cutoff=SIMILAR)
+                if likeness > best:
+                    best, found = likeness, target
+    return found
+
+
+def find_missing(plan: ImportPlan) -> str:
+    """What an import with this plan lacks, so that every row would be rejected; empty where it lacks nothing."""
+    if plan.layout is Layout.records:
+        return ""
+    targets = set(plan.columns.values())
+    if Target.image not in targets and KEY_COLUMN not in plan.columns:
+        return "No column names the images: choose the one that does."
+    if Target.question not in targets and not plan.question:
+        return "No column is the question: choose one, or give a question for rows that have none."
+    return ""
 
 
 OWN_TARGETS = {name: guess_target(name) or Target.metadata for name in OWN_FIELDS}
