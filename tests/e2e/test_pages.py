@@ -177,6 +177,7 @@ def test_cards_on_a_phone_are_tables_to_who_cannot_see_them(visitor: Visitor, hi
 def test_dialogs_of_the_judging_page_are_accessible(critic: Visit) -> None:
     page = critic.page
     expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
+    expect(page.locator(".judge")).to_have_attribute("data-seen", "yes")
     wrong = {}
     for key in ("s", "f", "?", "z"):
         page.keyboard.press(key)
