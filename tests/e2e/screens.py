@@ -181,6 +181,9 @@ def take(context: BrowserContext, site: Site, shot: Shot) -> None:
         page.set_viewport_size({"width": size[0], "height": size[1]})
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         page.goto(site.url + shot.path)
+        instructions = page.get_by_role("button", name="Close the instructions")
+        if instructions.is_visible():  # they open on the first visit
+            instructions.click()
         if page.locator(".candidate").count():
             pick_some(page)
         page.wait_for_load_state("networkidle")
