@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -142,6 +143,18 @@ def image_bytes(*, size: tuple[int, int] = (12, 8), kind: str = "PNG") -> bytes:
     picture = PIL.Image.new("RGB", size, (number % 256, number // 256 % 256, number // 65536 % 256))
     file = io.BytesIO()
     picture.save(file, kind)
+    return file.getvalue()
+
+
+def photograph(*, size: tuple[int, int] = (4000, 3000), seed: int = 0) -> bytes:
+    """A JPEG that is about as hard to compress as a phone's: structure at all scales, and the noise of a sensor."""
+    noise = random.Random(seed)
+    picture = PIL.Image.new("RGB", size, "grey")
+    for scale, share in ((3, 0.9), (12, 0.5), (48, 0.35), (200, 0.2), (800, 0.1)):
+        pixels = PIL.Image.frombytes("RGB", (scale, scale), noise.randbytes(scale * scale * 3))
+        picture = PIL.Image.blend(picture, pixels.resize(size, PIL.Image.Resampling.BICUBIC), share)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=95)
     return file.getvalue()
 
 

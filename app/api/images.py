@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, File, Request, Security, UploadFile
+from fastapi import APIRouter, File, Query, Request, Security, UploadFile
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -13,9 +13,9 @@ from app.errors import Invalid
 from app.http.dependencies import ActorDep, JudgingPoolDep, SessionDep, authenticate_reader, bearer_scheme
 from app.http.ranges import find_part
 from app.models import Image
-from app.services.kernel.store import get_store
-from app.services.prompts import images
-from app.services.prompts.decoding import MAX_BYTES
+from app.services.kernel.store import DerivativeWidth, get_store
+from app.services.prompts import derivatives, images
+from app.services.prompts.decoding import DERIVATIVE_TYPE, MAX_BYTES
 
 router = APIRouter(tags=["images"])
 KEEP = "private, max-age=31536000, immutable"
@@ -49,16 +49,28 @@ def add_image(
 
 @router.get("/images/{sha256}", response_class=Response)
 async def get_image(
-    request: Request, pool: JudgingPoolDep, _: Annotated[object, Security(bearer_scheme)], sha256: str
+    request: Request,
+    pool: JudgingPoolDep,
+    _: Annotated[object, Security(bearer_scheme)],
+    sha256: str,
+    width: Annotated[
+        DerivativeWidth | None, Query(description="Pixels: made smaller, as WebP; a narrower image comes as it is")
+    ] = None,
 ) -> Response:
-    """Download an image, as a member of a project that shows it."""
+    """Download an image, or a smaller derivative of it, as a member of a project that shows it."""
     async with pool.reading() as transaction:
         actor = await authenticate_reader(request, transaction)
-        media_type = await images.find_media_type(transaction, actor, sha256)
-    headers = {"ETag": f'"{sha256}"', "Cache-Control": KEEP}
+        stored = await images.find_stored(transaction, actor, sha256)
+    smaller = width if width is not None and width < stored.width else None
+    headers = {"ETag": f'"{sha256}-{smaller:d}"' if smaller else f'"{sha256}"', "Cache-Control": KEEP}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    data = await run_in_threadpool(get_store().read_bytes, sha256)
+    data, media_type = None, DERIVATIVE_TYPE
+    if smaller:
+        data = await run_in_threadpool(derivatives.find, sha256, smaller) or await derivatives.make(sha256, smaller)
+    if data is None:
+        headers["ETag"], media_type = f'"{sha256}"', stored.media_type
+        data = await run_in_threadpool(get_store().read_bytes, sha256)
     part = find_part(request.headers, size=len(data), etag=headers["ETag"])
     content = data[part.start : part.stop]
     return Response(content, status_code=part.status, media_type=media_type, headers={**headers, **part.headers})

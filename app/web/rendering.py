@@ -17,6 +17,7 @@ from jinja2_fragments import render_block
 
 from app.models import Role
 from app.services.kernel.actors import Actor
+from app.services.kernel.store import DerivativeWidth
 from app.settings import ROOT
 
 TEMPLATES = ROOT / "templates"
@@ -204,12 +205,28 @@ def environment() -> Environment:
         "duration": duration,
         "number": number,
         "percent": percent,
+        "at_width": at_width,
+        "srcset": srcset,
     }
     env.globals["static"] = static
     env.globals["module"] = module
     # A block that is rendered alone does not run the imports of its template.
     env.globals["parts"] = env.get_template("_parts.html").module
     return env
+
+
+# Images
+
+
+def at_width(url: str, width: int) -> str:
+    """The address of an image's derivative of a width in pixels; a narrower image comes as it is."""
+    return f"{url}?width={DerivativeWidth(width):d}"
+
+
+def srcset(url: str, width: int) -> str:
+    """The candidates of an image `width` pixels wide for `srcset`: its derivatives, and itself if it is no larger."""
+    smaller = [f"{at_width(url, one)} {one:d}w" for one in DerivativeWidth if one < width]
+    return ", ".join(smaller if width > max(DerivativeWidth) else [*smaller, f"{url} {width}w"])
 
 
 # Answers

@@ -3,6 +3,24 @@
 const MAX_SCALE = 16;
 const STEP = 80;
 
+const enlarged = new WeakSet();
+
+// Replaces an image by the one it is a derivative of, once that is there: pages load the original only for this.
+function showOriginal(image) {
+  const url = image.dataset.original;
+  if (!url || enlarged.has(image) || image.currentSrc === new URL(url, document.baseURI).href) return;
+  enlarged.add(image);
+  const full = new Image();
+  full.src = url;
+  full.decode().then(
+    () => {
+      image.removeAttribute("srcset");
+      image.src = url;
+    },
+    () => enlarged.delete(image), // the next zoom tries again
+  );
+}
+
 // Makes `image` zoom and move within `pane`, which clips it.
 export function makeZoomable(pane, image) {
   let scale = 1;
@@ -26,6 +44,7 @@ export function makeZoomable(pane, image) {
     x = atX - ((atX - x) * next) / scale;
     y = atY - ((atY - y) * next) / scale;
     scale = next;
+    if (scale > 1) showOriginal(image);
     draw();
   }
 
@@ -94,6 +113,8 @@ export function makeZoomDialog(dialog, pane) {
     current = index;
     const image = new Image();
     image.src = images[current].currentSrc || images[current].src;
+    image.dataset.original = images[current].dataset.original ?? "";
+    showOriginal(image);
     image.alt = "";
     image.draggable = false;
     const frame = document.createElement("div");

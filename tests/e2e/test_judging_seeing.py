@@ -40,6 +40,34 @@ def scale(page: Page, number: int) -> float:
     return found
 
 
+def test_the_original_is_loaded_to_zoom(visitor: Visitor, site: Site) -> None:
+    with site.sessions.begin() as session:
+        made = world.build(session, prompts=1)
+        project = projects.get_project(session, factories.make_admin(session), made.slug)
+        images = [factories.make_image(session, factories.image_bytes(size=(2400, 1800))) for _ in range(2)]
+        prompt = factories.make_prompt(session, project, images=images, question="which one is larger?")
+        factories.make_candidate_set(session, project, prompt=prompt, priority=9)
+        first, second = (f"/api/v1/images/{image.sha256}" for image in images)
+    visit = visitor()
+    page = visit.page
+    loaded: list[str] = []
+    page.on("request", lambda request: loaded.append(request.url.removeprefix(site.url)))
+    visit.sign_in(made.critic, to="/annotate/scenes")
+    ready(page)
+    assert question(page) == "which one is larger?"
+    assert {url.split("?")[0] for url in loaded} >= {first, second}
+    assert not {first, second} & set(loaded)
+
+    page.keyboard.press("+")
+    shown = page.locator(".picture img").first
+    expect(shown).to_have_js_property("currentSrc", site.url + first)
+    assert second not in loaded
+    page.keyboard.press("z")
+    page.keyboard.press("2")
+    expect(page.locator(".zoom-pane img")).to_have_js_property("currentSrc", site.url + second)
+    expect(page.locator(".picture img").nth(1)).not_to_have_js_property("currentSrc", site.url + second)
+
+
 def test_several_images_differences_and_folds(visitor: Visitor, two_images: world.World, site: Site) -> None:
     visit = visitor()
     page = visit.sign_in(two_images.critic, to="/annotate/scenes")

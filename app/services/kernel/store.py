@@ -1,4 +1,4 @@
-"""The store: images, adapters and snapshots, named by the sha256 of their bytes.
+"""The store: images, adapters and snapshots, named by the sha256 of their bytes; images with their derivatives.
 
 In a folder, files are on disk before the database refers to them: new files are synced when a session commits. Syncing
 many at once is a hundred times cheaper than one by one.
@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 import threading
 from collections.abc import Iterator
+from enum import IntEnum
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,6 +35,14 @@ KEY_FORM = re.compile(r"[0-9a-f]{64}")
 MISSING = "There is no such object in the store."
 
 
+class DerivativeWidth(IntEnum):
+    """The widths of derivatives, in pixels: in lists, in grids, and large on a page."""
+
+    small = 96
+    medium = 480
+    large = 1600
+
+
 class Store:
     """Bytes named by their sha256 under an fsspec URL: a folder, or a bucket."""
 
@@ -49,6 +58,9 @@ class Store:
         if not KEY_FORM.fullmatch(key):
             raise NotFound(MISSING)
         return f"{self._root}/{key[:2]}/{key}"
+
+    def _derivative_path(self, key: str, width: DerivativeWidth) -> str:
+        return f"{self._path(key)}.{width:d}"
 
     def has(self, key: str) -> bool:
         """Whether the bytes are there."""
@@ -104,9 +116,10 @@ class Store:
                 yield piece
 
     def remove(self, key: str) -> None:
-        """Remove the bytes named `key` if they exist."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(key))
+        """Remove the bytes named `key` if they exist, and then the derivatives made of them."""
+        for path in (self._path(key), *(self._derivative_path(key, width) for width in DerivativeWidth)):
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(path)
 
     def local_path(self, key: str, cache_dir: Path) -> Path:
         """A local file with the bytes named `key`.
@@ -125,6 +138,28 @@ class Store:
             with self.open(key) as source, replace_file(cached, private=True) as target:
                 shutil.copyfileobj(source, target, CHUNK)
         return cached
+
+    def read_derivative(self, key: str, width: DerivativeWidth) -> bytes | None:
+        """Return the derivative of the image named `key` that is `width` pixels wide, None where there is none yet."""
+        try:
+            with self._fs.open(self._derivative_path(key, width), "rb") as file:
+                return bytes(file.read())
+        except FileNotFoundError:
+            return None
+
+    def put_derivative(self, key: str, width: DerivativeWidth, data: bytes) -> None:
+        """Keep a derivative beside its image. Two writers do no harm. Raises `NotFound` if the image is gone."""
+        path = self._derivative_path(key, width)
+        if self._is_local:
+            make_private_folder(Path(path).parent)
+            with replace_file(Path(path), private=True, sync=True) as file:
+                file.write(data)
+        else:
+            with self._fs.open(path, "wb") as file:
+                file.write(data)
+        if not self.has(key):  # removed while the derivative was made: `remove` may have looked for it too early
+            self.remove(key)
+            raise NotFound(MISSING)
 
     def put_folder(self, folder: Path) -> str:
         """Store a folder's files as one archive that depends only on names and bytes. Returns its key."""

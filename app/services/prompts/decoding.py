@@ -1,4 +1,7 @@
-"""Pictures of others, decoded and written anew, in a child process: `images.reencode` asks for it. Keep imports few."""
+"""Pictures of others, decoded and written anew, in a child process. Keep imports few.
+
+`images.reencode` and `derivatives.make` ask for it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,13 @@ MAX_SIDE = 20_000
 # What Pillow calls a file, and how it is written anew. MPO is JPEG with further pictures behind the first.
 OUTPUT_FORMATS = {"PNG": "PNG", "GIF": "PNG", "JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WEBP"}
 OUTPUT_MODES = {"PNG": ("RGB", "RGBA", "L"), "JPEG": ("RGB", "L"), "WEBP": ("RGB", "RGBA")}
+# WebP has transparency, and is a third smaller than JPEG. Thumbnails are kept under a number of bytes, because a page
+# shows many at once.
+DERIVATIVE_TYPE = "image/webp"
+WEBP_MAX_SIDE = 16_383
+THUMBNAIL_BYTES = {96: 4_000, 480: 16_000}
+THUMBNAIL_QUALITIES = (80, 65, 50, 35, 20, 5)
+DERIVATIVE_QUALITY = 85
 MARKUP = {b"<svg": "SVG", b"<!doctype html": "HTML", b"<html": "HTML", b"<?xml": "XML or SVG"}
 ORIENTATION = 0x0112
 UPRIGHT = {
@@ -55,6 +65,31 @@ def decode(data: bytes) -> EncodedImage:
     check_bytes(data)
     with _opened(data) as picture:
         return _write(picture)
+
+
+def shrink(data: bytes, width: int) -> bytes:
+    """Return a stored picture as a WebP file `width` pixels wide. Raises whatever the decoder raises."""
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        scale = min(width / picture.width, WEBP_MAX_SIDE / picture.height)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture.draft(picture.mode, (size[0] * 2, size[1] * 2))  # a JPEG is decoded at about the size that is needed
+        mode = "RGBA" if picture.has_transparency_data else "RGB"
+        small = picture.convert(mode).resize(size, PIL.Image.Resampling.LANCZOS)
+    most = THUMBNAIL_BYTES.get(width)
+    if most is None:
+        return _webp(small, DERIVATIVE_QUALITY)
+    for quality in THUMBNAIL_QUALITIES:
+        made = _webp(small, quality)
+        if len(made) <= most:
+            break
+    return made
+
+
+def _webp(picture: PIL.Image.Image, quality: int) -> bytes:
+    """Write a picture as WebP."""
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=quality)
+    return file.getvalue()
 
 
 def check_bytes(data: bytes) -> None:

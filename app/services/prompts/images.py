@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.dialects.postgresql import insert
@@ -30,7 +31,15 @@ VISIBLE = """
     )
 )
 """
-FIND = statement(f"SELECT sha256, media_type FROM images WHERE sha256 = :sha256 AND {VISIBLE}")  # noqa: S608 - constants
+FIND = statement(f"SELECT sha256, media_type, width FROM images WHERE sha256 = :sha256 AND {VISIBLE}")  # noqa: S608 - constants
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """The media type of an image, and its width in pixels."""
+
+    media_type: str
+    width: int
 
 
 def reencode(data: bytes, *, waiting: Callable[[], None] = isolated.nothing) -> EncodedImage:
@@ -93,12 +102,12 @@ def find_image(session: Session, actor: Actor, sha256: str) -> Image:
     return session.get_one(Image, row.sha256)
 
 
-async def find_media_type(transaction: Transaction, actor: Actor, sha256: str) -> str:
-    """The media type of an image that `actor` may see, in a judging transaction. Raises `NotFound`."""
+async def find_stored(transaction: Transaction, actor: Actor, sha256: str) -> StoredImage:
+    """What is stored of an image that `actor` may see, read in a judging transaction. Raises `NotFound`."""
     [row] = await transaction.run((FIND, find_values(actor, sha256)))
     if row is None:
         raise NotFound(NO_IMAGE)
-    return str(row["media_type"])
+    return StoredImage(str(row["media_type"]), int(row["width"]))
 
 
 def find_values(actor: Actor, sha256: str) -> Values:

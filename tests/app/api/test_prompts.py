@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -11,7 +12,9 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import Project, PromptState, Role
+from app.services.kernel import isolated
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.store import get_store
 from app.services.prompts import prompts
 from tests import factories
 from tests.app.api.conftest import As
@@ -81,6 +84,52 @@ class TestImages:
         assert part.headers["content-range"] == f"bytes 5-9/{len(whole.content)}"
         assert admin.get(url, headers={"Range": "bytes=99999999-"}).status_code == 416
         assert admin.head(url, headers={"Range": "bytes=5-9"}).status_code == 200
+
+    def test_smaller(self, admin: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        image = upload(admin, factories.image_bytes(size=(600, 300)))
+        original = admin.get(image["url"])
+        answers = {width: admin.get(image["url"], params={"width": width}) for width in (96, 480)}
+        for width, answer in answers.items():
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "image/webp")
+            with PIL.Image.open(io.BytesIO(answer.content)) as picture:
+                assert (picture.format, picture.size) == ("WEBP", (width, width // 2))
+            assert answer.headers["cache-control"] == original.headers["cache-control"]
+        assert len({answer.headers["etag"] for answer in (original, *answers.values())}) == 3
+
+        monkeypatch.setattr(isolated, "call", None)  # they are kept: no file is opened for them again
+        for width, answer in answers.items():
+            assert admin.get(image["url"], params={"width": width}).content == answer.content
+            part = admin.get(image["url"], params={"width": width}, headers={"Range": "bytes=5-9"})
+            assert (part.status_code, part.content) == (206, answer.content[5:10])
+            etag = {"If-None-Match": answer.headers["etag"]}
+            assert admin.get(image["url"], params={"width": width}, headers=etag).status_code == 304
+            assert admin.get(image["url"], headers=etag).content == original.content
+
+    def test_never_larger(self, admin: TestClient) -> None:
+        url = upload(admin, factories.image_bytes(size=(480, 300)))["url"]
+        original = admin.get(url)
+        for width in (480, 1600):
+            answer = admin.get(url, params={"width": width})
+            assert (answer.content, answer.headers["etag"]) == (original.content, original.headers["etag"])
+        assert admin.get(url, params={"width": 96}).headers["etag"] != original.headers["etag"]
+
+    @pytest.mark.parametrize("width", ["97", "0", "-96", "x", ""])
+    def test_other_widths(self, admin: TestClient, width: str) -> None:
+        assert admin.get(upload(admin)["url"], params={"width": width}).status_code == 422
+
+    def test_smaller_only_for_those_who_may_see_it(self, admin: TestClient, critic: TestClient) -> None:
+        url = upload(admin, factories.image_bytes(size=(200, 100)))["url"]
+        made = admin.get(url, params={"width": 96})
+        seen = critic.get(url, params={"width": 96}, headers={"If-None-Match": made.headers["etag"]})
+        assert (made.status_code, seen.status_code) == (200, 404)
+
+    def test_one_that_cannot_be_made_smaller(self, session: Session, admin: TestClient) -> None:
+        image = factories.make_image(session, factories.image_bytes(size=(200, 100)))
+        whole = get_store().read_bytes(image.sha256)
+        Path(get_store().local_path(image.sha256, Path())).write_bytes(whole[:40])
+        answer = admin.get(f"/api/v1/images/{image.sha256}", params={"width": 96})
+        assert (answer.status_code, answer.content) == (200, whole[:40])
+        assert answer.headers["etag"] == f'"{image.sha256}"'
 
     def test_an_unknown_one(self, admin: TestClient) -> None:
         assert admin.get("/api/v1/images/" + "0" * 64).status_code == 404

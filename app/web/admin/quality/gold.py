@@ -25,6 +25,7 @@ from app.services.quality.gold import GoldIn
 from app.services.quality.standings import StandingSummary
 from app.web.access import Form, Me, Poster, SignedIn, managed_project, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.judging.views import Picture
 from app.web.rendering import page
 from app.web.words import image_url
 
@@ -88,7 +89,7 @@ class GoldFormView:
     prompt_id: str
     question: str
     answer: str | None
-    images: tuple[str, ...]
+    images: tuple[Picture, ...]
     rows: tuple[RowField, ...]
     choices: tuple[tuple[str, str], ...]
     explanation: str
@@ -184,7 +185,7 @@ def form_page(frame: Frame, prompt: Prompt, typed: SubmittedGold, error: DomainE
         prompt_id=str(prompt.id),
         question=prompt.question,
         answer=prompt.answer,
-        images=tuple(image_url(one.sha256) for one in prompt.images),
+        images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images),
         rows=(*filled, *(RowField(number, "", "") for number in spare)),
         choices=CHOICES,
         explanation=typed.explanation,

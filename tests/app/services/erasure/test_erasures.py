@@ -51,7 +51,7 @@ from app.services.integrations import webhooks
 from app.services.judging import change, feed
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.leases import LeaseLostError
-from app.services.kernel.store import get_store
+from app.services.kernel.store import DerivativeWidth, get_store
 from app.services.kernel.verdict_schema import parse_verdict
 from app.services.projects import projects
 from app.services.prompts import prompts
@@ -314,9 +314,11 @@ class TestImage:
         loss = erasures.image_impact(world.session, world.admin, sha256)
         assert (loss.prompts, loss.verdicts, loss.images, loss.snapshots) == (2, 2, 1, 1)
 
+        get_store().put_derivative(sha256, DerivativeWidth.medium, b"a smaller one")
         done = world.run(erasures.erase_image(world.session, world.admin, sha256))
 
         assert done.counts["prompts"] == 2
+        assert get_store().read_derivative(sha256, DerivativeWidth.medium) is None
         assert sha256 not in world.everything().replace(f'"subject": "{sha256}"', "").replace(f"image:{sha256}", "")
         assert "an imported question on it" not in world.everything()
         assert not get_store().has(sha256)

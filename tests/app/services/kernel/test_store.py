@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from app.cli.files.backup import objects_in
 from app.errors import NotFound
 from app.processes.connect import forget_settings
-from app.services.kernel.store import Store, get_store
+from app.services.kernel.store import DerivativeWidth, Store, get_store
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -46,6 +47,35 @@ class TestBytes:
         source = tmp_path / "source"
         source.write_bytes(b"x" * 3_000_000)
         assert store.read_bytes(store.put_file(source)) == source.read_bytes()
+
+    def test_derivatives_go_with_their_image(self, store: Store) -> None:
+        key, other = store.put_bytes(b"image"), store.put_bytes(b"other")
+        for width in DerivativeWidth:
+            assert store.read_derivative(key, width) is None
+            store.put_derivative(key, width, b"%d" % width)
+            store.put_derivative(other, width, b"kept")
+            assert store.read_derivative(key, width) == b"%d" % width
+        assert store.read_bytes(key) == b"image"
+        store.remove(key)
+        assert {store.read_derivative(key, width) for width in DerivativeWidth} == {None}
+        assert {store.read_derivative(other, width) for width in DerivativeWidth} == {b"kept"}
+
+    def test_no_derivative_outlives_an_image_removed_meanwhile(self, store: Store) -> None:
+        key = store.put_bytes(b"image")
+        store.remove(key)
+        with pytest.raises(NotFound):
+            store.put_derivative(key, DerivativeWidth.small, b"late")
+        assert store.read_derivative(key, DerivativeWidth.small) is None
+
+    def test_derivatives_are_private_and_in_no_backup(self, tmp_path: Path) -> None:
+        store = Store((tmp_path / "store").as_uri())
+        key = store.put_bytes(b"image")
+        store.put_derivative(key, DerivativeWidth.small, b"small")
+        files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+        assert sorted(path.name for path in files) == [key, f"{key}.96"]
+        if sys.platform != "win32":
+            assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+        assert [path.name for path in objects_in(tmp_path / "store")] == [key]
 
     def test_written_by_many_at_once(self, tmp_path: Path) -> None:
         store = Store((tmp_path / "store").as_uri())
