@@ -99,8 +99,8 @@ def _take_over_sets(session: Session, project: Project, *, worker: str, limit: i
 
 
 def _start_sets(session: Session, project: Project, *, worker: str, limit: int) -> list[SamplingClaim]:
-    prompts = session.scalars(unsampled_prompts(project).limit(limit).with_for_update(skip_locked=True, key_share=True))
-    prompt_ids = list(prompts)
+    unsampled = unsampled_prompts(session, project).limit(limit)
+    prompt_ids = list(session.scalars(unsampled.with_for_update(skip_locked=True, key_share=True)))
     if not prompt_ids:
         return []
     settings = settings_of(session, project)
@@ -257,15 +257,15 @@ def replace_unclaimed(session: Session, project: Project) -> int:
         .returning(CandidateSet.id)
         .execution_options(synchronize_session=False)
     ).all()
-    again = Prompt.state == PromptState.judged
-    if not settings_of(session, project).rejudge:
+    settings = settings_of(session, project)
+    again = and_(Prompt.state == PromptState.judged, Prompt.split.in_(settings.judged_splits))
+    if not settings.rejudge:
         again = and_(again, ~Prompt.has_accepted)
     live = select(CandidateSet.id).where(CandidateSet.prompt_id == Prompt.id, CandidateSet.state.in_(LIVE_STATES))
     session.execute(
         update(Prompt)
         .where(
             Prompt.project_id == project.id,
-            Prompt.split == Split.train,
             or_(again, Prompt.state == PromptState.ready),
             ~live.exists(),
         )

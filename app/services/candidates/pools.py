@@ -15,7 +15,6 @@ from app.models import (
     Project,
     Prompt,
     PromptState,
-    Split,
 )
 from app.services.candidates import pauses
 from app.services.kernel import counters
@@ -55,8 +54,8 @@ def estimate_claimable(session: Session, project: Project) -> int:
 
 
 def count_waiting(session: Session, project: Project, *, limit: int | None = None) -> int:
-    """The number of train prompts that wait for candidates, counted up to `limit`."""
-    return _count(session, select(Prompt.id).where(*_waiting(project)), limit)
+    """The number of prompts that wait for candidates, counted up to `limit`; val prompts only with `judge_val`."""
+    return _count(session, select(Prompt.id).where(*_waiting(session, project)), limit)
 
 
 def count_sampling(session: Session, project: Project) -> int:
@@ -107,7 +106,7 @@ def count_missing_sets(session: Session, project: Project, *, target: int | None
     if missing <= 0:
         return 0
     left = _count(session, select(CandidateSet.id).where(*abandoned_sets(project)), missing)
-    return left + _count(session, unsampled_prompts(project), missing - left)
+    return left + _count(session, unsampled_prompts(session, project), missing - left)
 
 
 def list_starving(session: Session, *, without: int) -> list[int]:
@@ -118,7 +117,7 @@ def list_starving(session: Session, *, without: int) -> list[int]:
         for project in others
         if project.active_version_id is not None
         and count_claimable(session, project, limit=1) == 0
-        and _count(session, unsampled_prompts(project), 1) > 0
+        and _count(session, unsampled_prompts(session, project), 1) > 0
         and not pauses.is_paused(session, project)
     ]
 
@@ -130,12 +129,11 @@ def _count(session: Session, query: Select[Any], limit: int | None) -> int:
     return session.scalar(select(func.count()).select_from(rows)) or 0
 
 
-def _waiting(project: Project) -> tuple[ColumnElement[bool], ...]:
-    return (
-        Prompt.project_id == project.id,
-        Prompt.state == PromptState.waiting.value,
-        Prompt.split == Split.train.value,
-    )
+def _waiting(session: Session, project: Project) -> tuple[ColumnElement[bool], ...]:
+    splits = settings_of(session, project).judged_splits
+    # `split = 'train'` alone lets the index of waiting train prompts be used.
+    of_split = Prompt.split == splits[0].value if len(splits) == 1 else Prompt.split.in_(splits)
+    return Prompt.project_id == project.id, Prompt.state == PromptState.waiting.value, of_split
 
 
 def abandoned_sets(project: Project) -> tuple[ColumnElement[bool], ...]:
@@ -147,7 +145,7 @@ def abandoned_sets(project: Project) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def unsampled_prompts(project: Project) -> Select[int]:
+def unsampled_prompts(session: Session, project: Project) -> Select[int]:
     """Waiting prompts that nobody is sampling, without those that the active version has failed on for good."""
     other = aliased(CandidateSet)
     taken = or_(
@@ -156,6 +154,6 @@ def unsampled_prompts(project: Project) -> Select[int]:
     )
     return (
         select(Prompt.id)
-        .where(*_waiting(project), ~select(other.id).where(other.prompt_id == Prompt.id, taken).exists())
+        .where(*_waiting(session, project), ~select(other.id).where(other.prompt_id == Prompt.id, taken).exists())
         .order_by(Prompt.priority.desc(), Prompt.id)
     )

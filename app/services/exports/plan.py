@@ -61,6 +61,8 @@ SNAPSHOT_PATTERN = re.compile(r"[0-9]+:[0-9]+:[0-9,]*")
 class ExportRequest:
     """What an export should contain. `critic` is a pseudonym, an id or `me`; `round` means the snapshot of that round.
 
+    `split` defaults to train for rows to train on, and to all splits for verdicts.
+
     `aggregation` defaults to the project's setting, or for a snapshot to the setting when it was taken.
     """
 
@@ -73,6 +75,11 @@ class ExportRequest:
     since: datetime | None = None
     split: Split | None = None
     snapshot: str | None = None
+
+    @property
+    def exported_split(self) -> Split | None:
+        """The split whose prompts are exported; None for all of them."""
+        return self.split if self.split is not None or self.format.is_of_verdicts else Split.train
 
     def filters(self) -> dict[str, str]:
         """The filters that are set, as text."""
@@ -156,7 +163,7 @@ def plan_export(
         version=version,
         critic=critic,
         since=request.since,
-        split=request.split,
+        split=request.exported_split,
         snapshot=None if snapshot is None else snapshot.id,
         blind=not rights >= SEES,
         any_snapshots=session.scalar(select(exists().where(Snapshot.project_id == project.id))) or False,

@@ -90,7 +90,9 @@ WITH mine AS (
 ), given AS (
     SELECT {NEW_JSON} AS body, v.id, v.candidate_set_id, v.prompt_id, v.project_id, mine.purpose, mine.adaptive,
         mine.is_alone, mine.settings ->> 'aggregation' <> 'any' AS counts_votes,
-        mine.accepts AND NOT mine.has_accepted AND (mine.settings -> 'auto_rounds')::boolean AND (
+        mine.accepts AND NOT mine.has_accepted AND mine.split = 'train' AND (
+            mine.settings -> 'auto_rounds'
+        )::boolean AND (
             SELECT count(*) + 1 FROM (
                 SELECT FROM prompts f WHERE f.project_id = mine.project_id AND f.fresh AND f.id <> mine.prompt_id
                 LIMIT (mine.settings ->> 'round_every')::bigint

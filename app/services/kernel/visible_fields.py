@@ -35,7 +35,7 @@ FIELDS: Mapping[AnswerShape, Mapping[str, Right | None]] = {
         all="""
             id slug name created_at instructions instruction_examples blur_images overlap adaptive_overlap aggregation
             rejudge max_open lease_minutes skip_reasons flag_reasons shortcoming_tags practice_prompts round_every
-            auto_rounds submit_on_pick
+            auto_rounds submit_on_pick judge_val
         """,
         sees_model="""
             active_version uncertain_first pool_target pool_for_round base_model template temperatures top_k_share top_p

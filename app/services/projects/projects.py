@@ -28,6 +28,7 @@ from app.models import (
     ModelVersion,
     Project,
     SettingRevision,
+    Split,
 )
 from app.services.acceptance import overlap, rules
 from app.services.kernel import audit
@@ -86,6 +87,9 @@ class ProjectSettings(BaseModel):
         False, description="Within a priority, offer first what the model is least sure about"
     )
     rejudge: bool = Field(False, description="Also offer prompts that have an accepted rationale")
+    judge_val: bool = Field(
+        False, description="Val prompts get candidates and are judged too; no round is trained on their verdicts"
+    )
     max_open: int = Field(3, ge=1, le=1000, description="How many claims a critic may hold")
     lease_minutes: float = Field(15, gt=0, le=24 * 60, description="How long a claim lasts")
     skip_reasons: Labels = ["Not sure", "Too hard to see", "Not my field"]
@@ -143,6 +147,11 @@ class ProjectSettings(BaseModel):
     blind_gate: bool = Field(
         False, description="A better version becomes active only once critics prefer it in a blind comparison"
     )
+
+    @property
+    def judged_splits(self) -> tuple[Split, ...]:
+        """The splits whose prompts get candidates from the model."""
+        return (Split.train, Split.val) if self.judge_val else (Split.train,)
 
     @field_validator("temperatures")
     @classmethod

@@ -131,7 +131,7 @@ def add_prompts(
         except IntegrityError:
             continue
         results |= {index: AddResult(prompt, created=True) for index, prompt in zip(todo, added, strict=True)}
-        if any(prompt.state == PromptState.waiting and prompt.split == Split.train for prompt in added):
+        if any(prompt.state == PromptState.waiting and prompt.split in settings.judged_splits for prompt in added):
             queue.send(session, queue.FILL_POOL, project.id)
         return [results[index] for index in range(len(items))]
     raise Conflict("Someone else is adding the same prompts: try again.")

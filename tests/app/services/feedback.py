@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from app.models import Image, Project, Prompt, PromptState, Round, Snapshot
+from app.models import Image, Project, Prompt, PromptState, Round, Snapshot, Split
 from app.services.acceptance import rules
 from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import Moment
@@ -27,9 +27,10 @@ def judge(
     picks: int = 1,
     images: list[Image] | None = None,
     answer: str | None = "a red umbrella",
+    split: Split = Split.train,
 ) -> Prompt:
     """A prompt of which `picks` candidates were picked, with its accepted rationales."""
-    prompt = factories.make_prompt(session, project, images=images, answer=answer)
+    prompt = factories.make_prompt(session, project, images=images, answer=answer, split=split)
     offered = factories.make_candidate_set(session, project, prompt=prompt)
     if answer is None:
         offered.answer, offered.answer_source = "an own answer", "own"

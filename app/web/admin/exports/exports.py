@@ -197,7 +197,11 @@ def fields_of(
         ("snapshot", "As of", [("", "now"), *frozen]),
         ("version", "Written by", [("", "any version"), *numbers]),
         ("critic", "Critic", [("", "all"), *judges]),
-        ("split", "Split", [("", "all"), *((split.value, split.value) for split in Split)]),
+        (
+            "split",
+            "Split",
+            [("", "all; train in formats to train on"), *((split.value, split.value) for split in Split)],
+        ),
     )
     values = {**asked, "as": kind}
     made = [

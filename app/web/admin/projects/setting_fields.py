@@ -126,6 +126,11 @@ GROUPS = (
             integer("max_open", "Open claims of a critic", "The page shows one and keeps two ahead."),
             switch("rejudge", "Judge again", "Offer prompts again that have an accepted rationale."),
             switch(
+                "judge_val",
+                "Judge val prompts too",
+                "They get candidates like the others; no round is trained on what is accepted there.",
+            ),
+            switch(
                 "blur_images",
                 "Blur images",
                 'Until a critic asks to see them; for a single prompt by "blur": true in its metadata.',
@@ -237,6 +242,7 @@ ADVANCED = frozenset(
         "uncertain_first",
         "max_open",
         "rejudge",
+        "judge_val",
         "gold_minimum",
         "repeat_share",
         "repeat_after",

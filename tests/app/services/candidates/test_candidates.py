@@ -90,6 +90,13 @@ class TestCountMissingSets:
         assert pools.count_missing_sets(session, project) == 0
         assert pools.count_waiting(session, project) == 0
 
+    def test_val_prompts_wait_too_where_they_are_judged(self, session: Session) -> None:
+        project = factories.make_project(session, pool_target=9, judge_val=True)
+        val, train = (factories.make_prompt(session, project, split=split) for split in (Split.val, Split.train))
+        factories.make_prompt(session, project, split=Split.test)
+        assert pools.count_missing_sets(session, project) == pools.count_waiting(session, project) == 2
+        assert [one.prompt_id for one in claim(session, project)] == [val.id, train.id]
+
     def test_released_sets_are_replaced(self, session: Session, project: Project) -> None:
         for _ in range(3):
             offered = factories.make_candidate_set(session, project)
@@ -257,6 +264,19 @@ class TestReplaceUnclaimed:
         self.activate(session, project)
         candidates.replace_unclaimed(session, project)
         assert state_of(session, accepted) == PromptState.waiting
+
+    @pytest.mark.parametrize(("judge_val", "none_fitted"), [(True, "waiting"), (False, "judged")])
+    def test_val_prompts_wait_for_the_active_version_too(
+        self, session: Session, judge_val: bool, none_fitted: str
+    ) -> None:
+        """Without the setting none are judged again, but none stays ready without candidates either."""
+        project = factories.make_project(session, judge_val=judge_val)
+        offered = factories.make_prompt(session, project, split=Split.val)
+        factories.make_candidate_set(session, project, prompt=offered)
+        judged = factories.make_prompt(session, project, split=Split.val, state=PromptState.judged)
+        self.activate(session, project)
+        assert candidates.replace_unclaimed(session, project) == 1
+        assert [state_of(session, one) for one in (offered, judged)] == ["waiting", none_fitted]
 
 
 class TestLoadPromptsData:

@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, Invalid
-from app.models import Project, Role, Split
+from app.models import Project, Prompt, Role, Split
 from app.services.exports import plan as export_plan
 from app.services.exports import reader
 from app.services.exports.plan import ExportRequest
+from app.services.exports.shapes import Format
 from app.services.judging import change
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.verdict_schema import parse_verdict
@@ -22,8 +23,10 @@ from tests import factories, judging
 from tests.conftest import CommittedDatabase
 
 
-def judge(session: Session, project: Project, critic: Actor, **values: Any) -> dict[str, Any]:
-    factories.make_candidate_set(session, project)
+def judge(
+    session: Session, project: Project, critic: Actor, *, prompt: Prompt | None = None, **values: Any
+) -> dict[str, Any]:
+    factories.make_candidate_set(session, project, prompt=prompt)
     claimed = judging.claim(session, critic, project)
     assert claimed is not None
     if values.get("kind", "picked") == "picked":
@@ -82,6 +85,27 @@ class TestRecords:
             in_snapshot = records(session, project, snapshot=str(frozen.id))
             assert {one["id"] for one in in_snapshot} == {one["id"] for one in found}
             assert all(one["snapshots"] == [str(frozen.id)] for one in in_snapshot)
+
+    @pytest.mark.parametrize("of_snapshot", [False, True])
+    def test_rows_to_train_on_are_of_train_prompts_unless_asked_otherwise(
+        self, committed_db: CommittedDatabase, of_snapshot: bool
+    ) -> None:
+        with committed_db.sessions() as session:
+            project = factories.make_project(session, round_every=1000, judge_val=True)
+            critic = factories.make_critic(session, project)
+            prompts = [factories.make_prompt(session, project, split=split) for split in (Split.train, Split.val)]
+            for prompt in prompts:
+                judge(session, project, critic, prompt=prompt)
+            train, val = (str(prompt.id) for prompt in prompts)
+            frozen = {"snapshot": str(snapshots.freeze(session, SYSTEM, project).id)} if of_snapshot else {}
+
+            assert {row["prompt"] for row in records(session, project, **frozen)} == {train, val}
+            for form in (Format.sft, Format.kto):
+                of_train = records(session, project, format=form, **frozen)
+                of_val = records(session, project, format=form, split=Split.val, **frozen)
+                assert {row["prompt_id"] for row in of_train} == {train}
+                assert {row["prompt_id"] for row in of_val} == {val}
+            assert len(records(session, project, format=Format.sharegpt, **frozen)) == 1
 
     def test_the_moment_is_fixed_when_they_begin(self, committed_db: CommittedDatabase) -> None:
         """What is judged, or judged anew, while the records are read is not among them; nor what commits late."""

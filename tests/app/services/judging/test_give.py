@@ -20,6 +20,7 @@ from app.models import (
     PromptState,
     Role,
     Round,
+    Split,
     Verdict,
     VerdictKind,
     VerdictState,
@@ -442,6 +443,19 @@ class TestRounds:
         assert session.scalar(select(Round.id).where(Round.project_id == project.id)) is None
         pick(session, critic, claim(session, project, critic))
         assert session.scalar(select(Round.id).where(Round.project_id == project.id)) is not None
+
+    def test_val_prompts_start_none(self, session: Session) -> None:
+        project = factories.make_project(session, round_every=1, judge_val=True)
+        critic = factories.make_critic(session, project)
+        prompt = factories.make_prompt(session, project, split=Split.val)
+        factories.make_candidate_set(session, project, prompt=prompt)
+        claimed = judging.claim(session, critic, project)
+        assert claimed is not None
+        given = pick(session, critic, claimed)
+        assert given.due_project is None
+        session.refresh(prompt)
+        assert (prompt.has_accepted, prompt.fresh) == (True, False)
+        assert session.scalar(select(Round.id).where(Round.project_id == project.id)) is None
 
     def test_none_by_itself_where_the_project_says_so(self, session: Session) -> None:
         project = factories.make_project(session, round_every=1, auto_rounds=False)

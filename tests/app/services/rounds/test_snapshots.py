@@ -69,6 +69,18 @@ class TestChooseRows:
         factories.make_prompt(session, project, split=Split.test, references=["x"])
         assert prompts_of(choose_rows(session, project).val) == {good.id}
 
+    def test_verdicts_on_val_prompts_are_never_trained_on(
+        self, session: Session, project: Project, critic: Actor
+    ) -> None:
+        [val] = add_val(session, project, count=1)
+        trained, judged = (judge(session, project, critic, split=split) for split in (Split.train, Split.val))
+        assert judged.has_accepted
+        assert [one.fresh for one in (trained, judged)] == [True, False]
+        chosen = choose_rows(session, project)
+        assert prompts_of(chosen.rationales) == {trained.id}
+        assert prompts_of(chosen.guard) == {trained.id}
+        assert prompts_of(chosen.val) == {val.id}
+
     def test_without_references_rationales_are_held_out_by_image(
         self, session: Session, project: Project, critic: Actor
     ) -> None:
