@@ -38,6 +38,7 @@ def import_out(found: Import, problems: list[ImportProblem]) -> ImportOut:
         total=found.total,
         done=found.done,
         added=found.added,
+        added_to_val=imports.added_to_val(found),
         unchanged=found.unchanged,
         rejected=found.rejected,
         problems=[problem_out(problem) for problem in problems],
@@ -78,6 +79,9 @@ def add_import(
     ],
     images: Annotated[UploadFile | None, File(description="A zip of the images that rows name")] = None,
     split: Annotated[Split, Form(description="The split of rows that name none")] = Split.train,
+    propose_val: Annotated[
+        bool, Form(description="Put rows that name no split into val for a tenth of the images; the others into train")
+    ] = False,
     mapping: Annotated[
         str | None, Form(description='What columns become, as JSON: `{"caption": "question"}`', max_length=100_000)
     ] = None,
@@ -92,6 +96,7 @@ def add_import(
         source=file.file,
         images_source=None if images is None else images.file,
         split=split,
+        propose_val=propose_val,
         mapping=None if mapping is None else parse_mapping(mapping),
     )
     return import_with_problems(session, made)

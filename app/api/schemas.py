@@ -211,7 +211,10 @@ class SnapshotOut(Out):
 
 
 class ImportOut(Out):
-    """An import: `done` of `total` lines, and the rejected lines with their reasons."""
+    """An import: `done` of `total` lines, and the rejected lines with their reasons.
+
+    `added_to_val`: of the prompts added those in val; null without `propose_val`.
+    """
 
     id: Id
     state: str
@@ -221,6 +224,7 @@ class ImportOut(Out):
     total: int | None
     done: int
     added: int
+    added_to_val: int | None
     unchanged: int
     rejected: int
     problems: list[dict[str, Any]]

@@ -178,6 +178,7 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "total": 3,
         "done": 3,
         "added": 2,
+        "added_to_val": None,
         "unchanged": 0,
         "rejected": 1,
         "problems": [{"line": 3, "field": "question", "reason": "question: should have at least 1 character."}],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -17,7 +19,7 @@ from app.errors import Conflict, DomainError, Invalid, NotFound
 from app.models import Import, ImportProblem, ImportState, Project, Split
 from app.services.imports import record_schema
 from app.services.imports.files import ImportFile
-from app.services.imports.layouts import ImportPlan, Layout, find_missing, make_plan, with_columns
+from app.services.imports.layouts import ADDED_TO_VAL, ImportPlan, Layout, find_missing, make_plan, with_columns
 from app.services.imports.opened import Source
 from app.services.imports.reading import open_file, parse_row
 from app.services.imports.tables import MAX_COLUMNS, TableRow
@@ -45,15 +47,20 @@ def create_import(
     images_source: IO[bytes] | None = None,
     split: Split = Split.train,
     mapping: Mapping[str, str] | None = None,
+    propose_val: bool = False,
     draft: bool = False,
     limit: int = MAX_FILE,
 ) -> Import:
     """Store a file of prompts and queue its import; a `draft` waits for `start_import`. Needs the role reviewer.
 
-    `images_source` is a zip of the images that rows name; `mapping` says what columns become. A data set exported as
-    records brings verdicts of others, and needs the role admin. Raises `Invalid` if the file cannot be imported at all.
+    `images_source` is a zip of the images that rows name; `mapping` says what columns become. `propose_val` puts rows
+    that name no split into val for a tenth of the images; a draft proposes that where no column is the split. A data
+    set exported as records brings verdicts of others, and needs the role admin. Raises `Invalid` if the file cannot be
+    imported at all.
     """
     require(session, actor, project, Right.reviews)
+    if propose_val and split is not Split.train:
+        raise Invalid("propose_val puts rows into val instead of train: leave out the split.", field="propose_val")
     name = PurePosixPath(filename.replace("\\", "/")).name[-400:] or "file"
     with tempfile.NamedTemporaryFile() as kept, tempfile.NamedTemporaryFile() as pictures:
         write_upload(source, kept, limit)
@@ -61,6 +68,7 @@ def create_import(
             write_upload(images_source, pictures, limit)
         images_path = Path(pictures.name) if images_source is not None else None
         plan = plan_upload(Path(kept.name), name, images_path, split=split, mapping=mapping, loose=draft)
+        plan = replace(plan, propose_val=propose_val or (draft and plan.lacks_split))
         if plan.layout is Layout.records:
             require(session, actor, project, Right.administers)
         key = get_store().put_file(Path(kept.name))
@@ -136,7 +144,14 @@ def start_import(session: Session, actor: Actor, import_id: int) -> Import:
 
 
 def change_plan(
-    session: Session, actor: Actor, import_id: int, *, columns: Mapping[str, str], split: Split, question: str
+    session: Session,
+    actor: Actor,
+    import_id: int,
+    *,
+    columns: Mapping[str, str],
+    split: Split,
+    question: str,
+    propose_val: bool = False,
 ) -> Import:
     """Change what the columns of a draft mean. Raises `Invalid`, `Conflict`."""
     found = get_import(session, actor, import_id)
@@ -146,7 +161,8 @@ def change_plan(
     unknown = next((column for column in columns if column not in plan.columns), None)
     if unknown is not None:
         raise Invalid(f"The file has no column '{unknown[:60]}'.", field="mapping")
-    found.plan = with_columns(plan, columns, split=split, question=question).as_json()
+    changed = with_columns(plan, columns, split=split, question=question)
+    found.plan = replace(changed, propose_val=propose_val).as_json()
     session.flush()
     return found
 
@@ -241,6 +257,12 @@ def list_problems(session: Session, found: Import, *, limit: int = 1000, after: 
     return list(session.scalars(query.order_by(ImportProblem.line).limit(limit)))
 
 
+def added_to_val(found: Import) -> int | None:
+    """How many prompts an import has added to val; None where it was not asked to put any there."""
+    placed = bool(found.plan) and ImportPlan.from_json(found.plan).places_by_image
+    return int(found.plan.get(ADDED_TO_VAL, 0)) if placed else None
+
+
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
     """A row of a draft as it would be imported: the prompt, or what is wrong with it."""
@@ -267,6 +289,13 @@ def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[Pre
             )
         )
     return plan, looked
+
+
+def count_rows(found: Import, *, limit: int) -> int:
+    """The number of rows of an import, counted up to `limit`. Raises `Invalid`."""
+    file = open_file(found.file_key, found.filename, found.images_key)
+    with closing(file.rows(columns=())) as rows:
+        return sum(1 for _ in islice(rows, limit))
 
 
 def _placeholder_image(_: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 from unicodedata import combining, normalize
@@ -83,6 +83,8 @@ SIMILAR = 0.83
 """How alike a name must be to be taken for another; one wrong letter in six is 0.83."""
 SHORTEST_SIMILAR = 5
 OWN_FIELDS = tuple(PromptIn.model_fields)
+ADDED_TO_VAL = "added_to_val"
+"""The key beside a stored plan under which an import counts the prompts that it added to val."""
 LISTED = (*MULTI_VALUED, Target.answer, Target.metadata)
 """What may be a list or an object in a cell of CSV."""
 
@@ -91,8 +93,9 @@ LISTED = (*MULTI_VALUED, Target.answer, Target.metadata)
 class ImportPlan:
     """How rows become prompts.
 
-    A row without a split gets `split`, one without a question `question`. `strict`: a column without a target is an
-    error, so that a misspelt field is not lost among the metadata.
+    A row without a split gets `split`, one without a question `question`. `propose_val`: of such rows, those of a tenth
+    of the images get val instead of train. `strict`: a column without a target is an error, so that a misspelt field is
+    not lost among the metadata.
     """
 
     layout: Layout = Layout.own
@@ -101,6 +104,17 @@ class ImportPlan:
     question: str | None = None
     strict: bool = False
     flat: bool = False
+    propose_val: bool = False
+
+    @property
+    def places_by_image(self) -> bool:
+        """Whether rows that name no split are put into train or val by their images."""
+        return self.propose_val and self.split is Split.train and self.layout is not Layout.records
+
+    @property
+    def lacks_split(self) -> bool:
+        """Whether these are prompts of one's own of which no column is the split; known data sets have val files."""
+        return self.layout is Layout.own and Target.split_name not in self.columns.values()
 
     def as_json(self) -> dict[str, Any]:
         """The plan as stored in the import's row."""
@@ -111,13 +125,15 @@ class ImportPlan:
             "question": self.question,
             "strict": self.strict,
             "flat": self.flat,
+            "propose_val": self.propose_val,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ImportPlan:
         """Read a stored plan."""
         columns = {column: Target(target) for column, target in data["columns"]}
-        return cls(**{**data, "layout": Layout(data["layout"]), "columns": columns, "split": Split(data["split"])})
+        known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        return cls(**{**known, "layout": Layout(data["layout"]), "columns": columns, "split": Split(data["split"])})
 
 
 def detect_layout(columns: Iterable[str]) -> Layout:
@@ -232,7 +248,7 @@ def with_columns(
     if twice is not None:
         raise Invalid(f"Only one column can become the {twice.value}.", field="mapping")
     question = (question or "").strip() or plan.question
-    return ImportPlan(plan.layout, {**plan.columns, **chosen}, split, question, strict=False, flat=plan.flat)
+    return replace(plan, columns={**plan.columns, **chosen}, split=split, question=question, strict=False)
 
 
 # Rows
@@ -279,8 +295,10 @@ def refuse_unknown(values: Mapping[str, Any]) -> None:
 
 
 def _fill_defaults(plan: ImportPlan, item: dict[str, Any]) -> None:
-    split = item.get("split")
-    item["split"] = plan.split.value if split is None else split
+    if item.get("split") is None:
+        item.pop("split", None)
+        if not plan.places_by_image:  # which `place_by_image` does once the images are known
+            item["split"] = plan.split.value
     if plan.question and not item.get("question"):
         item["question"] = plan.question
 

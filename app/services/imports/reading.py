@@ -27,6 +27,7 @@ from app.services.kernel import isolated
 from app.services.kernel.store import get_store
 from app.services.prompts.prompts import PromptIn, parse_prompt
 from app.settings import get_settings
+from illume.records import stable_seed
 
 BATCH_ROWS = 200
 BATCH_IMAGE_BYTES = 64 * 1024 * 1024
@@ -34,6 +35,8 @@ BATCH_SECONDS = 20.0
 PARSE_THREADS = 8
 PLACEHOLDER = "0" * 64
 MAX_KNOWN_SPLITS = 50_000
+VAL_SHARE = 0.1
+"""The share of the images whose prompts are put into val where an import asks for it."""
 
 
 def open_file(
@@ -183,11 +186,17 @@ ImageSplits = dict[str, set[Split]]
 
 
 def reject_leaks(
-    session: Session, project: Project, items: Sequence[PromptIn | DomainError], splits: ImageSplits
+    session: Session,
+    project: Project,
+    items: Sequence[PromptIn | DomainError],
+    splits: ImageSplits,
+    *,
+    by_image: bool = False,
 ) -> list[PromptIn | DomainError]:
     """Replace items whose image occurs in another split by an error: test images must never be trained on.
 
-    `splits` is kept between batches, so that an image of thousands of prompts is looked up once.
+    `splits` is kept between batches, so that an image of thousands of prompts is looked up once. With `by_image`, items
+    that name no split get one by their images first.
     """
     if len(splits) > MAX_KNOWN_SPLITS:
         splits.clear()
@@ -202,7 +211,9 @@ def reject_leaks(
     for sha256, split in session.execute(query) if wanted else ():
         splits.setdefault(sha256, set()).add(Split(split))
     kept: list[PromptIn | DomainError] = []
-    for item in items:
+    for given in items:
+        places = by_image and isinstance(given, PromptIn)
+        item = place_by_image(given, splits) if places else given  # type: ignore[arg-type]
         other = find_leak(item, splits) if isinstance(item, PromptIn) else None
         if other is not None:
             kept.append(
@@ -213,6 +224,22 @@ def reject_leaks(
         for sha256 in item.images if isinstance(item, PromptIn) else ():
             splits.setdefault(sha256, set()).add(item.split)  # type: ignore[union-attr]
     return kept
+
+
+def place_by_image(item: PromptIn, splits: Mapping[str, set[Split]]) -> PromptIn:
+    """Put an item that names no split into the one that its images are in, else into val for a tenth of the images.
+
+    The smallest hash of its images decides, so that another import puts the same images there.
+    """
+    if "split" in item.model_fields_set:
+        return item
+    known = next((found for sha256 in item.images if (found := splits.get(sha256))), None)
+    if known is not None:
+        split = min(known)
+    else:
+        rank = min(stable_seed("val", sha256) for sha256 in item.images)
+        split = Split.val if rank < VAL_SHARE * 2**63 else Split.train
+    return item.model_copy(update={"split": split})
 
 
 def find_leak(item: PromptIn, splits: Mapping[str, set[Split]]) -> Split | None:

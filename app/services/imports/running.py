@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.db.sessions import session_scope
 from app.errors import DomainError, Invalid
-from app.models import Import, ImportProblem, ImportState, Project, Role, User
+from app.models import Import, ImportProblem, ImportState, Project, Role, Split, User
 from app.services.imports import records
 from app.services.imports.files import Fetch, ImportFile
-from app.services.imports.layouts import ImportPlan, Layout
+from app.services.imports.layouts import ADDED_TO_VAL, ImportPlan, Layout
 from app.services.imports.reading import PARSE_THREADS, ParsedRow, open_file, read_batches, reject_leaks, scan
 from app.services.integrations import webhooks
 from app.services.kernel.actors import SYSTEM, Actor
@@ -199,8 +199,11 @@ def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, 
         if claim.plan.layout is Layout.records:
             results = records.add_records(session, actor, project, [one for _, one in batch])
         else:
-            items = reject_leaks(session, project, [one for _, one in batch], file.splits)
+            parsed = [one for _, one in batch]
+            items = reject_leaks(session, project, parsed, file.splits, by_image=claim.plan.places_by_image)
             results = add_prompts(session, actor, project, items)
+            if claim.plan.places_by_image:
+                count_val(found, results)
         record_results(session, found, batch, results)
         found.total, found.done, found.tries = total, done, 1
         IMPORTS.renew(found)
@@ -216,6 +219,13 @@ def record_results(session: Session, found: Import, batch: Sequence[ParsedRow], 
     found.added += sum(result.created for result in results)
     found.rejected += sum(result.error is not None for result in results)
     found.unchanged += sum(result.error is None and not result.created for result in results)
+
+
+def count_val(found: Import, results: Sequence[AddResult]) -> None:
+    """Count the prompts that a batch added to val, beside the plan of the import."""
+    added = sum(one.created and one.prompt is not None and one.prompt.split is Split.val for one in results)
+    if added:
+        found.plan = {**found.plan, ADDED_TO_VAL: found.plan.get(ADDED_TO_VAL, 0) + added}
 
 
 def _actor(session: Session, user_id: int | None) -> Actor:

@@ -65,6 +65,17 @@ class TestImports:
         listed = admin.get("/api/v1/projects/scenes/imports").json()["items"]
         assert [one["id"] for one in listed] == [found["id"]]
 
+    def test_val_is_proposed_only_where_it_is_asked_for(self, admin: TestClient) -> None:
+        rows = b'{"images": ["1.png"], "question": "q"}\n'
+        assert post(admin, rows, "t.jsonl")["added_to_val"] is None
+        assert post(admin, rows, "t.jsonl", propose_val="true")["added_to_val"] == 0
+        refused = admin.post(
+            "/api/v1/projects/scenes/imports",
+            files={"file": ("t.jsonl", rows)},
+            data={"propose_val": "true", "split": "test"},
+        )
+        assert (refused.status_code, "propose_val" in refused.text) == (422, True)
+
     def test_the_report_of_rejected_lines(self, admin: TestClient) -> None:
         found = post(admin, table({"question": "=1+1"}, b"{", {"question": "", "images": ["x"]}), "t.jsonl")
         path = f"/api/v1/imports/{found['id']}/problems"

@@ -12,8 +12,10 @@ from app.models import Import, Split
 from app.services.imports import imports
 from app.services.imports.imports import PreviewRow
 from app.services.imports.layouts import ImportPlan, Layout, Target
+from app.services.imports.reading import VAL_SHARE
 
 SHOWN_TEXT = 160
+COUNTED_ROWS = 20_000
 LAYOUTS = {
     Layout.own: "columns of its own",
     Layout.vqa_x: "VQA-X",
@@ -67,6 +69,8 @@ class DraftView:
     targets: tuple[tuple[str, str], ...]
     split: str
     splits: tuple[str, ...]
+    propose_val: bool
+    val_words: str
     question: str
     rows: tuple[DraftRow, ...]
     wrong: int
@@ -77,8 +81,10 @@ def draft_view(found: Import, problem: str) -> DraftView:
     """The preview of a draft."""
     plan = ImportPlan.from_json(found.plan)
     previewed: list[PreviewRow] = []
+    val_words = ""
     try:
         _, previewed = imports.preview_rows(found)
+        val_words = describe_val(plan, imports.count_rows(found, limit=COUNTED_ROWS))
     except DomainError as error:
         problem = problem or error.detail
     return DraftView(
@@ -90,11 +96,23 @@ def draft_view(found: Import, problem: str) -> DraftView:
         targets=tuple((target.value, label) for target, label in TARGETS),
         split=plan.split.value,
         splits=tuple(Split),
+        propose_val=plan.propose_val,
+        val_words=val_words,
         question=plan.question or "",
-        rows=tuple(draft_row(one) for one in previewed),
+        rows=tuple(draft_row(plan, one) for one in previewed),
         wrong=sum(bool(one.problem) for one in previewed),
         problem=problem,
     )
+
+
+def describe_val(plan: ImportPlan, rows: int) -> str:
+    """What the switch that puts prompts into val would do with a table of so many rows, counted up to a limit."""
+    if not plan.lacks_split:
+        return f"Put {VAL_SHARE:.0%} of the images of rows that name no split into val".replace("%", " %")
+    n = round(VAL_SHARE * rows)
+    many = "over" if rows == COUNTED_ROWS else "about"
+    some = f"{many} {n:,} prompt{'' if n == 1 else 's'}"
+    return f"These prompts have no val split: put {VAL_SHARE:.0%} of the images ({some}) into val".replace("%", " %")
 
 
 def first_example(column: str, previewed: Sequence[PreviewRow]) -> str:
@@ -113,15 +131,16 @@ def shorten(value: Any) -> str:
     return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}…"
 
 
-def draft_row(one: PreviewRow) -> DraftRow:
+def draft_row(plan: ImportPlan, one: PreviewRow) -> DraftRow:
     """One of the first rows as the page shows it."""
     prompt = one.prompt
+    placed_later = plan.places_by_image and prompt is not None and "split" not in prompt.model_fields_set
     return DraftRow(
         number=one.number,
         problem=one.problem,
         question=prompt.question if prompt else "",
         answer=(prompt.answer or "") if prompt else "",
-        split=prompt.split.value if prompt else "",
+        split="train or val" if placed_later else prompt.split.value if prompt else "",
         images=len(prompt.images) if prompt else 0,
         references=tuple(prompt.references) if prompt else (),
     )

@@ -92,6 +92,7 @@ class ImportView:
     error: str
     problems: tuple[ProblemRow, ...]
     more: int
+    added_to_val: int | None
 
 
 async def read_upload(request: Request) -> AsyncIterator[FormData]:
@@ -247,6 +248,7 @@ def import_view(session: Session, slug: str, found: Import, *, problem: str = ""
         error=found.error or "",
         problems=tuple(problem_row(one) for one in problems),
         more=max(0, found.rejected - len(problems)),
+        added_to_val=imports.added_to_val(found),
     )
 
 
@@ -290,7 +292,15 @@ def submit_plan(session: Session, who: SignedIn, found: Import, form: FormData) 
     """Set what the columns of a draft mean, as its form says. Raises `Invalid`, `Conflict`."""
     chosen = dict(zip(texts_of(form, "column"), texts_of(form, "target"), strict=False))
     question = text_of(form, "question")
-    imports.change_plan(session, who.actor, found.id, columns=chosen, split=parse_split(form), question=question)
+    imports.change_plan(
+        session,
+        who.actor,
+        found.id,
+        columns=chosen,
+        split=parse_split(form),
+        question=question,
+        propose_val=text_of(form, "propose_val") == "on",
+    )
 
 
 @router.post("/projects/{slug}/imports/{import_id}/images", max_body_size=LARGEST_IMPORT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -20,11 +21,12 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, DomainError, Forbidden, Invalid
 from app.models import Import, ImportState, Project, Prompt, PromptImage, Role, Split
 from app.services.imports import imports
-from app.services.imports.layouts import Target
-from app.services.imports.reading import BATCH_ROWS
+from app.services.imports.layouts import ImportPlan, Target
+from app.services.imports.reading import BATCH_ROWS, place_by_image
 from app.services.imports.running import run_import
 from app.services.imports.tables import MAX_COLUMNS
 from app.services.kernel.actors import SYSTEM
+from app.services.prompts.prompts import PromptIn
 from app.settings import ROOT
 from tests import factories
 from tests.app.services.imports.importing import archive, make, problems, prompts_of, run, stored_image, table
@@ -562,6 +564,77 @@ def known_image(db: CommittedDatabase) -> str:
     with db.sessions() as session:
         known = session.scalar(text("SELECT sha256 FROM images LIMIT 1"))
     return str(known) if known else stored_image(db)
+
+
+def images_by_place(db: CommittedDatabase) -> tuple[str, str]:
+    """An image that an import would propose for train, and one for val."""
+    found: dict[Split, str] = {}
+    while len(found) < 2:
+        sha256 = stored_image(db)
+        found[place_by_image(PromptIn(images=[sha256], question="q"), {}).split] = sha256
+    return found[Split.train], found[Split.val]
+
+
+class TestProposedVal:
+    def splits(self, db: CommittedDatabase, project: Project) -> dict[str, str]:
+        return {one.question: one.split.value for one in prompts_of(db, project)}
+
+    def test_a_tenth_of_the_images(self) -> None:
+        names = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(4000)]
+        placed = [place_by_image(PromptIn(images=[name], question="q"), {}).split for name in names]
+        assert 340 < placed.count(Split.val) < 460
+        assert placed.count(Split.val) + placed.count(Split.train) == 4000
+
+    def test_repeats_of_an_image_stay_together_in_every_import(
+        self, committed_db: CommittedDatabase, project: Project
+    ) -> None:
+        train, val = images_by_place(committed_db)
+        named = stored_image(committed_db)
+        data = table(
+            {"images": [train], "question": "a", "external_id": "a"},
+            {"images": [val], "question": "b", "external_id": "b"},
+            {"images": [named], "question": "c", "split": "test"},
+            {"images": [val], "question": "d"},
+        )
+        found = run(committed_db, project, data, propose_val=True)
+        assert (found.added, found.rejected, imports.added_to_val(found)) == (4, 0, 2)
+        expected = {"a": "train", "b": "val", "c": "test", "d": "val"}
+        assert self.splits(committed_db, project) == expected
+        again = run(committed_db, project, data + table({"images": [val], "question": "e"}), propose_val=True)
+        assert (again.unchanged, again.rejected, imports.added_to_val(again)) == (2, 0, 2)
+        assert self.splits(committed_db, project) == {**expected, "e": "val"}
+
+    def test_an_image_that_the_project_has_keeps_its_split(
+        self, committed_db: CommittedDatabase, project: Project
+    ) -> None:
+        train, val = images_by_place(committed_db)
+        plain = run(committed_db, project, table({"images": [val], "question": "a"}))
+        assert (plain.added, imports.added_to_val(plain)) == (1, None)
+        rows = table({"images": [val], "question": "b"}, {"images": [train, val], "question": "c"})
+        found = run(committed_db, project, rows, propose_val=True)
+        assert (found.added, found.rejected, imports.added_to_val(found)) == (2, 0, 0)
+        assert self.splits(committed_db, project) == dict.fromkeys("abc", "train")
+
+    @pytest.mark.parametrize(
+        ("data", "proposed"),
+        [
+            (b"image,question\nx.png,q\n", True),
+            (b"image,question,split\nx.png,q,train\n", False),
+            (b"image_id,question,answers,explanation,multiple_choice_answer\n1,q,a,e,a\n", False),
+        ],
+    )
+    def test_a_draft_proposes_it_where_no_column_is_the_split(
+        self, session: Session, data: bytes, proposed: bool
+    ) -> None:
+        project = factories.make_project(session)
+        made = imports.create_import(session, SYSTEM, project, filename="x.csv", source=io.BytesIO(data), draft=True)
+        assert made.plan["propose_val"] is proposed
+        changed = imports.change_plan(session, SYSTEM, made.id, columns={}, split=Split.train, question="")
+        assert changed.plan["propose_val"] is False
+
+    def test_plans_stored_earlier_propose_none(self) -> None:
+        stored = {"layout": "own", "columns": [], "split": "train", "question": None, "strict": False, "flat": False}
+        assert not ImportPlan.from_json(stored).places_by_image
 
 
 class TestDraft:

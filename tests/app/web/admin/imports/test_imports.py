@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import Import, Project, Role
+from app.services.imports import imports
+from app.services.kernel.actors import SYSTEM
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -31,6 +35,25 @@ class TestImports:
         found = factories.add(session, Import(project_id=other.id, filename="x", file_key="0" * 64))
         assert browser.get(f"{HERE}/imports/{found.id}").status_code == 404
         assert browser.get(f"{HERE}/imports/none").status_code == 404
+
+    def test_a_draft_proposes_val_with_a_switch(self, browser: Browser, session: Session, project: Project) -> None:
+        rows = b"image,question\n" + b"x.png,q\n" * 240
+        made = imports.create_import(session, SYSTEM, project, filename="x.csv", source=io.BytesIO(rows), draft=True)
+        address = f"{HERE}/imports/{made.id}"
+        words = "These prompts have no val split: put 10 % of the images (about 24 prompts) into val"
+        shown = browser.get(address).text
+        assert words in shown
+        assert "checked> These prompts" in shown
+        plan = {"column": ["image", "question"], "target": ["image", "question"], "split": "train", "question": ""}
+        browser.post(f"{address}/plan", plan)
+        shown = browser.get(address).text
+        assert words in shown
+        assert "checked> These prompts" not in shown
+        browser.post(f"{address}/plan", {**plan, "propose_val": "on", "act": "start"})
+        session.refresh(made)
+        assert made.plan["propose_val"] is True
+        shown = browser.get(address).text
+        assert "Of those in val" in shown
 
 
 class TestWho:
