@@ -118,7 +118,7 @@ def comparison_out(session: Session, found: Comparison) -> ComparisonOut:
             Preferred.neither: standing.neither,
         },
         rate=None if rate is None else RateOut.model_validate(rate),
-        outcome=found.outcome,
+        outcome=comparisons.outcome_text(found, standing),
         created_at=found.created_at,
         closed_at=found.closed_at,
     )

@@ -40,7 +40,7 @@ def round_json(
         version=None if found.version_id is None else str(found.version_id),
         losses=losses,
         metrics={name: value for name, value in found.metrics.items() if name != "left_out"},
-        decision=found.decision,
+        decision=rounds.decision_of(found),
         left_out=[LeftOut(**entry) for entry in found.metrics.get("left_out", ())],
         error=found.error,
         created_at=found.created_at,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,14 @@ METRIC_NAMES = {"rouge_l": "ROUGE-L of samples", "heldout": "Log-likelihood of h
 
 FEWEST_PROMPTS = 30
 """Below this many evaluated prompts, a difference says nothing: no interval is shown, and an admin decides."""
+
+EARLIER_REASON = re.compile(
+    r"(?P<words>Not clearly better|Better explanations but worse answers|Better): "
+    r"(?P<gain>.+? changed by \S+)(?P<interval> \([^()]* interval [^()]*\))(?P<rest>.*)",
+    re.DOTALL,
+)
+"""The reasons of decisions before there were four outcomes; those of better versions are the same today."""
+EARLIER_WITHOUT_PROMPTS = "There are no validation prompts to compare the versions on."
 
 Outcome = Literal["better", "worse", "no clear difference", "too few to tell"]
 
@@ -94,6 +103,27 @@ def outcome_words(outcome: Outcome, n: int) -> str:
 def capitalise(words: str) -> str:
     """`words` as the beginning of a sentence."""
     return words[:1].upper() + words[1:]
+
+
+def reword_reason(reason: str, change: Mapping[str, Any] | None) -> str:
+    """The reason of an earlier decision, in the words of `decide`; other reasons stay as they are.
+
+    `change` has `low`, `high` and `n` of the difference that was decided on; without it the reason stays too.
+    """
+    if reason.startswith(EARLIER_WITHOUT_PROMPTS):
+        few = capitalise(outcome_words("too few to tell", 0))
+        return f"{few}: there are no validation prompts.{reason.removeprefix(EARLIER_WITHOUT_PROMPTS)}"
+    found = EARLIER_REASON.fullmatch(reason)
+    if found is None or change is None:
+        return reason
+    n = int(change["n"])
+    if n < FEWEST_PROMPTS:
+        return f"{capitalise(outcome_words('too few to tell', n))}: {found['gain']}{found['rest']}"
+    if found["words"] == "Not clearly better":
+        outcome = outcome_of(change["low"], change["high"], n)
+        words = "Worse" if outcome == "worse" else "No clear difference"
+        return f"{words}{reason.removeprefix(found['words'])}"
+    return reason if found["words"] == "Better" else f"No clear difference: {reason[:1].lower()}{reason[1:]}"
 
 
 def _signed(value: float) -> str:

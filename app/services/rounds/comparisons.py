@@ -39,6 +39,7 @@ MOST_PAIRS = 200
 MOST_CRITICS = 20
 VALUES = {Preferred.old: 0.0, Preferred.neither: 0.5, Preferred.new: 1.0}
 Side = Literal["left", "right", "neither"]
+EARLIER_OUTCOMES = ("Critics clearly prefer ", "Critics prefer neither clearly")
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +309,11 @@ def describe_outcome(standing: Standing) -> str:
     words = capitalise(outcome_words(standing.outcome, standing.rate.n))
     interval = "" if standing.outcome == "too few to tell" else f" (95 % interval {low} to {high} %)"
     return f"{words}: critics preferred the new version in {rate} %{interval} of {standing.rate.n} pairs."
+
+
+def outcome_text(found: Comparison, standing: Standing) -> str:
+    """The outcome of a closed comparison in a sentence; one that was stored in earlier words is put into today's."""
+    return describe_outcome(standing) if found.outcome.startswith(EARLIER_OUTCOMES) else found.outcome
 
 
 def _pass_gate(session: Session, found: Comparison, standing: Standing) -> None:

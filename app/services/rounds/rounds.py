@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Float, cast, func, select, text
 from sqlalchemy.exc import IntegrityError
@@ -25,6 +26,7 @@ from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import snapshots
 from app.services.rounds.estimate import size_of
 from app.services.rounds.versions import lock_project
+from illume.evaluation.activation import reword_reason
 
 SECONDS_PER_ROW = 0.02
 SECONDS_PER_SCORED_PROMPT = 0.35
@@ -328,6 +330,14 @@ def get_round(session: Session, actor: Actor, round_id: int) -> Round:
     found, project = _find(session, round_id)
     require(session, actor, project)
     return found
+
+
+def decision_of(found: Round) -> dict[str, Any]:
+    """The decision on a round's version; a reason that was stored in earlier words is put into today's."""
+    if not found.decision.get("reason"):
+        return found.decision
+    change = found.metrics.get("change") or {}
+    return {**found.decision, "reason": reword_reason(str(found.decision["reason"]), change.get("score"))}
 
 
 def get_round_by_number(session: Session, actor: Actor, project: Project, number: int) -> Round:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from illume.evaluation.activation import Comparison, decide, primary_values
+from illume.evaluation.activation import Comparison, decide, primary_values, reword_reason
 from illume.evaluation.activation import compare as compare_scores
 
 
@@ -72,6 +72,60 @@ class TestDecide:
     def test_pairs_must_match(self) -> None:
         with pytest.raises(ValueError, match="same prompts"):
             decide(Comparison("ROUGE-L", [1.0], [1.0, 2.0], None, None))
+
+
+class TestRewordReason:
+    """Reasons as they were worded before there were four outcomes."""
+
+    GAIN = "ROUGE-L of samples changed by {} (95 % interval {} to {}, {} prompts)"
+    FELL = "answers right 90.0 % before, 80.0 % now, at most 2.0 points may be lost."
+
+    @pytest.mark.parametrize(
+        ("words", "low", "high", "n", "end", "today"),
+        [
+            ("Not clearly better", -0.2, -0.1, 40, ".", "Worse: ROUGE-L of samples changed by −0.1000 (95 % interval"),
+            ("Not clearly better", -0.2, 0.1, 40, ".", "No clear difference: ROUGE-L of samples changed by −0.1000 ("),
+            ("Not clearly better", -0.2, -0.1, 3, ".", "Too few to tell (3; at least 30): ROUGE-L of samples changed"),
+            ("Better", 0.1, 0.2, 40, "; no gold answers to check.", "Better: ROUGE-L of samples changed by"),
+            ("Better", None, None, 29, "; no gold answers to check.", "Too few to tell (29; at least 30): ROUGE-L of"),
+            (
+                "Better explanations but worse answers",
+                0.1,
+                0.2,
+                40,
+                f"; {FELL}",
+                "No clear difference: better explanations but worse answers: ROUGE-L of samples changed by",
+            ),
+        ],
+    )
+    def test_the_stored_figures_decide_on_the_words(
+        self, words: str, low: float | None, high: float | None, n: int, end: str, today: str
+    ) -> None:
+        stored = f"{words}: {self.GAIN.format('−0.1000', '−0.2000', '+0.1000', n)}{end}"
+        reworded = reword_reason(stored, {"low": low, "high": high, "n": n})
+        assert reworded.startswith(today)
+        assert reworded.endswith(end)
+        assert ("interval" in reworded) is (n >= 30)
+        assert reword_reason(reworded, {"low": low, "high": high, "n": n}) == reworded
+
+    def test_what_follows_stays(self) -> None:
+        stored = f"Not clearly better: {self.GAIN.format('+0.1', '−0.1', '+0.2', 5)}. Blind comparison 1: Better (x)."
+        today = "Too few to tell (5; at least 30): ROUGE-L of samples changed by +0.1. Blind comparison 1: Better (x)."
+        assert reword_reason(stored, {"low": -0.1, "high": 0.2, "n": 5}) == today
+
+    def test_without_figures_or_prompts(self) -> None:
+        stored = f"Not clearly better: {self.GAIN.format('+0.1', '−0.1', '+0.2', 5)}."
+        assert reword_reason(stored, None) == stored
+        assert reword_reason("Chosen by hand.", {"low": 0.0, "high": 1.0, "n": 3}) == "Chosen by hand."
+        none = "There are no validation prompts to compare the versions on."
+        assert reword_reason(none, None) == decide(Comparison("ROUGE-L", [], [], None, None)).reason
+
+    @pytest.mark.parametrize("gain", [0.1, 0.001, -0.1])
+    def test_todays_stay(self, gain: float) -> None:
+        decision = decide(compare(gain))
+        assert decision.interval is not None
+        figures = {"low": decision.interval.low, "high": decision.interval.high, "n": decision.interval.n}
+        assert reword_reason(decision.reason, figures) == decision.reason
 
 
 class TestHeldOut:

@@ -103,7 +103,7 @@ def comparison_row(session: Session, one: Comparison, numbers: Mapping[int, int]
         ),
         verdict="" if rate is None or standing.outcome is None else outcome_words(standing.outcome, rate.n),
         tone="" if standing.outcome is None else OUTCOME_TONES[standing.outcome],
-        outcome=one.outcome,
+        outcome=comparisons.outcome_text(one, standing),
         created_at=one.created_at,
         closed_at=one.closed_at,
     )

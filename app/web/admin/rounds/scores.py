@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from app.models import ModelVersion, Round
+from app.services.rounds.rounds import decision_of
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.rendering import percent, with_minus
 from app.web.words import METRIC_WORDS
@@ -87,7 +88,7 @@ def _row(
 ) -> VersionRow:
     made_by = rounds.get(version.round_id) if version.round_id is not None else None
     means = means_of(version.metrics) or means_of(base_scores.get(version.id, {}))
-    decision: Mapping[str, Any] = made_by.decision if made_by else {}
+    decision: Mapping[str, Any] = decision_of(made_by) if made_by else {}
     newest = version.number == max(numbers.values())
     changes: Mapping[str, Any] = version.metrics.get("change") or {}
     return VersionRow(

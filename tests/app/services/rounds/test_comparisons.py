@@ -189,6 +189,17 @@ class TestGate:
             "Too few to tell (8; at least 30): critics preferred the new version in 94 % of 8 pairs."
         )
 
+    def test_outcomes_stored_in_earlier_words_are_shown_in_todays(
+        self, session: Session, project: Project, admin: Actor, two: Two
+    ) -> None:
+        made = comparisons.start(session, admin, project, old=two[0], new=two[1])
+        judge_all(session, project, factories.make_critic(session, project), "new")
+        session.refresh(made)
+        standing, today = comparisons.standing_of(session, made), made.outcome
+        assert comparisons.outcome_text(made, standing) == today
+        made.outcome = "Critics clearly prefer the new version: the new one won 94 % (95 % interval 81 to 100 %)."
+        assert comparisons.outcome_text(made, standing) == today
+
     def test_an_overtaken_one_is_not(self, session: Session, project: Project, admin: Actor, many: Two) -> None:
         comparisons.start(session, admin, project, old=many[0], new=many[1], gate=True)
         other = factories.make_version(session, project, number=2, parent=many[0])

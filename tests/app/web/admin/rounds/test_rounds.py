@@ -36,6 +36,23 @@ class TestRounds:
         made.decision = {"activate": False, "reason": "No clear difference: -0.0130 to +0.0200."}
         assert "\N{MINUS SIGN}0.0130 to +0.0200" in browser.get("/admin/projects/scenes/rounds").text
 
+    def test_reasons_stored_in_earlier_words_are_shown_in_todays(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        snapshot = factories.make_snapshot(session, project)
+        plan = {"parent": project.active_version_id, "base_model": "starter", "metric": "rouge_l", "seed": 1}
+        snapshot.settings = {**plan, "project": snapshot.settings}
+        made = factories.make_round(session, project, state=RoundState.succeeded, snapshot=snapshot)
+        gain = "ROUGE-L of samples changed by -0.0900 (95 % interval -0.1200 to -0.0600, 40 prompts)"
+        made.decision = {"activate": False, "reason": f"Not clearly better: {gain}."}
+        made.metrics = {"change": {"score": {"mean": -0.09, "low": -0.12, "high": -0.06, "n": 40}}}
+        session.flush()
+        for address in ("/admin/projects/scenes/rounds", "/admin/projects/scenes/rounds/1"):
+            page = browser.get(address).text
+            assert "Worse: ROUGE-L of samples changed by \N{MINUS SIGN}0.0900" in page
+            assert "Not clearly better" not in page
+        assert made.decision["reason"].startswith("Not clearly better")
+
     def test_lists_the_prompts_that_it_left_out(self, browser: Browser, session: Session, project: Project) -> None:
         snapshot = factories.make_snapshot(session, project)
         plan = {"parent": project.active_version_id, "base_model": "starter", "metric": "rouge_l", "seed": 1}
