@@ -12,6 +12,9 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from app.db.base import Base
 from app.models.states import EnumText, Role, Scope, enum_check
 
+MAX_BROWSER = 300
+SEEN_MINUTES = 5
+
 
 class User(Base):
     """A person. `role` applies where no membership says otherwise; an admin is an admin in every project."""
@@ -42,14 +45,19 @@ class Membership(Base):
 
 
 class WebSession(Base):
-    """A signed-in browser. Only the hash of the cookie's value is stored."""
+    """A signed-in browser. Only the hash of the cookie's value is stored.
+
+    `browser` is what it calls itself; `last_seen_at` is exact to `SEEN_MINUTES`.
+    """
 
     __tablename__ = "sessions"
 
     token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     csrf_token: Mapped[str] = mapped_column(String(64))
+    browser: Mapped[str] = mapped_column(String(MAX_BROWSER), server_default="")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
 
     user: Mapped[User] = relationship(lazy="raise")

@@ -92,6 +92,8 @@ async def enter_project(
     )
     if person is None:
         raise Unauthenticated(NOT_SIGNED_IN)
+    if person["seen_is_news"]:
+        await transaction.run((credentials.NOTE_SEEN, {"hash": hashed}))
     who = SignedIn(*credentials.signed_in(person))
     if form is not None:
         check_form_token(request, form, who)

@@ -7,6 +7,7 @@ from typing import Any
 from app.db.judging_pool import Transaction, statement
 from app.errors import Unauthenticated
 from app.models import Role, Scope
+from app.models.users import SEEN_MINUTES
 from app.services.accounts.passwords import hash_secret
 from app.services.kernel.actors import CRITIC_LOCK, Actor
 
@@ -27,10 +28,16 @@ UPDATE tokens SET last_used_at = now()
 WHERE id = (SELECT id FROM tokens WHERE id = :token FOR UPDATE SKIP LOCKED)
 RETURNING id
 """)
-SIGNED_IN = statement("""
-SELECT u.id, u.email, u.role, w.csrf_token
+SIGNED_IN = statement(f"""
+SELECT u.id, u.email, u.role, w.csrf_token, w.token_hash,
+    w.last_seen_at < now() - interval '{SEEN_MINUTES} minutes' AS seen_is_news
 FROM sessions w JOIN users u ON u.id = w.user_id
 WHERE w.token_hash = :hash AND w.expires_at > now() AND u.disabled_at IS NULL
+""")  # noqa: S608 - constants only
+NOTE_SEEN = statement("""
+UPDATE sessions SET last_seen_at = now()
+WHERE token_hash = (SELECT token_hash FROM sessions WHERE token_hash = :hash FOR UPDATE SKIP LOCKED)
+RETURNING token_hash
 """)
 UNKNOWN = "The token is not valid: it is unknown, expired or revoked."
 
@@ -48,7 +55,11 @@ async def authenticate_token(transaction: Transaction, plain: str, *, lock: bool
 async def authenticate_cookie(transaction: Transaction, cookie: str) -> tuple[Actor, str] | None:
     """The person behind a browser's cookie, and the token that their forms carry; None where it is not valid."""
     [row] = await transaction.run((SIGNED_IN, {"hash": hash_secret(cookie)}))
-    return None if row is None else signed_in(row)
+    if row is None:
+        return None
+    if row["seen_is_news"]:
+        await transaction.run((NOTE_SEEN, {"hash": row["token_hash"]}))
+    return signed_in(row)
 
 
 def bearer(row: Any) -> Actor:

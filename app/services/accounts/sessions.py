@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now
-from app.errors import TooMany, Unauthenticated
+from app.errors import NotFound, TooMany, Unauthenticated
 from app.models import Scope, SignInAttempt, User, WebSession
+from app.models.users import MAX_BROWSER
 from app.services.accounts import credentials, known_browsers, passwords, users
 from app.services.accounts.passwords import hash_secret
 from app.services.accounts.users import find_user
@@ -70,11 +72,22 @@ def _refuse_after_failures(session: Session, limits: Mapping[str, int]) -> None:
             raise TooMany(f"Too many attempts to sign in: wait {wait} seconds.", retry_after=wait)
 
 
-def open_web_session(session: Session, user: User) -> tuple[str, str]:
-    """Sign a browser in. Returns the cookie's value and the CSRF token; only the cookie's hash is stored."""
+def open_web_session(session: Session, user: User, *, browser: str = "") -> tuple[str, str]:
+    """Sign a browser in, which calls itself `browser`. Returns the cookie's value and the CSRF token.
+
+    Only the cookie's hash is stored.
+    """
     cookie, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
     expires = database_now(session) + timedelta(hours=get_settings().session_hours)
-    session.add(WebSession(token_hash=hash_secret(cookie), user_id=user.id, csrf_token=csrf, expires_at=expires))
+    session.add(
+        WebSession(
+            token_hash=hash_secret(cookie),
+            user_id=user.id,
+            csrf_token=csrf,
+            browser=browser[:MAX_BROWSER],
+            expires_at=expires,
+        )
+    )
     session.flush()
     return cookie, csrf
 
@@ -82,14 +95,63 @@ def open_web_session(session: Session, user: User) -> tuple[str, str]:
 def actor_for_cookie(session: Session, cookie: str) -> tuple[Actor, str] | None:
     """Who is behind a browser's cookie, and its CSRF token; None when it is unknown, over, or its person disabled."""
     row = session.execute(credentials.SIGNED_IN.clause, {"hash": hash_secret(cookie)}).mappings().one_or_none()
-    return None if row is None else credentials.signed_in(row)
+    if row is None:
+        return None
+    if row["seen_is_news"]:
+        session.execute(credentials.NOTE_SEEN.clause, {"hash": row["token_hash"]})
+    return credentials.signed_in(row)
 
 
-def close_all_sessions(session: Session, actor: Actor, user_id: int) -> int:
-    """Sign a person out of all browsers, oneself or as an admin anybody. Returns how many. Tokens stay valid."""
+@dataclass(frozen=True, slots=True)
+class SessionShown:
+    """A browser in which a person is signed in. `id` tells it from the others and is no secret."""
+
+    id: str
+    browser: str
+    created_at: datetime
+    last_seen_at: datetime
+    is_current: bool
+
+
+def list_sessions(session: Session, actor: Actor, *, cookie: str = "") -> list[SessionShown]:
+    """The browsers in which the actor is signed in: the one with this cookie first, then the last seen."""
+    rows = session.scalars(
+        select(WebSession).where(WebSession.user_id == actor.user_id, WebSession.expires_at > func.now())
+    )
+    current = hash_secret(cookie)
+    shown = [
+        SessionShown(
+            _session_id(row.token_hash), row.browser, row.created_at, row.last_seen_at, row.token_hash == current
+        )
+        for row in rows
+    ]
+    return sorted(shown, key=lambda one: (one.is_current, one.last_seen_at, one.id), reverse=True)
+
+
+def _session_id(token_hash: str) -> str:
+    return hash_secret(f"session {token_hash}")[:32]
+
+
+def close_one_session(session: Session, actor: Actor, session_id: str) -> None:
+    """Sign the actor out of one browser. Raises `NotFound` where it is not theirs or has ended."""
+    require_scope(actor, Scope.write)
+    rows = session.scalars(select(WebSession).where(WebSession.user_id == actor.user_id))
+    found = next((row for row in rows if _session_id(row.token_hash) == session_id), None)
+    if found is None:
+        raise NotFound("There is no such session of yours: it may have ended meanwhile.")
+    session.delete(found)
+    session.flush()
+    audit.record(session, actor, "user.sign_out", f"user:{actor.user_id}", browsers=1)
+
+
+def close_all_sessions(session: Session, actor: Actor, user_id: int, *, keep: str = "") -> int:
+    """Sign a person out of all browsers, oneself or as an admin anybody. Returns how many. Tokens stay valid.
+
+    The browser with the cookie `keep` stays signed in.
+    """
     user = users.get_user(session, actor, user_id)
     require_scope(actor, Scope.write)
-    of_them = delete(WebSession).where(WebSession.user_id == user.id)
+    of_them = delete(WebSession).where(WebSession.user_id == user.id, WebSession.token_hash != hash_secret(keep))
     closed = len(session.scalars(of_them.returning(WebSession.token_hash)).all())
     audit.record(session, actor, "user.sign_out", f"user:{user.id}", browsers=closed)
     return closed

@@ -123,7 +123,7 @@ def sign_in(request: Request, session: SessionDep, form: StrangersForm) -> Respo
 def begin_session(request: Request, session: Session, user: User, to: str) -> RedirectResponse:
     """Sign a person in who has proved who they are, and redirect to the path `to`."""
     known = request.cookies.get(BROWSER_COOKIE, "")
-    secret, _ = sessions.open_web_session(session, user)
+    secret, _ = sessions.open_web_session(session, user, browser=request.headers.get("user-agent", ""))
     response = RedirectResponse(to, status_code=303)
     set_cookie(response, COOKIE, secret, seconds=get_settings().session_hours * 3600)
     set_cookie(response, BROWSER_COOKIE, known_browsers.remember(known, user), seconds=BROWSER_SECONDS)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from app.db.sessions import database_now
-from app.errors import Conflict, Invalid, NotFound
+from app.errors import Conflict, Invalid
 from app.http.dependencies import SessionDep
-from app.models import LinkPurpose, OneTimeLink, Role, Scope, Token, User
+from app.models import LinkPurpose, OneTimeLink, Role, User
 from app.services.accounts import one_time_links, users
 from app.services.kernel.actors import Actor, parse_id, require_admin
 from app.services.projects import projects
 from app.settings import get_settings
 from app.web.access import Form, Me, Poster, SignedIn, text_of, texts_of
+from app.web.accounts import tokens
+from app.web.accounts.tokens import Secret, TokensView
 from app.web.admin.frame import back_to
 from app.web.forms import Field
 from app.web.rendering import page, shell_for
@@ -34,20 +35,11 @@ ROLE_OPTIONS = (
 )
 NOT_A_MEMBER = ""
 MOST_INVITATIONS = 100
-EXPIRIES = (("30", "in 30 days"), ("90", "in 90 days"), ("365", "in a year"), ("", "never"))
 IN_NO_PROJECT = "They are in no project yet: they have nothing to do until you add them to one."
 LINK_TITLES = {
     LinkPurpose.invitation: "Send this link to {}: they choose their password with it, once, within 7 days.",
     LinkPurpose.password: "Send this link to {}: they choose a new password with it, once, within a day.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """A link or token that is shown once."""
-
-    title: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +67,6 @@ class UsersView:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRow:
-    """A token in the list."""
-
-    id: str
-    name: str
-    scope: str
-    limit: int | None
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
 class ProjectRole:
     """The role of a person in a project; empty where they are not a member."""
 
@@ -109,9 +88,7 @@ class UserView:
     has_password: bool
     link: OneTimeLink | None
     projects: tuple[ProjectRole, ...]
-    tokens: tuple[TokenRow, ...]
-    scopes: tuple[str, ...]
-    expiries: tuple[tuple[str, str], ...]
+    tokens: TokensView
     problem: str
     secret: Secret | None
 
@@ -125,16 +102,6 @@ class UserForm:
     projects: tuple[str, ...] = ()
     problem: str = ""
     field: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenForm:
-    """The token that a form asks for; without `days` it never expires."""
-
-    scope: Scope
-    name: str
-    days: int | None
-    requests_per_minute: int | None
 
 
 def project_choices(session: Session, actor: Actor, chosen: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
@@ -280,27 +247,12 @@ def user_page(
         has_password=person.password_hash is not None,
         link=one_time_links.find_open_link(session, person.id),
         projects=tuple(ProjectRole(one.slug, one.name, str(roles.get(one.slug, NOT_A_MEMBER))) for one in all_projects),
-        tokens=tuple(token_row(token) for token in users.list_tokens(session, who.actor, person.id)),
-        scopes=tuple(Scope),
-        expiries=EXPIRIES,
+        tokens=tokens.tokens_view(session, who.actor, person.id, base=f"/admin/users/{person.id}", sets_limit=True),
         problem=problem,
         secret=secret,
     )
     shell = shell_for(request, who.actor, who.csrf_token, title=person.email, section="users")
     return page("admin/accounts/user.html", shell=shell, view=view, status=status)
-
-
-def token_row(token: Token) -> TokenRow:
-    """A token as the page shows it."""
-    return TokenRow(
-        id=str(token.id),
-        name=token.name,
-        scope=str(token.scope),
-        limit=token.requests_per_minute,
-        created_at=token.created_at,
-        expires_at=token.expires_at,
-        last_used_at=token.last_used_at,
-    )
 
 
 def find_person(session: Session, who: SignedIn, user_id: str) -> User:
@@ -366,43 +318,12 @@ def enable(session: SessionDep, who: Poster, user_id: str) -> RedirectResponse:
 def make_token(request: Request, session: SessionDep, who: Poster, form: Form, user_id: str) -> Response:
     """Make a token. The page shows it once."""
     person = find_person(session, who, user_id)
-    wanted = parse_token(form)
-    _, plain = users.create_token(
-        session,
-        who.actor,
-        user_id=person.id,
-        scope=wanted.scope,
-        name=wanted.name,
-        expires_at=database_now(session) + timedelta(days=wanted.days) if wanted.days else None,
-        requests_per_minute=wanted.requests_per_minute,
-    )
-    return user_page(request, session, who, person, secret=Secret("The new token:", plain), status=201)
-
-
-def parse_token(form: FormData) -> TokenForm:
-    """The token that a form asks for. Raises `Invalid`."""
-    scope = text_of(form, "scope")
-    if scope not in set(Scope):
-        raise Invalid("Choose one of the scopes.", field="scope")
-    limit = text_of(form, "requests").strip()
-    if limit and not limit.isdecimal():
-        raise Invalid("Requests a minute must be a number.", field="requests")
-    days = text_of(form, "expires")
-    if days not in dict(EXPIRIES):
-        raise Invalid("Choose one of the times.", field="expires")
-    return TokenForm(
-        scope=Scope(scope),
-        name=text_of(form, "name").strip(),
-        days=int(days) if days else None,
-        requests_per_minute=int(limit[:10]) if limit else None,
-    )
+    secret = tokens.make_token(session, who.actor, person.id, form)
+    return user_page(request, session, who, person, secret=secret, status=201)
 
 
 @router.post("/users/{user_id}/tokens/{token_id}/revoke")
 def revoke(session: SessionDep, who: Poster, user_id: str, token_id: str) -> RedirectResponse:
     """Revoke a token."""
-    person = find_person(session, who, user_id)
-    if parse_id(token_id) not in {token.id for token in users.list_tokens(session, who.actor, person.id)}:
-        raise NotFound("There is no such token of this person.")
-    users.revoke_token(session, who.actor, parse_id(token_id))
+    tokens.revoke_token(session, who.actor, find_person(session, who, user_id).id, token_id)
     return back_to(f"/admin/users/{user_id}", "revoked")

@@ -1,0 +1,206 @@
+"""A person's own page: their password, keys, tokens and browser sessions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from app.errors import Invalid, TooMany, Unauthenticated
+from app.http.dependencies import SessionDep
+from app.services.accounts import sessions, users
+from app.services.accounts.passwords import MIN_PASSWORD
+from app.services.accounts.sessions import SessionShown
+from app.services.projects import key_bindings
+from app.web.access import COOKIE, Form, Me, Poster, SignedIn, text_of
+from app.web.accounts import tokens
+from app.web.accounts.one_time_links import PASSWORDS_DIFFER
+from app.web.accounts.sign_in import BROWSER_COOKIE, begin_session
+from app.web.accounts.tokens import Secret, TokensView
+from app.web.forms import Field
+from app.web.rendering import page, shell_for
+
+router = APIRouter()
+WRONG_PASSWORD = "This is not your current password."  # noqa: S105 - a message
+# The first that fits: most browsers name others too, so that old sites know them.
+BROWSERS = (
+    ("Edge", r"Edg(?:e|A|iOS)?/"),
+    ("Opera", r"OPR/"),
+    ("Samsung Internet", r"SamsungBrowser/"),
+    ("Firefox", r"(?:Firefox|FxiOS)/"),
+    ("Chrome", r"(?:Chrome|Chromium|CriOS|HeadlessChrome)/"),
+    ("Safari", r"Safari/"),
+)
+SYSTEMS = (
+    ("iPad", r"iPad"),
+    ("iPhone", r"iPhone"),
+    ("Android", r"Android"),
+    ("Windows", r"Windows"),
+    ("ChromeOS", r"CrOS"),
+    ("macOS", r"Mac OS X|Macintosh"),
+    ("Linux", r"Linux"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A signed-in browser in the list."""
+
+    browser: str
+    shown: SessionShown
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenKey:
+    """A key that the person chose instead of the default one."""
+
+    does: str
+    key: str
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """The page."""
+
+    email: str
+    role: str
+    password_fields: tuple[Field, ...]
+    keys: tuple[ChosenKey, ...]
+    tokens: TokensView
+    sessions: tuple[SessionRow, ...]
+    secret: Secret | None
+    problem: str
+
+
+def describe_browser(user_agent: str) -> str:
+    """The browser and its system in words, as it calls itself."""
+    browser = next((name for name, pattern in BROWSERS if re.search(pattern, user_agent)), "")
+    system = next((name for name, pattern in SYSTEMS if re.search(pattern, user_agent)), "")
+    if browser and system:
+        return f"{browser} on {system}"
+    return browser or system or user_agent[:60] or "Unknown browser"
+
+
+def password_fields(problems: dict[str, str]) -> tuple[Field, ...]:
+    """The fields of the form for another password."""
+
+    def secret(name: str, label: str, autocomplete: str, text: str = "") -> Field:
+        return Field(
+            name,
+            label,
+            "password",
+            help=text,
+            problem=problems.get(name, ""),
+            required=True,
+            attributes={"autocomplete": autocomplete, "maxlength": "1000"},
+        )
+
+    return (
+        secret("current", "Current password", "current-password"),
+        secret("password", "New password", "new-password", f"At least {MIN_PASSWORD} characters."),
+        secret("again", "Repeat the new password", "new-password"),
+    )
+
+
+def account_page(
+    request: Request,
+    session: Session,
+    who: SignedIn,
+    *,
+    problems: dict[str, str] | None = None,
+    problem: str = "",
+    secret: Secret | None = None,
+    status: int = 200,
+) -> Response:
+    """The page, with the problems of the form that was sent."""
+    actor = who.actor
+    chosen = key_bindings.load_key_bindings(session, actor)
+    open_sessions = sessions.list_sessions(session, actor, cookie=request.cookies.get(COOKIE, ""))
+    view = AccountView(
+        email=actor.email,
+        role=str(actor.role),
+        password_fields=password_fields(problems or {}),
+        keys=tuple(
+            ChosenKey(one.does, chosen[one.name], one.first) for one in key_bindings.ACTIONS if one.name in chosen
+        ),
+        tokens=tokens.tokens_view(session, actor, actor.user_id, base="/account", sets_limit=False),
+        sessions=tuple(SessionRow(describe_browser(one.browser), one) for one in open_sessions),
+        secret=secret,
+        problem=problem,
+    )
+    shell = shell_for(request, actor, who.csrf_token, title="Your account", section="account")
+    return page("accounts/account.html", shell=shell, view=view, status=status)
+
+
+def back_here(done: str) -> RedirectResponse:
+    """Redirect to the page, which says what was done."""
+    return RedirectResponse(f"/account?done={done}", status_code=303)
+
+
+@router.get("/account")
+def show(request: Request, session: SessionDep, who: Me) -> Response:
+    """Show the page."""
+    return account_page(request, session, who)
+
+
+@router.post("/account/password")
+def change_password(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
+    """Change the password, for a person who knows the current one. All other browsers are signed out."""
+    password, actor = text_of(form, "password"), who.actor
+    if password != text_of(form, "again"):
+        return account_page(request, session, who, problems={"again": PASSWORDS_DIFFER}, status=422)
+    address, known = request.client.host if request.client else "", request.cookies.get(BROWSER_COOKIE, "")
+    try:
+        user = sessions.check_password(session, actor.email, text_of(form, "current"), address=address, browser=known)
+        users.set_password(session, actor, user.id, password)
+    except Unauthenticated:
+        return account_page(request, session, who, problems={"current": WRONG_PASSWORD}, status=422)
+    except TooMany as error:
+        response = account_page(request, session, who, problems={"current": error.detail}, status=error.status)
+        response.headers["Retry-After"] = str(error.retry_after)
+        return response
+    except Invalid as error:
+        return account_page(request, session, who, problems={"password": error.detail}, status=422)
+    return begin_session(request, session, user, "/account?done=password-changed")
+
+
+@router.post("/account/keys/reset")
+def reset_keys(session: SessionDep, who: Poster) -> RedirectResponse:
+    """Give every action of the judging page its default key again."""
+    key_bindings.save_key_bindings(session, who.actor, {})
+    return back_here("keys-reset")
+
+
+@router.post("/account/tokens")
+def make_token(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
+    """Make a token of one's own. The page shows it once."""
+    try:
+        secret = tokens.make_token(session, who.actor, who.actor.user_id, form)
+    except Invalid as error:
+        return account_page(request, session, who, problem=error.detail, status=422)
+    return account_page(request, session, who, secret=secret, status=201)
+
+
+@router.post("/account/tokens/{token_id}/revoke")
+def revoke_token(session: SessionDep, who: Poster, token_id: str) -> RedirectResponse:
+    """Revoke a token of one's own."""
+    tokens.revoke_token(session, who.actor, who.actor.user_id, token_id)
+    return back_here("revoked")
+
+
+@router.post("/account/sessions/others/end")
+def end_other_sessions(request: Request, session: SessionDep, who: Poster) -> RedirectResponse:
+    """Sign out all other browsers."""
+    sessions.close_all_sessions(session, who.actor, who.actor.user_id, keep=request.cookies.get(COOKIE, ""))
+    return back_here("others-signed-out")
+
+
+@router.post("/account/sessions/{session_id}/end")
+def end_session(session: SessionDep, who: Poster, session_id: str) -> RedirectResponse:
+    """Sign out one browser."""
+    sessions.close_one_session(session, who.actor, session_id)
+    return back_here("browser-signed-out")
