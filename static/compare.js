@@ -1,4 +1,5 @@
-// Blind comparison: the keys 1, 2 and 0 press their buttons, and the time is measured while the page is visible.
+// Blind comparison: keys press their buttons (1, 2, 0; U goes back to the last pair, Esc keeps what was said there), and
+// the time is measured while the page is visible.
 (() => {
   "use strict";
   const form = document.querySelector("[data-blind]");
@@ -16,7 +17,7 @@
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-    const button = form.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
+    const button = form.querySelector(`[data-key="${CSS.escape(event.key.length === 1 ? event.key.toLowerCase() : event.key)}"]`);
     if (!button) return;
     event.preventDefault();
     button.click();

@@ -38,13 +38,17 @@ from illume.texts import normalise_rationale
 MOST_PAIRS = 200
 MOST_CRITICS = 20
 VALUES = {Preferred.old: 0.0, Preferred.neither: 0.5, Preferred.new: 1.0}
+OUT_OF_USE = (PromptState.held, PromptState.retired)
 Side = Literal["left", "right", "neither"]
 EARLIER_OUTCOMES = ("Critics clearly prefer ", "Critics prefer neither clearly")
 
 
 @dataclass(frozen=True, slots=True)
 class PairShown:
-    """A pair as a critic sees it. `to_judge` is the number of pairs that wait for them, including this one."""
+    """A pair as a critic sees it. `to_judge` is the number of pairs that wait for them, including this one.
+
+    `said` is what this critic preferred before; None for a pair that is new to them.
+    """
 
     id: int
     prompt: Prompt
@@ -52,6 +56,7 @@ class PairShown:
     left: str
     right: str
     to_judge: int
+    said: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +169,46 @@ def next_pair(session: Session, actor: Actor, project: Project) -> PairShown | N
     order = func.md5(func.concat(ComparisonPair.id, "-", actor.user_id))
     waiting = _waiting(actor, project).order_by(ComparisonPair.comparison_id, order)
     found = session.scalars(waiting.limit(1)).first()
+    return None if found is None else _show_pair(session, actor, project, found)
+
+
+def last_pair(session: Session, actor: Actor, project: Project) -> PairShown | None:
+    """The pair that this critic judged last, as long as its comparison is open: they may still change it."""
+    require(session, actor, project, Right.judges)
+    found = session.execute(
+        select(ComparisonPair, Preference)
+        .join(Preference, Preference.pair_id == ComparisonPair.id)
+        .join(Comparison, Comparison.id == ComparisonPair.comparison_id)
+        .join(Prompt, Prompt.id == ComparisonPair.prompt_id)
+        .where(
+            Comparison.project_id == project.id,
+            Comparison.state == ComparisonState.open,
+            Prompt.state.not_in(OUT_OF_USE),
+            Preference.critic_id == actor.user_id,
+        )
+        .order_by(Preference.id.desc())
+        .limit(1)
+    ).one_or_none()
     if found is None:
         return None
-    left = _left(found.id, actor)
-    texts = {Preferred.old: found.old_text, Preferred.new: found.new_text}
+    pair, given = found
+    said: Side = "neither" if given.preferred is Preferred.neither else "right"
+    return _show_pair(session, actor, project, pair, said="left" if given.preferred is given.left else said)
+
+
+def _show_pair(
+    session: Session, actor: Actor, project: Project, pair: ComparisonPair, *, said: Side | None = None
+) -> PairShown:
+    left = _left(pair.id, actor)
+    texts = {Preferred.old: pair.old_text, Preferred.new: pair.new_text}
     return PairShown(
-        id=found.id,
-        prompt=prompts.load_prompts(session, [found.prompt_id])[0],
-        answer=found.answer,
+        id=pair.id,
+        prompt=prompts.load_prompts(session, [pair.prompt_id])[0],
+        answer=pair.answer,
         left=texts[left],
         right=texts[_other(left)],
         to_judge=pairs_for(session, actor, project),
+        said=said,
     )
 
 
@@ -194,7 +228,7 @@ def _waiting(actor: Actor, project: Project) -> Select[ComparisonPair]:
         .where(
             Comparison.project_id == project.id,
             Comparison.state == ComparisonState.open,
-            Prompt.state.not_in((PromptState.held, PromptState.retired)),
+            Prompt.state.not_in(OUT_OF_USE),
             ~ComparisonPair.alike,
             taken < Comparison.each,
             ~mine,
@@ -212,9 +246,19 @@ def _other(one: Preferred) -> Preferred:
 
 
 def prefer(
-    session: Session, actor: Actor, project: Project, pair_id: int, side: Side, *, seconds: float | None = None
+    session: Session,
+    actor: Actor,
+    project: Project,
+    pair_id: int,
+    side: Side,
+    *,
+    seconds: float | None = None,
+    again: bool = False,
 ) -> Comparison:
-    """Store which text of a pair is better; a second preference is ignored. Raises `NotFound`, `Conflict`."""
+    """Store which text of a pair is better. A second preference is ignored, unless the critic changes it with `again`.
+
+    Raises `NotFound`, and `Conflict` where the comparison is closed.
+    """
     require(session, actor, project, Right.judges)
     pair = session.get(ComparisonPair, pair_id)
     # Locked, so that the last two judgements cannot both miss that the comparison is complete.
@@ -228,14 +272,18 @@ def prefer(
     if pair.alike:
         raise Forbidden("The two texts of this pair are alike: nobody is asked.")
     known = session.scalar(
-        select(Preference.id).where(Preference.pair_id == pair.id, Preference.critic_id == actor.user_id)
+        select(Preference).where(Preference.pair_id == pair.id, Preference.critic_id == actor.user_id)
     )
-    if known is not None:
+    if known is not None and not again:
         return found
     if found.state is ComparisonState.closed:
         raise Conflict("This comparison is closed: thank you, it needs no more judgements.")
     left = _left(pair.id, actor)
     preferred = {"left": left, "right": _other(left), "neither": Preferred.neither}[side]
+    if known is not None:
+        known.preferred, known.left, known.seconds = preferred, left, seconds
+        session.flush()
+        return found
     session.add(Preference(pair_id=pair.id, critic_id=actor.user_id, preferred=preferred, left=left, seconds=seconds))
     session.flush()
     standing = standing_of(session, found)

@@ -35,6 +35,7 @@ class PairView:
     left: str
     right: str
     to_judge: int
+    said: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,17 @@ class CompareView:
     slug: str
     name: str
     pair: PairView | None
+    can_go_back: bool
 
 
 @router.get("/annotate/{slug}/compare")
-def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The next pair."""
+def show(request: Request, session: SessionDep, who: Me, slug: str, last: bool = False) -> Response:
+    """The next pair; with `last` the one judged last, to change what was said of it."""
     project = judged_project(session, who.actor, slug)
-    shown = comparisons.next_pair(session, who.actor, project)
+    before = comparisons.last_pair(session, who.actor, project)
+    shown = (before if last else None) or comparisons.next_pair(session, who.actor, project)
     shell = shell_for(request, who.actor, who.csrf_token, title=f"Compare · {project.name}", section="annotate")
-    view = CompareView(slug, project.name, pair_view(shown) if shown else None)
+    view = CompareView(slug, project.name, pair_view(shown) if shown else None, can_go_back=before is not None)
     return page("judging/compare.html", shell=replace(shell, project_name=project.name), view=view)
 
 
@@ -66,19 +69,19 @@ def pair_view(shown: PairShown) -> PairView:
         left=shown.left,
         right=shown.right,
         to_judge=shown.to_judge,
+        said=shown.said or "",
     )
 
 
 @router.post("/annotate/{slug}/compare")
 def prefer(session: SessionDep, who: Poster, form: Form, slug: str) -> RedirectResponse:
-    """Store which text is better, and redirect to the next pair."""
+    """Store which text is better, or change it, and redirect to the next pair."""
     project = judged_project(session, who.actor, slug)
     pair_id, side = parse_id(text_of(form, "pair")), text_of(form, "side")
+    seconds, again = parse_seconds(text_of(form, "seconds")), text_of(form, "again") == "yes"
     for valid in SIDES:
         if side == valid:
-            comparisons.prefer(
-                session, who.actor, project, pair_id, valid, seconds=parse_seconds(text_of(form, "seconds"))
-            )
+            comparisons.prefer(session, who.actor, project, pair_id, valid, seconds=seconds, again=again)
             return RedirectResponse(f"/annotate/{slug}/compare", status_code=303)
     raise Invalid("Choose the left text, the right one, or neither.", field="side")
 

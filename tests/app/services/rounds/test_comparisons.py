@@ -15,6 +15,7 @@ from app.models import (
     ComparisonState,
     Evaluation,
     ModelVersion,
+    Preference,
     Preferred,
     Project,
     Prompt,
@@ -123,6 +124,52 @@ class TestJudging:
             comparisons.prefer(session, critic, project, pair.id, side)
         standing = comparisons.standing_of(session, made)
         assert (standing.done, standing.neither) == (1, 0)
+
+    def test_the_last_one_can_be_changed_while_it_is_open(
+        self, session: Session, project: Project, admin: Actor, two: Two
+    ) -> None:
+        made = comparisons.start(session, admin, project, old=two[0], new=two[1])
+        critic, other = (factories.make_critic(session, project) for _ in range(2))
+        assert comparisons.last_pair(session, critic, project) is None
+        sides: tuple[comparisons.Side, ...] = ("left", "right")
+        for one in sides:
+            pair = comparisons.next_pair(session, critic, project)
+            assert pair is not None
+            comparisons.prefer(session, critic, project, pair.id, one)
+        assert pair is not None
+        last = comparisons.last_pair(session, critic, project)
+        assert last is not None
+        assert (last.id, last.left, last.right, last.said) == (pair.id, pair.left, pair.right, "right")
+        assert comparisons.last_pair(session, other, project) is None
+        changes: list[tuple[comparisons.Side, str]] = [("left", last.left.split()[0]), ("neither", "neither")]
+        for side, preferred in changes:
+            comparisons.prefer(session, critic, project, last.id, side, again=True, seconds=3.0)
+            again = comparisons.last_pair(session, critic, project)
+            assert again is not None
+            assert (again.id, again.said) == (last.id, side)
+            given = session.scalars(select(Preference).where(Preference.pair_id == last.id)).one()
+            assert (given.preferred, given.seconds) == (preferred, 3.0)
+        assert comparisons.standing_of(session, made).done == 2
+        judge_all(session, project, critic, "new")
+        assert made.state is ComparisonState.closed
+        assert comparisons.last_pair(session, critic, project) is None
+        with pytest.raises(Conflict):
+            comparisons.prefer(session, critic, project, last.id, "left", again=True)
+        session.expire_all()
+        given = session.scalars(select(Preference).where(Preference.pair_id == last.id)).one()
+        assert given.preferred is Preferred.neither
+
+    def test_a_prompt_on_hold_is_not_shown_again(
+        self, session: Session, project: Project, admin: Actor, two: Two
+    ) -> None:
+        comparisons.start(session, admin, project, old=two[0], new=two[1])
+        critic = factories.make_critic(session, project)
+        pair = comparisons.next_pair(session, critic, project)
+        assert pair is not None
+        comparisons.prefer(session, critic, project, pair.id, "left")
+        session.get_one(Prompt, pair.prompt.id).state = "held"  # type: ignore[assignment]
+        session.flush()
+        assert comparisons.last_pair(session, critic, project) is None
 
     def test_who_may_not(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
         made = comparisons.start(session, admin, project, old=two[0], new=two[1])

@@ -52,6 +52,36 @@ class TestBlindly:
         assert [one.seconds for one in session.scalars(select(Preference))] == [3.5, 3.5]
         assert session.scalars(select(Comparison)).one().closed_at is not None
 
+    def test_the_last_one_is_changed(self, browser: Browser, session: Session, project: Project) -> None:
+        browser.sign_in(person(session, role=Role.admin))
+        browser.get("/admin/projects/scenes/comparisons")
+        form: dict[str, object] = {"old": "0", "new": "1", "pairs": "9", "each": "2"}
+        browser.post("/admin/projects/scenes/comparisons", form)
+        path = "/annotate/scenes/compare"
+        fresh = browser.get(path).text
+        assert 'data-key="u"' not in fresh
+        assert browser.get(f"{path}?last=yes").text.count("aria-pressed") == 0
+        pair = re.search(r'name="pair" value="(\d+)"', fresh)
+        assert pair is not None
+        browser.post(path, {"pair": pair[1], "side": "left", "seconds": "3.5"})
+        assert f'href="{path}?last=yes" data-key="u"' in browser.get(path).text
+        shown = browser.get(f"{path}?last=yes").text
+        assert f'name="pair" value="{pair[1]}"' in shown
+        assert re.findall(r'value="(\w+)" data-key="\d" aria-keyshortcuts="\d" aria-pressed="true"', shown) == ["left"]
+        assert 'name="again" value="yes"' in shown
+        browser.post(path, {"pair": pair[1], "side": "right"})  # an old page of the pair changes nothing
+        kept = session.scalars(select(Preference)).one()
+        assert (kept.preferred is kept.left, kept.seconds) == (True, 3.5)
+        assert browser.post(path, {"pair": pair[1], "side": "right", "again": "yes"}).headers["location"] == path
+        session.refresh(kept)
+        assert kept.preferred is not kept.left
+        assert "1 of 4 judgements" in browser.get("/admin/projects/scenes/comparisons/1").text
+        second = re.search(r'name="pair" value="(\d+)"', browser.get(path).text)
+        assert second is not None
+        browser.post(path, {"pair": second[1], "side": "neither"})
+        over = browser.get(path).text
+        assert ("No pair to compare" in over, f"{path}?last=yes" in over) == (True, True)
+
     def test_a_strange_side_is_refused(self, browser: Browser, session: Session, project: Project) -> None:
         browser.sign_in(person(session, role=Role.admin))
         browser.get("/admin/projects/scenes/comparisons")
