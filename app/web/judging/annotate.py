@@ -140,6 +140,7 @@ def render_page(
             chosen_keys=key_bindings.load_key_bindings(session, who.actor),
             instructions=instructions.load_instructions(session, row, settings),
             lease_seconds=settings.lease_minutes * 60,
+            pairs=comparisons.pairs_for(session, who.actor, row),
         )
         shell = shell_for(request, who.actor, who.csrf_token, title=project.name, section="annotate", messages=messages)
         response = page(TEMPLATE, shell=shell, view=view)

@@ -98,7 +98,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class JudgeView:
-    """The critic's page."""
+    """The critic's page. `pairs` wait to be compared when it is opened."""
 
     slug: str
     project_name: str
@@ -114,6 +114,7 @@ class JudgeView:
     chosen_keys: Mapping[str, str]
     instructions: Instructions
     lease_seconds: float
+    pairs: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,26 @@ class TestBlindly:
         assert [one.seconds for one in session.scalars(select(Preference))] == [3.5, 3.5]
         assert session.scalars(select(Comparison)).one().closed_at is not None
 
+    def test_the_judging_page_mentions_them_while_there_are_prompts(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        factories.make_candidate_set(session, project)
+        browser.sign_in(person(session, role=Role.admin))
+        assert "to compare" not in browser.get("/annotate/scenes").text
+        form: dict[str, object] = {"old": "0", "new": "1", "pairs": "9", "each": "1"}
+        browser.get("/admin/projects/scenes/comparisons")
+        browser.post("/admin/projects/scenes/comparisons", form)
+        page = browser.get("/annotate/scenes").text
+        assert 'id="work"' in page
+        assert re.search(r'class="pairs-waiting" href="/annotate/scenes/compare"[^>]*>2 pairs to compare<', page)
+        assert 'aria-label="Project Scenes, 2 pairs to compare"' in page
+        for words in ("1 pair to compare", None):
+            pair = re.search(r'name="pair" value="(\d+)"', browser.get("/annotate/scenes/compare").text)
+            assert pair is not None
+            browser.post("/annotate/scenes/compare", {"pair": pair[1], "side": "neither"})
+            found = re.search(r">([^<]* to compare)<", browser.get("/annotate/scenes").text)
+            assert (found[1] if found else None) == words
+
     def test_the_last_one_is_changed(self, browser: Browser, session: Session, project: Project) -> None:
         browser.sign_in(person(session, role=Role.admin))
         browser.get("/admin/projects/scenes/comparisons")
