@@ -63,6 +63,26 @@ def test_a_critic_compares_by_keys(visitor: Visitor, history: world.World, site:
     assert given[0].preferred == "neither"
     assert given[1].preferred == given[1].left
     assert given[1].seconds is not None
+    before = texts.all_text_contents()
+    page.keyboard.press("u")
+    expect(page.get_by_role("button", name="Neither is better", pressed=True)).to_be_visible()
+    seen(page, ".blind")
+    page.keyboard.press("Escape")
+    expect(texts).to_have_text(before)
+    seen(page, ".blind")
+    page.keyboard.press("u")
+    expect(page.get_by_role("button", name="Neither is better", pressed=True)).to_be_visible()
+    seen(page, ".blind")
+    page.keyboard.press("2")
+    expect(texts).to_have_text(before)
+    with site.sessions() as session:
+        changed = session.get_one(Preference, given[0].id)
+        assert changed.preferred not in ("neither", changed.left)
+        assert session.scalar(select(func.count()).select_from(Preference)) == count + 2
+    page.set_viewport_size({"width": 640, "height": 400})
+    box = page.get_by_role("img", name="Image 1 of 1").bounding_box()
+    assert box is not None
+    assert box["height"] >= 200
 
 
 def test_an_admin_sees_it_stand_and_closes_it(admin: Visit, site: Site) -> None:
