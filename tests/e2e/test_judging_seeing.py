@@ -68,6 +68,24 @@ def test_the_original_is_loaded_to_zoom(visitor: Visitor, site: Site) -> None:
     expect(page.locator(".picture img").nth(1)).not_to_have_js_property("currentSrc", site.url + second)
 
 
+@pytest.mark.parametrize("size", [(640, 400), (820, 600), (520, 560)], ids=["half", "large half", "upright"])
+def test_the_picture_keeps_half_the_height_at_200_percent(
+    visitor: Visitor, scenes: world.World, size: tuple[int, int]
+) -> None:
+    page = visitor().sign_in(scenes.critic, to="/annotate/scenes")
+    ready(page)
+    picture, desk = (page.locator(one).first.bounding_box() for one in (".picture", ".desk"))
+    candidate = page.locator(".candidate").first.bounding_box()
+    assert picture is not None
+    assert desk is not None
+    assert candidate is not None
+    # Beside the candidates it has half of the window; above them, half of what the bars leave.
+    assert picture["height"] >= (size[1] / 2 if size[0] > size[1] else desk["height"] / 2 - 16)
+    assert candidate["y"] + candidate["height"] <= desk["y"] + desk["height"]
+    assert candidate["width"] >= 200
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") == 0
+
+
 def test_several_images_differences_and_folds(visitor: Visitor, two_images: world.World, site: Site) -> None:
     visit = visitor()
     page = visit.sign_in(two_images.critic, to="/annotate/scenes")
