@@ -28,6 +28,10 @@ class Settings(BaseSettings):
     model_folders: str = Field(
         default="", description="Folders that hold base models which projects may name, separated by commas"
     )
+    allow_pickle_weights: bool = Field(
+        default=False,
+        description="Load base models whose weights are pickle files, which can run code as they are opened",
+    )
     secret_key: str = Field(default="", description="Key of signed forms; empty: generated once and kept in data_dir")
     host: str = "127.0.0.1"
     port: int = 8000

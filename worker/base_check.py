@@ -7,6 +7,7 @@ import logging
 from app.db.sessions import session_scope
 from app.services.rounds import base_checks
 from app.services.rounds.versions import resolve_base
+from app.settings import get_settings
 from illume.errors import VlmError
 from illume.model.check import check_in_child
 from worker.child_process import environment
@@ -21,7 +22,8 @@ def check_base(check_id: int) -> None:
     if base_model is None:
         return
     try:
-        good, detail = True, check_in_child(resolve_base(base_model), env=environment())
+        allow_pickle = get_settings().allow_pickle_weights
+        good, detail = True, check_in_child(resolve_base(base_model), env=environment(), allow_pickle=allow_pickle)
     except VlmError as error:
         good, detail = False, str(error)
     log.info("base model %s: %s", base_model, detail)

@@ -55,7 +55,9 @@ class ModelCache:
             threads = get_settings().torch_threads
             if threads:
                 torch.set_num_threads(threads)
-            self._vlm, self._base, self._adapter = load_vlm(base, device=device_name()), base, None
+            allow_pickle = get_settings().allow_pickle_weights
+            vlm = load_vlm(base, device=device_name(), allow_pickle=allow_pickle)
+            self._vlm, self._base, self._adapter = vlm, base, None
         if self._adapter != adapter:
             set_adapter(self._vlm, None if adapter is None else adapter_folder(adapter))
             self._adapter = adapter
@@ -66,7 +68,7 @@ class ModelCache:
         base = resolve_base(base_model)
         key = (base, *_file_states(Path(base)))
         if base_model != STARTER and key not in self._checked:
-            check_in_child(base, env=environment())
+            check_in_child(base, env=environment(), allow_pickle=get_settings().allow_pickle_weights)
             self._checked.add(key)
 
     def drop(self) -> None:

@@ -146,6 +146,7 @@ def make_job(inputs: RoundInputs, rows: Sequence[SnapshotRow]) -> TuningJob:
         parent=None if inputs.parent.adapter is None else adapter_folder(inputs.parent.adapter),
         init=chosen["init"],
         parent_scores=known,
+        allow_pickle=here.allow_pickle_weights,
         meteor=here.meteor,
         settings=settings,
     )

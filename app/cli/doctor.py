@@ -183,7 +183,8 @@ def check_model(settings: Settings) -> Finding:
     model = settings.starter_dir / "model"
     code = (
         "from transformers import AutoModelForImageTextToText as M, AutoProcessor as P\n"
-        f"M.from_pretrained({str(model)!r}); P.from_pretrained({str(model)!r}, backend='pil')"
+        f"M.from_pretrained({str(model)!r}, trust_remote_code=False, use_safetensors=True)\n"
+        f"P.from_pretrained({str(model)!r}, trust_remote_code=False, backend='pil')"
     )
     done = python(code)
     if done.returncode:

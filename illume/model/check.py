@@ -20,12 +20,15 @@ from illume.errors import UNEXPECTED_ERRORS, VlmError
 
 SECONDS = 120.0
 MEMORY_BYTES = 8 * 2**30
+ALLOW_PICKLE = "--allow-pickle"
 TRIED_TEXT = "Q: What is in the picture?"
 
 
-def check_in_child(base: str, *, env: Mapping[str, str] | None = None, seconds: float = SECONDS) -> str:
+def check_in_child(
+    base: str, *, env: Mapping[str, str] | None = None, seconds: float = SECONDS, allow_pickle: bool = False
+) -> str:
     """Checks `base` in a child process, and returns a short description. Raises VlmError if it cannot be used."""
-    command = [sys.executable, "-m", "illume.model.check", base]
+    command = [sys.executable, "-m", "illume.model.check", base, *([ALLOW_PICKLE] if allow_pickle else [])]
     try:
         done = subprocess.run(  # noqa: S603  (our own interpreter and module)
             command,
@@ -50,8 +53,8 @@ def check_in_child(base: str, *, env: Mapping[str, str] | None = None, seconds: 
     return detail
 
 
-def describe(base: str) -> str:
-    """A short description of the model. Raises VlmError if it cannot be used."""
+def describe(base: str, *, allow_pickle: bool = False) -> str:
+    """A short description of the model. Raises VlmError if it cannot be used: see `check_weights` for its weights."""
     import torch
     from PIL import Image
 
@@ -59,7 +62,7 @@ def describe(base: str) -> str:
     from illume.model.vlm import Vlm, encode
 
     config = read_config(base)
-    check_weights(base)
+    check_weights(base, allow_pickle=allow_pickle)
     processor = load_processor(base, config)
     _check_end_token(base, config, processor)
     vlm = Vlm(None, processor, torch.device("cpu"), torch.float32, base)
@@ -85,14 +88,14 @@ def _check_end_token(base: str, config: object, processor: object) -> None:
         raise VlmError(f"{base} has no end token in its generation configuration or its tokenizer")
 
 
-def main(base: str) -> None:
+def main(base: str, *, allow_pickle: bool) -> None:
     """Limits this process, checks `base`, and prints the result."""
     end_with(os.getppid())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (int(2 * SECONDS), int(2 * SECONDS)))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     try:
-        answer = {"good": True, "detail": describe(base)}
+        answer = {"good": True, "detail": describe(base, allow_pickle=allow_pickle)}
     except VlmError as error:
         answer = {"good": False, "detail": str(error)}
     except UNEXPECTED_ERRORS as error:
@@ -101,4 +104,4 @@ def main(base: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], allow_pickle=ALLOW_PICKLE in sys.argv[2:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ ADAPTER_RECORD = "illume_adapter.json"
 
 _LOAD_ERRORS = (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError)
 """What the auto classes of transformers raise when a file is missing or malformed."""
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+"""Names of weights in the format of pickle, which can run code as it is opened."""
 
 _LONGEST_HEADER = 100 * 2**20
 """Safetensors files with a longer header are refused by the format's own reader too, in bytes."""
@@ -93,16 +96,25 @@ def load_processor(base: str, config: Any) -> Any:
     return processor
 
 
-def check_weights(base: str) -> None:
-    """Raises VlmError unless the weight files of a model folder are complete, by names and headers."""
+def check_weights(base: str, *, allow_pickle: bool = False) -> None:
+    """Raises VlmError unless the weight files of a model folder are complete, by names and headers.
+
+    Without `allow_pickle` they must be safetensors, those that an index names and those of an adapter within too.
+    """
     folder = Path(base)
     if not folder.is_dir():
         return
+    if not allow_pickle:
+        _refuse_pickles(folder)
     for index in sorted(folder.glob("*.index.json")):
+        if index.name.endswith(".bin.index.json") and not allow_pickle:
+            continue  # never read
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             raise VlmError(f"{index} is not a readable index of weights") from error
+        if not allow_pickle and (foreign := [name for name in names if not str(name).endswith(".safetensors")]):
+            raise VlmError(pickles_refused(f"the model {base}", [str(foreign[0])]))
         if missing := [str(name) for name in names if not (folder / str(name)).is_file()]:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise VlmError(f"the folder {base} lacks the weights {missing[0]}{others}, which {index.name} names")
@@ -112,6 +124,26 @@ def check_weights(base: str) -> None:
     for path in files:
         if path.suffix == ".safetensors":
             _tensor_shapes(path)
+
+
+def pickles_refused(owner: str, names: Sequence[str] = ()) -> str:
+    """Why weights that are no safetensors are not loaded; `names` are some of their files."""
+    which = f" ({', '.join(names)})" if names else ""
+    return (
+        f"{owner} has no weights as safetensors, only pickle files{which}, which can run code as they are opened:"
+        " convert them to safetensors, or allow pickles for the whole installation (ILLUME_ALLOW_PICKLE_WEIGHTS=true)"
+    )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raises VlmError if the model in `folder`, or an adapter beside it, has pickle files in place of safetensors."""
+    adapters = {path.name for path in folder.glob("adapter_model.*")}
+    if "adapter_model.bin" in adapters and "adapter_model.safetensors" not in adapters:
+        raise VlmError(pickles_refused(f"the adapter in {folder}", ["adapter_model.bin"]))
+    if any(path.name not in adapters for path in folder.glob("*.safetensors")):
+        return
+    if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise VlmError(pickles_refused(f"the model {folder}", pickles[:2]))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -189,7 +221,7 @@ def base_fingerprint(base: str) -> str | None:
 
 
 def check_adapter(base: str, adapter: str, *, config: Any = None) -> None:
-    """Raises VlmError unless `adapter` is a LoRA adapter made for `base`.
+    """Raises VlmError unless `adapter` is a LoRA adapter made for `base`, as safetensors whatever is allowed for bases.
 
     Compares the recorded base model, module names and tensor shapes. Reads file headers only, and builds the base model
     on the meta device, which allocates no memory for weights.
@@ -197,6 +229,11 @@ def check_adapter(base: str, adapter: str, *, config: Any = None) -> None:
     folder = Path(adapter)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
+            if name == "adapter_model.safetensors" and (pickles := sorted(folder.glob("*.bin"))):
+                raise VlmError(
+                    f"the adapter {adapter} is a pickle file ({pickles[0].name}), which can run code as it is opened:"
+                    " adapters are safetensors only"
+                )
             raise VlmError(f"{adapter} is not an adapter: {name} is missing")
     record_file = folder / ADAPTER_RECORD
     if record_file.is_file():

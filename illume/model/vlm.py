@@ -26,9 +26,11 @@ from illume.model.loading import (
     ADAPTER_RECORD,
     base_fingerprint,
     check_adapter,
+    check_weights,
     load_processor,
     pick_device,
     pick_dtype,
+    pickles_refused,
     read_config,
 )
 
@@ -73,14 +75,18 @@ def bare_model(vlm: Vlm) -> Any:
 # --- loading -----------------------------------------------------------------------------------------------------
 
 
-def load_vlm(base: str, *, adapter: str | None = None, device: str = "auto", dtype: str = "auto") -> Vlm:
+def load_vlm(
+    base: str, *, adapter: str | None = None, device: str = "auto", dtype: str = "auto", allow_pickle: bool = False
+) -> Vlm:
     """Loads `base` (a folder or a hub name) in evaluation mode, with the adapter in folder `adapter` if given.
 
     With "auto" for `device` and `dtype` the model runs in bfloat16 on a GPU if there is one, else in float32 on the
-    CPU. Raises VlmError. Every problem that small files can reveal is reported before the weights are read.
+    CPU. Weights are safetensors, unless `allow_pickle`. Raises VlmError. Every problem that small files can reveal is
+    reported before the weights are read.
     """
     config = read_config(base)
     processor = load_processor(base, config)
+    check_weights(base, allow_pickle=allow_pickle)
     if adapter is not None:
         check_adapter(base, adapter, config=config)
     torch_device = pick_device(device)
@@ -92,8 +98,11 @@ def load_vlm(base: str, *, adapter: str | None = None, device: str = "auto", dty
             dtype=torch_dtype,
             local_files_only=Path(base).is_dir(),
             trust_remote_code=False,
+            use_safetensors=None if allow_pickle else True,
         )
     except UNEXPECTED_ERRORS as error:
+        if not allow_pickle and "use_safetensors" in str(error):
+            raise VlmError(pickles_refused(f"the model {base}")) from error
         raise VlmError(f"the weights of {base} cannot be loaded: {error}") from error
     model.to(torch_device).eval()
     vlm = Vlm(model, processor, torch_device, torch_dtype, base)

@@ -84,6 +84,7 @@ class TuningJob:
     init: Init = "continue"
     parent_scores: dict[str, Any] | None = None  # a result of `illume.evaluation.evaluation.evaluate`, if known
     processes: Annotated[int, Field(ge=1)] = 1  # more than 1 are started by accelerate's launcher
+    allow_pickle: bool = False  # whether the weights of `base` may be pickle files
     meteor: bool = False  # also score the best epoch and the parent by METEOR, if its program is installed
     settings: TuningSettings = field(default_factory=TuningSettings)
 

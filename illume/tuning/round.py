@@ -255,7 +255,7 @@ def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool 
     run.progress.enter("preparing")
     if job.settings.threads > 0:
         torch.set_num_threads(job.settings.threads)
-    vlm = load_vlm(job.base, device=device, dtype=job.settings.dtype)
+    vlm = load_vlm(job.base, device=device, dtype=job.settings.dtype, allow_pickle=job.allow_pickle)
     run.check()
     run.leave_out_unreadable(vlm)
     begin_adapter(vlm, init=job.init, parent=job.parent, settings=job.settings)

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
 
 from app.db.sessions import session_scope
 from app.models import BaseCheck, CheckState
+from app.settings import get_settings
 from tests.worker.loop import make_check
 from worker.base_check import check_base
+from worker.model_cache import ModelCache
 from worker.process import WorkerProcess
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_pickles_need_the_setting(
+    process: WorkerProcess, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_allowed: bool
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(get_settings(), "allow_pickle_weights", is_allowed)
+    check_id = make_check(str(folder))
+    check_base(check_id)
+    with session_scope() as session:
+        found = session.get_one(BaseCheck, check_id)
+        assert found.state is (CheckState.passed if is_allowed else CheckState.failed)
+        assert ("only pickle files" in found.detail) is not is_allowed
+    if is_allowed:
+        assert ModelCache().get(str(folder), None).base == str(folder)
 
 
 def test_its_answer_is_stored(process: WorkerProcess, base: Path, tmp_path: Path) -> None:

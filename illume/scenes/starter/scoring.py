@@ -14,7 +14,7 @@ from PIL import Image
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from illume.model.loading import read_config
+from illume.model.loading import check_weights, read_config
 from illume.prompts_file import load_prompts
 from illume.records import Example
 from illume.scenes.faithfulness import is_faithful
@@ -130,6 +130,7 @@ def score_model(
     Raises VlmError if the folder contains no suitable model, ValueError for prompts that cannot be scored.
     """
     read_config(str(folder))
+    check_weights(str(folder))
     if not prompts.is_file():
         raise FileNotFoundError(f"there is no prompts file {prompts}")
     examples = [example for example in load_prompts(prompts) if split in (None, example.split)][:limit]
@@ -140,8 +141,11 @@ def score_model(
             raise ValueError(
                 f"{prompts.name}: {example.id} is not a scene: its metadata has no scene, or it has no references"
             )
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    scores = score_examples(model, AutoProcessor.from_pretrained(folder), examples)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    scores = score_examples(model.eval(), processor, examples)
     for name, value in asdict(scores).items():
         report(f"{name}: {value}")
     if out is not None:

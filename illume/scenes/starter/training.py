@@ -134,7 +134,8 @@ def train(
         raise FileExistsError(f"{out} contains a checkpoint: continue from it with --resume, or choose another folder")
     sprites = load_sprites(find_emoji(emoji))
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer") if resume else build_tokenizer(recipe.seed)
+    kept = out / "tokenizer"
+    tokenizer = AutoTokenizer.from_pretrained(kept, trust_remote_code=False) if resume else build_tokenizer(recipe.seed)
     tokenizer.save_pretrained(out / "tokenizer")
     model = build_model(tokenizer, recipe.seed).to(where)
     optimizer = _optimizer(model, recipe)

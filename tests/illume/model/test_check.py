@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from app.cli import doctor
+from app.settings import ROOT, get_settings
 from illume.errors import VlmError
 from illume.model.check import check_in_child, describe
 from illume.model.loading import base_fingerprint, check_weights
+from illume.model.vlm import load_vlm
 from tests.illume.families import make_llava
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a * b }}{% endfor %}{% endfor %}"
@@ -70,6 +77,91 @@ class TestDescribe:
         (base / "chat_template.jinja").write_text("{{ messages[7].nothing.at.all }}")
         with pytest.raises(VlmError, match=r"the chat template of .* fails"):
             describe(str(base))
+
+
+class TestPickles:
+    """Weights that can run code as they are opened are refused by name, wherever in the folder they are."""
+
+    @pytest.fixture
+    def pickled(self, base: Path) -> Path:
+        weights = load_file(base / "model.safetensors")
+        torch.save(weights, base / "pytorch_model.bin")
+        (base / "model.safetensors").unlink()
+        return base
+
+    def test_pickles_alone_are_refused(self, pickled: Path) -> None:
+        sentence = r"no weights as safetensors, only pickle files \(pytorch_model\.bin\).*ILLUME_ALLOW_PICKLE_WEIGHTS"
+        for refused in (describe, load_vlm, check_in_child):
+            with pytest.raises(VlmError, match=sentence):
+                refused(str(pickled))
+
+    def test_the_setting_allows_them(self, pickled: Path) -> None:
+        assert "a llava model" in check_in_child(str(pickled), allow_pickle=True)
+        assert load_vlm(str(pickled), device="cpu", allow_pickle=True).model is not None
+
+    def test_other_endings(self, pickled: Path) -> None:
+        (pickled / "pytorch_model.bin").rename(pickled / "model.pt")
+        with pytest.raises(VlmError, match=r"only pickle files \(model\.pt\)"):
+            check_weights(str(pickled))
+
+    def test_beside_safetensors_they_are_not_read(self, base: Path) -> None:
+        (base / "pytorch_model.bin").write_bytes(b"no weights")
+        (base / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "lost.bin"}}))
+        assert load_vlm(str(base), device="cpu").model is not None
+
+    def test_an_index_of_safetensors_names_no_others(self, base: Path) -> None:
+        (base / "model.safetensors").rename(base / "model-1.safetensors")
+        names = {"a": "model-1.safetensors", "b": "model-2.bin"}
+        (base / "model-2.bin").write_bytes(b"no weights")
+        (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+        with pytest.raises(VlmError, match=r"only pickle files \(model-2\.bin\)"):
+            load_vlm(str(base))
+
+    def test_an_adapter_in_the_folder(self, base: Path) -> None:
+        (base / "adapter_config.json").write_text("{}")
+        (base / "adapter_model.bin").write_bytes(b"no weights")
+        with pytest.raises(VlmError, match=r"the adapter in .* only pickle files \(adapter_model\.bin\)"):
+            load_vlm(str(base))
+
+    def test_an_adapter_of_its_own(self, base: Path, tmp_path: Path) -> None:
+        adapter = tmp_path / "adapter"
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text("{}")
+        (adapter / "adapter_model.bin").write_bytes(b"no weights")
+        with pytest.raises(VlmError, match=r"is a pickle file \(adapter_model\.bin\).*adapters are safetensors only"):
+            load_vlm(str(base), adapter=str(adapter), allow_pickle=True)
+
+
+def loads_without_refusing_code(source: str) -> list[str]:
+    """The calls of `from_pretrained` that do not say `trust_remote_code=False`, of classes that could run such code."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained"]
+    own = [call for call in loads if not ast.unparse(call.func).startswith(("Peft", "GenerationConfig"))]
+    return [
+        ast.unparse(call)
+        for call in own
+        if ("trust_remote_code", "False") not in [(word.arg, ast.unparse(word.value)) for word in call.keywords]
+    ]
+
+
+class TestTrust:
+    def test_every_place_that_loads_refuses_code(self) -> None:
+        files = [path for folder in ("app", "illume", "worker") for path in (ROOT / folder).rglob("*.py")]
+        loading = [path for path in files if ".from_pretrained(" in path.read_text(encoding="utf-8")]
+        assert ROOT / "illume" / "model" / "vlm.py" in loading
+        assert [found for path in loading for found in loads_without_refusing_code(path.read_text("utf-8"))] == []
+
+    def test_the_doctor_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        codes: list[str] = []
+
+        def keep(code: str) -> subprocess.CompletedProcess[str]:
+            codes.append(code)
+            return subprocess.CompletedProcess([], 0)
+
+        monkeypatch.setattr(doctor, "python", keep)
+        doctor.check_model(get_settings())
+        assert codes[0].count(".from_pretrained(") == 2
+        assert loads_without_refusing_code(codes[0]) == []
 
 
 class TestCheckInChild:
