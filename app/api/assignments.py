@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Security
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from app.api.schemas import Limit, ListOut
+from app.api.schemas import ClaimOut, Limit, ListOut, VerdictOut
 from app.http.dependencies import (
     ActorDep,
     JudgeDep,
@@ -31,8 +31,11 @@ router = APIRouter(tags=["judging"])
 @router.post(
     "/projects/{slug}/assignments",
     status_code=201,
-    response_class=Json,
-    responses={200: {"description": "max_open are held: the oldest of them"}, 204: {"description": "None is ready"}},
+    response_model=ClaimOut,
+    responses={
+        200: {"model": ClaimOut, "description": "max_open are held: the oldest of them"},
+        204: {"description": "None is ready"},
+    },
     dependencies=[Security(bearer_scheme)],
 )
 async def claim(request: Request, pool: JudgingPoolDep, slug: str) -> Response:
@@ -45,13 +48,13 @@ async def claim(request: Request, pool: JudgingPoolDep, slug: str) -> Response:
     return Json(claimed.content, status_code=200 if claimed.resumed else 201)
 
 
-@router.get("/assignments/{assignment_id}", response_class=Json)
+@router.get("/assignments/{assignment_id}", response_model=ClaimOut)
 def get_assignment(session: SessionDep, actor: ActorDep, assignment_id: str) -> Json:
     """A claim as its critic sees it."""
     return Json(assignments.get_assignment(session, actor, parse_id(assignment_id)).body)
 
 
-@router.post("/assignments/{assignment_id}/heartbeat", response_class=Json)
+@router.post("/assignments/{assignment_id}/heartbeat", response_model=ClaimOut)
 def heartbeat(session: SessionDep, actor: ActorDep, assignment_id: str) -> Json:
     """Hold a claim for another lease."""
     return Json(assignments.heartbeat(session, actor, parse_id(assignment_id)).body)
@@ -66,8 +69,8 @@ def release(session: SessionDep, actor: ActorDep, assignment_id: str) -> None:
 @router.post(
     "/assignments/{assignment_id}/verdict",
     status_code=201,
-    response_class=Json,
-    responses={202: {"description": "It came too late and was kept aside"}},
+    response_model=VerdictOut,
+    responses={202: {"model": VerdictOut, "description": "It came too late and was kept aside"}},
 )
 async def give_verdict(
     request: Request,
@@ -84,19 +87,19 @@ async def give_verdict(
     return Json(out.content, status_code=out.status, background=after)
 
 
-@router.get("/verdicts/{verdict_id}", response_class=Json)
+@router.get("/verdicts/{verdict_id}", response_model=VerdictOut)
 def get_verdict(session: SessionDep, actor: ActorDep, verdict_id: str) -> Json:
     """A verdict."""
     return Json(feed.get_verdict(session, actor, parse_id(verdict_id)))
 
 
-@router.put("/verdicts/{verdict_id}", response_class=Json)
+@router.put("/verdicts/{verdict_id}", response_model=VerdictOut)
 def change_verdict(session: SessionDep, actor: ActorDep, verdict_id: str, body: VerdictIn) -> Json:
     """Change one's own verdict: a new one that supersedes it."""
     return Json(change.change(session, actor, parse_id(verdict_id), body))
 
 
-@router.get("/projects/{slug}/verdicts", response_model=ListOut[dict[str, Any]])
+@router.get("/projects/{slug}/verdicts", response_model=ListOut[VerdictOut])
 def list_verdicts(
     session: SessionDep,
     actor: ActorDep,

@@ -71,7 +71,7 @@ def prompt_json(prompt: Prompt, rights: frozenset[Right], sets: list[CandidateSe
     "/projects/{slug}/prompts",
     status_code=201,
     response_model=PromptOut | PromptsAdded,
-    responses={200: {"description": "All of them existed already"}},
+    responses={200: {"model": PromptOut | PromptsAdded, "description": "All of them existed already"}},
 )
 def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]) -> Response:
     """Add one prompt, or several as `{"items": [...]}`. Each stands on its own: good ones are kept.

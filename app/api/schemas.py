@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.models import DeliveryState, Prompt, Role, RoundState, RoundTrigger, Scope, SnapshotItemRole, SnapshotKind
+from app.models import (
+    AssignmentState,
+    DeliveryState,
+    Prompt,
+    PromptState,
+    Role,
+    RoundState,
+    RoundTrigger,
+    Scope,
+    SnapshotItemRole,
+    SnapshotKind,
+    Split,
+    VerdictKind,
+    VerdictState,
+)
 from app.services.kernel.paging import MAX_LIMIT
-from app.services.kernel.text_rules import Time
+from app.services.kernel.text_rules import JsonObject, Time
 from app.services.projects.projects import ProjectSettings
+from app.services.prompts.prompts import MAX_ITEMS, PromptIn, PromptText
 
 T = TypeVar("T")
 
@@ -139,6 +154,88 @@ class PromptsAdded(Out):
     created: int
     unchanged: int
     errors: list[ItemError]
+
+
+class PromptsIn(BaseModel):
+    """Several new prompts. Each stands on its own: good ones are kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[PromptIn] = Field(min_length=1, max_length=MAX_ITEMS)
+
+
+class PromptChange(BaseModel):
+    """Changes to a prompt. Question, answer and split are fixed once there are candidates."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: PromptText | None = None
+    answer: PromptText | None = None
+    split: Split | None = None
+    references: list[PromptText] | None = None
+    metadata: JsonObject | None = None
+    priority: int | None = Field(None, ge=-1_000_000, le=1_000_000)
+    state: PromptState | None = Field(None, description="`retired`; or, of a prompt that is retired or held, another")
+
+
+class ClaimedPromptOut(Out):
+    """A prompt as its critic sees it."""
+
+    id: Id
+    external_id: str | None
+    split: Split
+    state: PromptState = Field(description="`ready` while the claim is open, then `judged`: never its true state")
+    question: str
+    answer: str | None
+    images: list[PromptImageOut]
+
+
+class ShownCandidateOut(Out):
+    """A candidate as its critics see it."""
+
+    id: Id
+    text: str
+
+
+class ClaimOut(Out):
+    """A claim as its critic sees it; `candidates` are in the order in which they are shown."""
+
+    id: Id
+    state: AssignmentState
+    expires_at: datetime
+    prompt: ClaimedPromptOut
+    candidates: list[ShownCandidateOut]
+
+
+class VerdictOut(Out):
+    """A verdict: what was posted, and what came of it. Of an erased one only ids and times are left.
+
+    `supersedes` is the verdict that it changed, `current` says that no other changed it. `snapshots` are those that
+    hold it; critics are told of none, and see no state but those of plain work.
+    """
+
+    schema_version: Literal[1]
+    id: Id
+    prompt: Id
+    candidate_set: Id
+    assignment: Id
+    critic: Id | None = Field(description="null once it was erased")
+    kind: VerdictKind | None = Field(description="null once it was erased")
+    state: VerdictState | Literal["deleted"]
+    picks: list[Id]
+    tags: dict[str, list[str]]
+    reason: str | None
+    rationale: str | None
+    edited_from: Id | None
+    comment: str | None
+    seconds: float | None
+    exhaustive: bool
+    shown: list[Id]
+    supersedes: Id | None
+    current: bool
+    deleted: bool
+    snapshots: list[Id]
+    created_at: datetime
 
 
 class LeftOut(BaseModel):

@@ -7,12 +7,21 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
 
 from app.api.openapi.examples import CALL_EXAMPLES, PARAMETER_EXAMPLES, SHAPE_EXAMPLES
+from app.api.schemas import PromptChange, PromptsIn
+from app.services.prompts.prompts import PromptIn
 
 PROBLEM = "application/problem+json"
 JSON = "application/json"
 LIST = "ListOut_"
+REF = "#/components/schemas/{model}"
+# The bodies of calls that read plain JSON, so that each error names its item and field.
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/projects/{slug}/prompts"): PromptIn | PromptsIn,
+    ("PATCH", "/prompts/{prompt_id}"): PromptChange,
+}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -21,6 +30,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes, openapi_version="3.1.0"
         )
+        describe_bodies(made)
         for name, example in SHAPE_EXAMPLES.items():
             if name in made["components"]["schemas"]:
                 made["components"]["schemas"][name]["examples"] = [example]
@@ -36,6 +46,18 @@ def iter_calls(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str
     for path, methods in description["paths"].items():
         for method, call in methods.items():
             yield method.upper(), path.removeprefix("/api/v1"), call
+
+
+def describe_bodies(description: dict[str, Any]) -> None:
+    """Declare the shapes in `BODIES`."""
+    for method, path, call in iter_calls(description):
+        if (method, path) in BODIES:
+            schema = TypeAdapter(BODIES[method, path]).json_schema(ref_template=REF)
+            shapes = schema.pop("$defs", {})
+            if name := schema.get("title"):
+                shapes[name], schema = schema, {"$ref": REF.format(model=name)}
+            description["components"]["schemas"].update(shapes)
+            call["requestBody"]["content"][JSON]["schema"] = schema
 
 
 def describe_errors(call: dict[str, Any]) -> None:

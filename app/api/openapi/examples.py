@@ -77,6 +77,7 @@ VERDICT = {
     "rationale": None,
     "edited_from": None,
     "comment": None,
+    "exhaustive": True,
     "shown": ["71", "72"],
     "supersedes": None,
     "current": True,
@@ -144,7 +145,13 @@ SHAPE_EXAMPLES: dict[str, Any] = {
     "ProjectOut": {**PROJECT, "id": "1", "active_version": "4", "created_at": AT},
     "ImageOut": {**IMAGE, "media_type": "image/png", "size": 20480},
     "PromptOut": PROMPT_OUT,
+    "PromptIn": PROMPT,
+    "PromptsIn": {"items": [PROMPT]},
+    "PromptChange": {"state": "retired"},
+    "PromptsAdded": {"items": [PROMPT_OUT], "created": 1, "unchanged": 0, "errors": []},
+    "ClaimOut": CLAIM,
     "VerdictIn": VERDICT_IN,
+    "VerdictOut": VERDICT,
     "RoundOut": ROUND,
     "VersionOut": {
         "id": "4",
@@ -288,7 +295,6 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "finished_at": AT,
     },
 }
-ITEMS = "WyIxMiJd"
 CALL_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", "/projects/{slug}"): {"asked": {"round_every": 40}},
     ("GET", "/projects/{slug}/stats"): {
@@ -298,15 +304,7 @@ CALL_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
             "progress": {"fresh": 12, "of": 20},
         }
     },
-    ("POST", "/projects/{slug}/prompts"): {"asked": {"items": [PROMPT]}},
-    ("PATCH", "/prompts/{prompt_id}"): {"asked": {"state": "retired"}},
-    ("POST", "/projects/{slug}/assignments"): {"answer": CLAIM},
-    ("GET", "/assignments/{assignment_id}"): {"answer": CLAIM},
-    ("POST", "/assignments/{assignment_id}/heartbeat"): {"answer": CLAIM},
-    ("POST", "/assignments/{assignment_id}/verdict"): {"answer": VERDICT},
-    ("GET", "/verdicts/{verdict_id}"): {"answer": VERDICT},
     ("PUT", "/verdicts/{verdict_id}"): {"answer": {**VERDICT, "id": "32", "supersedes": "31"}},
-    ("GET", "/projects/{slug}/verdicts"): {"answer": {"items": [VERDICT], "next": ITEMS}},
     ("GET", "/projects/{slug}/gold"): {"answer": {"items": [GOLD], "next": None}},
     ("POST", "/projects/{slug}/gold"): {"answer": GOLD},
     ("GET", "/projects/{slug}/practice"): {"answer": {"item": None}},

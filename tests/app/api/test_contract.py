@@ -21,8 +21,15 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
 
+from app.api.schemas import PromptChange
 from app.main import create_app
+from app.models import Project, Verdict
+from app.services.prompts.prompts import CHANGEABLE
+from tests import factories
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 SOME = (  # one or two of each kind of call, for every test run
@@ -116,6 +123,93 @@ def test_valid_requests(
     assert 200 <= answer.status_code < 300
     if answer.status_code == 200 and "items" in answer.json():
         assert answer.json()["items"]
+
+
+class TestJudgingShapes:
+    """The answers about prompts, claims and verdicts have the described fields, all of them and no others."""
+
+    @pytest.fixture
+    def answer(self, client: TestClient, known: dict[str, str], headers: dict[str, str]) -> Callable[..., Any]:
+        def send(method: str, path: str, body: Any = None, status: int = 200, **names: str) -> Any:
+            got = client.request(
+                method, path.format(**{**known, **names}), json=body, headers=headers, follow_redirects=False
+            )
+            assert got.status_code == status, got.text
+            described = DESCRIPTION["paths"][path][method.lower()]["responses"][str(status)]["content"]
+            schema = closed({**described["application/json"]["schema"], "components": DESCRIPTION["components"]})
+            jsonschema.Draft202012Validator(schema).validate(got.json())
+            return got.json()
+
+        return send
+
+    def test_prompts(self, answer: Callable[..., Any], known: dict[str, str]) -> None:
+        one = {"images": [known["sha256"]], "question": "Why?", "external_id": "own-1", "candidates": ["a", "b"]}
+        path = "/api/v1/projects/{slug}/prompts"
+        made = answer("POST", path, one, 201)
+        assert answer("POST", path, one)["id"] == made["id"]
+        several = answer("POST", path, {"items": [{**one, "external_id": "own-2"}, {"question": "?"}]}, 201)
+        assert several["created"] == len(several["errors"]) == 1
+        assert made["id"] in [item["id"] for item in answer("GET", path)["items"]]
+        assert answer("GET", "/api/v1/prompts/{prompt_id}", prompt_id=made["id"])["candidate_sets"]
+        assert answer("PATCH", "/api/v1/prompts/{prompt_id}", {"priority": 3}, prompt_id=made["id"])["priority"] == 3
+
+    def test_claims_and_verdicts(self, answer: Callable[..., Any], session: Session, project: Project) -> None:
+        factories.make_candidate_set(session, project, priority=9)
+        session.commit()
+        claim = answer("POST", "/api/v1/projects/{slug}/assignments", status=201)
+        own = {"assignment_id": claim["id"]}
+        assert answer("GET", "/api/v1/assignments/{assignment_id}", **own)["prompt"] == claim["prompt"]
+        assert answer("POST", "/api/v1/assignments/{assignment_id}/heartbeat", **own)["state"] == "open"
+        picked = {"kind": "picked", "picks": [claim["candidates"][0]["id"]], "tags": {}, "seconds": 2.5}
+        given = answer("POST", "/api/v1/assignments/{assignment_id}/verdict", picked, 201, **own)
+        assert given["picks"] == picked["picks"]
+        path = "/api/v1/verdicts/{verdict_id}"
+        changed = answer("PUT", path, {"kind": "none_fit", "comment": "Neither."}, verdict_id=given["id"])
+        assert changed["supersedes"] == given["id"]
+        assert answer("GET", path, verdict_id=given["id"])["current"] is False
+        # The feed shows only what is committed, which this test never does.
+        page = answer("GET", "/api/v1/projects/{slug}/verdicts")
+        described = DESCRIPTION["components"]["schemas"]["ListOut_VerdictOut_"]["properties"]["items"]["items"]
+        assert page["items"] == []
+        assert described == {"$ref": "#/components/schemas/VerdictOut"}
+
+    def test_an_erased_verdict(self, answer: Callable[..., Any], session: Session, known: dict[str, str]) -> None:
+        session.execute(update(Verdict).where(Verdict.id == int(known["verdict_id"])).values(deleted=True))
+        session.commit()
+        erased = answer("GET", "/api/v1/verdicts/{verdict_id}")
+        assert (erased["state"], erased["kind"], erased["critic"]) == ("deleted", None, None)
+
+    @pytest.mark.parametrize(
+        ("method", "path", "shapes"),
+        [
+            ("POST", "/api/v1/projects/{slug}/prompts", {"PromptIn", "PromptsIn"}),
+            ("PATCH", "/api/v1/prompts/{prompt_id}", {"PromptChange"}),
+            ("POST", "/api/v1/assignments/{assignment_id}/verdict", {"VerdictIn"}),
+            ("PUT", "/api/v1/verdicts/{verdict_id}", {"VerdictIn"}),
+        ],
+    )
+    def test_bodies_are_named_shapes(self, method: str, path: str, shapes: set[str]) -> None:
+        content = DESCRIPTION["paths"][path][method.lower()]["requestBody"]["content"]["application/json"]
+        named = content["schema"].get("anyOf", [content["schema"]])
+        assert {one["$ref"].rpartition("/")[2] for one in named} == shapes
+        for name in shapes:
+            assert DESCRIPTION["components"]["schemas"][name]["properties"]
+            assert DESCRIPTION["components"]["schemas"][name]["examples"]
+
+    def test_what_may_change_is_described(self) -> None:
+        assert set(PromptChange.model_fields) == set(CHANGEABLE)
+
+
+def closed(schema: Any) -> Any:
+    """The same schema, in which no object may have properties that it does not name."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: closed(value) for name, value in schema.items()}
+    return (
+        {**inner, "additionalProperties": False} if schema.get("type") == "object" and "properties" in schema else inner
+    )
 
 
 @pytest.mark.slow
