@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 ErrorPage = Callable[[Request, int, str, str, Mapping[str, str]], Response]
 """Renders an error for a person: request, status, title, detail, headers."""
 MACHINE_PATHS = ("/api/", "/metrics", "/healthz", "/readyz")
+API_PAGE = "/api/docs"
+"""The one page for people among the paths of programs."""
 DATABASE_UNREACHABLE = Unavailable("The database cannot be reached at the moment: try again in a few seconds.")
 DISK_FULL = Unavailable(
     "The server's disk is full; nothing was changed. Tell the administrator, then try again.",
@@ -54,7 +56,8 @@ def error_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return an error as problem+json for a program, or as a page or a toast for a person."""
-    if request.scope["path"].startswith(MACHINE_PATHS):
+    path = request.scope["path"]
+    if path.startswith(MACHINE_PATHS) and path != API_PAGE:
         return Problem(status, title, detail, extra=extra, headers=headers)
     kept = {name: value for name, value in (headers or {}).items() if name != "WWW-Authenticate"}
     error_page: ErrorPage = request.app.state.error_page

@@ -114,7 +114,7 @@ class Call:
     @property
     def api(self) -> bool:
         """Whether it is of the REST interface."""
-        return self.path.startswith("/api/")
+        return self.path.startswith("/api/v1/")
 
 
 class FormReader(HTMLParser):
