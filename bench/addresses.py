@@ -11,6 +11,7 @@ ADMIN = (
     "/admin",
     "/admin/new-project",
     "/admin/new-project/preview?template=Q",
+    "/admin/new-project/slug?name=Bench",
     "/admin/projects/bench",
     "/admin/projects/bench/prompts",
     "/admin/projects/bench/prompts?cursor={cursor}",
@@ -38,6 +39,12 @@ ADMIN = (
     "/admin/projects/bench/prompts?state=judged&said=apart&version=2",
     "/admin/projects/bench/prompts?said=alike&version=2",
     "/admin/projects/bench/prompts?said=flagged&version=1&split=test",
+    *(
+        f"/admin/projects/bench/prompts?sort={column}"
+        for column in ("question", "-answer", "split", "state", "accepted", "-priority", "external_id", "-added")
+    ),
+    "/admin/projects/bench/prompts?sort=answer&split=val&state=ready",
+    "/admin/projects/bench/prompts?view=grid&per=200",
     "/admin/projects/bench/prompts/new",
     "/admin/projects/bench/prompts/{p}",
     "/admin/projects/bench/prompts/{p}/edit",
@@ -60,6 +67,7 @@ ADMIN = (
     "/admin/projects/scenes/comparisons/1",
     "/admin/projects/bench/settings",
     "/admin/projects/bench/settings/preview?template=Q",
+    "/admin/projects/bench/export",
     "/admin/projects/bench/imports",
     "/admin/projects/bench/imports/{import}",
     "/admin/projects/bench/imports/template.csv",
@@ -80,7 +88,10 @@ ADMIN = (
 CRITIC = (
     "/annotate",
     "/annotate/bench",
+    "/annotate/bench?back=kind%3Dpicked",
     "/annotate/bench/back",
+    "/annotate/bench/returned",
+    "/account",
     "/annotate/bench/figures",
     "/annotate/bench/instructions",
     "/annotate/bench/day",
@@ -130,6 +141,7 @@ REST = (
     "/reviews/{review}",
     "/projects/bench/returned",
     "/projects/bench/dataset/dataset_info?task=sft",
+    "/projects/bench/dataset/features?format=kto&task=sft",
     "/users?limit=1000",
     "/users/me",
     "/users/{c}",
@@ -140,6 +152,7 @@ REST = (
     "/webhooks/{webhook}/deliveries?limit=1000",
     "/erasures",
     "/images/{image}",
+    "/images/{image}?width=96",
 )
 # Not asked for by the bench, each with why.
 LEFT_OUT = {
@@ -151,6 +164,7 @@ LEFT_OUT = {
     "/readyz": "asks nothing that grows",
     "/metrics": "for a machine, once in a while; its counts are looked at by tests/app/api/test_health.py",
     "/api/v1/openapi.json": "made once in a process",
+    "/api/docs": "made of what is made once in a process",
     "/api/v1/imports/{import_id}/problems": "a stream",
     "/api/v1/projects/{slug}/dataset": "a stream, measured by bench/export.py",
     "/api/v1/assignments/{assignment_id}": "only the one who holds it may look; bench/critics.py measures claims",

@@ -79,7 +79,10 @@ def _fill_for_a_turn(process: WorkerProcess, models: ModelCache, project_id: int
 def fill_for_round(
     process: WorkerProcess, models: ModelCache, project_id: int, *, report: Report, watch: Watch
 ) -> None:
-    """Sample until the pool has enough ready sets for critics while a round runs."""
+    """Sample until the pool has enough ready sets for critics while a round runs.
+
+    Prompts that cannot be sampled do not fail the round: sampling is paused then, and the round goes on.
+    """
     with session_scope() as session:
         target = settings_of(session, session.get_one(Project, project_id)).pool_for_round
     made: int | None = 0
@@ -89,7 +92,7 @@ def fill_for_round(
         report(target - missing, target)
         if missing == 0:
             return
-        made = _fill_once(process, models, project_id, target=target, limit=batch_size(process), watch=watch)
+        made = _fill_or_pause(process, models, project_id, target=target, limit=batch_size(process), watch=watch)
 
 
 def fill_others(process: WorkerProcess, models: ModelCache, project_id: int, *, watch: Watch) -> None:

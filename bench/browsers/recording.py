@@ -26,7 +26,7 @@ KINDS = {
     "heartbeat": re.compile(r"POST /annotate/[^/]+/heartbeat"),
     "figures": re.compile(r"GET /annotate/[^/]+/figures"),
     "day": re.compile(r"GET /annotate/[^/]+/day"),
-    "image": re.compile(r"GET /api/v1/images/[0-9a-f]{64}"),
+    "image": re.compile(r"GET /api/v1/images/[0-9a-f]{64}(\?width=[0-9]+)?"),
     "static": re.compile(r"GET /static/.*"),
     "page": re.compile(r"GET /annotate/[^/?]+"),
 }

@@ -30,7 +30,7 @@ from bench.browsers.recording import AHEAD, CANDIDATE, STATIC, Recording, Sent, 
 from bench.browsers.wire import Answer, ConnectionClosed, Wire
 
 CARD = re.compile(rb'id="work" data-assignment="(\d+)" data-verdict="(\d*)"')
-IMAGE = re.compile(rb'<img src="(/api/v1/images/[0-9a-f]{64})"')
+IMAGE = re.compile(rb'<img src="(/api/v1/images/[0-9a-f]{64}(?:\?width=[0-9]+)?)"')
 CSRF = re.compile(rb'id="figures-now"[^>]* data-csrf="([^"]+)"')
 GOOD = {"verdict": (200, 201), "next": (200, 204)}
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)

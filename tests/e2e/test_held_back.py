@@ -28,7 +28,7 @@ from app.services.projects import projects
 from app.services.quality import gold
 from app.services.quality.gold import GoldIn
 from app.services.rounds import comparisons
-from app.settings import ROOT
+from app.settings import ROOT, get_settings
 from tests import factories
 from tests.e2e import world
 from tests.e2e.conftest import Site, Visitor
@@ -42,18 +42,28 @@ LEFT = 3
 
 
 def test_a_base_model_is_looked_at_before_it_is_taken(
-    visitor: Visitor, scenes: world.World, site: Site, size: tuple[int, int], tmp_path: Path
+    visitor: Visitor,
+    scenes: world.World,
+    site: Site,
+    size: tuple[int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     visit = visitor(size)
     visit.watch.allow.append("422")
     page = visit.sign_in(scenes.admin, to="/admin/projects/scenes/settings")
     field = page.get_by_label("Base model", exact=True)
+    field.fill("/nowhere/at/all")  # a folder that nobody has listed
+    page.get_by_role("button", name="Save the settings").click()
+    expect(page.get_by_text("ILLUME_MODEL_FOLDERS").first).to_be_visible()
+    monkeypatch.setenv("ILLUME_MODEL_FOLDERS", str(tmp_path))
+    get_settings.cache_clear()
     field.fill(str(tmp_path))  # a local folder that is empty is reported at once
     page.get_by_role("button", name="Save the settings").click()
     expect(field).to_have_attribute("aria-invalid", "true")
     expect(field).to_have_value(str(tmp_path))
     expect(page.get_by_text(f"The folder '{tmp_path}' lacks ")).to_be_visible()
-    for folder, badge in (("/nowhere/at/all", "cannot be used"), (str(ROOT / "starter" / "model"), "can be used")):
+    for folder, badge in ((str(tmp_path / "none"), "cannot be used"), (str(ROOT / "starter" / "model"), "can be used")):
         field.fill(folder)
         page.get_by_role("button", name="Save the settings").click()
         expect(page.get_by_text("being looked at")).to_be_visible()
@@ -92,7 +102,9 @@ def test_critics_decide_whether_a_better_version_becomes_active(
     visitor: Visitor, scenes: world.World, site: Site, size: tuple[int, int], wanted: str
 ) -> None:
     page = visitor(size).sign_in(scenes.admin, to="/admin/projects/scenes/settings")
-    page.get_by_label("Let critics decide").check()
+    field = page.get_by_label("Let critics decide")
+    page.locator("details", has=field).locator("summary").click()
+    field.check()
     page.get_by_role("button", name="Save the settings").click()
     expect(page.get_by_text("The settings are saved")).to_be_visible()
     two_versions(site, scenes, wanted)

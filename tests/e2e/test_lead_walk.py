@@ -70,9 +70,10 @@ def test_from_an_empty_project_to_pandas(
     check(page)
 
     page.goto(f"{site.url}/annotate/bird-photos")
-    instructions = page.locator("#instructions-dialog[open]")
-    if instructions.count():
-        page.keyboard.press("Escape")
+    expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
+    instructions = page.get_by_role("button", name="Close the instructions")
+    if instructions.is_visible():
+        instructions.click()
     for question in QUESTIONS:
         expect(page.locator("body")).to_contain_text(question)
         page.wait_for_timeout(600)  # a verdict at once is taken for a second press of the key before

@@ -138,7 +138,7 @@ class TestCompare:
             "settings": {"seed": 0},
             "answers": {"accuracy": 0.5},
             "gold": {"sampled": {"rouge_l": values}},
-            "heldout": {"mean_logprob": [-1.0]},
+            "heldout": {"prompts": ["a"], "mean_logprob": [-1.0]},
             **changes,
         }
 
