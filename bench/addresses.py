@@ -101,6 +101,7 @@ CRITIC = (
     *(f"/annotate/bench/history?kind={kind}" for kind in ("picked", "none_fit", "skipped", "flagged")),
     "/annotate/bench/practice",
     "/annotate/bench/compare",
+    "/annotate/bench/compare?last=yes",
 )
 REST = (
     "/projects",
