@@ -248,7 +248,10 @@ def test_by_keyboard_alone(visitor: Visitor, history: world.World) -> None:
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(page.get_by_role("link", name="Start a round…")).to_be_focused()
-    page.get_by_label("Account").press("Enter")
+    page.get_by_label(f"Account {history.admin}").press("Enter")
+    for name in ("Your account", "REST interface"):
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name=name)).to_be_focused()
     page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Sign out", exact=True)).to_be_focused()
     page.keyboard.press("Enter")
