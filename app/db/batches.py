@@ -44,6 +44,7 @@ class BatchConnection(psycopg.AsyncConnection[TupleRow]):
         new: dict[str, tuple[int, bytes]] = {}
         executed: list[int] = []
         count = 0
+        self._batch_is_out = True
         for sql, values in statements:
             name = self._batch_names.get(sql)
             if name is None and sql in new:
@@ -61,7 +62,6 @@ class BatchConnection(psycopg.AsyncConnection[TupleRow]):
             pgconn.pipeline_sync()
         else:
             pgconn.send_flush_request()
-        self._batch_is_out = True
         results = await self.wait(exchange(pgconn, count + sync))
         self._batch_is_out = False
         for sql, (place, name) in new.items():

@@ -186,6 +186,20 @@ class TestTransaction:
 
         on_a_pool(url, work)
 
+    def test_a_batch_that_breaks_off_before_it_is_sent_leaves_nothing_to_the_next(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def work(pool: JudgingPool) -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr(judging_pool, "as_parameter", lambda _: object())
+                with pytest.raises(TypeError):
+                    async with pool.transaction() as transaction:
+                        await transaction.run((ADD, {"name": "a", "n": 1}))
+            assert await count(pool, "a") == 0
+            assert stored(url) == 0
+
+        on_a_pool(url, work)
+
     def test_a_cancelled_request_leaves_no_answer_to_the_next(self, url: str) -> None:
         async def work(pool: JudgingPool) -> None:
             async def wait() -> None:
