@@ -279,13 +279,17 @@ def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, 
         if text_of(form, "act") == "start":
             imports.start_import(session, who.actor, found.id)
     except Invalid as error:
-        session.rollback()
-        view = import_view(session, slug, found, problem=error.detail)
-        return page(ONE, shell=frame.shell, view=view, status=422)
+        return page_with_problem(session, frame, slug, found, error)
     except Conflict:
         session.rollback()  # the import was started meanwhile: its page shows the progress
         return RedirectResponse(here, status_code=303)
     return RedirectResponse(here, status_code=303)
+
+
+def page_with_problem(session: Session, frame: Frame, slug: str, found: Import, error: Invalid) -> Response:
+    """The page of a draft as it was, with what is wrong with the form."""
+    session.rollback()
+    return page(ONE, shell=frame.shell, view=import_view(session, slug, found, problem=error.detail), status=422)
 
 
 def submit_plan(session: Session, who: SignedIn, found: Import, form: FormData) -> None:
@@ -315,9 +319,7 @@ def give_images(
         submit_plan(session, who, found, form)
         imports.give_images(session, who.actor, found.id, [(one.filename or "", one.file) for one in files])
     except Invalid as error:
-        session.rollback()
-        view = import_view(session, slug, found, problem=error.detail)
-        return page(ONE, shell=frame.shell, view=view, status=422)
+        return page_with_problem(session, frame, slug, found, error)
     except Conflict:
         session.rollback()  # the import was started meanwhile: its page shows the progress
     return RedirectResponse(here, status_code=303)
