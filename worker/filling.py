@@ -13,9 +13,10 @@ from app import queue
 from app.db.sessions import session_scope
 from app.errors import DomainError, NotFound
 from app.models import ModelVersion, Project
-from app.services.candidates import candidates, pauses, pools
+from app.services.candidates import candidates, pools
 from app.services.candidates.candidates import NewCandidate, PromptData, SamplingClaim
 from app.services.kernel.store import get_store
+from app.services.projects import pauses
 from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import lease
 from app.settings import get_settings

@@ -13,12 +13,13 @@ from app import queue
 from app.db.sessions import database_now, session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInAttempt, WebSession
-from app.services.candidates import pauses, pools
+from app.services.candidates import pools
 from app.services.erasure import redaction, running
 from app.services.imports import running as imports
 from app.services.integrations import webhooks
 from app.services.judging import assignments
 from app.services.kernel import counters, workers
+from app.services.projects import pauses
 from app.services.projects.projects import settings_of
 from app.services.quality import set_agreements
 from app.services.rounds import base_checks, rounds

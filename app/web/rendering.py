@@ -51,6 +51,7 @@ MESSAGES: Mapping[str, str] = {
     "photos-added": "The prompts are added.",
     "target-set": "The daily target is saved.",
     "critic-resumed": "The critic may go on; gold prompts count anew from now.",
+    "resumed": "A worker tries the model again in a moment.",
     "retried": "The round goes on from its last checkpoint.",
     "revoked": "The token is revoked.",
     "role-set": "The role is changed.",

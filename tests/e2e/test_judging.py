@@ -438,7 +438,7 @@ class TestEmptyStates:
         visit = visitor()
         page = visit.sign_in(scenes.critic, to="/annotate/scenes")
         expect(page.get_by_role("heading", name="The pool is being filled")).to_be_visible()
-        expect(page.get_by_text("12 wait for theirs")).to_be_visible()
+        expect(page.get_by_text("12 prompts are waiting for explanations")).to_be_visible()
         with site.sessions.begin() as session:
             world.refill(session, scenes)
         ready(page)

@@ -11,10 +11,11 @@ from app import queue
 from app.db.sessions import database_now, session_scope
 from app.models import Candidate, CandidateSet, Project, Prompt, SamplingPause
 from app.services import sweep
-from app.services.candidates import candidates, pauses, pools
+from app.services.candidates import candidates, pools
 from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
+from app.services.projects import pauses
 from app.services.rounds import versions
 from tests import factories
 from tests.conftest import forget_settings

@@ -16,9 +16,9 @@ from app.models import (
     Prompt,
     PromptState,
 )
-from app.services.candidates import pauses
 from app.services.kernel import counters
 from app.services.kernel.leases import held, lapsed
+from app.services.projects import pauses
 from app.services.projects.projects import settings_of
 
 MAX_COUNTED = 1000
@@ -107,6 +107,12 @@ def count_missing_sets(session: Session, project: Project, *, target: int | None
         return 0
     left = _count(session, select(CandidateSet.id).where(*abandoned_sets(project)), missing)
     return left + _count(session, unsampled_prompts(session, project), missing - left)
+
+
+def has_unsampled(session: Session, project: Project) -> bool:
+    """Whether a prompt waits that a worker can still sample."""
+    left = _count(session, select(CandidateSet.id).where(*abandoned_sets(project)), 1)
+    return bool(left or _count(session, unsampled_prompts(session, project), 1))
 
 
 def list_starving(session: Session, *, without: int) -> list[int]:

@@ -22,6 +22,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app import queue
 from app.errors import Conflict, Invalid, NotFound
 from app.models import (
     Membership,
@@ -35,11 +36,22 @@ from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require, require_admin
 from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import validation_message
+from app.services.projects import pauses
 from app.services.projects.base_models import refuse_unlisted
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 from illume.settings import CANDIDATES
 
 LONGEST_PROPOSAL = 50
+SAMPLING_SETTINGS = (
+    "base_model",
+    "template",
+    "temperatures",
+    "top_k_share",
+    "top_p",
+    "max_new_tokens",
+    "redraws",
+)
+"""What decides how candidates are sampled: a model that could not be used with other values is tried anew."""
 SLUG_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 INSTRUCTIONS = (
     "Look at the image, the question and the answer. Pick every explanation that is true of the image and says why the "
@@ -304,3 +316,6 @@ def _apply_changes(session: Session, project: Project, before: ProjectSettings, 
         overlap.change_order(session, project.id, by_spread=after.uncertain_first)
     if changed("overlap", "adaptive_overlap", "aggregation", "weigh_reliability"):
         rules.refresh_prompts(session, project.id)
+    if changed(*SAMPLING_SETTINGS):
+        pauses.resume(session, project.id)
+        queue.send(session, queue.FILL_POOL, project.id)

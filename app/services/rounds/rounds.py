@@ -17,7 +17,7 @@ from app.services.acceptance.counting import OUT_OF_USE
 from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import fresh_count
 from app.services.integrations import webhooks
-from app.services.kernel import audit, counters
+from app.services.kernel import audit, counters, workers
 from app.services.kernel.actors import SYSTEM, Actor, require
 from app.services.kernel.leases import ROUNDS, held
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
@@ -210,6 +210,13 @@ def start_if_due(session: Session, project_id: int) -> bool:
 def active_round(session: Session, project: Project) -> Round | None:
     """The project's active round, if any."""
     return session.scalar(select(Round).where(Round.project_id == project.id, Round.state.in_(ACTIVE_ROUND_STATES)))
+
+
+def has_worker(session: Session, running: Round) -> bool:
+    """Whether a worker runs this round, or is alive to take it up."""
+    if session.scalar(select(Round.id).where(Round.id == running.id, held(Round.beats_at))) is not None:
+        return True
+    return bool(workers.list_workers(session, queue="default" if running.snapshot_id is None else "model"))
 
 
 def training_elsewhere(session: Session, project: Project) -> Round | None:

@@ -9,17 +9,19 @@ from sqlalchemy.orm import Session
 from app.errors import Forbidden
 from app.models import Project, PromptState
 from app.services.acceptance import rules
-from app.services.candidates import pauses, pools
-from app.services.kernel import counters, workers
+from app.services.candidates import pools
+from app.services.kernel import counters
 from app.services.kernel.actors import Actor, project_rights
 from app.services.kernel.rights import Right
 from app.services.projects import projects
-from app.services.rounds import comparisons, rounds
+from app.services.read_models.supply import Supply, SupplyState, supply_of
+from app.services.rounds import comparisons
 from app.web.judging.views import Empty
-from app.web.rendering import duration
+from app.web.rendering import duration, number
 from app.web.words import round_words
 
 HERE = "It appears here automatically; you need not reload."
+ASK = "Ask an admin"
 
 
 def explain_empty(session: Session, actor: Actor, project: Project) -> Empty:
@@ -34,28 +36,10 @@ def explain_empty(session: Session, actor: Actor, project: Project) -> Empty:
 
 def explain_lack(session: Session, actor: Actor, project: Project) -> Empty:
     """Why no prompt is ready, and what a person with this role can do about it."""
-    waiting = pools.count_waiting(session, project, limit=1000)
+    supply = supply_of(session, project)
+    if supply.state is not SupplyState.enough:
+        return explain_supply(session, actor, project, supply)
     claimable = pools.count_claimable(session, project, limit=1000)
-    running = rounds.active_round(session, project)
-    sampling = pools.count_sampling(session, project)
-    if waiting and running is not None and not sampling:
-        return Empty(
-            "paused",
-            f"Round {running.number} is running",
-            "The model is being tuned on what was picked. New candidates are made when it is done.",
-            f"{round_words(running)}. {HERE}",
-            float(running.progress.get("fraction") or 0.0),
-        )
-    stopped = pauses.current_pause(session, project)
-    if waiting and stopped is not None and not sampling:
-        return Empty(
-            "stalled",
-            "The model cannot be used",
-            f"No explanations can be written: {stopped.reason}",
-            f"It is tried again from time to time. An admin can choose another model. {HERE}",
-        )
-    if waiting or sampling:
-        return explain_filling(session, project, sampling, waiting)
     if claimable:
         return Empty(
             "others",
@@ -92,43 +76,96 @@ def explain_end(session: Session, actor: Actor, project: Project) -> Empty:
     )
 
 
-def explain_filling(session: Session, project: Project, sampling: int, waiting: int) -> Empty:
-    """While the pool is being filled: how many prompts wait and how long it takes, or that no worker is running."""
-    count = f"{waiting} {'waits for its own' if waiting == 1 else 'wait for theirs'}"
-    if not sampling and not workers.list_workers(session, queue="model"):
-        return Empty(
-            "stalled",
-            "Nothing writes candidates now",
-            f"No model worker is running: {count} until one is started.",
-            f"An admin starts one. {HERE}",
-        )
-    if not sampling and (elsewhere := rounds.training_elsewhere(session, project)) is not None:
-        return Empty(
-            "busy",
-            "The model is busy with another project",
-            f"A training round of another project is running: {round_words(elsewhere)}. {count}.",
-            f"It makes room for this project within a few minutes. {HERE}",
-            float(elsewhere.progress.get("fraction") or 0.0),
-        )
-    if not sampling and pools.is_sampled_elsewhere(session, project):
-        return Empty(
-            "busy",
-            "The model is busy with another project",
-            f"It is writing explanations for another project; the projects take turns. {count}.",
-            f"This project's turn comes within a minute or two. {HERE}",
-        )
+def explain_supply(session: Session, actor: Actor, project: Project, supply: Supply) -> Empty:
+    """While prompts wait for explanations: who writes them and how long it takes, or why nobody does.
+
+    Only admins are told why a model cannot be used: the reason may name folders of a machine.
+    """
+    manages = Right.administers in project_rights(session, actor, project)
+    base = f"/admin/projects/{project.slug}"
+    see = ((base, "Go to the project"),) if manages else ()
+    count = f"{number(supply.waiting)} {'prompt is' if supply.waiting == 1 else 'prompts are'} waiting for explanations"
+    running = supply.round
+    progress = float(running.progress.get("fraction") or 0.0) if running else None
+    match supply.state:
+        case SupplyState.in_round if running:
+            return Empty(
+                "paused",
+                f"Round {running.number} is running",
+                "The model is being tuned on what was picked. New explanations are written when it is done.",
+                f"{round_words(running)}. {HERE}",
+                progress,
+            )
+        case SupplyState.round_stalled if running:
+            return Empty(
+                "stalled",
+                f"Training round {running.number} is waiting for a worker",
+                f"{count} until it is done, and no worker is running.",
+                f"Start a worker: illume worker. {HERE}" if manages else f"An admin has to start a worker. {HERE}",
+                links=see,
+            )
+        case SupplyState.unusable:
+            why = supply.reason if manages else "it could not be loaded or gave an error"
+            return Empty(
+                "stalled",
+                "The model cannot be used",
+                f"No explanations can be written: {why}",
+                f"It is tried again from time to time. {'Choose another model, or resume' if manages else ASK} "
+                f"{'on the page of the project' if manages else 'to look at it'}. {HERE}",
+                links=see,
+            )
+        case SupplyState.switched_off:
+            return Empty(
+                "stalled",
+                "No explanations are being written",
+                f"{count}, and this project keeps none ready: its pool target is 0.",
+                f"Set a pool target in the settings. {HERE}" if manages else f"{ASK} for more. {HERE}",
+                links=((f"{base}/settings#field-pool_target", "Set the pool target"),) if manages else (),
+            )
+        case SupplyState.failed:
+            return Empty(
+                "stalled",
+                "No explanations could be written",
+                f"{count}, and the model has failed on all of them. The next version tries again.",
+                f"The page of each prompt says why. {HERE}" if manages else f"{ASK} to look at them. {HERE}",
+                links=((f"{base}/prompts?state=waiting", "See the prompts"),) if manages else (),
+            )
+        case SupplyState.no_worker:
+            return Empty(
+                "stalled",
+                "Nothing is writing explanations",
+                f"No model worker is running: {count}.",
+                f"Start a worker: illume worker. {HERE}" if manages else f"An admin has to start one. {HERE}",
+                links=see,
+            )
+        case SupplyState.training_elsewhere if running:
+            return Empty(
+                "busy",
+                "The model is busy with another project",
+                f"A training round of another project is running: {round_words(running)}. {count}.",
+                f"It makes room for this project within a few minutes. {HERE}",
+                progress,
+            )
+        case SupplyState.writing_elsewhere:
+            return Empty(
+                "busy",
+                "The model is busy with another project",
+                f"It is writing explanations for another project; the projects take turns. {count}.",
+                f"This project's turn comes within a minute or two. {HERE}",
+            )
     each = pools.recent_seconds_per_set(session, project)
+    left = supply.waiting + supply.sampling
     how_long = (
         "The first ones take a moment longer, because the model is loaded for them."
         if each is None
-        else f"One takes about {duration(max(1.0, each))}, all of them about {duration(each * (waiting + sampling))}."
+        else f"One takes about {duration(max(1.0, each))}, all of them about {duration(each * left)}."
     )
     return Empty(
         "filling",
         "The pool is being filled",
-        f"The model is writing candidates: {sampling} prompts at this moment, {count}."
-        if sampling
-        else f"A model worker takes this project up in a moment: {count}.",
+        f"The model is writing explanations for {supply.sampling} prompts now; {count}."
+        if supply.sampling
+        else f"A model worker will begin in a moment: {count}.",
         f"{how_long} {HERE}",
     )
 

@@ -7,26 +7,27 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden
 from app.http.dependencies import SessionDep
 from app.models import ModelVersion, Project, Role, Round, RoundState, Worker
 from app.services.acceptance import rules
-from app.services.candidates import pauses, pools
+from app.services.candidates import pools
 from app.services.kernel import counters, workers
 from app.services.kernel.actors import Actor, project_rights
-from app.services.kernel.rights import SEES
-from app.services.projects import projects
+from app.services.kernel.rights import SEES, Right
+from app.services.projects import pauses, projects
 from app.services.projects.projects import ProjectSettings
 from app.services.quality import agreement
 from app.services.quality.agreement import Agreement
 from app.services.read_models import overviews
 from app.services.read_models.overviews import Activity
+from app.services.read_models.supply import Supply, SupplyState, supply_of
 from app.services.rounds import rounds, versions
-from app.web.access import Me
-from app.web.admin.frame import Frame, frame_of
+from app.web.access import Me, Poster, managed_project
+from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.rounds.scores import VersionRow, metric_of, score_chart, version_rows
 from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart
@@ -92,6 +93,21 @@ class RunningRound:
 
 
 @dataclass(frozen=True, slots=True)
+class LackView:
+    """Why nothing is written for the prompts that wait, and the next step.
+
+    `command` is one to type on a machine; `resume` asks for a button that tries the model again; `link` is a URL and
+    its text.
+    """
+
+    title: str
+    text: str
+    command: str = ""
+    resume: bool = False
+    link: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LoopView:
     """One project's loop."""
 
@@ -102,7 +118,7 @@ class LoopView:
     stations: tuple[Station, ...]
     sentence: str
     step: tuple[str, str] | None
-    stopped: str
+    lack: LackView | None
     notice: str
     round: RunningRound | None
     metric: str
@@ -163,6 +179,13 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     return page("admin/projects/project.html", shell=frame.shell, view=view)
 
 
+@router.post("/projects/{slug}/resume")
+def resume(session: SessionDep, who: Poster, slug: str) -> RedirectResponse:
+    """End the pause of a project whose model could not be used."""
+    pauses.try_now(session, who.actor, managed_project(session, who.actor, slug, Right.administers))
+    return back_to(f"/admin/projects/{slug}", "resumed")
+
+
 def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
     """The loop of a project as its page shows it."""
     project = frame.project
@@ -172,7 +195,8 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
     pace = overviews.load_activity(session, project)
     made_by = {one.id: one for one in rounds.list_rounds(session, actor, project, limit=200).items}
     rows = version_rows(known, made_by, project.active_version_id)
-    stations, sentence, step = make_stations(session, project, settings, running, known, rows, pace)
+    supply = supply_of(session, project)
+    stations, sentence, step = make_stations(session, project, settings, running, known, rows, pace, supply)
     waiting = next((row for row in rows if row.waits), None)
     return LoopView(
         slug=project.slug,
@@ -182,7 +206,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         stations=stations,
         sentence=sentence,
         step=step,
-        stopped=stopped.reason if (stopped := pauses.current_pause(session, project)) is not None else "",
+        lack=lack_view(project.slug, supply, may_manage=frame.may_manage),
         notice=f"{waiting.name} was made but not activated: {waiting.reason}" if waiting else "",
         round=running_round(running) if running else None,
         metric=metric_of(known),
@@ -205,7 +229,44 @@ def running_round(running: Round) -> RunningRound:
     )
 
 
+def lack_view(slug: str, supply: Supply, *, may_manage: bool) -> LackView | None:
+    """Why nobody writes explanations though prompts wait for them; None where somebody does, or none waits."""
+    count = f"{number(supply.waiting)} {'prompt is' if supply.waiting == 1 else 'prompts are'} waiting for explanations"
+    base = f"/admin/projects/{slug}"
+    match supply.state:
+        case SupplyState.unusable:
+            return LackView(
+                "The model cannot be used.",
+                f"{supply.reason} It is tried again from time to time."
+                if may_manage
+                else f"{count}. An admin sees why.",
+                resume=True,
+                link=(f"{base}/settings#field-base_model", "Go to the base model"),
+            )
+        case SupplyState.no_worker:
+            return LackView("No model worker is running.", f"{count}. Start a worker:", command="illume worker")
+        case SupplyState.round_stalled if supply.round:
+            text = f"{count} until it is done. Start a worker:"
+            title = f"Training round {supply.round.number} is waiting for a worker."
+            return LackView(title, text, command="illume worker")
+        case SupplyState.switched_off:
+            where = (f"{base}/settings#field-pool_target", "Set a pool target")
+            return LackView("No explanations are kept ready.", f"{count}, and the pool target is 0.", link=where)
+        case SupplyState.failed:
+            where = (f"{base}/prompts?state=waiting", "See the prompts")
+            text = f"{count}, and the active version has failed on all of them; the page of each says why."
+            return LackView("No explanations could be written.", text, link=where)
+    return None
+
+
 # The stations
+
+SUPPLY_SENTENCES = {
+    SupplyState.writing: "Critics are waiting for explanations: a worker is writing them.",
+    SupplyState.soon: "Critics are waiting for explanations: a worker will begin in a moment.",
+    SupplyState.training_elsewhere: "Critics are waiting for explanations: the worker is training another project.",
+    SupplyState.writing_elsewhere: "Critics are waiting for explanations: the worker is writing for another project.",
+}
 
 
 def make_stations(
@@ -216,6 +277,7 @@ def make_stations(
     known: list[ModelVersion],
     rows: tuple[VersionRow, ...],
     pace: Activity,
+    supply: Supply,
 ) -> tuple[tuple[Station, ...], str, tuple[str, str] | None]:
     """The four stations, with the one that the loop waits for highlighted, a sentence about it, and the next step."""
     claimable = pools.estimate_claimable(session, project)
@@ -224,7 +286,7 @@ def make_stations(
     fresh = rules.fresh_count(session, project)
     is_empty = not any(one.n for one in counters.prompt_counts(session, project))
     lit, sentence = find_waiting_station(
-        settings, running, claimable=claimable, waiting=waiting + sampling, fresh=fresh, is_empty=is_empty
+        settings, running, supply, claimable=claimable, waiting=waiting + sampling, fresh=fresh, is_empty=is_empty
     )
     base = f"/admin/projects/{project.slug}"
     active = next((row for row in rows if row.active), None)
@@ -324,7 +386,14 @@ def round_station(
 
 
 def find_waiting_station(
-    settings: ProjectSettings, running: Round | None, *, claimable: int, waiting: int, fresh: int, is_empty: bool
+    settings: ProjectSettings,
+    running: Round | None,
+    supply: Supply,
+    *,
+    claimable: int,
+    waiting: int,
+    fresh: int,
+    is_empty: bool,
 ) -> tuple[str, str]:
     """The station that the loop waits for, and a sentence that says why."""
     if running is not None:
@@ -334,7 +403,7 @@ def find_waiting_station(
     if claimable == 0 and waiting == 0:
         return "", "Every prompt is judged: add prompts, or let prompts with an accepted rationale be judged again."
     if claimable == 0:
-        return "candidates", "The critics wait for candidates: a worker is writing them."
+        return "candidates", SUPPLY_SENTENCES.get(supply.state, "Critics are waiting: nothing is being written.")
     missing = settings.round_every - fresh
     if missing > 0:
         return "verdicts", f"{missing} more prompts with an accepted rationale make the next round."

@@ -11,7 +11,7 @@ from app.models import CandidateSet, CandidateSetState, ModelVersion, Prompt, Pr
 from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.verdict_schema import parse_verdict
-from app.services.projects import projects
+from app.services.projects import pauses, projects
 from tests import factories, judging
 from tests.conftest import CommittedDatabase
 
@@ -47,6 +47,25 @@ class TestUpdateProject:
         with pytest.raises(Conflict) as caught:
             projects.update_project(session, SYSTEM, project.slug, {"base_model": "third"})
         assert caught.value.field == "base_model"
+
+    @pytest.mark.parametrize(
+        ("changes", "ends"),
+        [
+            ({"base_model": "other"}, True),
+            ({"max_new_tokens": 20}, True),
+            ({"overlap": 2}, False),
+            ({"name": "N"}, False),
+        ],
+    )
+    def test_a_change_of_what_is_sampled_ends_a_pause(
+        self, session: Session, changes: dict[str, object], ends: bool
+    ) -> None:
+        project, other = factories.make_project(session), factories.make_project(session)
+        for one in (project, other):
+            pauses.pause(session, one.id, one.active_version_id or 0, "it lacks a shard")
+        projects.update_project(session, SYSTEM, project.slug, changes)
+        assert pauses.is_paused(session, project) is not ends
+        assert pauses.is_paused(session, other)
 
     def test_overlap_changes_apply_to_offered_sets(self, session: Session) -> None:
         project = factories.make_project(session)

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.models import Project, Role
-from app.services.candidates import pauses
+from app.services.projects import pauses
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -33,11 +33,32 @@ class TestLive:
     def test_a_model_that_cannot_be_used_is_news(self, browser: Browser, session: Session, project: Project) -> None:
         path = "/admin/projects/scenes"
         etag = browser.get(path, headers=FRAGMENT).headers["etag"]
+        factories.make_prompt(session, project)
         pauses.pause(session, project.id, project.active_version_id or 0, "it lacks <a> shard")
         answer = browser.get(path, headers={**FRAGMENT, "If-None-Match": etag})
         assert answer.status_code == 200
         assert "it lacks &lt;a&gt; shard" in answer.text
         assert "#field-base_model" in answer.text
+        assert 'action="/admin/projects/scenes/resume"' in answer.text
+
+    def test_who_only_looks_is_not_told_the_reason(self, browser: Browser, session: Session, project: Project) -> None:
+        browser.client.cookies.clear()
+        browser.sign_in(factories.make_member(session, project, user=person(session), role=Role.viewer))
+        factories.make_prompt(session, project)
+        pauses.pause(session, project.id, project.active_version_id or 0, "/srv/models/it lacks a shard")
+        page = browser.get("/admin/projects/scenes").text
+        assert "An admin sees why" in page
+        assert "/srv/models" not in page
+        assert "/resume" not in page
+
+    def test_resume_ends_a_pause(self, browser: Browser, session: Session, project: Project) -> None:
+        factories.make_prompt(session, project)
+        pauses.pause(session, project.id, project.active_version_id or 0, "broken")
+        assert "Resume" in browser.get("/admin/projects/scenes").text
+        answer = browser.post("/admin/projects/scenes/resume")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/admin/projects/scenes?done=resumed")
+        assert "A worker tries the model again in a moment" in browser.get(answer.headers["location"]).text
+        assert pauses.current_pause(session, project) is None
 
 
 class TestRights:
@@ -49,7 +70,7 @@ class TestRights:
             assert browser.get(f"/admin/projects/scenes{path}").status_code == 200
         assert browser.get("/admin/projects/scenes/settings").status_code == 403
         browser.get("/annotate")
-        for path in ("rounds", "rounds/1/cancel", "versions/0/activate", "settings"):
+        for path in ("rounds", "rounds/1/cancel", "versions/0/activate", "settings", "resume"):
             assert browser.post(f"/admin/projects/scenes/{path}").status_code == 403, path
 
     def test_a_stranger_finds_nothing(self, browser: Browser, session: Session, project: Project) -> None:

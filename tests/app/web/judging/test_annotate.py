@@ -24,8 +24,7 @@ from app.models import (
     VerdictKind,
     Worker,
 )
-from app.services.candidates import pauses
-from app.services.projects import projects
+from app.services.projects import pauses, projects
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -106,12 +105,12 @@ class TestJudge:
         factories.make_member(session, empty, user=session.scalars(select(User)).first())
         page = browser.get("/annotate/empty")
         assert page.status_code == 200
-        assert "Nothing writes candidates now" in page.text
-        assert "No model worker is running: 2 wait for theirs" in page.text
+        assert "Nothing is writing explanations" in page.text
+        assert "No model worker is running: 2 prompts are waiting for explanations" in page.text
         factories.add(session, Worker(name="here:1", queues="model", device="cpu"))
         page = browser.get("/annotate/empty")
         assert "The pool is being filled" in page.text
-        assert "2 wait for theirs" in page.text
+        assert "2 prompts are waiting for explanations" in page.text
         assert "the model is loaded" in page.text
         done = factories.make_candidate_set(session, empty)
         done.state, done.source = CandidateSetState.judged, CandidateSource.model
@@ -190,13 +189,60 @@ class TestNothingToJudge:
         page = browser.get("/annotate/waiting").text
         assert "It is writing explanations for another project; the projects take turns" in page
 
-    def test_says_why_the_model_cannot_be_used(self, browser: Browser, session: Session) -> None:
+    def test_only_an_admin_is_told_why_the_model_cannot_be_used(self, browser: Browser, session: Session) -> None:
         stopped = factories.make_project(session, slug="stopped")
         factories.make_prompt(session, stopped)
-        pauses.pause(session, stopped.id, stopped.active_version_id or 0, "it lacks <a> shard")
-        page = self.seen_by(browser, session, stopped, Role.critic)
-        assert "No explanations can be written: it lacks &lt;a&gt; shard" in page
+        pauses.pause(session, stopped.id, stopped.active_version_id or 0, "/srv/models/<a> lacks a shard")
+        for role in (Role.critic, Role.reviewer):
+            page = self.seen_by(browser, session, stopped, role)
+            assert "The model cannot be used" in page
+            assert "/srv/models" not in page
+            assert "Ask an admin to look at it" in page
+            assert "being filled" not in page
+            browser.client.cookies.clear()
+        page = self.seen_by(browser, session, stopped, Role.admin)
+        assert "No explanations can be written: /srv/models/&lt;a&gt; lacks a shard" in page
+        assert '<a class="button main" href="/admin/projects/stopped">Go to the project</a>' in page
+
+    @pytest.mark.parametrize(
+        ("case", "title", "asked_of_admins", "link"),
+        [
+            ("no worker", "Nothing is writing explanations", "Start a worker: illume worker", ""),
+            ("stalled round", "Training round 1 is waiting for a worker", "Start a worker: illume worker", ""),
+            ("no pool", "No explanations are being written", "Set a pool target", "/settings#field-pool_target"),
+            ("all failed", "No explanations could be written", "of each prompt says why", "/prompts?state=waiting"),
+        ],
+    )
+    def test_what_is_missing_and_who_can_mend_it(
+        self, browser: Browser, session: Session, case: str, title: str, asked_of_admins: str, link: str
+    ) -> None:
+        stuck = factories.make_project(session, slug="stuck", pool_target=0 if case == "no pool" else 40)
+        prompt = factories.make_prompt(session, stuck)
+        if case in ("no pool", "all failed"):
+            factories.add(session, Worker(name="here:1", queues="model", device="cpu"))
+        if case == "stalled round":
+            stalled = factories.make_round(session, stuck, state=RoundState.training)
+            stalled.worker, stalled.beats_at = "gone:1", datetime.now(UTC) - timedelta(hours=1)
+        if case == "all failed":
+            failed = factories.make_candidate_set(session, stuck, prompt=prompt)
+            failed.state, failed.version_id = CandidateSetState.failed, stuck.active_version_id
+            prompt.state = PromptState.waiting
+        session.flush()
+        page = self.seen_by(browser, session, stuck, Role.critic)
+        assert title in page
+        assert "1 prompt is waiting for explanations" in page
         assert "being filled" not in page
+        assert "dmin" in page  # who to ask
+        assert "illume worker" not in page
+        assert "/admin/" not in page
+        browser.client.cookies.clear()
+        page = self.seen_by(browser, session, stuck, Role.admin)
+        assert asked_of_admins in page
+        assert f'href="/admin/projects/stuck{link}"' in page
+        overview = browser.get("/admin/projects/stuck").text
+        assert "data-lack" in overview
+        assert "1 prompt is waiting for explanations" in overview
+        assert ("<code>illume worker</code>" in overview) is (not link)
 
 
 @pytest.mark.usefixtures("critic")

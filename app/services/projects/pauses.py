@@ -5,7 +5,11 @@ from __future__ import annotations
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
+from app import queue
 from app.models import Project, SamplingPause
+from app.services.kernel import audit
+from app.services.kernel.actors import Actor, require
+from app.services.kernel.rights import Right
 
 FIRST_SECONDS = 60
 LONGEST_SECONDS = 3600
@@ -36,6 +40,14 @@ def pause(session: Session, project_id: int, version_id: int, reason: str) -> No
 def resume(session: Session, project_id: int) -> None:
     """End a project's pause."""
     session.execute(delete(SamplingPause).where(SamplingPause.project_id == project_id))
+
+
+def try_now(session: Session, actor: Actor, project: Project) -> None:
+    """End a project's pause because an admin asks for it: a worker tries the model at once."""
+    require(session, actor, project, Right.administers)
+    resume(session, project.id)
+    queue.send(session, queue.FILL_POOL, project.id)
+    audit.record(session, actor, "project.resume", f"project:{project.slug}", project.id)
 
 
 def current_pause(session: Session, project: Project) -> SamplingPause | None:
