@@ -15,7 +15,8 @@ VerdictKind = Literal["picked", "none_fit", "skipped", "flagged"]
 class Example:
     """One prompt: images and a question, usually an answer, sometimes reference rationales.
 
-    `images` are paths of image files. `metadata` may contain a scene graph under the key `scene`.
+    `images` are paths of image files. `metadata` may contain a scene graph under the key `scene`, and the language of
+    the texts under `language`, a BCP 47 tag.
     """
 
     id: str
@@ -25,6 +26,12 @@ class Example:
     references: tuple[str, ...] = ()
     split: str = "train"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def language(self) -> str | None:
+        """The language of the texts, a BCP 47 tag; None if the metadata name none."""
+        found = self.metadata.get("language")
+        return found if isinstance(found, str) and found.strip() else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from app.services.rounds.snapshots import RoundPlan
 from app.services.rounds.training_set import SnapshotRow
 from app.settings import get_settings
 from illume.evaluation.activation import FEWEST_PROMPTS, heldout_by_prompt
-from illume.evaluation.metrics import paired_bootstrap
+from illume.evaluation.metrics import METRICS_VERSION, paired_bootstrap
 from illume.records import TrainingRow
 from illume.settings import EvaluationSettings, TuningSettings
 from illume.tuning.job import TuningJob, read_json, write_job, write_json
@@ -165,6 +165,7 @@ def settings_hash(plan: RoundPlan, settings: TuningSettings) -> str:
         "base": plan.base_model,
         "template": settings.template,
         "evaluation": dataclasses.asdict(settings.evaluation),
+        "metrics": METRICS_VERSION,
     }
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -245,7 +246,7 @@ def _by_prompt(scores: Mapping[str, Any]) -> dict[str, list[float | None]]:
     found: dict[str, list[float | None]] = {}
     for part, prefix in (("gold", ""), ("own", "own_")):
         for style in ("greedy", "sampled"):
-            for name in ("rouge_l", "meteor", "cider", "faithful"):
+            for name in ("rouge_l", "chrf", "meteor", "cider", "faithful"):
                 values = scores.get(part, {}).get(style, {}).get(name)
                 if values is not None:
                     found[f"{prefix}{style}_{name}"] = list(values)

@@ -7,8 +7,8 @@ The result of `evaluate` can be written as JSON:
   and `accuracy`.
 * `gold`, `own`: scores of rationales generated after the gold answer (or the model's own if there is none), and after
   the model's own answer. Both have `greedy` and `sampled`, with `rationales` (a list of texts per prompt), per-prompt
-  means `rouge_l`, `cider` (None without references) and `faithful` (None without a scene), and `means` over the corpus,
-  with `bleu` (1-4) and `distinct_2`. Under `own`, `filtered` repeats the means over prompts whose own answer is
+  means `rouge_l`, `chrf`, `cider` (None without references) and `faithful` (None without a scene), and `means` over the
+  corpus, with `bleu` (1-4) and `distinct_2`. Under `own`, `filtered` repeats the means over prompts whose own answer is
   correct, as is common in the literature. If METEOR is computed, there are also `meteor`, per prompt and on average,
   and `meteor_corpus`.
 * `heldout`: the mean log-likelihood per token of held-out accepted rationales, one by one and on average.
@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from illume.evaluation.meteor import Meteor
-from illume.evaluation.metrics import answer_correct, bleu, cider, distinct_n, faithful, rouge_l
+from illume.evaluation.metrics import answer_correct, bleu, chrf, cider, distinct_n, faithful, rouge_l
 from illume.model.prompting import DEFAULT_TEMPLATE, render_rationale_prompt
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, bare_model, decode
@@ -113,7 +113,7 @@ def _score_answers(
         progress = _count_texts(report, 1)
         own = generate_answers(vlm, examples, sampling, progress=progress, prompt_cache=prompt_cache)
     correct = [
-        None if example.answer is None else answer_correct(answer, example.answer)
+        None if example.answer is None else answer_correct(answer, example.answer, language=example.language)
         for example, answer in zip(examples, own, strict=True)
     ]
     return {"own": own, "gold": [example.answer for example in examples], "correct": correct, "accuracy": mean(correct)}
@@ -269,10 +269,8 @@ def score_rationales(
     ciders = _ciders(examples, texts)
     result: Scores = {
         "rationales": [list(row) for row in texts],
-        "rouge_l": [
-            mean([rouge_l(text, example.references) for text in row]) if example.references else None
-            for example, row in zip(examples, texts, strict=True)
-        ],
+        "rouge_l": _against_references(rouge_l, examples, texts),
+        "chrf": _against_references(chrf, examples, texts),
         "cider": ciders,
         "faithful": [
             mean([_faithful(text, example) for text in row]) for example, row in zip(examples, texts, strict=True)
@@ -282,6 +280,16 @@ def score_rationales(
     if correct is not None:
         result["filtered"] = _means(examples, result, [index for index, right in enumerate(correct) if right])
     return result
+
+
+def _against_references(
+    score: Callable[[str, Sequence[str]], float], examples: Sequence[Example], texts: Sequence[Sequence[str]]
+) -> list[float | None]:
+    """The mean score of each example's texts; None without references."""
+    return [
+        mean([score(text, example.references) for text in row]) if example.references else None
+        for example, row in zip(examples, texts, strict=True)
+    ]
 
 
 def add_meteor(scores: Scores, examples: Sequence[Example], program: Meteor) -> Scores:
@@ -344,6 +352,7 @@ def _means(examples: Sequence[Example], result: Mapping[str, Any], chosen: Seque
     return {
         "n": len(chosen),
         "rouge_l": mean([result["rouge_l"][index] for index in chosen]),
+        "chrf": mean([result["chrf"][index] for index in chosen]),
         "cider": mean([result["cider"][index] for index in chosen]),
         "faithful": mean([result["faithful"][index] for index in chosen]),
         "bleu": bleu([text for text, _ in referenced], [refs for _, refs in referenced]) if referenced else None,

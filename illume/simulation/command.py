@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from illume.errors import VlmError
 from illume.evaluation.meteor import INSTALL, Meteor, MeteorError, MeteorMissingError
+from illume.evaluation.metrics import METRICS_VERSION
 from illume.figure import INSTALL as FIGURE_INSTALL
 from illume.figure import can_draw, figure
 from illume.files import write_text
@@ -112,6 +113,7 @@ def _inputs(settings: SimulationSettings) -> dict[str, Any]:
     files = [Path(name) for name in settings.prompts]
     return {
         "model": base_fingerprint(settings.model) if Path(settings.model).is_dir() else None,
+        "metrics": METRICS_VERSION,
         "prompts": [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None for path in files],
     }
 

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from illume.evaluation.evaluation import mean
-from illume.evaluation.metrics import Counts, bleu_counts, bleu_intervals, bootstrap_interval, caption_rouge_l
+from illume.evaluation.metrics import (
+    Counts,
+    bleu_counts,
+    bleu_intervals,
+    bootstrap_interval,
+    caption_rouge_l,
+    caption_words,
+)
 from illume.records import Example
 from illume.simulation.report import cell
 
@@ -29,9 +36,9 @@ TITLES = {
 
 EXPLAINED = (
     "As the field reports them: rationales behind the model's own answer, of all prompts (unfiltered) or of those "
-    "whose own answer is right (filtered); BLEU of the corpus, its intervals from corpora drawn again; ROUGE-L with "
-    "the COCO caption evaluation's words and beta = 1.2; METEOR and CIDEr-D as means over prompts, and METEOR of the "
-    "corpus."
+    "whose own answer is right (filtered). All are made for English: they split texts into words as the COCO caption "
+    "evaluation does. BLEU of the corpus, its intervals from corpora drawn again; ROUGE-L with beta = 1.2; METEOR and "
+    "CIDEr-D as means over prompts, and METEOR of the corpus."
 )
 
 
@@ -99,7 +106,7 @@ def _counts(heldout: Sequence[Example], part: Scores) -> Counts:
     rows = np.zeros((len(heldout), 10))
     for place, (example, texts) in enumerate(zip(heldout, part["rationales"], strict=True)):
         if example.references:
-            rows[place] = bleu_counts(texts, [example.references] * len(texts)).sum(axis=0)
+            rows[place] = bleu_counts(texts, [example.references] * len(texts), tokenise=caption_words).sum(axis=0)
     return rows
 
 

@@ -15,9 +15,11 @@ Scores = Mapping[str, Any]
 MEASURES: dict[str, Callable[[Scores], Values]] = {
     "rouge_l": lambda scores: scores["gold"]["sampled"]["rouge_l"],
     "truth": lambda scores: scores["gold"]["sampled"]["faithful"],
+    "chrf": lambda scores: scores["gold"]["sampled"].get("chrf", []),
     "meteor": lambda scores: scores["gold"]["sampled"].get("meteor", []),
     "rouge_l_greedy": lambda scores: scores["gold"]["greedy"]["rouge_l"],
     "truth_greedy": lambda scores: scores["gold"]["greedy"]["faithful"],
+    "chrf_greedy": lambda scores: scores["gold"]["greedy"].get("chrf", []),
     "meteor_greedy": lambda scores: scores["gold"]["greedy"].get("meteor", []),
     "accuracy": lambda scores: [None if one is None else float(one) for one in scores["answers"]["correct"]],
 }
@@ -26,10 +28,12 @@ MEASURES: dict[str, Callable[[Scores], Values]] = {
 TITLES = {
     "rouge_l": "ROUGE-L, T = 0.7",
     "truth": "truth, T = 0.7",
-    "meteor": "METEOR, T = 0.7",
+    "chrf": "chrF++, T = 0.7",
+    "meteor": "METEOR (English), T = 0.7",
     "rouge_l_greedy": "ROUGE-L, greedy",
     "truth_greedy": "truth, greedy",
-    "meteor_greedy": "METEOR, greedy",
+    "chrf_greedy": "chrF++, greedy",
+    "meteor_greedy": "METEOR (English), greedy",
     "accuracy": "answer accuracy",
 }
 

@@ -106,6 +106,26 @@ class TestUpgrade:
             expected = [(n, None if n % 2 else f"it is red, {n}", True) for n in range(1, 4101)]
             assert [tuple(row) for row in rows] == expected
 
+    def test_rationales_in_other_scripts_get_new_keys(self, empty: str, empty_engine: Engine) -> None:
+        migrations.upgrade(empty, "0018")
+        written = {
+            1: ("Auf der Straße。", "auf der straße。"),
+            2: ("It is red.", "it is red"),
+            3: ("यह लाल है।", "यह लाल है।"),
+        }
+        with empty_engine.begin() as connection:
+            connection.execute(text("SET LOCAL session_replication_role = replica"))  # without the rows it names
+            statement = text("""
+                INSERT INTO verdicts (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, shown,
+                                      rationale, rationale_key)
+                VALUES (1, :n, 1, 1, 1, 'picked', '{}', :rationale, :key)""")
+            values = [{"n": n, "rationale": one, "key": key} for n, (one, key) in written.items()]
+            connection.execute(statement, values)
+        migrations.upgrade(empty)
+        with empty_engine.connect() as connection:
+            rows = connection.execute(text("SELECT rationale_key FROM verdicts ORDER BY assignment_id"))
+            assert [row[0] for row in rows] == ["auf der strasse", "it is red", "यह लाल है"]
+
     def test_metadata_that_break_the_rules_are_set_aside(self, empty: str, empty_engine: Engine) -> None:
         migrations.upgrade(empty, "0015")
         deep = '{"a": ' * 300 + "1" + "}" * 300

@@ -236,7 +236,7 @@ class TestWholeRun:
         assert result["field"]["last round"]["greedy"]["unfiltered"]["meteor_corpus"] > 0
         assert result["seeds"]["1"]["random"]["last round against it"]["meteor"]["n"] == 2
         page = (out / "table.md").read_text()
-        assert "METEOR, T = 0.7" in page
+        assert "METEOR (English), T = 0.7" in page
         assert "not computed" not in page
         java.unlink()
         assert simulate(asked, out, display=quiet()) == result

@@ -15,8 +15,8 @@ def test_only_what_was_measured_is_shown() -> None:
         "change": {"sampled_meteor": change},
     }
     rows = {row.name: row for row in score_rows(metrics)}
-    assert set(rows) == {"ROUGE-L, sampled at T = 0.7", "METEOR, sampled"}
-    meteor = rows["METEOR, sampled"]
+    assert set(rows) == {"ROUGE-L, sampled at T = 0.7", "METEOR (English), sampled"}
+    meteor = rows["METEOR (English), sampled"]
     assert (meteor.parent, meteor.new, meteor.change) == ("0.300", "0.400", "+0.100")
     assert meteor.interval == "(+0.050 to +0.150)"
 
