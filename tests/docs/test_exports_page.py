@@ -6,19 +6,14 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import uvicorn
 
-from app.main import create_app
 from app.models import Role, Scope
 from app.services.accounts import users
 from app.services.kernel.actors import SYSTEM
@@ -26,6 +21,7 @@ from app.settings import ROOT
 from tests import factories
 from tests.app.services.judged import make_judged
 from tests.conftest import CommittedDatabase
+from tests.serving import serve
 
 PAGE = ROOT / "docs" / "data" / "exports.md"
 
@@ -43,23 +39,14 @@ def world(committed_db: CommittedDatabase, tmp_path: Path) -> Iterator[dict[str,
         reader = factories.make_user(session, role=Role.admin)
         _, token = users.create_token(session, SYSTEM, user_id=reader.id, scope=Scope.read)
         session.commit()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.05)
-    yield {
-        **os.environ,
-        "URL": f"http://127.0.0.1:{port}",
-        "TOKEN": token,
-        "PROJECT": project.slug,
-        "HF_HOME": str(tmp_path / "cache"),
-    }
-    server.should_exit = True
-    thread.join(30)
+    with serve() as url:
+        yield {
+            **os.environ,
+            "URL": url,
+            "TOKEN": token,
+            "PROJECT": project.slug,
+            "HF_HOME": str(tmp_path / "cache"),
+        }
 
 
 def run(command: list[str], world: dict[str, str], folder: Path) -> str:
