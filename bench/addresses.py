@@ -45,6 +45,8 @@ ADMIN = (
     ),
     "/admin/projects/bench/prompts?sort=answer&split=val&state=ready",
     "/admin/projects/bench/prompts?view=grid&per=200",
+    "/admin/projects/bench/prompts/matches?here=%3Fq%3Dnumber",
+    "/admin/projects/bench/prompts/matches?here=%3Fsaid%3Dapart%26version%3D1",
     "/admin/projects/bench/prompts/new",
     "/admin/projects/bench/prompts/{p}",
     "/admin/projects/bench/prompts/{p}/edit",

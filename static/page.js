@@ -38,6 +38,31 @@
     if (lifetimes[tone]) removeLater(element, lifetimes[tone]);
   }
 
+  // Messages never cover the field that is being filled in: where they would, they move to the top of the window.
+  function overlap(one, other) {
+    const [a, b] = [one.getBoundingClientRect(), other.getBoundingClientRect()];
+    return Math.max(0, Math.min(a.right, b.right) - Math.max(a.left, b.left)) *
+      Math.max(0, Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top));
+  }
+  function keepClear() {
+    const holder = document.getElementById("toasts");
+    const field = document.activeElement;
+    if (!holder) return;
+    holder.classList.remove("at-top");
+    if (!field?.matches("input, textarea, select")) return;
+    const below = overlap(holder, field);
+    if (!below) return;
+    holder.classList.add("at-top");
+    if (overlap(holder, field) >= below) holder.classList.remove("at-top");
+  }
+  for (const kind of ["focusin", "focusout", "input", "scroll"]) {
+    document.addEventListener(kind, () => requestAnimationFrame(keepClear), { capture: true, passive: true });
+  }
+  window.addEventListener("resize", keepClear);
+  const messages = document.getElementById("toasts");
+  if (messages) new MutationObserver(keepClear).observe(messages, { childList: true });
+  keepClear();
+
   // Nobody decides in so short a time: what is pressed then was meant for what stood there before.
   const LOOK_MS = 400;
   const lookTimers = new WeakMap();

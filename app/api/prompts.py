@@ -27,7 +27,8 @@ from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import refuse_unstorable
 from app.services.kernel.visible_fields import AnswerShape, may_see, shown_to
 from app.services.projects import projects
-from app.services.prompts import prompts
+from app.services.prompts import listing, prompts
+from app.services.prompts.filters import PromptQuery
 
 router = APIRouter(tags=["prompts"])
 
@@ -46,16 +47,13 @@ def list_prompts(
 ) -> Response:
     """The prompts of a project; `q` is part of the question, the answer or the external id."""
     project = projects.get_project(session, actor, slug)
-    page = prompts.list_prompts(
+    page = listing.list_prompts(
         session,
         actor,
         project,
+        PromptQuery(split=split, state=state, query=q, external_id=external_id),
         limit=limit,
         cursor=cursor,
-        split=split,
-        state=state,
-        query=q,
-        external_id=external_id,
     )
     rights = project_rights(session, actor, project)
     return Json({"items": [prompt_json(prompt, rights) for prompt in page.items], "next": page.next})

@@ -8,7 +8,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
-from app.models import Prompt, PromptState, Split, Verdict, VerdictKind
+from app.models import Project, Prompt, PromptState, Split, Verdict, VerdictKind
+from app.web.admin.prompts import many
 from tests import factories
 from tests.e2e import fortnight, world
 from tests.e2e.conftest import Site, Visit
@@ -74,3 +75,69 @@ def test_added_by_a_form_and_changed(admin: Visit, site: Site) -> None:
     with site.sessions() as session:
         found = session.scalars(select(Prompt).where(Prompt.question == "what runs over the lawn?")).one()
         assert found.answer == "a cat"
+
+
+COVERED = """() => {
+  const field = document.activeElement.getBoundingClientRect();
+  return [...document.querySelectorAll(".toast")].some((toast) => {
+    const box = toast.getBoundingClientRect();
+    return box.left < field.right && box.right > field.left && box.top < field.bottom && box.bottom > field.top;
+  });
+}"""
+
+
+SCROLL_TO = "(field, share) => window.scrollBy(0, field.getBoundingClientRect().bottom - innerHeight * share)"
+
+
+def test_messages_never_cover_the_field_that_is_typed_in(admin: Visit) -> None:
+    page = admin.open("/admin/projects/scenes/prompts/new")
+    page.evaluate("document.querySelector('main').style.minHeight = '200vh'")
+    fields = page.locator("form.form input.input, form.form textarea, form.form select").all()
+    assert len(fields) >= 7
+    said = [f"Message {number}: something went wrong, and this is how it can be mended." for number in range(2)]
+    for first in ("message", "field"):
+        for field in fields:
+            for below in (0.95, 0.05):  # near the bottom of the window, and near its top
+                page.evaluate("document.querySelectorAll('.toast').forEach((one) => one.remove())")
+                if first == "message":
+                    page.evaluate("(said) => said.forEach((text) => window.illume.toast(text))", said)
+                field.focus()
+                place = (
+                    "(field, share) => window.scrollBy(0, field.getBoundingClientRect().bottom - innerHeight * share)"
+                )
+                field.evaluate(place, below)
+                if first == "field":
+                    page.evaluate("(said) => said.forEach((text) => window.illume.toast(text))", said)
+                page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+                assert page.locator(".toast").count() == 2
+                assert not page.evaluate(COVERED), (field.get_attribute("name"), below, first)
+
+
+def test_all_that_match_are_changed_in_steps(
+    admin: Visit, history: world.World, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "STEP", 40)
+    with site.sessions.begin() as session:
+        project = session.get_one(Project, history.project_id)
+        for number in range(70):
+            factories.make_prompt(session, project, question=f"a boat, number {number}?")
+    page = admin.open("/admin/projects/scenes/prompts?q=a+boat")
+    expect(page.get_by_label(re.compile("^Select all"))).to_have_count(0)
+    page.get_by_label("All on this page").check()
+    page.get_by_label("Select all 70 that match").check()
+    page.get_by_label("What to do with the selected prompts").select_option("Set the priority")
+    page.get_by_label("Priority", exact=True).fill("7")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.get_by_text("70 prompts given the priority 7.")).to_be_visible()
+    expect(page.get_by_role("rowheader")).to_have_count(50)
+    with site.sessions() as session:
+        changed = session.scalars(select(Prompt.question).where(Prompt.priority == 7)).all()
+        assert len(changed) == 70
+        assert all(one.startswith("a boat") for one in changed)
+    # The list that came with the last step works like the first one.
+    page.get_by_label("All on this page").check()
+    everything = page.get_by_label("Select all 70 that match")
+    everything.check()
+    page.get_by_role("checkbox", name="Select: a boat, number 3?").uncheck()
+    expect(everything).not_to_be_checked()
+    expect(page.get_by_text("49 selected")).to_be_visible()

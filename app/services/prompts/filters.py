@@ -5,12 +5,23 @@ Each returns prompt ids from an index, in order, so that a list reads no more of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, aliased
 
-from app.models import CandidateSet, ModelVersion, Project, PromptWords, SetAgreement, Verdict, VerdictKind
+from app.models import (
+    CandidateSet,
+    ModelVersion,
+    Project,
+    PromptState,
+    PromptWords,
+    SetAgreement,
+    Split,
+    Verdict,
+    VerdictKind,
+)
 
 SORT_LIMIT = 10_000
 """Up to this many matching prompts are read and sorted; with more, a scan by id finds them often enough."""
@@ -28,6 +39,22 @@ class FeedbackFilter(StrEnum):
     flagged = "flagged"
     apart = "apart"
     alike = "alike"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptQuery:
+    """Which prompts of a project are meant; None filters nothing.
+
+    `query` is part of the question, answer or external id, `said` what critics said, `version` the number of the
+    version that wrote candidates.
+    """
+
+    split: Split | None = None
+    state: PromptState | None = None
+    query: str | None = None
+    external_id: str | None = None
+    said: FeedbackFilter | None = None
+    version: int | None = None
 
 
 def flagged_prompts(project: Project, after: int) -> Select[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
-from sqlalchemy import Select, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.interfaces import ORMOption
@@ -31,17 +31,12 @@ from app.services.acceptance import rules
 from app.services.acceptance.overlap import first_slots
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
-from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import JsonObject, Storable, Text, validation_message
 from app.services.projects.projects import settings_of
-from app.services.prompts import filters
-from app.services.prompts.filters import FeedbackFilter
 from app.services.prompts.images import visible_to
-from app.services.prompts.many import PromptOrder
 
 MAX_ITEMS = 5000
-IN_ORDER_ADDED = PromptOrder()
 
 PromptText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), Storable]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -270,81 +265,34 @@ def list_candidate_sets(session: Session, prompt: Prompt) -> list[CandidateSet]:
     return list(session.scalars(query.options(selectinload(CandidateSet.candidates))))
 
 
-def list_prompts(
-    session: Session,
-    actor: Actor,
-    project: Project,
-    *,
-    limit: int = 100,
-    cursor: str | None = None,
-    split: Split | None = None,
-    state: PromptState | None = None,
-    query: str | None = None,
-    external_id: str | None = None,
-    said: FeedbackFilter | None = None,
-    version: int | None = None,
-    order: PromptOrder = IN_ORDER_ADDED,
-) -> Page[Prompt]:
-    """List prompts with their images, by default in the order they were added.
-
-    `query` is part of the question, answer or external id. `said` filters by feedback, `version` by the number of the
-    version that wrote candidates. These two and `state` are for those who may see what they tell. Raises `Forbidden`.
-    """
-    require(session, actor, project)
-    if state is not None or said is not None:
-        require(session, actor, project, Right.sees_others)
-    if version is not None:
-        require(session, actor, project, Right.sees_model)
-    check_limit(limit)
-    by_id = order == IN_ORDER_ADDED  # as the filters' indexes have them
-    after = 0 if cursor is None or not by_id else decode_cursor(cursor, int)[0]
-    wanted = select(Prompt).where(Prompt.project_id == project.id, Prompt.id > after)
-    for column, value in ((Prompt.split, split), (Prompt.state, state), (Prompt.external_id, external_id)):
-        if value is not None:
-            wanted = wanted.where(column == value)
-    if said in (FeedbackFilter.accepted, FeedbackFilter.open):
-        wanted = wanted.where(Prompt.has_accepted.is_(said is FeedbackFilter.accepted))
-    elif said is not None:
-        wanted = _restrict(wanted, FEEDBACK_QUERIES[said](project, after))
-    if version is not None:
-        wanted = _restrict(wanted, filters.prompts_written_by(session, project, version, after))
-    if query:
-        wanted = _restrict(wanted, filters.prompts_mentioning(session, project, query, after))
-    if not by_id:
-        rows = session.execute(
-            order.apply(wanted.add_columns(order.key), cursor).limit(limit + 1).options(*WITH_IMAGES)
-        ).all()
-        following = order.cursor(rows[limit - 1][1], rows[limit - 1][0].id) if len(rows) > limit else None
-        return Page([row[0] for row in rows[:limit]], following)
-    found = list(session.scalars(wanted.order_by(Prompt.id).limit(limit + 1).options(*WITH_IMAGES)))
-    more = len(found) > limit
-    return Page(found[:limit], encode_cursor(found[limit - 1].id) if more else None)
+CHANGEABLE = ("answer", "references", "metadata", "priority", "split", "state", "question", "blur")
+LOCKED_FIELDS = ("state", "priority", "extra", "has_accepted", "fresh")
+BLUR = "blur"
+"""The key of the metadata that asks for blurred images; `IS_BLURRED` of the claim reads it too."""
 
 
-FEEDBACK_QUERIES: Mapping[FeedbackFilter, Callable[[Project, int], Select[int]]] = {
-    FeedbackFilter.flagged: filters.flagged_prompts,
-    FeedbackFilter.apart: filters.disagreeing_prompts,
-    FeedbackFilter.alike: filters.agreeing_prompts,
-}
+def is_blurred(metadata: Mapping[str, Any]) -> bool:
+    """Whether a prompt's metadata ask that its images are blurred until a critic asks to see them."""
+    said = metadata.get(BLUR)
+    return said is True or said in ("true", "yes")
 
 
-def _restrict(wanted: Select[Prompt], ids: Select[int]) -> Select[Prompt]:
-    """Restrict `wanted` to prompts with these ids."""
-    fits = ids.subquery()
-    return wanted.join(fits, fits.c.prompt_id == Prompt.id)
-
-
-CHANGEABLE = ("answer", "references", "metadata", "priority", "split", "state", "question")
+def with_blur(metadata: Mapping[str, Any], *, on: bool) -> dict[str, Any]:
+    """The metadata, asking for blurred images or not."""
+    rest = {key: value for key, value in metadata.items() if key != BLUR}
+    return {**rest, BLUR: True} if on else rest
 
 
 def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mapping[str, Any]) -> Prompt:
     """Change a prompt. `state` may become `retired`, or change back from `retired` or `held`. Needs the role reviewer.
 
+    `blur` says whether its images are blurred until a critic asks to see them, as its metadata say.
+
     Question, answer and split are fixed once there are candidates. Raises `Invalid`, `Conflict`.
     """
     prompt = get_prompt(session, actor, prompt_id, Right.reviews)
     live = _lock_live_set(session, prompt)  # locked before the prompt, as everywhere else
-    session.refresh(prompt, with_for_update=True, attribute_names=["state", "priority", "has_accepted", "fresh"])
+    session.refresh(prompt, with_for_update=True, attribute_names=LOCKED_FIELDS)
     for field in changes:
         if field not in CHANGEABLE:
             raise Invalid(f"'{field}' of a prompt cannot be changed.", field=field)
@@ -357,13 +305,14 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
         "metadata": prompt.extra,
         "priority": prompt.priority,
     }
-    after = parse_prompt({**now, **{key: value for key, value in changes.items() if key != "state"}})
+    wanted = {**now, **{key: value for key, value in changes.items() if key not in ("state", "blur")}}
+    after = parse_prompt(wanted)
     frozen = [key for key in ("question", "answer", "split") if getattr(after, key) != now[key]]
     if frozen and session.scalar(select(CandidateSet.id).where(CandidateSet.prompt_id == prompt.id).limit(1)):
         raise Conflict(f"The {frozen[0]} cannot change any more: the prompt has candidates.", field=frozen[0])
     for key in ("question", "answer", "split", "references", "priority"):
         setattr(prompt, key, getattr(after, key))
-    prompt.extra = after.metadata
+    prompt.extra = with_blur(after.metadata, on=bool(changes["blur"])) if "blur" in changes else after.metadata
     if live is not None:
         live.priority = prompt.priority
     if "state" in changes:

@@ -396,6 +396,7 @@ PAGES_WITH: Mapping[str, Right | None] = {
     **dict.fromkeys((f"{ADMIN}/gold", f"{ADMIN}/review", f"{ADMIN}/imports"), Right.reviews),
     **dict.fromkeys((f"{ADMIN}/imports/template.{{kind}}", f"{ADMIN}/imports/{{import_id}}"), Right.reviews),
     **dict.fromkeys((f"{ADMIN}/prompts/new", f"{ADMIN}/prompts/{{prompt_id}}/edit"), Right.reviews),
+    f"{ADMIN}/prompts/matches": Right.reviews,
     **dict.fromkeys((f"{ADMIN}/prompts/{{prompt_id}}/gold", f"{ADMIN}/rounds/{{number}}/snapshot"), Right.reviews),
     **dict.fromkeys((f"{ADMIN}/settings", f"{ADMIN}/webhooks"), Right.administers),
     **dict.fromkeys(("/admin/audit", "/admin/base-checks/{check_id}", "/admin/erase/{kind}/{subject}"), None),

@@ -133,7 +133,7 @@ GROUPS = (
             switch(
                 "blur_images",
                 "Blur images",
-                'Until a critic asks to see them; for a single prompt by "blur": true in its metadata.',
+                "Until a critic asks to see them; for a single prompt, on its page or in the list of prompts.",
             ),
             switch(
                 "submit_on_pick",

@@ -16,7 +16,7 @@ from app.services.kernel import workers
 from app.services.kernel.actors import Actor, parse_id, require_admin
 from app.services.kernel.rights import Right
 from app.services.projects import projects
-from app.services.prompts import prompts
+from app.services.prompts import listing
 from app.services.rounds import base_checks
 from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import back_to, frame_of
@@ -95,7 +95,7 @@ def render_preview(template: str, question: str, answer: str) -> str:
 
 def first_example(session: Session, actor: Actor, project: Project) -> tuple[str, str]:
     """A question and answer of the project, as an example for the template."""
-    for prompt in prompts.list_prompts(session, actor, project, limit=1).items:
+    for prompt in listing.list_prompts(session, actor, project, limit=1).items:
         return prompt.question, prompt.answer or EXAMPLE[1]
     return EXAMPLE
 

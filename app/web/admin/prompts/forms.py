@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -31,7 +31,8 @@ TEMPLATE = "admin/prompts/prompt_form.html"
 MAX_IMAGES = 16
 FIELD_BYTES = 512 * 1024
 """The longest field: 100 reference rationales of 4,000 characters, one on each line."""
-NAMES = ("question", "answer", "split", "external_id", "references", "priority", "metadata")
+BLUR = Field("blur", "Blurred until a critic asks to see it", "check")
+NAMES = ("blur", "question", "answer", "split", "external_id", "references", "priority", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def form_fields(typed: Mapping[str, str], error: DomainError | None, *, is_new: 
         field("references", "Reference rationales", "area", "One on each line; critics never see them.", 4),
         field("split", "Split", "select", "train is judged, val and test only score versions."),
         field("priority", "Priority", "number", "Higher ones are offered first."),
+        replace(BLUR, value=typed.get("blur") == "yes"),
         field("metadata", "Metadata", "area", "A JSON object, kept with the prompt.", 3),
     ]
     if is_new:
@@ -107,6 +109,8 @@ def parse_values(typed: Mapping[str, str]) -> dict[str, Any]:
         values["metadata"] = json.loads(typed["metadata"].strip() or "{}")
     except ValueError as error:
         raise Invalid(f"This is no JSON: {error}.", field="metadata") from error
+    if typed["blur"] == "yes" and isinstance(values["metadata"], dict):
+        values["metadata"] = prompts.with_blur(values["metadata"], on=True)
     return values
 
 
@@ -211,13 +215,15 @@ def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_
     """Show the form for an existing prompt."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
+    rest = prompts.with_blur(prompt.extra, on=False)
     typed = {
         "question": prompt.question,
         "answer": prompt.answer or "",
         "split": prompt.split.value,
         "references": "\n".join(prompt.references),
         "priority": str(prompt.priority),
-        "metadata": json.dumps(prompt.extra, ensure_ascii=False, indent=2) if prompt.extra else "",
+        "blur": "yes" if prompts.is_blurred(prompt.extra) else "",
+        "metadata": json.dumps(rest, ensure_ascii=False, indent=2) if rest else "",
     }
     return edit_page(frame, prompt.id, typed)
 

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from dataclasses import fields as dataclass_fields
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode
+from typing import TypeVar
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
-from starlette.datastructures import FormData
 
-from app.errors import Invalid, NotFound
+from app.errors import NotFound
 from app.http.dependencies import SessionDep
 from app.models import Prompt, PromptState, Split
 from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.rights import Right
-from app.services.prompts import many, prompts
-from app.services.prompts.filters import FeedbackFilter
+from app.services.prompts import listing, prompts
+from app.services.prompts.filters import FeedbackFilter, PromptQuery
 from app.services.prompts.many import PromptOrder, PromptSort
-from app.services.quality import gold, reviews
+from app.services.quality import gold
 from app.services.read_models import overviews
 from app.services.read_models.overviews import CandidateSetSummary, CandidateSummary, VerdictSummary
 from app.services.rounds import versions
-from app.web.access import Form, Me, Poster, managed_project, text_of, texts_of
+from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.prompts import forms
 from app.web.judging.views import Picture
@@ -49,7 +46,6 @@ COLUMNS = (
     (PromptSort.external_id, "External id"),
     (PromptSort.added, "Added"),
 )
-STATE_CHANGES = {"archive": ("retired", "archived"), "restore": ("ready", "brought back")}
 VERDICT_FILTERS = (
     ("accepted", "with an accepted rationale"),
     ("open", "without one"),
@@ -85,10 +81,17 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class ManyOutcome:
-    """What became of the prompts that were selected: a sentence, and why some were left as they are."""
+    """What became of the prompts that were selected: a sentence, and why some were left as they are.
+
+    While more are to be changed, `fields` are those of the form that asks for the next step, and `handled` of `total`
+    prompts are done.
+    """
 
     sentence: str
     problems: tuple[tuple[str, str], ...]
+    fields: tuple[tuple[str, str], ...] = ()
+    handled: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ class PromptsView:
     here: str
     outcome: ManyOutcome | None
     rows: tuple[PromptRow, ...]
+    paged: bool
     next: str
 
 
@@ -177,6 +181,8 @@ class PromptView:
     external_id: str | None
     created_at: datetime
     images: tuple[Picture, ...]
+    blurred: bool
+    may_review: bool
     references: tuple[str, ...]
     metadata: str
     sets: tuple[SetView, ...]
@@ -218,6 +224,18 @@ def parse_order(text: str) -> PromptOrder:
     return PromptOrder(by, text.startswith("-")) if by else PromptOrder()
 
 
+def parse_query(filters: PromptFilters) -> PromptQuery:
+    """The prompts that the filters of the list ask for."""
+    number = filters.version
+    return PromptQuery(
+        split=parse_member(Split, filters.split),
+        state=parse_member(PromptState, filters.state),
+        query=filters.q.strip() or None,
+        said=parse_member(FeedbackFilter, filters.said),
+        version=int(number) if number.isascii() and number.isdigit() and len(number) < 10 else None,
+    )
+
+
 def prompts_view(
     session: Session,
     actor: Actor,
@@ -227,19 +245,15 @@ def prompts_view(
     outcome: ManyOutcome | None = None,
 ) -> PromptsView:
     """A page of the prompts that match the filters, in the order that was asked for."""
-    number, order = filters.version, parse_order(filters.sort)
+    order = parse_order(filters.sort)
     per = int(filters.per) if filters.per in {str(size) for size in PAGE_SIZES} else PAGE_SIZES[0]
-    found = prompts.list_prompts(
+    found = listing.list_prompts(
         session,
         actor,
         frame.project,
+        parse_query(filters),
         limit=per,
         cursor=cursor or None,
-        split=parse_member(Split, filters.split),
-        state=parse_member(PromptState, filters.state),
-        query=filters.q.strip() or None,
-        said=parse_member(FeedbackFilter, filters.said),
-        version=int(number) if number.isascii() and number.isdigit() and len(number) < 10 else None,
         order=order,
     )
     known = versions.list_versions(session, actor, frame.project)
@@ -272,6 +286,7 @@ def prompts_view(
         here=address(cursor=cursor),
         outcome=outcome,
         rows=tuple(prompt_row(prompt) for prompt in found.items),
+        paged=bool(cursor),
         next=address(cursor=found.next) if found.next else "",
     )
 
@@ -306,58 +321,6 @@ def prompt_row(prompt: Prompt) -> PromptRow:
     )
 
 
-# Many at once
-
-
-@router.post("/projects/{slug}/prompts/many")
-def change_many(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
-    """Change the selected prompts: archive them, bring them back, set priority or split, or send them to review."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts", need=Right.reviews)
-    asked = dict(parse_qsl(text_of(form, "here").removeprefix("?")))
-    filters = PromptFilters(**{name.name: asked.get(name.name, "") for name in dataclass_fields(PromptFilters)})
-    try:
-        change, done = parse_many(session, who.actor, frame, form)
-        result = many.change_each(session, [parse_id(one) for one in texts_of(form, "prompts")], change)
-        count = f"{result.done} {'prompt' if result.done == 1 else 'prompts'}"
-        left = f" {len(result.problems)} stayed as they are:" if result.problems else ""
-        problems = tuple((str(prompt_id), text) for prompt_id, text in result.problems)
-        outcome = ManyOutcome(f"{count} {done}.{left}", problems)
-    except Invalid as error:
-        outcome = ManyOutcome(error.detail, ())
-    shown = prompts_view(session, who.actor, frame, filters, asked.get("cursor", ""), outcome)
-    return page("admin/prompts/prompts.html", shell=frame.shell, view=shown)
-
-
-def parse_many(session: Session, actor: Actor, frame: Frame, form: FormData) -> tuple[Callable[[int], object], str]:
-    """The change that a form asks for, of one prompt by its id, and how its success is worded. Raises `Invalid`."""
-    action = text_of(form, "action")
-    if action == "review":
-        return lambda prompt_id: reviews.ask_for_review(session, actor, frame.project, prompt_id), "sent to review"
-    changes: dict[str, Any] = {}
-    if action in STATE_CHANGES:
-        changes["state"], done = STATE_CHANGES[action]
-    elif action == "priority":
-        text = text_of(form, "priority").strip().replace("\u2212", "-")
-        if not re.fullmatch(r"-?[0-9]{1,7}", text):
-            raise Invalid("priority: write a whole number.", field="priority")
-        changes["priority"], done = int(text), f"given the priority {text}"
-    elif action == "split":
-        split = parse_member(Split, text_of(form, "split"))
-        if split is None:
-            raise Invalid("split: choose train, val or test.", field="split")
-        changes["split"], done = split.value, f"moved to {split.value}"
-    else:
-        raise Invalid("Choose what to do with the selected prompts.", field="action")
-
-    def change(prompt_id: int) -> object:
-        prompt = prompts.get_prompt(session, actor, prompt_id, Right.reviews)
-        if prompt.project_id != frame.project.id:
-            raise NotFound("There is no such prompt in this project.")
-        return prompts.update_prompt(session, actor, prompt_id, changes)
-
-    return change, done
-
-
 # One prompt
 
 
@@ -388,6 +351,8 @@ def prompt_view(session: Session, actor: Actor, frame: Frame, prompt: Prompt) ->
         external_id=prompt.external_id,
         created_at=prompt.created_at,
         images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images),
+        blurred=prompts.is_blurred(prompt.extra),
+        may_review=frame.may_review,
         references=tuple(prompt.references),
         metadata=json.dumps(prompt.extra, ensure_ascii=False, indent=2) if prompt.extra else "",
         sets=tuple(set_view(one) for one in overviews.list_candidate_sets(session, actor, frame.project, prompt)),
@@ -435,4 +400,12 @@ def change_state(session: SessionDep, who: Poster, form: Form, slug: str, prompt
     """Retire a prompt, or bring it back."""
     managed_project(session, who.actor, slug, Right.reviews)
     prompts.update_prompt(session, who.actor, parse_id(prompt_id), {"state": text_of(form, "state")})
+    return back_to(f"/admin/projects/{slug}/prompts/{prompt_id}", "prompt-saved")
+
+
+@router.post("/projects/{slug}/prompts/{prompt_id}/blur")
+def change_blur(session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> RedirectResponse:
+    """Blur a prompt's images until a critic asks to see them, or show them at once."""
+    managed_project(session, who.actor, slug, Right.reviews)
+    prompts.update_prompt(session, who.actor, parse_id(prompt_id), {"blur": text_of(form, "blur") == "yes"})
     return back_to(f"/admin/projects/{slug}/prompts/{prompt_id}", "prompt-saved")

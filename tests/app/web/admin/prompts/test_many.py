@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.models import CandidateSetState, Project, Prompt, PromptState, Review, ReviewKind, Role, Split, User, Verdict
 from app.models.states import VerdictState
+from app.web.admin.prompts import many
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -61,6 +62,16 @@ class TestMany:
         session.expire_all()
         assert [(one.priority, one.split) for one in three] == [(-7, Split.train), (-7, Split.val), (-7, Split.val)]
 
+    def test_blurred_and_shown_again(self, browser: Browser, session: Session, three: list[Prompt]) -> None:
+        three[0].extra = {"scene": 1, "blur": "yes"}
+        browser.get(BASE)
+        assert "3 prompts blurred" in apply(browser, three, action="blur")
+        session.expire_all()
+        assert [one.extra for one in three] == [{"scene": 1, "blur": True}, {"blur": True}, {"blur": True}]
+        assert "1 prompt no longer blurred." in apply(browser, three[:1], action="unblur")
+        session.expire_all()
+        assert three[0].extra == {"scene": 1}
+
     def test_sent_to_review_once(
         self, browser: Browser, session: Session, project: Project, three: list[Prompt]
     ) -> None:
@@ -108,6 +119,84 @@ class TestMany:
         browser.sign_in(viewer)
         assert 'name="prompts"' not in browser.get(BASE).text
         assert browser.post(f"{BASE}/many", {"prompts": str(three[0].id), "action": "archive"}).status_code == 403
+
+
+def hidden_fields(text: str) -> dict[str, object]:
+    """The fields of the form that asks for the next step; empty when there is none."""
+    form = re.search(r'<form[^>]*hx-trigger="load".*?</form>', text, re.DOTALL)
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r'name="(\w+)" value="([^"]*)"', form[0] if form else ""):
+        found.setdefault(name, []).append(html.unescape(value))
+    return dict(found)
+
+
+@pytest.mark.usefixtures("admin")
+class TestAllThatMatch:
+    @pytest.fixture
+    def many_prompts(self, session: Session, project: Project, monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
+        """Seven that match `?q=boat`, of which one has candidates, and one that does not; three are changed a step."""
+        monkeypatch.setattr(many, "STEP", 3)
+        found = [factories.make_prompt(session, project, question=f"boat {n}?") for n in range(7)]
+        factories.make_candidate_set(session, project, prompt=found[1])
+        return [*found, factories.make_prompt(session, project, question="car?")]
+
+    def run(self, browser: Browser, **fields: str) -> tuple[list[str], str]:
+        """Ask for a change of all that match, take all steps, and return what each said and the last answer."""
+        data: dict[str, object] = {"all": "yes", "here": "?q=boat&sort=-added", **fields}
+        said = []
+        while data:
+            answer = browser.post(f"{BASE}/many", data, headers={"HX-Request": "true"} if said else {})
+            assert answer.status_code == 200
+            said += re.findall(r'role="status"[^>]*>\s*<p>(.*?)</p>', answer.text)
+            data = hidden_fields(answer.text)
+        return said, answer.text
+
+    def test_in_steps_with_progress(self, browser: Browser, session: Session, many_prompts: list[Prompt]) -> None:
+        browser.get(BASE)
+        said, last = self.run(browser, action="split", split="val")
+        assert [one.partition(".")[0] for one in said] == [
+            "3 of 7 prompts done",
+            "6 of 7 prompts done",
+            "6 prompts moved to val",
+        ]
+        assert "1 stayed as they are:" in last
+        assert f"/prompts/{many_prompts[1].id}" in last
+        assert "<html" not in last
+        assert shown(last) == [f"boat {n}?" for n in reversed(range(7))]
+        session.expire_all()
+        splits = [one.split for one in many_prompts]
+        assert splits == [Split.val, Split.train, *[Split.val] * 5, Split.train]
+
+    def test_a_change_that_ends_the_match(self, browser: Browser, session: Session, many_prompts: list[Prompt]) -> None:
+        browser.get(BASE)
+        said, _ = self.run(browser, here="?q=boat&state=waiting", action="archive")
+        assert said[-1] == "6 prompts archived."
+        session.expire_all()
+        assert [one.state for one in many_prompts].count(PromptState.retired) == 6
+
+    def test_no_more_than_allowed(
+        self, browser: Browser, session: Session, many_prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(many, "MOST_MATCHES", 4)
+        browser.get(BASE)
+        assert "Select the first 4 that match" in browser.get(f"{BASE}/matches?here=%3Fq%3Dboat").text
+        assert self.run(browser, action="priority", priority="9")[0][-1] == "4 prompts given the priority 9."
+        session.expire_all()
+        assert [one.priority for one in many_prompts] == [9, 9, 9, 9, 0, 0, 0, 0]
+
+    def test_the_offer_counts_what_matches(self, browser: Browser, many_prompts: list[Prompt]) -> None:
+        assert "Select all 7 that match" in browser.get(f"{BASE}/matches?here=%3Fq%3Dboat").text
+        assert "Select all 8 that match" in browser.get(f"{BASE}/matches").text
+
+    def test_for_reviewers_only(
+        self, browser: Browser, session: Session, project: Project, many_prompts: list[Prompt]
+    ) -> None:
+        browser.sign_in(factories.make_member(session, project, Role.viewer, user=person(session, role=Role.viewer)))
+        browser.get(BASE)
+        assert browser.get(f"{BASE}/matches").status_code == 403
+        assert browser.post(f"{BASE}/many", {"all": "yes", "action": "archive"}).status_code == 403
+        step = {"all": "yes", "action": "archive", "after": "1", "total": "8", "changed": "1", "kept": "0"}
+        assert browser.post(f"{BASE}/many", dict(step)).status_code == 403
 
 
 class TestOrder:

@@ -130,3 +130,38 @@ class TestSnapshot:
         assert "Rationales trained on <strong" in page
         assert "What is on the beach?" in page
         assert "No row of this kind" in browser.get("/admin/projects/scenes/rounds/1/snapshot?role=val").text
+
+
+@pytest.mark.usefixtures("admin")
+class TestBlur:
+    def test_a_switch_on_the_page_and_in_the_form(self, browser: Browser, session: Session, project: Project) -> None:
+        prompt = factories.make_prompt(session, project, question="What floats?")
+        prompt.extra = {"scene": 1}
+        session.flush()
+        here = f"{BASE}/{prompt.id}"
+        assert "shown at once" in browser.get(here).text
+        assert browser.post(f"{here}/blur", {"blur": "yes"}).status_code == 303
+        session.expire_all()
+        assert prompt.extra == {"scene": 1, "blur": True}
+        form = browser.get(f"{here}/edit").text
+        assert 'name="blur" value="yes" checked' in form
+        assert "&#34;blur&#34;" not in form
+        # Saved with the box ticked, and then without it.
+        data = {**FIELDS, "metadata": '{"scene": 2}'}
+        for ticked, expected in (({"blur": "yes"}, {"scene": 2, "blur": True}), ({}, {"scene": 2})):
+            assert browser.post(f"{here}/edit", {**data, **ticked}).status_code == 303
+            session.expire_all()
+            assert prompt.extra == expected
+        assert browser.post(f"{here}/blur", {"blur": "no"}).status_code == 303
+
+    @pytest.mark.parametrize("said", [True, "true", "yes", False, "no", 1, None, "True"])
+    def test_the_page_of_a_prompt_says_what_the_critics_page_does(
+        self, browser: Browser, session: Session, project: Project, said: object
+    ) -> None:
+        prompt = factories.make_prompt(session, project, question="What floats?")
+        prompt.extra = {"blur": said}
+        factories.make_candidate_set(session, project, prompt=prompt)
+        session.flush()
+        is_blurred = "blurred until a critic asks" in browser.get(f"{BASE}/{prompt.id}").text
+        browser.sign_in(factories.make_member(session, project, user=person(session, role=Role.critic)))
+        assert is_blurred is ('class="work blurred"' in browser.get("/annotate/scenes").text)
