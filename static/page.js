@@ -95,7 +95,7 @@
       if (event.detail > 1 || !isSeen(element)) stop(event);
       else if ([...element.querySelectorAll('img:not([loading="lazy"])')].some((image) => !image.complete)) {
         stop(event);
-        toast("The image is not there yet: a verdict needs it.", "warn");
+        toast("The image is still loading. Please wait until you can see it.", "warn");
       }
     },
     { capture: true },
@@ -141,7 +141,7 @@
       await navigator.clipboard.writeText(text);
       toast("Copied.", "good");
     } catch {
-      toast("The browser did not allow copying: select the text and copy it yourself.", "warn");
+      toast("Your browser blocked copying. Select the text and copy it yourself.", "warn");
     }
   }
 
@@ -195,13 +195,13 @@
     if (status < 400 || ctx.hx?.retarget) return;
     event.preventDefault();
     if (!ctx.sourceElement?.matches("[data-live]")) {
-      toast(`That did not work (${status}). Nothing on this page was changed; please try again.`);
+      toast(`Something went wrong (${status}). Nothing was changed. Please try again.`);
     }
   });
   document.addEventListener("htmx:error", (event) => {
     const { ctx } = event.detail;
     if (!ctx || ctx.sourceElement?.matches("[data-live]")) return;
-    toast("The server could not be reached. Nothing on this page was changed; please try again.");
+    toast("The server could not be reached. Nothing was changed. Please try again.");
   });
   document.addEventListener("htmx:after:swap", (event) => {
     const target = event.detail.ctx?.target;

@@ -75,7 +75,9 @@ def bearer_token(request: Request) -> str | None:
 
 
 # Declares the authentication in the OpenAPI description; `bearer_token` reads the header.
-bearer_scheme = HTTPBearer(auto_error=False, description="A token, created by an admin or with `illume token add`.")
+bearer_scheme = HTTPBearer(
+    auto_error=False, description="A token, created on the account page or with `illume token add`."
+)
 
 
 def authenticate_bearer(scope: RequestScope, session: Session, token: str, *, reads_only: bool) -> Actor:

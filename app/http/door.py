@@ -78,8 +78,8 @@ class Door:
         for name, value in scope["headers"]:
             if name == b"host" and not self.hosts.accept(value.decode("latin-1"), own_address):
                 detail = (
-                    f"This server does not go by that name: open {self.hosts.address}. "
-                    "Its operator adds names with ILLUME_PUBLIC_URL or ILLUME_HOSTS."
+                    f"This server is not known by that name: open {self.hosts.address} instead. "
+                    "Its operator can add names with ILLUME_PUBLIC_URL or ILLUME_HOSTS."
                 )
                 return 421, detail
         return None
@@ -91,7 +91,7 @@ def encoding_problem(scope: Scope) -> tuple[int, str] | None:
         if name == b"content-type" and b"charset" in value.lower():
             charset = parse_options_header(value)[1].get(b"charset", b"utf-8")
             if charset.strip().lower() not in UTF8:
-                return 415, "Send text as UTF-8: other encodings are not read."
+                return 415, "Send text as UTF-8: other encodings are not supported."
     return None
 
 

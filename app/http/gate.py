@@ -40,8 +40,8 @@ UPLOADS: tuple[tuple[re.Pattern[str], int], ...] = (
 """The paths that take more than `SMALL_BODY`, and how much. Their routes read the body before the database."""
 
 Kind = Literal["requests", "judging", "images", "uploads", "streams", "callers", "scrapes"]
-BUSY = "The server is busy at this moment: try again in a few seconds."
-OTHERS_DOWNLOAD = "Others are downloading: try again when they are done."
+BUSY = "The server is busy: try again in a few seconds."
+OTHERS_DOWNLOAD = "Too many downloads are running: try again in a few minutes."
 
 Refuse = Callable[[Request, int, str], Response]
 """Makes the answer to a refused request: of a request, a status and a sentence."""
@@ -83,7 +83,7 @@ class Gate:
         try:
             largest = largest_body(scope)
             if body_length(scope) > largest:
-                raise HTTPException(413, f"The request has over {in_units(largest)}.")
+                raise HTTPException(413, f"The request is larger than {in_units(largest)}.")
             if kind == "uploads":
                 await self._upload(scope, receive, send, place)
                 return
@@ -145,7 +145,7 @@ class Gate:
                 messages.append(message)
                 left -= len(message.get("body", b""))
                 if left < 0:
-                    raise HTTPException(413, f"The request has over {in_units(SMALL_BODY)}.")
+                    raise HTTPException(413, f"The request is larger than {in_units(SMALL_BODY)}.")
                 if not message.get("more_body", False):
                     return messages
 

@@ -29,10 +29,10 @@ API_PAGE = "/api/docs"
 """The one page for people among the paths of programs."""
 DATABASE_UNREACHABLE = Unavailable("The database cannot be reached at the moment: try again in a few seconds.")
 DISK_FULL = Unavailable(
-    "The server's disk is full; nothing was changed. Tell the administrator, then try again.",
+    "The server's disk is full. Nothing was changed. Please tell the administrator.",
     retry_after=30,
 )
-CONTENTION = Unavailable("Many people are changing this at the moment: try again.", retry_after=1)
+CONTENTION = Unavailable("Someone else is changing this at the moment: try again.", retry_after=1)
 
 
 def render(request: Request, error: DomainError) -> Response:
@@ -137,7 +137,7 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
     @app.exception_handler(Exception)
     def on_fault(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-        detail = "An internal error occurred and was logged. Nothing was changed."
+        detail = "Something went wrong on the server, and the error has been logged. Nothing was changed."
         response = error_response(request, 500, "Internal error", detail)
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)

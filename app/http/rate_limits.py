@@ -114,7 +114,7 @@ def count_use(scope: Scope, actor: Actor) -> None:
     allowed, left, seconds = get_counter(settings.redis_url).count(per_minute(quota), key, shared=own)
     scope[SCOPE_KEY] = rate_limit_headers(quota, left, seconds)
     if not allowed:
-        detail = f"This token may be used {quota} times a minute: wait {seconds} seconds."
+        detail = f"This token may be used {quota} times a minute: try again in {seconds} seconds."
         raise TooMany(detail, retry_after=seconds)
 
 

@@ -23,8 +23,8 @@ from app.services.projects import projects
 from app.services.projects.access import PROJECT, ProjectRef, project_from
 
 COOKIE = SESSION_COOKIE
-NOT_SIGNED_IN = "Your session has ended or you are not signed in. Sign in, then try again."
-OLD_FORM = "This form is from an older session: reload the page and try again. Nothing was changed."
+NOT_SIGNED_IN = "You are not signed in, or your session has ended. Sign in, then try again."
+OLD_FORM = "This form belongs to an older session. Nothing was changed: reload the page and try again."
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,9 @@ STATIC = ROOT / "static"
 # Messages that a page may show after a redirect, by the value of `done` in its address.
 MESSAGES: Mapping[str, str] = {
     "browser-signed-out": "That browser is signed out.",
-    "keys-reset": "Every key is its default again.",
+    "keys-reset": "Your shortcuts are reset to the defaults.",
     "others-signed-out": "All your other browsers are signed out.",
-    "password-changed": "The password is changed. Your other browsers are signed out.",
+    "password-changed": "Password changed. Your other browsers are signed out.",
     "activated": "The version is active now. Candidates nobody has claimed are made anew by it.",
     "closed": "The comparison is closed.",
     "comparing": "The comparison is open: critics find it on their page.",

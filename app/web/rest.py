@@ -81,7 +81,7 @@ class RestView:
 @router.get(API_PAGE)
 def show(request: Request, who: Me) -> Response:
     """Show every call and shape of the REST interface."""
-    shell = shell_for(request, who.actor, who.csrf_token, title="REST interface", section="")
+    shell = shell_for(request, who.actor, who.csrf_token, title="REST API", section="")
     return page("rest.html", shell=shell, view=rest_view(request.app.openapi()))
 
 

@@ -66,11 +66,11 @@ def round_words(running: Round | RunningRound) -> str:
     fraction = running.progress.get("fraction")
     left = running.progress.get("eta_seconds")
     if state is RoundState.queued:
-        return "waits for a worker"
+        return "waiting for a worker"
     if state is RoundState.preparing and running.progress.get("stage") == "snapshot":
         return f"preparing the snapshot ({round(100 * (fraction or 0.0))} %)"
     if state is RoundState.preparing and running.progress.get("stage") == "waiting":
-        return "prepared, waits for a model worker"
+        return "prepared, waiting for a model worker"
     words = [str(state.value)]
     if fraction is not None:
         words.append(f"{round(100 * fraction)} %")

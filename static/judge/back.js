@@ -35,7 +35,7 @@ function takeBack() {
   restoreVerdict(card, item.fields);
   showTakenBack(card, true);
   showCard(card, { seconds: Number(item.fields.find(([name]) => name === "seconds")[1]) });
-  announce("Your last verdict is taken back: it was not sent yet");
+  announce("Last verdict taken back before it was sent");
   return true;
 }
 
@@ -62,22 +62,22 @@ async function goBackOne() {
     await flush();
     if (takeBack()) return;
     if (countPending()) {
-      hint("Going back needs the server: verdicts of another page of yours still wait to be saved.");
+      hint("You cannot go back yet: another tab of yours is still saving verdicts.");
       return;
     }
     const current = currentCard();
     const answer = await request(`/back?before=${current?.verdict ?? ""}`);
     const element = answer.ok ? parseHtml(answer.text).querySelector("#work") : null;
     if (!element) {
-      hint(messageIn(answer.text) || "There is no earlier verdict.");
+      hint(messageIn(answer.text) || "You have no earlier verdict.");
       return;
     }
     // A verdict that was taken back may have reached the server before; then the answer is the same prompt.
     if (current && !current.verdict && current.assignment !== element.dataset.assignment) setAside();
     showCard(element);
-    announce("Your earlier verdict, to change");
+    announce("You are changing your earlier verdict");
   } catch {
-    hint("Going back needs the server, which could not be reached.");
+    hint("You cannot go back now: the server could not be reached.");
   }
 }
 
@@ -91,7 +91,7 @@ export function cancelChange() {
     putBack(item, current.element);
   }
   deleteDraft(current.element);
-  announce("The verdict stays as it was.");
+  announce("Verdict unchanged");
   const { backTo } = current.element.dataset;
   if (backTo) window.location.assign(backTo);
   else showNext();
@@ -103,11 +103,11 @@ export async function keepReturned() {
   const { returned } = element.querySelector("[data-returned]").dataset;
   const answer = await request(`/returned/${returned}/keep`, []).catch(() => null);
   if (!answer?.ok) {
-    hint(messageIn(answer?.text ?? "") || "Keeping it needs the server, which could not be reached.");
+    hint(messageIn(answer?.text ?? "") || "Not saved: the server could not be reached. Please try again.");
     return;
   }
   updateFigures(answer.text);
-  toast("Your verdict stands. The reviewer sees that you have looked again.", "good");
+  toast("Verdict kept. The reviewer can see that you took another look.", "good");
   deleteDraft(element);
   if (currentCard()?.verdict === verdict) showNext();
 }

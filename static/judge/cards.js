@@ -75,7 +75,7 @@ export async function showCard(element, { quietly = false, seconds = 0 } = {}) {
   }
   if (!quietly) {
     element.querySelector("#question").focus({ preventScroll: true });
-    if (isCard && !element.dataset.verdict) announce(`Next prompt, ${checkboxes().length} candidates`);
+    if (isCard && !element.dataset.verdict) announce(`Next prompt, ${checkboxes().length} explanations`);
   }
   if (!isCard) return;
   const rendering = renderImages(current);
@@ -128,7 +128,7 @@ export function canJudge() {
   if (!isCardSeen()) return false;
   if (current.isReady) return true;
   const isBlurred = judge.dataset.state === "blurred";
-  hint(isBlurred ? `The image is blurred: press ${keyLabel("reveal")} to see it first.` : "The image is not there yet: a verdict needs it.");
+  hint(isBlurred ? `The image is blurred. Press ${keyLabel("reveal")} to see it first.` : "The image is still loading. Please wait until you can see it.");
   return false;
 }
 
@@ -230,7 +230,7 @@ function makeWaitingNote() {
   title.tabIndex = -1;
   title.textContent = navigator.onLine ? "Looking for the next prompt…" : "No connection";
   const text = document.createElement("p");
-  text.textContent = "It appears here by itself. What you judged is kept and sent.";
+  text.textContent = "It will appear here automatically. Your verdicts are kept and will be sent.";
   element.append(title, text);
   return element;
 }

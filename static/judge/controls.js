@@ -27,7 +27,7 @@ function togglePick(number) {
   if (!box) return;
   box.checked = !box.checked;
   saveDraft();
-  announce(`${number} ${box.checked ? "picked" : "put back"}`);
+  announce(`${number} ${box.checked ? "picked" : "unpicked"}`);
   submitOnPick(box);
 }
 
@@ -39,7 +39,7 @@ function openReasons(kind) {
 }
 
 // Some actions concern one candidate: the focused one, else the one whose number is pressed next.
-const QUESTIONS = { edit: "Edit which one? Press its number.", lacks: "Which one lacks something? Press its number." };
+const QUESTIONS = { edit: "Edit which one? Press its number.", lacks: "Which one has a problem? Press its number." };
 
 function askForNumber(action) {
   waitingAction = action;

@@ -41,14 +41,14 @@ export async function reportCredit() {
 // Says which round has started and which version is active, by the figures before and now.
 export function reportRounds(before, now) {
   if (before.round !== now.round && now.round) {
-    toast(`${now.round} has started: it trains on what was picked.`, "good");
+    toast(`${now.round} has started. It learns from the picks so far.`, "good");
   }
   if (before.version !== now.version && before.version) {
-    toast(`${now.version} is active now: new candidates come from it.`, "good");
+    toast(`${now.version} is now active and writes the new explanations.`, "good");
   }
   if (before.round && before.round !== now.round) reportCredit();
   if (Number(now.returned) > Number(before.returned)) {
-    toast("A reviewer asks you to look at a verdict again: “Returned to you” at the top leads to it.", "warn");
+    toast("A reviewer asked you to take another look at a verdict. Open it with “Returned to you” at the top.", "warn");
   }
 }
 
@@ -64,7 +64,7 @@ function remindOfBreak() {
   const wanted = Number(minutesSelect.value) * 60 * 1000;
   if (!wanted || Date.now() - workingSince < wanted || Date.now() - lastActive > BREAK_LENGTH) return;
   workingSince = Date.now();
-  toast(`You have judged for ${minutesSelect.value} minutes. A short break keeps the eye fresh; “Your day” turns this reminder off.`, "note");
+  toast(`You have been judging for ${minutesSelect.value} minutes. Time for a short break? “Your day” lets you turn this reminder off.`, "note");
 }
 
 export function startDay() {

@@ -27,8 +27,8 @@ export function toggleDifferences() {
     }
     markWords(text, text.textContent, new Set(isMarked ? nearest.changed : []));
   });
-  if (isOn && !markedRows) hint("No two candidates are alike enough to be compared word by word.");
-  else announce(isOn ? `Marked: where ${markedRows} candidates differ from the one most like them` : "Marks are gone");
+  if (isOn && !markedRows) hint("No two explanations are similar enough to compare word by word.");
+  else announce(isOn ? `Differences highlighted in ${markedRows} explanations` : "Highlighting off");
 }
 
 // The text most similar to the one at `index`; undefined where there is no other.

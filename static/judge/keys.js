@@ -68,16 +68,16 @@ function describe(action) {
 function assignKey(name) {
   const owner = actionFor(name);
   if (RESERVED.test(name)) {
-    showMessage(`${displayName(name)} cannot be used: it has its own meaning on this page or in the browser.`);
+    showMessage(`${displayName(name)} cannot be used: this page or your browser already uses it.`);
     return;
   }
   if (owner && owner !== changing) {
-    showMessage(`${displayName(name)} is taken: it means “${describe(owner)}”. Give that another key first.`);
+    showMessage(`${displayName(name)} is already used to “${describe(owner)}”. Change that shortcut first.`);
     return;
   }
   keyOf[changing] = name;
   saveKeys();
-  announce(`${displayName(name)} now means ${describe(changing)}`);
+  announce(`New shortcut ${displayName(name)}: ${describe(changing)}`);
   stopChanging();
 }
 
@@ -105,7 +105,7 @@ export function resetKeys() {
   keyOf = { ...DEFAULTS };
   stopChanging();
   saveKeys();
-  announce("The keys are as they were at first.");
+  announce("Shortcuts reset to defaults");
 }
 
 export function startKeys() {

@@ -150,8 +150,10 @@ function onSaved(item, text) {
 function onRefused(item, status, text) {
   cards.delete(item.key);
   const typed = item.fields.find(([name]) => name === "rationale")?.[1];
-  const words = typed ? ` Your words were: “${typed}”` : "";
-  toast(`A verdict was not taken. ${messageIn(text) || `The server said ${status}.`}${words}`, "bad");
+  const words = typed ? ` You wrote: “${typed}”` : "";
+  // A conflict says itself which verdict counts.
+  const lead = status === 409 ? "" : "A verdict could not be saved. ";
+  toast(`${lead}${messageIn(text) || `The server answered ${status}.`}${words}`, "bad");
 }
 
 function retryLater() {

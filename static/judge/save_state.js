@@ -18,7 +18,7 @@ export function showSaveState(state, count) {
   indicator.dataset.state = state;
   indicator.querySelector("[data-label]").textContent = labels[state];
   if (state === "waiting" && before !== "waiting") {
-    announce("No connection. Your verdicts are kept and sent when it is back.");
+    announce("No connection. Your verdicts are kept and will be sent once it is back.");
   }
   if (state === "saved" && (before === "waiting" || before === "signed-out")) announce("All verdicts are saved.");
   if (state === "signed-out") {

@@ -13,7 +13,7 @@ export function submit() {
   if (!canJudge()) return;
   const { picks, rationale } = draftedVerdict();
   if (!picks.length && !rationale) {
-    hint(`Pick what fits, or press ${keyLabel("none")} where none does.`);
+    hint(`Pick what fits, or press ${keyLabel("none")} for None fits.`);
     return;
   }
   giveVerdict("picked");
@@ -32,7 +32,7 @@ export function submitNoneFits() {
   if (checkedBoxes().length > 0) {
     for (const box of checkedBoxes()) box.checked = false;
     saveDraft();
-    hint(`The picks are put back. Press ${keyLabel("none")} once more: none fits.`);
+    hint(`Picks cleared. Press ${keyLabel("none")} again for None fits.`);
     return;
   }
   giveVerdict("none_fit");

@@ -125,7 +125,7 @@ export function makeZoomDialog(dialog, pane) {
     frame.addEventListener("dblclick", () => zoomable.zoomBy(zoomable.scale() > 1 ? 0 : 3));
     const position = `${current + 1} of ${images.length}`;
     dialog.querySelector("[data-which]").textContent = images.length > 1 ? `${position}: press a number or N` : "";
-    pane.setAttribute("aria-label", `The image, large${images.length > 1 ? `, ${position}` : ""}: plus and minus zoom, arrows move it, Escape closes`);
+    pane.setAttribute("aria-label", `Enlarged image${images.length > 1 ? `, ${position}` : ""}: plus and minus zoom, arrow keys move it, Escape closes`);
   }
 
   const keys = {

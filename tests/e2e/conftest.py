@@ -230,7 +230,7 @@ class Visit:
     def sign_in_by_form(self, email: str, *, to: str) -> Page:
         """Sign in with the form, and arrive at `to` until its scripts have run."""
         self.open(f"/sign-in?next={to}")
-        self.page.get_by_label("E-mail").fill(email)
+        self.page.get_by_label("Email").fill(email)
         self.page.get_by_label("Password").fill(world.PASSWORD)
         self.page.get_by_role("button", name="Sign in").click()
         expect(self.page.get_by_label(f"Account {email}")).to_be_visible()

@@ -164,7 +164,7 @@ def sign_in(context: BrowserContext, site: Site, email: str) -> None:
     """Sign in with the form."""
     page = context.new_page()
     page.goto(f"{site.url}/sign-in?next=/annotate")
-    page.get_by_label("E-mail").fill(email)
+    page.get_by_label("Email").fill(email)
     page.get_by_label("Password").fill(world.PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_label(f"Account {email}")).to_be_visible()

@@ -85,7 +85,7 @@ class TestRound:
         page = admin.open("/admin/projects/scenes/rounds/2")
         loss = page.get_by_role("region", name="Loss", exact=True)
         expect(loss.get_by_role("img", name=re.compile("^Loss: loss from"))).to_be_visible()
-        loss.get_by_text("The numbers as a table").click()
+        loss.get_by_text("Show as a table").click()
         expect(loss.get_by_role("table").get_by_role("row")).to_have_count(61)
         expect(page.get_by_text("Version 2 was activated.")).to_be_visible()
 
@@ -173,7 +173,7 @@ class TestSettings:
 class TestUsers:
     def test_a_person_is_added_and_signs_in(self, admin: Visit, visitor: Visitor) -> None:
         page = admin.open("/admin/users")
-        page.get_by_label("E-mail").fill("eve@example.org")
+        page.get_by_label("Email").fill("eve@example.org")
         page.get_by_role("button", name="Add the person").click()
         link = page.locator("#secret").inner_text()
         page.reload()
@@ -181,23 +181,23 @@ class TestUsers:
         other = visitor()
         other.page.goto(link)
         other.page.get_by_label("Password", exact=True).fill("horse and staple")
-        other.page.get_by_label("The same again").fill("horse and staple")
-        other.page.get_by_role("button", name="Set the password").click()
+        other.page.get_by_label("Repeat password").fill("horse and staple")
+        other.page.get_by_role("button", name="Set password").click()
         expect(other.page.get_by_label("Account eve@example.org")).to_be_visible()
 
     def test_a_known_address_is_said_beside_the_field(self, admin: Visit) -> None:
         admin.watch.allow.append("409")
         page = admin.open("/admin/users")
-        page.get_by_label("E-mail").fill("ada@example.org")
+        page.get_by_label("Email").fill("ada@example.org")
         page.get_by_role("button", name="Add the person").click()
-        expect(page.get_by_label("E-mail")).to_have_value("ada@example.org")
-        expect(page.get_by_label("E-mail")).to_have_accessible_description(re.compile("already"))
+        expect(page.get_by_label("Email")).to_have_value("ada@example.org")
+        expect(page.get_by_label("Email")).to_have_accessible_description(re.compile("already"))
 
     def test_tokens_are_shown_once_and_revoked(self, admin: Visit) -> None:
         page = admin.open("/admin/users")
         page.get_by_role("link", name="ada@example.org", exact=True).click()
         page.get_by_label("Name").fill("her notebook")
-        page.get_by_role("button", name="Make a token").click()
+        page.get_by_role("button", name="Create token").click()
         expect(page.locator("#secret")).to_contain_text("ill_")
         page.on("dialog", lambda question: question.accept())
         page.get_by_role("row", name=re.compile("her notebook")).get_by_role("button", name="Revoke").click()

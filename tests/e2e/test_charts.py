@@ -232,7 +232,7 @@ class TestOnPages:
                 expect(figure.get_by_role("img", name=re.compile(f"^{title}: .+ to "))).to_be_visible()
                 expect(figure.locator(".plot svg path.line").first).to_be_attached()
                 expect(figure.get_by_role("table")).to_be_hidden()
-                figure.get_by_text("The numbers as a table").press("Enter")
+                figure.get_by_text("Show as a table").press("Enter")
                 expect(figure.get_by_role("table")).to_be_visible()
 
     def test_drawn_anew_as_numbers_come_and_nothing_jumps(
@@ -251,7 +251,7 @@ class TestOnPages:
         loss = page.get_by_role("figure", name="Loss")
         expect(loss.locator("path.line")).to_have_count(3)
         assert page.evaluate("window.shifts") < 0.01
-        loss.get_by_text("The numbers as a table").click()
+        loss.get_by_text("Show as a table").click()
         rows = loss.get_by_role("row").count()
         page.evaluate("document.querySelector('.plot svg').dataset.first = 'yes'")
         before = loss.locator("path.line").first.get_attribute("d")

@@ -150,7 +150,7 @@ class TestJudging:
         ready(page)
         before = question(page)
         page.keyboard.press("f")
-        dialog = page.get_by_role("dialog", name="What is wrong with this prompt?")
+        dialog = page.get_by_role("dialog", name="What's wrong with this prompt?")
         expect(dialog).to_be_visible()
         page.keyboard.press("Escape")
         expect(dialog).to_be_hidden()
@@ -169,8 +169,8 @@ class TestJudging:
         page = critic.page
         ready(page)
         page.keyboard.press("?")
-        expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
-        page.get_by_label("Keys work on this page").uncheck()
+        expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+        page.get_by_label("Use shortcuts on this page").uncheck()
         page.keyboard.press("Escape")
         page.keyboard.press("1")
         expect(candidate(page, 1)).not_to_be_checked()
@@ -179,7 +179,7 @@ class TestJudging:
         page = critic.page
         ready(page)
         page.keyboard.press("z")
-        pane = page.get_by_role("img", name=re.compile("The image, large"))
+        pane = page.get_by_role("img", name=re.compile("Enlarged image"))
         expect(pane).to_be_visible()
         page.keyboard.press("+")
         expect(pane.locator("img")).to_have_css("transform", re.compile(r"matrix\(1\.5"))
@@ -243,7 +243,7 @@ class TestGoingBack:
         page.keyboard.press("Escape")  # leaves it, and leads back
         expect(page.get_by_role("heading", name="My verdicts")).to_be_visible()
         page.get_by_label("Verdict", exact=True).select_option("none_fit")
-        page.get_by_role("button", name="Find").click()
+        page.get_by_role("button", name="Search").click()
         page.get_by_role("link", name=f"Change the verdict on: {first}").click()
         ready(page)
         page.keyboard.press("3")
@@ -384,7 +384,8 @@ class TestNothingIsLost:
         wait_for_verdicts(other.page, site, 1)
         page.keyboard.press("1")
         page.keyboard.press("Enter")
-        expect(page.get_by_role("region", name="Messages")).to_contain_text("A verdict was not taken.")
+        messages = page.get_by_role("region", name="Messages")
+        expect(messages).to_contain_text("Already judged in another tab; your first verdict stands.")
         expect(saved(page)).to_have_text("Saved")
         assert len(verdicts(site)) == 1
 
@@ -418,7 +419,7 @@ class TestFairness:
         expect(page.locator(".judge")).to_have_attribute("data-seen", "yes")
         page.keyboard.press("1")
         page.keyboard.press("Enter")
-        expect(page.get_by_role("region", name="Messages")).to_contain_text("The image is not there yet")
+        expect(page.get_by_role("region", name="Messages")).to_contain_text("The image is still loading")
         assert verdicts(site) == []
         released = True
         for route in held:
@@ -437,7 +438,7 @@ class TestEmptyStates:
             session.add(Worker(name="here:1", queues="model", device="cpu"))
         visit = visitor()
         page = visit.sign_in(scenes.critic, to="/annotate/scenes")
-        expect(page.get_by_role("heading", name="The pool is being filled")).to_be_visible()
+        expect(page.get_by_role("heading", name="Explanations are being written")).to_be_visible()
         expect(page.get_by_text("12 prompts are waiting for explanations")).to_be_visible()
         with site.sessions.begin() as session:
             world.refill(session, scenes)
@@ -458,7 +459,7 @@ class TestEmptyStates:
             world.add_running_round(session, scenes)
         visit = visitor()
         page = visit.sign_in(scenes.critic, to="/annotate/scenes")
-        expect(page.get_by_role("heading", name="Round 9 is running")).to_be_visible()
+        expect(page.get_by_role("heading", name="Training round 9 is running")).to_be_visible()
 
     def test_not_a_member(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
         with site.sessions.begin() as session:
@@ -466,7 +467,7 @@ class TestEmptyStates:
         visit = visitor()
         visit.watch.allow.append("404")
         page = visit.sign_in("guest@example.org", to="/annotate")
-        expect(page.get_by_role("heading", name="No project yet")).to_be_visible()
+        expect(page.get_by_role("heading", name="No projects yet")).to_be_visible()
         visit.open("/annotate/scenes")
         expect(page.get_by_text("you are not a member of it")).to_be_visible()
 

@@ -23,24 +23,26 @@ def test_pace_credits_and_a_break(visitor: Visitor, history: world.World) -> Non
     ready(page)
     messages = page.get_by_role("region", name="Messages")
     page.clock.run_for(2000)
-    expect(messages).to_contain_text("trained round 3: no clear difference, +0.3 ROUGE-L")
-    toast = messages.locator(".toast").filter(has_text="trained round 3")
+    expect(messages).to_contain_text("went into training round 3: no clear difference, +0.3 ROUGE-L")
+    toast = messages.locator(".toast").filter(has_text="went into training round 3")
     expect(toast).not_to_have_class(re.compile("good"))
     page.get_by_role("button", name="s each").click()
     dialog = page.get_by_role("dialog", name="Your day")
-    expect(dialog.get_by_role("listitem").last).to_contain_text("trained round 1: better, +6.1 ROUGE-L version 1")
+    expect(dialog.get_by_role("listitem").last).to_contain_text(
+        "went into training round 1: better, +6.1 ROUGE-L version 1"
+    )
     expect(dialog.get_by_role("definition").first).to_contain_text("verdicts")
     assert axe_violations(page) == []
-    dialog.get_by_label("Remind me of a break").select_option(label="after 25 minutes")
+    dialog.get_by_label("Remind me to take a break").select_option(label="After 25 minutes")
     page.keyboard.press("Escape")
     for _ in range(7):
         page.clock.fast_forward(4 * MINUTE)
         page.keyboard.press("Shift")
     page.clock.run_for(MINUTE // 2)
-    expect(messages).to_contain_text("You have judged for 25 minutes")
+    expect(messages).to_contain_text("You have been judging for 25 minutes")
 
     page.reload()
     ready(page)
-    expect(page.get_by_label("Remind me of a break", exact=False)).to_have_value("25")
+    expect(page.get_by_label("Remind me to take a break", exact=False)).to_have_value("25")
     page.clock.run_for(2000)
-    expect(messages).not_to_contain_text("trained round 3")
+    expect(messages).not_to_contain_text("went into training round 3")

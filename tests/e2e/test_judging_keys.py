@@ -56,7 +56,7 @@ def test_what_a_candidate_lacks_is_tagged_and_can_be_changed(critic: Visit, site
     ready(page)
     page.keyboard.press("t")
     page.keyboard.press("3")
-    dialog = page.get_by_role("dialog", name="Candidate 3")
+    dialog = page.get_by_role("dialog", name="Explanation 3")
     expect(dialog).to_contain_text(texts(page)[2])
     assert axe_violations(page) == []
     page.keyboard.press("1")
@@ -71,7 +71,7 @@ def test_what_a_candidate_lacks_is_tagged_and_can_be_changed(critic: Visit, site
     page.keyboard.press("u")
     expect(page.locator(".lacks").nth(2)).to_contain_text("badly written")
     ready(page)
-    page.get_by_role("button", name="Candidate 3: say what it lacks").click()
+    page.get_by_role("button", name="Explanation 3: say what's wrong with it").click()
     dialog.get_by_label("badly written").uncheck()
     dialog.get_by_role("button", name="Done").click()
     page.keyboard.press("0")
@@ -84,7 +84,7 @@ def test_keys_of_ones_own(critic: Visit, site: Site, visitor: Visitor, size: tup
     page = critic.page
     ready(page)
     page.keyboard.press("?")
-    dialog = page.get_by_role("dialog", name="Keys")
+    dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
     assert axe_violations(page) == []
     change = dialog.get_by_role("button", name="Change the key: none fits")
     problem = dialog.get_by_role("alert")
@@ -119,7 +119,7 @@ def test_keys_of_ones_own(critic: Visit, site: Site, visitor: Visitor, size: tup
     ready(page)
     page.keyboard.press("?")
     with page.expect_response(re.compile("/keys$")):
-        dialog.get_by_role("button", name="As they were at first").click()
+        dialog.get_by_role("button", name="Reset to defaults").click()
     page.keyboard.press("Escape")
     page.keyboard.press("0")
     wait_for_verdicts(page, site, 2)

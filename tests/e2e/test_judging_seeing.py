@@ -111,10 +111,10 @@ def test_several_images_differences_and_folds(visitor: Visitor, two_images: worl
     page.keyboard.press("-")
 
     page.keyboard.press("z")
-    large = page.get_by_role("img", name=re.compile("The image, large, 1 of 2"))
+    large = page.get_by_role("img", name=re.compile("Enlarged image, 1 of 2"))
     expect(large).to_be_visible()
     page.keyboard.press("2")
-    expect(page.get_by_role("img", name=re.compile("The image, large, 2 of 2"))).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("Enlarged image, 2 of 2"))).to_be_visible()
     page.keyboard.press("z")
     expect(page.get_by_role("dialog")).to_be_hidden()
 

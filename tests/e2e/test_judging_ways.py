@@ -33,8 +33,8 @@ def test_a_flag_has_a_reason_by_one_key_and_holds_the_prompt(critic: Visit, site
     ready(page)
     flagged = question(page)
     page.keyboard.press("f")
-    dialog = page.get_by_role("dialog", name="What is wrong with this prompt?")
-    expect(dialog).to_contain_text("held back from everybody")
+    dialog = page.get_by_role("dialog", name="What's wrong with this prompt?")
+    expect(dialog).to_contain_text("put on hold for everyone")
     reason = dialog.get_by_role("button").first.inner_text().split("\n")[-1]
     page.keyboard.press("1")
     expect(dialog).to_be_hidden()
@@ -59,12 +59,12 @@ def test_a_returned_verdict_is_kept_or_changed(critic: Visit, site: Site) -> Non
             decide.send_back(session, SYSTEM, review, verdict.id, "Is it broken,\nor only dark?")
     page.reload()
     page.get_by_role("link", name=re.compile(r"^Returned.* \(2\)")).click()
-    note = page.get_by_text("A reviewer asks you to look at this again")
+    note = page.get_by_text("A reviewer asked you to take another look")
     expect(note).to_contain_text("only dark?")
     ready(page)
     assert faults(page) == []
     page.get_by_role("button", name="Keep my verdict").click()
-    expect(page.get_by_role("region", name="Messages")).to_contain_text("Your verdict stands")
+    expect(page.get_by_role("region", name="Messages")).to_contain_text("Verdict kept")
     expect(note).to_be_hidden()
     page.get_by_role("link", name=re.compile(r"^Returned.* \(1\)")).click()
     expect(note).to_be_visible()
@@ -95,7 +95,7 @@ def test_practice_comes_first_and_tells_what_is_right(
     wrong.click()
     expect(wrong.get_by_role("checkbox")).to_be_checked()
     seen(page, ".practice")
-    page.get_by_role("button", name="See what is right").dblclick()  # the second click does not go on
+    page.get_by_role("button", name="Check my picks").dblclick()  # the second click does not go on
     expect(page.get_by_role("status")).to_contain_text("Not quite: look at the marked ones. An explanation names")
     expect(page.locator(".candidate", has_text="you said otherwise").first).to_be_visible()
     expect(page.locator(".candidate", has_text="because the answer is")).to_contain_text("does not fit")
@@ -107,9 +107,9 @@ def test_practice_comes_first_and_tells_what_is_right(
             page.keyboard.press(str(number + 1))
     seen(page, ".practice")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("status")).to_contain_text("All right.")
+    expect(page.get_by_role("status")).to_contain_text("All correct.")
     seen(page, ".practice")
-    page.get_by_role("link", name="Begin the work").click()
+    page.get_by_role("link", name="Start judging").click()
     ready(page)
     with site.sessions() as session:  # practice stores no verdict
         assert len(session.scalars(select(Verdict.id)).all()) == before
@@ -122,21 +122,21 @@ def test_ones_own_verdicts_are_found_again(
     rows = page.get_by_role("table").get_by_role("row")
     before = rows.count()
     word = page.get_by_role("rowheader").first.inner_text().split()[-2].strip("?")
-    page.get_by_label("Words").fill(word)
-    page.get_by_role("button", name="Find").click()
-    expect(page.get_by_label("Words")).to_have_value(word)
+    page.get_by_label("Search", exact=True).fill(word)
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_label("Search", exact=True)).to_have_value(word)
     assert 1 < rows.count() <= before
     for text in page.get_by_role("rowheader").all_inner_texts():
         row = page.get_by_role("row").filter(has_text=text)
         expect(row.first).to_contain_text(word)
     page.get_by_role("link", name="Show all").click()
     page.get_by_label("Verdict", exact=True).select_option("none_fit")
-    page.get_by_role("button", name="Find").click()
+    page.get_by_role("button", name="Search").click()
     expect(page.get_by_role("cell", name=re.compile("none fits")).first).to_be_visible()
     assert rows.count() - 1 == page.get_by_text("none fits", exact=True).locator("visible=true").count()
-    page.get_by_label("Words").fill("no such words anywhere")
-    page.get_by_role("button", name="Find").click()
-    expect(page.get_by_role("heading", name="None of your verdicts is like that")).to_be_visible()
+    page.get_by_label("Search", exact=True).fill("no such words anywhere")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("heading", name="No matches")).to_be_visible()
 
 
 def test_a_reminder_that_is_turned_off_stays_off(critic: Visit) -> None:
@@ -145,7 +145,7 @@ def test_a_reminder_that_is_turned_off_stays_off(critic: Visit) -> None:
     page.reload()
     ready(page)
     page.get_by_role("button", name="Your day").click()
-    page.get_by_label("Remind me of a break").select_option(label="never")
+    page.get_by_label("Remind me to take a break").select_option(label="Never")
     page.keyboard.press("Escape")
     page.reload()
     ready(page)
@@ -153,8 +153,8 @@ def test_a_reminder_that_is_turned_off_stays_off(critic: Visit) -> None:
         page.clock.fast_forward(4 * 60_000)
         page.keyboard.press("Shift")
     page.clock.run_for(30_000)
-    expect(page.get_by_role("region", name="Messages")).not_to_contain_text("You have judged for")
-    expect(page.get_by_label("Remind me of a break")).to_have_value("0")
+    expect(page.get_by_role("region", name="Messages")).not_to_contain_text("You have been judging for")
+    expect(page.get_by_label("Remind me to take a break")).to_have_value("0")
 
 
 def test_dragging_moves_a_zoomed_image_and_opens_nothing(critic: Visit) -> None:

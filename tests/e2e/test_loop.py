@@ -106,7 +106,7 @@ def sign_in(browser: Browser, demo: Demo, who: str, *, to: str) -> Page:
     """A page of a person who has just signed in with the form."""
     page = demo.page(browser)
     page.goto(f"{demo.address}/sign-in?next={to}")
-    page.get_by_label("E-mail").fill(demo.accounts[who]["email"])
+    page.get_by_label("Email").fill(demo.accounts[who]["email"])
     page.get_by_label("Password").fill(demo.accounts[who]["password"])
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(f"{demo.address}{to}")

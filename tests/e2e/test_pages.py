@@ -229,7 +229,7 @@ def test_paper_is_light_and_has_no_buttons(visitor: Visitor, history: world.Worl
 
 def test_by_keyboard_alone(visitor: Visitor, history: world.World) -> None:
     page = visitor().open("/sign-in?next=/admin/projects/scenes")
-    expect(page.get_by_label("E-mail")).to_be_focused()
+    expect(page.get_by_label("Email")).to_be_focused()
     page.keyboard.type(history.admin)
     page.keyboard.press("Tab")
     page.keyboard.type(world.PASSWORD)
@@ -237,7 +237,7 @@ def test_by_keyboard_alone(visitor: Visitor, history: world.World) -> None:
     expect(page.get_by_role("heading", name="Scenes", level=1)).to_be_visible()
     page.wait_for_load_state()
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Judge", exact=True)).to_be_focused()
@@ -249,7 +249,7 @@ def test_by_keyboard_alone(visitor: Visitor, history: world.World) -> None:
     expect(dialog).to_be_hidden()
     expect(page.get_by_role("link", name="Start a round…")).to_be_focused()
     page.get_by_label(f"Account {history.admin}").press("Enter")
-    for name in ("Your account", "REST interface"):
+    for name in ("Your account", "REST API"):
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name=name)).to_be_focused()
     page.keyboard.press("Tab")

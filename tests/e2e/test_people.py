@@ -50,13 +50,13 @@ def test_a_forgotten_password_is_set_anew_by_a_link_once(admin: Visit, visitor: 
             expect(other.page.get_by_label("Password", exact=True)).to_have_count(0)
             continue
         other.page.get_by_label("Password", exact=True).fill("horse and staple")
-        other.page.get_by_label("The same again").fill("horse and stable")
+        other.page.get_by_label("Repeat password").fill("horse and stable")
         other.watch.allow.append("422")
-        other.page.get_by_role("button", name="Set the password").click()
-        expect(other.page.get_by_label("The same again")).to_have_attribute("aria-invalid", "true")
+        other.page.get_by_role("button", name="Set password").click()
+        expect(other.page.get_by_label("Repeat password")).to_have_attribute("aria-invalid", "true")
         other.page.get_by_label("Password", exact=True).fill("horse and staple")
-        other.page.get_by_label("The same again").fill("horse and staple")
-        other.page.get_by_role("button", name="Set the password").click()
+        other.page.get_by_label("Repeat password").fill("horse and staple")
+        other.page.get_by_role("button", name="Set password").click()
         expect(other.page.get_by_label("Account ada@example.org")).to_be_visible()
 
 
@@ -83,7 +83,7 @@ def test_an_ended_session_leads_back_to_the_same_place(admin: Visit, history: wo
     admin.context.clear_cookies()
     page = admin.open(place)
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
-    page.get_by_label("E-mail").fill(history.admin)
+    page.get_by_label("Email").fill(history.admin)
     page.get_by_label("Password").fill(world.PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_label("Split", exact=True)).to_have_value("val")

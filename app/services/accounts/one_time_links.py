@@ -18,7 +18,7 @@ from app.services.kernel.actors import Actor, require_admin
 
 VALID_FOR = {LinkPurpose.invitation: timedelta(days=7), LinkPurpose.password: timedelta(days=1)}
 KEEP_EXPIRED = timedelta(days=30)
-SPENT = "This link was used already, has expired, or was replaced by another: ask an admin for a new one."
+SPENT = "This link has been used, has expired or has been replaced by a newer one. Ask an admin for a new link."
 
 
 def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose) -> tuple[OneTimeLink, str]:

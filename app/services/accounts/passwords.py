@@ -30,7 +30,7 @@ def dummy_hash() -> str:
 def hash_password(password: str) -> str:
     """Hash a password. Raises `Invalid` for a weak one."""
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
-        raise Invalid(f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters.", field="password")
+        raise Invalid(f"A password must have {MIN_PASSWORD} to {MAX_PASSWORD} characters.", field="password")
     return hasher().hash(password)
 
 

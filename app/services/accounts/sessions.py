@@ -22,7 +22,7 @@ from app.services.kernel.actors import Actor, require_scope
 from app.settings import get_settings
 
 ATTEMPT_WINDOW = 60
-WRONG_CREDENTIALS = "The email address or the password is wrong."
+WRONG_CREDENTIALS = "Wrong email address or password."
 
 
 def check_password(session: Session, email: str, password: str, *, address: str, browser: str = "") -> User:
@@ -69,7 +69,7 @@ def _refuse_after_failures(session: Session, limits: Mapping[str, int]) -> None:
     for key, count, seconds in session.execute(recent.group_by(SignInAttempt.key)):
         if count >= limits[key]:
             wait = max(1, ATTEMPT_WINDOW - int(seconds))
-            raise TooMany(f"Too many attempts to sign in: wait {wait} seconds.", retry_after=wait)
+            raise TooMany(f"Too many attempts to sign in: try again in {wait} seconds.", retry_after=wait)
 
 
 def open_web_session(session: Session, user: User, *, browser: str = "") -> tuple[str, str]:
@@ -138,7 +138,7 @@ def close_one_session(session: Session, actor: Actor, session_id: str) -> None:
     rows = session.scalars(select(WebSession).where(WebSession.user_id == actor.user_id))
     found = next((row for row in rows if _session_id(row.token_hash) == session_id), None)
     if found is None:
-        raise NotFound("There is no such session of yours: it may have ended meanwhile.")
+        raise NotFound("You have no such session: it may have ended already.")
     session.delete(found)
     session.flush()
     audit.record(session, actor, "user.sign_out", f"user:{actor.user_id}", browsers=1)

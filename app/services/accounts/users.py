@@ -52,7 +52,7 @@ def add_user(
             session.add(user)
             session.flush()
     except IntegrityError as error:
-        raise Conflict(f"A person with the address {email} exists already.", field="email") from error
+        raise Conflict(f"There is already an account for {email}.", field="email") from error
     set_memberships(session, actor, user, project_slugs)
     audit.record(session, actor, "user.add", f"user:{user.id}", role=role.value)
     return user
@@ -68,7 +68,9 @@ def checked_email(text: str) -> str:
         raise Invalid("This is not an email address.", field="email")
     name, _, domain = email.rpartition("@")
     if not name.isascii() or not name.isprintable():
-        raise Invalid("The part of an email address before the @ has ASCII letters, digits and signs.", field="email")
+        raise Invalid(
+            "The part of an email address before the @ may have only ASCII letters, digits and signs.", field="email"
+        )
     try:
         domain = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
     except (idna.IDNAError, UnicodeError) as error:

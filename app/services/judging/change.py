@@ -52,7 +52,7 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
     if not old.current:
         newest = select(Verdict.id).where(Verdict.assignment_id == old.assignment_id, Verdict.current)
         newest_id = session.scalar(newest)
-        raise Conflict("This verdict was changed already: change the newest one.", verdict=str(newest_id))
+        raise Conflict("This verdict has already been changed: change the latest one.", verdict=str(newest_id))
     check_candidates(assignment.shown, verdict)
     state = old.state
     used = old.kind in USES_SLOT

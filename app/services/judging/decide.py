@@ -192,12 +192,12 @@ def accept(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
     """
     review, project = lock_review(session, actor, review_id, Right.administers)
     if review.kind is not ReviewKind.late or review.verdict_id is None:
-        raise Conflict("Only a verdict that came too late can be accepted.")
+        raise Conflict("Only a late verdict can be accepted.")
     given = session.get_one(Verdict, review.verdict_id, populate_existing=True)
     assignment = session.get_one(Assignment, given.assignment_id, with_for_update={"key_share": True})
     candidate_set, prompt = _lock_set_and_prompt(session, review)
     if not given.current or given.state is not VerdictState.kept_aside:
-        raise Conflict("This verdict was changed meanwhile: look at the newest one.")
+        raise Conflict("This verdict has been changed since: look at the latest one.")
     judges = given.kind in USES_SLOT
     if judges and not take_slot(session, assignment, candidate_set, AssignmentState.judged):
         _add_slot(session, assignment, candidate_set)
@@ -228,7 +228,7 @@ def _add_slot(session: Session, assignment: Assignment, candidate_set: Candidate
         )
     )
     if other is not None:
-        raise Conflict("Its critic got this set again meanwhile: only one of the two can count.")
+        raise Conflict("Its critic has been given this set again since: only one of the two can count.")
     held = (AssignmentState.open, AssignmentState.judged)
     last = session.scalar(select(func.max(Assignment.slot)).where(*of_set, Assignment.state.in_(held)))
     candidate_set.slots += 1
@@ -249,14 +249,14 @@ def send_back(session: Session, actor: Actor, review_id: int, verdict_id: int, n
     checked = check_note(note, needed=True)
     given = session.get(Verdict, verdict_id, populate_existing=True)
     if given is None or given.candidate_set_id != review.candidate_set_id:
-        raise Invalid("This verdict is not of the set under review.", field="verdict")
+        raise Invalid("This verdict does not belong to the set under review.", field="verdict")
     if not given.current or given.state is VerdictState.decided:
-        raise Conflict("Only a critic's newest verdict can be sent back.")
+        raise Conflict("Only a critic's latest verdict can be sent back.")
     waiting = select(ReturnedVerdict.id).where(
         ReturnedVerdict.verdict_id == given.id, ReturnedVerdict.answered_at.is_(None)
     )
     if session.scalar(waiting) is not None:
-        raise Conflict("This verdict was sent back already; its critic has not answered yet.")
+        raise Conflict("This verdict has already been sent back; its critic has not answered yet.")
     session.add(
         ReturnedVerdict(
             project_id=project.id,
@@ -284,7 +284,7 @@ def confirm_returned(session: Session, actor: Actor, returned_id: int) -> None:
     """Confirm a verdict that was sent back, and reopen its review. Raises `NotFound`, `Forbidden`."""
     row = session.get(ReturnedVerdict, returned_id, with_for_update=True, populate_existing=True)
     if row is None or row.answered_at is not None:
-        raise NotFound("There is no such verdict that waits for an answer.")
+        raise NotFound("There is no such verdict waiting for your answer.")
     if row.critic_id != actor.user_id:
         raise Forbidden("This is another critic's verdict.")
     row.answered_at = func.now()

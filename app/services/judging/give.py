@@ -31,7 +31,7 @@ from app.services.kernel.verdict_schema import NEW_JSON, VerdictIn, candidate_id
 from app.services.quality.reviews import OPEN_REVIEW
 from app.services.quality.standings import RECOUNT
 
-JUDGED_ALREADY = "This assignment is judged already: change the verdict instead."
+JUDGED_ALREADY = "This assignment has already been judged: change the verdict instead."
 
 # All code takes locks in one order: assignment, candidate set, prompt. Unchanged rows are not written: a set of several
 # slots and its prompt are mostly updated by the statements that follow. Nothing is stored for an Idempotency-Key that
@@ -173,7 +173,7 @@ async def give(
             return await keep_aside(transaction, values)
         [row] = await transaction.run((GIVE, values))
         if row is None:
-            raise Conflict("This assignment changed at this moment: try again.")
+            raise Conflict("This assignment was changed at the same time: try again.")
     is_due = bool(row["is_due"])
     for result in await transaction.run(*follow_up_calls(actor, verdict, row)):
         is_due = is_due or bool(result is not None and result.get("is_fresh"))
@@ -252,7 +252,7 @@ async def explain_rejection(transaction: Transaction, actor: Actor, verdict: Ver
     if row["verdict"] is not None:
         raise Conflict(JUDGED_ALREADY, verdict=str(row["verdict"]))
     if row["state"] != AssignmentState.lapsed:
-        raise Conflict(f"This assignment is {row['state']}: claim another one.")
+        raise Conflict(f"This assignment is {row['state']} and takes no verdict: claim another one.")
 
 
 async def reopen(transaction: Transaction, values: Values) -> bool:

@@ -167,7 +167,7 @@ def check_candidates(shown: Sequence[int], verdict: VerdictIn) -> None:
     for field, ids in named.items():
         for candidate in ids:
             if candidate and candidate_id(candidate, field) not in shown:
-                raise Invalid(f"{field}: candidate {candidate} is not of this set.", field=field)
+                raise Invalid(f"{field}: candidate {candidate} is not in this set.", field=field)
 
 
 def lock_assignment(session: Session, actor: Actor, assignment_id: int) -> tuple[Assignment, CandidateSet, Prompt]:

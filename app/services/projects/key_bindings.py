@@ -25,20 +25,20 @@ class KeyAction:
 
 
 ACTIONS = (
-    KeyAction("submit", "Enter", "submit; inside a text field Ctrl + Enter"),
+    KeyAction("submit", "Enter", "submit; in a text field, Ctrl + Enter"),
     KeyAction("none", "0", "none fits"),
-    KeyAction("edit", "e", "edit a candidate: the one that is picked, else the number you press next"),
-    KeyAction("write", "w", "write an explanation of your own; Esc leaves the field"),
-    KeyAction("lacks", "t", "tag what a candidate lacks, then its number"),
+    KeyAction("edit", "e", "edit an explanation: the one you picked, or the number you press next"),
+    KeyAction("write", "w", "write your own explanation; Esc leaves the field"),
+    KeyAction("lacks", "t", "say what is wrong with an explanation, after its number"),
     KeyAction("skip", "s", "skip, with a reason"),
-    KeyAction("flag", "f", "flag a prompt that is broken"),
-    KeyAction("back", "u", "go back to the last verdict and change it; again: one further"),
-    KeyAction("zoom", "z", "see the images large; the wheel or a pinch zooms in place"),
-    KeyAction("differences", "d", "mark the words in which candidates differ"),
+    KeyAction("flag", "f", "flag a broken prompt"),
+    KeyAction("back", "u", "go back to your last verdict to change it; press again to go further back"),
+    KeyAction("zoom", "z", "enlarge the images; the wheel or a pinch zooms in place"),
+    KeyAction("differences", "d", "highlight the words in which explanations differ"),
     KeyAction("unfold", "l", "show long texts in full"),
-    KeyAction("reveal", "b", "show images that are blurred"),
-    KeyAction("instructions", "i", "the instructions beside the work"),
-    KeyAction("keys", "?", "this sheet"),
+    KeyAction("reveal", "b", "show blurred images"),
+    KeyAction("instructions", "i", "show or hide the instructions"),
+    KeyAction("keys", "?", "show these shortcuts"),
 )
 
 
@@ -52,11 +52,11 @@ def save_key_bindings(session: Session, actor: Actor, chosen: Mapping[str, str])
     first = {action.name: action.first for action in ACTIONS}
     for name, key in chosen.items():
         if name not in first:
-            raise Invalid(f"There is no action '{name[:MAX_KEY_LENGTH]}' on the judging page.", field="keys")
+            raise Invalid(f"The judging page has no action '{name[:MAX_KEY_LENGTH]}'.", field="keys")
         if not (0 < len(key) <= MAX_KEY_LENGTH and key.isprintable()):
-            raise Invalid(f"The key for '{name}' has no name.", field="keys")
+            raise Invalid(f"The key for '{name}' cannot be used.", field="keys")
     in_force = first | dict(chosen)
     if len(set(in_force.values())) < len(in_force):
-        raise Invalid("Two actions share a key: give one of them another.", field="keys")
+        raise Invalid("Two actions share a key. Choose another key for one of them.", field="keys")
     kept = {name: key for name, key in chosen.items() if key != first[name]}
     session.execute(update(User).where(User.id == actor.user_id).values(judging_keys=kept))

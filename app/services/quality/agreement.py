@@ -31,8 +31,8 @@ MAX_UNSWEPT = 1000
 RESAMPLES = 1000
 FEW_SETS = 10
 NO_SHARED_SETS = (
-    "No candidate set was judged by two critics yet: raise 'Critics for each candidate set' in the settings, so that "
-    "critics judge the same sets."
+    "No candidate set has been judged by two critics yet: raise 'Critics for each candidate set' in the settings, "
+    "so that critics judge the same sets."
 )
 NO_VARIETY = (
     "All verdicts are alike: every candidate was picked by everyone, or none by anyone. Chance would agree as well, so "

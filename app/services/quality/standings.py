@@ -123,13 +123,13 @@ async def admit(transaction: Transaction, actor: Actor, project_id: int, slug: s
     [row] = await transaction.run((STANDING, values))
     if row is not None and row["is_paused"]:
         raise Forbidden(
-            "You are paused in this project: too many of your verdicts on prompts with a known answer were wrong. "
-            "Your verdicts are kept. Read the instructions again, and ask an admin of the project to let you continue.",
+            "You are paused in this project: too many of your verdicts on check questions were wrong. "
+            "Your verdicts are kept. Read the instructions again, then ask a project admin to let you continue.",
             reason="paused",
         )
     if row is not None and row["practice_left"] > 0:
         raise Forbidden(
-            "This project starts with a short practice: a few prompts whose answers are known.",
+            "This project starts with a short practice on a few prompts whose right picks are known.",
             reason="practice",
             practice=f"/api/v1/projects/{slug}/practice",
         )

@@ -102,7 +102,7 @@ def password_fields(problems: dict[str, str]) -> tuple[Field, ...]:
     return (
         secret("current", "Current password", "current-password"),
         secret("password", "New password", "new-password", f"At least {MIN_PASSWORD} characters."),
-        secret("again", "Repeat the new password", "new-password"),
+        secret("again", "Repeat new password", "new-password"),
     )
 
 

@@ -19,7 +19,7 @@ from app.web.forms import Field
 from app.web.rendering import Shell, page
 
 router = APIRouter()
-PASSWORDS_DIFFER = "The two are not the same: write the password twice."
+PASSWORDS_DIFFER = "The passwords do not match."
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def form_page(
                 required=True,
                 attributes=secret,
             ),
-            Field("again", "The same again", "password", problem=again, required=True, attributes=secret),
+            Field("again", "Repeat password", "password", problem=again, required=True, attributes=secret),
         ),
     )
     form_token = request.cookies.get(FORM_COOKIE) or secrets.token_urlsafe(32)

@@ -102,10 +102,10 @@ def parse_token(form: FormData) -> TokenForm:
         raise Invalid("Choose one of the scopes.", field="scope")
     limit = text_of(form, "requests").strip()
     if limit and not limit.isdecimal():
-        raise Invalid("Requests a minute must be a number.", field="requests")
+        raise Invalid("Requests per minute must be a whole number.", field="requests")
     days = text_of(form, "expires")
     if days not in dict(EXPIRIES):
-        raise Invalid("Choose one of the times.", field="expires")
+        raise Invalid("Choose when the token expires.", field="expires")
     return TokenForm(
         scope=Scope(scope),
         name=text_of(form, "name").strip(),
@@ -117,5 +117,5 @@ def parse_token(form: FormData) -> TokenForm:
 def revoke_token(session: Session, actor: Actor, user_id: int, token_id: str) -> None:
     """Revoke a token of this person. Raises `NotFound` where it is not theirs."""
     if parse_id(token_id) not in {token.id for token in users.list_tokens(session, actor, user_id)}:
-        raise NotFound("There is no such token of this person.")
+        raise NotFound("This person has no such token.")
     users.revoke_token(session, actor, parse_id(token_id))

@@ -45,7 +45,7 @@ from app.web.rendering import Message, Shell, fragment, page, shell_for
 from app.web.words import KIND_TONES, KIND_WORDS, image_url
 
 router = APIRouter()
-CHANGED_MEANWHILE = "That verdict was changed meanwhile: see the newest one in your list."
+CHANGED_MEANWHILE = "That verdict has been changed since. You find the latest one under My verdicts."
 YEAR_SECONDS = 365 * 24 * 3600
 
 
@@ -72,7 +72,7 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
         name=project.name,
         claimable=pools.count_claimable(session, project, limit=1000),
         today=feed.today_count(session, actor, project),
-        round=f"Round {running.number} runs" if running else "",
+        round=f"Training round {running.number} running" if running else "",
         pairs=comparisons.pairs_for(session, actor, project),
         returned=len(decide.list_returned(session, actor, project)),
     )

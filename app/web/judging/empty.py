@@ -20,7 +20,7 @@ from app.web.judging.views import Empty
 from app.web.rendering import duration, number
 from app.web.words import round_words
 
-HERE = "It appears here automatically; you need not reload."
+HERE = "The next prompt appears here automatically."
 ASK = "Ask an admin"
 
 
@@ -44,7 +44,7 @@ def explain_lack(session: Session, actor: Actor, project: Project) -> Empty:
         return Empty(
             "others",
             "Nothing left for you",
-            f"{claimable} candidate sets are ready for other critics; you have judged or hold all you may.",
+            f"{prompts_words(claimable)} ready for other critics; you have already judged all you can.",
             HERE,
         )
     return explain_end(session, actor, project)
@@ -60,8 +60,8 @@ def explain_end(session: Session, actor: Actor, project: Project) -> Empty:
     if not judged:
         title, text = ("No prompts yet", "This project has no prompts.")
         if total:
-            title, text = ("Nothing to judge", "All prompts of this project are on hold, archived or set aside.")
-        who = "Add some: they appear here." if manages else "An admin adds them; they appear here."
+            title, text = ("Nothing to judge", "All prompts in this project are on hold, archived or set aside.")
+        who = "Prompts that you add appear here." if manages else "Prompts appear here once an admin has added some."
         return Empty("unfilled", title, text, who, links=(add,) if manages else ())
     settings, fresh = projects.settings_of(session, project), rules.fresh_count(session, project)
     next_round = f"{fresh} of {settings.round_every} newly accepted prompts for the next training round. "
@@ -70,8 +70,8 @@ def explain_end(session: Session, actor: Actor, project: Project) -> Empty:
     return Empty(
         "done",
         "All done",
-        "Every prompt of this project is judged. Thank you.",
-        f"{next_round}When prompts are added, or a new version has something better to offer, it appears here.",
+        "Every prompt in this project has been judged. Thank you!",
+        f"{next_round}New prompts and better explanations appear here.",
         links=links if manages else (),
     )
 
@@ -84,16 +84,16 @@ def explain_supply(session: Session, actor: Actor, project: Project, supply: Sup
     manages = Right.administers in project_rights(session, actor, project)
     base = f"/admin/projects/{project.slug}"
     see = ((base, "Go to the project"),) if manages else ()
-    count = f"{number(supply.waiting)} {'prompt is' if supply.waiting == 1 else 'prompts are'} waiting for explanations"
+    count = f"{prompts_words(supply.waiting)} {'is' if supply.waiting == 1 else 'are'} waiting for explanations"
     running = supply.round
     progress = float(running.progress.get("fraction") or 0.0) if running else None
     match supply.state:
         case SupplyState.in_round if running:
             return Empty(
                 "paused",
-                f"Round {running.number} is running",
-                "The model is being tuned on what was picked. New explanations are written when it is done.",
-                f"{round_words(running)}. {HERE}",
+                f"Training round {running.number} is running",
+                "The model is learning from what was picked. It writes new explanations once the round is done.",
+                f"Progress: {round_words(running)}. {HERE}",
                 progress,
             )
         case SupplyState.round_stalled if running:
@@ -111,7 +111,7 @@ def explain_supply(session: Session, actor: Actor, project: Project, supply: Sup
                 "The model cannot be used",
                 f"No explanations can be written: {why}",
                 f"It is tried again from time to time. {'Choose another model, or resume' if manages else ASK} "
-                f"{'on the page of the project' if manages else 'to look at it'}. {HERE}",
+                f"{'on the project page' if manages else 'to look at it'}. {HERE}",
                 links=see,
             )
         case SupplyState.switched_off:
@@ -127,14 +127,14 @@ def explain_supply(session: Session, actor: Actor, project: Project, supply: Sup
                 "stalled",
                 "No explanations could be written",
                 f"{count}, and the model has failed on all of them. The next version tries again.",
-                f"The page of each prompt says why. {HERE}" if manages else f"{ASK} to look at them. {HERE}",
+                f"Each prompt's page says why. {HERE}" if manages else f"{ASK} to look at them. {HERE}",
                 links=((f"{base}/prompts?state=waiting", "See the prompts"),) if manages else (),
             )
         case SupplyState.no_worker:
             return Empty(
                 "stalled",
-                "Nothing is writing explanations",
-                f"No model worker is running: {count}.",
+                "No model worker is running",
+                f"{count}, and nothing can write them without a model worker.",
                 f"Start a worker: illume worker. {HERE}" if manages else f"An admin has to start one. {HERE}",
                 links=see,
             )
@@ -143,31 +143,36 @@ def explain_supply(session: Session, actor: Actor, project: Project, supply: Sup
                 "busy",
                 "The model is busy with another project",
                 f"A training round of another project is running: {round_words(running)}. {count}.",
-                f"It makes room for this project within a few minutes. {HERE}",
+                f"This project gets its turn within a few minutes. {HERE}",
                 progress,
             )
         case SupplyState.writing_elsewhere:
             return Empty(
                 "busy",
                 "The model is busy with another project",
-                f"It is writing explanations for another project; the projects take turns. {count}.",
-                f"This project's turn comes within a minute or two. {HERE}",
+                f"It is writing explanations for another project; projects take turns. {count}.",
+                f"This project gets its turn within a minute or two. {HERE}",
             )
     each = pools.recent_seconds_per_set(session, project)
     left = supply.waiting + supply.sampling
     how_long = (
-        "The first ones take a moment longer, because the model is loaded for them."
+        "The first ones take a little longer, while the model loads."
         if each is None
-        else f"One takes about {duration(max(1.0, each))}, all of them about {duration(each * left)}."
+        else f"Each takes about {duration(max(1.0, each))}, all of them about {duration(each * left)}."
     )
     return Empty(
         "filling",
-        "The pool is being filled",
-        f"The model is writing explanations for {supply.sampling} prompts now; {count}."
+        "Explanations are being written",
+        f"{prompts_words(supply.sampling)} in progress, and {count}."
         if supply.sampling
-        else f"A model worker will begin in a moment: {count}.",
+        else f"A model worker will start in a moment: {count}.",
         f"{how_long} {HERE}",
     )
+
+
+def prompts_words(n: int) -> str:
+    """A number of prompts, in words."""
+    return "1 prompt" if n == 1 else f"{number(n)} prompts"
 
 
 def explain_refusal(slug: str, error: Forbidden) -> Empty:
@@ -177,7 +182,7 @@ def explain_refusal(slug: str, error: Forbidden) -> Empty:
             "practice",
             "A short practice first",
             error.detail,
-            "You see at once what was right. Nothing of it is counted.",
-            links=((f"/annotate/{slug}/practice", "Begin"),),
+            "You see right away what was correct. Practice does not count.",
+            links=((f"/annotate/{slug}/practice", "Start practice"),),
         )
-    return Empty("refused", "You are paused here", error.detail, "When you may go on, the next prompt appears here.")
+    return Empty("refused", "You are paused here", error.detail, "Once you may continue, the next prompt appears here.")

@@ -34,7 +34,11 @@ from app.web.rendering import Shell, fragment, shell_for
 router = APIRouter()
 TEMPLATE = "judging/page.html"
 NO_STORE = {"Cache-Control": "no-store"}
-KEPT_ASIDE = "This verdict came late, when somebody else had the prompt already: it is kept aside and not counted."
+JUDGED_ELSEWHERE = "Already judged in another tab; your first verdict stands."
+KEPT_ASIDE = (
+    "This verdict came too late: someone else had the prompt by then. "
+    "It is kept, but only counts if a reviewer accepts it."
+)
 
 
 # The next prompt
@@ -98,7 +102,7 @@ def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Respon
     limit = parse_id(before) if before else None
     lines = overviews.list_own_verdicts(session, who.actor, project, limit=1, before=limit)
     if not lines:
-        raise NotFound("There is no earlier verdict of yours in this project.")
+        raise NotFound("You have no earlier verdicts in this project.")
     claim = assignments.get_assignment(session, who.actor, lines[0].assignment_id)
     returned = find_returned(session, who.actor, project, lines[0].id)
     view = StageView(project.slug, card_of(claim, settings, lines[0], returned), None)
@@ -211,9 +215,11 @@ async def give_verdict(request: Request, pool: JudgingPoolDep, form: Form, slug:
                 )
             glance = await critic_day.load_glance_in(transaction, who.actor, project.id)
     except Conflict as error:
-        # The critic took the verdict back while it was being sent: this one then changes it.
-        if text_of(form, "again") != "yes" or error.extra.get("verdict") is None:
+        if error.extra.get("verdict") is None:
             raise
+        # The critic may have taken the verdict back while it was being sent: this one then changes it.
+        if text_of(form, "again") != "yes":
+            raise Conflict(JUDGED_ELSEWHERE) from error
         return await run_in_threadpool(change_given, request, form, who, project, error)
     content = render_figures(request, who, project, glance)
     if stage.card is not None:

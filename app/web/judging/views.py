@@ -247,13 +247,13 @@ def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> 
     """Today's count, and the progress of the next round or the running one."""
     fresh, running = glance.fresh, glance.round
     every = settings.round_every
-    explanation = f"{fresh} prompts have newly got an accepted rationale; " + (
-        f"a round starts by itself at {every}." if settings.auto_rounds else "an admin starts the next round."
+    explanation = f"Newly accepted prompts since the last training round: {fresh}. " + (
+        f"The next one starts automatically at {every}." if settings.auto_rounds else "An admin starts the next one."
     )
-    value, top, label = float(min(fresh, every)), float(every), f"{fresh} of {every} prompts to the next round"
+    value, top, label = float(min(fresh, every)), float(every), f"{fresh} of {every} prompts to the next training round"
     if running:
         value, top = float(running.progress.get("fraction") or 0.0), 1.0
-        label = f"Round {running.number}: {round_words(running)}"
+        label = f"Training round {running.number}: {round_words(running)}"
     return Progress(
         today=glance.pace.today,
         target=glance.pace.target,
@@ -261,7 +261,7 @@ def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> 
         fresh=fresh,
         round_every=every,
         round=label if running else "",
-        round_name=f"Round {running.number}" if running else "",
+        round_name=f"Training round {running.number}" if running else "",
         version="" if glance.version is None else f"Version {glance.version}",
         revision=str(revision_id),
         explanation=explanation,
@@ -279,7 +279,7 @@ def credit_words(credit: Credit) -> str:
     picks = "1 of your picks" if credit.picks == 1 else f"{credit.picks} of your picks"
     gain = f"{credit.gain:+.{1 if credit.metric == 'rouge_l' else 3}f}".replace("-", "\u2212")
     outcome = outcome_words(credit.outcome, credit.n)
-    return f"{picks} trained round {credit.round}: {outcome}, {gain} {unit}"
+    return f"{picks} went into training round {credit.round}: {outcome}, {gain} {unit}"
 
 
 def version_words(credit: Credit) -> str:

@@ -543,7 +543,7 @@ class TestRounds:
         assert "--yes" in refused(asked, 2)
         assert run("round", "start", "cats", "--yes").stdout.splitlines()[-1] == "Round 1 is queued."
         assert "going on" in refused(run("round", "start", "cats", "--yes"), 1)
-        assert "waits for a worker" in run("round", "list", "cats").stdout
+        assert "waiting for a worker" in run("round", "list", "cats").stdout
         assert run("round", "cancel", "cats").stdout == "Round 1 is cancelled.\n"
         assert "No round of cats" in refused(run("round", "cancel", "cats"), 1)
 
@@ -567,7 +567,7 @@ class TestRounds:
         found = Round(state=RoundState.preparing, progress={"stage": "snapshot", "fraction": 0.4})
         assert round_words(found) == "preparing the snapshot (40 %)"
         found.progress = {"stage": "waiting", "fraction": 0.0}
-        assert round_words(found) == "prepared, waits for a model worker"
+        assert round_words(found) == "prepared, waiting for a model worker"
 
 
 class TestDoctor:

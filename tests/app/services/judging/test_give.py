@@ -208,7 +208,7 @@ class TestGive:
     def test_judged_already(self, session: Session, project: Project, critic: Actor) -> None:
         claimed = claim(session, project, critic)
         give(session, critic, claimed, kind="skipped")
-        with pytest.raises(Conflict, match="judged already"):
+        with pytest.raises(Conflict, match="already been judged"):
             give(session, critic, claimed, kind="none_fit")
 
     def test_given_back_already(self, session: Session, project: Project, critic: Actor) -> None:
@@ -361,7 +361,7 @@ class TestChange:
         assert body["supersedes"] == out.body["id"]
         assert not session.get_one(Verdict, int(out.body["id"])).current
         assert texts(session, project) == [other["text"]]
-        with pytest.raises(Conflict, match="newest"):
+        with pytest.raises(Conflict, match="latest"):
             self.change(session, critic, out, kind="none_fit")
 
     def test_to_none_fit_takes_acceptance_back(self, session: Session, project: Project, critic: Actor) -> None:

@@ -65,7 +65,7 @@ class TestPassword:
         ("current", "password", "again", "said"),
         [
             ("wrong", NEW, NEW, "not your current password"),
-            (PASSWORD, NEW, "something else", "not the same"),
+            (PASSWORD, NEW, "something else", "do not match"),
             (PASSWORD, "short", "short", "8 to 1000 characters"),
         ],
     )
@@ -186,7 +186,7 @@ class TestSessions:
 
 
 def test_own_keys_are_shown_and_reset(browser: Browser, session: Session, critic: User) -> None:
-    assert "has its default key" in browser.get("/account").text
+    assert "use the default shortcuts" in browser.get("/account").text
     key_bindings.save_key_bindings(session, factories.actor_of(critic), {"flag": "<"})
     assert "<kbd>&lt;</kbd>" in browser.get("/account").text
     assert browser.post("/account/keys/reset").status_code == 303

@@ -55,7 +55,7 @@ class TestSignIn:
         response = browser.post("/sign-in", {"email": user.email, "password": "wrong", "next": "/admin"})
         assert response.status_code == 401
         assert f'value="{user.email}"' in response.text
-        assert "is wrong" in response.text
+        assert "Wrong email address or password" in response.text
         assert 'name="next" value="/admin"' in response.text
 
     def test_the_sixth_try_in_a_minute_is_refused(self, browser: Browser, session: Session) -> None:

@@ -105,18 +105,18 @@ class TestJudge:
         factories.make_member(session, empty, user=session.scalars(select(User)).first())
         page = browser.get("/annotate/empty")
         assert page.status_code == 200
-        assert "Nothing is writing explanations" in page.text
-        assert "No model worker is running: 2 prompts are waiting for explanations" in page.text
+        assert "No model worker is running" in page.text
+        assert "2 prompts are waiting for explanations, and nothing can write them" in page.text
         factories.add(session, Worker(name="here:1", queues="model", device="cpu"))
         page = browser.get("/annotate/empty")
-        assert "The pool is being filled" in page.text
+        assert "Explanations are being written" in page.text
         assert "2 prompts are waiting for explanations" in page.text
-        assert "the model is loaded" in page.text
+        assert "the model loads" in page.text
         done = factories.make_candidate_set(session, empty)
         done.state, done.source = CandidateSetState.judged, CandidateSource.model
         done.created_at = datetime.now(UTC) - timedelta(seconds=20)
         session.flush()
-        found = re.search(r"One takes about (\d+) s, all of them about (\d+) s", browser.get("/annotate/empty").text)
+        found = re.search(r"Each takes about (\d+) s, all of them about (\d+) s", browser.get("/annotate/empty").text)
         assert found
         assert 10 <= int(found.group(1)) <= 20
         assert abs(int(found.group(2)) - 2 * int(found.group(1))) <= 1
@@ -181,13 +181,13 @@ class TestNothingToJudge:
         page = self.seen_by(browser, session, waiting, Role.critic)
         assert "The model is busy with another project" in page
         assert "A training round of another project is running: training, 42 %, about 12 min left" in page
-        assert "prompts at this moment" not in page
+        assert "in progress" not in page
         training.state = RoundState.succeeded
         writing = factories.make_candidate_set(session, other)
         writing.state, writing.worker, writing.beats_at = CandidateSetState.sampling, "here:1", datetime.now(UTC)
         session.flush()
         page = browser.get("/annotate/waiting").text
-        assert "It is writing explanations for another project; the projects take turns" in page
+        assert "It is writing explanations for another project; projects take turns" in page
 
     def test_only_an_admin_is_told_why_the_model_cannot_be_used(self, browser: Browser, session: Session) -> None:
         stopped = factories.make_project(session, slug="stopped")
@@ -198,7 +198,7 @@ class TestNothingToJudge:
             assert "The model cannot be used" in page
             assert "/srv/models" not in page
             assert "Ask an admin to look at it" in page
-            assert "being filled" not in page
+            assert "Explanations are being written" not in page
             browser.client.cookies.clear()
         page = self.seen_by(browser, session, stopped, Role.admin)
         assert "No explanations can be written: /srv/models/&lt;a&gt; lacks a shard" in page
@@ -207,7 +207,7 @@ class TestNothingToJudge:
     @pytest.mark.parametrize(
         ("case", "title", "asked_of_admins", "link"),
         [
-            ("no worker", "Nothing is writing explanations", "Start a worker: illume worker", ""),
+            ("no worker", "No model worker is running", "Start a worker: illume worker", ""),
             ("stalled round", "Training round 1 is waiting for a worker", "Start a worker: illume worker", ""),
             ("no pool", "No explanations are being written", "Set a pool target", "/settings#field-pool_target"),
             ("all failed", "No explanations could be written", "of each prompt says why", "/prompts?state=waiting"),
@@ -231,7 +231,7 @@ class TestNothingToJudge:
         page = self.seen_by(browser, session, stuck, Role.critic)
         assert title in page
         assert "1 prompt is waiting for explanations" in page
-        assert "being filled" not in page
+        assert "Explanations are being written" not in page
         assert "dmin" in page  # who to ask
         assert "illume worker" not in page
         assert "/admin/" not in page
@@ -357,7 +357,7 @@ class TestVerdict:
         url = f"/annotate/scenes/assignments/{mine.id}/verdict"
         response = browser.post(url, {"kind": "none_fit"}, headers=FRAGMENT)
         assert response.status_code == 202
-        assert "kept aside" in response.text
+        assert "only counts if a reviewer accepts it" in response.text
 
     def test_a_change_that_finds_no_slot_is_kept_aside_and_says_so(
         self, browser: Browser, session: Session, project: Project
@@ -373,7 +373,7 @@ class TestVerdict:
         session.flush()
         response = browser.post(url, {"kind": "none_fit", "again": "yes"}, headers=FRAGMENT)
         assert response.status_code == 201
-        assert "kept aside" in response.text
+        assert "only counts if a reviewer accepts it" in response.text
 
     def test_without_the_form_token(self, browser: Browser, session: Session) -> None:
         page = browser.get("/annotate/scenes").text
@@ -449,7 +449,7 @@ class TestChange:
         assert browser.get(path, params={"words": "is <B>1</b>"}).text.count("Change the verdict on") == 1
         assert browser.get(path, params={"kind": "none_fit"}).text.count("Change the verdict on") == 2
         nothing = browser.get(path, params={"kind": "flagged", "words": 'x" y'}).text
-        assert "None of your verdicts is like that" in nothing
+        assert "No matches" in nothing
         assert 'value="x&#34; y"' in nothing
 
     def test_the_list_holds_only_ones_own(self, browser: Browser, session: Session, project: Project) -> None:
@@ -489,7 +489,7 @@ class TestInstructions:
         examples = ["+ it has <i>stripes</i> | they are seen"]
         projects.update_project(session, admin, "scenes", {"instruction_examples": examples})
         text = browser.get("/annotate/scenes/instructions").text
-        assert "Version 2, changed" in text
+        assert "Version 2, updated" in text
         assert "it has &lt;i&gt;stripes&lt;/i&gt;" in text
         assert "<html" not in text
 
@@ -521,7 +521,7 @@ class TestDay:
         session.flush()
         text = browser.get("/annotate/scenes/day").text
         assert "1 verdict, 1 in the last hour" in text
-        assert "No round has used them yet" in text
+        assert "No training round has used your picks yet" in text
         assert "in a row" not in text
 
 

@@ -48,7 +48,7 @@ class TestBlindly:
             assert pair is not None
             said = browser.post("/annotate/scenes/compare", {"pair": pair[1], "side": "left", "seconds": "3.5"})
             assert said.headers["location"] == "/annotate/scenes/compare"
-        assert "No pair to compare" in browser.get("/annotate/scenes/compare").text
+        assert "No pairs to compare" in browser.get("/annotate/scenes/compare").text
         assert [one.seconds for one in session.scalars(select(Preference))] == [3.5, 3.5]
         assert session.scalars(select(Comparison)).one().closed_at is not None
 
@@ -100,7 +100,7 @@ class TestBlindly:
         assert second is not None
         browser.post(path, {"pair": second[1], "side": "neither"})
         over = browser.get(path).text
-        assert ("No pair to compare" in over, f"{path}?last=yes" in over) == (True, True)
+        assert ("No pairs to compare" in over, f"{path}?last=yes" in over) == (True, True)
 
     def test_a_strange_side_is_refused(self, browser: Browser, session: Session, project: Project) -> None:
         browser.sign_in(person(session, role=Role.admin))

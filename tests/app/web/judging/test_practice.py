@@ -57,9 +57,9 @@ class TestPractice:
             prompt = re.search(r'name="prompt" value="(\d+)"', form)
             assert prompt
             told = browser.post("/annotate/scenes/practice", {"prompt": prompt.group(1), "picks": right}).text
-            assert "All right." in told
+            assert "All correct." in told
             assert "The sun is in the picture." in told
-            assert ("Begin the work" in told) == (left == 0)
+            assert ("Start judging" in told) == (left == 0)
         assert session.scalar(select(func.count()).select_from(PracticeAnswer)) == 2
         assert session.scalar(select(func.count()).select_from(Verdict)) == 0
         assert browser.get("/annotate/scenes/practice").headers["location"] == "/annotate/scenes"

@@ -88,7 +88,7 @@ def test_nobody_is_asked_once_a_reviewer_has_decided(
     decide.dismiss(session, SYSTEM, asked_review(session))
     browser.sign_in(critic)
     assert LINK not in browser.get("/annotate/scenes").text
-    assert "A reviewer asks you" not in browser.get(f"/annotate/scenes?verdict={verdict.id}").text
+    assert "A reviewer asked you" not in browser.get(f"/annotate/scenes?verdict={verdict.id}").text
 
 
 @pytest.mark.usefixtures("verdict")

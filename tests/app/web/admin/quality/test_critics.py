@@ -27,7 +27,9 @@ class TestCritics:
         factories.make_verdict(
             session, factories.make_assignment(session, factories.make_candidate_set(session, project), alone)
         )
-        assert "No candidate set was judged by two critics yet" in browser.get("/admin/projects/scenes/critics").text
+        assert (
+            "No candidate set has been judged by two critics yet" in browser.get("/admin/projects/scenes/critics").text
+        )
         self.judged_twice(session, project)
         page = browser.get("/admin/projects/scenes/critics").text
         assert "<strong>0.44</strong>" in page

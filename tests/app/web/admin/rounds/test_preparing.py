@@ -29,4 +29,4 @@ def test_the_page_says_how_far_it_is(browser: Browser, session: Session, project
     prepare(session, started)
     page = browser.get("/admin/projects/scenes/rounds/1").text
     assert "Snapshot 1" in page
-    assert "prepared, waits for a model worker" in page
+    assert "prepared, waiting for a model worker" in page
