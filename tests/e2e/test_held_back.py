@@ -177,4 +177,4 @@ def test_days_in_a_row_are_told_without_pressure(
     ready(page)
     page.get_by_role("button", name="s each").click()
     dialog = page.get_by_role("dialog", name="Your day")
-    expect(dialog).to_contain_text(re.compile(r"In a row\s*\d+ days; weekends off do not count against you"))
+    expect(dialog).to_contain_text(re.compile(r"Streak\s*\d+ days \(weekends off do not break it\)"))

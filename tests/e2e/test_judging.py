@@ -356,7 +356,7 @@ class TestNothingIsLost:
         page.route(re.compile("/verdict$"), lambda route: route.fulfill(status=422, body="<p data-text>Not so.</p>"))
         page.keyboard.press("Control+Enter")
         messages = page.get_by_role("region", name="Messages")
-        expect(messages).to_contain_text("Not so. Your words were: “a long thought”")
+        expect(messages).to_contain_text("Not so. You wrote: “a long thought”")
 
     def test_anothers_queue_is_not_sent(self, critic: Visit, site: Site, scenes: world.World) -> None:
         page = critic.page

@@ -86,11 +86,11 @@ def test_keys_of_ones_own(critic: Visit, site: Site, visitor: Visitor, size: tup
     page.keyboard.press("?")
     dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
     assert axe_violations(page) == []
-    change = dialog.get_by_role("button", name="Change the key: none fits")
+    change = dialog.get_by_role("button", name="Change the shortcut: none fits")
     problem = dialog.get_by_role("alert")
     change.click()
     page.keyboard.press("s")
-    expect(problem).to_contain_text("S is taken: it means “skip”")
+    expect(problem).to_contain_text("S is already used to “skip”")
     page.keyboard.press("4")
     expect(problem).to_contain_text("4 cannot be used")
     with page.expect_response(re.compile("/keys$")):

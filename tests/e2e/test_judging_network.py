@@ -81,7 +81,7 @@ def test_what_waits_to_be_sent_is_taken_back(critic: Visit, site: Site) -> None:
 
     page.keyboard.press("u")
     expect(page.get_by_role("heading", level=1)).to_have_text(asked[1])
-    expect(page.get_by_text("you took it back")).to_be_visible()
+    expect(page.get_by_text("You took this verdict back")).to_be_visible()
     expect(candidate(page, 1)).to_be_checked()
     expect(saved(page)).to_have_text("Offline, 1 waiting")
     page.keyboard.press("2")

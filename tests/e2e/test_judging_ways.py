@@ -87,7 +87,7 @@ def test_practice_comes_first_and_tells_what_is_right(
         before = len(session.scalars(select(Verdict.id)).all())
     page = visitor(size).sign_in(history.critic, to="/annotate/scenes")
     expect(page.get_by_role("heading", name="A short practice first")).to_be_visible()
-    page.get_by_role("link", name="Begin").click()
+    page.get_by_role("link", name="Start practice").click()
     expect(page.get_by_role("heading", name="Practice", level=1)).to_be_visible()
     expect(page.get_by_text("2 prompts left")).to_be_visible()
     picks = page.get_by_role("checkbox")
@@ -96,7 +96,7 @@ def test_practice_comes_first_and_tells_what_is_right(
     expect(wrong.get_by_role("checkbox")).to_be_checked()
     seen(page, ".practice")
     page.get_by_role("button", name="Check my picks").dblclick()  # the second click does not go on
-    expect(page.get_by_role("status")).to_contain_text("Not quite: look at the marked ones. An explanation names")
+    expect(page.get_by_role("status")).to_contain_text("Not quite. Look at the highlighted ones. An explanation names")
     expect(page.locator(".candidate", has_text="you said otherwise").first).to_be_visible()
     expect(page.locator(".candidate", has_text="because the answer is")).to_contain_text("does not fit")
     seen(page, ".practice")

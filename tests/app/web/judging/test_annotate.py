@@ -210,7 +210,7 @@ class TestNothingToJudge:
             ("no worker", "No model worker is running", "Start a worker: illume worker", ""),
             ("stalled round", "Training round 1 is waiting for a worker", "Start a worker: illume worker", ""),
             ("no pool", "No explanations are being written", "Set a pool target", "/settings#field-pool_target"),
-            ("all failed", "No explanations could be written", "of each prompt says why", "/prompts?state=waiting"),
+            ("all failed", "No explanations could be written", "page says why", "/prompts?state=waiting"),
         ],
     )
     def test_what_is_missing_and_who_can_mend_it(
