@@ -138,7 +138,7 @@ def list_page(
 
     email = Field(
         "email",
-        "E-mail",
+        "Email",
         "area",
         typed.email,
         help="One or several, each on a line of its own. For each a link to choose a password is made, to be sent.",
