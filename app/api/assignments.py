@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Security
+from sqlalchemy.orm import Session
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from app.api.schemas import ClaimOut, Limit, ListOut, VerdictOut
 from app.http.dependencies import (
     ActorDep,
+    ApiRoute,
     JudgeDep,
     JudgingPoolDep,
     SessionDep,
     authenticate_judge,
     bearer_scheme,
+    before_body,
     start_due_round,
 )
 from app.http.responses import Json
 from app.services.judging import assignments, change, feed, give
 from app.services.judging import claim as claims
-from app.services.kernel.actors import parse_id
+from app.services.judging.rows import lock_assignment
+from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.verdict_schema import VerdictIn
 from app.services.projects import projects
 
-router = APIRouter(tags=["judging"])
+router = APIRouter(tags=["judging"], route_class=ApiRoute)
+
+
+def own_assignment(session: Session, actor: Actor, path: Mapping[str, str]) -> object:
+    """The critic's own assignment. Raises `NotFound`, `Forbidden`."""
+    return lock_assignment(session, actor, parse_id(path["assignment_id"]))
+
+
+def own_verdict(session: Session, actor: Actor, path: Mapping[str, str]) -> object:
+    """The assignment of the critic's own verdict. Raises `NotFound`, `Forbidden`."""
+    return change.lock_own(session, actor, parse_id(path["verdict_id"]))
 
 
 @router.post(
@@ -72,6 +87,7 @@ def release(session: SessionDep, actor: ActorDep, assignment_id: str) -> None:
     response_model=VerdictOut,
     responses={202: {"model": VerdictOut, "description": "It came too late and was kept aside"}},
 )
+@before_body(own_assignment)
 async def give_verdict(
     request: Request,
     pool: JudgingPoolDep,
@@ -94,6 +110,7 @@ def get_verdict(session: SessionDep, actor: ActorDep, verdict_id: str) -> Json:
 
 
 @router.put("/verdicts/{verdict_id}", response_model=VerdictOut)
+@before_body(own_verdict)
 def change_verdict(session: SessionDep, actor: ActorDep, verdict_id: str, body: VerdictIn) -> Json:
     """Change one's own verdict: a new one that supersedes it."""
     return Json(change.change(session, actor, parse_id(verdict_id), body))

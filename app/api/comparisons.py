@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from app.api.schemas import Id, Limit, ListOut, Out, PromptImageOut, images_out
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.models import Comparison, ComparisonState, Preferred, Project
 from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.paging import slice_page
@@ -19,7 +19,7 @@ from app.services.projects import projects
 from app.services.rounds import comparisons, versions
 from app.services.rounds.comparisons import MOST_CRITICS, MOST_PAIRS, Side
 
-router = APIRouter(tags=["comparisons"])
+router = APIRouter(tags=["comparisons"], route_class=ApiRoute)
 
 
 class ComparisonIn(BaseModel):
@@ -142,6 +142,7 @@ def list_comparisons(
 
 
 @router.post("/projects/{slug}/comparisons", status_code=201)
+@before_body(in_project(Right.administers))
 def start_comparison(session: SessionDep, actor: ActorDep, slug: str, body: ComparisonIn) -> ComparisonOut:
     """Let critics compare what two versions wrote for the same prompts."""
     project = projects.get_project(session, actor, slug, Right.administers)
@@ -209,6 +210,7 @@ def next_pair(session: SessionDep, actor: ActorDep, slug: str) -> BlindPairOut |
 
 
 @router.post("/projects/{slug}/pairs/{pair_id}/preference", status_code=204)
+@before_body(in_project(Right.judges))
 def prefer(session: SessionDep, actor: ActorDep, slug: str, pair_id: str, body: PreferenceIn) -> None:
     """Judge which text of a pair is better. A second judgement is ignored."""
     project = projects.get_project(session, actor, slug, Right.judges)

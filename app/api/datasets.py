@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app.errors import Invalid
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep
 from app.http.ranges import stored_file
 from app.models import Split
 from app.services.acceptance.counting import Aggregation
@@ -25,7 +25,7 @@ from app.services.projects import projects
 from app.services.rounds import snapshot_records, snapshots
 from app.settings import get_settings
 
-router = APIRouter(tags=["datasets"])
+router = APIRouter(tags=["datasets"], route_class=ApiRoute)
 NDJSON = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
 CSV = "text/csv; charset=utf-8; header=present"

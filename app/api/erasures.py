@@ -10,14 +10,14 @@ from pydantic import Field
 from starlette.responses import Response
 
 from app.api.schemas import Id, Limit, ListOut, Out
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep
 from app.http.responses import Json
 from app.models import Erasure, ErasureKind, ErasureState
 from app.services.erasure import erasures
 from app.services.erasure.erasures import ErasureImpact
 from app.services.kernel.actors import parse_id
 
-router = APIRouter(tags=["erasing"])
+router = APIRouter(tags=["erasing"], route_class=ApiRoute)
 DryRun = Annotated[bool, Query(description="Only report what would be erased")]
 WOULD_GO: dict[int | str, dict[str, Any]] = {200: {"description": "With `dry_run`: what would be erased"}}
 

@@ -10,14 +10,14 @@ from starlette.responses import Response
 
 from app.api.schemas import ImageOut, image_url
 from app.errors import Invalid
-from app.http.dependencies import ActorDep, JudgingPoolDep, SessionDep, authenticate_reader, bearer_scheme
+from app.http.dependencies import ActorDep, ApiRoute, JudgingPoolDep, SessionDep, authenticate_reader, bearer_scheme
 from app.http.ranges import find_part
 from app.models import Image
 from app.services.kernel.store import DerivativeWidth, get_store
 from app.services.prompts import derivatives, images
 from app.services.prompts.decoding import DERIVATIVE_TYPE, MAX_BYTES
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=ApiRoute)
 KEEP = "private, max-age=31536000, immutable"
 
 

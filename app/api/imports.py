@@ -15,14 +15,15 @@ from starlette.responses import Response, StreamingResponse
 from app.api.schemas import ImportOut, Limit, ListOut
 from app.db.sessions import session_scope
 from app.errors import Invalid
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.http.gate import LARGEST_IMPORT
 from app.models import Import, ImportProblem, Split
 from app.services.imports import imports
 from app.services.kernel.actors import parse_id
+from app.services.kernel.rights import Right
 from app.services.projects import projects
 
-router = APIRouter(tags=["imports"])
+router = APIRouter(tags=["imports"], route_class=ApiRoute)
 PAGE_SIZE = 2000
 MAX_PROBLEMS = 1000
 
@@ -69,6 +70,7 @@ def list_imports(
 
 
 @router.post("/projects/{slug}/imports", status_code=202, max_body_size=LARGEST_IMPORT)
+@before_body(in_project(Right.reviews))
 def add_import(
     session: SessionDep,
     actor: ActorDep,
@@ -87,7 +89,7 @@ def add_import(
     ] = None,
 ) -> ImportOut:
     """Import a file of prompts; `GET /imports/{id}` reports the progress."""
-    project = projects.get_project(session, actor, slug)
+    project = projects.get_project(session, actor, slug, Right.reviews)
     made = imports.create_import(
         session,
         actor,

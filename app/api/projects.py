@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from app.api.schemas import Limit, ListOut, ProjectIn, ProjectOut
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.http.responses import Json, Problem
 from app.models import Project
 from app.services.kernel.actors import Actor, project_rights, require_admin
@@ -20,7 +20,7 @@ from app.services.projects import projects
 from app.services.read_models import stats
 from app.services.rounds import base_checks
 
-router = APIRouter(tags=["projects"])
+router = APIRouter(tags=["projects"], route_class=ApiRoute)
 
 
 def project_json(session: Session, actor: Actor, project: Project) -> dict[str, Any]:
@@ -61,6 +61,7 @@ def check_base_model(session: Session, actor: Actor, wanted: object, known: str 
 
 
 @router.post("/projects", status_code=201, response_model=ProjectOut)
+@before_body(lambda _session, actor, _path: require_admin(actor))
 def add_project(session: SessionDep, actor: ActorDep, body: ProjectIn) -> Response:
     """Create a project with version 0, the base model; 409 while a worker checks a new base model."""
     require_admin(actor)
@@ -79,6 +80,7 @@ def get_project(session: SessionDep, actor: ActorDep, slug: str) -> Json:
 
 
 @router.patch("/projects/{slug}", response_model=ProjectOut)
+@before_body(in_project(Right.administers))
 def change_project(
     session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]
 ) -> Response:

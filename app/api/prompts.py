@@ -19,7 +19,7 @@ from app.api.schemas import (
     prompt_out,
 )
 from app.errors import DomainError, Invalid
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.http.responses import Json, Problem
 from app.models import Project, Prompt, PromptState, Split
 from app.services.kernel.actors import parse_id, project_rights
@@ -30,7 +30,7 @@ from app.services.projects import projects
 from app.services.prompts import listing, prompts
 from app.services.prompts.filters import PromptQuery
 
-router = APIRouter(tags=["prompts"])
+router = APIRouter(tags=["prompts"], route_class=ApiRoute)
 
 
 @router.get("/projects/{slug}/prompts", response_model=ListOut[PromptOut])
@@ -71,12 +71,13 @@ def prompt_json(prompt: Prompt, rights: frozenset[Right], sets: list[CandidateSe
     response_model=PromptOut | PromptsAdded,
     responses={200: {"model": PromptOut | PromptsAdded, "description": "All of them existed already"}},
 )
+@before_body(in_project(Right.reviews))
 def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]) -> Response:
     """Add one prompt, or several as `{"items": [...]}`. Each stands on its own: good ones are kept.
 
     `images` are sha256s. If the `external_id` exists already, that prompt is returned and nothing is added.
     """
-    project = projects.get_project(session, actor, slug)
+    project = projects.get_project(session, actor, slug, Right.reviews)
     if "items" in body:
         return add_several(session, actor, project, body)
     result = prompts.add_prompts(session, actor, project, [prompts.parse_prompt(body)])[0]
@@ -160,6 +161,9 @@ def candidate_sets_out(session: Session, prompt: Prompt) -> list[CandidateSetOut
 
 
 @router.patch("/prompts/{prompt_id}", response_model=PromptOut)
+@before_body(
+    lambda session, actor, path: prompts.get_prompt(session, actor, parse_id(path["prompt_id"]), Right.reviews)
+)
 def change_prompt(
     session: SessionDep, actor: ActorDep, prompt_id: str, body: Annotated[dict[str, Any], Body()]
 ) -> Response:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
 from app.api.schemas import Limit, ListOut
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.http.responses import Json
 from app.models import ReviewKind, ReviewState
 from app.services.judging import decide
-from app.services.kernel.actors import parse_id
+from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import VerdictIn, candidate_id
 from app.services.projects import projects
 from app.services.quality import gold, repeats, reviews, standings
 
-router = APIRouter(tags=["quality"])
+router = APIRouter(tags=["quality"], route_class=ApiRoute)
+
+
+def reviewer_of(session: Session, actor: Actor, path: Mapping[str, str]) -> object:
+    """The review, for a reviewer. Raises `NotFound`, `Forbidden`."""
+    return reviews.get_review(session, actor, parse_id(path["review_id"]))
 
 
 class NoteIn(BaseModel):
@@ -78,6 +85,7 @@ def list_gold(session: SessionDep, actor: ActorDep, slug: str) -> Json:
 
 
 @router.post("/projects/{slug}/gold", status_code=201, response_class=Json)
+@before_body(in_project(Right.reviews))
 def add_gold(session: SessionDep, actor: ActorDep, slug: str, body: gold.GoldIn) -> Json:
     """Make a prompt a gold prompt, with candidates whose fit is known; it is not used otherwise."""
     project = projects.get_project(session, actor, slug, Right.reviews)
@@ -102,6 +110,7 @@ def next_practice(session: SessionDep, actor: ActorDep, slug: str) -> Json:
 
 
 @router.post("/projects/{slug}/practice/{gold_id}")
+@before_body(in_project(Right.judges))
 def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: str, body: PracticeIn) -> PracticeOut:
     """Judge a practice prompt and get the right answer."""
     project = projects.get_project(session, actor, slug, Right.judges)
@@ -178,18 +187,21 @@ def get_review(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
 
 
 @router.post("/reviews/{review_id}/decision", response_class=Json)
+@before_body(reviewer_of)
 def decide_review(session: SessionDep, actor: ActorDep, review_id: str, body: VerdictIn) -> Json:
     """Decide which candidates fit. The decision replaces the critics' verdicts."""
     return Json(decide.decide(session, actor, parse_id(review_id), body))
 
 
 @router.post("/reviews/{review_id}/dismissal", response_class=Json)
+@before_body(reviewer_of)
 def dismiss_review(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
     """Close a review without a decision; a flagged prompt is offered again."""
     return Json(decide.dismiss(session, actor, parse_id(review_id), body.note))
 
 
 @router.post("/reviews/{review_id}/retirement", response_class=Json)
+@before_body(reviewer_of)
 def retire_prompt(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
     """Retire the prompt."""
     return Json(decide.retire(session, actor, parse_id(review_id), body.note))
@@ -202,6 +214,7 @@ def accept_late_verdict(session: SessionDep, actor: ActorDep, review_id: str) ->
 
 
 @router.post("/reviews/{review_id}/return", response_class=Json)
+@before_body(reviewer_of)
 def send_verdict_back(session: SessionDep, actor: ActorDep, review_id: str, body: ReturnIn) -> Json:
     """Ask a critic to look at a verdict again."""
     verdict = candidate_id(body.verdict, "verdict")

@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 
 from app.api.schemas import LeftOut, Limit, ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
 from app.errors import NotFound
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.http.ranges import stored_file
 from app.http.responses import Json
 from app.models import ModelVersion, Project, Round, RoundTrigger, Snapshot
@@ -22,7 +22,7 @@ from app.services.kernel.visible_fields import AnswerShape, shown_to
 from app.services.projects import projects
 from app.services.rounds import rounds, snapshots, versions
 
-router = APIRouter(tags=["rounds"])
+router = APIRouter(tags=["rounds"], route_class=ApiRoute)
 
 
 def round_json(
@@ -186,6 +186,7 @@ def list_snapshots(
 
 
 @router.post("/projects/{slug}/snapshots", status_code=201)
+@before_body(in_project(Right.administers))
 def take_snapshot(session: SessionDep, actor: ActorDep, slug: str, body: SnapshotIn | None = None) -> SnapshotOut:
     """Freeze what a round would use at this moment."""
     project = projects.get_project(session, actor, slug, Right.administers)

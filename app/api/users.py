@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
 from app.api.schemas import Limit, ListOut, TokenIn, TokenOut, UserChange, UserIn, UserOut
-from app.http.dependencies import ActorDep, SessionDep
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body
 from app.models import Token, User
 from app.services.accounts import sessions, users
-from app.services.kernel.actors import parse_id
+from app.services.kernel.actors import Actor, parse_id, require_admin
 from app.services.kernel.paging import decode_cursor, encode_cursor
 
-router = APIRouter(tags=["users"])
+router = APIRouter(tags=["users"], route_class=ApiRoute)
+
+
+def known_user(session: Session, actor: Actor, path: Mapping[str, str]) -> object:
+    """A person, for themselves or an admin. Raises `NotFound`, `Forbidden`."""
+    return users.get_user(session, actor, parse_id(path["user_id"]))
 
 
 def users_out(session: Session, found: Sequence[User]) -> list[UserOut]:
@@ -48,6 +53,7 @@ def list_users(
 
 
 @router.post("/users", status_code=201)
+@before_body(lambda _session, actor, _path: require_admin(actor))
 def add_user(session: SessionDep, actor: ActorDep, body: UserIn) -> UserOut:
     """Add a person as a member of the named projects. Without a password they can only use tokens."""
     user = users.add_user(
@@ -69,6 +75,7 @@ def get_user(session: SessionDep, actor: ActorDep, user_id: str) -> UserOut:
 
 
 @router.patch("/users/{user_id}")
+@before_body(known_user)
 def change_user(session: SessionDep, actor: ActorDep, user_id: str, body: UserChange) -> UserOut:
     """Change a person's role, projects or password, or disable them."""
     number = parse_id(user_id)
@@ -97,6 +104,7 @@ def list_tokens(session: SessionDep, actor: ActorDep, user_id: str) -> ListOut[T
 
 
 @router.post("/users/{user_id}/tokens", status_code=201)
+@before_body(known_user)
 def add_token(session: SessionDep, actor: ActorDep, user_id: str, body: TokenIn) -> TokenOut:
     """Create a token; its plain text is shown only now."""
     token, plain = users.create_token(

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import APIRouter
+from sqlalchemy.orm import Session
 
 from app.api.schemas import DeliveryOut, Limit, ListOut, WebhookChange, WebhookIn, WebhookOut
-from app.http.dependencies import ActorDep, SessionDep
-from app.models import Project, Webhook, WebhookDelivery
+from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body
+from app.models import Project, Scope, Webhook, WebhookDelivery
 from app.services.integrations import webhooks
-from app.services.kernel.actors import parse_id
+from app.services.kernel.actors import Actor, parse_id, project_rights, require_admin, require_scope
 from app.services.kernel.paging import slice_page
+from app.services.kernel.rights import Right
 from app.services.projects import projects
 
-router = APIRouter(tags=["webhooks"])
+router = APIRouter(tags=["webhooks"], route_class=ApiRoute)
+
+
+def some_administrator(session: Session, actor: Actor, _path: Mapping[str, str]) -> None:
+    """Raise `Forbidden` for one who administers neither the installation nor a project; a body would name which."""
+    require_scope(actor, Scope.admin)
+    if not any(
+        Right.administers in project_rights(session, actor, one) for one in projects.list_projects(session, actor)
+    ):
+        require_admin(actor)
+
+
+def known_webhook(session: Session, actor: Actor, path: Mapping[str, str]) -> object:
+    """A webhook, for who administers what it is of. Raises `NotFound`, `Forbidden`."""
+    return webhooks.get_webhook(session, actor, parse_id(path["webhook_id"]))
 
 
 def webhook_out(webhook: Webhook, project: Project | None, secret: str | None = None) -> WebhookOut:
@@ -54,6 +72,7 @@ def list_webhooks(
 
 
 @router.post("/webhooks", status_code=201)
+@before_body(some_administrator)
 def add_webhook(session: SessionDep, actor: ActorDep, body: WebhookIn) -> WebhookOut:
     """Send the events of a project, or without one of all projects, to an address. `secret` is shown only now."""
     project = None if body.project is None else projects.get_project(session, actor, body.project)
@@ -69,6 +88,7 @@ def get_webhook(session: SessionDep, actor: ActorDep, webhook_id: str) -> Webhoo
 
 
 @router.patch("/webhooks/{webhook_id}", response_model_exclude={"secret"})
+@before_body(known_webhook)
 def change_webhook(session: SessionDep, actor: ActorDep, webhook_id: str, body: WebhookChange) -> WebhookOut:
     """Change a webhook's address or events, or switch it on or off."""
     found = webhooks.change_webhook(

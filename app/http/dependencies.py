@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Annotated, Any, TypeVar
 
 from anyio import CancelScope
 from fastapi import Depends, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import Scope as RequestScope
 
 from app.db.judging_pool import JudgingPool, Transaction
 from app.db.sessions import session_factory
-from app.errors import Unauthenticated
+from app.errors import DomainError, Invalid, TooLarge, Unauthenticated
 from app.http import problems, rate_limits
+from app.http.forms import FormRequest
+from app.http.gate import is_upload
 from app.models import Scope
 from app.services.accounts import credentials, sessions, users
 from app.services.judging.rows import start_round_if_due
 from app.services.kernel.actors import Actor, require_scope
+from app.services.kernel.rights import Right
+from app.services.projects import projects
 
 log = logging.getLogger(__name__)
 SESSION_COOKIE = "illume_session"
@@ -31,12 +39,12 @@ SEND_A_CREDENTIAL = "Send a token: Authorization: Bearer TOKEN."
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
-async def get_session() -> AsyncIterator[Session]:
+async def get_session(request: Request) -> AsyncIterator[Session]:
     """A session for one request, committed when its route returns and before the response leaves.
 
     Only calls to the database run in a thread; creating a session does not.
     """
-    session = session_factory()()
+    session = request.state.session = session_factory()()
     try:
         yield session
         await run_in_threadpool(session.commit)
@@ -177,6 +185,68 @@ async def identify(request: Request) -> Actor:
             return await authenticate_reader(request, transaction)
     except DBAPIError as error:
         raise problems.to_domain_error(error) or problems.DATABASE_UNREACHABLE from error
+
+
+# Who may, before what is wrong with a body
+
+Caller = Callable[[Session, Actor, Mapping[str, str]], object]
+"""Checks a caller's rights by the parameters of the path alone. Raises what the route raises for lack of a right."""
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+def before_body(check: Caller) -> Callable[[Endpoint], Endpoint]:
+    """Say how a route checks its caller, so that nobody else learns what is wrong with the body that they sent."""
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        endpoint.__dict__["check_caller"] = check
+        return endpoint
+
+    return mark
+
+
+def in_project(*needs: Right) -> Caller:
+    """The check of a route of one project."""
+    return lambda session, actor, path: projects.get_project(session, actor, path["slug"], *needs)
+
+
+class ApiRoute(APIRoute):
+    """A route that reads forms by `read_form`, and refuses its caller before it says what is wrong with a body.
+
+    A body is read and parsed before the route runs, which checks the caller. So where it is wrong, or so large that it
+    is stored on its way, the caller is checked by `before_body` first; others are checked once, by their service.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler of the route's requests."""
+        handle = super().get_route_handler()
+        check: Caller | None = getattr(self.endpoint, "check_caller", None)
+        has_body = self.body_field is not None
+
+        async def handle_checked(request: Request) -> Response:
+            if has_body and is_upload(request.scope):
+                await run_in_threadpool(check_caller, request, check)
+            try:
+                return await handle(FormRequest(request.scope, request.receive) if has_body else request)
+            except (RequestValidationError, HTTPException, Invalid, TooLarge) as error:
+                if has_body:
+                    await run_in_threadpool(check_caller, request, check)
+                if isinstance(error, HTTPException) and isinstance(error.__cause__, DomainError):
+                    raise error.__cause__ from error  # FastAPI hides what a form's reader says
+                raise
+
+        return handle_checked
+
+
+def check_caller(request: Request, check: Caller | None) -> None:
+    """Raise what keeps the caller from using a route, if something does.
+
+    It uses the session of the request, where there is one already: nobody waits for a connection while holding one.
+    """
+    held = getattr(request.state, "session", None)
+    with sessions_of(request)() if held is None else contextlib.nullcontext(held) as session:
+        actor = get_actor(request, session, None)
+        if check is not None:
+            check(session, actor, request.path_params)
 
 
 def start_due_round(request: Request, project_id: int) -> None:

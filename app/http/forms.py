@@ -23,6 +23,8 @@ FIELD_BYTES = 96 * 1024
 """The longest field of a form: instructions of 20,000 characters of any script."""
 MAPPING_BYTES = 128 * 1024
 """The longest field of forms that FastAPI reads: a mapping of 100,000 characters."""
+QUERY_BYTES = 4 * 1024 * 1024
+"""The largest form in the encoding of query strings, in which a letter takes up to six bytes."""
 LARGE_FORM = 16 * 1024
 """A form of more bytes is read in a thread."""
 NOT_UTF8 = "{}: is not UTF-8."
@@ -44,15 +46,31 @@ async def read_form(
     return FormData()
 
 
+class FormRequest(Request):
+    """A request whose form is read by `read_form`."""
+
+    async def _get_form(
+        self, *, max_files: float = 1000, max_fields: float = 1000, max_part_size: int = FIELD_BYTES
+    ) -> FormData:
+        if self._form is None:
+            files, fields = int(max_files), int(max_fields)
+            self._form = await read_form(self, files=files, fields=fields, field_bytes=max_part_size)
+        return self._form
+
+
 async def read_query(request: Request, *, fields: int, field_bytes: int) -> FormData:
     """Read a form in the encoding of query strings. Raises `Invalid`, `TooLarge`."""
-    body = await request.body()
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > QUERY_BYTES:  # the routes of uploads take more, as a stream of parts
+            raise TooLarge(f"The form has over {QUERY_BYTES >> 20} MB: send files as multipart/form-data.")
     if len(body) > LARGE_FORM:
         return await run_in_threadpool(parse_query, body, fields, field_bytes)
     return parse_query(body, fields, field_bytes)
 
 
-def parse_query(body: bytes, fields: int, field_bytes: int) -> FormData:
+def parse_query(body: bytes | bytearray, fields: int, field_bytes: int) -> FormData:
     """Parse a form in the encoding of query strings. Raises `Invalid`, `TooLarge`."""
     try:
         text = body.decode()

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from app.db.judging_pool import Transaction
 from app.errors import Forbidden, Unauthenticated
 from app.http import forms
-from app.http.dependencies import SESSION_COOKIE, SessionDep
+from app.http.dependencies import SESSION_COOKIE, SessionDep, sessions_of
 from app.models import Project
 from app.services.accounts import credentials, sessions
 from app.services.accounts.passwords import hash_secret
@@ -103,7 +103,7 @@ async def enter_project(
 Me = Annotated[SignedIn, Depends(signed_in, scope="function")]
 
 
-def posting(request: Request, form: Form, who: Me) -> SignedIn:
+def posting(request: Request, who: Me, form: Form) -> SignedIn:
     """The person who sends a form. Raises `Forbidden` where the form's token is not their session's."""
     return check_form_token(request, form, who)
 
@@ -125,6 +125,18 @@ def texts_of(form: FormData, name: str) -> list[str]:
 def judged_project(session: Session, actor: Actor, slug: str) -> Project:
     """The project, for a person who may judge in it. Raises `NotFound`, `Forbidden`."""
     return projects.get_project(session, actor, slug, Right.judges)
+
+
+def reviewer_ahead(request: Request, slug: str) -> None:
+    """Let nobody but reviewers go on, before files are read. Raises `Unauthenticated`, `NotFound`, `Forbidden`.
+
+    Its session ends here: none is held while files arrive.
+    """
+    with sessions_of(request)() as session:
+        managed_project(session, signed_in(request, session).actor, slug, Right.reviews)
+
+
+ReviewerAhead = Annotated[None, Depends(reviewer_ahead)]
 
 
 def managed_project(session: Session, actor: Actor, slug: str, need: Right | None = None) -> Project:

@@ -44,11 +44,7 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
     Raises `Forbidden` for another critic's verdict, `Conflict` for one that was changed already, and `Invalid`. A
     judgement that replaces a skip needs a free slot; without one the new verdict is kept aside.
     """
-    old = session.get(Verdict, verdict_id)
-    if old is None:
-        raise NotFound("There is no such verdict.")
-    assignment, candidate_set, prompt = lock_assignment(session, actor, old.assignment_id)
-    session.refresh(old)
+    old, assignment, candidate_set, prompt = lock_own(session, actor, verdict_id)
     if not old.current:
         newest = select(Verdict.id).where(Verdict.assignment_id == old.assignment_id, Verdict.current)
         newest_id = session.scalar(newest)
@@ -81,6 +77,16 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
         start_round_if_due(session, prompt.project_id)
     audit.record(session, actor, "verdict.change", f"verdict:{new.id}", prompt.project_id, supersedes=old.id)
     return body_of(session, new.id)
+
+
+def lock_own(session: Session, actor: Actor, verdict_id: int) -> tuple[Verdict, Assignment, CandidateSet, Prompt]:
+    """The actor's own verdict, with what it is about, locked. Raises `NotFound`, `Forbidden`."""
+    found = session.get(Verdict, verdict_id)
+    if found is None:
+        raise NotFound("There is no such verdict.")
+    locked = lock_assignment(session, actor, found.assignment_id)
+    session.refresh(found)
+    return found, *locked
 
 
 def release_slot(session: Session, assignment: Assignment, candidate_set: CandidateSet, prompt: Prompt) -> None:

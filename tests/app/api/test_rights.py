@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 
 from app.api.schemas import Out, ProjectOut, PromptOut, RoundOut
 from app.http.dependencies import SESSION_COOKIE
+from app.http.gate import SMALL_BODY
 from app.main import create_app
 from app.models import (
     AssignmentState,
@@ -293,7 +294,7 @@ class TestCritics:
                 wrong += [f"{method} {path}: {answer.status_code}"] if answer.status_code >= 300 else []
                 wrong += [f"{method} {path}: no field"] if shown and not found else []
                 wrong += [f"{method} {path}: '{secret}'" for secret in SECRETS if secret in answer.text]
-        assert wrong == []
+        assert not wrong, "\n".join(wrong)
 
 
 ROLES = (*RIGHTS, None)
@@ -353,7 +354,7 @@ class TestRoles:
                         status = send(client, world, method, path, call).status_code
                         expected = (200, 204) if is_allowed(path, role) else (403, 404)
                         wrong += [] if status in expected else [f"{role} {path}: {status}"]
-        assert wrong == []
+        assert not wrong, "\n".join(wrong)
 
     def test_who_sees_everything_gets_the_fields_that_were_decided_on(
         self, committed_db: CommittedDatabase, world: World
@@ -376,6 +377,68 @@ class TestRoles:
         assert set(record["candidates"][0]) == within(AnswerShape.record, "candidates")
         assert prompt["references"] == [REFERENCE]
         assert record["candidates"][0]["seed"] == str(SEED)
+
+
+WITH_BODY = [one for one in CALLS if "requestBody" in one[2]]
+JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data; boundary=kSW3q1"
+PART = b'--kSW3q1\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+FORM_END = b"--kSW3q1--\r\n"
+QUERY_TYPE = "application/x-www-form-urlencoded"
+ODD_BODIES = (
+    (JSON_TYPE, b""),
+    (JSON_TYPE, b"{"),
+    (JSON_TYPE, b"[]"),
+    (JSON_TYPE, b"{}"),
+    (JSON_TYPE, b'"\xe9"'),
+    (JSON_TYPE, b'{"kind": 1, "name": "\\ud800", "pairs": "many", "unknown": 1}'),
+    ("text/plain", b"?"),
+    (FORM_TYPE, FORM_END),
+    (FORM_TYPE, PART % (b"split", b"caf\xe9") + FORM_END),
+    (FORM_TYPE, b"no part at all"),
+)
+
+
+class TestOddBodies:
+    @pytest.mark.parametrize("role", [Role.viewer, Role.critic, None, "stranger"])
+    def test_who_may_not_call_is_told_so_whatever_they_send(
+        self, committed_db: CommittedDatabase, world: World, role: Role | str | None
+    ) -> None:
+        wrong, refused = [], 0
+        with client_of(committed_db, world, None if isinstance(role, str) and role == "stranger" else role) as client:
+            if role == "stranger":
+                client.headers.pop("Authorization")
+                client.cookies.clear()
+            for method, path, call in WITH_BODY:
+                expected = send(client, world, method, path, call).status_code
+                if expected not in (401, 403, 404):
+                    assert role is Role.critic or path == "/api/v1/images", path
+                    continue
+                refused += 1
+                same = (401,) if expected == 401 else (403, 404)  # a body may name a project that is not there
+                url = re.sub(r"{(\w+)}", lambda found: world.named[found.group(1)], path)
+                for kind, body in ODD_BODIES:
+                    answer = client.request(method, url, content=body, headers={"Content-Type": kind})
+                    if answer.status_code not in same:
+                        wrong.append(f"{method} {path} {kind} {body!r}: {answer.status_code}, not {expected}")
+        assert not wrong, "\n".join(wrong)
+        assert refused > len(WITH_BODY) / 2
+
+    @pytest.mark.parametrize("odd", [b"caf\xe9", b"\xed\xa0\x80", b"\x00"])
+    def test_text_of_a_form_is_utf8_or_refused_by_name(
+        self, committed_db: CommittedDatabase, world: World, odd: bytes
+    ) -> None:
+        tried = []
+        with client_of(committed_db, world, Role.admin) as client:
+            for method, path, call in WITH_BODY:
+                shape = call["requestBody"]["content"].get("multipart/form-data")
+                named = DESCRIPTION["components"]["schemas"][shape["schema"]["$ref"].split("/")[-1]] if shape else {}
+                for field in named.get("properties", ()):
+                    url = re.sub(r"{(\w+)}", lambda found: world.named[found.group(1)], path)
+                    body = PART % (field.encode(), odd) + FORM_END
+                    answer = client.request(method, url, content=body, headers={"Content-Type": FORM_TYPE})
+                    assert (answer.status_code, answer.json()["field"]) == (422, field), (path, field, answer.text)
+                    tried.append(field)
+        assert {"mapping", "split", "propose_val", "file"} <= set(tried)
 
 
 def within(shape: AnswerShape, owner: str) -> set[str]:
@@ -429,7 +492,7 @@ class TestPages:
                     wrong += (
                         [] if is_refused is not may_open(path, role) and status < 500 else [f"{role} {path}: {status}"]
                     )
-        assert wrong == []
+        assert not wrong, "\n".join(wrong)
 
     def test_those_of_critics_hold_nothing_secret(self, committed_db: CommittedDatabase, world: World) -> None:
         with client_of(committed_db, world, Role.critic) as client:
@@ -443,6 +506,74 @@ def page_url(path: str, world: World) -> str:
     """The address of a page, with the objects of the world."""
     known = {"kind": "images", "subject": world.named["sha256"], **world.named}
     return re.sub(r"{(\w+)(?::\w+)?}", lambda found: known.get(found.group(1), "1"), path)
+
+
+POSTS = sorted(
+    {
+        route.path
+        for route in iter_route_contexts(create_app().routes)
+        if "POST" in (route.methods or ()) and not route.path.startswith("/api/")
+    }
+)
+OF_STRANGERS = ("/sign-in", "/account/link/{token}")
+"""The forms that nobody needs to be signed in for."""
+OF_ONESELF = ("/account/", "/sign-out")
+FORM_BODIES = (
+    (QUERY_TYPE, b""),
+    (QUERY_TYPE, b"name=%E2%80%AE&state=retired&role=admin&kind=none_fit&picks=x&rows=-1"),
+    (FORM_TYPE, PART % (b"name", b"x") + FORM_END),
+    (FORM_TYPE, PART % (b"file", b"x" * (SMALL_BODY + 1)) + FORM_END),  # an upload
+)
+
+
+class TestForms:
+    """What browsers post: every form of every page, without looking at what is in it."""
+
+    def test_nobody_posts_without_being_signed_in(self, committed_db: CommittedDatabase, world: World) -> None:
+        wrong = []
+        with client_of(committed_db, world, None) as client:
+            client.cookies.clear()
+            del client.headers["Authorization"]
+            for path in (one for one in POSTS if one not in OF_STRANGERS):
+                for kind, body in FORM_BODIES[:3]:
+                    answer = client.post(page_url(path, world), content=body, headers={"Content-Type": kind})
+                    wrong += [] if answer.status_code == 401 else [f"{path} {body[:20]!r}: {answer.status_code}"]
+        assert not wrong, "\n".join(wrong)
+
+    @pytest.mark.parametrize("role", [Role.admin, Role.critic])
+    def test_no_form_counts_without_the_token_of_its_session(
+        self, committed_db: CommittedDatabase, world: World, role: Role
+    ) -> None:
+        wrong = []
+        with client_of(committed_db, world, role) as client:
+            del client.headers["Authorization"]
+            for path in (one for one in POSTS if one not in OF_STRANGERS):
+                for token in ({}, {"X-CSRF-Token": "x"}):
+                    answer = client.post(page_url(path, world), data={"csrf_token": "é"}, headers=token)
+                    refused = answer.status_code in (403, 404) and "umbrella" not in answer.text
+                    wrong += [] if refused else [f"{path}: {answer.status_code}"]
+        assert not wrong, "\n".join(wrong)
+
+    @pytest.mark.parametrize("role", [Role.viewer, Role.critic, None])
+    def test_who_may_not_post_is_told_so_whatever_they_send(
+        self, committed_db: CommittedDatabase, world: World, role: Role | None
+    ) -> None:
+        wrong = []
+        with client_of(committed_db, world, role) as client:
+            del client.headers["Authorization"]
+            with committed_db.sessions() as session:
+                found = sessions.actor_for_cookie(session, client.cookies[SESSION_COOKIE])
+                assert found is not None
+            client.headers["X-CSRF-Token"] = found[1]
+            for path in (one for one in POSTS if one not in OF_STRANGERS and not one.startswith(OF_ONESELF)):
+                if role is Role.critic and path.startswith("/annotate"):
+                    continue
+                for kind, body in FORM_BODIES:
+                    answer = client.post(page_url(path, world), content=body, headers={"Content-Type": kind})
+                    expected = (403, 404, 413) if len(body) > SMALL_BODY else (403, 404)
+                    if answer.status_code not in expected:
+                        wrong.append(f"{path} {body[:20]!r}: {answer.status_code}")
+        assert not wrong, "\n".join(wrong)
 
 
 class TestWhatWouldUnblind:

@@ -88,6 +88,10 @@ class TestReadForm:
             read(body, PARTS if kind == "parts" else QUERY, fields=10)
         assert getattr(caught.value, "status", 0) or getattr(caught.value, "status_code", 0) in (400, 413)
 
+    def test_a_form_without_parts_is_read_no_further_than_a_form_goes(self) -> None:
+        with pytest.raises(TooLarge, match="over 4 MB: send files as multipart"):
+            read(b"a=&" + b"x" * forms.QUERY_BYTES, QUERY)
+
     def test_a_large_form_is_read_in_a_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[bool] = []
         parse = forms.parse_query

@@ -21,7 +21,17 @@ from app.services.imports import imports
 from app.services.imports import templates as import_templates
 from app.services.kernel.actors import parse_id
 from app.services.kernel.rights import Right
-from app.web.access import Form, Me, Poster, SignedIn, check_form_token, managed_project, text_of, texts_of
+from app.web.access import (
+    Form,
+    Me,
+    Poster,
+    ReviewerAhead,
+    SignedIn,
+    check_form_token,
+    managed_project,
+    text_of,
+    texts_of,
+)
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.imports.drafts import DraftView, draft_view
 from app.web.errors import wants_fragment
@@ -95,7 +105,7 @@ class ImportView:
     added_to_val: int | None
 
 
-async def read_upload(request: Request) -> AsyncIterator[FormData]:
+async def read_upload(request: Request, _: ReviewerAhead) -> AsyncIterator[FormData]:
     """The fields of a form with files. The files are closed after the request."""
     form = await read_form(request, files=MOST_FILES)
     try:

@@ -20,7 +20,7 @@ from app.services.kernel.rights import Right
 from app.services.prompts import images, prompts
 from app.services.prompts.decoding import MAX_BYTES
 from app.services.prompts.prompts import PromptIn, parse_prompt
-from app.web.access import Form, Me, Poster, SignedIn, check_form_token, text_of, texts_of
+from app.web.access import Form, Me, Poster, ReviewerAhead, SignedIn, check_form_token, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.rendering import page
 from app.web.words import image_url
@@ -62,7 +62,7 @@ class PhotosView:
     splits: tuple[str, ...]
 
 
-async def read_photos(request: Request) -> AsyncIterator[FormData]:
+async def read_photos(request: Request, _: ReviewerAhead) -> AsyncIterator[FormData]:
     """The fields of a form with photos. They are closed after the request."""
     form = await read_form(request, files=MOST_PHOTOS + 1, fields=10)
     try:

@@ -21,7 +21,7 @@ from app.services.kernel.rights import Right
 from app.services.prompts import images, prompts
 from app.services.prompts.decoding import MAX_BYTES
 from app.services.prompts.prompts import parse_prompt
-from app.web.access import Me, SignedIn, check_form_token, text_of
+from app.web.access import Me, ReviewerAhead, SignedIn, check_form_token, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.forms import Field
 from app.web.rendering import page
@@ -50,7 +50,7 @@ class PromptFormView:
     fields: tuple[Field, ...]
 
 
-async def read_upload(request: Request) -> AsyncIterator[FormData]:
+async def read_upload(request: Request, _: ReviewerAhead) -> AsyncIterator[FormData]:
     """The fields of a prompt's form, with its images. The files are closed after the request."""
     form = await read_form(request, files=MAX_IMAGES, fields=50, field_bytes=FIELD_BYTES)
     try:

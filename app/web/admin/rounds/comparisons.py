@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, DomainError, Invalid
 from app.http.dependencies import SessionDep
 from app.models import Comparison, ComparisonPair, ComparisonState, ModelVersion, Preferred, Prompt
+from app.services.kernel.rights import Right
 from app.services.rounds import comparisons, versions
 from app.services.rounds.comparisons import Standing
 from app.web.access import Form, Me, Poster, SignedIn, text_of
@@ -173,7 +174,8 @@ def list_page(
 @router.post("/projects/{slug}/comparisons")
 def start(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
     """Start a comparison. An invalid form is shown again with its values."""
-    frame = frame_of(request, session, who, slug, tab="Versions", title="Blind comparisons")
+    need, title = Right.administers, "Blind comparisons"
+    frame = frame_of(request, session, who, slug, tab="Versions", title=title, need=need)
     typed = {name: text_of(form, name).strip() for name in ("old", "new", "pairs", "each", "gate")}
     known = {str(one.number): one for one in versions.list_versions(session, who.actor, frame.project)}
     try:

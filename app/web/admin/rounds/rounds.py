@@ -14,6 +14,7 @@ from app.errors import Conflict
 from app.http.dependencies import SessionDep
 from app.models import Round, RoundEvent, RoundState, RoundTrigger, Snapshot
 from app.services.kernel.actors import Actor
+from app.services.kernel.rights import Right
 from app.services.projects import projects
 from app.services.rounds import rounds, snapshots, versions
 from app.services.rounds.rounds import RoundPreview
@@ -256,7 +257,7 @@ CHANGES: Mapping[str, tuple[Change, str]] = {
 @router.post("/projects/{slug}/rounds/{number}/{change}")
 def change(session: SessionDep, who: Poster, slug: str, number: int, change: str) -> RedirectResponse:
     """Cancel, retry or rerun a round."""
-    project = managed_project(session, who.actor, slug)
+    project = managed_project(session, who.actor, slug, Right.administers)
     found = rounds.get_round_by_number(session, who.actor, project, number)
     if change not in CHANGES:
         raise Conflict(f"A round can be cancelled, retried or rerun, not '{change}'.")
