@@ -175,6 +175,7 @@ class PromptChange(BaseModel):
     references: list[PromptText] | None = None
     metadata: JsonObject | None = None
     priority: int | None = Field(None, ge=-1_000_000, le=1_000_000)
+    blur: bool | None = Field(None, description="Sets `blur` in `metadata`: images are blurred until a critic asks")
     state: PromptState | None = Field(None, description="`retired`; or, of a prompt that is retired or held, another")
 
 

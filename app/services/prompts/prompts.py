@@ -296,6 +296,8 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     for field in changes:
         if field not in CHANGEABLE:
             raise Invalid(f"'{field}' of a prompt cannot be changed.", field=field)
+    if not isinstance(changes.get("blur", True), bool):
+        raise Invalid("blur: true or false.", field="blur")
     now: dict[str, Any] = {
         "images": [image.sha256 for image in prompt.images],
         "question": prompt.question,
@@ -312,7 +314,7 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
         raise Conflict(f"The {frozen[0]} cannot change any more: the prompt has candidates.", field=frozen[0])
     for key in ("question", "answer", "split", "references", "priority"):
         setattr(prompt, key, getattr(after, key))
-    prompt.extra = with_blur(after.metadata, on=bool(changes["blur"])) if "blur" in changes else after.metadata
+    prompt.extra = with_blur(after.metadata, on=changes["blur"]) if "blur" in changes else after.metadata
     if live is not None:
         live.priority = prompt.priority
     if "state" in changes:

@@ -45,14 +45,12 @@ class RoundSize:
 
 def size_of(session: Session, project: Project, settings: ProjectSettings) -> RoundSize:
     """The size of a round that would start now."""
-    train = [
-        one
-        for one in counts.prompt_counts(session, project)
-        if one.split is Split.train and one.state not in OUT_OF_USE
-    ]
+    usable = [one for one in counts.prompt_counts(session, project) if one.state not in OUT_OF_USE]
+    train = [one for one in usable if one.split is Split.train]
     n_train, n_accepted = sum(one.n for one in train), sum(one.n for one in train if one.has_accepted)
     if n_train > COUNTED_PROMPTS:
-        return _estimate(session, project, settings, n_train=n_train, n_accepted=n_accepted)
+        n_val = sum(one.n for one in usable if one.split is Split.val and one.has_accepted)
+        return _estimate(session, project, settings, n_train=n_train, n_accepted=n_accepted, n_val=n_val)
     moment = Moment(current_position(session), project.revision_id or 0)
     selection = RowSelection(project, settings, moment, PREVIEW_SEED)
     with tempfile.TemporaryFile() as file:
@@ -61,14 +59,18 @@ def size_of(session: Session, project: Project, settings: ProjectSettings) -> Ro
 
 
 def _estimate(
-    session: Session, project: Project, settings: ProjectSettings, *, n_train: int, n_accepted: int
+    session: Session, project: Project, settings: ProjectSettings, *, n_train: int, n_accepted: int, n_val: int
 ) -> RoundSize:
-    """Estimate the number of rationales from the number of prompts and a sample of recent ones."""
+    """Estimate the number of rationales from the number of prompts and a sample of recent ones.
+
+    `n_accepted` train prompts and `n_val` val prompts have an accepted rationale.
+    """
     ids = list(session.scalars(text(RECENT_PROMPTS), {"project": project.id, "sample": SAMPLE})) if n_accepted else []
     each = len(accepted_rows(session, project, prompt_ids=ids)) / len(ids) if ids else 1.0
     rationales = round(each * n_accepted)
     query, metric = query_val_prompts(session, project, settings)
-    heldout = round(each * target_held_out(n_accepted)) if metric == "heldout" else 0
+    n_val = min(n_val, settings.eval_prompts) if metric == "heldout" else 0
+    heldout = round(each * max(0, target_held_out(n_accepted) - n_val)) if metric == "heldout" else 0
     limited = query.with_only_columns(Prompt.id).order_by(None).limit(settings.eval_prompts).subquery()
     return RoundSize(
         counts={
@@ -76,7 +78,7 @@ def _estimate(
             "rationale": rationales - heldout,
             "guard": min(settings.guard_per_rationale * (rationales - heldout), n_train),
             "val": session.scalar(select(func.count()).select_from(limited)) or 0,
-            "heldout": heldout,
+            "heldout": heldout + round(each * n_val),
         },
         metric=metric,
         exact=False,

@@ -27,6 +27,7 @@ from app.services.rounds.training_set import (
     load_earlier_use,
     make_guard_batches,
     read_rationale_batches,
+    read_val_rationales,
     val_rows,
 )
 
@@ -87,7 +88,11 @@ def write_rows(
             n += batch.n
             report(0.6 * min(1.0, n / max(1, n_prompts)))
         accepted.seek(0)
-        images: frozenset[str] = frozenset() if held_out is None else held_out.images()
+        of_val: list[SnapshotRow] = []
+        images = frozenset[str]()
+        if held_out is not None:
+            of_val = held_out.add_val(read_val_rationales(selection, val, session=session))
+            images = held_out.images()
         without = set[int]()
         if images:
             without = _split_held_out(accepted, target, heldout, images, written, on_progress=lambda: report(0.6))
@@ -100,6 +105,7 @@ def write_rows(
             seed=selection.seed,
         )
         done = 0
+        images |= {image for row in of_val for image in row.prompt.images}
         for rows in make_guard_batches(drawn, without_images=images, session=session):
             target.writelines(encode_line(row_json(row)) for row in rows)
             written.n_of["guard"] += len(rows)
@@ -109,6 +115,8 @@ def write_rows(
         written.n_of["val"] = len(val)
         heldout.seek(0)
         shutil.copyfileobj(heldout, target)
+        target.writelines(encode_line(row_json(row)) for row in of_val)
+        written.n_of["heldout"] += len(of_val)
     return written
 
 

@@ -95,9 +95,15 @@ def read_rationale_batches(selection: RowSelection, *, session: Session | None =
 
 
 def accepted_rows(
-    session: Session, project: Project, *, prompt_ids: Sequence[int], at: Moment | None = None
+    session: Session,
+    project: Project,
+    *,
+    prompt_ids: Sequence[int],
+    at: Moment | None = None,
+    role: SnapshotItemRole = SnapshotItemRole.rationale,
 ) -> list[SnapshotRow]:
-    """The accepted rationales of some prompts that can be trained on, now or at a moment."""
+    """The accepted rationales of some prompts, now or at a moment: of train prompts, or to be held out, of val ones."""
+    split = Split.train if role is SnapshotItemRole.rationale else Split.val
     accepted = accepted_rationales(session, project, prompt_ids=prompt_ids, at=at)
     prompts = load_prompts_data(session, sorted({one.prompt_id for one in accepted}))
     own_answers = _own_answers(session, [one for one in accepted if prompts[one.prompt_id].answer is None])
@@ -105,10 +111,8 @@ def accepted_rows(
     for one in accepted:
         prompt = prompts[one.prompt_id]
         answer = own_answers.get(one.verdict_id) if prompt.answer is None else prompt.answer
-        if prompt.split == Split.train and prompt.images and answer:
-            rows.append(
-                SnapshotRow(SnapshotItemRole.rationale, prompt, answer, one.text, one.verdict_id, one.candidate_id)
-            )
+        if prompt.split == split and prompt.images and answer:
+            rows.append(SnapshotRow(role, prompt, answer, one.text, one.verdict_id, one.candidate_id))
     return sorted(rows, key=_row_order)
 
 
@@ -146,19 +150,32 @@ class HeldOut:
     tenth. Prompts held out of an earlier round stay held out, and others only join them if they were not trained on: of
     prompts that are new since the newest round at most half, so that each round has something to learn. Of two or more
     images, at least one and never all are held out. If one image of a prompt is held out, the prompt's others are too.
+
+    Judged val prompts are held out anyway: as many fewer train prompts are.
     """
 
     def __init__(self, before: EarlierUse) -> None:
         self._before = before
         self._prompts: dict[int, tuple[str, ...]] = {}
+        self._val: set[int] = set()
 
     def add(self, rows: Iterable[SnapshotRow]) -> None:
-        """Add accepted rationales."""
+        """Add accepted rationales of train prompts."""
         for row in rows:
             self._prompts[row.prompt.id] = row.prompt.images
 
+    def add_val(self, rows: Iterable[SnapshotRow]) -> list[SnapshotRow]:
+        """Add accepted rationales of val prompts, after those of train.
+
+        Returns the ones to score: an image that a judged train prompt shows too may be trained on.
+        """
+        trained = {image for images in self._prompts.values() for image in images}
+        apart = [row for row in rows if trained.isdisjoint(row.prompt.images)]
+        self._val.update(row.prompt.id for row in apart)
+        return apart
+
     def images(self) -> frozenset[str]:
-        """The held-out images of all rows that were added."""
+        """The held-out images of all train rows that were added."""
         groups = self._groups()
         if len({image for group in groups for image in group.images}) < 2 or len(groups) < 2:
             return frozenset()
@@ -167,13 +184,13 @@ class HeldOut:
         new = [group for group in groups if before.isdisjoint(group.prompts) and trained.isdisjoint(group.prompts)]
         n_held, n_new = _count_prompts(kept), _count_prompts(new)
         chosen, free = list(kept), n_new if not trained else n_new // 2
-        wanted = target_held_out(len(self._prompts))
+        wanted = max(0 if self._val else 1, target_held_out(len(self._prompts)) - len(self._val))
         for group in new:
             size = len(group.prompts)
-            if n_held + size <= max(wanted, 1) and size <= free and len(chosen) + 1 < len(groups):
+            if n_held + size <= wanted and size <= free and len(chosen) + 1 < len(groups):
                 chosen.append(group)
                 n_held, free = n_held + size, free - size
-        if not chosen:
+        if not chosen and not self._val:
             chosen = [min(new or groups, key=lambda group: len(group.prompts))]
         return frozenset(image for group in chosen for image in group.images)
 
@@ -297,6 +314,17 @@ def val_rows(selection: RowSelection, *, session: Session | None = None) -> tupl
         known = (prompts[prompt_id] for prompt_id in part if prompt_id in prompts)
         rows += (SnapshotRow(SnapshotItemRole.val, prompt, prompt.answer) for prompt in known if prompt.images)
     return rows, metric
+
+
+def read_val_rationales(
+    selection: RowSelection, val: Sequence[SnapshotRow], *, session: Session | None = None
+) -> Iterator[SnapshotRow]:
+    """Read the accepted rationales of val prompts that are scored, as rows to be held out, ordered by prompt."""
+    for part in split_batches([row.prompt.id for row in val]):
+        with open_session(session) as used:
+            role = SnapshotItemRole.heldout
+            rows = accepted_rows(used, selection.project, prompt_ids=part, at=selection.moment, role=role)
+        yield from rows
 
 
 # The guard against forgetting

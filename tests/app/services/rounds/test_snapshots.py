@@ -13,7 +13,8 @@ from app.models import Project, Prompt, PromptState, Round, RoundState, Snapshot
 from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.store import get_store
-from app.services.rounds import rounds, snapshots, training_set
+from app.services.projects.projects import settings_of
+from app.services.rounds import estimate, rounds, snapshots, training_set
 from app.services.rounds.training_set import SnapshotRow
 from tests import factories
 from tests.app.services.feedback import choose_rows, judge, prepare, start_prepared
@@ -93,6 +94,59 @@ class TestChooseRows:
         trained = {image for row in chosen.rationales + chosen.guard for image in row.prompt.images}
         assert not trained & {image for row in chosen.heldout for image in row.prompt.images}
         assert prompts_of(chosen.rationales) | prompts_of(chosen.heldout) == {one.id for one in judged}
+
+    @pytest.mark.parametrize(("n_val", "of_train"), [(0, 10), (4, 6), (10, 0), (12, 0)])
+    def test_judged_val_prompts_are_held_out_and_spare_train_prompts(
+        self, session: Session, critic: Actor, n_val: int, of_train: int
+    ) -> None:
+        project = factories.make_project(session, guard_per_rationale=2)
+        critic = factories.make_critic(session, project)
+        train = {judge(session, project, critic).id for _ in range(20)}
+        val = {judge(session, project, critic, split=Split.val).id for _ in range(n_val)}
+        factories.make_prompt(session, project, split=Split.val)  # not judged
+        chosen = choose_rows(session, project)
+        assert chosen.metric == "heldout"
+        held = prompts_of(chosen.heldout)
+        assert val <= held
+        assert len(held & train) == of_train
+        assert prompts_of(chosen.rationales) == train - held
+        assert all(row.role == "heldout" and row.rationale for row in chosen.heldout)
+        # Those of val are scored in every round, as those of train that were held out before.
+        end(session, start_prepared(session, project))
+        assert held <= prompts_of(choose_rows(session, project).heldout)
+
+    def test_a_judged_val_prompt_whose_image_is_trained_on_is_not_scored(
+        self, session: Session, project: Project, critic: Actor
+    ) -> None:
+        shared, other = [factories.make_image(session)], [factories.make_image(session)]
+        judge(session, project, critic, images=shared)
+        judge(session, project, critic)
+        factories.make_prompt(session, project, images=other)  # would be a guard row
+        judge(session, project, critic, split=Split.val, images=shared)
+        apart = judge(session, project, critic, split=Split.val, images=other)
+        chosen = choose_rows(session, project)
+        assert prompts_of(chosen.heldout) == {apart.id}
+        trained = {image for row in chosen.rationales + chosen.guard for image in row.prompt.images}
+        assert {one.sha256 for one in shared} <= trained
+        assert not trained & {one.sha256 for one in other}
+
+    def test_a_large_project_estimates_what_a_round_holds_out(
+        self, session: Session, critic: Actor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        project = factories.make_project(session)
+        critic = factories.make_critic(session, project)
+        for split, n in ((Split.train, 20), (Split.val, 4)):
+            for _ in range(n):
+                judge(session, project, critic, split=split)
+        settings = settings_of(session, project)
+        exact = estimate.size_of(session, project, settings).counts
+        assert (exact["rationale"], exact["heldout"]) == (14, 10)
+        monkeypatch.setattr(estimate, "COUNTED_PROMPTS", 0)
+        guessed = estimate.size_of(session, project, settings)
+        assert not guessed.exact
+        assert {key: guessed.counts[key] for key in ("rationale", "heldout", "val")} == {
+            key: exact[key] for key in ("rationale", "heldout", "val")
+        }
 
     def test_what_one_round_holds_out_the_next_holds_out_too(
         self, session: Session, project: Project, critic: Actor
