@@ -17,10 +17,10 @@ RUN groupadd --gid 10001 illume \
 WORKDIR /srv/illume
 
 # The packages come first because they change less often than the code.
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE NOTICE ./
 RUN mkdir app illume worker \
  && touch app/__init__.py illume/__init__.py worker/__init__.py \
- && pip install --constraint constraints.txt --editable '.[figures]'
+ && pip install --constraint constraints.txt --editable .
 
 COPY app app
 COPY illume illume

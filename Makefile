@@ -7,14 +7,14 @@ SHELL := bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
-ASSETS := static/vendor/fetched
+ASSETS := static/vendor/chartist.js
 DEMO :=
 TESTS :=
 CHAOS :=
 # Two test files at a time, in the order of collection: tests mostly wait for processes or a browser.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow chaos check audit screens clean
+.PHONY: help demo test test-slow chaos check dist audit screens clean
 
 help:
 	@echo "make demo    run everything on this machine; DEMO='--port 8001' passes options"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-slow   run the slow tests"
 	@echo "make chaos   kill everything at random moments, and check that nothing is lost; CHAOS='--seeds 4 5' passes options"
 	@echo "make check   lint, types, imports, migrations"
+	@echo "make dist    build the wheel and the source distribution in dist/"
 	@echo "make audit   ask the advisory database about each pinned package; needs the network"
 	@echo "make screens   take the pictures in docs/screens again"
 	@echo "make clean   remove what set-up made; data are kept"
@@ -46,6 +47,10 @@ check: $(INSTALLED)
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/check_migrations.py
 
+dist: $(INSTALLED) $(ASSETS)
+	@rm -rf dist
+	@$(PYTHON) -m build --no-isolation --outdir dist
+
 audit: $(INSTALLED)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
 	@$(PYTHON) tools/audit.py
@@ -54,7 +59,7 @@ screens: $(INSTALLED) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m tests.e2e.screens
 
 clean:
-	rm -rf $(VENV) node_modules static/vendor build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) node_modules static/vendor build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@[ -x $(PYTHON) ] || { python=$$(tools/find-python) && "$$python" -m venv $(VENV); }

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-ROOT = Path(__file__).resolve().parent.parent
+from illume import root
+
+ROOT = root.ROOT
 
 
 class Settings(BaseSettings):
@@ -22,9 +24,11 @@ class Settings(BaseSettings):
 
     database_url: str = Field(default="", description="PostgreSQL URL; empty: an embedded server is started")
     redis_url: str = Field(default="", description="Redis URL; empty: an embedded server is started")
-    data_dir: Path = Field(default=ROOT / "data", description="Where embedded services and the store keep their files")
+    data_dir: Path = Field(
+        default_factory=root.default_data_dir, description="Where embedded services and the store keep their files"
+    )
     store_url: str = Field(default="", description="fsspec URL of the store; empty: a folder under data_dir")
-    starter_dir: Path = Field(default=ROOT / "starter", description="What the demo ships")
+    starter_dir: Path = Field(default=root.STARTER, description="What the demo ships")
     model_folders: str = Field(
         default="", description="Folders that hold base models which projects may name, separated by commas"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e5e7eb",
 }
 
-INSTALL = "matplotlib, which the extra `figures` brings"
-"""What to install where figures cannot be drawn: it is large, and all else works without it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -56,13 +52,8 @@ class Panel:
     percent: bool = False
 
 
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
-
-
 def draw(panels: Sequence[Panel], *, title: str) -> str:
-    """The panels side by side, as SVG on white. Needs matplotlib."""
+    """The panels side by side, as SVG on white."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

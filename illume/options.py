@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-STARTER = Path(__file__).resolve().parents[1] / "starter"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from app.processes import supervise
 from app.processes.supervise import record_children
-from app.settings import ROOT, get_settings
+from app.settings import get_settings
+from illume.root import module_path
 from illume.tuning import launcher
 from illume.tuning.job import JobError, read_json
 from worker.process import lower_priority
@@ -39,7 +40,7 @@ def environment() -> dict[str, str]:
     threads = get_settings().torch_threads
     if threads:
         env["OMP_NUM_THREADS"] = str(threads)
-    env["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), env.get("PYTHONPATH", "")) if part)
+    env["PYTHONPATH"] = module_path(env)
     env["TOKENIZERS_PARALLELISM"] = "false"
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `worker.__main__`
     return env

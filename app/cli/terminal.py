@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from app.errors import DomainError
 from app.processes.connect import Refused, services, set_environment, wait_for_database
 from app.settings import Settings, get_settings
+from illume.root import default_data_dir
 
 Say = Callable[[str], None]
 FilePath = click.Path(path_type=Path)
@@ -69,7 +70,7 @@ data_dir_option = click.option(
     metavar="DIR",
     expose_value=False,
     callback=set_data_dir,
-    help="Folder for stored files and embedded services.  [default: ILLUME_DATA_DIR, else `data` beside the code]",
+    help=f"Folder for stored files and embedded services.  [default: ILLUME_DATA_DIR, else {default_data_dir()}]",
 )
 """The option of every command that uses the installation."""
 

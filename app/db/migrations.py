@@ -14,7 +14,8 @@ from app.settings import ROOT
 
 def alembic_config(url: str) -> Config:
     """Return Alembic's configuration for the database at `url`."""
-    config = Config(toml_file=ROOT / "pyproject.toml")
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations").replace("%", "%%"))
     config.attributes["database_url"] = url
     return config
 

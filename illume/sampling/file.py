@@ -22,9 +22,10 @@ from filelock import FileLock, Timeout
 from illume.files import replace_file
 from illume.model.loading import base_fingerprint
 from illume.model.vlm import Vlm, load_vlm
-from illume.options import DTYPES, STARTER
+from illume.options import DTYPES
 from illume.prompts_file import SPLITS, load_prompts
 from illume.records import AnswerSource, Example, Rationale
+from illume.root import STARTER
 from illume.sampling.generation import Progress, sample_rationales
 from illume.settings import SamplingSettings
 

@@ -25,8 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from illume.errors import VlmError
 from illume.evaluation.meteor import INSTALL, Meteor, MeteorError, MeteorMissingError
 from illume.evaluation.metrics import METRICS_VERSION
-from illume.figure import INSTALL as FIGURE_INSTALL
-from illume.figure import can_draw, figure
+from illume.figure import figure
 from illume.files import write_text
 from illume.model.loading import base_fingerprint, load_processor, pick_device, pick_dtype, read_config
 from illume.scenes.emoji import EmojiMissingError
@@ -136,8 +135,7 @@ def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[st
         result["left out"] = METEOR_LEFT_OUT
     result["settings"]["prompts"] = [Path(name).name for name in sim.settings.prompts]
     write_json(out / "result.json", result)
-    if can_draw():
-        write_text(out / "figure.svg", figure(result))
+    write_text(out / "figure.svg", figure(result))
     return result
 
 
@@ -209,9 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write("\nstopped; the same command goes on from here\n")
         return 130
     print((options.out / "table.md").read_text(encoding="utf-8"))
-    if not can_draw():
-        write(f"figure.svg was not drawn: install {FIGURE_INSTALL}, and the same command adds it to this run\n")
-    write(f"written to {options.out}: table.md, {'figure.svg, ' if can_draw() else ''}result.json, run.json\n")
+    write(f"written to {options.out}: table.md, figure.svg, result.json, run.json\n")
     return 0
 
 

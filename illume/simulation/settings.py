@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
-from illume.options import STARTER
 from illume.prompts_file import SPLITS, load_prompts
 from illume.records import Example, stable_seed
+from illume.root import STARTER
 from illume.settings import KNOWN_FIELDS_ONLY, CandidateSettings, Init, TuningSettings
 from illume.tuning.job import read_json, write_json
 from illume.validation import read_record

@@ -22,15 +22,14 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, TypeVar
 
 from app.errors import DomainError, Invalid, Unavailable
+from illume.root import module_path
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Item = TypeVar("Item")
-ROOT = Path(__file__).resolve().parents[3]
 IDLE_SECONDS = 60.0
 START_SECONDS = 60.0
 BEAT_SECONDS = 1.0
@@ -219,7 +218,7 @@ def environment() -> dict[str, str]:
     Every thread reserves memory that counts against the limit.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("ILLUME_")}
-    env["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), env.get("PYTHONPATH", "")) if part)
+    env["PYTHONPATH"] = module_path(env)
     return env | {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 

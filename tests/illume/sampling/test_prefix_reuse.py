@@ -13,9 +13,9 @@ from illume.evaluation.evaluation import evaluate
 from illume.model.prompting import DEFAULT_TEMPLATE
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, bare_model, load_vlm
-from illume.options import STARTER
 from illume.prompts_file import load_prompts
 from illume.records import Example
+from illume.root import STARTER
 from illume.sampling.prefix_reuse import count_suffix_tokens
 from illume.settings import EvaluationSettings
 from tests.illume.families import FAMILIES

@@ -7,17 +7,16 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from illume.prompts_file import load_prompts
+from illume.root import STARTER
 from illume.scenes.starter.curriculum import Recipe
 from illume.scenes.starter.scoring import Scores, score_examples
 
-STARTER = Path(__file__).parents[4] / "starter"
 MODEL = STARTER / "model"
 
 

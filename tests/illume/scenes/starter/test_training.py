@@ -198,13 +198,10 @@ class TestTrain:
 
 
 class TestWriteCurve:
-    def test_without_matplotlib_there_are_the_numbers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        content = {"curve": [{"step": 50, "loss": 0.5, "patch_loss": 1.0}]}
-        monkeypatch.setattr("illume.scenes.starter.training.can_draw", lambda: False)
-        write_curve(tmp_path, content)
+    def test_numbers_and_a_figure(self, tmp_path: Path) -> None:
+        write_curve(tmp_path, {"curve": []})
         assert [path.name for path in tmp_path.iterdir()] == ["curve.json"]
-        monkeypatch.undo()
-        write_curve(tmp_path, content)
+        write_curve(tmp_path, {"curve": [{"step": 50, "loss": 0.5, "patch_loss": 1.0}]})
         assert "cross-entropy of a token" in (tmp_path / "curve.svg").read_text()
 
 
