@@ -16,7 +16,7 @@ CHAOS :=
 # Two test files at a time, in the order of collection: tests mostly wait for processes or a browser.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow chaos check dist audit screens clean
+.PHONY: help demo test test-slow chaos check coverage dist audit screens clean
 
 help:
 	@echo "make demo    run everything on this machine; DEMO='--port 8001' passes options"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-slow   run the slow tests"
 	@echo "make chaos   kill everything at random moments, and check that nothing is lost; CHAOS='--seeds 4 5' passes options"
 	@echo "make check   lint, types, imports, migrations"
+	@echo "make coverage   run the tests, and say which lines of app, illume and worker they reach; takes twice as long"
 	@echo "make dist    build the wheel and the source distribution in dist/"
 	@echo "make audit   ask the advisory database about each pinned package; needs the network"
 	@echo "make screens   take the pictures in docs/screens again"
@@ -48,6 +49,11 @@ check: $(TOOLS)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/check_migrations.py
+
+coverage: $(TOOLS) $(ASSETS)
+	@tools/install pytest-cov
+	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && \
+		$(PYTHON) -m pytest $(TWO) --cov --cov-report term:skip-covered $(TESTS)
 
 dist: $(TOOLS) $(ASSETS)
 	@rm -rf dist

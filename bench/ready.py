@@ -4,7 +4,7 @@
     python bench/ready.py --clones 73a99a8 HEAD
 
 Each run has a new data directory; the set-up by `make` is not included. Prints a table. With `--clones`, each of these
-commits is cloned instead and set up by `make demo`, and the time from there to `ready:` is printed: with the network and the
+commits is cloned instead, and the time that its `make demo` takes to `ready:` is printed: with the network and the
 caches of pip, uv and npm as this machine has them, so compare only commits of one call.
 """
 

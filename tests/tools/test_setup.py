@@ -130,7 +130,7 @@ class TestInstall:
         done = self.install(project, "--editable", ".[dev]")
         assert done.returncode == 0
         assert done.stdout.splitlines()[1:] == [
-            "Found: click>=8.5 torch-2.13.0-cp311.whl (downloading 2.5 MB)",
+            "Found: click psycopg torch (downloading 2.5 MB)",
             "Installing 2 packages.",
         ]
 
@@ -152,6 +152,7 @@ class TestInstall:
 PIP = """cat <<'END'
 Obtaining file:///srv/illume
 Collecting click>=8.5 (from illume==0.2.0)
+Collecting psycopg[binary,pool] (from illume==0.2.0)
   Using cached click-8.5.1-py3-none-any.whl (100 kB)
 Processing /opt/wheels/torch-2.13.0-cp311.whl (from illume==0.2.0)
 Downloading torch-2.13.0-cp311.whl (2.5 MB)

@@ -1,0 +1,62 @@
+"""What contributors and services are told to run exists, and what others made is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from app.settings import ROOT
+from hatch_build import ASSETS
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
+WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
+
+
+class TestTargets:
+    @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "README.md", "SECURITY.md", ".ci/run"])
+    def test_those_that_are_named_exist(self, name: str) -> None:
+        named = set(re.findall(r"^make ([\w-]+)|`make ([\w-]+)", (ROOT / name).read_text(), re.MULTILINE))
+        assert named
+        assert {one or other for one, other in named} <= TARGETS
+
+    def test_each_has_a_line_of_help(self) -> None:
+        described = set(re.findall(r'@echo "make ([\w-]+) ', MAKEFILE))
+        assert described == TARGETS - {"help"}
+
+
+class TestWorkflows:
+    @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+    def test_they_run_what_every_machine_can_run(self, path: Path) -> None:
+        workflow = yaml.safe_load(path.read_text())
+        jobs = workflow["jobs"].values()
+        commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+        assert commands
+        matrix = [target for job in jobs for target in job.get("strategy", {}).get("matrix", {}).get("target", [])]
+        named = {one for command in commands for one in re.findall(r"make ([\w-]+)", command)}
+        assert named | set(matrix) <= TARGETS
+        assert all((ROOT / word).exists() for command in commands for word in re.findall(r"\.ci/\w+", command))
+
+    def test_the_slow_tests_and_the_killing_run_weekly(self) -> None:
+        weekly = yaml.safe_load((ROOT / ".github/workflows/weekly.yml").read_text())
+        assert {"test-slow", "chaos"} <= set(weekly["jobs"]["weekly"]["strategy"]["matrix"]["target"])
+        assert weekly[True]["schedule"]  # YAML reads the word `on` as true
+
+
+def test_hooks_before_a_commit_are_commands_of_make_check() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}  # nothing to fetch
+    checked = MAKEFILE.replace("$(VENV)", ".venv")
+    for hook in hooks:
+        jsonschema.validate(hook, {"required": ["id", "name", "entry", "language"]})
+        assert f"\t{hook['entry'].replace(' --force-exclude', '')}" in checked
+
+
+@pytest.mark.parametrize("asset", ASSETS)
+def test_what_others_made_is_in_the_notice(asset: str) -> None:
+    assert asset in (ROOT / "NOTICE").read_text()
