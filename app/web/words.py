@@ -34,13 +34,13 @@ STATE_TONES = {
     PromptState.retired: "warn",
 }
 TRIGGER_WORDS = {
-    RoundTrigger.auto: "Started by itself",
+    RoundTrigger.auto: "Started automatically",
     RoundTrigger.manual: "Started by an admin",
-    RoundTrigger.rerun: "Run again from a snapshot",
+    RoundTrigger.rerun: "Rerun from a snapshot",
 }
 METRIC_WORDS = {
-    "rouge_l": "ROUGE-L of sampled rationales",
-    "heldout": "Log-likelihood of held-out rationales",
+    "rouge_l": "ROUGE-L of sampled explanations",
+    "heldout": "Log-likelihood of held-out explanations",
 }
 OUTCOME_TONES: Mapping[Outcome, str] = {
     "better": "good",

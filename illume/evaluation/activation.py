@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from illume.evaluation.metrics import Interval, paired_bootstrap
 
-METRIC_NAMES = {"rouge_l": "ROUGE-L of samples", "heldout": "Log-likelihood of held-out rationales"}
+METRIC_NAMES = {"rouge_l": "ROUGE-L of samples", "heldout": "Log-likelihood of held-out explanations"}
 
 
 FEWEST_PROMPTS = 30
@@ -21,6 +21,11 @@ EARLIER_REASON = re.compile(
     re.DOTALL,
 )
 """The reasons of decisions before there were four outcomes; those of better versions are the same today."""
+EARLIER_WORDS = (
+    ("; answers right ", "; answer accuracy "),
+    ("no gold answers to check", "no known answers to check"),
+    (" of held-out rationales ", " of held-out explanations "),
+)
 EARLIER_WITHOUT_PROMPTS = "There are no validation prompts to compare the versions on."
 
 Outcome = Literal["better", "worse", "no clear difference", "too few to tell"]
@@ -76,10 +81,10 @@ def decide(
     if outcome != "better":
         return Decision(False, outcome, f"{capitalise(outcome)}: {gain}.", interval)
     if comparison.new_accuracy is None or comparison.parent_accuracy is None:
-        return Decision(True, outcome, f"Better: {gain}; no gold answers to check.", interval)
+        return Decision(True, outcome, f"Better: {gain}; no known answers to check.", interval)
     change = comparison.new_accuracy - comparison.parent_accuracy
     answers = (
-        f"answers right {100 * comparison.parent_accuracy:.1f} % before, {100 * comparison.new_accuracy:.1f} % now"
+        f"answer accuracy {100 * comparison.parent_accuracy:.1f} % before, {100 * comparison.new_accuracy:.1f} % now"
     )
     if change < -max_answer_drop - 1e-9:  # in floating point 0.90 - 0.88 is a little more than 0.02
         allowed = f"at most {100 * max_answer_drop:.1f} points may be lost"
@@ -108,8 +113,10 @@ def capitalise(words: str) -> str:
 def reword_reason(reason: str, change: Mapping[str, Any] | None) -> str:
     """The reason of an earlier decision, in the words of `decide`; other reasons stay as they are.
 
-    `change` has `low`, `high` and `n` of the difference that was decided on; without it the reason stays too.
+    `change` has `low`, `high` and `n` of the difference that was decided on; without it the outcome stays too.
     """
+    for earlier, today in EARLIER_WORDS:
+        reason = reason.replace(earlier, today)
     if reason.startswith(EARLIER_WITHOUT_PROMPTS):
         few = capitalise(outcome_words("too few to tell", 0))
         return f"{few}: there are no validation prompts.{reason.removeprefix(EARLIER_WITHOUT_PROMPTS)}"

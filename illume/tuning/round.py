@@ -164,9 +164,9 @@ class Round:
         if self.ranks.is_main_process and not known.exists():
             write_json(known, self.left_out)
         for entry in self.left_out[:_LOGGED]:
-            self.log(f"prompt {entry['prompt']} is left out ({entry['role']}): {entry['reason']}")
+            self.log(f"prompt {entry['prompt']} left out ({entry['role']}): {entry['reason']}")
         if len(self.left_out) > _LOGGED:
-            self.log(f"{len(self.left_out) - _LOGGED} more prompts are left out")
+            self.log(f"{len(self.left_out) - _LOGGED} more prompts left out")
 
     def _list_unreadable(self, vlm: Vlm) -> list[dict[str, Any]]:
         uses: list[tuple[str, Example, list[Prompt]]] = [
@@ -259,7 +259,7 @@ def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool 
     run.check()
     run.leave_out_unreadable(vlm)
     begin_adapter(vlm, init=job.init, parent=job.parent, settings=job.settings)
-    run.log(f"{run.n_rationale} rationale rows, {run.n_vqa_only} VQA-only rows, w = {run.weight:.3g}")
+    run.log(f"{run.n_rationale} explanations, {run.n_vqa_only} answer-only examples, weight {run.weight:.3g}")
     epochs = _train(run, vlm)
     best = _best_epoch(epochs)
     if run.ranks.is_main_process:
@@ -395,7 +395,7 @@ def _with_meteor(run: Round, new: dict[str, Any], parent: dict[str, Any]) -> tup
         with Meteor() as program:
             return add_meteor(new, run.val, program), add_meteor(parent, run.val, program)
     except (MeteorError, OSError) as error:
-        run.log(f"METEOR is left out: {error}")
+        run.log(f"METEOR left out: {error}")
         return new, parent
 
 

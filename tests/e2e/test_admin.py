@@ -24,8 +24,10 @@ class TestLoop:
         expect(page.get_by_text("12 ready to judge")).to_be_visible()
         with site.sessions.begin() as session:
             world.add_running_round(session, history)
-        expect(page.get_by_role("progressbar", name="Progress of round 9")).to_be_visible()
-        station = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Round", exact=True))
+        expect(page.get_by_role("progressbar", name="Progress of training round 9")).to_be_visible()
+        station = page.get_by_role("listitem").filter(
+            has=page.get_by_role("heading", name="Training round", exact=True)
+        )
         expect(station.first).to_have_attribute("aria-current", "step")
 
     def test_unchanged_pages_are_not_sent_again(self, admin: Visit) -> None:
@@ -53,13 +55,13 @@ class TestLoop:
 
     def test_a_round_is_previewed_started_and_cancelled(self, admin: Visit, site: Site) -> None:
         page = admin.page
-        page.get_by_role("link", name="Start a round…").click()
-        dialog = page.get_by_role("dialog", name="Start a round")
-        expect(dialog).to_contain_text("Accepted rationales")
+        page.get_by_role("link", name="Start a training round…").click()
+        dialog = page.get_by_role("dialog", name="Start a training round")
+        expect(dialog).to_contain_text("Accepted explanations")
         expect(dialog).to_contain_text("takes about")
-        dialog.get_by_role("button", name="Start the round").click()
-        expect(page.get_by_role("heading", name=re.compile("Round 4"))).to_be_visible()
-        expect(page.get_by_text("The round is queued")).to_be_visible()
+        dialog.get_by_role("button", name="Start training").click()
+        expect(page.get_by_role("heading", name=re.compile("Training round 4"))).to_be_visible()
+        expect(page.get_by_text("Training round queued")).to_be_visible()
         page.on("dialog", lambda question: question.accept())
         page.get_by_role("button", name="Cancel").click()
         expect(page.get_by_role("heading", name=re.compile("cancelled"))).to_be_visible()
@@ -73,7 +75,7 @@ class TestLoop:
         page.on("dialog", lambda question: question.accept())
         row = page.get_by_role("row", name=re.compile("^Version 1 "))
         row.get_by_role("button", name="Activate").click()
-        expect(page.get_by_text("The version is active now.")).to_be_visible()
+        expect(page.get_by_text("Version activated.")).to_be_visible()
         expect(page.get_by_role("row", name=re.compile("^Version 1 active"))).to_be_visible()
         with site.sessions() as session:
             project = session.get_one(Project, history.project_id)
@@ -95,13 +97,13 @@ class TestRound:
         with site.sessions.begin() as session:
             world.add_running_round(session, history)
         page = admin.open("/admin/projects/scenes/rounds/9")
-        page.get_by_text("Settings of this round").click()
-        expect(page.get_by_text("learning_rate")).to_be_visible()
+        page.get_by_text("Settings used").click()
+        expect(page.get_by_text("Learning rate")).to_be_visible()
         with site.sessions.begin() as session:
             running = session.scalars(select(Round).where(Round.number == 9)).one()
             running.progress = {**running.progress, "fraction": 0.81}
         expect(page.get_by_text("81 %")).to_be_visible(timeout=15_000)
-        expect(page.get_by_text("learning_rate")).to_be_visible()
+        expect(page.get_by_text("Learning rate")).to_be_visible()
 
 
 class TestSettings:
@@ -112,22 +114,22 @@ class TestSettings:
         page = admin.open("/admin/projects/scenes/settings")
         page.get_by_label("Epochs").fill("many")
         page.get_by_label("Learning rate").fill("0.002")
-        page.get_by_role("button", name="Save the settings").click()
+        page.get_by_role("button", name="Save settings").click()
         epochs = page.get_by_label("Epochs")
         expect(epochs).to_have_value("many")
         expect(epochs).to_have_attribute("aria-invalid", "true")
-        expect(epochs).to_have_accessible_description(re.compile("Write a whole number."))
+        expect(epochs).to_have_accessible_description(re.compile("Enter a whole number."))
         expect(page.get_by_label("Learning rate")).to_have_value("0.002")
         epochs.fill("7")
-        page.get_by_role("button", name="Save the settings").click()
-        expect(page.get_by_text("The settings are saved")).to_be_visible()
+        page.get_by_role("button", name="Save settings").click()
+        expect(page.get_by_text("Settings saved")).to_be_visible()
         with site.sessions() as session:
             settings = settings_of(session, session.get_one(Project, history.project_id))
             assert (settings.epochs, settings.learning_rate) == (7, 0.002)
 
     def test_searched_marked_and_reset(self, admin: Visit, history: world.World, site: Site) -> None:
         page = admin.open("/admin/projects/scenes/settings")
-        page.get_by_label("Search the settings").fill("lora RANK")
+        page.get_by_label("Search settings").fill("lora RANK")
         expect(page.get_by_text("1 setting found")).to_be_visible()
         rank = page.get_by_label("LoRA rank")
         expect(rank).to_be_visible()
@@ -138,23 +140,23 @@ class TestSettings:
         expect(reset).to_be_visible()
         reset.click()
         expect(reset).to_be_hidden()
-        page.get_by_label("Search the settings").fill("")
+        page.get_by_label("Search settings").fill("")
         expect(page.get_by_label("Epochs")).to_be_visible()
         expect(rank).to_be_hidden()
         page.get_by_label("Epochs").fill("9")
         expect(page.get_by_role("button", name="Reset Epochs to its default")).to_be_visible()
-        page.get_by_role("button", name="Save the settings").click()
-        expect(page.get_by_text("The settings are saved")).to_be_visible()
+        page.get_by_role("button", name="Save settings").click()
+        expect(page.get_by_text("Settings saved")).to_be_visible()
         with site.sessions() as session:
             settings = settings_of(session, session.get_one(Project, history.project_id))
             assert (settings.epochs, before) == (9, str(settings.lora_rank))
 
     def test_the_template_is_previewed_as_it_is_typed(self, admin: Visit) -> None:
         page = admin.open("/admin/projects/scenes/settings")
-        page.get_by_label("Template").fill("{question} Because {answer}: <b>")
+        page.get_by_label("Prompt template").fill("{question} Because {answer}: <b>")
         expect(page.locator("#template-preview")).to_contain_text("Because")
         expect(page.locator("#template-preview")).to_contain_text("<b>")
-        page.get_by_label("Template").fill("{question} {nothing}")
+        page.get_by_label("Prompt template").fill("{question} {nothing}")
         expect(page.locator("#template-preview")).to_contain_text("unknown placeholder {nothing}")
 
     def test_a_new_project(self, admin: Visit) -> None:
@@ -162,11 +164,11 @@ class TestSettings:
         page = admin.open("/admin")
         page.get_by_role("link", name="New project").click()
         page.get_by_role("textbox", name="Name", exact=True).fill("Street signs")
-        page.get_by_label("Name in addresses").fill("Street signs")
-        page.get_by_role("button", name="Make the project").click()
-        expect(page.get_by_label("Name in addresses")).to_have_accessible_description(re.compile("lower-case"))
-        page.get_by_label("Name in addresses").fill("street-signs")
-        page.get_by_role("button", name="Make the project").click()
+        page.get_by_label("Name in URLs").fill("Street signs")
+        page.get_by_role("button", name="Create project").click()
+        expect(page.get_by_label("Name in URLs")).to_have_accessible_description(re.compile("lower-case"))
+        page.get_by_label("Name in URLs").fill("street-signs")
+        page.get_by_role("button", name="Create project").click()
         expect(page.get_by_role("heading", name="Street signs", level=1)).to_be_visible()
 
 
@@ -201,7 +203,7 @@ class TestUsers:
         expect(page.locator("#secret")).to_contain_text("ill_")
         page.on("dialog", lambda question: question.accept())
         page.get_by_role("row", name=re.compile("her notebook")).get_by_role("button", name="Revoke").click()
-        expect(page.get_by_text("The token is revoked.")).to_be_visible()
+        expect(page.get_by_text("Token revoked.")).to_be_visible()
         expect(page.get_by_text("her notebook")).to_have_count(0)
 
     def test_disabling_signs_out_at_once(self, admin: Visit, visitor: Visitor, site: Site) -> None:
@@ -211,7 +213,7 @@ class TestUsers:
         page.get_by_role("link", name="ada@example.org", exact=True).click()
         page.on("dialog", lambda question: question.accept())
         page.get_by_role("button", name="Disable").click()
-        expect(page.get_by_text("The person is shut out now")).to_be_visible()
+        expect(page.get_by_text("Account disabled")).to_be_visible()
         other.page.reload()
         expect(other.page.get_by_role("heading", name="Sign in")).to_be_visible()
         with site.sessions() as session:
@@ -231,6 +233,6 @@ class TestPrompts:
     def test_retire_and_bring_back(self, admin: Visit, history: world.World) -> None:
         page = admin.open(f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}")
         page.get_by_role("button", name="Retire").click()
-        expect(page.get_by_text("The prompt is saved.")).to_be_visible()
+        expect(page.get_by_text("Prompt saved.")).to_be_visible()
         page.get_by_role("button", name="Bring it back").click()
         expect(page.get_by_role("button", name="Retire")).to_be_visible()

@@ -222,7 +222,7 @@ class TestOnPages:
         for path, titles in {
             "": ["Score per version"],
             "/versions": ["Score per version"],
-            "/rounds/2": ["Loss", "Score of each epoch"],
+            "/rounds/2": ["Loss", "Score per epoch"],
             "/critics": ["Verdicts by day", "Picked by place on the page"],
             "/critics/2": ["Verdicts by day", "Picked by place on the page"],
         }.items():

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 
 def test_from_the_lineage_to_what_each_wrote(admin: Visit) -> None:
     page = admin.open("/admin/projects/scenes/versions")
-    graph = page.get_by_role("region", name="Graph of the lineage")
+    graph = page.get_by_role("region", name="Graph of versions")
     expect(graph.get_by_role("link")).to_have_count(4)
     expect(graph.get_by_role("link", name=re.compile("^v2 0.608.*active"))).to_be_visible()
     expect(page.get_by_role("link", name="Download the adapter of version 3")).to_be_visible()
@@ -91,8 +91,8 @@ def test_an_admin_sees_it_stand_and_closes_it(admin: Visit, site: Site) -> None:
     expect(card).to_contain_text(re.compile(r"6 of \d+ judgements"))
     card.get_by_role("link", name="Comparison 1").click()
     page.on("dialog", lambda question: question.accept())
-    page.get_by_role("button", name="Close it now").click()
-    expect(page.get_by_text("The comparison is closed.")).to_be_visible()
+    page.get_by_role("button", name="Close now").click()
+    expect(page.get_by_text("Comparison closed.")).to_be_visible()
     with site.sessions() as session:
         assert session.scalars(select(Comparison)).one().state is ComparisonState.closed
 

@@ -54,27 +54,27 @@ def test_a_base_model_is_looked_at_before_it_is_taken(
     page = visit.sign_in(scenes.admin, to="/admin/projects/scenes/settings")
     field = page.get_by_label("Base model", exact=True)
     field.fill("/nowhere/at/all")  # a folder that nobody has listed
-    page.get_by_role("button", name="Save the settings").click()
+    page.get_by_role("button", name="Save settings").click()
     expect(page.get_by_text("ILLUME_MODEL_FOLDERS").first).to_be_visible()
     monkeypatch.setenv("ILLUME_MODEL_FOLDERS", str(tmp_path))
     get_settings.cache_clear()
     field.fill(str(tmp_path))  # a local folder that is empty is reported at once
-    page.get_by_role("button", name="Save the settings").click()
+    page.get_by_role("button", name="Save settings").click()
     expect(field).to_have_attribute("aria-invalid", "true")
     expect(field).to_have_value(str(tmp_path))
     expect(page.get_by_text(f"The folder '{tmp_path}' lacks ")).to_be_visible()
-    for folder, badge in ((str(tmp_path / "none"), "cannot be used"), (str(ROOT / "starter" / "model"), "can be used")):
+    for folder, badge in ((str(tmp_path / "none"), "unusable"), (str(ROOT / "starter" / "model"), "usable")):
         field.fill(folder)
-        page.get_by_role("button", name="Save the settings").click()
-        expect(page.get_by_text("being looked at")).to_be_visible()
-        expect(page.get_by_text("No model worker is alive to look at it")).to_be_visible()
+        page.get_by_role("button", name="Save settings").click()
+        expect(page.get_by_text("checking")).to_be_visible()
+        expect(page.get_by_text("No model worker is running to check it")).to_be_visible()
         with site.sessions() as session:
             check = session.scalars(select(BaseCheck).order_by(BaseCheck.id.desc())).first()
         assert check is not None
         check_base(check.id)
         expect(page.get_by_text(badge, exact=True)).to_be_visible()
-    page.get_by_role("button", name="Save the settings").click()
-    expect(page.get_by_text("The settings are saved")).to_be_visible()
+    page.get_by_role("button", name="Save settings").click()
+    expect(page.get_by_text("Settings saved")).to_be_visible()
     expect(field).to_have_value(folder)
 
 
@@ -105,8 +105,8 @@ def test_critics_decide_whether_a_better_version_becomes_active(
     field = page.get_by_label("Let critics decide")
     page.locator("details", has=field).locator("summary").click()
     field.check()
-    page.get_by_role("button", name="Save the settings").click()
-    expect(page.get_by_text("The settings are saved")).to_be_visible()
+    page.get_by_role("button", name="Save settings").click()
+    expect(page.get_by_text("Settings saved")).to_be_visible()
     two_versions(site, scenes, wanted)
     critic = visitor(size).sign_in(scenes.critic, to="/annotate/scenes/compare")
     texts = critic.locator(".blind-text")
@@ -123,7 +123,7 @@ def test_critics_decide_whether_a_better_version_becomes_active(
         active = session.get_one(ModelVersion, project.active_version_id)
     assert active.number == (1 if wanted == "new" else 0)
     page.goto(f"{site.url}/admin/projects/scenes/versions")
-    graph = page.get_by_role("region", name="Graph of the lineage")
+    graph = page.get_by_role("region", name="Graph of versions")
     expect(graph.get_by_role("link", name=re.compile(rf"^v{active.number}\b.*active"))).to_be_visible()
 
 

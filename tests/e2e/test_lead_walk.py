@@ -83,7 +83,7 @@ def test_from_an_empty_project_to_pandas(
 
     page.goto(f"{site.url}/admin/projects/bird-photos/rounds/preview")
     page.locator("main form button.main").click()
-    expect(page.get_by_role("heading", name="Round 1", level=1)).to_be_visible()
+    expect(page.get_by_role("heading", name="Training round 1", level=1)).to_be_visible()
     with site.sessions() as session:
         started = session.query(Round).join(Project).filter(Project.slug == "bird-photos").one()
         assert started.trigger is RoundTrigger.manual

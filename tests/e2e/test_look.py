@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 
 def test_figures_line_up_and_lead_to_what_they_count(admin: Visit, size: tuple[int, int]) -> None:
     page = admin.page
-    stations = page.get_by_role("region", name="The loop").get_by_role("listitem")
+    stations = page.get_by_role("region", name="Progress of the project").get_by_role("listitem")
     expect(stations).to_have_count(4)
     places = [station.get_by_role("link").first.get_attribute("href") for station in stations.all()]
     assert [str(place).rsplit("/", 1)[-1].split("?")[0] for place in places] == [
@@ -64,7 +64,7 @@ def test_focus_stays_while_the_page_follows_the_server(
     with site.sessions.begin() as session:
         world.add_running_round(session, history)
     page = visitor(size).sign_in(history.admin, to="/admin/projects/scenes")
-    link = page.get_by_role("region", name="The round that runs").get_by_role("link", name="Round 9")
+    link = page.get_by_role("region", name="Current training round").get_by_role("link", name="Training round 9")
     link.focus()
     place = page.evaluate("scrollY")
     with site.sessions.begin() as session:
@@ -74,9 +74,9 @@ def test_focus_stays_while_the_page_follows_the_server(
     expect(link).to_be_focused()
     assert page.evaluate("scrollY") == place
     # Only a new stage is announced, once, not every figure.
-    status = page.get_by_role("region", name="The loop").get_by_role("status")
-    expect(status).to_have_text(re.compile("^Round: "))
+    status = page.get_by_role("region", name="Progress of the project").get_by_role("status")
+    expect(status).to_have_text(re.compile("^Training round: "))
     with site.sessions.begin() as session:
         running = session.scalars(select(Round).where(Round.number == 9)).one()
         running.state, running.worker = RoundState.failed, None
-    expect(status).not_to_have_text(re.compile("^Round: "))
+    expect(status).not_to_have_text(re.compile("^Training round: "))

@@ -171,7 +171,7 @@ def test_cards_on_a_phone_are_tables_to_who_cannot_see_them(visitor: Visitor, hi
     page = visit.open("/admin/projects/scenes/versions")
     row = page.get_by_role("row", name=re.compile("^Version 2 active"))
     expect(row.get_by_role("rowheader")).to_contain_text("Version 2")
-    expect(row.get_by_role("cell", name=re.compile("^Answers right 8"))).to_be_visible()
+    expect(row.get_by_role("cell", name=re.compile("^Answer accuracy 8"))).to_be_visible()
 
 
 def test_dialogs_of_the_judging_page_are_accessible(critic: Visit) -> None:
@@ -241,13 +241,13 @@ def test_by_keyboard_alone(visitor: Visitor, history: world.World) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Judge", exact=True)).to_be_focused()
-    page.get_by_role("link", name="Start a round…").focus()
+    page.get_by_role("link", name="Start a training round…").focus()
     page.keyboard.press("Enter")
-    dialog = page.get_by_role("dialog", name="Start a round")
-    expect(dialog.get_by_role("button", name="Start the round")).to_be_focused()
+    dialog = page.get_by_role("dialog", name="Start a training round")
+    expect(dialog.get_by_role("button", name="Start training")).to_be_focused()
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
-    expect(page.get_by_role("link", name="Start a round…")).to_be_focused()
+    expect(page.get_by_role("link", name="Start a training round…")).to_be_focused()
     page.get_by_label(f"Account {history.admin}").press("Enter")
     for name in ("Your account", "REST API"):
         page.keyboard.press("Tab")

@@ -26,13 +26,13 @@ def test_a_role_in_a_project_opens_its_pages(admin: Visit, visitor: Visitor, sit
     page.get_by_role("link", name="Change ada@example.org").click()
     page.get_by_label("Scenes", exact=True).select_option("reviewer")
     page.get_by_role("button", name="Save").click()
-    expect(page.get_by_text("The role is changed.")).to_be_visible()
+    expect(page.get_by_text("Roles saved.")).to_be_visible()
     with site.sessions() as session:
         ada = session.scalars(select(User).where(User.email == "ada@example.org")).one()
         assert session.scalars(select(Membership.role).where(Membership.user_id == ada.id)).one() is Role.reviewer
     other.open("/admin/projects/scenes")
     expect(other.page.get_by_role("heading", name="Scenes", level=1)).to_be_visible()
-    expect(other.page.get_by_role("link", name="Start a round…")).to_have_count(0)
+    expect(other.page.get_by_role("link", name="Start a training round…")).to_have_count(0)
     other.open("/admin/users")
     expect(other.page.get_by_role("main")).to_contain_text("role 'admin'")
 
@@ -63,7 +63,7 @@ def test_a_forgotten_password_is_set_anew_by_a_link_once(admin: Visit, visitor: 
 def test_the_audit_log_is_filtered(admin: Visit, history: world.World) -> None:
     page = admin.open("/admin/projects/scenes/settings")
     page.get_by_label("Epochs").fill("4")
-    page.get_by_role("button", name="Save the settings").click()
+    page.get_by_role("button", name="Save settings").click()
     page = admin.open("/admin/users")
     page.get_by_role("link", name="Audit log").click()
     page.get_by_label("Project").select_option("scenes")

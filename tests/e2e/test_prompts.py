@@ -67,7 +67,7 @@ def test_added_by_a_form_and_changed(admin: Visit, site: Site) -> None:
     page.get_by_label("Images").set_input_files([picture])  # type: ignore[list-item]
     page.get_by_role("button", name=re.compile("^Add")).click()
     expect(page.get_by_role("heading", name="what runs over the lawn?")).to_be_visible()
-    expect(page.get_by_text("The prompt is saved.")).to_be_visible()
+    expect(page.get_by_text("Prompt saved.")).to_be_visible()
     page.get_by_role("link", name="Change", exact=True).click()
     page.get_by_label("Answer", exact=True).fill("a cat")
     page.get_by_role("button", name=re.compile("^Save")).click()

@@ -20,12 +20,12 @@ def test_what_it_was_made_of(admin: Visit, history: world.World, site: Site) -> 
         fortnight.add_fortnight(session, history)
     page = admin.open("/admin/projects/scenes/rounds")
     page.get_by_role("link", name="Round 2", exact=True).click()
-    log = page.get_by_role("log", name="Lines of the log")
+    log = page.get_by_role("log", name="Log entries")
     expect(log).to_contain_text("epoch 5, loss")
     expect(log).to_contain_text("succeeded after")
     snapshot = page.get_by_role("region", name="Snapshot")
-    snapshot.get_by_text("Settings of this round").click()
-    expect(snapshot.get_by_text("learning_rate")).to_be_visible()
+    snapshot.get_by_text("Settings used").click()
+    expect(snapshot.get_by_text("Learning rate")).to_be_visible()
     count = snapshot.get_by_role("definition").nth(1)
     expected = int(count.inner_text())
     count.get_by_role("link").click()
@@ -39,10 +39,10 @@ def test_a_failed_one_goes_on_from_its_checkpoint(admin: Visit, history: world.W
         found = session.scalars(select(Round).where(Round.number == 9)).one()
         found.state, found.error, found.worker = RoundState.failed, "The disk is full.", None
     page = admin.open("/admin/projects/scenes/rounds/9")
-    expect(page.get_by_role("alert")).to_contain_text("It failed. The disk is full.")
-    page.get_by_role("button", name="Go on from its checkpoint").click()
-    expect(page.get_by_text("The round goes on from its last checkpoint.")).to_be_visible()
-    expect(page.get_by_role("heading", name=re.compile("^Round 9 queued"))).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("This round failed. The disk is full.")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.get_by_text("The training round resumes from its last checkpoint.")).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("^Training round 9 queued"))).to_be_visible()
     with site.sessions() as session:
         assert session.scalars(select(Round).where(Round.number == 9)).one().state is RoundState.queued
 
@@ -56,9 +56,9 @@ def test_run_again_from_its_snapshot_with_the_same_seed(admin: Visit, site: Site
         getattr(question, "accept")()  # noqa: B009 - the dialog's type is Playwright's own
 
     page.on("dialog", accept)
-    page.get_by_role("button", name="Run again from its snapshot").click()
-    expect(page.get_by_role("heading", name=re.compile("^Round 4 queued"))).to_be_visible()
-    assert asked == ["Run a new round with the same rows, settings and seed?"]
+    page.get_by_role("button", name="Rerun from snapshot").click()
+    expect(page.get_by_role("heading", name=re.compile("^Training round 4 queued"))).to_be_visible()
+    assert asked == ["Start a new training round with the same data, settings and seed?"]
     with site.sessions() as session:
         first, again = session.scalars(select(Round).where(Round.number.in_((2, 4))).order_by(Round.number)).all()
         assert again.snapshot_id == first.snapshot_id

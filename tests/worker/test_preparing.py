@@ -95,7 +95,7 @@ class TestPrepareRounds:
         found = loop.round_now(round_id)
         assert (found.state, found.error) == (
             RoundState.failed,
-            "Nothing accepted yet: 0 accepted rationales to train on.",
+            "Nothing to train on yet: 0 accepted explanations.",
         )
         with session_scope() as session:
             assert not rounds.start_if_due(session, found.project_id)
@@ -122,6 +122,6 @@ class TestPrepareRounds:
         found = loop.round_now(round_id)
         assert found.state == RoundState.failed
         assert found.error is not None
-        assert found.error.startswith("Broken off 5 times without progress")
+        assert found.error.startswith("Stopped 5 times without progress")
         with session_scope() as session:
             assert session.get_one(Project, found.project_id).active_version_id == found.parent_id

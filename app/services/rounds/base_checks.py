@@ -68,7 +68,7 @@ def check_folder(actor: Actor, base_model: str) -> None:
         return
     missing = [words for words, names in PARTS if not any(any(folder.glob(name)) for name in names)]
     if missing:
-        raise Invalid(f"The folder '{base_model}' lacks {', '.join(missing)}.", field="base_model")
+        raise Invalid(f"The folder '{base_model}' is missing {', '.join(missing)}.", field="base_model")
 
 
 def require_check(session: Session, actor: Actor, base_model: str) -> BaseCheck | None:
@@ -82,7 +82,7 @@ def require_check(session: Session, actor: Actor, base_model: str) -> BaseCheck 
     found = newest_check(session, base_model)
     since = database_now(session) - RETRY_AFTER
     if found and found.state is CheckState.failed and found.finished_at and found.finished_at > since:
-        raise Invalid(f"'{base_model}' cannot be the base model: {found.detail}", field="base_model")
+        raise Invalid(f"'{base_model}' cannot be used as the base model: {found.detail}", field="base_model")
     return request_check(session, actor, base_model)
 
 

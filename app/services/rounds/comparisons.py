@@ -106,9 +106,9 @@ def start(
     if old.id == new.id:
         raise Invalid("Choose two different versions.", field="new")
     if not 1 <= pairs <= MOST_PAIRS:
-        raise Invalid(f"From 1 to {MOST_PAIRS} pairs.", field="pairs")
+        raise Invalid(f"Choose from 1 to {MOST_PAIRS} pairs.", field="pairs")
     if not 1 <= each <= MOST_CRITICS:
-        raise Invalid(f"From 1 to {MOST_CRITICS} critics.", field="each")
+        raise Invalid(f"Choose from 1 to {MOST_CRITICS} critics.", field="each")
     versions.lock_project(session, project)
     going_on = select(Comparison.number).where(
         Comparison.project_id == project.id,
@@ -117,7 +117,7 @@ def start(
         Comparison.new_id == new.id,
     )
     if (number := session.scalar(going_on)) is not None:
-        raise Conflict(f"Comparison {number} holds these two against each other already.")
+        raise Conflict(f"Comparison {number} of these two versions is still open.")
     found = side_by_side(session, actor, project, old=old, new=new, style="greedy")
     chosen = sorted(found.pairs, key=lambda one: stable_seed("comparison", one.prompt_id))[:pairs]
     texts = [(one, one.old.texts[0], one.new.texts[0]) for one in chosen if one.old.texts and one.new.texts]
@@ -126,7 +126,7 @@ def start(
     ]
     if all(alike for *_, alike in rows):
         raise Conflict(
-            "Rounds scored the two versions on no common prompt, or both wrote the same: there is nothing to compare."
+            "There is nothing to compare: the two versions share no scored prompts, or they wrote the same texts."
         )
     last = session.scalar(select(func.max(Comparison.number)).where(Comparison.project_id == project.id)) or 0
     made = Comparison(
@@ -270,14 +270,14 @@ def prefer(
     if pair is None or found is None:
         raise NotFound("There is no such pair in this project.")
     if pair.alike:
-        raise Forbidden("The two texts of this pair are alike: nobody is asked.")
+        raise Forbidden("The two texts of this pair are identical, so there is nothing to choose.")
     known = session.scalar(
         select(Preference).where(Preference.pair_id == pair.id, Preference.critic_id == actor.user_id)
     )
     if known is not None and not again:
         return found
     if found.state is ComparisonState.closed:
-        raise Conflict("This comparison is closed: thank you, it needs no more judgements.")
+        raise Conflict("This comparison is closed and needs no more judgements. Thank you.")
     left = _left(pair.id, actor)
     preferred = {"left": left, "right": _other(left), "neither": Preferred.neither}[side]
     if known is not None:
@@ -330,12 +330,12 @@ def rate_of(given: Sequence[Sequence[Preferred]], *, alike: int) -> Interval | N
 
 
 def close(session: Session, actor: Actor, project: Project, number: int) -> Comparison:
-    """Close a comparison early; given judgements count. Raises `Conflict` if it is closed already."""
+    """Close a comparison early; given judgements count. Raises `Conflict` if it is already closed."""
     require(session, actor, project, Right.administers)
     found = get_comparison(session, actor, project, number)
     session.refresh(found, with_for_update=True)
     if found.state is ComparisonState.closed:
-        raise Conflict(f"Comparison {found.number} is closed already.")
+        raise Conflict(f"Comparison {found.number} is already closed.")
     _close(session, actor, found, standing_of(session, found))
     return found
 
@@ -352,7 +352,7 @@ def _close(session: Session, actor: Actor, found: Comparison, standing: Standing
 def describe_outcome(standing: Standing) -> str:
     """The outcome in a sentence."""
     if standing.rate is None or standing.outcome is None:
-        return "Nobody judged it."
+        return "Nobody judged any pairs."
     rate, low, high = (f"{100 * one:.0f}" for one in (standing.rate.mean, standing.rate.low, standing.rate.high))
     words = capitalise(outcome_words(standing.outcome, standing.rate.n))
     interval = "" if standing.outcome == "too few to tell" else f" (95 % interval {low} to {high} %)"
@@ -372,7 +372,7 @@ def _pass_gate(session: Session, found: Comparison, standing: Standing) -> None:
     new = session.get_one(ModelVersion, found.new_id)
     reason = f"Blind comparison {found.number}: {found.outcome}"
     if standing.outcome == "better" and not passes:
-        reason += " Not activated: another version became active meanwhile."
+        reason += " Not activated: another version became active in the meantime."
     made_by = session.get(Round, new.round_id) if new.round_id is not None else None
     if made_by is not None:
         before = str(made_by.decision.get("reason", ""))
@@ -393,8 +393,8 @@ def hold_at_gate(session: Session, project: Project, *, old: ModelVersion, new: 
         with session.begin_nested():
             made = start(session, SYSTEM, project, old=old, new=new, gate=True)
     except (Conflict, IntegrityError) as error:
-        return f"Not activated: no blind comparison could be made. {getattr(error, 'detail', '')}".strip()
-    return f"It waits for blind comparison {made.number}: critics decide."
+        return f"Not activated: no blind comparison could be started. {getattr(error, 'detail', '')}".strip()
+    return f"Blind comparison {made.number} decides: waiting for critics."
 
 
 # Looking

@@ -80,8 +80,8 @@ def claim_round(session: Session, *, worker: str, prepared: bool = True) -> Roun
             _end(session, found, RoundState.cancelled)
             continue
         if found.tries >= MAX_TRIES:
-            reason = found.error or "its worker or its process was ended each time"
-            _end(session, found, RoundState.failed, error=f"Broken off {found.tries} times without progress: {reason}.")
+            reason = found.error or "its worker or process was stopped each time"
+            _end(session, found, RoundState.failed, error=f"Stopped {found.tries} times without progress: {reason}.")
             continue
         started_at = func.coalesce(Round.started_at, func.now())
         [claimed] = ROUNDS.claim(
@@ -232,7 +232,7 @@ def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVer
     activate = result.activate and not overtaken
     reason = result.reason
     if result.activate and overtaken:
-        reason = f"{reason} Not activated: another version became active while the round ran."
+        reason = f"{reason} Not activated: another version became active during the round."
     if activate and plan.settings.get("blind_gate"):
         activate = False
         parent = session.get_one(ModelVersion, plan.parent_id)

@@ -31,7 +31,7 @@ from illume.evaluation.activation import reword_reason
 SECONDS_PER_ROW = 0.02
 SECONDS_PER_SCORED_PROMPT = 0.35
 SECONDS_AT_START = 15.0
-NOTHING_ACCEPTED = "Nothing accepted yet: {count} accepted rationales to train on."
+NOTHING_ACCEPTED = "Nothing to train on yet: {count} accepted explanations."
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(11, CAST(:project AS int))"
 
 
@@ -131,7 +131,10 @@ def refuse_second(session: Session, project: Project) -> None:
     """Raise `Conflict` if the project has an active round."""
     active = active_round(session, project)
     if active is not None:
-        raise Conflict(f"Round {active.number} is going on: wait for it or cancel it.", round=str(active.id))
+        raise Conflict(
+            f"Training round {active.number} is still running: wait for it to finish or cancel it.",
+            round=str(active.id),
+        )
 
 
 def _new_round(session: Session, actor: Actor, project: Project, *, trigger: RoundTrigger) -> Round:
@@ -174,7 +177,9 @@ def _flush_one_active(session: Session, changed: Round) -> None:
             session.add(changed)
             session.flush()
     except IntegrityError as error:
-        raise Conflict("A round of this project is going on: wait for it or cancel it.") from error
+        raise Conflict(
+            "A training round of this project is still running: wait for it to finish or cancel it."
+        ) from error
 
 
 def is_due(session: Session, project: Project, settings: ProjectSettings) -> bool:
@@ -246,7 +251,7 @@ def cancel(session: Session, actor: Actor, round_id: int) -> Round:
     found, project = _round_for_admin(session, actor, round_id)
     state = RoundState(found.state)
     if not state.is_active:
-        raise Conflict(f"Round {found.number} has ended already: it {_ended(state)}.")
+        raise Conflict(f"Training round {found.number} has already ended: it {_ended(state)}.")
     if state is RoundState.queued or (state is RoundState.preparing and found.worker is None):
         found.state = RoundState.cancelled
         found.finished_at = func.now()
@@ -285,7 +290,7 @@ def retry(session: Session, actor: Actor, round_id: int) -> Round:
     found, project = _round_for_admin(session, actor, round_id)
     state = RoundState(found.state)
     if state not in (RoundState.failed, RoundState.cancelled):
-        raise Conflict(f"Only a failed or cancelled round can be tried again: round {found.number} is {state.value}.")
+        raise Conflict(f"Only a failed or cancelled round can be resumed: round {found.number} is {state.value}.")
     refuse_second(session, project)
     refuse_redacted(session, found)
     found.state = RoundState.queued
@@ -303,7 +308,7 @@ def rerun(session: Session, actor: Actor, round_id: int) -> Round:
     refuse_second(session, project)
     snapshot = refuse_redacted(session, found)
     if snapshot is None:
-        raise Conflict(f"Round {found.number} has no snapshot to run again from: start a new one.")
+        raise Conflict(f"Training round {found.number} has no snapshot to rerun: start a new one.")
     made = _new_round(session, actor, project, trigger=RoundTrigger.rerun)
     made.snapshot_id, made.parent_id = snapshot.id, snapshots.plan_of(snapshot).parent_id
     _queue(session, actor, made)
@@ -316,8 +321,8 @@ def refuse_redacted(session: Session, found: Round) -> Snapshot | None:
         return None
     snapshot = session.get_one(Snapshot, found.snapshot_id)
     if snapshot.redacted:
-        lost = f"{snapshot.redacted} rows of its snapshot were erased"
-        raise Conflict(f"{lost}: it can no longer be rerun exactly. Start a new one.", redacted=snapshot.redacted)
+        lost = f"{snapshot.redacted} rows of its snapshot have been erased"
+        raise Conflict(f"{lost}: it can no longer be repeated exactly. Start a new one.", redacted=snapshot.redacted)
     return snapshot
 
 
@@ -328,7 +333,7 @@ def _find(session: Session, round_id: int) -> tuple[Round, Project]:
     found = session.get(Round, round_id)
     project = session.get(Project, found.project_id) if found is not None else None
     if found is None or project is None:
-        raise NotFound("There is no such round.")
+        raise NotFound("There is no such training round.")
     return found, project
 
 
@@ -352,7 +357,7 @@ def get_round_by_number(session: Session, actor: Actor, project: Project, number
     require(session, actor, project)
     found = session.scalar(select(Round).where(Round.project_id == project.id, Round.number == number))
     if found is None:
-        raise NotFound(f"There is no round {number} in this project.")
+        raise NotFound(f"There is no training round {number} in this project.")
     return found
 
 

@@ -15,8 +15,8 @@ from app.web.access import SignedIn, managed_project
 from app.web.rendering import Shell, Tab, shell_for
 
 TABS = (
-    ("Loop", ""),
-    ("Rounds", "/rounds"),
+    ("Overview", ""),
+    ("Training rounds", "/rounds"),
     ("Versions", "/versions"),
     ("Prompts", "/prompts"),
     ("Review", "/review"),

@@ -534,7 +534,7 @@ class TestRounds:
             project = make.make_project(session, slug="cats", auto_rounds=False)
             make.make_prompt(session, project, split=Split.val, references=["because it is"])
         assert "No round yet" in run("round", "list", "cats").stdout
-        assert "Nothing accepted yet" in refused(run("round", "start", "cats", "--yes"), 1)
+        assert "Nothing to train on yet" in refused(run("round", "start", "cats", "--yes"), 1)
         with committed_db.sessions.begin() as session:
             project = session.scalars(select(Project)).one()
             judge(session, project, make.make_critic(session, project), picks=2)
@@ -542,7 +542,7 @@ class TestRounds:
         assert "Trains on 2 accepted rationales of 1 prompt," in asked.stdout
         assert "--yes" in refused(asked, 2)
         assert run("round", "start", "cats", "--yes").stdout.splitlines()[-1] == "Round 1 is queued."
-        assert "going on" in refused(run("round", "start", "cats", "--yes"), 1)
+        assert "still running" in refused(run("round", "start", "cats", "--yes"), 1)
         assert "waiting for a worker" in run("round", "list", "cats").stdout
         assert run("round", "cancel", "cats").stdout == "Round 1 is cancelled.\n"
         assert "No round of cats" in refused(run("round", "cancel", "cats"), 1)

@@ -62,7 +62,7 @@ class TestDecide:
     def test_without_gold_answers_the_metric_decides(self) -> None:
         decision = decide(compare(0.1, new_accuracy=None, parent_accuracy=None))
         assert decision.activate
-        assert "no gold answers" in decision.reason
+        assert "no known answers" in decision.reason
 
     def test_without_prompts_it_waits(self) -> None:
         decision = decide(Comparison("ROUGE-L", [], [], None, None))
@@ -78,7 +78,7 @@ class TestRewordReason:
     """Reasons as they were worded before there were four outcomes."""
 
     GAIN = "ROUGE-L of samples changed by {} (95 % interval {} to {}, {} prompts)"
-    FELL = "answers right 90.0 % before, 80.0 % now, at most 2.0 points may be lost."
+    FELL = "answer accuracy 90.0 % before, 80.0 % now, at most 2.0 points may be lost."
 
     @pytest.mark.parametrize(
         ("words", "low", "high", "n", "end", "today"),
@@ -86,8 +86,8 @@ class TestRewordReason:
             ("Not clearly better", -0.2, -0.1, 40, ".", "Worse: ROUGE-L of samples changed by −0.1000 (95 % interval"),
             ("Not clearly better", -0.2, 0.1, 40, ".", "No clear difference: ROUGE-L of samples changed by −0.1000 ("),
             ("Not clearly better", -0.2, -0.1, 3, ".", "Too few to tell (3; at least 30): ROUGE-L of samples changed"),
-            ("Better", 0.1, 0.2, 40, "; no gold answers to check.", "Better: ROUGE-L of samples changed by"),
-            ("Better", None, None, 29, "; no gold answers to check.", "Too few to tell (29; at least 30): ROUGE-L of"),
+            ("Better", 0.1, 0.2, 40, "; no known answers to check.", "Better: ROUGE-L of samples changed by"),
+            ("Better", None, None, 29, "; no known answers to check.", "Too few to tell (29; at least 30): ROUGE-L of"),
             (
                 "Better explanations but worse answers",
                 0.1,
@@ -107,6 +107,8 @@ class TestRewordReason:
         assert reworded.endswith(end)
         assert ("interval" in reworded) is (n >= 30)
         assert reword_reason(reworded, {"low": low, "high": high, "n": n}) == reworded
+        earlier = stored.replace("answer accuracy", "answers right").replace("known answers", "gold answers")
+        assert reword_reason(earlier, {"low": low, "high": high, "n": n}) == reworded
 
     def test_what_follows_stays(self) -> None:
         stored = f"Not clearly better: {self.GAIN.format('+0.1', '−0.1', '+0.2', 5)}. Blind comparison 1: Better (x)."

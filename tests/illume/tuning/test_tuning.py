@@ -545,7 +545,7 @@ class TestRound:
         again = run_round(folder, job, request=Asked())["evaluation"]
         assert "meteor" not in again["new"]["gold"]["greedy"]
         assert (
-            "METEOR is left out: METEOR's program ended without an answer: no memory"
+            "METEOR left out: METEOR's program ended without an answer: no memory"
             in (folder / "events.jsonl").read_text()
         )
 

@@ -153,7 +153,7 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
     return ProjectRow(
         slug=project.slug,
         name=project.name,
-        round=f"Round {running.number}: {round_words(running)}" if running else "",
+        round=f"Training round {running.number}: {round_words(running)}" if running else "",
         claimable=pools.estimate_claimable(session, project),
         today=overviews.load_activity(session, project).today,
         version=version_name(session, actor, project),
@@ -172,7 +172,7 @@ def version_name(session: Session, actor: Actor, project: Project) -> str:
 @router.get("/projects/{slug}")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the loop."""
-    frame = frame_of(request, session, who, slug, tab="Loop", title="Loop")
+    frame = frame_of(request, session, who, slug, tab="Overview", title="Overview")
     view = loop_view(session, who.actor, frame)
     if wants_fragment(request):
         return live(request, "admin/projects/project.html", "live", shell=frame.shell, view=view)
@@ -207,7 +207,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         sentence=sentence,
         step=step,
         lack=lack_view(project.slug, supply, may_manage=frame.may_manage),
-        notice=f"{waiting.name} was made but not activated: {waiting.reason}" if waiting else "",
+        notice=f"{waiting.name} has not been activated: {waiting.reason}" if waiting else "",
         round=running_round(running) if running else None,
         metric=metric_of(known),
         chart=score_chart(known, project.active_version_id),
@@ -250,8 +250,8 @@ def lack_view(slug: str, supply: Supply, *, may_manage: bool) -> LackView | None
             title = f"Training round {supply.round.number} is waiting for a worker."
             return LackView(title, text, command="illume worker")
         case SupplyState.switched_off:
-            where = (f"{base}/settings#field-pool_target", "Set a pool target")
-            return LackView("No explanations are kept ready.", f"{count}, and the pool target is 0.", link=where)
+            where = (f"{base}/settings#field-pool_target", "Change the setting")
+            return LackView("No explanations are kept ready.", f"{count}, and the number of prompts kept ready is set to 0.", link=where)
         case SupplyState.failed:
             where = (f"{base}/prompts?state=waiting", "See the prompts")
             text = f"{count}, and the active version has failed on all of them; the page of each says why."
@@ -293,16 +293,16 @@ def make_stations(
     stations = (
         Station(
             "candidates",
-            "Candidates",
+            "Explanations",
             f"{base}/prompts?state=ready",
             number(claimable),
             "ready to judge",
             (
-                f"{number(waiting)} prompts wait for theirs",
-                f"{sampling} being written" if sampling else f"the pool is kept at {settings.pool_target}",
+                f"{number(waiting)} prompts waiting for explanations",
+                f"{sampling} being written" if sampling else f"up to {settings.pool_target} kept ready",
             ),
             lit=lit == "candidates",
-            lit_label="being filled",
+            lit_label="being written",
             bar=min(claimable, settings.pool_target),
             bar_max=settings.pool_target,
         ),
@@ -313,7 +313,7 @@ def make_stations(
             number(pace.today),
             "today",
             (
-                f"{fresh} of {settings.round_every} prompts to the next round",
+                f"{fresh} of {settings.round_every} prompts towards the next round",
                 f"{number(pace.hour)} in the last hour",
                 describe_agreement(session, project),
             ),
@@ -331,7 +331,7 @@ def make_stations(
             "active",
             (
                 f"ROUGE-L {active.sampled:.3f} sampled" if active and active.sampled is not None else "not scored yet",
-                f"{len(known)} in the lineage",
+                f"{len(known)} version{'' if len(known) == 1 else 's'}",
             ),
         ),
     )
@@ -357,7 +357,7 @@ def describe_agreement(session: Session, project: Project) -> str:
         known = _agreements[key] = (time.monotonic(), agreement.compute_agreement(votes))
     found = known[1]
     if found.alpha is None:
-        return "agreement: no set was judged twice" if not found.candidates else "agreement: all judge alike"
+        return "agreement: no prompt judged twice yet" if not found.candidates else "agreement: all verdicts are alike"
     interval = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
     return f"agreement: alpha {found.alpha:.2f}{interval}".replace("-", "\u2212")
 
@@ -367,13 +367,19 @@ def round_station(
 ) -> Station:
     """The station of rounds."""
     if running is None:
-        how = f"starts by itself at {settings.round_every} prompts" if settings.auto_rounds else "an admin starts it"
+        how = (
+            f"starts automatically after {settings.round_every} newly accepted prompts"
+            if settings.auto_rounds
+            else "started by an admin"
+        )
         done = sum(version.round_id is not None for version in known)
-        return Station("round", "Round", f"{base}/rounds", number(done), "done", ("none runs now", how), lit=lit)
+        return Station(
+            "round", "Training round", f"{base}/rounds", number(done), "completed", ("No round running", how), lit=lit
+        )
     fraction = float(running.progress.get("fraction") or 0.0)
     return Station(
         "round",
-        "Round",
+        "Training round",
         f"{base}/rounds/{running.number}",
         f"{round(100 * fraction)} %",
         f"of round {running.number}",
@@ -397,16 +403,16 @@ def find_waiting_station(
 ) -> tuple[str, str]:
     """The station that the loop waits for, and a sentence that says why."""
     if running is not None:
-        return "round", f"Round {running.number} trains on what was picked: {round_words(running)}."
+        return "round", f"Training round {running.number} is in progress: {round_words(running)}."
     if is_empty:
-        return "", "There are no prompts yet. Add some: a worker writes explanations for them, and critics judge these."
+        return "", "There are no prompts yet. Add some, and a worker will write explanations for critics to judge."
     if claimable == 0 and waiting == 0:
-        return "", "Every prompt is judged: add prompts, or let prompts with an accepted rationale be judged again."
+        return "", "Every prompt has been judged. Add more, or let accepted prompts be judged again in the settings."
     if claimable == 0:
         return "candidates", SUPPLY_SENTENCES.get(supply.state, "Critics are waiting: nothing is being written.")
     missing = settings.round_every - fresh
     if missing > 0:
-        return "verdicts", f"{missing} more prompts with an accepted rationale make the next round."
+        return "verdicts", f"{missing} more accepted prompt{'' if missing == 1 else 's'} until the next training round."
     if settings.auto_rounds:
-        return "round", "Enough was picked: the next round starts in a moment."
-    return "round", "Enough was picked: an admin may start the next round."
+        return "round", "Enough prompts are accepted. The next training round starts in a moment."
+    return "round", "Enough prompts are accepted. An admin can start the next training round."

@@ -96,75 +96,89 @@ GROUPS = (
         "Judging",
         (
             SettingField(
-                "instructions", "Instructions", "What critics read beside their work.", "area", rows=4, wide=True
+                "instructions", "Instructions", "Shown to critics beside what they judge.", "area", rows=4, wide=True
             ),
             SettingField(
                 "instruction_examples",
                 "Examples",
-                "One on each line: + before one that fits, - before one that does not, and why behind |.",
+                "One per line: + if it fits or - if it does not, then the explanation, then | and the reason.",
                 "lines",
                 rows=4,
                 wide=True,
             ),
-            integer("overlap", "Critics for each candidate set", "How many critics judge the same candidates."),
+            integer("overlap", "Critics per prompt", "How many critics judge the same explanations."),
             switch(
                 "adaptive_overlap",
-                "Only as many critics as it takes",
-                "One first; more, up to that number, where they are unsure, flag, or disagree.",
+                "Add critics only when needed",
+                "Start with one, and add more up to that number if they are unsure, flag the prompt or disagree.",
             ),
             choice(
                 "aggregation",
                 "Accepted when picked by",
-                "How the picks of several critics become an accepted rationale.",
-                ("any", "any of them"),
+                "How the picks of several critics decide which explanations are accepted.",
+                ("any", "any critic"),
                 ("majority", "more than half"),
-                ("all", "all of them"),
+                ("all", "all critics"),
             ),
-            switch("weigh_reliability", "Weigh by reliability", "In a majority, by accuracy on gold prompts."),
-            switch("uncertain_first", "Unsure ones first", "Within a priority, what the model is least sure about."),
-            number("lease_minutes", "Minutes a claim lasts", "After them a prompt that was not judged goes to others."),
-            integer("max_open", "Open claims of a critic", "The page shows one and keeps two ahead."),
-            switch("rejudge", "Judge again", "Offer prompts again that have an accepted rationale."),
+            switch("weigh_reliability", "Weight by reliability", "In a majority, by accuracy on check questions."),
+            switch(
+                "uncertain_first",
+                "Least certain first",
+                "Within a priority, offer first what the model is least certain about.",
+            ),
+            number(
+                "lease_minutes", "Reservation time (minutes)", "A prompt not judged by then goes to another critic."
+            ),
+            integer("max_open", "Reserved prompts per critic", "The judging page shows one and loads two ahead."),
+            switch("rejudge", "Judge again", "Offer prompts that already have an accepted explanation again."),
             switch(
                 "judge_val",
-                "Judge val prompts too",
-                "They get candidates like the others; no round is trained on what is accepted there.",
+                "Judge validation prompts",
+                "Offer them to critics too. They are never used for training.",
             ),
             switch(
                 "blur_images",
                 "Blur images",
-                "Until a critic asks to see them; for a single prompt, on its page or in the list of prompts.",
+                "Hide images until a critic asks to see them. Single prompts can be blurred on their page or in the list.",
             ),
             switch(
                 "submit_on_pick",
                 "Submit on a single pick",
-                "A pick is a verdict at once. What was not picked there does not count as turned down.",
+                "One pick is the verdict. What was not picked does not count as rejected.",
             ),
-            text_list("skip_reasons", "Reasons to skip", "One on each line; the first nine have a key."),
-            text_list("flag_reasons", "Reasons to flag", "One on each line; a flagged prompt is held back."),
-            text_list("shortcoming_tags", "Shortcoming tags", "One on each line; what a candidate may lack."),
+            text_list("skip_reasons", "Reasons to skip", "One per line. The first nine get a keyboard shortcut."),
+            text_list("flag_reasons", "Reasons to flag", "One per line. A flagged prompt is put on hold."),
+            text_list("shortcoming_tags", "Shortcomings", "One per line: what can be wrong with an explanation."),
         ),
     ),
     SettingGroup(
         "Quality",
         (
-            number("gold_share", "Share of gold prompts", "Of what a critic gets; they cannot tell them from others."),
             number(
-                "gold_accuracy", "Accuracy asked for", "Who is below it on gold prompts is paused; 0 pauses nobody."
+                "gold_share", "Share of check questions", "From 0 to 1. Critics cannot tell them from other prompts."
             ),
-            integer("gold_minimum", "Gold prompts before that", "Nobody is paused before they answered so many."),
-            integer("practice_prompts", "Practice prompts", "So many come before the work, with an answer to each."),
-            number("repeat_share", "Share that comes back", "To the same critic, in another order."),
-            integer("repeat_after", "Verdicts in between", "A prompt comes back after so many others at the earliest."),
+            number(
+                "gold_accuracy", "Required accuracy", "Critics below it on check questions are paused; 0 pauses nobody."
+            ),
+            integer("gold_minimum", "Check questions before pausing", "Nobody is paused before answering this many."),
+            integer(
+                "practice_prompts",
+                "Practice prompts",
+                "New critics start with this many and see the right verdict after each.",
+            ),
+            number(
+                "repeat_share", "Repeat rate", "From 0 to 1: how often a critic is shown a prompt again, reordered."
+            ),
+            integer("repeat_after", "Prompts before a repeat", "How many others a critic judges first, at least."),
         ),
     ),
     SettingGroup(
-        "Candidates",
+        "Explanations",
         (
             SettingField(
                 "template",
-                "Template",
-                "What the model is given before it writes: {question} and then {answer}, once each.",
+                "Prompt template",
+                "What the model reads before it writes. It contains {question} and then {answer}, once each.",
                 "area",
                 rows=2,
                 wide=True,
@@ -172,65 +186,69 @@ GROUPS = (
             SettingField(
                 "base_model",
                 "Base model",
-                "'starter', a folder, or a name on the hub; it cannot change once a round has made a version of it.",
+                "'starter', a folder, or a model name on the hub. It cannot be changed after the first training round.",
                 "text",
                 wide=True,
             ),
             SettingField(
                 "temperatures",
-                "Temperatures",
-                "Each with how many candidates at it, such as 0 x 1, 0.3 x 2. Zero is greedy.",
+                "Sampling temperatures",
+                "Each with how many explanations to sample at it, such as 0 x 1, 0.3 x 2. Zero is greedy.",
                 "temperatures",
                 wide=True,
             ),
-            number("top_k_share", "Share of the vocabulary", "Sampling considers only the most likely tokens."),
-            number("top_p", "Top p", "The most likely tokens that together have this probability; 1 for all."),
-            integer("max_new_tokens", "Longest candidate", "In tokens."),
-            integer("redraws", "Redraws", "How often a candidate that was there already is drawn anew."),
-            integer("pool_target", "Pool", "How many candidate sets are kept ready for critics."),
-            integer("pool_for_round", "Pool before a round", "How many are made before a round may pause sampling."),
+            number("top_k_share", "Share of the vocabulary", "From 0 to 1. Only the most likely tokens are sampled."),
+            number("top_p", "Top p", "Only the most likely tokens that together reach this probability; 1 for all."),
+            integer("max_new_tokens", "Maximum length (tokens)", "The longest an explanation may be."),
+            integer("redraws", "Retries for duplicates", "How often a duplicate explanation is sampled again."),
+            integer("pool_target", "Prompts kept ready", "How many have explanations waiting for critics."),
+            integer(
+                "pool_for_round",
+                "Prompts ready before training",
+                "How many before a training round may pause sampling.",
+            ),
         ),
     ),
     SettingGroup(
-        "Rounds",
+        "Training rounds",
         (
-            integer("round_every", "Prompts a round waits for", "Counted are those with a new accepted rationale."),
-            switch("auto_rounds", "Start by itself", "Start a round as soon as that many are there."),
+            integer("round_every", "Prompts per training round", "How many newly accepted prompts start one."),
+            switch("auto_rounds", "Start automatically", "Start a training round as soon as there are that many."),
             choice(
                 "init",
                 "Start from",
-                "Whether a round goes on from the active version or begins anew.",
+                "Whether a training round continues from the active version or starts over.",
                 ("continue", "the active version"),
                 ("from_base", "the base model"),
             ),
-            integer("epochs", "Epochs", "The best one on val is kept."),
-            number("learning_rate", "Learning rate", "Of AdamW."),
-            integer("batch_size", "Batch size", "Examples in an optimiser step."),
-            integer("lora_rank", "LoRA rank", "How much the adapter can hold."),
-            integer("lora_alpha", "LoRA alpha", "How strongly the adapter works."),
+            integer("epochs", "Epochs", "The best one on the validation prompts is kept."),
+            number("learning_rate", "Learning rate", "For the AdamW optimiser."),
+            integer("batch_size", "Batch size", "Examples per optimiser step."),
+            integer("lora_rank", "LoRA rank", "How much the adapter can learn."),
+            integer("lora_alpha", "LoRA alpha", "How strongly the adapter acts."),
             integer(
                 "guard_per_rationale",
-                "Examples without a rationale",
-                "For each with one, so that answers are not forgotten.",
+                "Answer-only examples",
+                "How many for each accepted explanation, so that the model does not forget how to answer.",
             ),
-            integer("eval_prompts", "Val prompts", "At most so many are used to compare versions."),
+            integer("eval_prompts", "Validation prompts", "At most this many are used to compare versions."),
             choice(
                 "primary_metric",
-                "Versions are compared by",
-                "Automatic: ROUGE-L where val has references, else the log-likelihood of held-out rationales.",
+                "Compare versions by",
+                "Automatic: ROUGE-L if there are reference explanations, or else the log-likelihood of held-out ones.",
                 ("auto", "chosen automatically"),
                 ("rouge_l", "ROUGE-L"),
                 ("loglik", "log-likelihood"),
             ),
             number(
                 "max_answer_drop",
-                "Answer accuracy it may lose",
-                "In points; a version that loses more waits for an admin.",
+                "Allowed drop in answer accuracy",
+                "In percentage points. A version that loses more needs an admin's decision.",
             ),
             switch(
                 "blind_gate",
                 "Let critics decide",
-                "A version that measures better becomes active only once critics prefer it in a blind comparison.",
+                "Activate a better-scoring version only once critics prefer it in a blind comparison.",
             ),
         ),
     ),
@@ -266,6 +284,7 @@ ADVANCED = frozenset(
 )
 """Settings that most projects leave as they are: they are in a fold."""
 ALL_FIELDS = tuple(one for group in GROUPS for one in group.fields)
+LABELS = {one.name: one.label for one in ALL_FIELDS}
 
 
 @functools.cache
@@ -281,14 +300,14 @@ def _read_whole(text: str) -> int:
     try:
         return int(text.replace(" ", ""))
     except ValueError as error:
-        raise UnreadableValue("Write a whole number.") from error
+        raise UnreadableValue("Enter a whole number.") from error
 
 
 def _read_real(text: str) -> float:
     try:
         return float(text.replace(" ", "").replace(",", "."))
     except ValueError as error:
-        raise UnreadableValue("Write a number.") from error
+        raise UnreadableValue("Enter a number.") from error
 
 
 def _read_lines(text: str) -> list[str]:
@@ -304,7 +323,9 @@ def _read_temperatures(text: str) -> list[tuple[float, int]]:
         try:
             pairs.append((float(temperature), int(count or "1")))
         except ValueError as error:
-            raise UnreadableValue(f"'{part.strip()}' is no temperature with a count: write 0.7 x 2.") from error
+            raise UnreadableValue(
+                f"'{part.strip()}' is not a temperature with a count. Write it as 0.7 x 2."
+            ) from error
     return pairs
 
 
@@ -435,4 +456,4 @@ def resubmitted_values(typed: Mapping[str, str]) -> dict[str, str | bool]:
 def join_problems(problems: Sequence[str]) -> str:
     """The sentence above a form with problems."""
     count = len(problems)
-    return f"{count} {'field needs' if count == 1 else 'fields need'} another look; nothing was saved." if count else ""
+    return f"{count} {'field needs' if count == 1 else 'fields need'} attention. Nothing was saved." if count else ""

@@ -105,11 +105,19 @@ def name_group(name: str, slug: str | None, problems: Mapping[str, str]) -> Grou
     proposes = NO_ATTRIBUTES if slug is None else PROPOSE_SLUG
     problem = problems.get("name", "")
     fields = [
-        Field("name", "Name", value=name, help="What people see.", problem=problem, required=True, attributes=proposes)
+        Field(
+            "name",
+            "Name",
+            value=name,
+            help="What people see on every page.",
+            problem=problem,
+            required=True,
+            attributes=proposes,
+        )
     ]
     if slug is not None:
-        text = "Lower-case letters, digits and hyphens; it cannot change later. Left empty, it is made of the name."
-        fields.append(Field("slug", "Name in addresses", value=slug, help=text, problem=problems.get("slug", "")))
+        text = "Lower-case letters, digits and hyphens. It cannot be changed later. If left empty, it follows the name."
+        fields.append(Field("slug", "Name in URLs", value=slug, help=text, problem=problems.get("slug", "")))
     return Group("Name", wide=(), small=tuple(fields))
 
 
@@ -139,9 +147,9 @@ def settings_view(
     base = f"/admin/projects/{slug}/settings"
     return SettingsView(
         title="Settings",
-        explanation="They count from the moment they are saved. Each round keeps those it was started with.",
+        explanation="Changes take effect as soon as you save. A training round keeps the settings it started with.",
         action=base,
-        button="Save the settings",
+        button="Save settings",
         problem=problem or join_problems(list(problems.values())),
         groups=(name_group(name, None, problems), *form_groups(shown, problems, preview_url=f"{base}/preview")),
         preview=render_preview(str(shown["template"]), *example),
@@ -184,7 +192,7 @@ def check_base_model(
     found = base_checks.newest_check(session, wanted)
     if found is None or found.state is CheckState.failed:
         found = base_checks.request_check(session, actor, wanted)
-    problems["base_model"] = "It is looked at before it is taken: save again once it can be used."
+    problems["base_model"] = "This model is being checked. Save again once the check has passed."
     return check_view(session, found)
 
 
@@ -195,9 +203,9 @@ def check_view(session: Session, found: BaseCheck) -> CheckView:
     if waits:
         workers_there = workers.list_workers(session, queue="model")
         text = (
-            "A worker looks at it as soon as it is free."
+            "A worker will check it as soon as one is free."
             if workers_there
-            else "No model worker is alive to look at it: start one with 'illume worker'."
+            else "No model worker is running to check it. Start one with 'illume worker'."
         )
     good = found.state is CheckState.passed
     return CheckView(f"/admin/base-checks/{found.id}", found.base_model, waits, good, text)
@@ -250,9 +258,9 @@ def new_view(
     """The form for a new project, as submitted."""
     return SettingsView(
         title="New project",
-        explanation="A name is enough to begin; everything else has a sensible default and can change later.",
+        explanation="A name is enough to get started. Everything else has a sensible default and can be changed later.",
         action="/admin/new-project",
-        button="Make the project",
+        button="Create project",
         problem=problem or join_problems(list(problems.values())),
         groups=(
             name_group(name, slug, problems),

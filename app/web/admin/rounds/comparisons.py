@@ -159,8 +159,8 @@ def list_page(
         fields=(
             field("old", "Old", "select", choices=options),
             field("new", "New", "select", choices=options),
-            field("pairs", "Pairs at most", "number", f"Up to {comparisons.MOST_PAIRS}."),
-            field("each", "Critics for each pair", "number"),
+            field("pairs", "Maximum pairs", "number", f"Up to {comparisons.MOST_PAIRS}."),
+            field("each", "Critics per pair", "number"),
         ),
         gate=typed.get("gate") == "yes",
         problem=error.detail if error is not None and error.field not in typed else "",
@@ -206,7 +206,7 @@ def whole(typed: Mapping[str, str], name: str) -> int:
     """A submitted integer. Raises `Invalid`."""
     text = typed[name]
     if not text.isascii() or not text.isdigit() or len(text) > 6:
-        raise Invalid("Write a whole number.", field=name)
+        raise Invalid("Enter a whole number.", field=name)
     return int(text)
 
 
@@ -239,7 +239,7 @@ def pair_row(pair: ComparisonPair, prompt: Prompt, said: list[Preferred]) -> Pai
         old=pair.old_text,
         new=pair.new_text,
         alike=pair.alike,
-        said="the same words: a tie" if pair.alike else words or "not judged yet",
+        said="identical: a tie" if pair.alike else words or "not judged yet",
         tone="good" if new > old else "bad" if old > new else "",
     )
 

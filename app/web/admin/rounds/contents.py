@@ -20,10 +20,10 @@ from app.web.words import image_url
 
 router = APIRouter()
 ROLES = (
-    ("rationale", "Rationales trained on"),
-    ("guard", "Examples without a rationale"),
-    ("val", "Val prompts"),
-    ("heldout", "Held-out rationales"),
+    ("rationale", "Explanations trained on"),
+    ("guard", "Answer-only examples"),
+    ("val", "Validation prompts"),
+    ("heldout", "Held-out explanations"),
 )
 PAGE_SIZE = 50
 
@@ -61,10 +61,18 @@ def show_contents(
     request: Request, session: SessionDep, who: Me, slug: str, number: int, role: str = "rationale", start: int = 0
 ) -> Response:
     """Show the rows of a round's snapshot."""
-    frame = frame_of(request, session, who, slug, tab="Rounds", title=f"Snapshot of round {number}", need=Right.reviews)
+    frame = frame_of(
+        request,
+        session,
+        who,
+        slug,
+        tab="Training rounds",
+        title=f"Snapshot of training round {number}",
+        need=Right.reviews,
+    )
     found = rounds.get_round_by_number(session, who.actor, frame.project, number)
     if found.snapshot_id is None:
-        raise NotFound(f"The snapshot of round {number} is not made yet.")
+        raise NotFound(f"The snapshot of training round {number} has not been taken yet.")
     snapshot = snapshots.get_snapshot(session, who.actor, found.snapshot_id)
     rows = snapshots.read(snapshot)
     counts = Counter(row.role.value for row in rows)

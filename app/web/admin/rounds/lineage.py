@@ -74,7 +74,7 @@ def lineage(versions: Sequence[ModelVersion], scores: dict[int, float | None], a
         if one.parent_id is not None and one.parent_id in places
     )
     return Lineage(
-        summary=f"Lineage: {'; '.join(node.label for node in nodes)}.",
+        summary=f"Version tree: {'; '.join(node.label for node in nodes)}.",
         width=2 * LEFT + STEP * (len(ordered) - 1),
         height=2 * TOP + LANE * max(lanes.values()) + 24,
         radius=RADIUS,

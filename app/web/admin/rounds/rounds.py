@@ -20,6 +20,7 @@ from app.services.rounds import rounds, snapshots, versions
 from app.services.rounds.rounds import RoundPreview
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.projects.setting_fields import LABELS
 from app.web.admin.rounds.scores import ScoreRow, score_rows
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.errors import wants_fragment
@@ -31,18 +32,18 @@ MOST_POINTS = 400
 LOG_LINES = 300
 LEFT_OUT_ROWS = 100
 PART_NAMES = {
-    "rationale": "training, with its rationale",
+    "rationale": "training, with its explanation",
     "guard": "training, answer only",
-    "val": "val",
-    "heldout": "held-out rationale",
+    "val": "validation",
+    "heldout": "held-out explanation",
 }
 ENDED = (RoundState.succeeded, RoundState.failed, RoundState.cancelled)
 COUNT_NAMES = (
-    ("prompts", "Prompts with a rationale"),
-    ("rationale", "Rationales"),
-    ("guard", "Examples without a rationale"),
-    ("val", "Val prompts"),
-    ("heldout", "Held-out rationales"),
+    ("prompts", "Prompts with an explanation"),
+    ("rationale", "Explanations"),
+    ("guard", "Answer-only examples"),
+    ("val", "Validation prompts"),
+    ("heldout", "Held-out explanations"),
 )
 
 
@@ -158,13 +159,13 @@ class RoundView:
 @router.get("/projects/{slug}/rounds")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """List the rounds, newest first."""
-    frame = frame_of(request, session, who, slug, tab="Rounds", title="Rounds")
+    frame = frame_of(request, session, who, slug, tab="Training rounds", title="Training rounds")
     settings = projects.settings_of(session, frame.project)
     numbers = version_numbers(session, who.actor, frame)
     sentence = (
-        f"One starts by itself when {settings.round_every} prompts have newly got an accepted rationale."
+        f"A training round starts automatically after {settings.round_every} newly accepted prompts."
         if settings.auto_rounds
-        else "Rounds are started by an admin; the project's settings let them start by themselves."
+        else "An admin starts each training round. The project's settings can make them start automatically."
     )
     found = rounds.list_rounds(session, who.actor, frame.project, limit=200).items
     rows = tuple(round_row(one, numbers) for one in found)
@@ -204,7 +205,7 @@ def round_row(one: Round, numbers: Mapping[int, int]) -> RoundRow:
 @router.get("/projects/{slug}/rounds/preview")
 def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show what a round that starts now would train on, and its estimated duration."""
-    frame = frame_of(request, session, who, slug, tab="Rounds", title="Start a round")
+    frame = frame_of(request, session, who, slug, tab="Training rounds", title="Start a training round")
     settings = projects.settings_of(session, frame.project)
     running = rounds.active_round(session, frame.project)
     found = rounds.preview(session, who.actor, frame.project)
@@ -232,9 +233,9 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
 def obstacle_of(running: Round | None, found: RoundPreview) -> str:
     """Why no round can start now; empty if one can."""
     if running is not None:
-        return f"Round {running.number} is going on: wait for it or cancel it first."
+        return f"Training round {running.number} is still running. Wait for it to finish or cancel it first."
     if not found.n_rationales:
-        return "Nothing is accepted yet: there is nothing to train on. Judge some prompts first."
+        return "No explanations have been accepted yet, so there is nothing to train on. Judge some prompts first."
     return ""
 
 
@@ -260,7 +261,7 @@ def change(session: SessionDep, who: Poster, slug: str, number: int, change: str
     project = managed_project(session, who.actor, slug, Right.administers)
     found = rounds.get_round_by_number(session, who.actor, project, number)
     if change not in CHANGES:
-        raise Conflict(f"A round can be cancelled, retried or rerun, not '{change}'.")
+        raise Conflict(f"A training round can be cancelled, resumed or rerun, not '{change}'.")
     act, done = CHANGES[change]
     changed = act(session, who.actor, found.id)
     return back_to(f"/admin/projects/{slug}/rounds/{changed.number}", done)
@@ -272,7 +273,7 @@ def change(session: SessionDep, who: Poster, slug: str, number: int, change: str
 @router.get("/projects/{slug}/rounds/{number}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, number: int) -> Response:
     """Show one round: its progress, curves, snapshot and result."""
-    frame = frame_of(request, session, who, slug, tab="Rounds", title=f"Round {number}")
+    frame = frame_of(request, session, who, slug, tab="Training rounds", title=f"Training round {number}")
     found = rounds.get_round_by_number(session, who.actor, frame.project, number)
     view = round_view(session, who.actor, frame, found)
     if wants_fragment(request):
@@ -327,7 +328,7 @@ def snapshot_view(snapshot: Snapshot) -> SnapshotView:
         number=snapshot.number,
         sha256=snapshot.sha256,
         counts=tuple((key, name, int(snapshot.counts.get(key, 0))) for key, name in COUNT_NAMES),
-        settings=tuple((key, str(value)) for key, value in sorted(settings.items())),
+        settings=tuple(sorted((LABELS.get(key, key), str(value)) for key, value in settings.items())),
     )
 
 
@@ -346,7 +347,7 @@ def loss_chart(events: Sequence[RoundEvent]) -> Chart | None:
     kept = ordered[:: max(1, len(ordered) // MOST_POINTS)]
     lines = [
         Line(name, tuple(Sample(one["step"], one[key]) for one in kept if one.get(key) is not None), dots=False)
-        for key, name in (("loss", "loss"), ("answer_loss", "answers"), ("rationale_loss", "rationales"))
+        for key, name in (("loss", "loss"), ("answer_loss", "answers"), ("rationale_loss", "explanations"))
     ]
     return line_chart("Loss", lines, x_name="step", x_format=lambda x: f"{x:.0f}")
 
@@ -360,7 +361,7 @@ def epoch_chart(events: Sequence[RoundEvent], best: int | None) -> Chart | None:
         if epochs[epoch].get("score") is not None
     )
     return line_chart(
-        "Score of each epoch",
+        "Score per epoch",
         [Line("score", samples)],
         x_name="epoch",
         x_format=lambda x: f"{x:.0f}",

@@ -18,9 +18,9 @@ from illume.evaluation.activation import outcome_of
 NAMES = (
     ("sampled_rouge_l", "ROUGE-L, sampled at T = 0.7", False),
     ("greedy_rouge_l", "ROUGE-L, greedy", False),
-    ("own_sampled_rouge_l", "ROUGE-L, sampled, behind its own answer", False),
-    ("sampled_faithful", "True of the scene, sampled", True),
-    ("greedy_faithful", "True of the scene, greedy", True),
+    ("own_sampled_rouge_l", "ROUGE-L, sampled, given its own answer", False),
+    ("sampled_faithful", "True to the scene, sampled", True),
+    ("greedy_faithful", "True to the scene, greedy", True),
     ("sampled_chrf", "chrF++, sampled", False),
     ("greedy_chrf", "chrF++, greedy", False),
     ("sampled_meteor", "METEOR (English), sampled", False),
@@ -29,8 +29,8 @@ NAMES = (
     ("greedy_bleu_4", "BLEU-4, greedy", False),
     ("sampled_cider", "CIDEr (English), sampled", False),
     ("greedy_cider", "CIDEr (English), greedy", False),
-    ("heldout", "Log-likelihood of held-out rationales", False),
-    ("answer_accuracy", "Answers right", True),
+    ("heldout", "Log-likelihood of held-out explanations", False),
+    ("answer_accuracy", "Answer accuracy", True),
 )
 
 
@@ -101,7 +101,7 @@ def _row(
         origin=(
             f"base model {version.base_model}"
             if version.parent_id is None
-            else f"from version {numbers.get(version.parent_id, '?')}, by"
+            else f"from version {numbers.get(version.parent_id, '?')}, in"
         ),
         round=made_by.number if made_by else None,
         sampled=means.get("sampled_rouge_l"),

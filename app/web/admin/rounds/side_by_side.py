@@ -28,7 +28,7 @@ SORTS = (
     ("better", "most improved first"),
     ("worse", "most worsened first"),
     ("most", "largest difference first"),
-    ("prompt", "as they were added"),
+    ("prompt", "in the order added"),
 )
 STYLES = (("sampled", "sampled at T = 0.7"), ("greedy", "greedy"))
 ORDERS: Mapping[str, Callable[[Pair], tuple[float, int]]] = {
@@ -192,7 +192,7 @@ def count_kinds(found: SideBySide, kind: str, address: Callable[..., str]) -> tu
     counts = (
         ("", "all", len(found.pairs)),
         ("better", "better", better),
-        ("same", "alike", same),
+        ("same", "unchanged", same),
         ("worse", "worse", worse),
     )
     return tuple(Share(label, count, address(show=key), current=key == kind) for key, label, count in counts)

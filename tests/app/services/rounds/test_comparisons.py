@@ -207,8 +207,8 @@ class TestStarting:
 
     def test_closed_without_a_word(self, session: Session, project: Project, admin: Actor, two: Two) -> None:
         comparisons.start(session, admin, project, old=two[0], new=two[1])
-        assert comparisons.close(session, admin, project, 1).outcome == "Nobody judged it."
-        with pytest.raises(Conflict, match="closed already"):
+        assert comparisons.close(session, admin, project, 1).outcome == "Nobody judged any pairs."
+        with pytest.raises(Conflict, match="already closed"):
             comparisons.close(session, admin, project, 1)
 
 
@@ -259,7 +259,7 @@ class TestGate:
     def test_what_cannot_be_compared_waits_for_an_admin(self, session: Session, project: Project) -> None:
         old = session.get_one(ModelVersion, project.active_version_id)
         new = factories.make_version(session, project, number=1, parent=old)
-        assert "no blind comparison could be made" in comparisons.hold_at_gate(session, project, old=old, new=new)
+        assert "no blind comparison could be started" in comparisons.hold_at_gate(session, project, old=old, new=new)
         assert session.scalars(select(Comparison)).all() == []
 
 

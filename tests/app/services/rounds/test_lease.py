@@ -100,7 +100,7 @@ class TestClaimRound:
         assert lease.claim_round(session, worker="b") is None
         found = fresh(session, claim)
         assert found.state == RoundState.failed
-        assert found.error == "Broken off 5 times without progress: its worker or its process was ended each time."
+        assert found.error == "Stopped 5 times without progress: its worker or process was stopped each time."
 
     def test_a_finished_epoch_starts_the_count_anew(self, session: Session, queued: Round) -> None:
         for _ in range(2 * lease.MAX_TRIES):
@@ -194,7 +194,7 @@ class TestFinish:
         assert version is not None
         session.refresh(project)
         assert project.active_version_id == before
-        assert "waits for blind comparison 1" in fresh(session, claim).decision["reason"]
+        assert "Blind comparison 1 decides" in fresh(session, claim).decision["reason"]
         while (pair := comparisons.next_pair(session, critic, project)) is not None:
             comparisons.prefer(session, critic, project, pair.id, "left" if pair.left == "a boat" else "right")
         session.refresh(project)
@@ -213,7 +213,7 @@ class TestFinish:
         assert session.get_one(Project, project.id, populate_existing=True).active_version_id == other.id
         decision = fresh(session, claim).decision
         assert decision["activate"] is False
-        assert decision["reason"].endswith("Not activated: another version became active while the round ran.")
+        assert decision["reason"].endswith("Not activated: another version became active during the round.")
 
     def test_not_by_who_lost_the_lease_nor_twice(self, session: Session, project: Project, queued: Round) -> None:
         first = take(session)
@@ -261,7 +261,7 @@ class TestRelease:
             assert lease.release(session, claim, error="it ended with SIGKILL", counts=True)
         assert lease.claim_round(session, worker="b") is None
         error = fresh(session, claim).error
-        assert error == "Broken off 5 times without progress: it ended with SIGKILL."
+        assert error == "Stopped 5 times without progress: it ended with SIGKILL."
 
     def test_while_it_is_cancelled_it_is_cancelled(self, session: Session, queued: Round) -> None:
         claim = take(session)

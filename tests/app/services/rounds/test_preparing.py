@@ -312,7 +312,7 @@ class TestPrepare:
         claim = start(session, project)
         judged.state = PromptState.retired
         session.commit()
-        with pytest.raises(Conflict, match="0 accepted rationales"):
+        with pytest.raises(Conflict, match="0 accepted explanations"):
             preparing.prepare(claim)
         assert session.get_one(Round, claim.round_id, populate_existing=True).snapshot_id is None
 

@@ -96,7 +96,7 @@ class TestStart:
 
     def test_nothing_accepted_is_a_conflict_with_the_count(self, session: Session, project: Project) -> None:
         factories.make_prompt(session, project)
-        with pytest.raises(Conflict, match="0 accepted rationales") as caught:
+        with pytest.raises(Conflict, match="0 accepted explanations") as caught:
             rounds.start(session, SYSTEM, project)
         assert caught.value.extra["count"] == 0
         assert session.scalar(select(func.count()).select_from(Snapshot)) == 0
@@ -104,7 +104,7 @@ class TestStart:
     def test_one_at_a_time(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
         first = rounds.start(session, SYSTEM, project)
-        with pytest.raises(Conflict, match="Round 1 is going on"):
+        with pytest.raises(Conflict, match="Training round 1 is still running"):
             rounds.start(session, SYSTEM, project)
         end(session, first, RoundState.failed)
         assert rounds.start(session, SYSTEM, project).number == 2
@@ -236,7 +236,7 @@ class TestRetry:
         made = rounds.start(session, SYSTEM, project)
         end(session, made, RoundState.cancelled)
         rounds.start(session, SYSTEM, project)
-        with pytest.raises(Conflict, match="Round 2 is going on"):
+        with pytest.raises(Conflict, match="Training round 2 is still running"):
             rounds.retry(session, SYSTEM, made.id)
 
 
@@ -272,7 +272,7 @@ class TestLooking:
         stranger = factories.actor_of(factories.make_user(session, role=Role.reviewer))
         with pytest.raises(NotFound):
             rounds.get_round(session, stranger, found.id)
-        with pytest.raises(NotFound, match="no round 9"):
+        with pytest.raises(NotFound, match="no training round 9"):
             rounds.get_round_by_number(session, critic, project, 9)
 
     def test_everything_is_in_the_audit_log(self, session: Session, project: Project, critic: Actor) -> None:

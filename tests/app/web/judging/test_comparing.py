@@ -31,11 +31,11 @@ class TestBlindly:
     def test_started_by_an_admin_judged_by_a_critic(self, browser: Browser, session: Session, project: Project) -> None:
         browser.sign_in(person(session, role=Role.admin))
         page = browser.get("/admin/projects/scenes/comparisons")
-        assert "None yet" in page.text
+        assert "No comparisons yet" in page.text
         form: dict[str, object] = {"old": "0", "new": "1", "pairs": "many", "each": "1"}
         refused = browser.post("/admin/projects/scenes/comparisons", form)
         assert refused.status_code == 422
-        assert "Write a whole number." in refused.text
+        assert "Enter a whole number." in refused.text
         assert 'value="many"' in refused.text
         assert browser.post("/admin/projects/scenes/comparisons", form | {"pairs": "9"}).status_code == 303
         browser.sign_in(factories.make_member(session, project, user=person(session, role=Role.critic)))
@@ -112,12 +112,12 @@ class TestBlindly:
         assert browser.post("/annotate/scenes/compare", {"pair": pair[1], "side": "up"}).status_code == 422
         assert "0 of 2 judgements" in browser.get("/admin/projects/scenes/comparisons/1").text
         assert browser.post("/admin/projects/scenes/comparisons/1/close").status_code == 303
-        assert "Nobody judged it." in browser.get("/admin/projects/scenes/comparisons/1").text
+        assert "Nobody judged any pairs." in browser.get("/admin/projects/scenes/comparisons/1").text
 
     def test_a_viewer_starts_none(self, browser: Browser, session: Session, project: Project) -> None:
         viewer = person(session, role=Role.viewer)
         browser.sign_in(factories.make_member(session, project, Role.viewer, user=viewer))
-        assert "Start one" not in browser.get("/admin/projects/scenes/comparisons").text
+        assert "Start a comparison" not in browser.get("/admin/projects/scenes/comparisons").text
         form: dict[str, object] = {"old": "0", "new": "1", "pairs": "9", "each": "1"}
         browser.get("/annotate")
         assert browser.post("/admin/projects/scenes/comparisons", form).status_code == 403

@@ -44,7 +44,7 @@ class TestSettings:
         typed = {"epochs": "many", "top_p": "3", "temperatures": "0.3 x two", "template": "{question}"}
         response = browser.post("/admin/projects/scenes/settings", {**form_of(page), **typed})
         assert response.status_code == 422
-        assert "4 fields need another look" in response.text
+        assert "4 fields need attention" in response.text
         again = form_of(response.text)
         assert {name: again[name] for name in typed} == typed
         assert projects.settings_of(session, project).epochs == 5
@@ -67,13 +67,13 @@ class TestSettings:
         fields = form_of(browser.get("/admin/projects/scenes/settings").text) | {"base_model": "some/model"}
         refused = browser.post("/admin/projects/scenes/settings", fields)
         assert refused.status_code == 422
-        assert "It is looked at before it is taken" in refused.text
+        assert "This model is being checked" in refused.text
         address = re.search(r'hx-get="(/admin/base-checks/\d+)"', refused.text)
         assert address is not None
-        assert "No model worker is alive" in browser.get(address[1]).text
+        assert "No model worker is running" in browser.get(address[1]).text
         base_checks.finish(session, int(address[1].rpartition("/")[2]), good=True, detail="a fine model")
         answer = browser.get(address[1]).text
-        assert "can be used" in answer
+        assert "usable" in answer
         assert "hx-get" not in answer
         assert browser.post("/admin/projects/scenes/settings", fields).status_code == 303
         session.expire_all()

@@ -127,9 +127,9 @@ class TestSnapshot:
         judge(session, project, factories.make_critic(session, project))
         start_prepared(session, project)
         page = browser.get("/admin/projects/scenes/rounds/1/snapshot").text
-        assert "Rationales trained on <strong" in page
+        assert "Explanations trained on <strong" in page
         assert "What is on the beach?" in page
-        assert "No row of this kind" in browser.get("/admin/projects/scenes/rounds/1/snapshot?role=val").text
+        assert "No rows of this kind" in browser.get("/admin/projects/scenes/rounds/1/snapshot?role=val").text
 
 
 @pytest.mark.usefixtures("admin")

@@ -22,7 +22,7 @@ def test_the_page_says_how_far_it_is(browser: Browser, session: Session, project
     session.flush()
     page = browser.get("/admin/projects/scenes/rounds/1").text
     assert "preparing the snapshot (40 %)" in page
-    assert "Verdicts given since then are for the next round." in page
+    assert "Later verdicts go into the next round." in page
     assert browser.get("/admin/projects/scenes/rounds/1/snapshot").status_code == 404
     started.state = RoundState.queued
     session.flush()

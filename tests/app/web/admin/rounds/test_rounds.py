@@ -14,7 +14,7 @@ from tests.app.web.conftest import Browser
 class TestRounds:
     def test_nothing_accepted_is_said_before_and_refused_after(self, browser: Browser) -> None:
         preview = browser.get("/admin/projects/scenes/rounds/preview")
-        assert "Nothing is accepted yet" in preview.text
+        assert "No explanations have been accepted yet" in preview.text
         browser.get("/admin/projects/scenes/settings")
         assert browser.post("/admin/projects/scenes/rounds").status_code == 409
 
@@ -27,7 +27,7 @@ class TestRounds:
         response = browser.post("/admin/projects/scenes/rounds/1/cancel")
         assert response.headers["location"] == "/admin/projects/scenes/rounds/1?done=cancelled"
         assert session.get_one(Round, made.id).state is RoundState.cancelled
-        assert "The round is being cancelled." in browser.get(response.headers["location"]).text
+        assert "The training round is being cancelled." in browser.get(response.headers["location"]).text
 
     def test_the_list_says_why_with_real_minus_signs(
         self, browser: Browser, session: Session, project: Project
@@ -62,7 +62,7 @@ class TestRounds:
         entry = {"prompt": "17", "role": "guard", "rows": 1, "reason": "absolute aspect ratio <200>"}
         made.metrics = {"left_out": [entry] * 120}
         page = browser.get("/admin/projects/scenes/rounds/1").text
-        assert "The model cannot read 120 prompts" in page
+        assert "The model cannot process 120 prompts" in page
         assert page.count('href="/admin/projects/scenes/prompts/17"') == 100
         assert "absolute aspect ratio &lt;200&gt;" in page
         assert "training, answer only" in page
@@ -70,4 +70,4 @@ class TestRounds:
     def test_an_unknown_one(self, browser: Browser) -> None:
         response = browser.get("/admin/projects/scenes/rounds/7")
         assert response.status_code == 404
-        assert "There is no round 7" in response.text
+        assert "There is no training round 7" in response.text
