@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from app.models import PromptState, Round, RoundState, RoundTrigger, VerdictKind
+from app.models import CandidateSetState, PromptState, Round, RoundState, RoundTrigger, VerdictKind
 from app.services.read_models.critic_day import RunningRound
 from app.web.rendering import duration
 from illume.evaluation.activation import Outcome
@@ -20,6 +20,20 @@ KIND_TONES = {
     VerdictKind.none_fit: "",
     VerdictKind.skipped: "warn",
     VerdictKind.flagged: "bad",
+}
+STATE_WORDS = {
+    PromptState.waiting: "waiting",
+    PromptState.ready: "ready",
+    PromptState.judged: "judged",
+    PromptState.held: "on hold",
+    PromptState.retired: "archived",
+}
+SET_WORDS = {
+    CandidateSetState.sampling: "being written",
+    CandidateSetState.ready: "ready",
+    CandidateSetState.judged: "judged",
+    CandidateSetState.replaced: "replaced",
+    CandidateSetState.failed: "failed",
 }
 ROUND_TONES = {
     RoundState.succeeded: "good",

@@ -232,7 +232,7 @@ class TestPrompts:
 
     def test_retire_and_bring_back(self, admin: Visit, history: world.World) -> None:
         page = admin.open(f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}")
-        page.get_by_role("button", name="Retire").click()
+        page.get_by_role("button", name="Archive").click()
         expect(page.get_by_text("Prompt saved.")).to_be_visible()
-        page.get_by_role("button", name="Bring it back").click()
-        expect(page.get_by_role("button", name="Retire")).to_be_visible()
+        page.get_by_role("button", name="Restore").click()
+        expect(page.get_by_role("button", name="Archive")).to_be_visible()

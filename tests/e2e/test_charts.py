@@ -223,8 +223,8 @@ class TestOnPages:
             "": ["Score per version"],
             "/versions": ["Score per version"],
             "/rounds/2": ["Loss", "Score per epoch"],
-            "/critics": ["Verdicts by day", "Picked by place on the page"],
-            "/critics/2": ["Verdicts by day", "Picked by place on the page"],
+            "/critics": ["Verdicts by day", "Picks by position on the page"],
+            "/critics/2": ["Verdicts by day", "Picks by position on the page"],
         }.items():
             page = admin.open(f"/admin/projects/scenes{path}")
             for title in titles:

@@ -33,7 +33,7 @@ def test_found_by_words_and_filters(admin: Visit, history: world.World, site: Si
         val = session.scalars(select(Prompt.id).where(Prompt.split == Split.val)).all()
         waiting = session.scalars(select(Prompt.id).where(Prompt.state == PromptState.waiting)).all()
     page = admin.open("/admin/projects/scenes/prompts")
-    page.get_by_label("Question, answer or external id").fill("past-0003")
+    page.get_by_label("Question, answer or external ID").fill("past-0003")
     page.keyboard.press("Enter")
     expect(page.get_by_role("rowheader")).to_have_count(1)
     expect(page.get_by_role("cell", name=re.compile("past-0003"))).to_be_visible()
@@ -45,9 +45,9 @@ def test_found_by_words_and_filters(admin: Visit, history: world.World, site: Si
     assert narrow(page, "Critics", "flagged") == len(flagged) >= 1
     assert narrow(page, "Critics", "apart") >= 1
     assert narrow(page, "Written by", "1") >= 1
-    page.get_by_label("Question, answer or external id").fill("nothing of the sort")
+    page.get_by_label("Question, answer or external ID").fill("nothing of the sort")
     page.get_by_role("button", name="Filter").click()
-    expect(page.get_by_role("heading", name="No prompt fits")).to_be_visible()
+    expect(page.get_by_role("heading", name="No matches")).to_be_visible()
 
 
 def test_added_by_a_form_and_changed(admin: Visit, site: Site) -> None:
@@ -68,7 +68,7 @@ def test_added_by_a_form_and_changed(admin: Visit, site: Site) -> None:
     page.get_by_role("button", name=re.compile("^Add")).click()
     expect(page.get_by_role("heading", name="what runs over the lawn?")).to_be_visible()
     expect(page.get_by_text("Prompt saved.")).to_be_visible()
-    page.get_by_role("link", name="Change", exact=True).click()
+    page.get_by_role("link", name="Edit", exact=True).click()
     page.get_by_label("Answer", exact=True).fill("a cat")
     page.get_by_role("button", name=re.compile("^Save")).click()
     expect(page.get_by_role("main")).to_contain_text("a cat")
@@ -128,7 +128,7 @@ def test_all_that_match_are_changed_in_steps(
     page.get_by_label("What to do with the selected prompts").select_option("Set the priority")
     page.get_by_label("Priority", exact=True).fill("7")
     page.get_by_role("button", name="Apply").click()
-    expect(page.get_by_text("70 prompts given the priority 7.")).to_be_visible()
+    expect(page.get_by_text("70 prompts set to priority 7.")).to_be_visible()
     expect(page.get_by_role("rowheader")).to_have_count(50)
     with site.sessions() as session:
         changed = session.scalars(select(Prompt.question).where(Prompt.priority == 7)).all()

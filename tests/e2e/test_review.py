@@ -55,6 +55,6 @@ def test_review(visitor: Visitor, scenes: world.World, site: Site, size: tuple[i
     card = page.locator("section.review").filter(has_text="Disagreement").first
     card.get_by_role("checkbox").first.check()
     seen(page, "section.review")
-    card.get_by_role("button", name="Decide").click()
-    expect(page.get_by_text("it counts instead of what the critics said")).to_be_visible()
+    card.get_by_role("button", name="Save decision").click()
+    expect(page.get_by_text("It replaces what the critics said")).to_be_visible()
     expect(page.locator("section.review").filter(has_text="Disagreement")).to_have_count(0)

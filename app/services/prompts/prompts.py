@@ -129,7 +129,7 @@ def add_prompts(
         if any(prompt.state == PromptState.waiting and prompt.split in settings.judged_splits for prompt in added):
             queue.send(session, queue.FILL_POOL, project.id)
         return [results[index] for index in range(len(items))]
-    raise Conflict("Someone else is adding the same prompts: try again.")
+    raise Conflict("Someone else is adding the same prompts. Try again.")
 
 
 def _find_known_images(session: Session, actor: Actor, items: Sequence[PromptIn | DomainError]) -> set[str]:
@@ -311,7 +311,7 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     after = parse_prompt(wanted)
     frozen = [key for key in ("question", "answer", "split") if getattr(after, key) != now[key]]
     if frozen and session.scalar(select(CandidateSet.id).where(CandidateSet.prompt_id == prompt.id).limit(1)):
-        raise Conflict(f"The {frozen[0]} cannot change any more: the prompt has candidates.", field=frozen[0])
+        raise Conflict(f"The {frozen[0]} can no longer change: the prompt has explanations.", field=frozen[0])
     for key in ("question", "answer", "split", "references", "priority"):
         setattr(prompt, key, getattr(after, key))
     prompt.extra = with_blur(after.metadata, on=changes["blur"]) if "blur" in changes else after.metadata
@@ -347,11 +347,14 @@ def _change_state(session: Session, prompt: Prompt, live: CandidateSet | None, w
     gold = select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active)
     if session.scalar(gold) is not None:
         raise Conflict(
-            "This is a gold prompt, which is never trained on: remove it from the gold prompts first.", field="state"
+            "This is a check question, which is never trained on: remove it from the check questions first.",
+            field="state",
         )
     comes_back = prompt.state in (PromptState.held, PromptState.retired)
-    if not comes_back or wanted not in (PromptState.waiting, PromptState.ready, PromptState.judged):
-        raise Invalid("The state may change to 'retired', or back from held or retired.", field="state")
+    if wanted not in (PromptState.waiting, PromptState.ready, PromptState.judged):
+        raise Invalid("The state may be set to 'retired', or to 'ready' to bring a prompt back.", field="state")
+    if not comes_back:
+        raise Invalid("Only a prompt that is on hold or archived can be restored.", field="state")
     if live is not None and live.state is CandidateSetState.ready:
         prompt.state = PromptState.ready
     else:

@@ -133,7 +133,7 @@ def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> 
     if all(one.fits is None for one in item.candidates):
         raise Invalid("candidates: say for at least one whether it fits.", field="candidates")
     if find_gold_id(session, prompt) is not None:
-        raise Conflict("This prompt is a gold prompt already.", field="prompt")
+        raise Conflict("This prompt is already a check question.", field="prompt")
     _take_out_of_use(session, prompt)
     candidate_set = CandidateSet(
         project_id=project.id,
@@ -220,7 +220,7 @@ def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project |
     gold = session.get(GoldPrompt, gold_id)
     owner = None if gold is None else session.get(Project, gold.project_id)
     if gold is None or owner is None or (project is not None and owner.id != project.id):
-        raise NotFound("There is no such gold prompt.")
+        raise NotFound("There is no such check question.")
     require(session, actor, owner, Right.reviews)
     gold.active = False
     session.flush()

@@ -149,7 +149,7 @@ def ask_for_review(session: Session, actor: Actor, project: Project, prompt_id: 
         raise NotFound("There is no such prompt in this project.")
     found = session.scalar(text(ASK_FOR_REVIEW), {"prompt": prompt.id})
     if not found:
-        raise Conflict("The prompt has no candidates yet, so there is nothing to decide.")
+        raise Conflict("The prompt has no explanations yet, so there is nothing to decide.")
     audit.record(session, actor, "review.ask", f"prompt:{prompt.id}", project.id)
 
 
@@ -220,7 +220,7 @@ def lock_review(session: Session, actor: Actor, review_id: int, need: Right = Ri
         raise NotFound("There is no such review.")
     require(session, actor, project, need)
     if row.state not in OPEN_STATES:
-        raise Conflict(f"This review is {row.state.value} already.")
+        raise Conflict(f"This review is already {row.state.value}.")
     return row, project
 
 
@@ -230,5 +230,5 @@ def check_note(note: str | None, *, needed: bool = False) -> str | None:
     if len(note) > 4000:
         raise Invalid("A note has at most 4,000 characters.", field="note")
     if needed and not note:
-        raise Invalid("Say in a note what the critic should look at again.", field="note")
+        raise Invalid("Say in a note what the critic should reconsider.", field="note")
     return note or None

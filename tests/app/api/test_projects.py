@@ -124,7 +124,7 @@ class TestProjects:
         body = {"slug": "ok", "base_model": str(tmp_path)}
         answer = admin.post("/api/v1/projects", json=body)
         assert answer.status_code == 422
-        assert "lacks its weights" in answer.json()["detail"]
+        assert "is missing its weights" in answer.json()["detail"]
         for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
             (tmp_path / name).write_text("{}")
         # Whether it can be opened, only a worker knows.

@@ -80,16 +80,16 @@ def form_fields(typed: Mapping[str, str], error: DomainError | None, *, is_new: 
         return Field(name, label, kind, typed.get(name, ""), help=text, problem=problem, options=options, rows=rows)
 
     found = [
-        field("question", "Question", "area", "What is asked of the image."),
-        field("answer", "Answer", "text", "The gold answer; empty: the model's own is used."),
-        field("references", "Reference rationales", "area", "One on each line; critics never see them.", 4),
-        field("split", "Split", "select", "train is judged, val and test only score versions."),
-        field("priority", "Priority", "number", "Higher ones are offered first."),
+        field("question", "Question", "area", "What is asked about the image."),
+        field("answer", "Answer", "text", "The correct answer. If empty, the model's own is used."),
+        field("references", "Reference explanations", "area", "One per line. Critics never see them.", 4),
+        field("split", "Split", "select", "Critics judge train prompts; val and test prompts only score versions."),
+        field("priority", "Priority", "number", "Prompts with a higher priority are offered first."),
         replace(BLUR, value=typed.get("blur") == "yes"),
         field("metadata", "Metadata", "area", "A JSON object, kept with the prompt.", 3),
     ]
     if is_new:
-        found.insert(4, field("external_id", "External id", "text", "Your own name for it; may stay empty."))
+        found.insert(4, field("external_id", "External ID", "text", "Your own identifier for it. Optional."))
     return tuple(found)
 
 
@@ -104,11 +104,11 @@ def parse_values(typed: Mapping[str, str]) -> dict[str, Any]:
     try:
         values["priority"] = int(typed["priority"].strip() or "0")
     except ValueError as error:
-        raise Invalid("Write a whole number.", field="priority") from error
+        raise Invalid("Enter a whole number.", field="priority") from error
     try:
         values["metadata"] = json.loads(typed["metadata"].strip() or "{}")
     except ValueError as error:
-        raise Invalid(f"This is no JSON: {error}.", field="metadata") from error
+        raise Invalid(f"This is not valid JSON: {error}.", field="metadata") from error
     if typed["blur"] == "yes" and isinstance(values["metadata"], dict):
         values["metadata"] = prompts.with_blur(values["metadata"], on=True)
     return values
@@ -133,7 +133,7 @@ def new_page(frame: Frame, typed: Mapping[str, str], error: DomainError | None =
         title="Add a prompt",
         action=f"{base}/new",
         back=base,
-        button="Add the prompt",
+        button="Add prompt",
         upload=True,
         image_problem=error.detail if error is not None and at_image else "",
         problem="" if error is None or placed else error.detail,
@@ -198,10 +198,10 @@ def edit_page(frame: Frame, prompt_id: int, typed: Mapping[str, str], error: Dom
     fields = form_fields(typed, error, is_new=False)
     view = PromptFormView(
         slug=frame.project.slug,
-        title="Change the prompt",
+        title="Edit prompt",
         action=f"{here}/edit",
         back=here,
-        button="Save the prompt",
+        button="Save prompt",
         upload=False,
         image_problem="",
         problem="" if error is None or any(field.problem for field in fields) else error.detail,
@@ -213,7 +213,7 @@ def edit_page(frame: Frame, prompt_id: int, typed: Mapping[str, str], error: Dom
 @router.get("/projects/{slug}/prompts/{prompt_id}/edit")
 def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
     """Show the form for an existing prompt."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Edit prompt", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     rest = prompts.with_blur(prompt.extra, on=False)
     typed = {
@@ -231,7 +231,7 @@ def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_
 @router.post("/projects/{slug}/prompts/{prompt_id}/edit")
 def change(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str, prompt_id: str) -> Response:
     """Change a prompt. Question, answer and split are fixed once it has candidates."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Change a prompt", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Edit prompt", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     number, typed = prompt.id, read_submitted(form)
     try:

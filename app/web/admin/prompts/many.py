@@ -35,8 +35,8 @@ STEP = 200
 MOST_PROBLEMS = 20
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "archive": ({"state": "retired"}, "archived"),
-    "restore": ({"state": "ready"}, "brought back"),
-    "blur": ({"blur": True}, "blurred until somebody asks to see them"),
+    "restore": ({"state": "ready"}, "restored"),
+    "blur": ({"blur": True}, "blurred until a critic asks to see them"),
     "unblur": ({"blur": False}, "no longer blurred"),
 }
 
@@ -133,7 +133,7 @@ def outcome_words(changed: int, kept: int, done: str, *, listed: int | None = No
     if not kept:
         return words
     some = f", the first {listed} of them for these reasons" if listed is not None and listed < kept else ""
-    return f"{words} {number(kept)} stayed as they are{some}:"
+    return f"{words} {number(kept)} could not be changed{some}:"
 
 
 def parse_change(session: Session, actor: Actor, frame: Frame, form: FormData) -> tuple[Callable[[int], object], str]:
@@ -147,8 +147,8 @@ def parse_change(session: Session, actor: Actor, frame: Frame, form: FormData) -
     elif action == "priority":
         text = text_of(form, "priority").strip().replace("\u2212", "-")
         if not re.fullmatch(r"-?[0-9]{1,7}", text):
-            raise Invalid("priority: write a whole number.", field="priority")
-        changes["priority"], done = int(text), f"given the priority {text}"
+            raise Invalid("priority: enter a whole number.", field="priority")
+        changes["priority"], done = int(text), f"set to priority {text}"
     elif action == "split":
         split = parse_member(Split, text_of(form, "split"))
         if split is None:

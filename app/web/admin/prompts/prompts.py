@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.http.dependencies import SessionDep
-from app.models import Prompt, PromptState, Split
+from app.models import CandidateSetState, Prompt, PromptState, Split
 from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.rights import Right
 from app.services.prompts import listing, prompts
@@ -31,7 +31,7 @@ from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.prompts import forms
 from app.web.judging.views import Picture
 from app.web.rendering import page
-from app.web.words import KIND_TONES, KIND_WORDS, STATE_TONES, image_url
+from app.web.words import KIND_TONES, KIND_WORDS, SET_WORDS, STATE_TONES, STATE_WORDS, image_url
 
 router = APIRouter()
 router.include_router(forms.router)  # first: `/prompts/{prompt_id}` would match `/prompts/new` too
@@ -43,14 +43,14 @@ COLUMNS = (
     (PromptSort.state, "State"),
     (PromptSort.accepted, "Accepted"),
     (PromptSort.priority, "Priority"),
-    (PromptSort.external_id, "External id"),
+    (PromptSort.external_id, "External ID"),
     (PromptSort.added, "Added"),
 )
 VERDICT_FILTERS = (
-    ("accepted", "with an accepted rationale"),
+    ("accepted", "with an accepted explanation"),
     ("open", "without one"),
-    ("flagged", "flagged by somebody"),
-    ("apart", "critics differ"),
+    ("flagged", "flagged"),
+    ("apart", "critics disagree"),
     ("alike", "critics agree"),
 )
 Member = TypeVar("Member", bound=StrEnum)
@@ -126,7 +126,7 @@ class PromptsView:
     versions: tuple[int, ...]
     may_review: bool
     splits: tuple[str, ...]
-    states: tuple[str, ...]
+    states: tuple[tuple[str, str], ...]
     filtered: bool
     sort: str
     grid: bool
@@ -265,12 +265,12 @@ def prompts_view(
 
     return PromptsView(
         slug=frame.project.slug,
-        counts="What is judged: images, a question, usually an answer.",
+        counts="What critics judge: images, a question and usually an answer.",
         query=filters.q,
         split=filters.split,
         state=filters.state,
         splits=tuple(Split),
-        states=tuple(PromptState),
+        states=tuple((state.value, words) for state, words in STATE_WORDS.items()),
         said=filters.said,
         version=filters.version,
         sayings=VERDICT_FILTERS,
@@ -312,7 +312,7 @@ def prompt_row(prompt: Prompt) -> PromptRow:
         question=prompt.question,
         answer=prompt.answer,
         split=str(prompt.split),
-        state=str(state.value),
+        state=STATE_WORDS[state],
         tone=STATE_TONES.get(state, ""),
         accepted=prompt.has_accepted,
         priority=prompt.priority,
@@ -345,7 +345,7 @@ def prompt_view(session: Session, actor: Actor, frame: Frame, prompt: Prompt) ->
         question=prompt.question,
         answer=prompt.answer,
         split=str(prompt.split),
-        state=str(state.value),
+        state=STATE_WORDS[state],
         tone=STATE_TONES.get(state, ""),
         accepted=prompt.has_accepted,
         external_id=prompt.external_id,
@@ -364,17 +364,17 @@ def prompt_view(session: Session, actor: Actor, frame: Frame, prompt: Prompt) ->
 def allowed_changes(state: PromptState) -> tuple[tuple[str, str, str], ...]:
     """The possible changes of a prompt in this state: new state, button text and button kind."""
     if state is PromptState.held:
-        return (("ready", "Let it go on", "main"), ("retired", "Retire", "danger"))
+        return (("ready", "Take off hold", "main"), ("retired", "Archive", "danger"))
     if state is PromptState.retired:
-        return (("ready", "Bring it back", "main"),)
-    return (("retired", "Retire", "danger"),)
+        return (("ready", "Restore", "main"),)
+    return (("retired", "Archive", "danger"),)
 
 
 def set_view(one: CandidateSetSummary) -> SetView:
     """A candidate set as the page shows it."""
     return SetView(
-        source="an import" if one.version is None else f"version {one.version}",
-        state=one.state,
+        source="from an import" if one.version is None else f"by version {one.version}",
+        state=SET_WORDS[CandidateSetState(one.state)],
         created_at=one.created_at,
         error=one.error,
         candidates=one.candidates,

@@ -213,7 +213,9 @@ def period_rows(session: Session, actor: Actor, project: Project, votes: Sequenc
     base = f"/admin/projects/{project.slug}/rounds"
     return tuple(
         PeriodRow(
-            name=f"before round {known[period].number}" if period < len(known) else "since the last round",
+            name=f"before training round {known[period].number}"
+            if period < len(known)
+            else "since the last training round",
             url=f"{base}/{known[period].number}" if period < len(known) else base,
             agreement=agreement_view(one),
         )
@@ -257,9 +259,9 @@ def places_chart(figures: Mapping[str, PositionFigures]) -> Chart | None:
         for name, found in figures.items()
     ]
     return line_chart(
-        "Picked by place on the page",
+        "Picks by position on the page",
         lines,
-        x_name="place",
+        x_name="position",
         x_format=lambda x: f"{x:.0f}",
         y_format=lambda y: f"{y:.0f} %",
         y_from=0,
@@ -280,7 +282,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
     names = critic_figures.list_critic_names(session, actor, project)
     rows = {row.id: row for row in critic_rows(session, actor, project, names, votes, places)}
     if str(critic) not in rows:
-        raise NotFound("Nobody of that id has judged in this project.")
+        raise NotFound("There is no such critic in this project.")
     said = overviews.list_recent_verdicts(
         session, actor, project, limit=PAGE_SIZE, critic_id=critic, before=parse_id(before) if before else None
     )
@@ -321,6 +323,6 @@ def set_target(session: SessionDep, who: Poster, form: Form, slug: str, user_id:
     project = managed_project(session, who.actor, slug, Right.administers)
     typed = text_of(form, "target").strip()
     if typed and not (typed.isascii() and typed.isdigit() and len(typed) < 10):
-        raise Invalid("target: write a whole number, or nothing.", field="target")
+        raise Invalid("target: enter a whole number, or leave it empty.", field="target")
     standings.set_target(session, who.actor, project, parse_id(user_id), int(typed) if typed else None)
     return back_to(f"/admin/projects/{slug}/critics/{user_id}", "target-set")

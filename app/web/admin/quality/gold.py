@@ -33,7 +33,7 @@ router = APIRouter()
 MIN_ROWS = 6  # candidates in the form, at least
 
 FITS: dict[str, bool | None] = {"yes": True, "no": False, "either": None}
-CHOICES = (("", "Choose"), ("yes", "fits"), ("no", "does not fit"), ("either", "either is right"))
+CHOICES = (("", "Choose"), ("yes", "fits"), ("no", "does not fit"), ("either", "either"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class SubmittedGold:
 @router.get("/projects/{slug}/gold")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """List the gold prompts in use."""
-    frame = frame_of(request, session, who, slug, tab="Critics", title="Gold prompts", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Critics", title="Check questions", need=Right.reviews)
     view = GoldView(
         slug=slug,
         rules=describe_rules(session, frame.project),
@@ -124,15 +124,15 @@ def describe_rules(session: Session, project: Project) -> tuple[str, ...]:
     """Sentences that say how the project uses gold prompts."""
     settings = settings_of(session, project)
     if settings.gold_share:
-        mixed = f"{100 * settings.gold_share:.0f} % of what a critic gets is gold, unseen."
+        mixed = f"{100 * settings.gold_share:.0f} % of the prompts that critics get are unannounced check questions."
     else:
-        mixed = "None is mixed in: the share of gold prompts is 0."
+        mixed = "None are mixed in, because the share of check questions is 0."
     if settings.gold_accuracy:
-        asked = f"Who is below {100 * settings.gold_accuracy:.0f} % after {settings.gold_minimum} of them is paused."
+        asked = f"Critics below {100 * settings.gold_accuracy:.0f} % after {settings.gold_minimum} answers are paused."
     else:
-        asked = "Nobody is paused for their accuracy."
+        asked = "Nobody is paused for low accuracy."
     count = settings.practice_prompts
-    practice = f"{count} of those for practice come before the work." if count else "No practice comes before the work."
+    practice = f"New critics start with {count} for practice." if count else "New critics start without practice."
     return (mixed, asked, practice)
 
 
@@ -160,7 +160,7 @@ def gold_card(item: dict[str, Any]) -> GoldCard:
 @router.get("/projects/{slug}/prompts/{prompt_id}/gold")
 def show_form(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
     """Show the form, filled with the prompt's candidates and references."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Check question", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     known = [(text, "yes") for text in prompt.references]
     texts = dict.fromkeys(gold.list_candidate_texts(session, prompt))
@@ -200,7 +200,7 @@ def form_page(frame: Frame, prompt: Prompt, typed: SubmittedGold, error: DomainE
 @router.post("/projects/{slug}/prompts/{prompt_id}/gold")
 def create(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> Response:
     """Turn the prompt into a gold prompt. Where the form is invalid, it keeps what was typed."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="A gold prompt", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title="Check question", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     typed = read_submitted(form)
     try:
@@ -222,7 +222,7 @@ def parse_gold(prompt: Prompt, typed: SubmittedGold) -> GoldIn:
     """The submitted form as the service expects it, without undecided rows. Raises `Invalid`."""
     chosen: Sequence[tuple[str, str]] = [(text, fits) for text, fits in typed.rows if fits in FITS]
     if not chosen:
-        raise Invalid("Say of one candidate at least whether it fits.", field="fits")
+        raise Invalid("Say for at least one explanation whether it fits.", field="fits")
     try:
         return GoldIn.model_validate(
             {

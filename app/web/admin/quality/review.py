@@ -31,14 +31,14 @@ PAGE_SIZE = 10
 KIND_NAMES = {
     ReviewKind.disagreement: "Disagreement",
     ReviewKind.flag: "Flag",
-    ReviewKind.late: "Too late",
-    ReviewKind.asked: "Asked for",
+    ReviewKind.late: "Late",
+    ReviewKind.asked: "Requested",
 }
 KIND_HELP = {
-    ReviewKind.disagreement: "Its critics picked different candidates. What you decide counts instead.",
-    ReviewKind.flag: "The prompt is held back until somebody has looked.",
-    ReviewKind.late: "It came when its slot was somebody else's, so it does not count yet.",
-    ReviewKind.asked: "Somebody sent this prompt here. What you decide counts instead of what critics said.",
+    ReviewKind.disagreement: "Critics picked different explanations. Your decision replaces their verdicts.",
+    ReviewKind.flag: "The prompt is on hold until someone has looked at it.",
+    ReviewKind.late: "It arrived after the prompt had gone to another critic, so it does not count yet.",
+    ReviewKind.asked: "Someone sent this prompt for review. Your decision replaces the critics' verdicts.",
 }
 
 
@@ -216,6 +216,6 @@ def resolve(session: SessionDep, who: Poster, form: Form, slug: str, review_id: 
     managed_project(session, who.actor, slug, Right.reviews)
     action = ACTIONS.get(text_of(form, "action"))
     if action is None:
-        raise Invalid("Nothing of this kind can be done with a review.", field="action")
+        raise Invalid("There is no such action for a review.", field="action")
     done = action(session, who.actor, parse_id(review_id), form)
     return back_to(f"/admin/projects/{slug}/review", done)

@@ -209,7 +209,7 @@ class TestNothingToJudge:
         [
             ("no worker", "No model worker is running", "Start a worker: illume worker", ""),
             ("stalled round", "Training round 1 is waiting for a worker", "Start a worker: illume worker", ""),
-            ("no pool", "No explanations are being written", "Set a pool target", "/settings#field-pool_target"),
+            ("no pool", "No explanations are being written", "Change the setting", "/settings#field-pool_target"),
             ("all failed", "No explanations could be written", "page says why", "/prompts?state=waiting"),
         ],
     )

@@ -45,7 +45,7 @@ class TestMany:
         assert "2 prompts archived." in apply(browser, three[:2], action="archive")
         session.expire_all()
         assert [one.state for one in three] == [PromptState.retired, PromptState.retired, PromptState.waiting]
-        assert "2 prompts brought back." in apply(browser, three[:2], action="restore")
+        assert "2 prompts restored." in apply(browser, three[:2], action="restore")
         session.expire_all()
         assert {one.state for one in three} == {PromptState.waiting}
 
@@ -54,11 +54,11 @@ class TestMany:
     ) -> None:
         browser.get(BASE)
         factories.make_candidate_set(session, project, prompt=three[0])
-        assert "3 prompts given the priority -7." in apply(browser, three, action="priority", priority="-7")
+        assert "3 prompts set to priority -7." in apply(browser, three, action="priority", priority="-7")
         text = apply(browser, three, action="split", split="val")
-        assert "2 prompts moved to val. 1 stayed as they are:" in text
+        assert "2 prompts moved to val. 1 could not be changed:" in text
         assert f"/prompts/{three[0].id}" in text
-        assert "The split cannot change any more: the prompt has candidates." in text
+        assert "The split can no longer change: the prompt has explanations." in text
         session.expire_all()
         assert [(one.priority, one.split) for one in three] == [(-7, Split.train), (-7, Split.val), (-7, Split.val)]
 
@@ -80,8 +80,8 @@ class TestMany:
         sets[1].state = CandidateSetState.failed
         for _ in range(2):
             text = apply(browser, three, action="review")
-            assert "1 prompt sent to review. 2 stayed as they are:" in text
-            assert text.count("The prompt has no candidates yet") == 2
+            assert "1 prompt sent to review. 2 could not be changed:" in text
+            assert text.count("The prompt has no explanations yet") == 2
         assert session.scalars(select(Review.kind)).all() == [ReviewKind.asked]
         queue = browser.get("/admin/projects/scenes/review?kind=asked").text
         assert "question b?" in queue
@@ -97,7 +97,7 @@ class TestMany:
         ("fields", "said"),
         [
             ({"action": ""}, "Choose what to do"),
-            ({"action": "priority", "priority": "high"}, "priority: write a whole number."),
+            ({"action": "priority", "priority": "high"}, "priority: enter a whole number."),
             ({"action": "split", "split": "x"}, "split: choose train, val or test."),
         ],
     )
@@ -159,7 +159,7 @@ class TestAllThatMatch:
             "6 of 7 prompts done",
             "6 prompts moved to val",
         ]
-        assert "1 stayed as they are:" in last
+        assert "1 could not be changed:" in last
         assert f"/prompts/{many_prompts[1].id}" in last
         assert "<html" not in last
         assert shown(last) == [f"boat {n}?" for n in reversed(range(7))]
@@ -180,7 +180,7 @@ class TestAllThatMatch:
         monkeypatch.setattr(many, "MOST_MATCHES", 4)
         browser.get(BASE)
         assert "Select the first 4 that match" in browser.get(f"{BASE}/matches?here=%3Fq%3Dboat").text
-        assert self.run(browser, action="priority", priority="9")[0][-1] == "4 prompts given the priority 9."
+        assert self.run(browser, action="priority", priority="9")[0][-1] == "4 prompts set to priority 9."
         session.expire_all()
         assert [one.priority for one in many_prompts] == [9, 9, 9, 9, 0, 0, 0, 0]
 

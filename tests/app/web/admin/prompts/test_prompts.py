@@ -80,8 +80,8 @@ class TestForms:
         ("wrong", "said"),
         [
             ({}, "Choose an image."),
-            ({"priority": "high"}, "Write a whole number."),
-            ({"metadata": "{"}, "This is no JSON"),
+            ({"priority": "high"}, "Enter a whole number."),
+            ({"metadata": "{"}, "This is not valid JSON"),
         ],
     )
     def test_faults_stay_beside_their_field(
@@ -109,7 +109,7 @@ class TestForms:
         factories.make_candidate_set(session, project, prompt=prompt)
         refused = browser.post(f"{BASE}/{prompt.id}/edit", {**FIELDS, "question": "What sinks?"})
         assert refused.status_code == 409
-        assert "the prompt has candidates" in refused.text
+        assert "the prompt has explanations" in refused.text
         assert "What sinks?" in refused.text
 
     def test_a_viewer_changes_nothing(self, browser: Browser, session: Session, project: Project) -> None:

@@ -33,7 +33,7 @@ class TestCritics:
         self.judged_twice(session, project)
         page = browser.get("/admin/projects/scenes/critics").text
         assert "<strong>0.44</strong>" in page
-        assert "Over 3 candidates of 1 set that" in page
+        assert "Based on 3 explanations in the 1 set that" in page
 
     def test_one_critic_with_the_verdicts_behind_the_figures(
         self, browser: Browser, session: Session, project: Project, admin: User

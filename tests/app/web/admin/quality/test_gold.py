@@ -62,14 +62,14 @@ class TestMaking:
         session.refresh(prompt)
         assert prompt.state is PromptState.retired
         page = browser.get(f"{BASE}/prompts/{prompt.id}").text
-        assert "gold prompts</a>: it measures critics" in page
-        assert "Bring it back" not in page
+        assert "check questions</a>: it measures critics" in page
+        assert "Restore" not in page
 
     def test_without_a_choice_what_was_typed_stays(self, browser: Browser, session: Session, prompt: Prompt) -> None:
         browser.get(f"{BASE}/prompts/{prompt.id}/gold")
         again = browser.post(f"{BASE}/prompts/{prompt.id}/gold", filled(("a <b>new</b> one", ""), explanation="Why"))
         assert again.status_code == 422
-        assert "Say of one candidate at least whether it fits." in again.text
+        assert "Say for at least one explanation whether it fits." in again.text
         assert ">a &lt;b&gt;new&lt;/b&gt; one</textarea>" in again.text
         assert session.scalar(select(GoldPrompt)) is None
 
@@ -99,7 +99,7 @@ class TestTheList:
         given = {"kind": "picked", "picks": [claimed.candidates[0]["id"], claimed.candidates[1]["id"]]}
         judging.give(session, critic, claimed.assignment_id, parse_verdict(given))
         page = browser.get(f"{BASE}/gold").text
-        assert "50 % of what a critic gets is gold" in page
+        assert "50 % of the prompts that critics get are unannounced check questions" in page
         assert "Answered 1 time, 50" in page
         assert critic.email in page
 
@@ -126,7 +126,7 @@ class TestTheList:
         made = session.scalars(select(GoldPrompt)).one()
         done = browser.post(f"{BASE}/gold/{made.id}/remove")
         assert done.headers["location"] == f"{BASE}/gold?done=gold-removed"
-        assert "No gold prompts yet" in browser.get(f"{BASE}/gold").text
+        assert "No check questions yet" in browser.get(f"{BASE}/gold").text
         assert browser.post(f"{BASE}/prompts/{prompt.id}/state", {"state": "ready"}).status_code == 303
         session.refresh(prompt)
         assert prompt.state is PromptState.waiting
@@ -147,5 +147,5 @@ def test_viewers_and_critics_see_none_of_it(
     factories.make_member(session, project, Role.viewer, user=viewer)
     browser.sign_in(viewer)
     assert browser.get(f"{BASE}/gold").status_code == 403
-    assert "Make it gold" not in browser.get(f"{BASE}/prompts/{prompt.id}").text
-    assert "Gold prompts" not in browser.get(f"{BASE}/critics").text
+    assert "Use as check question" not in browser.get(f"{BASE}/prompts/{prompt.id}").text
+    assert "Check questions" not in browser.get(f"{BASE}/critics").text
