@@ -118,9 +118,9 @@ def explain_supply(session: Session, actor: Actor, project: Project, supply: Sup
             return Empty(
                 "stalled",
                 "No explanations are being written",
-                f"{count}, and this project keeps none ready: its pool target is 0.",
-                f"Set a pool target in the settings. {HERE}" if manages else f"{ASK} for more. {HERE}",
-                links=((f"{base}/settings#field-pool_target", "Set the pool target"),) if manages else (),
+                f"{count}, and this project is set to keep no prompts ready.",
+                f"Change that in the settings. {HERE}" if manages else f"{ASK} for more. {HERE}",
+                links=((f"{base}/settings#field-pool_target", "Change the setting"),) if manages else (),
             )
         case SupplyState.failed:
             return Empty(

@@ -251,7 +251,11 @@ def lack_view(slug: str, supply: Supply, *, may_manage: bool) -> LackView | None
             return LackView(title, text, command="illume worker")
         case SupplyState.switched_off:
             where = (f"{base}/settings#field-pool_target", "Change the setting")
-            return LackView("No explanations are kept ready.", f"{count}, and the number of prompts kept ready is set to 0.", link=where)
+            return LackView(
+                "No explanations are kept ready.",
+                f"{count}, and the project is set to keep no prompts ready.",
+                link=where,
+            )
         case SupplyState.failed:
             where = (f"{base}/prompts?state=waiting", "See the prompts")
             text = f"{count}, and the active version has failed on all of them; the page of each says why."

@@ -139,7 +139,7 @@ GROUPS = (
             switch(
                 "blur_images",
                 "Blur images",
-                "Hide images until a critic asks to see them. Single prompts can be blurred on their page or in the list.",
+                "Hide images until a critic asks to see them. Single prompts can be blurred on their own page.",
             ),
             switch(
                 "submit_on_pick",
