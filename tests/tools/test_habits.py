@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -12,6 +13,7 @@ import yaml
 from app.settings import ROOT
 from hatch_build import ASSETS
 
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
@@ -55,6 +57,14 @@ def test_hooks_before_a_commit_are_commands_of_make_check() -> None:
     for hook in hooks:
         jsonschema.validate(hook, {"required": ["id", "name", "entry", "language"]})
         assert f"\t{hook['entry'].replace(' --force-exclude', '')}" in checked
+
+
+def test_the_changelog_begins_with_the_version_in_preparation() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    releases = re.findall(r"^## ([\d.]+) \((not yet released|\d+ [A-Z][a-z]+ \d{4})\)$", CHANGELOG, re.MULTILINE)
+    assert releases[0][0] == version
+    assert [when for _, when in releases[1:] if when == "not yet released"] == []
+    assert len(releases) == CHANGELOG.count("\n## ")
 
 
 @pytest.mark.parametrize("asset", ASSETS)
