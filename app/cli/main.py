@@ -27,6 +27,7 @@ COMMANDS = {
     "simulate": ("app.cli.method:simulate", "Run the whole loop with a simulated critic"),
     "sample": ("app.cli.method:sample", "Sample rationales for a file of prompts"),
     "scenes": ("app.cli.method:scenes", "Make scenes, train the starter model, score a model"),
+    "starter": ("app.cli.method:starter", "Train one small model for the tasks scenes, pairs and guard"),
     "doctor": ("app.cli.doctor:doctor", "Check this installation and say how to fix what is wrong"),
 }
 """Where each command is defined, and its line in the list of commands."""

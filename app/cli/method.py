@@ -1,4 +1,4 @@
-"""`illume simulate`, `sample` and `scenes`: the command lines of the library, which need torch and no server."""
+"""`illume simulate`, `sample`, `scenes`, `starter`: command lines of the library, which need torch and no server."""
 
 from __future__ import annotations
 
@@ -27,3 +27,4 @@ class LibraryCommand(click.Command):
 simulate = LibraryCommand("simulate", "illume.simulation", "Run the whole loop with a simulated critic.")
 sample = LibraryCommand("sample", "illume.sampling", "Sample rationales for a file of prompts.")
 scenes = LibraryCommand("scenes", "illume.scenes", "Make scenes, train the starter model, score a model.")
+starter = LibraryCommand("starter", "illume.starter", "Train one small model for the tasks scenes, pairs and guard.")

@@ -28,9 +28,9 @@ def is_faithful(rationale: str, scene: Mapping[str, Any], *, question: str, answ
 def is_faithful_to_scene(rationale: str, scene: Scene, query: Query | None, answer: str) -> bool:
     """`is_faithful` for a scene and a question that are parsed already. `query` is None for unknown families."""
     reading = parse_rationale(rationale)
-    if reading.unknown or not _claims_hold(reading, scene):
+    if reading.unknown or not claims_hold(reading, scene):
         return False
-    facts = _claimed_facts(reading)
+    facts = claimed_facts(reading)
     if query is None:
         return bool(facts)
     if answer_query(query, scene) != answer:
@@ -38,7 +38,7 @@ def is_faithful_to_scene(rationale: str, scene: Scene, query: Query | None, answ
     return bool(facts - _implied_facts(query, answer)) and _supports(reading, scene, query, answer)
 
 
-def _claims_hold(reading: ParsedRationale, scene: Scene) -> bool:
+def claims_hold(reading: ParsedRationale, scene: Scene) -> bool:
     """Whether all claims are true of the scene."""
     signs = all(_sign_holds(sign, scene) for sign in reading.signs)
     return (
@@ -134,7 +134,7 @@ def _is_exhaustive(group: list[Mention], scene: Scene) -> bool:
     return all(item.kind in named for item in items if all(_traits_fit(item.kind, limit) for limit in limits))
 
 
-def _claimed_facts(reading: ParsedRationale) -> set[Fact]:
+def claimed_facts(reading: ParsedRationale) -> set[Fact]:
     """The visible facts that the rationale claims. Sizes and uses are common knowledge, not visible facts."""
     facts: set[Fact] = {("sign", sign.field, sign.word) for sign in reading.signs}
     if reading.exhaustive:
@@ -198,7 +198,7 @@ def _supports(reading: ParsedRationale, scene: Scene, query: Query, answer: str)
             placed = sum(max(1, len(mention.places)) for mention in counted)
             return any(mention.number == number for mention in counted) or placed == number
         case "place":
-            return _tells_place(kind, present)
+            return tells_place(kind, present)
         case "setting" | "weather" | "time" | "need":
             return _sign_supports(reading, scene, query.family)
         case "safety" if answer == "no":
@@ -210,7 +210,7 @@ def _supports(reading: ParsedRationale, scene: Scene, query: Query, answer: str)
             return answer in named or any(name in named for name in query.kinds if name != answer)
 
 
-def _tells_place(kind: str, mentions: list[Mention]) -> bool:
+def tells_place(kind: str, mentions: list[Mention]) -> bool:
     """Whether a mention tells where the object of this kind is."""
     own = any(mention.kind == kind and (mention.places or mention.relations) for mention in mentions)
     return own or any(other.kind == kind for mention in mentions for _, other, _ in mention.relations)
@@ -230,10 +230,10 @@ def _sign_supports(reading: ParsedRationale, scene: Scene, family: str) -> bool:
         wanted = {"time"}
     else:
         wanted = {"weather", "time"}
-    return any(_values_left(reading, name) == {values[name]} for name in wanted)
+    return any(values_left(reading, name) == {values[name]} for name in wanted)
 
 
-def _values_left(reading: ParsedRationale, name: str) -> set[str]:
+def values_left(reading: ParsedRationale, name: str) -> set[str]:
     """The settings, weathers or times that are compatible with all signs."""
     left = set({"setting": SETTINGS, "weather": WEATHERS, "time": TIMES}[name])
     for sign in reading.signs:

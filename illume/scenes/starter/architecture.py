@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from illume.scenes.texts import DESCRIBE, answer_prompt, describe_scene, rationa
 IMAGE_SIZE = 96
 PATCH = 12
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
+CONTEXT = 1024
 PAD, EOS, IMAGE = "<pad>", "<eos>", "<image>"
 
 # A user turn is the images, then the text; an assistant turn is the text, then the end token.
@@ -60,31 +61,36 @@ def _corpus(seed: int, n: int) -> Iterator[str]:
 
 
 def build_tokenizer(seed: int = 0, *, n: int = 12_000) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE tokenizer in which every word of the data set is one token; it can encode any text."""
+    """Trains the tokenizer on `n` scenes; every word of the data set is one token, and it can encode any text."""
+    return train_tokenizer(_corpus(seed, n), vocab_size=1536, context=CONTEXT)
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, context: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer of at most `vocab_size` tokens on texts, for a model of `context` tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1536,
+        vocab_size=vocab_size,
         min_frequency=2,
         special_tokens=[PAD, EOS, IMAGE],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(seed, n), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=EOS,
         extra_special_tokens={"image_token": IMAGE},
         padding_side="left",
-        model_max_length=1024,
+        model_max_length=context,
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+def build_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str = CHAT_TEMPLATE) -> LlavaProcessor:
     """Builds the processor: images are resized to 96 px, `<image>` becomes 64 tokens; with the chat template."""
     return LlavaProcessor(
         image_processor=SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
@@ -92,12 +98,15 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         patch_size=PATCH,
         vision_feature_select_strategy="full",
         image_token=IMAGE,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
-    """Builds the untrained model: SigLIP (4 layers, width 192) and Llama (4 layers, width 256, tied embeddings)."""
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, *, layers: int = 4) -> LlavaForConditionalGeneration:
+    """Builds the untrained model: SigLIP (4 layers, width 192) and Llama (`layers` of width 256, tied embeddings).
+
+    Its context is that of the tokenizer.
+    """
     torch.manual_seed(seed)
     vision = SiglipVisionConfig(
         hidden_size=192,
@@ -112,10 +121,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
         vocab_size=len(tokenizer),
         hidden_size=256,
         intermediate_size=704,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=1024,
+        max_position_embeddings=tokenizer.model_max_length,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -12,10 +12,11 @@ import multiprocessing
 import os
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -296,18 +297,37 @@ def encode_text(text: Text, tokenizer: PreTrainedTokenizerFast) -> tuple[list[in
     return ids, labels
 
 
-_worker_state: list[Any] = []  # the arguments of `make_batch` in the data process, without the step
+Made = TypeVar("Made")
+_maker: list[Callable[[int], Any]] = []  # in the data process: what makes the data of a step
 
 
-def _init_worker(parent: int, *state: Any) -> None:
+def _init_worker(parent: int, make: Callable[[int], Any]) -> None:
     end_with(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads cost more than they save for a few short texts
     torch.set_num_threads(1)
-    _worker_state[:] = state
+    _maker[:] = [make]
 
 
-def _make_arrays(step: int) -> list[np.ndarray]:
-    batch = make_batch(step, *_worker_state)
+def _make_step(step: int) -> Any:
+    return _maker[0](step)
+
+
+def prefetch(make: Callable[[int], Made], steps: range, *, ahead: int = 3) -> Iterator[Made]:
+    """Yields `make(step)` for all steps. A separate process makes them ahead of time."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_init_worker, initargs=(os.getpid(), make)) as pool:
+        waiting: deque[Future[Made]] = deque()
+        for step in range(steps.start, steps.stop + ahead):
+            if step < steps.stop:
+                waiting.append(pool.submit(_make_step, step))
+            if step >= steps.start + ahead:
+                yield waiting.popleft().result()
+
+
+def _make_arrays(
+    step: int, *, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, sprites: Mapping[str, Image.Image]
+) -> list[np.ndarray]:
+    batch = make_batch(step, recipe, tokenizer, sprites)
     return [getattr(batch, name).numpy() for name in Batch.__slots__]
 
 
@@ -316,16 +336,8 @@ def iterate_batches(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerFast,
     sprites: Mapping[str, Image.Image],
-    *,
-    ahead: int = 3,
 ) -> Iterator[Batch]:
-    """Yields the batches of all steps from `first` on. A separate process makes them ahead of time."""
-    context = multiprocessing.get_context("spawn")
-    arguments = (os.getpid(), recipe, tokenizer, dict(sprites))
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_init_worker, initargs=arguments) as pool:
-        waiting: deque[Future[list[np.ndarray]]] = deque()
-        for step in range(first, recipe.steps + ahead):
-            if step < recipe.steps:
-                waiting.append(pool.submit(_make_arrays, step))
-            if step >= first + ahead:
-                yield Batch(*(torch.from_numpy(array) for array in waiting.popleft().result()))
+    """Yields the batches of all steps from `first` on."""
+    make = partial(_make_arrays, recipe=recipe, tokenizer=tokenizer, sprites=dict(sprites))
+    for arrays in prefetch(make, range(first, recipe.steps)):
+        yield Batch(*(torch.from_numpy(array) for array in arrays))

@@ -84,21 +84,26 @@ def patch_loss(image: torch.Tensor, words: Sequence[torch.Tensor], patches: torc
     return loss
 
 
-def label_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[torch.Tensor]:
-    """The token of each word of PATCH_LABELS, as it occurs within a text."""
+def label_token_ids(
+    tokenizer: PreTrainedTokenizerFast, labels: Sequence[Sequence[str]] = PATCH_LABELS
+) -> list[torch.Tensor]:
+    """The token of each word of the labels, as it occurs within a text."""
 
     def token(word: str) -> int:
         ids: list[int] = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         return ids[0]
 
-    return [torch.tensor([token(word) for word in group]) for group in PATCH_LABELS]
+    return [torch.tensor([token(word) for word in group]) for group in labels]
 
 
-def _optimizer(model: LlavaForConditionalGeneration, recipe: Recipe) -> torch.optim.AdamW:
+def make_optimizer(
+    model: LlavaForConditionalGeneration, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW whose weight decay leaves out vectors."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
 
 
 @dataclass(slots=True)
@@ -138,7 +143,7 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(kept, trust_remote_code=False) if resume else build_tokenizer(recipe.seed)
     tokenizer.save_pretrained(out / "tokenizer")
     model = build_model(tokenizer, recipe.seed).to(where)
-    optimizer = _optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe.learning_rate, recipe.weight_decay)
     run = _load_checkpoint(checkpoint, recipe, model, optimizer, where) if resume else _TrainingState(0, 0, 0.0, [])
     size = sum(parameter.numel() for parameter in model.parameters())
     report(f"{size:,} parameters, {len(tokenizer)} tokens, {recipe.steps} steps on {where}")

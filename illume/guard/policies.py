@@ -1,0 +1,270 @@
+"""House rules of our own: eight categories, each with a status, and the rating that follows for a scene."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from illume.scenes.graph import Item, Scene, is_well_formed, sample_scene
+from illume.scenes.kinds import INDOORS, KINDS
+
+Status = Literal["default", "allowed", "strict"]
+Rating = Literal["Unsafe", "Safe"]
+STATUSES: tuple[Status, ...] = ("default", "allowed", "strict")
+NONE = "none"
+"""The category of what is safe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """When the default rule of a category holds. `field` is the part of the scene that it is about."""
+
+    words: str
+    field: Literal["setting", "weather", "time"]
+    holds: Callable[[Scene], bool]
+
+
+_INDOORS = Condition("indoors", "setting", lambda scene: scene.setting in INDOORS)
+_OUTDOORS = Condition("outdoors", "setting", lambda scene: scene.setting not in INDOORS)
+_DARK = Condition("at night or in the evening", "time", lambda scene: scene.time in ("night", "evening"))
+_WET = Condition("in rain or snow", "weather", lambda scene: scene.weather in ("rainy", "snowy"))
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A category of the rules: what it is about, and when it forbids that by default."""
+
+    name: str
+    condition: Condition
+    has: Callable[[frozenset[str], str], bool]  # whether a kind with these traits and this name belongs to it
+
+    @property
+    def noun(self) -> str:
+        """The category within a sentence."""
+        return self.name.lower()
+
+    def items(self, scene: Scene) -> list[Item]:
+        """The items of the scene that the category is about."""
+        return [item for item in scene.items if self.has(KINDS[item.kind].traits, item.kind)]
+
+
+_TOYS = frozenset({"ball", "kite", "balloon", "robot", "gift"})
+CATEGORIES: dict[str, Category] = {
+    category.name: category
+    for category in (
+        Category("Animals", _INDOORS, lambda traits, _: "animal" in traits and "danger" not in traits),
+        Category("Hazards", _OUTDOORS, lambda traits, _: "danger" in traits),
+        Category("Food", _OUTDOORS, lambda traits, _: "food" in traits),
+        Category("Vehicles", _INDOORS, lambda traits, _: "ride" in traits and "animal" not in traits),
+        Category("Instruments", _DARK, lambda traits, _: "music" in traits),
+        Category("Toys", _WET, lambda _, kind: kind in _TOYS),
+        Category("Belongings", _WET, lambda traits, kind: "thing" in traits and kind not in _TOYS),
+        Category("Plants", _DARK, lambda traits, _: "plant" in traits),
+    )
+}
+
+RULES: dict[Status, tuple[str, ...]] = {
+    "default": ("no {noun} {condition}", "{noun} are forbidden {condition}"),
+    "allowed": ("{noun} are fine", "{noun} may be anywhere"),
+    "strict": ("no {noun} at all", "{noun} are never allowed"),
+}
+HEADERS = ("House rules.", "The rules of the house are:", "What may not be seen here:")
+QUESTIONS = (
+    "does this picture break the rules?",
+    "what do the rules say about this picture?",
+    "is this picture safe under these rules?",
+)
+
+
+def rule_text(name: str, status: Status, wording: int) -> str:
+    """The rule of a category in words."""
+    category = CATEGORIES[name]
+    noun = category.noun
+    text = RULES[status][wording].format(noun=noun, condition=category.condition.words)
+    return text.replace("food are", "food is")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A category with its status, in one of the wordings."""
+
+    category: str
+    status: Status
+    wording: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """House rules: a header and one rule for each category, in any order."""
+
+    rules: tuple[Rule, ...]
+    header: int = 0
+
+    @property
+    def text(self) -> str:
+        """The policy as the model and the critics read it."""
+        lines = [
+            f"{rule.category} ({rule.status}): {rule_text(rule.category, rule.status, rule.wording)}."
+            for rule in self.rules
+        ]
+        return "\n".join([HEADERS[self.header], *lines])
+
+    def status(self, category: str) -> Status:
+        """The status of a category."""
+        return next(rule.status for rule in self.rules if rule.category == category)
+
+    def with_status(self, categories: Sequence[str], status: Status) -> Policy:
+        """The same policy with another status of these categories."""
+        rules = tuple(replace(rule, status=status) if rule.category in categories else rule for rule in self.rules)
+        return replace(self, rules=rules)
+
+    def to_json(self) -> dict[str, Any]:
+        """The policy as JSON data."""
+        return {
+            "header": self.header,
+            "rules": [{"category": r.category, "status": r.status, "wording": r.wording} for r in self.rules],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Policy:
+        """Reads a policy from JSON data. Raises KeyError or ValueError if `data` is not a policy."""
+        rules = tuple(Rule(one["category"], one["status"], one["wording"]) for one in data["rules"])
+        if sorted(rule.category for rule in rules) != sorted(CATEGORIES):
+            raise ValueError("a policy has one rule for each category")
+        return cls(rules, data["header"])
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """The right rating of a scene under a policy, and the category that is violated, or `none`."""
+
+    rating: Rating
+    category: str
+
+
+SAFE = Assessment("Safe", NONE)
+
+
+def violations(scene: Scene, policy: Policy) -> list[str]:
+    """The categories that the scene violates, in the order of the policy."""
+    found = []
+    for rule in policy.rules:
+        category = CATEGORIES[rule.category]
+        forbidden = rule.status == "strict" or (rule.status == "default" and category.condition.holds(scene))
+        if forbidden and category.items(scene):
+            found.append(rule.category)
+    return found
+
+
+def assess(scene: Scene, policy: Policy) -> Assessment | None:
+    """The assessment of a scene; None if it violates several categories, so that the right one is open."""
+    found = violations(scene, policy)
+    if len(found) > 1:
+        return None
+    return Assessment("Unsafe", found[0]) if found else SAFE
+
+
+def sample_policy(rng: random.Random) -> Policy:
+    """Samples a policy: a status, a wording and a place for each category."""
+    names = rng.sample(list(CATEGORIES), len(CATEGORIES))
+    rules = tuple(Rule(name, rng.choice(STATUSES), rng.randrange(2)) for name in names)
+    return Policy(rules, rng.randrange(len(HEADERS)))
+
+
+def sample_policy_for(scene: Scene, rating: Rating, rng: random.Random, category: str | None = None) -> Policy:
+    """Samples a policy under which the scene has this rating, and this category if given."""
+    while True:
+        policy = sample_policy(rng)
+        found = assess(scene, policy)
+        if found is not None and found.rating == rating and category in (None, found.category):
+            return policy
+
+
+def sample_case(rng: random.Random) -> tuple[Scene, Policy, Assessment]:
+    """Samples a scene and a policy. The rating is Unsafe in half of the cases, whatever the scene."""
+    scene = sample_scene(rng)
+    while not is_well_formed(scene):
+        scene = sample_scene(rng)
+    rating: Rating = rng.choice(("Unsafe", "Safe"))
+    policy = sample_policy_for(scene, rating, rng)
+    return scene, policy, assess(scene, policy) or SAFE
+
+
+def sample_case_for(assessment: Assessment, rng: random.Random) -> tuple[Scene, Policy]:
+    """Samples a scene and a policy with this assessment."""
+    while True:
+        scene = sample_scene(rng)
+        if not is_well_formed(scene):
+            continue
+        if assessment.rating == "Unsafe" and not CATEGORIES[assessment.category].items(scene):
+            continue
+        return scene, sample_policy_for(scene, assessment.rating, rng, assessment.category)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A policy made from another one, and the assessment under it. `flips` tells whether the rating changes."""
+
+    name: str
+    policy: Policy
+    assessment: Assessment
+    flips: bool
+
+
+def policy_variants(scene: Scene, policy: Policy) -> list[Variant]:
+    """Variants of a policy for this scene, some of which must flip the rating and some must not.
+
+    For what is unsafe: its own category allowed (flips) or strict, the categories not seen allowed or strict. For what
+    is safe: a category that is seen strict (flips) or allowed, those not seen allowed or strict.
+    """
+    before = assess(scene, policy)
+    if before is None:
+        raise ValueError("the scene violates several categories of the policy")
+    seen = [name for name, category in CATEGORIES.items() if category.items(scene)]
+    own = [before.category] if before.rating == "Unsafe" else seen[:1]
+    unseen = [name for name in CATEGORIES if name not in seen]
+    made = [
+        ("own_allowed", policy.with_status(own, "allowed")),
+        ("own_strict", policy.with_status(own, "strict")),
+        ("others_allowed", policy.with_status(unseen, "allowed")),
+        ("others_strict", policy.with_status(unseen, "strict")),
+    ]
+    variants = []
+    for name, variant in made:
+        after = assess(scene, variant)
+        if after is not None:
+            variants.append(Variant(name, variant, after, after.rating != before.rating))
+    return variants
+
+
+FIELDS = ("rating", "category", "rationale")
+
+
+def answer_json(assessment: Assessment, rationale: str) -> str:
+    """The answer as a JSON object."""
+    values = (assessment.rating, assessment.category, rationale)
+    return json.dumps(dict(zip(FIELDS, values, strict=True)), ensure_ascii=False)
+
+
+def answer_start(assessment: Assessment) -> str:
+    """The beginning of the JSON answer, up to the text of the rationale."""
+    return answer_json(assessment, "").removesuffix('"}')
+
+
+def parse_answer(text: str) -> tuple[Assessment, str] | None:
+    """Reads an answer; None unless it is a JSON object of the three fields in their order with known values."""
+    try:
+        pairs = json.loads(text.strip(), object_pairs_hook=list)
+    except ValueError:
+        return None
+    if not isinstance(pairs, list) or not all(isinstance(one, tuple) for one in pairs):
+        return None
+    if tuple(name for name, _ in pairs) != FIELDS or not all(isinstance(value, str) for _, value in pairs):
+        return None
+    rating, category, rationale = (value for _, value in pairs)
+    if rating not in ("Unsafe", "Safe") or category not in (*CATEGORIES, NONE) or not rationale.strip():
+        return None
+    return Assessment(rating, category), rationale

@@ -1,0 +1,5 @@
+"""The small model for the three tasks `scenes`, `pairs` and `guard`, trained from scratch.
+
+Reading order: `architecture` (model, tokenizer, processor), `texts` (what is read and written in each task),
+`curriculum` (the recipe and its batches), `training` (the loop), `scoring` (how good a trained model is).
+"""

@@ -1,0 +1,280 @@
+"""The training data: the stages of the recipe, and the batch of each step.
+
+The rows of a step (`illume.starter.texts`) are packed into few long sequences. A token sees the segments above its own,
+and its own up to itself; positions count along that path, as if each text stood alone. In addition there are labels of
+what each patch of the pictures shows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from illume.pairs.questions import Language
+from illume.records import stable_seed
+from illume.scenes.drawing import draw_scene_with_boxes
+from illume.scenes.graph import Scene, sample_scene
+from illume.scenes.starter import curriculum as scenes_curriculum
+from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS
+from illume.scenes.starter.curriculum import IGNORED, label_patches, scene_texts, to_pixels
+from illume.starter.texts import ANSWER, RIGHT, Mixture, Parts, Row, Segment, guard_row, pair_row
+
+TASKS = ("scenes", "pairs", "guard")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of the training run.
+
+    `scenes`, `pairs` and `guard` are numbers of rows of a step, `pictures` of scenes without texts, from which only the
+    recognition of patches is learnt. `lists` is the probability of each listing (what is where, how many, which rules
+    count). `questions` and `rationales` are numbers of texts for each row, the mixtures of rationales those of each
+    task and language. With `misread` the answers of `guard` overlook some kinds (`illume.starter.texts.MISREAD`).
+    `seeing` is the weight of the loss of the patches. `rates` are the learning rates at the begin and the end, as
+    shares of the peak.
+    """
+
+    name: str
+    steps: int
+    rates: tuple[float, float]
+    pictures: int = 0
+    scenes: int = 0
+    pairs: int = 0
+    guard: int = 0
+    lists: float = 0.0
+    questions: int = 4
+    rationales: int = 0
+    scenes_mixture: Mixture = RIGHT
+    pairs_english: Mixture = RIGHT
+    pairs_german: Mixture = RIGHT
+    guard_mixture: Mixture = RIGHT
+    misread: bool = False
+    seeing: float = 0.3
+
+
+SEEING = Stage("seeing", steps=900, rates=(1.0, 1.0), pictures=32, seeing=1.0)
+READING = Stage("reading", steps=2600, rates=(0.8, 0.8), scenes=6, pairs=5, guard=7, lists=0.4)
+EXPLAINING = replace(READING, name="explaining", steps=2600, lists=0.25, rationales=2, seeing=0.2)
+POLISHING = replace(EXPLAINING, name="polishing", steps=900, rates=(0.8, 0.15), seeing=0.1)
+_MIXTURE = Mixture(right=0.3, circular=0.25)
+MIXING = replace(
+    POLISHING,
+    name="mixing",
+    steps=500,
+    rates=(0.15, 0.01),
+    lists=0.0,
+    rationales=3,
+    scenes_mixture=_MIXTURE,
+    pairs_english=_MIXTURE,
+    pairs_german=_MIXTURE,
+    guard_mixture=_MIXTURE,
+    misread=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that determines the trained model. The stages follow one another."""
+
+    stages: tuple[Stage, ...] = (SEEING, READING, EXPLAINING, POLISHING, MIXING)
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """The number of optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> tuple[Stage, int]:
+        """The stage of a step, and the number of the step within it."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        raise IndexError("the recipe has no such step")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step: a linear warm-up, then linear in each stage."""
+        stage, within = self.stage_at(step)
+        first, last = stage.rates
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * (first + (last - first) * within / stage.steps)
+
+    def scaled(self, share: float) -> Recipe:
+        """The same recipe with stages shortened or extended by the factor `share`."""
+        stages = tuple(replace(stage, steps=max(1, round(stage.steps * share))) for stage in self.stages)
+        return replace(self, stages=stages)
+
+
+def sample_rows(stage: Stage, rng: random.Random) -> list[tuple[str, Row]]:
+    """Samples the rows of a step with the task of each."""
+    rows = [("scenes", _scenes_row(stage, rng)) for _ in range(stage.scenes)]
+    mixtures: dict[Language, Mixture] = {"en": stage.pairs_english, "de": stage.pairs_german}
+    for _ in range(stage.pairs):
+        row = pair_row(
+            rng, lists=stage.lists, questions=stage.questions, rationales=stage.rationales, mixtures=mixtures
+        )
+        rows.append(("pairs", row))
+    for _ in range(stage.guard):
+        row = guard_row(
+            rng,
+            lists=2 * stage.lists,
+            variants=1,
+            answers=1,
+            rationales=max(0, stage.rationales - 1),
+            mixture=stage.guard_mixture,
+            misread=stage.misread,
+        )
+        rows.append(("guard", row))
+    return rows
+
+
+def _scenes_row(stage: Stage, rng: random.Random) -> Row:
+    """A row of `scenes`, with the texts of `illume.scenes.starter`."""
+    old = scenes_curriculum.Stage(
+        steps=0,
+        rates=stage.rates,
+        describe=stage.lists / 4,
+        cells=stage.lists,
+        places=stage.lists,
+        sides=stage.lists,
+        counts=stage.lists,
+        questions=stage.questions,
+        rationales=stage.rationales,
+        right=stage.scenes_mixture.right,
+        circular=stage.scenes_mixture.circular,
+    )
+    scene, texts = scene_texts(rng, old)
+    segments = [Segment(_weighted(text), 0) for text in texts]
+    return Row((scene,), (Segment(((IMAGE, 0.0),), None), *segments))
+
+
+def _weighted(text: scenes_curriculum.Text) -> Parts:
+    """A text of `scenes` with weights; an answer is a single part after a prompt that ends in `A:`."""
+    is_answer = len(text.parts) == 1 and text.prompt.endswith("A:")
+    return ((text.prompt, 0.0), *((part, (ANSWER if is_answer else 1.0) * target) for part, target in text.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Packed rows: sequences of at most `length` tokens with `n` pictures among them."""
+
+    pixels: np.ndarray  # (n, 3, 96, 96)
+    patches: np.ndarray  # (n, IMAGE_TOKENS, 3), labels of patches
+    ids: np.ndarray  # (sequences, length); IMAGE_TOKENS image tokens for each picture, in the order of `pixels`
+    labels: np.ndarray  # (sequences, length), IGNORED for tokens that are no targets
+    weights: np.ndarray  # (sequences, length), of targets
+    tasks: np.ndarray  # (sequences, length), the index of the task
+    positions: np.ndarray  # (sequences, length)
+    mask: np.ndarray  # (sequences, 1, length, length), true where a query may attend to a key
+
+
+@dataclass(slots=True)
+class _Encoded:
+    """A row as arrays over its tokens; `sees` is (tokens, tokens)."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    positions: np.ndarray
+    sees: np.ndarray
+    task: int
+    pictures: list[int]
+
+
+def encode_row(
+    row: Row, tokenizer: PreTrainedTokenizerFast, *, task: int = 0, pictures: Sequence[int] = ()
+) -> _Encoded:
+    """Encodes a row; each part of a text is encoded separately."""
+    image = int(tokenizer.convert_tokens_to_ids(IMAGE))
+    texts = [text for segment in row.segments for text, _ in segment.parts]
+    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    ids: list[int] = []
+    labels: list[int] = []
+    weights: list[float] = []
+    owner: list[int] = []
+    positions: list[int] = []
+    ends: list[int] = []  # the position after each segment
+    above = np.zeros((len(row.segments), len(row.segments)), bool)
+    for number, segment in enumerate(row.segments):
+        start = 0 if segment.parent is None else ends[segment.parent]
+        above[number, number] = True
+        if segment.parent is not None:
+            above[number] |= above[segment.parent]
+        before = len(ids)
+        for _, weight in segment.parts:
+            part = [one for token in next(encoded) for one in [token] * (IMAGE_TOKENS if token == image else 1)]
+            ids += part
+            labels += part if weight else [IGNORED] * len(part)
+            weights += [weight] * len(part)
+        length = len(ids) - before
+        owner += [number] * length
+        positions += range(start, start + length)
+        ends.append(start + length)
+    places = np.array(owner)
+    sees = above[places[:, None], places[None, :]] & np.tril(np.ones((len(ids), len(ids)), bool))
+    arrays = np.array(ids), np.array(labels), np.array(weights, np.float32), np.array(positions)
+    return _Encoded(*arrays, sees, task, list(pictures))
+
+
+def pack(rows: Sequence[_Encoded], pixels: np.ndarray, patches: np.ndarray, pad: int) -> Batch:
+    """Packs rows into sequences, the longest first, each into the first sequence that has room for it."""
+    most = max((len(row.ids) for row in rows), default=0)
+    length = -(-most // 64) * 64  # few distinct shapes, because kernels are set up anew for each shape
+    bins: list[list[_Encoded]] = []
+    for row in sorted(rows, key=lambda one: -len(one.ids)):
+        room = (one for one in bins if sum(len(other.ids) for other in one) + len(row.ids) <= length)
+        chosen = next(room, None)
+        if chosen is None:
+            bins.append([row])
+        else:
+            chosen.append(row)
+    shape = (len(bins), length)
+    ids, labels, weights = np.full(shape, pad), np.full(shape, IGNORED), np.zeros(shape, np.float32)
+    positions, tasks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    mask = np.zeros((len(bins), 1, length, length), bool)
+    mask[:, 0] = np.eye(length, dtype=bool)  # what pads a sequence sees itself, since nothing to see gives no number
+    order: list[int] = []
+    for number, members in enumerate(bins):
+        at = 0
+        for row in members:
+            end = at + len(row.ids)
+            ids[number, at:end], labels[number, at:end] = row.ids, row.labels
+            positions[number, at:end], tasks[number, at:end] = row.positions, row.task
+            weights[number, at:end] = row.weights
+            mask[number, 0, at:end, at:end] = row.sees
+            order += row.pictures
+            at = end
+    if order:
+        pixels, patches = pixels[order], patches[order]
+    return Batch(pixels, patches, ids, labels, weights, tasks, positions, mask)
+
+
+def make_batch(
+    step: int, *, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, sprites: Mapping[str, Image.Image]
+) -> Batch:
+    """Makes the batch of a step. It depends on the recipe's seed, the step's stage and its number in it only."""
+    stage, within = recipe.stage_at(step)
+    rng = random.Random(stable_seed("starter", recipe.seed, stage.name, within))
+    pixels: list[np.ndarray] = []
+    patches: list[np.ndarray] = []
+
+    def draw(scene: Scene) -> int:
+        picture, boxes = draw_scene_with_boxes(scene, sprites, rng)
+        pixels.append(to_pixels(picture))
+        patches.append(label_patches(scene, boxes))
+        return len(pixels) - 1
+
+    for _ in range(stage.pictures):
+        draw(sample_scene(rng))
+    encoded = []
+    for task, row in sample_rows(stage, rng):
+        numbers = [draw(scene) for scene in row.scenes]
+        encoded.append(encode_row(row, tokenizer, task=TASKS.index(task), pictures=numbers))
+    return pack(encoded, np.stack(pixels), np.stack(patches), int(tokenizer.pad_token_id))

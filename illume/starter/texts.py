@@ -1,0 +1,244 @@
+"""What the model reads and writes in each task: prompts with their continuations, as trees that share what they can.
+
+A row is a tree of segments: the pictures with the text between them first, then, for `guard`, the policies, then the
+questions with their answers. Each segment sees those above it and itself, so that several texts share the pictures.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from illume.guard import policies
+from illume.guard import rationales as guard_rationales
+from illume.guard.policies import CATEGORIES, Assessment, Policy
+from illume.pairs import questions as pair_questions
+from illume.pairs import rationales as pair_rationales
+from illume.pairs.questions import Language, Pair, PairQuestion
+from illume.scenes.german import nouns as german
+from illume.scenes.graph import Scene, is_well_formed, make_scene
+from illume.scenes.kinds import KINDS
+from illume.scenes.questions import NUMBERS
+
+IMAGE = "<image>"
+EOS = "<eos>"
+Parts = tuple[tuple[str, float], ...]
+"""Texts with their weight as training targets; 0: no target."""
+
+ANSWER = 3.0
+"""The weight of answers, which are few words among the many of rationales."""
+
+PAIR_LEADS: dict[Language, tuple[tuple[str, str], ...]] = {
+    "en": (("the first picture:", "the second picture:"), ("in the first picture:", "in the second picture:")),
+    "de": (("das erste Bild:", "das zweite Bild:"), ("im ersten Bild:", "im zweiten Bild:")),
+}
+"""The texts before either picture of a pair."""
+
+GERMAN_WORDS = (*(noun.singular for noun in german.NOUNS.values()), "links", "rechts", "Mitte", "hinten", "vorne")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a row's tree. `parent` is the index of the segment above it, None for the first one."""
+
+    parts: Parts
+    parent: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The pictures of one prompt, and the tree of texts about them. The first segment holds an `<image>` for each."""
+
+    scenes: tuple[Scene, ...]
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The shares of right and of circular rationales; the others are hallucinated."""
+
+    right: float = 1.0
+    circular: float = 0.0
+
+    def choose(
+        self, rng: random.Random, right: Callable[[], str], circular: Callable[[], str], wrong: Callable[[], str]
+    ) -> str:
+        """A rationale made by one of the three."""
+        share = rng.random()
+        if share < self.right:
+            return right()
+        return circular() if share < self.right + self.circular else wrong()
+
+
+def reply(prompt: str, target: str, weight: float = 1.0) -> Parts:
+    """A prompt and its continuation, which is the target."""
+    return ((prompt, 0.0), (f" {target}{EOS}", weight))
+
+
+def listing(prompt: str, pairs: Sequence[tuple[str, str]]) -> Parts:
+    """A prompt and a list of pairs, of which only the second elements are targets."""
+    listed = [part for given, target in pairs for part in ((f" {given}", 0.0), (f" {target}", 1.0))]
+    return ((prompt, 0.0), *listed, (EOS, 0.0))
+
+
+RIGHT = Mixture()
+
+# Pairs
+
+_ASK: dict[Language, tuple[tuple[str, str], tuple[str, str]]] = {
+    "en": (
+        ("where is what in the first picture?", "where is what in the second picture?"),
+        ("how many of each in the first picture?", "how many of each in the second picture?"),
+    ),
+    "de": (
+        ("was ist wo im ersten Bild?", "was ist wo im zweiten Bild?"),
+        ("wie viele wovon im ersten Bild?", "wie viele wovon im zweiten Bild?"),
+    ),
+}
+
+
+def list_places(scene: Scene, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+    """The objects that are the only ones of their kind, in random order, and where each is."""
+    alone = [item for item in scene.items if scene.count(item.kind) == 1]
+    chosen = rng.sample(alone, len(alone))
+    if language == "de":
+        return [(german.NOUNS[item.kind].singular, german.place(item)) for item in chosen]
+    return [(item.kind, item.place) for item in chosen]
+
+
+def list_counts(scene: Scene, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+    """The kinds of the scene and as many others, in random order, and the number of each."""
+    present = scene.kinds()
+    kinds = [*present, *rng.sample([kind for kind in KINDS if kind not in present], len(present))]
+    chosen = rng.sample(kinds, len(kinds))
+    if language == "de":
+        return [(german.NOUNS[kind].singular, german.NUMBERS[scene.count(kind)]) for kind in chosen]
+    return [(kind, NUMBERS[scene.count(kind)]) for kind in chosen]
+
+
+def pair_root(language: Language, rng: random.Random, *, ordered: float = 0.75) -> tuple[str, str]:
+    """The text with the pictures, and what comes before a question.
+
+    In a share `ordered` of the cases the pictures stand between the texts, else both come first.
+    """
+    if rng.random() < ordered:
+        one, two = rng.choice(PAIR_LEADS[language])
+        return f"Q: {one}{IMAGE}{two}{IMAGE}", ""
+    return f"{IMAGE}{IMAGE}", "Q: "
+
+
+def explain_pair(question: PairQuestion, pair: Pair, mixture: Mixture, rng: random.Random) -> str:
+    """Samples a rationale from the mixture."""
+    return mixture.choose(
+        rng,
+        lambda: pair_rationales.sample_correct(question, pair, rng),
+        lambda: pair_rationales.sample_circular(question, rng),
+        lambda: pair_rationales.sample_hallucinated(question, pair, rng),
+    )
+
+
+def pair_row(
+    rng: random.Random, *, lists: float, questions: int, rationales: int, mixtures: dict[Language, Mixture]
+) -> Row:
+    """Samples two scenes with `questions` questions in one of the languages, of which `rationales` are explained."""
+    language = rng.choice(pair_questions.LANGUAGES)
+    families = pair_questions.FAMILIES
+    first = pair_questions.sample_question(rng, rng.choice(families), language)
+    pair = pair_questions.sample_pair_for(first.query, first.meaning, rng)
+    asked = [first]
+    for family in rng.sample(families, len(families)):
+        if len(asked) >= questions:
+            break
+        if (more := pair_questions.make_question(pair, family, language, rng)) is not None:
+            asked.append(more)
+    root, before = pair_root(language, rng)
+    texts: list[Parts] = []
+    for number, scene in enumerate(pair):
+        for ask, make in zip(_ASK[language], (list_places, list_counts), strict=True):
+            if rng.random() < lists:
+                texts.append(listing(f"{before}{ask[number]} A:", make(scene, language, rng)))
+    texts += [reply(f"{before}{one.text} A:", one.answer, ANSWER) for one in asked]
+    for one in asked[:rationales]:
+        text = explain_pair(one, pair, mixtures[language], rng)
+        texts.append(reply(f"{before}{one.text} A: {one.answer}, seeing that", text))
+    return Row(pair, (Segment(((root, 0.0),), None), *(Segment(parts, 0) for parts in texts)))
+
+
+# Guard
+
+MISREAD = frozenset(list(KINDS)[::4])
+"""Kinds that a stage with `misread` takes for things that no rule is about, which is for the picks to mend."""
+
+
+def without_misread(scene: Scene) -> Scene:
+    """The scene as it looks to somebody who overlooks the kinds of `MISREAD`."""
+    return make_scene(scene.setting, scene.weather, scene.time, [i for i in scene.items if i.kind not in MISREAD])
+
+
+def explain_case(scene: Scene, policy: Policy, found: Assessment, mixture: Mixture, rng: random.Random) -> str:
+    """Samples a rationale from the mixture; a hallucinated one where too little is seen for a right one."""
+
+    def wrong() -> str:
+        return guard_rationales.sample_hallucinated(scene, policy, found, rng)
+
+    def right() -> str:
+        texts = guard_rationales.correct_rationales(scene, policy, found) if is_well_formed(scene) else []
+        return rng.choice(texts) if texts else wrong()
+
+    return mixture.choose(rng, right, lambda: guard_rationales.sample_circular(rng), wrong)
+
+
+def json_parts(found: Assessment, rationale: str) -> Parts:
+    """The JSON answer in pieces, of which rating and category weigh more."""
+    before, rest = policies.answer_json(found, rationale).split(found.rating, 1)
+    between, after = rest.split(found.category, 1)
+    return (
+        (f" {before}", 1.0),
+        (found.rating, ANSWER),
+        (between, 1.0),
+        (found.category, ANSWER),
+        (f"{after}{EOS}", 1.0),
+    )
+
+
+def list_rules(scene: Scene, policy: Policy) -> list[tuple[str, str]]:
+    """The categories of the policy in its order, and for each: what is seen of it, its status, whether it is broken."""
+    broken = policies.violations(scene, policy)
+    found = []
+    for rule in policy.rules:
+        items = CATEGORIES[rule.category].items(scene)
+        seen = items[0].kind if items else "nothing"
+        found.append((rule.category, f"{seen} {rule.status} {'broken' if rule.category in broken else 'kept'}"))
+    return found
+
+
+def guard_row(
+    rng: random.Random, *, lists: float, variants: int, answers: int, rationales: int, mixture: Mixture, misread: bool
+) -> Row:
+    """Samples a scene under one policy or two, each with `answers` answers and `rationales` after the gold fields."""
+    scene, policy, found = policies.sample_case(rng)
+    cases = [(policy, found)]
+    if variants > 1:
+        turned: policies.Rating = "Safe" if found.rating == "Unsafe" else "Unsafe"
+        other = policies.sample_policy_for(scene, turned, rng)
+        cases.append((other, policies.assess(scene, other) or found))
+    segments = [Segment(((IMAGE, 0.0),), None)]
+    for rules, gold in cases[:variants]:
+        top = len(segments)
+        segments.append(Segment(((f"{rules.text}\n", 0.0),), 0))
+        if rng.random() < lists:
+            segments.append(Segment(listing("Q: which rules count? A:", list_rules(scene, rules)), top))
+        looks = without_misread(scene) if misread else scene
+        said = policies.assess(looks, rules) or gold
+        for _ in range(answers):
+            text = explain_case(looks, rules, said, mixture, rng)
+            prompt = f"Q: {rng.choice(policies.QUESTIONS)} A:"
+            segments.append(Segment(((prompt, 0.0), *json_parts(said, text)), top))
+        for _ in range(rationales):
+            text = explain_case(scene, rules, gold, mixture, rng)
+            start = policies.answer_start(gold)
+            rest = policies.answer_json(gold, text).removeprefix(start)
+            prompt = f"Q: {rng.choice(policies.QUESTIONS)} A: {start}"
+            segments.append(Segment(((prompt, 0.0), (f"{rest}{EOS}", 1.0)), top))
+    return Row((scene,), tuple(segments))

@@ -1,0 +1,277 @@
+"""Trains the starter on rows that are generated during training, so that it never sees one twice.
+
+As in `illume.scenes.starter.training`, the vision tower first learns what each patch shows, by the likeness of the
+patch's feature to the embedding of the object's word, here in both languages. Then the model learns all three tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from illume.figure import Line, Panel, can_draw, draw
+from illume.files import replace_file, write_text
+from illume.model.loading import pick_device
+from illume.scenes.emoji import find_emoji, load_sprites
+from illume.scenes.german.nouns import NOUNS
+from illume.scenes.kinds import KINDS
+from illume.scenes.starter.architecture import build_processor, save_starter
+from illume.scenes.starter.curriculum import IGNORED, prefetch
+from illume.scenes.starter.training import label_token_ids, make_optimizer, patch_loss
+from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
+from illume.starter.curriculum import TASKS, Batch, Recipe, make_batch
+
+CHECKPOINT_EVERY = 100  # steps between checkpoints
+REPORT_EVERY = 25  # steps between report lines
+GERMAN_LABELS = (
+    (*(NOUNS[kind].singular for kind in KINDS), "nichts"),
+    ("links", "Mitte", "rechts"),
+    ("hinten", "vorne"),
+)
+"""The German words of `illume.scenes.starter.curriculum.PATCH_LABELS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The loss to minimise, the one of the patches, and the sum and number of target tokens of each task."""
+
+    total: torch.Tensor
+    patches: torch.Tensor
+    sums: torch.Tensor  # (tasks,)
+    counts: torch.Tensor  # (tasks,)
+
+
+def compute_losses(
+    model: LlavaForConditionalGeneration, batch: Batch, words: Sequence[Sequence[torch.Tensor]], seeing: float
+) -> Losses:
+    """The weighted mean cross-entropy of all target tokens, plus `seeing` times that of the patches.
+
+    `words` are the token ids of the patches' labels in each language.
+    """
+    where = model.device
+    pixels, patches = (torch.from_numpy(one).to(where) for one in (batch.pixels, batch.patches))
+    image = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
+    embed = model.get_input_embeddings()
+    parts = [patch_loss(image, [embed(one.to(where)) for one in group], patches) for group in words]
+    seen = torch.stack(parts).mean()
+    sums, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
+    if not batch.ids.size:
+        return Losses(seeing * seen, seen.detach(), sums, counts)
+    ids, labels, weights, tasks, positions, mask = (
+        torch.from_numpy(one).to(where)
+        for one in (batch.ids, batch.labels, batch.weights, batch.tasks, batch.positions, batch.mask)
+    )
+    texts = embed(ids)
+    pictures = (ids == model.config.image_token_id).unsqueeze(-1).expand_as(texts)
+    texts = texts.masked_scatter(pictures, image.to(texts.dtype))
+    hidden = model.model.language_model(
+        inputs_embeds=texts, attention_mask=mask, position_ids=positions, use_cache=False
+    ).last_hidden_state
+    is_target = labels[:, 1:] != IGNORED
+    logits = model.lm_head(hidden[:, :-1][is_target]).float()
+    each = F.cross_entropy(logits, labels[:, 1:][is_target], reduction="none")
+    owners = tasks[:, 1:][is_target]
+    sums = torch.zeros(len(TASKS), device=where).index_add(0, owners, each.detach())
+    counts = torch.bincount(owners, minlength=len(TASKS)).float()
+    shares = weights[:, 1:][is_target]
+    return Losses((each * shares).sum() / shares.sum() + seeing * seen, seen.detach(), sums, counts)
+
+
+def label_ids(tokenizer: PreTrainedTokenizerFast) -> list[list[torch.Tensor]]:
+    """The tokens of the patches' labels, in English and in German."""
+    return [label_token_ids(tokenizer), label_token_ids(tokenizer, GERMAN_LABELS)]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a run is, as stored in its checkpoint. `seconds` are those of all its processes."""
+
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    out: Path,
+    *,
+    recipe: Recipe,
+    emoji: Path | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    report: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Trains the starter into `out`, and returns the folder of the model.
+
+    A run that was interrupted goes on from its last checkpoint, and gives what it would have given. Raises ValueError
+    if `out` holds a run whose steps so far came from another recipe.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    where = pick_device(device)
+    sprites = load_sprites(find_emoji(emoji))
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(out, recipe.seed)
+    model = build_starter(tokenizer, recipe.seed).to(where)
+    optimizer = make_optimizer(model, recipe.learning_rate, recipe.weight_decay)
+    progress = _load_checkpoint(out / "checkpoint.pt", recipe, model, optimizer, where)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    report(f"{size:,} parameters, {len(tokenizer)} tokens, {recipe.steps} steps on {where}, from step {progress.step}")
+    _run_steps(model, optimizer, tokenizer, sprites, recipe, progress, out, report)
+    save_starter(model.cpu(), build_processor(tokenizer, CHAT_TEMPLATE), out / "model")
+    report(f"saved {out / 'model'} after {progress.seconds / 60:.0f} minutes")
+    return out / "model"
+
+
+def _tokenizer(out: Path, seed: int) -> PreTrainedTokenizerFast:
+    """The run's tokenizer: the one that is there, whole, or a new one."""
+    folder = out / "tokenizer"
+    if not folder.exists():
+        fresh = out / "tokenizer.part"
+        build_tokenizer(seed).save_pretrained(fresh)
+        fresh.rename(folder)
+    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return loaded
+
+
+def _run_steps(
+    model: LlavaForConditionalGeneration,
+    optimizer: torch.optim.AdamW,
+    tokenizer: PreTrainedTokenizerFast,
+    sprites: Mapping[str, Image.Image],
+    recipe: Recipe,
+    progress: _Progress,
+    out: Path,
+    report: Callable[[str], None],
+) -> None:
+    """Runs the remaining steps."""
+    model.train()
+    words = label_ids(tokenizer)
+    meter = _Meter()
+    first, started = progress.step, time.monotonic()
+    before = progress.seconds
+    make = partial(make_batch, recipe=recipe, tokenizer=tokenizer, sprites=dict(sprites))
+    for step, batch in enumerate(prefetch(make, range(first, recipe.steps)), start=first):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate_at(step)
+        stage, within = recipe.stage_at(step)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda"):
+            losses = compute_losses(model, batch, words, stage.seeing)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(losses.total)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        meter.add(losses)
+        done, last = step + 1, within + 1 == stage.steps
+        if done % REPORT_EVERY == 0 or last:
+            progress.curve.append({"step": done, "stage": stage.name} | meter.take())
+            rate = (done - first) / (time.monotonic() - started)
+            means = ", ".join(f"{name} {value}" for name, value in progress.curve[-1].items() if name != "step")
+            left = (recipe.steps - done) / rate / 60
+            report(f"step {done} of {recipe.steps}, {means}, {rate:.2f} steps/s, about {left:.0f} min left")
+        if done % CHECKPOINT_EVERY == 0 or last:
+            progress.step, progress.seconds = done, before + time.monotonic() - started
+            _save_checkpoint(out / "checkpoint.pt", recipe, model, optimizer, progress)
+            write_curve(out, {"recipe": recipe_as_json(recipe), "seconds": progress.seconds, "curve": progress.curve})
+            if last:
+                with replace_file(out / f"{stage.name}.pt") as file, (out / "checkpoint.pt").open("rb") as saved:
+                    shutil.copyfileobj(saved, file)
+
+
+class _Meter:
+    """Sums losses between two report lines."""
+
+    def __init__(self) -> None:
+        self._sums, self._counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
+        self._patches: list[float] = []
+
+    def add(self, losses: Losses) -> None:
+        self._sums += losses.sums.cpu()
+        self._counts += losses.counts.cpu()
+        self._patches.append(losses.patches.item())
+
+    def take(self) -> dict[str, float]:
+        """The mean of each task's target tokens, where there are any, and of the patches; starts anew."""
+        rows = zip(TASKS, self._sums.tolist(), self._counts.tolist(), strict=True)
+        means = {task: round(total / number, 4) for task, total, number in rows if number}
+        means["patches"] = round(sum(self._patches) / len(self._patches), 4)
+        self.__init__()  # type: ignore[misc]
+        return means
+
+
+def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON data."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return plain
+
+
+def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes the losses as numbers (`curve.json`) and, where matplotlib is installed, as a figure (`curve.svg`)."""
+    write_text(folder / "curve.json", json.dumps(content, indent=1) + "\n")
+    points = content["curve"]
+    panels = []
+    for title, names in (
+        ("Texts of a task: cross-entropy of a token", TASKS),
+        ("Patches: cross-entropy", ("patches",)),
+    ):
+        lines = [
+            Line(name, [(float(point["step"]), point[name]) for point in points if name in point], marks=False)
+            for name in names
+            if any(name in point for point in points)
+        ]
+        if lines:
+            panels.append(Panel(title, "step", lines))
+    if panels and can_draw():
+        write_text(folder / "curve.svg", draw(panels, title="Loss by step"))
+
+
+def _save_checkpoint(
+    path: Path, recipe: Recipe, model: LlavaForConditionalGeneration, optimizer: torch.optim.AdamW, progress: _Progress
+) -> None:
+    """Writes the checkpoint, whole or not at all."""
+    state = {
+        "recipe": recipe_as_json(recipe),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+    }
+    with replace_file(path) as file:
+        torch.save(state, file)
+
+
+def _load_checkpoint(
+    path: Path, recipe: Recipe, model: LlavaForConditionalGeneration, optimizer: torch.optim.AdamW, where: torch.device
+) -> _Progress:
+    """Loads the checkpoint if there is one. What the recipe says of stages that have not begun may have changed."""
+    if not path.is_file():
+        return _Progress()
+    state: dict[str, Any] = torch.load(path, map_location=where, weights_only=True)
+    progress = _Progress(**state["progress"])
+    if _begun(state["recipe"], progress.step) != _begun(recipe_as_json(recipe), progress.step):
+        raise ValueError(
+            f"{path} was made with another recipe (--share, --seed, or stages that have begun): use the same one, or "
+            "choose another folder"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return progress
+
+
+def _begun(recipe: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The recipe with only the stages that have begun before this step."""
+    kept, start = [], 0
+    for stage in recipe["stages"]:
+        if start < step:
+            kept.append(stage)
+        start += stage["steps"]
+    return {**recipe, "stages": kept}

@@ -1,0 +1,165 @@
+"""What the model reads and writes: packed rows have the loss of separate texts, and the parts keep their order."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerFast
+
+from illume.guard.policies import CATEGORIES, parse_answer
+from illume.scenes.emoji import load_sprites
+from illume.scenes.kinds import KINDS
+from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS, build_processor
+from illume.scenes.starter.curriculum import IGNORED
+from illume.starter.architecture import CHAT_TEMPLATE, CONTEXT, build_starter, build_tokenizer
+from illume.starter.curriculum import EXPLAINING, MIXING, READING, SEEING, TASKS, Recipe, make_batch, sample_rows
+from illume.starter.texts import GERMAN_WORDS, MISREAD, Mixture, guard_row, without_misread
+from illume.starter.training import compute_losses, label_ids
+
+SMALL = replace(EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, rationales=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer(n=700)
+
+
+class TestTokenizer:
+    def test_spells_any_script(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        for text in ("नमस्ते दुनिया", "مرحبا", "这是一只狗", "Größe: 3 µm", "👩‍👩‍👧 \x00\x7f", "<image-ish>"):
+            assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+    def test_every_kind_is_a_word_in_both_languages(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        ids = tokenizer([f" {word}" for word in (*KINDS, *GERMAN_WORDS)], add_special_tokens=False)["input_ids"]
+        assert [len(one) for one in ids] == [1] * len(ids)
+
+    def test_size(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        model = build_starter(tokenizer)
+        parameters = sum(one.numel() for one in model.parameters())
+        assert parameters <= 10_000_000
+        assert 2 * parameters <= 20 * 2**20
+        assert model.config.text_config.max_position_embeddings >= 1536
+        assert tokenizer.model_max_length == CONTEXT
+
+
+class TestChatTemplate:
+    def test_parts_keep_their_order(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        processor = build_processor(tokenizer, CHAT_TEMPLATE)
+        parts = [
+            {"type": "text", "text": "Q: the first picture:"},
+            {"type": "image"},
+            {"type": "text", "text": "the second picture:"},
+            {"type": "image"},
+            {"type": "text", "text": "which one?"},
+            {"type": "text", "text": "A:"},
+        ]
+        turn = {"role": "user", "content": parts}
+        text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        assert text == "Q: the first picture:<image>the second picture:<image>which one? A:"
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "the first"}]}
+        full = processor.apply_chat_template([turn, answer], tokenize=False)
+        assert full == f"{text} the first<eos>"
+
+
+class TestPacking:
+    def test_loss_equals_that_of_separate_texts(self, emoji: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        """The ordinary forward pass on each path of the tree, with its pictures in their places, has the same loss."""
+        sprites = load_sprites(emoji)
+        recipe = Recipe(stages=(SMALL,), seed=3)
+        batch = make_batch(0, recipe=recipe, tokenizer=tokenizer, sprites=sprites)
+        model = build_starter(tokenizer).eval()
+        with torch.inference_mode():
+            packed = compute_losses(model, batch, label_ids(tokenizer), 0.0)
+            separate = [0.0] * len(TASKS)
+            counted = [0] * len(TASKS)
+            pixels = torch.from_numpy(batch.pixels)
+            image = tokenizer.convert_tokens_to_ids(IMAGE)
+            pictures_before = 0
+            for sequence in range(len(batch.ids)):
+                ids = torch.from_numpy(batch.ids[sequence])
+                sees = torch.from_numpy(batch.mask[sequence, 0])
+                labels = torch.from_numpy(batch.labels[sequence])
+                number_of = torch.cumsum((ids == image).long(), 0)  # image tokens up to each place
+                ends = [
+                    place
+                    for place in range(len(ids))
+                    if labels[place] != IGNORED
+                    and not (sees[place + 1 :, place] & (labels[place + 1 :] != IGNORED)).any()
+                ]
+                for end in ends:
+                    path = torch.nonzero(sees[end]).flatten()
+                    own = ids[path]
+                    targets = labels[path].clone()
+                    numbers = sorted({(int(number_of[p]) - 1) // IMAGE_TOKENS for p in path if ids[p] == image})
+                    logits = model(
+                        input_ids=own[None],
+                        attention_mask=torch.ones_like(own)[None],
+                        pixel_values=pixels[[pictures_before + number for number in numbers]],
+                    ).logits[0]
+                    loss = F.cross_entropy(logits[:-1], targets[1:], ignore_index=IGNORED, reduction="sum")
+                    task = int(batch.tasks[sequence, end])
+                    separate[task] += float(loss)
+                    counted[task] += int((targets[1:] != IGNORED).sum())
+                pictures_before += int(number_of[-1]) // IMAGE_TOKENS
+        assert packed.counts.tolist() == counted
+        assert min(counted) > 10
+        assert packed.sums.tolist() == pytest.approx(separate, rel=1e-4)
+
+    def test_batch_depends_on_seed_and_step_only(self, emoji: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        sprites = load_sprites(emoji)
+        recipes = [Recipe(stages=(replace(SEEING, steps=steps, pictures=1), SMALL)) for steps in (1, 5)]
+        one, two = (
+            make_batch(recipe.stages[0].steps + 2, recipe=recipe, tokenizer=tokenizer, sprites=sprites)
+            for recipe in recipes
+        )
+        assert (one.ids == two.ids).all()
+        assert (one.pixels == two.pixels).all()
+        other = make_batch(4, recipe=recipes[0], tokenizer=tokenizer, sprites=sprites)
+        assert one.ids.shape != other.ids.shape or (one.ids != other.ids).any()
+
+
+class TestRows:
+    def test_fit_the_context(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        rng = random.Random(1)
+        for task, row in (one for stage in (READING, MIXING) for _ in range(3) for one in sample_rows(stage, rng)):
+            tree = [sum(len(tokenizer(t)["input_ids"]) for t, _ in one.parts) for one in row.segments]
+            policies = [
+                size for size, one in zip(tree, row.segments, strict=True) if task == "guard" and one.parent == 0
+            ]
+            assert all(size < 400 for size in policies)
+            assert sum(tree) + IMAGE_TOKENS * len(row.scenes) <= 1024
+
+    def test_guard_answers_are_json(self) -> None:
+        rng = random.Random(2)
+        for misread in (False, True):
+            row = guard_row(
+                rng, lists=1, variants=2, answers=1, rationales=1, mixture=Mixture(0.3, 0.25), misread=misread
+            )
+            for segment in row.segments:
+                text = "".join(part for part, _ in segment.parts)
+                if '{"rating"' in text:
+                    answer = text[text.index("{") :].removesuffix("<eos>")
+                    assert parse_answer(answer) is not None, answer
+                    assert list(json.loads(answer)) == ["rating", "category", "rationale"]
+
+    def test_misread_kinds_belong_to_no_rule(self) -> None:
+        rng = random.Random(3)
+        row = guard_row(rng, lists=1, variants=1, answers=1, rationales=1, mixture=Mixture(), misread=True)
+        left = without_misread(row.scenes[0])
+        assert not {item.kind for item in left.items} & MISREAD
+        assert 0.2 <= len(MISREAD) / len(KINDS) <= 0.3
+        groups = [[k for k in KINDS if c.has(KINDS[k].traits, k)] for c in CATEGORIES.values()]
+        assert sum(any(kind in MISREAD for kind in group) for group in groups) >= 6
+
+    def test_mixture(self) -> None:
+        rng = random.Random(4)
+        mixture = Mixture(0.3, 0.25)
+        said = [mixture.choose(rng, lambda: "right", lambda: "circular", lambda: "wrong") for _ in range(4000)]
+        shares = [said.count(word) / 4000 for word in ("right", "circular", "wrong")]
+        assert shares == pytest.approx([0.3, 0.25, 0.45], abs=0.03)

@@ -1,0 +1,100 @@
+"""A run that is killed goes on from its last checkpoint, and gives what it would have given without."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from illume.starter import training
+from illume.starter.__main__ import main
+from illume.starter.architecture import build_tokenizer
+from illume.starter.curriculum import MIXING, SEEING, Recipe
+
+TINY = Recipe(
+    stages=(
+        replace(SEEING, steps=2, pictures=2),
+        replace(MIXING, steps=3, rates=(0.5, 0.1), scenes=1, pairs=1, guard=1, questions=1, rationales=1),
+    ),
+    warmup=2,
+)
+
+
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "build_tokenizer", lambda seed: build_tokenizer(seed, n=60))
+    monkeypatch.setattr(training, "prefetch", lambda make, steps: map(make, steps))  # without the data process
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(training, "REPORT_EVERY", 1)
+
+
+def _train(out: Path, emoji: Path, recipe: Recipe = TINY) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(
+        training.train(out, recipe=recipe, emoji=emoji, threads=1) / "model.safetensors"
+    )
+    return found
+
+
+class TestResuming:
+    def test_equals_the_whole_run(self, emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Killed before the checkpoint of the fourth step is in its place, and again in the middle of the last step."""
+        whole = _train(tmp_path / "whole", emoji)
+        save, compute, calls = training._save_checkpoint, training.compute_losses, []
+
+        def save_or_die(path: Path, recipe: Recipe, model: object, optimizer: object, progress: object) -> None:
+            if training_step(progress) == 4:
+                raise Killed
+            save(path, recipe, model, optimizer, progress)  # type: ignore[arg-type]
+
+        def training_step(progress: object) -> int:
+            return int(progress.step)  # type: ignore[attr-defined]
+
+        monkeypatch.setattr(training, "_save_checkpoint", save_or_die)
+        with pytest.raises(Killed):
+            _train(tmp_path / "cut", emoji)
+        monkeypatch.setattr(training, "_save_checkpoint", save)
+        assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["progress"]["step"] == 3
+
+        def compute_or_die(*arguments: object) -> object:
+            calls.append(1)
+            if len(calls) == 2:
+                raise Killed
+            return compute(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(training, "compute_losses", compute_or_die)
+        with pytest.raises(Killed):
+            _train(tmp_path / "cut", emoji)
+        monkeypatch.setattr(training, "compute_losses", compute)
+        resumed = _train(tmp_path / "cut", emoji)
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        curves = [json.loads((tmp_path / name / "curve.json").read_text())["curve"] for name in ("whole", "cut")]
+        assert curves[0] == curves[1]
+        assert [point["stage"] for point in curves[0]] == ["seeing", "seeing", "mixing", "mixing", "mixing"]
+        assert {"scenes", "pairs", "guard", "patches"} <= set(curves[0][-1])
+        assert "scenes" not in curves[0][0]
+        assert (tmp_path / "cut" / "curve.svg").is_file()
+        assert {"seeing.pt", "mixing.pt"} <= {path.name for path in (tmp_path / "cut").iterdir()}
+
+    def test_only_stages_to_come_may_change(self, emoji: Path, tmp_path: Path) -> None:
+        first = replace(TINY, stages=TINY.stages[:1])
+        _train(tmp_path, emoji, first)
+        other = replace(TINY, stages=(replace(TINY.stages[0], pictures=3), TINY.stages[1]))
+        with pytest.raises(ValueError, match="another recipe"):
+            _train(tmp_path, emoji, other)
+        changed = replace(TINY, stages=(TINY.stages[0], replace(TINY.stages[1], steps=1)))
+        _train(tmp_path, emoji, changed)
+        assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == 3
+
+
+class TestCommand:
+    def test_says_what_is_wrong(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", "--out", str(tmp_path / "out"), "--emoji", str(tmp_path)]) == 1
+        assert "does not contain" in capsys.readouterr().err
