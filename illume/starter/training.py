@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from illume.figure import Line, Panel, can_draw, draw
+from illume.figure import Line, Panel, draw
 from illume.files import replace_file, write_text
 from illume.model.loading import pick_device
 from illume.scenes.emoji import find_emoji, load_sprites
@@ -216,7 +216,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes the losses as numbers (`curve.json`) and, where matplotlib is installed, as a figure (`curve.svg`)."""
+    """Writes the losses as numbers (`curve.json`) and as a figure (`curve.svg`)."""
     write_text(folder / "curve.json", json.dumps(content, indent=1) + "\n")
     points = content["curve"]
     panels = []
@@ -231,7 +231,7 @@ def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
         ]
         if lines:
             panels.append(Panel(title, "step", lines))
-    if panels and can_draw():
+    if panels:
         write_text(folder / "curve.svg", draw(panels, title="Loss by step"))
 
 
