@@ -60,31 +60,31 @@ def test_the_whole_way(visitor: Visitor, scenes: world.World, size: tuple[int, i
     shoot(page, f"{name}-1-choose")
 
     # An unreadable file is reported beside the file field.
-    page.get_by_label("File of prompts").set_input_files({"name": "x.zip", "mimeType": "", "buffer": archive({})})
-    page.get_by_role("button", name="Look at it").press("Enter")
+    page.get_by_label("Prompts file").set_input_files({"name": "x.zip", "mimeType": "", "buffer": archive({})})
+    page.get_by_role("button", name="Preview").press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("must hold one table")
-    expect(page.get_by_label("File of prompts")).to_have_accessible_description(re.compile("must hold one table"))
+    expect(page.get_by_label("Prompts file")).to_have_accessible_description(re.compile("must hold one table"))
 
-    page.get_by_label("File of prompts").set_input_files({"name": "trees.zip", "mimeType": "", "buffer": a_file()})
-    page.get_by_label("Split of rows that name none").select_option("val")
-    page.get_by_role("button", name="Look at it").press("Enter")
-    expect(page.get_by_text("Nothing is taken in yet")).to_be_visible()
-    expect(page.get_by_text("8 of the first 8 would be rejected")).to_be_visible()
+    page.get_by_label("Prompts file").set_input_files({"name": "trees.zip", "mimeType": "", "buffer": a_file()})
+    page.get_by_label("Split for rows without one").select_option("val")
+    page.get_by_role("button", name="Preview").press("Enter")
+    expect(page.get_by_text("Nothing has been imported yet")).to_be_visible()
+    expect(page.get_by_text("8 of the first 8 rows would be rejected")).to_be_visible()
     shoot(page, f"{name}-2-columns")
 
     for column, target in (("pic", "Image"), ("frage", "Question"), ("antwort", "Answer")):
         page.get_by_label(column, exact=True).select_option(target)
-    page.get_by_label("why", exact=True).select_option("Reference rationale")
-    page.get_by_role("button", name="Look again").press("Enter")
-    expect(page.get_by_text("2 of the first 8 would be rejected")).to_be_visible()
+    page.get_by_label("why", exact=True).select_option("Reference explanation")
+    page.get_by_role("button", name="Refresh preview").press("Enter")
+    expect(page.get_by_text("2 of the first 8 rows would be rejected")).to_be_visible()
     expect(page.get_by_text("There is no file 'images/none.png' in the zip or folder.")).to_be_visible()
     expect(page.get_by_text("a <b>tree</b>").first).to_be_visible()  # shown as text, not as markup
     no_sideways_scroll(page)
     assert axe_violations(page) == []
     shoot(page, f"{name}-3-looked")
 
-    page.get_by_role("button", name="Import it").press("Enter")
-    expect(page.get_by_role("status").filter(has_text="It waits for a worker.")).to_be_visible()
+    page.get_by_role("button", name="Start import").press("Enter")
+    expect(page.get_by_role("status").filter(has_text="Waiting for a worker.")).to_be_visible()
     with visit.site.sessions() as session:
         import_id = session.query(Import.id).one()[0]
         assert session.get_one(Import, import_id).state is ImportState.queued
@@ -92,7 +92,7 @@ def test_the_whole_way(visitor: Visitor, scenes: world.World, size: tuple[int, i
     expect(page.get_by_text("200 of 331")).to_be_visible()
     shoot(page, f"{name}-4-going")
     run_import(import_id, worker="w", check=lambda: None)
-    expect(page.get_by_role("status").filter(has_text="It is done.")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="Done.")).to_be_visible()
     rejected = page.get_by_role("table").get_by_role("row")
     expect(rejected).to_have_count(4)
     expect(rejected.nth(3)).to_contain_text("not valid JSON")
@@ -105,7 +105,7 @@ def test_the_whole_way(visitor: Visitor, scenes: world.World, size: tuple[int, i
     assert [line.split(",")[0] for line in lines] == ["line", "2", "8", "331"]
 
     page.reload()
-    expect(page.get_by_role("status").filter(has_text="It is done.")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="Done.")).to_be_visible()
     with visit.site.sessions() as session:
         added = session.query(Prompt).filter_by(project_id=scenes.project_id, split="val").all()
         assert len(added) == 328
@@ -118,11 +118,11 @@ def test_a_draft_is_discarded_and_a_template_downloaded(visitor: Visitor, scenes
     with page.expect_download() as download:
         page.get_by_role("link", name="zip", exact=True).click()
     template = Path(download.value.path()).read_bytes()
-    page.get_by_label("File of prompts").set_input_files({"name": "prompts.zip", "mimeType": "", "buffer": template})
-    page.get_by_role("button", name="Look at it").click()
-    expect(page.get_by_text("All of the first 2 would be taken in.")).to_be_visible()
+    page.get_by_label("Prompts file").set_input_files({"name": "prompts.zip", "mimeType": "", "buffer": template})
+    page.get_by_role("button", name="Preview").click()
+    expect(page.get_by_text("All of the first 2 rows would be imported.")).to_be_visible()
     page.on("dialog", lambda question: question.accept())
     page.get_by_role("button", name="Discard").click()
-    expect(page.get_by_text("nothing of it was taken in")).to_be_visible()
+    expect(page.get_by_text("Nothing was imported")).to_be_visible()
     with visit.site.sessions() as session:
         assert session.query(Import).count() == 0

@@ -65,7 +65,7 @@ def test_from_an_empty_project_to_pandas(
         page.locator(f"#answer-{number}").fill("a bird")
         page.locator("details", has=page.locator(f"#candidates-{number}")).locator("summary").click()
         page.locator(f"#candidates-{number}").fill("it has feathers\nit is a bird")
-    page.get_by_role("button", name="Add the prompts").click()
+    page.get_by_role("button", name="Add prompts").click()
     expect(page.get_by_role("rowheader")).to_have_count(2)
     check(page)
 

@@ -17,8 +17,8 @@ def test_one_is_added(visitor: Visitor, scenes: world.World) -> None:
     page = visit.sign_in(scenes.admin, to=f"/admin/projects/{scenes.slug}/settings")
     page.get_by_role("link", name="Webhooks").click()
     page.get_by_label("Address").fill("https://8.8.8.8/hook")
-    page.get_by_label("an import has ended").check()
-    page.get_by_role("button", name="Add the webhook").press("Enter")
+    page.get_by_label("an import ends").check()
+    page.get_by_role("button", name="Add webhook").press("Enter")
     expect(page.locator("#secret")).to_contain_text("whsec_")
     no_sideways_scroll(page)
     assert axe_violations(page) == []

@@ -203,7 +203,7 @@ def _require_another_admin(session: Session, user: User) -> None:
         select(User.id).where(User.role == Role.admin, User.disabled_at.is_(None)).order_by(User.id).with_for_update()
     )
     if not [other for other in others if other != user.id]:
-        raise Conflict("This is the last admin: make another person an admin first.")
+        raise Conflict("This is the last admin. Make someone else an admin first.")
 
 
 # Tokens

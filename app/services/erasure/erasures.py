@@ -102,7 +102,7 @@ def _get_erasable_person(session: Session, actor: Actor, user_id: int) -> User:
     require_admin(actor)
     user = users.get_user(session, actor, user_id)
     if user.erased_at is not None:
-        raise NotFound("This person was erased already.")
+        raise NotFound("This person has already been erased.")
     if user.id == actor.user_id:
         raise Conflict("You cannot erase yourself: ask another admin.")
     return user
@@ -214,7 +214,7 @@ def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
         session,
         and_(Import.project_id == project.id, Import.finished_at.is_(None)),
         state=ImportState.failed,
-        error="The project was erased.",
+        error="The project has been erased.",
         finished_at=func.now(),
     )
     project.slug, project.name, project.erased_at = f"erased-{project.id}", "erased", func.now()

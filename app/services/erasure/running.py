@@ -154,7 +154,7 @@ def _steps_of_project(subject: str) -> Iterator[Step]:
     def wait_for_round(session: Session) -> dict[str, int]:
         active = rounds.active_round(session, session.get_one(Project, project_id))
         if active is not None:
-            raise ErasureBlocked(f"Round {active.number} of the project has not ended yet.")
+            raise ErasureBlocked(f"Round {active.number} of the project is still running.")
         return {}
 
     def prompts(session: Session) -> dict[str, int]:

@@ -268,13 +268,15 @@ def _snapshot(session: Session, project: Project, request: ExportRequest) -> Sna
     if request.round is not None:
         of_round = session.get_one(Round, _known(session, project, Round, request.round, "round"))
         if of_round.snapshot_id is None:
-            raise Invalid(f"round: the snapshot of round {of_round.number} is not made yet.", field="round")
+            raise Invalid(
+                f"round: the snapshot of training round {of_round.number} has not been taken yet.", field="round"
+            )
         return session.get_one(Snapshot, of_round.snapshot_id)
     if request.snapshot is None:
         return None
     found = session.get_one(Snapshot, _known(session, project, Snapshot, request.snapshot, "snapshot"))
     if not found.prepared:
-        raise Invalid(f"snapshot: snapshot {found.number} is not made yet.", field="snapshot")
+        raise Invalid(f"snapshot: snapshot {found.number} has not been taken yet.", field="snapshot")
     return found
 
 

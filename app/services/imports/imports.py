@@ -133,7 +133,7 @@ def start_import(session: Session, actor: Actor, import_id: int) -> Import:
     found = get_import(session, actor, import_id)
     session.refresh(found, with_for_update=True)
     if found.state is not ImportState.draft:
-        raise Conflict("This import was started already.")
+        raise Conflict("This import has already been started.")
     missing = find_missing(ImportPlan.from_json(found.plan))
     if missing:
         raise Invalid(missing, field="mapping")
@@ -156,7 +156,7 @@ def change_plan(
     """Change what the columns of a draft mean. Raises `Invalid`, `Conflict`."""
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
-        raise Conflict("This import was started already: import the file again with other columns.")
+        raise Conflict("This import has already been started: import the file again with other columns.")
     plan = ImportPlan.from_json(found.plan)
     unknown = next((column for column in columns if column not in plan.columns), None)
     if unknown is not None:
@@ -182,7 +182,7 @@ def give_images(
     found = get_import(session, actor, import_id)
     session.refresh(found, with_for_update=True)
     if found.state is not ImportState.draft:
-        raise Conflict("This import was started already.")
+        raise Conflict("This import has already been started.")
     if not files:
         raise Invalid("Choose a zip or pictures first.", field="images")
     with tempfile.NamedTemporaryFile() as kept:
@@ -191,7 +191,7 @@ def give_images(
         else:
             write_pictures(files, kept, limit)
         if not zipfile.is_zipfile(kept.name):
-            raise Invalid("The images are no zip that can be read.", field="images")
+            raise Invalid("The images are not a readable zip.", field="images")
         found.images_key = get_store().put_file(Path(kept.name))
     session.flush()
     preview_rows(found)  # raises where the zip cannot be opened
@@ -220,7 +220,7 @@ def discard_import(session: Session, actor: Actor, import_id: int) -> None:
     """Discard a draft. Raises `Conflict` if it was started."""
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
-        raise Conflict("This import was started already.")
+        raise Conflict("This import has already been started.")
     audit.record(session, actor, "import.discard", f"import:{found.id}", found.project_id)
     session.delete(found)
     session.flush()

@@ -181,9 +181,9 @@ def find_missing(plan: ImportPlan) -> str:
         return ""
     targets = set(plan.columns.values())
     if Target.image not in targets and KEY_COLUMN not in plan.columns:
-        return "No column names the images: choose the one that does."
+        return "Choose the column that names the images."
     if Target.question not in targets and not plan.question:
-        return "No column is the question: choose one, or give a question for rows that have none."
+        return "Choose the column with the question, or enter a question for rows without one."
     return ""
 
 

@@ -217,7 +217,10 @@ def reject_leaks(
         other = find_leak(item, splits) if isinstance(item, PromptIn) else None
         if other is not None:
             kept.append(
-                Invalid(f"split: its image is in the split '{other}' already, which would leak.", field="split")
+                Invalid(
+                    f"split: its image is already in the split '{other}', and an image may be in only one.",
+                    field="split",
+                )
             )
             continue
         kept.append(item)

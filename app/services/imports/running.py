@@ -135,7 +135,7 @@ def _claim(session: Session, import_id: int, worker: str) -> ImportClaim | None:
         done=row.done,
     )
     if row.tries > MAX_TRIES:
-        _close(session, row, ImportState.failed, f"Broken off {MAX_TRIES} times behind row {row.done}: see the log.")
+        _close(session, row, ImportState.failed, f"Stopped {MAX_TRIES} times after row {row.done}: see the log.")
         return None
     return claim
 

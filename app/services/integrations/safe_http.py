@@ -139,16 +139,16 @@ def find_place(url: str, reach: Reach, *, seconds: float = RESOLVE_SECONDS) -> P
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise Invalid("This is no web address.", field="url") from error
+        raise Invalid("This is not a web address.", field="url") from error
     if parts.scheme not in reach.schemes or not parts.hostname:
         raise Invalid(
             f"A web address must begin with {' or '.join(f'{one}://' for one in reach.schemes)}.", field="url"
         )
     if parts.username is not None or parts.password is not None:
-        raise Invalid("A web address must hold no name or password.", field="url")
+        raise Invalid("A web address must not contain a user name or password.", field="url")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not url.isascii() or any(letter <= " " or letter == "\x7f" for letter in url):
-        raise Invalid("A web address has ASCII letters only and no blanks: write others as %XX.", field="url")
+        raise Invalid("A web address has only ASCII characters and no spaces: write others as %XX.", field="url")
     port = port or (443 if parts.scheme == "https" else 80)
     try:
         addresses = resolve_within(reach, parts.hostname, port, seconds)

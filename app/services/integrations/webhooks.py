@@ -104,7 +104,7 @@ def add_webhook(
 
 def _check_count(session: Session) -> None:
     if (session.scalar(select(func.count()).select_from(Webhook)) or 0) >= MAX_WEBHOOKS:
-        raise Conflict(f"There are {MAX_WEBHOOKS} webhooks already: remove one first.")
+        raise Conflict(f"There are already {MAX_WEBHOOKS} webhooks: remove one first.")
 
 
 def check_events(events: Sequence[str]) -> list[str]:

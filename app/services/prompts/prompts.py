@@ -175,7 +175,7 @@ def _compare(prompt: Prompt, item: PromptIn) -> AddResult:
     if same:
         return AddResult(prompt)
     error = Conflict(
-        f"A prompt with external_id '{item.external_id}' exists already with another question, answer, split or "
+        f"A prompt with external_id '{item.external_id}' already exists with another question, answer, split or "
         "images: change that one instead.",
         field="external_id",
     )

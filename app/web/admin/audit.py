@@ -19,6 +19,7 @@ from app.services.kernel.text_rules import check_time
 from app.services.projects import projects
 from app.web.access import Me
 from app.web.rendering import page, shell_for
+from app.web.words import ACTION_WORDS, SUBJECT_WORDS
 
 router = APIRouter()
 PAGE_SIZE = 100
@@ -54,7 +55,7 @@ class AuditView:
 
     who: str
     kind: str
-    kinds: tuple[str, ...]
+    kinds: tuple[tuple[str, str], ...]
     project: str
     projects: tuple[tuple[str, str], ...]
     since: str
@@ -104,12 +105,12 @@ def audit_view(session: Session, actor: Actor, filters: AuditFilters, before: st
     return AuditView(
         who=filters.person,
         kind=filters.kind,
-        kinds=tuple(audit.list_subject_kinds(session, actor)),
+        kinds=tuple((kind, SUBJECT_WORDS.get(kind, kind)) for kind in audit.list_subject_kinds(session, actor)),
         project=filters.project,
         projects=tuple((one.slug, one.name) for one in projects.list_projects(session, actor)),
         since=filters.since,
         until=filters.until,
-        problem=f"{unreadable[0]} is no day: write 2026-01-31. All days are shown." if unreadable else "",
+        problem=f"{unreadable[0]} is not a date: write it as 2026-01-31. All days are shown." if unreadable else "",
         filtered=any(fields.values()),
         rows=tuple(audit_row(one) for one in events),
         next="?" + urlencode({**fields, "before": events[-1].id}) if len(events) == PAGE_SIZE else "",
@@ -130,12 +131,18 @@ def audit_row(one: AuditEntry) -> AuditRow:
     return AuditRow(
         at=one.at,
         who=one.who or "the system",
-        action=one.action,
-        subject=one.subject,
+        action=ACTION_WORDS.get(one.action, one.action),
+        subject=subject_words(one.subject),
         url=subject_url(one),
         project=one.project or "",
         data=", ".join(f"{name} {_format_value(value)}" for name, value in one.data.items()),
     )
+
+
+def subject_words(subject: str) -> str:
+    """The subject of an event, such as `gold:3`, in the words of the pages."""
+    kind, _, number = subject.partition(":")
+    return f"{SUBJECT_WORDS.get(kind, kind)} {number}"
 
 
 def _format_value(value: object) -> str:

@@ -29,16 +29,16 @@ from app.web.rendering import page, shell_for
 router = APIRouter()
 ROLE_OPTIONS = (
     ("critic", "critic: judges"),
-    ("reviewer", "reviewer: sees all, decides on prompts"),
-    ("viewer", "viewer: sees all"),
-    ("admin", "admin: may do everything"),
+    ("reviewer", "reviewer: sees everything, decides reviews"),
+    ("viewer", "viewer: sees everything"),
+    ("admin", "admin: can do everything"),
 )
 NOT_A_MEMBER = ""
 MOST_INVITATIONS = 100
-IN_NO_PROJECT = "They are in no project yet: they have nothing to do until you add them to one."
+IN_NO_PROJECT = "They do not belong to a project yet, and have nothing to do until you add them to one."
 LINK_TITLES = {
-    LinkPurpose.invitation: "Send this link to {}: they choose their password with it, once, within 7 days.",
-    LinkPurpose.password: "Send this link to {}: they choose a new password with it, once, within a day.",
+    LinkPurpose.invitation: "Send this link to {}. It lets them choose a password once, within 7 days.",
+    LinkPurpose.password: "Send this link to {}. It lets them choose a new password once, within a day.",
 }
 
 
@@ -141,7 +141,7 @@ def list_page(
         "Email",
         "area",
         typed.email,
-        help="One or several, each on a line of its own. For each a link to choose a password is made, to be sent.",
+        help="One or more, each on its own line. You get a link for each person, with which they choose a password.",
         rows=2,
         problem=problem("email"),
         required=True,
@@ -190,7 +190,7 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Respo
     typed, role, slugs = text_of(form, "email"), text_of(form, "role"), tuple(texts_of(form, "projects"))
     addresses = tuple(dict.fromkeys(re.split(r"[\s,;]+", typed.strip())))
     if len(addresses) > MOST_INVITATIONS:
-        error: Invalid | Conflict = Invalid(f"At most {MOST_INVITATIONS} people at once.", field="email")
+        error: Invalid | Conflict = Invalid(f"Add at most {MOST_INVITATIONS} people at once.", field="email")
         return list_page(request, session, who, UserForm(typed, role, slugs, error.detail, "email"), status=422)
     secrets: list[Secret] = []
     problems: dict[str, Invalid | Conflict] = {}

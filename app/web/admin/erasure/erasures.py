@@ -26,17 +26,17 @@ Kind = Literal["users", "images", "projects"]
 TITLES = {"users": "Erase {}", "images": "Erase this image", "projects": "Erase the project {}"}
 BACK = {"users": "/admin/users/{}", "images": "/admin", "projects": "/admin/projects/{}/settings"}
 EXPLANATIONS = {
-    "users": "Their address, password, tokens and memberships go at once, and soon after all that they said: picks, "
-    "own words, comments, times, notes. Their slots are free for others, so that prompts may be judged again.",
-    "images": "The image goes, and in every project the prompts that show it, with their questions, candidates and "
+    "users": "Their address, password, tokens and memberships are erased at once, and soon after everything they said: "
+    "picks, their own explanations, comments, times and notes. Other critics can then judge those prompts again.",
+    "images": "The image, and in every project the prompts that show it, with their questions, explanations and "
     "verdicts.",
-    "projects": "Prompts, candidates, verdicts, imports, settings, adapters and the images that no other project shows "
-    "go. What is left of its rounds and versions is numbers.",
+    "projects": "Prompts, explanations, verdicts, imports, settings, adapters, and images that no other project shows. "
+    "Only figures remain of its training rounds and versions.",
 }
 WHAT_STAYS = (
-    "Snapshots keep their hashes, put tombstones where something was, and say how many; rounds that used them can no "
-    "longer be rerun exactly. Models that learned from it stay as they are, as do copies that were taken elsewhere: "
-    "exports, backups, what webhooks told."
+    "Snapshots keep their hashes and show how many rows have been erased; training rounds that used them can no longer "
+    "be repeated exactly. Models trained on this data are not changed, nor are copies made elsewhere: exports, backups "
+    "and webhook deliveries."
 )
 NAMES = ("verdicts", "prompts", "images", "snapshots", "redacted", "tokens", "adapters", "uploads")
 
@@ -84,7 +84,7 @@ def confirm_page(
     """What would be lost, with the form that confirms it."""
     loss = find_loss(session, who.actor, kind, subject)
     counts = tuple((name, getattr(loss, name)) for name in ("verdicts", "prompts", "images", "tokens", "snapshots"))
-    names = {"snapshots": "snapshots touched"} | ({"images": "images, or more"} if loss.images_at_least else {})
+    names = {"snapshots": "snapshots affected"} | ({"images": "images, at least"} if loss.images_at_least else {})
     view = EraseView(
         title=TITLES[kind].format(loss.name),
         words=EXPLANATIONS[kind],
@@ -113,7 +113,7 @@ def erase(request: Request, session: SessionDep, who: Poster, form: Form, kind: 
     loss = find_loss(session, who.actor, kind, subject)
     wanted = "erase" if kind == "images" else loss.name
     if text_of(form, "typed").strip() != wanted:
-        problem = f"Nothing was erased: type {wanted} to confirm."
+        problem = f"Nothing has been erased: type {wanted} to confirm."
         return confirm_page(request, session, who, kind, subject, problem=problem, status=422)
     try:
         if kind == "users":
@@ -132,7 +132,7 @@ def erase(request: Request, session: SessionDep, who: Poster, form: Form, kind: 
 def index(request: Request, session: SessionDep, who: Me) -> Response:
     """List erasures, the newest first."""
     found = erasures.list_erasures(session, who.actor, limit=200).items
-    shell = shell_for(request, who.actor, who.csrf_token, title="Erased", section="users")
+    shell = shell_for(request, who.actor, who.csrf_token, title="Erasures", section="users")
     return page("admin/erasure/erasures.html", shell=shell, view=tuple(erasure_row(one) for one in found))
 
 

@@ -37,20 +37,20 @@ PREVIEW_ROWS = 10
 LONGEST_CELL = 120
 SNAPSHOTS = 50
 FORMATS = (
-    (Format.records, "Verdicts with everything (records)", "One row a verdict, with its prompt and all candidates."),
-    (Format.csv, "Verdicts as a flat table (CSV)", "One row a verdict, for spreadsheets, pandas and R."),
-    (Format.sft, "Supervised tuning (TRL)", "One row an accepted text."),
-    (Format.preference, "Preference pairs, such as for DPO (TRL)", "One row a pair of a chosen and a rejected text."),
-    (Format.kto, "Labelled texts for KTO (TRL)", "One row a text, with whether it fits."),
-    (Format.sharegpt, "LLaMA-Factory (ShareGPT)", "One row a conversation, for the purpose below."),
+    (Format.records, "Complete verdicts (records)", "One row per verdict, with its prompt and all explanations."),
+    (Format.csv, "Verdicts as a flat table (CSV)", "One row per verdict, for spreadsheets, pandas and R."),
+    (Format.sft, "Supervised fine-tuning (TRL)", "One row per accepted text."),
+    (Format.preference, "Preference pairs, such as for DPO (TRL)", "One row per pair of a chosen and a rejected text."),
+    (Format.kto, "Labelled texts for KTO (TRL)", "One row per text, with whether it fits."),
+    (Format.sharegpt, "LLaMA-Factory (ShareGPT)", "One row per conversation, for the purpose below."),
 )
-TASKS = ((Task.sft, "supervised tuning"), (Task.preference, "preference pairs"), (Task.kto, "KTO"))
+TASKS = ((Task.sft, "supervised fine-tuning"), (Task.preference, "preference pairs"), (Task.kto, "KTO"))
 AGGREGATIONS = (
-    ("", "as the project's settings say"),
+    ("", "as in the project's settings"),
     (Aggregation.any, "when any critic picked it"),
     (Aggregation.majority, "when more than half picked it"),
-    (Aggregation.all, "when all picked it"),
-    (Aggregation.each, "each critic has rows of their own"),
+    (Aggregation.all, "when all critics picked it"),
+    (Aggregation.each, "each critic separately"),
 )
 FILTERS = ("format", "task", "aggregation", "snapshot", "version", "critic", "since", "split")
 
@@ -188,19 +188,19 @@ def fields_of(
     judges = plan.list_critics(session, actor, project)
     frozen = [(str(one.id), f"Snapshot {one.number}: {one.name}") for one in found]
     if (chosen := asked.get("snapshot")) and chosen not in dict(frozen):
-        frozen.append((chosen, "the snapshot of the round"))
+        frozen.append((chosen, "the snapshot of the training round"))
     options: tuple[tuple[str, str, Sequence[tuple[str, str]]], ...] = (
         ("format", "Format", [(form.value, label) for form, label, _ in FORMATS]),
         ("as", "File", [("ndjson", "JSON lines"), ("parquet", "Parquet, images included")]),
         ("task", "Purpose (LLaMA-Factory)", [(task.value, label) for task, label in TASKS]),
-        ("aggregation", "A text is accepted", AGGREGATIONS),
+        ("aggregation", "Accept a text", AGGREGATIONS),
         ("snapshot", "As of", [("", "now"), *frozen]),
         ("version", "Written by", [("", "any version"), *numbers]),
         ("critic", "Critic", [("", "all"), *judges]),
         (
             "split",
             "Split",
-            [("", "all; train in formats to train on"), *((split.value, split.value) for split in Split)],
+            [("", "all (train only, in training formats)"), *((split.value, split.value) for split in Split)],
         ),
     )
     values = {**asked, "as": kind}
@@ -290,7 +290,7 @@ def snapshot_row(one: Snapshot) -> SnapshotRow:
         id=str(one.id),
         number=one.number,
         name=one.name,
-        kind="of a round" if one.kind.value == "round" else "frozen by an admin",
+        kind="training round" if one.kind.value == "round" else "frozen by an admin",
         counts=", ".join(f"{name} {number}" for name, number in one.counts.items()),
         sha256=one.sha256,
         redacted=one.redacted,

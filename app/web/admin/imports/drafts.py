@@ -17,23 +17,23 @@ from app.services.imports.reading import VAL_SHARE
 SHOWN_TEXT = 160
 COUNTED_ROWS = 20_000
 LAYOUTS = {
-    Layout.own: "columns of its own",
-    Layout.vqa_x: "VQA-X",
-    Layout.act_x: "ACT-X",
-    Layout.a_okvqa: "A-OKVQA",
-    Layout.records: "records exported by Illume",
+    Layout.own: "Match your columns.",
+    Layout.vqa_x: "This is VQA-X.",
+    Layout.act_x: "This is ACT-X.",
+    Layout.a_okvqa: "This is A-OKVQA.",
+    Layout.records: "These are records exported by Illume.",
 }
 TARGETS = (
     (Target.image, "Image"),
     (Target.question, "Question"),
     (Target.answer, "Answer"),
-    (Target.reference, "Reference rationale"),
-    (Target.candidate, "Candidate"),
-    (Target.external_id, "External id"),
+    (Target.reference, "Reference explanation"),
+    (Target.candidate, "Explanation to judge"),
+    (Target.external_id, "External ID"),
     (Target.split_name, "Split"),
     (Target.priority, "Priority"),
-    (Target.metadata, "Metadata, kept as it is"),
-    (Target.ignore, "Left out"),
+    (Target.metadata, "Metadata, kept as is"),
+    (Target.ignore, "Ignore"),
 )
 
 
@@ -108,7 +108,7 @@ def draft_view(found: Import, problem: str) -> DraftView:
 def describe_val(plan: ImportPlan, rows: int) -> str:
     """What the switch that puts prompts into val would do with a table of so many rows, counted up to a limit."""
     if not plan.lacks_split:
-        return f"Put {VAL_SHARE:.0%} of the images of rows that name no split into val".replace("%", " %")
+        return f"Put {VAL_SHARE:.0%} of the images into val (rows without a split)".replace("%", " %")
     n = round(VAL_SHARE * rows)
     many = "over" if rows == COUNTED_ROWS else "about"
     some = f"{many} {n:,} prompt{'' if n == 1 else 's'}"

@@ -270,13 +270,13 @@ def problem_row(problem: ImportProblem) -> ProblemRow:
 def describe_state(found: Import) -> str:
     """The state of an import in words."""
     if found.state is ImportState.queued:
-        return "It waits for a worker."
+        return "Waiting for a worker."
     if found.state is ImportState.running:
-        return "The file is being looked through." if found.total is None else "It is being taken in."
+        return "Reading the file." if found.total is None else "Importing."
     if found.state is ImportState.succeeded:
-        what = "Every line is fine." if not found.rejected else "Lines that were rejected are listed below."
-        return f"It is done. {what}"
-    return "" if found.state is ImportState.draft else "It failed. What was added before stays."
+        what = "No lines were rejected." if not found.rejected else "Rejected lines are listed below."
+        return f"Done. {what}"
+    return "" if found.state is ImportState.draft else "The import failed. Prompts added before that remain."
 
 
 @router.post("/projects/{slug}/imports/{import_id}/plan")

@@ -99,7 +99,7 @@ def upload(request: Request, session: SessionDep, who: Uploader, form: Photos, s
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Photos", need=Right.reviews)
     files = [one for one in form.getlist("photos") if isinstance(one, UploadFile) and one.size]
     if not files or len(files) > MOST_PHOTOS:
-        problem = f"Choose from 1 to {MOST_PHOTOS} photos; for more, import a zip."
+        problem = f"Choose from 1 to {MOST_PHOTOS} photos. For more, import a zip."
         return photos_page(frame, make_view(frame, (), problem=problem))
     rows: dict[str, PhotoRow] = {}
     unreadable = []
@@ -125,7 +125,7 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form, slug: st
     added = len(rows) - len(left)
     if not left:
         return back_to(f"/admin/projects/{slug}/prompts", "photos-added")
-    problem = "" if added else "Nothing was added: see below."
+    problem = "" if added else "Nothing was added. See below."
     return photos_page(frame, make_view(frame, left, added=added, problem=problem, question=common, split=split))
 
 
@@ -145,7 +145,7 @@ def add_rows(
         if lines := [line.strip() for line in row.candidates.splitlines() if line.strip()]:
             item["candidates"] = lines
         try:
-            items.append(parse_prompt(item) if item["question"] else Invalid("Write a question."))
+            items.append(parse_prompt(item) if item["question"] else Invalid("Enter a question."))
         except DomainError as error:
             items.append(error)
     results = prompts.add_prompts(session, actor, project, items)

@@ -25,9 +25,9 @@ SHOWN_DELIVERIES = 20
 TONES = {DeliveryState.delivered: "good", DeliveryState.failed: "bad", DeliveryState.pending: "warn"}
 EVENT_WORDS = (
     (webhooks.VERDICT, "a verdict is given or changed"),
-    (webhooks.ROUND_FINISHED, "a round has ended"),
+    (webhooks.ROUND_FINISHED, "a training round ends"),
     (webhooks.VERSION_ACTIVATED, "a version becomes active"),
-    (webhooks.IMPORT_FINISHED, "an import has ended"),
+    (webhooks.IMPORT_FINISHED, "an import ends"),
 )
 
 
@@ -110,7 +110,7 @@ def webhook_row(session: Session, who: SignedIn, hook: Webhook) -> WebhookRow:
     found = webhooks.list_deliveries(session, who.actor, hook.id, limit=SHOWN_DELIVERIES).items if shown else ()
     return WebhookRow(
         id=str(hook.id),
-        url=hook.url if shown else "an address of this installation's admins",
+        url=hook.url if shown else "an address set by the installation's admins",
         events=", ".join(hook.events),
         everywhere=everywhere,
         active=hook.active,

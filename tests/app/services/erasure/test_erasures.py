@@ -229,7 +229,9 @@ class TestPerson:
         world.session.commit()
         world.run(erasures.erase_person(world.session, world.admin, world.critics[0].user_id))
         for again in (rounds.rerun, rounds.retry):
-            with pytest.raises(Conflict, match="rows of its snapshot were erased: it can no longer be rerun exactly"):
+            with pytest.raises(
+                Conflict, match="rows of its snapshot have been erased: it can no longer be repeated exactly"
+            ):
                 again(world.session, SYSTEM, made.id)
             world.session.rollback()
 
@@ -277,7 +279,7 @@ class TestPerson:
         with pytest.raises(Conflict, match="last admin"):
             erasures.erase_person(world.session, SYSTEM, world.admin.user_id)
         erasures.erase_person(world.session, world.admin, world.critics[1].user_id)
-        with pytest.raises(NotFound, match="erased already"):
+        with pytest.raises(NotFound, match="already been erased"):
             erasures.erase_person(world.session, world.admin, world.critics[1].user_id)
 
     def test_an_interrupted_erasure_continues(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +350,7 @@ class TestImage:
         candidate = world.session.scalars(select(Candidate.id).where(Candidate.candidate_set_id == offered.id)).first()
         world.run(erasures.erase_image(world.session, world.admin, sha256))
         picked = parse_verdict({"kind": "picked", "picks": [str(candidate)]})
-        with pytest.raises(Exception, match="not of this set"):
+        with pytest.raises(Exception, match="not in this set"):
             judging.give(world.session, world.critics[0], claim.id, picked)
 
     def test_images_of_other_prompts_stay(self, world: World) -> None:
@@ -428,7 +430,7 @@ class TestProject:
         running.run_erasure(asked.id)
         world.session.expire_all()
         found = world.session.get_one(Erasure, asked.id)
-        assert (found.state, found.error) == (ErasureState.open, "Round 1 of the project has not ended yet.")
+        assert (found.state, found.error) == (ErasureState.open, "Round 1 of the project is still running.")
         world.session.get_one(Round, started.id).state = RoundState.cancelled
         assert world.run(asked).error is None
 

@@ -133,7 +133,7 @@ class TestRun:
         with committed_db.sessions() as session:
             found = session.get_one(Import, made)
             assert found.state is ImportState.failed
-            assert "Broken off 5 times" in str(found.error)
+            assert "Stopped 5 times" in str(found.error)
 
     def test_a_worker_that_lost_its_lease_writes_nothing(
         self, committed_db: CommittedDatabase, project: Project
@@ -295,7 +295,7 @@ class TestRefusals:
         found = run(committed_db, project, data)
         assert (found.added, found.rejected) == (3, 2)
         assert [(line, field) for line, field, _ in reasons(committed_db, found)] == [(3, "split"), (4, "split")]
-        assert "in the split 'train' already" in reasons(committed_db, found)[0][2]
+        assert "already in the split 'train'" in reasons(committed_db, found)[0][2]
         later = run(committed_db, project, table({"images": [sha256], "question": "six", "split": "val"}))
         assert (later.added, later.rejected) == (0, 1)
 

@@ -50,7 +50,7 @@ class TestImpossibleImports:
         project = factories.make_project(session)
         source = io.BytesIO(b"picture file,caption\n1.png,q\n")
         made = imports.create_import(session, SYSTEM, project, filename="x.csv", source=source, draft=True)
-        for columns, word in (({}, "names the images"), ({"picture file": "image"}, "is the question")):
+        for columns, word in (({}, "names the images"), ({"picture file": "image"}, "with the question")):
             imports.change_plan(session, SYSTEM, made.id, columns=columns, split=Split.train, question="")
             with pytest.raises(Invalid, match=word):
                 imports.start_import(session, SYSTEM, made.id)

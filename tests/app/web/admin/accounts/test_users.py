@@ -74,7 +74,7 @@ class TestUsers:
         done = browser.post(found[1], {"password": "long enough", "again": "long enough"})
         assert done.headers["location"] == "/"  # and they are signed in
         assert 'aria-label="Account eve@example.org"' in browser.get("/annotate").text
-        assert "in no project yet" not in page
+        assert "do not belong to a project yet" not in page
         assert browser.get(found[1]).status_code == 404
         user = users.find_user(session, "eve@example.org")
         assert user is not None
@@ -82,8 +82,14 @@ class TestUsers:
 
     def test_an_invitation_without_a_project_says_so(self, browser: Browser, project: Project) -> None:
         browser.get("/admin/users")
-        assert "in no project yet" in browser.post("/admin/users", {"email": "a@example.org", "role": "critic"}).text
-        assert "in no project yet" not in browser.post("/admin/users", {"email": "b@example.org", "role": "admin"}).text
+        assert (
+            "do not belong to a project yet"
+            in browser.post("/admin/users", {"email": "a@example.org", "role": "critic"}).text
+        )
+        assert (
+            "do not belong to a project yet"
+            not in browser.post("/admin/users", {"email": "b@example.org", "role": "admin"}).text
+        )
 
     def test_a_password_needs_the_pages_own_token(self, browser: Browser, session: Session, admin: User) -> None:
         user = person(session)
@@ -97,10 +103,10 @@ class TestUsers:
         browser.get("/admin/users")
         browser.post("/admin/users", {"email": "eve@example.org", "role": "critic", "projects": "scenes"})
         page = browser.get("/admin/audit").text
-        assert "user.add" in page
-        assert "user.add" not in browser.get("/admin/audit?kind=link").text
-        assert "No deed fits" in browser.get("/admin/audit?person=nobody").text
-        assert "is no day" in browser.get("/admin/audit?since=soon").text
+        assert "added a user" in page
+        assert "added a user" not in browser.get("/admin/audit?kind=link").text
+        assert "No matches" in browser.get("/admin/audit?person=nobody").text
+        assert "is not a date" in browser.get("/admin/audit?since=soon").text
         browser.sign_in(person(session, role=Role.reviewer))
         assert browser.get("/admin/audit").status_code == 403
 

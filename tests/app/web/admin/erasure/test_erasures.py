@@ -31,7 +31,7 @@ class TestErase:
         assert f"Type <strong>{email}</strong> to confirm" in shown
         wrong = browser.post(page, {"typed": "somebody"})
         assert wrong.status_code == 422
-        assert "Nothing was erased" in wrong.text
+        assert "Nothing has been erased" in wrong.text
         assert session.scalars(select(Erasure)).all() == []
         assert browser.post(page, {"typed": email}).headers["location"] == "/admin/erasures?done=erasing"
         [erasure] = session.scalars(select(Erasure)).all()

@@ -66,7 +66,7 @@ def code_of(text: str, key: str) -> str:
 class TestExport:
     def test_the_preview_is_the_beginning_of_the_download(self, own_browser: Browser, judged: Project) -> None:
         text = own_browser.get(f"/admin/projects/{judged.slug}/export").text
-        assert "The first 10 rows" in text
+        assert "First 10 rows" in text
         address, name = download_of(text)
         assert name == f"{judged.slug}-records.jsonl"
         rows = [json.loads(line) for line in own_browser.get(address).text.splitlines()]
@@ -102,7 +102,7 @@ class TestExport:
     def test_filters(self, own_browser: Browser, judged: Project) -> None:
         path = f"/admin/projects/{judged.slug}/export"
         [critic] = re.findall(r'value="(critic-\w+)"', own_browser.get(path).text)
-        assert "The first 10 rows" in own_browser.get(f"{path}?critic={critic}").text
+        assert "First 10 rows" in own_browser.get(f"{path}?critic={critic}").text
         assert "No rows" in own_browser.get(f"{path}?split=val").text
         assert "No rows" in own_browser.get(f"{path}?since=2999-01-31").text
         assert "since=2999-01-31T00%3A00%3A00Z" in own_browser.get(f"{path}?since=2999-01-31").text
@@ -152,8 +152,8 @@ class TestWhere:
         for role, seen in ((Role.viewer, False), (Role.reviewer, True)):
             browser.sign_in(factories.make_member(session, project, role, user=person(session, role=role)))
             text = browser.get("/admin/projects/scenes/export").text
-            assert ("Data sets of one moment" in text) is seen
-            assert "Freeze the data of now" not in text
+            assert ("Data as it was at one moment" in text) is seen
+            assert "Freeze current data" not in text
             assert browser.post("/admin/projects/scenes/export/snapshots").status_code == 403
         browser.sign_in(factories.make_member(session, project, Role.critic, user=person(session, role=Role.critic)))
         assert browser.get("/admin/projects/scenes/export").status_code == 403

@@ -53,7 +53,7 @@ class TestImports:
         session.refresh(made)
         assert made.plan["propose_val"] is True
         shown = browser.get(address).text
-        assert "Of those in val" in shown
+        assert "Of these, in val" in shown
 
 
 class TestWho:

@@ -55,10 +55,10 @@ class TestPhotos:
         rows = {"sha256": hashes, "name": ["beach.png", "dog.png"], "split": "val"}
         first = {"question": ["What is it?", ""], "answer": ["a beach", "a dog"], "candidates": ["one\r\n\r\ntwo", ""]}
         text = browser.post(f"{HERE}/photos/prompts", {**rows, **first}).text
-        assert "1 prompt was added." in text
+        assert "1 prompt added." in text
         assert hidden(text, "sha256") == hashes[1:]
         assert 'name="answer" value="a dog"' in text
-        assert "Write a question." in text
+        assert "Enter a question." in text
         prompt = session.scalars(select(Prompt)).one()
         assert (prompt.question, prompt.answer, prompt.split) == ("What is it?", "a beach", Split.val)
         assert prompt.extra == {"file": "beach.png"}
@@ -95,7 +95,7 @@ class TestImagesLater:
         browser.get(HERE)
         table = b"picture,question\nbeach.png,where?\ndog.png,who?\n"
         address = browser.post(HERE, files={"file": ("t.csv", table)}).headers["location"]
-        assert "2 of the first 2 would be rejected" in browser.get(address).text
+        assert "2 of the first 2 rows would be rejected" in browser.get(address).text
         return str(address)
 
     def plan(self) -> dict[str, object]:
@@ -114,15 +114,15 @@ class TestImagesLater:
         answer = browser.post(f"{address}/images", self.plan(), files=files)
         assert answer.headers["location"] == address
         page = browser.get(address).text
-        assert "All of the first 2 would be taken in." in page
-        assert "Other images instead of those you gave" in page
+        assert "All of the first 2 rows would be imported." in page
+        assert "Replace the images" in page
         assert "<option selected>test" in page
 
     def test_what_cannot_be_read_is_said_and_changes_nothing(self, browser: Browser, session: Session) -> None:
         address = self.draft(browser)
         twice = [("images", ("a/x.png", picture(9), PNG)), ("images", ("b/x.png", picture(9), PNG))]
         cases = (
-            ([("images", ("all.zip", b"no zip", "application/zip"))], "The images are no zip that can be read."),
+            ([("images", ("all.zip", b"no zip", "application/zip"))], "The images are not a readable zip."),
             ([("images", ("", b"", PNG))], "Choose a zip or pictures first."),
             (twice, "Two of the pictures are called x.png"),
         )
