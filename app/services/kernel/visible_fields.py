@@ -57,10 +57,13 @@ FIELDS: Mapping[AnswerShape, Mapping[str, Right | None]] = {
         sees_model="snapshot parent version losses metrics decision left_out error",
     ),
     AnswerShape.stats: _fields(
-        all="counts counts.prompts counts.rounds next_round pool active_round complete",
+        all="counts counts.prompts counts.rounds next_round next_round.round_every next_round.auto active_round",
         sees_model="active_version",
         # One's own verdict changes these by what others have said, and not at all if it was a gold prompt's.
-        sees_others="counts.train counts.with_accepted counts.verdicts counts.critics pace agreement alpha",
+        sees_others="""
+            counts.train counts.with_accepted counts.verdicts counts.critics pace agreement alpha next_round.fresh pool
+            complete
+        """,
     ),
     AnswerShape.record: _fields(
         all="""

@@ -15,10 +15,10 @@ from app.db.batches import Row
 from app.db.judging_pool import Transaction, statement
 from app.db.sessions import database_now
 from app.errors import NotFound
-from app.models import Project, RoundState
+from app.models import Project, Role, RoundState
 from app.models.states import ACTIVE_ROUND_STATES
 from app.services.kernel.actors import Actor, require
-from app.services.kernel.rights import Right
+from app.services.kernel.rights import RIGHTS, Right
 from app.services.quality.reviews import RETURNED_OF
 from illume.evaluation.activation import Outcome, outcome_of
 
@@ -51,12 +51,13 @@ class RunningRound:
 class Glance:
     """A critic's pace, and where the project's loop is.
 
-    `fresh` counts the prompts that newly got an accepted rationale; `version` is the number of the active version;
+    `fresh` counts the prompts that newly got an accepted rationale, for those who may see what others said: a critic
+    who judges alone would know by it which prompts are gold. `version` is the number of the active version;
     `returned` counts the critic's verdicts that a reviewer sent back and that wait for an answer.
     """
 
     pace: CriticPace
-    fresh: int
+    fresh: int | None
     round: RunningRound | None
     version: int | None
     returned: int
@@ -116,6 +117,7 @@ SELECT
     (
         SELECT count(*) FROM prompts f WHERE f.project_id = p.id AND f.fresh AND f.state NOT IN ('held', 'retired')
     ) AS fresh,
+    (SELECT m.role FROM memberships m WHERE m.project_id = p.id AND m.user_id = CAST(:critic AS bigint)) AS role,
     (SELECT count(*) FROM {RETURNED_OF.format(project="p.id")}) AS returned,
     r.number, r.state, r.progress, m.number AS version
 FROM projects p
@@ -159,7 +161,7 @@ def load_glance(session: Session, actor: Actor, project: Project) -> Glance:
     """The actor's pace, and where the project's loop is."""
     session.flush()
     row = session.execute(GLANCE.clause, {"critic": actor.user_id, "project": project.id}).mappings().one()
-    return glance_from(row, row["progress"] or {})
+    return glance_from(row, row["progress"] or {}, actor)
 
 
 async def load_glance_in(transaction: Transaction, actor: Actor, project_id: int) -> Glance:
@@ -167,14 +169,16 @@ async def load_glance_in(transaction: Transaction, actor: Actor, project_id: int
     [row] = await transaction.run((GLANCE, {"critic": actor.user_id, "project": project_id}))
     if row is None:
         raise NotFound("There is no such project.")
-    return glance_from(row, orjson.loads(row["progress"] or b"{}"))
+    return glance_from(row, orjson.loads(row["progress"] or b"{}"), actor)
 
 
-def glance_from(row: Row | RowMapping, progress: Mapping[str, Any]) -> Glance:
-    """A row of `GLANCE`, with the progress of its round."""
+def glance_from(row: Row | RowMapping, progress: Mapping[str, Any], actor: Actor) -> Glance:
+    """A row of `GLANCE`, with the progress of its round, as far as the actor may see it."""
+    role = Role.admin if actor.is_admin else Role(row["role"] or Role.critic)
+    fresh = row["fresh"] if Right.sees_others in RIGHTS[role] else None
     running = None if row["number"] is None else RunningRound(row["number"], RoundState(row["state"]), progress)
     pace = CriticPace(row["today"], row["seconds"], row["target"])
-    return Glance(pace, row["fresh"], running, row["version"], row["returned"])
+    return Glance(pace, fresh, running, row["version"], row["returned"])
 
 
 def load_critic_day(session: Session, actor: Actor, project: Project) -> CriticDay:

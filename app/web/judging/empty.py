@@ -71,7 +71,7 @@ def explain_end(session: Session, actor: Actor, project: Project) -> Empty:
         "done",
         "All done",
         "Every prompt in this project has been judged. Thank you!",
-        f"{next_round}New prompts and better explanations appear here.",
+        f"{next_round if manages else ''}New prompts and better explanations appear here.",
         links=links if manages else (),
     )
 

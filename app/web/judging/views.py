@@ -82,7 +82,7 @@ class Progress:
     today: int
     target: int | None
     seconds: float | None
-    fresh: int
+    fresh: int | None
     round_every: int
     round: str
     round_name: str
@@ -244,13 +244,18 @@ def card_of(
 
 
 def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> Progress:
-    """Today's count, and the progress of the next round or the running one."""
-    fresh, running = glance.fresh, glance.round
+    """Today's count, and the progress of the running round, of the next one where it may be seen, or of one's day."""
+    fresh, running, pace = glance.fresh, glance.round, glance.pace
     every = settings.round_every
     explanation = f"Newly accepted prompts since the last training round: {fresh}. " + (
         f"The next one starts automatically at {every}." if settings.auto_rounds else "An admin starts the next one."
     )
-    value, top, label = float(min(fresh, every)), float(every), f"{fresh} of {every} prompts to the next training round"
+    if fresh is None:
+        value, top = float(min(pace.today, pace.target)) if pace.target else 0.0, float(pace.target or 1)
+        label = f"{pace.today} of {pace.target} verdicts today" if pace.target else f"Verdicts today: {pace.today}"
+    else:
+        value, top = float(min(fresh, every)), float(every)
+        label = f"{fresh} of {every} prompts to the next training round"
     if running:
         value, top = float(running.progress.get("fraction") or 0.0), 1.0
         label = f"Training round {running.number}: {round_words(running)}"

@@ -37,18 +37,22 @@ from app.models import (
     Purpose,
     Review,
     Role,
+    Round,
+    RoundState,
     Scope,
     User,
     Verdict,
     VerdictKind,
     VerdictState,
 )
+from app.services.acceptance import rules
 from app.services.accounts import sessions, users
 from app.services.integrations import webhooks
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.rights import RIGHTS, SEES, Right
 from app.services.kernel.visible_fields import FIELDS, AnswerShape, may_see, shown_to
 from app.services.quality import gold, reviews
+from app.services.read_models import critic_day
 from app.services.rounds import rounds, snapshots
 from app.settings import ROOT
 from tests import factories
@@ -241,9 +245,9 @@ def listed(fields: str) -> str:
 
 PROJECT, PROMPT, ROUND = (fields_of(one) for one in (AnswerShape.project, AnswerShape.prompt, AnswerShape.round))
 STATS = """
-    counts.prompts.total counts.prompts.train counts.prompts.val counts.prompts.test counts.rounds next_round.fresh
-    next_round.round_every next_round.auto pool.claimable pool.sampling pool.waiting pool.target active_round.id
-    active_round.number active_round.state active_round.progress.fraction complete
+    counts.prompts.total counts.prompts.train counts.prompts.val counts.prompts.test counts.rounds
+    next_round.round_every next_round.auto active_round.id active_round.number active_round.state
+    active_round.progress.fraction
 """
 RECORD = fields_of(AnswerShape.record)
 # What critics get: all calls that answer them, and all fields of the answers. Whatever is not here, they must not get.
@@ -467,6 +471,7 @@ PAGES_WITH: Mapping[str, Right | None] = {
     "/admin/new-project/slug": None,
     **dict.fromkeys(("/admin/users", "/admin/users/{user_id}"), None),
 }
+JUDGING = "/annotate/{slug}"
 OF_EVERYBODY = ("/", "/admin", "/annotate")
 
 
@@ -607,6 +612,26 @@ class TestWhatWouldUnblind:
             counted = rows_of(client.get(f"{base}/dataset"))
         assert table.column("references").null_count == table.num_rows == len(given)
         assert len([one for one in counted if one["id"] in given]) == len(given) - 1
+
+    def test_no_figure_moves_by_ones_own_verdict_alone(self, committed_db: CommittedDatabase, world: World) -> None:
+        # Of a critic who judges alone, only the verdicts on gold prompts would leave it as it is.
+        base = f"/api/v1/projects/{world.project.slug}"
+        seen, figures = [], []
+        with client_of(committed_db, world, Role.critic) as client:
+            for _ in range(2):
+                seen.append([rows_of(client.get(f"{base}{one}")) for one in ("/stats", "/rounds")])
+                figures.append(re.findall(r'data-line-label="([^"]*)"', client.get(page_url(JUDGING, world)).text))
+                claimed = client.get(f"/api/v1/assignments/{world.named['assignment_id']}").json()
+                verdict = {"kind": "picked", "picks": [claimed["candidates"][0]["id"]]}
+                client.post(f"/api/v1/assignments/{claimed['id']}/verdict", json=verdict)
+        assert seen[0] == seen[1]
+        assert all("Training round" in label for [label] in figures)
+        with committed_db.sessions() as session:
+            session.execute(update(Round).values(state=RoundState.failed))
+            critic = factories.actor_of(session.get_one(User, world.critic.id))
+            project = session.get_one(Project, world.project.id)
+            assert critic_day.load_glance(session, critic, project).fresh is None
+            assert critic_day.load_glance(session, SYSTEM, project).fresh == rules.fresh_count(session, project) > 0
 
     @pytest.mark.parametrize(
         "query", ["format=sft", "format=kto", "format=csv", "version=1", "round=1", "snapshot=1", "critic=1"]
