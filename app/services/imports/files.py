@@ -150,13 +150,17 @@ def unforeseen(row: TableRow, error: Exception) -> Invalid:
     return Invalid(f"The row cannot be read: {type(error).__name__}.")
 
 
+class BrokenOff(Invalid):
+    """A file that cannot be read from some place on; the rows before it can."""
+
+
 @contextlib.contextmanager
 def whole_file() -> Iterator[None]:
-    """Say that what could not be read is the file as a whole."""
+    """Say that what could not be read is the file as a whole, or the rest of it."""
     try:
         yield
     except isolated.Unreadable as error:
-        raise Invalid(f"The file cannot be read: {error.detail}.", field="file") from error
+        raise BrokenOff(f"The file cannot be read: {error.detail}.", field="file") from error
 
 
 def is_web_address(name: str) -> bool:

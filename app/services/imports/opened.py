@@ -114,23 +114,28 @@ def first_rows(source: Source, count: int) -> list[TableRow]:
 def row_chunks(source: Source, after: int, columns: Sequence[str] | None) -> Generator[list[TableRow], None, None]:
     """The rows after the first `after`, some at a time; of these columns only, if they are given.
 
-    Empty chunks come where nothing is there yet, so that each step is short. Raises `Invalid`.
+    Empty chunks come where nothing is there yet, so that each step is short. The rows before a place where the file
+    breaks off are there before the error. Raises `Invalid`.
     """
     chunk: list[TableRow] = []
     size = 0
     count = after
     with closing(open_file(source).table.rows(after, columns=columns)) as rows:
-        for found in rows:
-            if found is not None:
-                count += 1
-                row = checked(found if columns is None else only(found, columns))
-                chunk.append(row)
-                size += size_of(row.values)
-            if found is None or len(chunk) >= CHUNK_ROWS or size > CHUNK_BYTES:
-                yield chunk
-                chunk, size = [], 0
-            if count > MAX_ROWS:
-                raise Invalid(f"The file has too many rows: {TOO_MANY_ROWS}", field="file")
+        try:
+            for found in rows:
+                if found is not None:
+                    count += 1
+                    row = checked(found if columns is None else only(found, columns))
+                    chunk.append(row)
+                    size += size_of(row.values)
+                if found is None or len(chunk) >= CHUNK_ROWS or size > CHUNK_BYTES:
+                    yield chunk
+                    chunk, size = [], 0
+                if count > MAX_ROWS:
+                    raise Invalid(f"The file has too many rows: {TOO_MANY_ROWS}", field="file")
+        except Exception:
+            yield chunk
+            raise
     yield chunk
 
 

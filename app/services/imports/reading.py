@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from array import array
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 from app.errors import DomainError, Invalid
 from app.models import Project, Prompt, PromptImage, Split
 from app.services.imports import record_schema
-from app.services.imports.files import Fetch, ImportFile, is_web_address, unforeseen
+from app.services.imports.files import BrokenOff, Fetch, ImportFile, is_web_address, unforeseen
 from app.services.imports.layouts import ImportPlan, Layout, Target, row_to_prompt
 from app.services.imports.opened import Source
 from app.services.imports.tables import TableRow
@@ -66,12 +67,15 @@ class ScanResult:
 
 
 def scan(plan: ImportPlan, file: ImportFile, keep_alive: Callable[[], None]) -> ScanResult:
-    """Scan the whole file once, calling `keep_alive` now and then. Takes 16 bytes of memory per row."""
+    """Scan the whole file once, calling `keep_alive` now and then. Takes 16 bytes of memory per row.
+
+    A file that breaks off is scanned up to there: what is wrong with it is raised when its rows are read.
+    """
     columns = [name for name, target in plan.columns.items() if target is Target.external_id]
     hashes, numbers = array("q"), array("q")
     total = 0
     wanted = () if plan.layout is Layout.records else columns[:1]
-    with closing(file.rows(columns=wanted)) as rows:
+    with closing(file.rows(columns=wanted)) as rows, contextlib.suppress(BrokenOff):
         for row in rows:
             total += 1
             external_id = row.values.get(wanted[0]) if wanted and isinstance(row.values, dict) else None
@@ -121,7 +125,7 @@ def read_batches(
 ) -> Generator[list[ParsedRow], None, None]:
     """Parse the rows after the first `after`, in batches limited by rows, by bytes of new images and by time.
 
-    `keep_alive` is called before every few rows.
+    `keep_alive` is called before every few rows. Raises `BrokenOff` behind the rows before that place.
     """
 
     def parse(row: TableRow) -> ParsedRow:
@@ -131,8 +135,16 @@ def read_batches(
 
     batch: list[ParsedRow] = []
     began = time.monotonic()
+    broken: BrokenOff | None = None
     with closing(file.rows(after)) as rows:
-        while few := list(islice(rows, PARSE_THREADS)):
+        while broken is None:
+            few = []
+            try:
+                few.extend(islice(rows, PARSE_THREADS))
+            except BrokenOff as error:
+                broken = error
+            if not few:
+                break
             keep_alive()
             batch += pool.map(parse, few) if any(names_web_address(row) for row in few) else map(parse, few)
             new_bytes = sum(len(one.data) for one in file.pending.values())
@@ -143,6 +155,8 @@ def read_batches(
                 began = time.monotonic()
     if batch:
         yield batch
+    if broken is not None:
+        raise broken
 
 
 def names_web_address(row: TableRow) -> bool:

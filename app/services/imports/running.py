@@ -18,7 +18,7 @@ from app.db.sessions import session_scope
 from app.errors import DomainError, Invalid
 from app.models import Import, ImportProblem, ImportState, Project, Role, Split, User
 from app.services.imports import records
-from app.services.imports.files import Fetch, ImportFile
+from app.services.imports.files import BrokenOff, Fetch, ImportFile
 from app.services.imports.layouts import ADDED_TO_VAL, ImportPlan, Layout
 from app.services.imports.reading import PARSE_THREADS, ParsedRow, open_file, read_batches, reject_leaks, scan
 from app.services.integrations import webhooks
@@ -87,7 +87,7 @@ def run_import(
     except LeaseLostError:
         return
     except DomainError as error:
-        _finish(claim, ImportState.failed, error=error.detail)
+        _finish(claim, ImportState.failed, error=error.detail, broken=isinstance(error, BrokenOff))
         return
     if ended:
         _finish(claim, ImportState.succeeded)
@@ -152,9 +152,11 @@ def _give_back(claim: ImportClaim) -> None:
         queue.send(session, queue.RUN_IMPORT, found.id)
 
 
-def _finish(claim: ImportClaim, state: ImportState, *, error: str | None = None) -> None:
+def _finish(claim: ImportClaim, state: ImportState, *, error: str | None = None, broken: bool = False) -> None:
     with contextlib.suppress(LeaseLostError), session_scope() as session:
-        _close(session, _held(session, claim), state, error)
+        found = _held(session, claim)
+        kept = f" It breaks off behind row {found.done:,}; the rows before that are imported." if found.done else ""
+        _close(session, found, state, f"{error}{kept}" if broken else error)
 
 
 def _close(session: Session, found: Import, state: ImportState, error: str | None) -> None:

@@ -377,7 +377,10 @@ def column_rows(document: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Generator[TableRow | None, None, None]:
-    """The rows of a Parquet file, a few at a time. Row groups before `after` are skipped."""
+    """The rows of a Parquet file, a few at a time. Row groups before `after` are skipped.
+
+    Of a row group that breaks off, the rows that are left are rejected, and the groups behind it are read.
+    """
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -388,16 +391,27 @@ def parquet_rows(table: Table, after: int, columns: Sequence[str] | None) -> Gen
             groups, number = choose_groups(file.metadata, after)
             wanted = columns_to_read(file, columns)
             size = PARQUET_ROWS if columns is None else SKIPPED_ROWS
-            batches = file.iter_batches(batch_size=size, row_groups=groups, columns=wanted, use_threads=False)
-            for batch in batches:
-                yield None
-                for values in batch_rows(batch):
-                    number += 1
-                    if number > after:
-                        yield TableRow(number, values)
+            for group in groups:
+                end = number + file.metadata.row_group(group).num_rows
+                try:
+                    batches = file.iter_batches(batch_size=size, row_groups=[group], columns=wanted, use_threads=False)
+                    for batch in batches:
+                        yield None
+                        for values in batch_rows(batch):
+                            number += 1
+                            if number > after:
+                                yield TableRow(number, values)
+                except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                    lost = Invalid(f"Rows {number + 1:,} to {end:,} of the Parquet file cannot be read: {why(error)}.")
+                    for number in range(number + 1, end + 1):  # noqa: B020 - goes on from where it was
+                        yield TableRow(number, lost) if number > after else None
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else "it is broken"
-        raise Invalid(f"The Parquet file cannot be read: {reason}.", field="file") from error
+        raise Invalid(f"The Parquet file cannot be read: {why(error)}.", field="file") from error
+
+
+def why(error: Exception) -> str:
+    """What a reader of Parquet says is wrong."""
+    return str(error).splitlines()[0][:200] if str(error) else "it is broken"
 
 
 def batch_rows(batch: Any) -> list[dict[str, Any] | Invalid]:

@@ -413,6 +413,44 @@ class TestFormats:
         told = reasons(committed_db, found)
         assert [one[:2] for one in told] == [(2, "taken"), (3, "day"), (4, "zone")]
 
+    @pytest.mark.parametrize("column", ["external_id", "question"])
+    def test_rows_around_a_broken_part_of_a_parquet_are_imported(
+        self, committed_db: CommittedDatabase, project: Project, column: str
+    ) -> None:
+        # One column is read when the rows are counted, the other one only when they are imported.
+        sha256 = stored_image(committed_db)
+        rows = [{"external_id": f"r{number}", "images": [sha256], "question": "q"} for number in range(30)]
+        file = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=10, use_dictionary=False)
+        group = parquet.ParquetFile(file).metadata.row_group(1)
+        [place] = [at for at in range(group.num_columns) if group.column(at).path_in_schema == column]
+        data, begin = bytearray(file.getvalue()), group.column(place).data_page_offset
+        data[begin : begin + 8] = b"\xff" * 8
+        found = run(committed_db, project, bytes(data), "t.parquet")
+        assert (found.state, found.total, found.done) == (ImportState.succeeded, 30, 30)
+        assert (found.added, found.rejected) == (20, 10)
+        told = reasons(committed_db, found)
+        assert [line for line, _, _ in told] == list(range(11, 21))
+        assert told[0][2].startswith("Rows 11 to 20 of the Parquet file cannot be read: ")
+
+    @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+    def test_rows_before_a_broken_part_of_a_zip_are_imported(
+        self, committed_db: CommittedDatabase, project: Project, suffix: str
+    ) -> None:
+        sha256 = stored_image(committed_db)
+        rows = [{"external_id": f"r{number}", "images": sha256, "question": f"{number:0300}"} for number in range(800)]
+        lines = [",".join(rows[0]).encode(), *(",".join(row.values()).encode() for row in rows)]
+        content = b"\n".join(lines) if suffix == "csv" else table(*({**row, "images": [sha256]} for row in rows))
+        data = bytearray(archive({f"t.{suffix}": content}))
+        data[len(data) // 2] ^= 1  # its checksum is read at the end of the file
+        found = run(committed_db, project, bytes(data), "t.zip")
+        assert found.state is ImportState.failed
+        assert found.error is not None
+        assert found.error.startswith("The file cannot be read: Bad CRC-32")
+        assert f"breaks off behind row {found.done:,}; the rows before that are imported." in found.error
+        assert found.added + found.rejected == found.done > 700
+        assert len(prompts_of(committed_db, project)) == found.added
+
     def test_parquet_is_resumed_in_the_middle(self, committed_db: CommittedDatabase, project: Project) -> None:
         sha256 = stored_image(committed_db)
         rows = [{"images": [sha256], "question": f"q{number}"} for number in range(450)]
