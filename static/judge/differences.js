@@ -31,13 +31,13 @@ export function toggleDifferences() {
   else announce(isOn ? `Differences highlighted in ${markedRows} explanations` : "Highlighting off");
 }
 
-// The text most similar to the one at `index`; undefined where there is no other.
+// The text most similar to the one at `index`; undefined where there is no other that can be compared.
 function findNearest(texts, index) {
   return texts
     .map((other, at) => {
-      const { changed, common } = diffWords(texts[index], other);
-      return { index: at, changed, similarity: (2 * common) / (texts[index].length + other.length || 1) };
+      const found = at === index ? null : diffWords(texts[index], other);
+      return found && { index: at, changed: found.changed, similarity: (2 * found.common) / (texts[index].length + other.length || 1) };
     })
-    .filter((one) => one.index !== index)
+    .filter(Boolean)
     .sort((one, two) => two.similarity - one.similarity)[0];
 }

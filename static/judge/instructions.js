@@ -48,12 +48,13 @@ function markAsRead() {
   const last = lastRead();
   if (hasChanged()) {
     const oldWords = comparableWords(last.words);
-    panel.querySelector("[data-changed]").hidden = false;
     for (const element of instructionTexts()) {
       const text = element.textContent;
       const words = comparableWords(text);
-      const { changed, common } = diffWords(words, oldWords);
-      markWords(element, text, new Set(common ? changed : words.keys()));
+      const found = diffWords(words, oldWords);
+      if (!found) continue;
+      panel.querySelector("[data-changed]").hidden = false;
+      markWords(element, text, new Set(found.common ? found.changed : words.keys()));
     }
   }
   rememberAsRead();

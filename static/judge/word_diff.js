@@ -1,23 +1,44 @@
 // Comparing texts word by word, and marking words in the page.
 
-const MAX_WORDS = 400;
+// Texts whose parts that differ have more pairs of words than this are not compared: the time grows with the pairs.
+const MAX_PAIRS = 400_000;
+const LETTER = /[\p{L}\p{N}]/u;
 
 function splitWords(text) {
   return text.split(/(\s+)/).filter(Boolean);
 }
 
+// The word without case, and without what comes before its first letter or digit and after its last one.
 function normalizeWord(word) {
-  return word.toLowerCase().replace(/^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$/gu, "");
+  const letters = [...word.toLowerCase()];
+  let start = 0;
+  let end = letters.length;
+  while (start < end && !LETTER.test(letters[start])) start += 1;
+  while (end > start && !LETTER.test(letters[end - 1])) end -= 1;
+  return letters.slice(start, end).join("");
 }
 
-// The words of a text without spaces, punctuation and case; at most MAX_WORDS.
+// The words of a text without spaces, punctuation and case.
 export function comparableWords(text) {
-  return splitWords(text).filter((word) => word.trim()).map(normalizeWord).slice(0, MAX_WORDS);
+  return splitWords(text).filter((word) => word.trim()).map(normalizeWord);
 }
 
 // The indices of the words in `a` that are not in the longest common subsequence of `a` and `b`, and its length.
+// Null where the texts are too long and too different to be compared.
 export function diffWords(a, b) {
-  const lengths = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+  const shorter = Math.min(a.length, b.length);
+  let before = 0;
+  while (before < shorter && a[before] === b[before]) before += 1;
+  let after = 0;
+  while (after < shorter - before && a[a.length - 1 - after] === b[b.length - 1 - after]) after += 1;
+  const middle = [a, b].map((words) => words.slice(before, words.length - after));
+  if (middle[0].length * middle[1].length > MAX_PAIRS) return null;
+  const { changed, common } = diffMiddle(...middle);
+  return { changed: changed.map((index) => index + before), common: common + before + after };
+}
+
+function diffMiddle(a, b) {
+  const lengths = Array.from({ length: a.length + 1 }, () => new Uint32Array(b.length + 1));
   for (let i = a.length - 1; i >= 0; i -= 1) {
     for (let j = b.length - 1; j >= 0; j -= 1) {
       lengths[i][j] = a[i] === b[j] ? lengths[i + 1][j + 1] + 1 : Math.max(lengths[i + 1][j], lengths[i][j + 1]);

@@ -86,6 +86,39 @@ def test_the_picture_keeps_half_the_height_at_200_percent(
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") == 0
 
 
+GROWTH = """
+async ([name, size]) => {
+    const { comparableWords, diffWords } = await import("/static/judge/word_diff.js");
+    const texts = {
+        "the same words": (n) => ["x y ".repeat(n), "y x x ".repeat(n)],
+        "marks before a letter": (n) => ["!".repeat(10 * n) + "a!", "b"],
+        "one change in the middle": (n) => ["old ", ""].map((one) => "x y ".repeat(n) + one + "y z ".repeat(n)),
+    };
+    const [one, other] = texts[name](size);
+    const began = performance.now();
+    const found = diffWords(comparableWords(one), comparableWords(other));
+    return [performance.now() - began, found && found.changed.length];
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["the same words", "marks before a letter", "one change in the middle"])
+def test_comparing_words_takes_no_longer_than_the_texts(visitor: Visitor, site: Site, name: str) -> None:
+    # As in tests/app/services/imports/test_growth.py: quadratic work takes 16 times as long for four times the text.
+    page = visitor().page
+    page.goto(f"{site.url}/sign-in")
+    short = min(page.evaluate(GROWTH, [name, 4000])[0] for _ in range(3))
+    assert any(page.evaluate(GROWTH, [name, 16_000])[0] <= 9 * short + 250 for _ in range(3))
+
+
+def test_long_texts_are_compared_where_little_differs(visitor: Visitor, site: Site) -> None:
+    page = visitor().page
+    page.goto(f"{site.url}/sign-in")
+    assert page.evaluate(GROWTH, ["one change in the middle", 2000])[1] == 1
+    assert page.evaluate(GROWTH, ["the same words", 2000])[1] is None
+    assert page.evaluate(GROWTH, ["the same words", 20])[1] is not None
+
+
 def test_several_images_differences_and_folds(visitor: Visitor, two_images: world.World, site: Site) -> None:
     visit = visitor()
     page = visit.sign_in(two_images.critic, to="/annotate/scenes")
