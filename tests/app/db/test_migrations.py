@@ -17,6 +17,7 @@ from app.db import migrations
 from app.db.engine import sqlalchemy_url
 from app.models import Base
 from app.processes.embedded import Embedded
+from app.services.kernel.text_rules import MAX_JSON_BYTES
 from app.settings import ROOT
 from tests.conftest import maintenance, numbers
 
@@ -155,6 +156,30 @@ class TestUpgrade:
         assert {name: json.loads(extra) for name, extra in kept.items()} == {
             name: json.loads(extra) for name, extra in written.items()
         }
+
+    def test_metadata_over_the_size_are_reported(self, empty: str, empty_engine: Engine) -> None:
+        migrations.upgrade(empty, "0019")
+        # PostgreSQL writes a space behind each comma, which the rule does not count.
+        written = {"a": {"x": "y" * MAX_JSON_BYTES}, "b": {"x": [1] * (MAX_JSON_BYTES // 2 - 10)}, "c": {"x": "y"}}
+        with empty_engine.begin() as connection:
+            connection.execute(
+                text("INSERT INTO projects (id, slug, name) OVERRIDING SYSTEM VALUE VALUES (1, 'p', 'p')")
+            )
+            statement = text("""
+                INSERT INTO prompts (project_id, split, external_id, question, metadata)
+                VALUES (1, 'train', :name, 'q', CAST(:extra AS jsonb))""")
+            rows = [{"name": name, "extra": json.dumps(extra)} for name, extra in written.items()]
+            connection.execute(statement, rows)
+        migrations.upgrade(empty)
+        told = text("SELECT subject, data ->> 'reason' FROM audit_events")
+        large = text("SELECT 'prompt:' || id FROM prompts WHERE external_id = 'a'")
+        with empty_engine.connect() as connection:
+            assert connection.execute(told).all() == [(connection.scalar(large), "has over 256 kB as JSON")]
+            kept = connection.execute(text("SELECT external_id, metadata FROM prompts"))
+            assert {name: extra for name, extra in kept} == written  # noqa: C416 - rows are no pairs
+        migrations.downgrade(empty, "0019")
+        with empty_engine.connect() as connection:
+            assert connection.execute(told).all() == []
 
 
 class TestDowngrade:
