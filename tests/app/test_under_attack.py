@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
@@ -15,16 +16,21 @@ from pathlib import Path
 import httpx
 import PIL.Image
 import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from app.http.gate import SMALL_BODY
-from app.models import Role, Scope
-from app.services.accounts import users
+from app.models import Role, Scope, User, Verdict
+from app.services.accounts import sessions, users
 from app.services.kernel.actors import SYSTEM
+from bench.attack import ATTACKS, Target, attacked
+from bench.browsers.replay import Order, replay
 from tests import factories
 from tests.app.processes.test_serving import LOG, started, wait_for
 from tests.conftest import CommittedDatabase
 
 CRITICS, VERDICTS = 8, 4
+SETS = 400
 SECONDS = 10.0  # for one request; the attacks used to stop the process for longer
 STRANGER = "127.0.0.2"
 BOUNDARY = b"kSW3q1"
@@ -38,6 +44,7 @@ class Installation:
     port: int
     critics: tuple[str, ...]
     admin: str
+    browsers: tuple[tuple[str, str], ...]
 
     def client(self, token: str = "") -> httpx.Client:
         """A client of the server."""
@@ -50,18 +57,28 @@ def installation(committed_db: CommittedDatabase, tmp_path: Path) -> Iterator[In
     """A server of its own that knows nobody's address as a proxy's."""
     with committed_db.sessions() as session, session.begin():
         project = factories.make_project(session, slug="besieged", round_every=1000)
-        for _ in range(CRITICS * VERDICTS):
+        for _ in range(SETS):
             factories.make_candidate_set(session, project)
         people = [factories.make_member(session, project) for _ in range(CRITICS)]
         admin = factories.make_user(session, role=Role.admin)
         tokens = [users.create_token(session, SYSTEM, user_id=one.id, scope=Scope.write)[1] for one in (*people, admin)]
+        browsers = [open_browser(session, one) for one in people]
     port, server = started(committed_db, tmp_path, 1, ILLUME_TRUSTED_PROXIES="127.0.0.9")
     try:
         wait_for(port, server, tmp_path / LOG)
-        yield Installation(port, tuple(tokens[:-1]), tokens[-1])
+        yield Installation(port, tuple(tokens[:-1]), tokens[-1], tuple(browsers))
     finally:
         server.kill()
         server.wait()
+
+
+def open_browser(session: Session, critic: User) -> tuple[str, str]:
+    """The cookie and the form token of a browser that a critic is signed in with."""
+    cookie, _ = sessions.open_web_session(session, critic)
+    session.flush()
+    found = sessions.actor_for_cookie(session, cookie)
+    assert found is not None
+    return cookie, found[1]
 
 
 def judge(installation: Installation, token: str) -> int:
@@ -128,3 +145,23 @@ def test_critics_go_on_while_strangers_send_what_they_like(installation: Install
         stop.set()
         for one in attackers:
             assert one.result() == {415}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ATTACKS)
+def test_browsers_go_on_under_each_attack(
+    installation: Installation, committed_db: CommittedDatabase, name: str
+) -> None:
+    # `bench/attack.py` measures how long verdicts take meanwhile.
+    target = Target(installation.port, "besieged", installation.admin)
+    go = threading.Event()
+    go.set()
+    order = Order(installation.port, "besieged", installation.browsers, 0.5, 1.0, 8.0)
+    with attacked(target, name):
+        seen = asyncio.run(replay(order, threading.Event(), go))
+    assert not seen.errors
+    assert seen.verdicts >= CRITICS
+    with committed_db.sessions() as session:
+        assert session.scalar(select(func.count()).select_from(Verdict)) == seen.given
+    assert target.answers
+    assert not [one for one in target.answers if one.startswith("5")]
