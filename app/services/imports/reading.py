@@ -138,7 +138,7 @@ def read_batches(
     broken: BrokenOff | None = None
     with closing(file.rows(after)) as rows:
         while broken is None:
-            few = []
+            few: list[TableRow] = []
             try:
                 few.extend(islice(rows, PARSE_THREADS))
             except BrokenOff as error:
