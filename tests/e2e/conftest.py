@@ -264,6 +264,15 @@ def visitor(site: Site, browser: Browser, size: tuple[int, int]) -> Iterator[Vis
             assert visit.watch.unexpected() == []
 
 
+any_size = pytest.mark.parametrize(
+    "size", [pytest.param(DESK, id="desk"), pytest.param(PHONE, id="phone", marks=pytest.mark.slow)]
+)
+"""For tests of what no layout changes: rows, keys, the network. The phone's size is for the slow tests."""
+
+own_sizes = pytest.mark.parametrize("size", [pytest.param(DESK, id="sizes")])
+"""For tests that set the sizes of their windows themselves."""
+
+
 @pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
 def size(request: pytest.FixtureRequest) -> tuple[int, int]:
     """The size of the window. A test that asks for it, a critic or an admin runs at a desktop's and a phone's size."""

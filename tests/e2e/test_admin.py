@@ -11,7 +11,7 @@ from sqlalchemy import select
 from app.models import ModelVersion, Project, Round, RoundState, User
 from app.services.projects.projects import settings_of
 from tests.e2e import world
-from tests.e2e.conftest import Site, Visit, Visitor
+from tests.e2e.conftest import Site, Visit, Visitor, any_size
 
 pytestmark = pytest.mark.browser
 
@@ -30,11 +30,13 @@ class TestLoop:
         )
         expect(station.first).to_have_attribute("aria-current", "step")
 
+    @any_size
     def test_unchanged_pages_are_not_sent_again(self, admin: Visit) -> None:
         page = admin.page
         with page.expect_response(lambda answer: answer.status == 304):
             pass
 
+    @any_size
     def test_a_hidden_page_asks_nothing(self, admin: Visit) -> None:
         page = admin.page
         asked: list[str] = []
@@ -69,6 +71,7 @@ class TestLoop:
             found = session.scalars(select(Round).where(Round.number == 4)).one()
             assert found.state == RoundState.cancelled
 
+    @any_size
     def test_rolling_back(self, admin: Visit, history: world.World, site: Site) -> None:
         page = admin.page
         page.get_by_role("navigation", name="Project").get_by_role("link", name="Versions").click()
@@ -172,6 +175,7 @@ class TestSettings:
         expect(page.get_by_role("heading", name="Street signs", level=1)).to_be_visible()
 
 
+@any_size
 class TestUsers:
     def test_a_person_is_added_and_signs_in(self, admin: Visit, visitor: Visitor) -> None:
         page = admin.open("/admin/users")

@@ -19,7 +19,7 @@ from app.models import Round, RoundEvent
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.rendering import environment
 from tests.e2e import world
-from tests.e2e.conftest import Site, Visit, Visitor, axe_violations
+from tests.e2e.conftest import Site, Visit, Visitor, any_size, axe_violations, own_sizes
 
 pytestmark = pytest.mark.browser
 
@@ -72,6 +72,7 @@ def visit(visitor: Visitor, site: Site) -> Visit:
     return made
 
 
+@any_size
 class TestSteps:
     """The ticks of the y axis as the script computes them."""
 
@@ -169,6 +170,7 @@ class TestDrawing:
         assert "NaN" not in figure.locator(".plot").inner_html()
         expect(figure.get_by_role("list")).to_contain_text("train")
 
+    @own_sizes
     @pytest.mark.parametrize("width", [320, 390, 1280, 3840])
     def test_labels_never_touch(self, visit: Visit, width: int) -> None:
         visit.page.set_viewport_size({"width": width, "height": 800})
@@ -181,6 +183,7 @@ class TestDrawing:
             assert left["x"] + left["width"] + 4 <= right["x"], (left, right)
         assert all(label["x"] >= 0 for label in found["labels"])
 
+    @any_size
     def test_drawn_anew_for_another_width(self, visit: Visit) -> None:
         visit.page.set_viewport_size({"width": 1280, "height": 800})
         figure = show(visit, chart_of(SCORES))
@@ -274,6 +277,7 @@ class TestOnPages:
         expect(loss.locator(".plot svg")).to_have_count(1)
         assert page.evaluate("window.shifts") < 0.01
 
+    @any_size
     def test_without_scripts_the_table_is_shown(self, visitor: Visitor, history: world.World, site: Site) -> None:
         scripted = visitor()
         scripted.sign_in(history.admin)
@@ -284,6 +288,7 @@ class TestOnPages:
         expect(figure.get_by_role("table")).to_be_visible()
         expect(figure.get_by_role("img")).to_be_hidden()
 
+    @any_size
     def test_a_script_that_does_not_come_leaves_the_table(self, admin: Visit) -> None:
         admin.watch.allow += ["ERR_FAILED"]
         admin.page.route("**/static/charts.js*", lambda route: route.abort())

@@ -31,7 +31,7 @@ from app.services.rounds import comparisons
 from app.settings import ROOT, get_settings
 from tests import factories
 from tests.e2e import world
-from tests.e2e.conftest import Site, Visitor
+from tests.e2e.conftest import Site, Visitor, any_size
 from tests.e2e.test_judging import ready, seen, wait_for_verdicts
 from worker.base_check import check_base
 
@@ -97,6 +97,7 @@ def two_versions(site: Site, made: world.World, wanted: str) -> None:
             comparisons.prefer(session, other, project, pair.id, side)
 
 
+@any_size
 @pytest.mark.parametrize("wanted", ["new", "old"])
 def test_critics_decide_whether_a_better_version_becomes_active(
     visitor: Visitor, scenes: world.World, site: Site, size: tuple[int, int], wanted: str

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from app.models import Assignment, Verdict, VerdictKind, Worker
 from app.services.judging import assignments
 from tests.e2e import world
-from tests.e2e.conftest import PHONE, Site, Visit, Visitor
+from tests.e2e.conftest import PHONE, Site, Visit, Visitor, any_size
 
 pytestmark = pytest.mark.browser
 
@@ -254,6 +254,7 @@ class TestGoingBack:
         assert given.kind is VerdictKind.picked
 
 
+@any_size
 class TestNothingIsLost:
     def test_offline_verdicts_are_sent_when_the_net_is_back(self, critic: Visit, site: Site) -> None:
         page = critic.page
@@ -390,6 +391,7 @@ class TestNothingIsLost:
         assert len(verdicts(site)) == 1
 
 
+@any_size
 class TestFairness:
     def test_two_critics_never_get_the_same_set(self, critic: Visit, visitor: Visitor, site: Site) -> None:
         other = visitor()

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from app.models import VerdictKind
-from tests.e2e.conftest import DESK, Site, Visit, Visitor, axe_violations
+from tests.e2e.conftest import DESK, Site, Visit, Visitor, any_size, axe_violations
 from tests.e2e.test_judging import candidate, question, ready, saved, stocked, verdicts, wait_for_verdicts
 
 pytestmark = pytest.mark.browser
@@ -127,6 +127,7 @@ def test_keys_of_ones_own(critic: Visit, site: Site, visitor: Visitor, size: tup
     expect(elsewhere.locator('.actions [data-key="none"]')).to_have_text("0")
 
 
+@any_size
 def test_a_double_press_is_one_verdict(critic: Visit, site: Site) -> None:
     page = critic.page
     stocked(page)
@@ -147,6 +148,7 @@ def test_a_double_press_is_one_verdict(critic: Visit, site: Site) -> None:
     assert len(verdicts(site)) == 3
 
 
+@any_size
 def test_a_double_click_on_a_reason_picks_nothing_on_the_next_prompt(critic: Visit, site: Site) -> None:
     page = critic.page
     stocked(page)
@@ -167,6 +169,7 @@ def test_a_double_click_on_a_reason_picks_nothing_on_the_next_prompt(critic: Vis
     expect(candidate(page, 1)).to_be_checked()
 
 
+@any_size
 def test_enter_held_on_a_button_is_one_verdict(critic: Visit, site: Site) -> None:
     page = critic.page
     stocked(page)

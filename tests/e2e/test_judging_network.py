@@ -10,10 +10,10 @@ from sqlalchemy import func, select
 
 from app.models import Pick, Verdict, VerdictKind
 from tests.e2e import world
-from tests.e2e.conftest import Site, Visit, Visitor
+from tests.e2e.conftest import Site, Visit, Visitor, any_size
 from tests.e2e.test_judging import candidate, question, ready, saved, stocked, verdicts
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, any_size]
 
 
 def all_verdicts(site: Site) -> int:

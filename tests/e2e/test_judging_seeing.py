@@ -12,7 +12,7 @@ from app.services.kernel.actors import Actor
 from app.services.projects import projects
 from tests import factories
 from tests.e2e import world
-from tests.e2e.conftest import Site, Visit, Visitor, axe_violations
+from tests.e2e.conftest import Site, Visit, Visitor, any_size, axe_violations
 from tests.e2e.test_judging import question, ready, verdicts, wait_for_verdicts
 
 pytestmark = pytest.mark.browser
@@ -201,6 +201,7 @@ def test_blurred_images_and_new_instructions(visitor: Visitor, scenes: world.Wor
     expect(panel).to_be_hidden()
 
 
+@any_size
 def test_time_counts_while_the_prompt_is_seen_only(critic: Visit, site: Site) -> None:
     page = critic.page
     ready(page)

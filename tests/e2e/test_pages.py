@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e import fortnight, world
-from tests.e2e.conftest import DESK, PHONE, Site, Visit, Visitor, axe_violations
+from tests.e2e.conftest import DESK, PHONE, Site, Visit, Visitor, any_size, axe_violations, own_sizes
 
 pytestmark = pytest.mark.browser
 
@@ -61,6 +61,7 @@ def faults(page: Page) -> list[str]:
     return [*found, *([f"scrolls sideways: {width}"] if width[0] > width[1] else [])]
 
 
+@own_sizes
 def test_the_judging_page_is_one_screen(visitor: Visitor, scenes: world.World) -> None:
     for size in (DESK, PHONE):
         visit = visitor(size)
@@ -107,6 +108,7 @@ def assert_good(visit: Visit, paths: Iterable[str]) -> None:
     assert not wrong, json.dumps(wrong, indent=1)
 
 
+@own_sizes
 def test_pages_of_critics_are_accessible_and_light(visitor: Visitor, history: world.World, site: Site) -> None:
     assert_good(visitor(reduced_motion="reduce"), ("/sign-in",))
     critic = visitor(reduced_motion="reduce")  # a colour on its way to another is neither
@@ -119,6 +121,7 @@ def test_pages_of_critics_are_accessible_and_light(visitor: Visitor, history: wo
     assert_good(critic, ("/admin/users", "/nothing"))
 
 
+@own_sizes
 def test_pages_of_admins_are_accessible_and_light(visitor: Visitor, history: world.World, site: Site) -> None:
     with site.sessions.begin() as session:
         fortnight.add_fortnight(session, history)
@@ -151,6 +154,7 @@ def table_parts(page: Page) -> dict[str, Counter[str]]:
     return {"meant": Counter(meant), "told": Counter(told)}
 
 
+@own_sizes
 def test_cards_on_a_phone_are_tables_to_who_cannot_see_them(visitor: Visitor, history: world.World, site: Site) -> None:
     with site.sessions.begin() as session:
         fortnight.add_fortnight(session, history)
@@ -188,6 +192,7 @@ def test_dialogs_of_the_judging_page_are_accessible(critic: Visit) -> None:
     assert not any(wrong.values()), wrong
 
 
+@any_size
 def test_the_theme_is_chosen_and_kept(critic: Visit) -> None:
     page = critic.page
     page.get_by_role("button", name="Theme: as the system").click()
@@ -198,6 +203,7 @@ def test_the_theme_is_chosen_and_kept(critic: Visit) -> None:
     expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
 
 
+@own_sizes
 def test_the_narrowest_and_the_widest(visitor: Visitor, history: world.World) -> None:
     visit = visitor(reduced_motion="reduce")
     visit.sign_in(history.admin)
@@ -215,6 +221,7 @@ def test_the_narrowest_and_the_widest(visitor: Visitor, history: world.World) ->
             assert widest <= 2400, (path, widest)
 
 
+@any_size
 def test_paper_is_light_and_has_no_buttons(visitor: Visitor, history: world.World) -> None:
     visit = visitor(color_scheme="dark")
     page = visit.sign_in(history.admin, to="/admin/projects/scenes/rounds/3")
@@ -227,6 +234,7 @@ def test_paper_is_light_and_has_no_buttons(visitor: Visitor, history: world.Worl
     expect(page.get_by_role("img", name=re.compile("^Loss: loss from"))).to_be_visible()
 
 
+@any_size
 def test_by_keyboard_alone(visitor: Visitor, history: world.World) -> None:
     page = visitor().open("/sign-in?next=/admin/projects/scenes")
     expect(page.get_by_label("Email")).to_be_focused()

@@ -10,9 +10,9 @@ from sqlalchemy import select
 
 from app.models import Membership, Role, User
 from tests.e2e import world
-from tests.e2e.conftest import Site, Visit, Visitor
+from tests.e2e.conftest import Site, Visit, Visitor, any_size
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, any_size]
 
 
 def test_a_role_in_a_project_opens_its_pages(admin: Visit, visitor: Visitor, site: Site) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from app.models import Round, RoundState
 from tests.e2e import fortnight, world
-from tests.e2e.conftest import Site, Visit
+from tests.e2e.conftest import Site, Visit, any_size
 
 pytestmark = pytest.mark.browser
 
@@ -33,6 +33,7 @@ def test_what_it_was_made_of(admin: Visit, history: world.World, site: Site) -> 
     expect(page.get_by_role("table").get_by_role("row")).to_have_count(expected + 1)
 
 
+@any_size
 def test_a_failed_one_goes_on_from_its_checkpoint(admin: Visit, history: world.World, site: Site) -> None:
     with site.sessions.begin() as session:
         world.add_running_round(session, history)
@@ -47,6 +48,7 @@ def test_a_failed_one_goes_on_from_its_checkpoint(admin: Visit, history: world.W
         assert session.scalars(select(Round).where(Round.number == 9)).one().state is RoundState.queued
 
 
+@any_size
 def test_run_again_from_its_snapshot_with_the_same_seed(admin: Visit, site: Site) -> None:
     page = admin.open("/admin/projects/scenes/rounds/2")
     asked: list[str] = []

@@ -6,12 +6,13 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.e2e import world
-from tests.e2e.conftest import DESK, PHONE, Visitor, axe_violations
+from tests.e2e.conftest import DESK, PHONE, Visitor, axe_violations, own_sizes
 from tests.e2e.test_imports import no_sideways_scroll, shoot
 
 pytestmark = pytest.mark.browser
 
 
+@own_sizes
 def test_one_is_added(visitor: Visitor, scenes: world.World) -> None:
     visit = visitor(PHONE)
     page = visit.sign_in(scenes.admin, to=f"/admin/projects/{scenes.slug}/settings")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -286,6 +287,14 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "paligemma": make_paligemma,
     "gemma3": make_gemma3,
 }
+
+REPRESENTATIVE = "qwen2_5_vl"
+"""The family least like the others: images of any shape, of as many patches as they need."""
+
+EACH_FAMILY = [
+    pytest.param(family, marks=() if family == REPRESENTATIVE else pytest.mark.slow, id=family) for family in FAMILIES
+]
+"""For tests that train: one family in the quick tests, all in the slow ones."""
 
 
 def make_text_only(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, load_vlm
 from illume.records import Example
 from illume.settings import EvaluationSettings
-from tests.illume.families import FAMILIES, make_llava
+from tests.illume.families import EACH_FAMILY, FAMILIES, make_llava
 from tests.illume.rounds import make_examples
 
 SETTINGS = EvaluationSettings(samples=2, max_new_tokens=4, max_answer_tokens=2)
@@ -30,7 +30,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
     return load_vlm(str(make_llava(tmp_path_factory.mktemp("base"))), device="cpu")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_cached_prompts_give_the_same_scores_in_every_family(
     family: str, examples: list[Example], tmp_path: Path
 ) -> None:

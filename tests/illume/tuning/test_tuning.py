@@ -45,7 +45,7 @@ from illume.tuning.job import JobError, Stopped, TuningJob, read_json, read_rows
 from illume.tuning.lora import begin_adapter, language_model, lora_targets, store_adapter, trainable_parameters
 from illume.tuning.round import Progress, run_round
 from illume.tuning.trainer import Training, batch_loss, continuation_loss, learning_rate
-from tests.illume.families import FAMILIES, make_llava
+from tests.illume.families import EACH_FAMILY, FAMILIES, make_llava
 from tests.illume.rounds import SETTINGS, make_examples, make_round, stand_in_java
 
 WAIT_SECONDS = 600
@@ -329,7 +329,7 @@ class TestTraining:
         swapped = [replace(one, images=other.images) for one, other in zip(examples, turned, strict=True)]
         assert evaluate(vlm, swapped, evaluation, parts=("answers",))["answers"]["own"] == ["blue", "green", "red"]
 
-    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("family", EACH_FAMILY)
     def test_any_family_learns_from_its_images(self, family: str, tmp_path: Path) -> None:
         examples = make_examples(tmp_path / "rows", count=3, split="train")
         vlm = load_vlm(str(FAMILIES[family](tmp_path / "base")), device="cpu")
@@ -501,7 +501,7 @@ class TestRound:
         result = run_round(folder, TuningJob.from_json(read_json(folder / "job.json")), request=Asked())
         assert result["evaluation"]["parent"]["gold"] == scores["gold"]
 
-    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("family", EACH_FAMILY)
     def test_any_family_goes_round_and_is_loaded_again(self, family: str, tmp_path: Path) -> None:
         base = FAMILIES[family](tmp_path / "base")
         folder = make_round(tmp_path / "round", base, settings=replace(SETTINGS, epochs=1))
@@ -514,7 +514,7 @@ class TestRound:
         sets = sample_rationales(tuned, val, SamplingSettings(max_new_tokens=6), seed=1)
         assert all(len({one.text for one in candidates}) == len(candidates) > 1 for candidates in sets)
 
-    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("family", EACH_FAMILY)
     def test_half_precision_and_less_memory_learn_the_same(self, family: str, tmp_path: Path) -> None:
         base = FAMILIES[family](tmp_path / "base")
         losses = []
