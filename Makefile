@@ -16,7 +16,7 @@ CHAOS :=
 # Two test files at a time, in the order of collection: tests mostly wait for processes or a browser.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow chaos check coverage dist audit screens clean
+.PHONY: help demo test test-slow chaos check coverage dist audit docs screens clean
 
 help:
 	@echo "make demo    run everything on this machine; DEMO='--port 8001' passes options"
@@ -27,6 +27,7 @@ help:
 	@echo "make coverage   run the tests, and say which lines of app, illume and worker they reach; takes twice as long"
 	@echo "make dist    build the wheel and the source distribution in dist/"
 	@echo "make audit   ask the advisory database about each pinned package; needs the network"
+	@echo "make docs    build the guide, which the server shows under /help"
 	@echo "make screens   take the pictures in docs/screens again"
 	@echo "make clean   remove what set-up made; data are kept"
 
@@ -56,7 +57,7 @@ coverage: $(TOOLS) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && \
 		$(PYTHON) -m pytest $(TWO) --cov --cov-report term:skip-covered $(TESTS)
 
-dist: $(TOOLS) $(ASSETS)
+dist: $(TOOLS) $(ASSETS) docs
 	@rm -rf dist
 	@$(PYTHON) -m build --no-isolation --outdir dist
 
@@ -64,11 +65,16 @@ audit: $(TOOLS)
 	@tools/install pip-audit
 	@$(PYTHON) tools/audit.py
 
+docs: $(INSTALLED)
+	@tools/install --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
+	@echo "The guide is in static/help; a running server shows it under /help."
+
 screens: $(TOOLS) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m tests.e2e.screens
 
 clean:
-	rm -rf $(VENV) node_modules static/vendor build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) node_modules static/vendor static/help build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt tools/install
 	@tools/install --editable .

@@ -32,6 +32,7 @@ from app.http.metrics import RequestMetrics
 from app.http.storable import CHECK_REQUEST
 from app.settings import ROOT, Settings, get_settings
 from app.web import errors
+from app.web.guide import Guide
 
 FOREVER = "public, max-age=31536000, immutable"
 VERSIONED = re.compile(r"^at-[0-9a-f]{12}/")
@@ -79,6 +80,7 @@ def create_app() -> FastAPI:
     app.include_router(web.router, include_in_schema=False, dependencies=CHECK_REQUEST)
     # Only static files are compressed: a page holds its reader's tokens, which compression could leak.
     app.mount("/static", GZipMiddleware(Static(directory=ROOT / "static")), name="static")
+    app.mount("/help", GZipMiddleware(Guide()), name="help")
     app.state.sessions = session_in_thread
     app.state.judging = JudgingPool(settings.database_url, size=engine.ASYNC_CONNECTIONS, wait=settings.gate_wait)
     app.state.readiness = health.Readiness()

@@ -20,7 +20,7 @@ from app.http.bodies import BODIES_PER_ADDRESS, UPLOADS_PER_ADDRESS, Arrivals, C
 from app.http.minimum_rate import MinimumRate
 from app.services.kernel import traffic
 
-FREE = re.compile(r"/static/.*|/healthz|/readyz|/favicon\.ico|/api/v1/openapi\.json")
+FREE = re.compile(r"/(static|help)/.*|/healthz|/readyz|/favicon\.ico|/api/v1/openapi\.json")
 IMAGES = re.compile(r"/api/v1/images/[^/]*")
 JUDGING = re.compile(
     r"/api/v1/projects/[^/]+/assignments|/api/v1/assignments/[^/]+/verdict"

@@ -1,4 +1,4 @@
-"""The script of the README does what docs/library.md says, on a few prompts."""
+"""The first script of docs/library.md does what the page says, on a few prompts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def script() -> str:
-    """The README's first Python block."""
-    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    """The page's first Python block."""
+    found = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     return found.group(1)
 

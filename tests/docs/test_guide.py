@@ -1,0 +1,145 @@
+"""The guide is built strictly, loads nothing from elsewhere, and is served under /help; pages link to pages of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
+
+from app.main import create_app
+from app.settings import ROOT
+from app.web import guide
+from tools.docs_hooks import Checker
+
+DECISION = re.compile(r"\d{4}-")
+PAGES = sorted(page for page in ROOT.glob("docs/**/*.md") if not DECISION.match(page.name))
+HELP = re.compile(r"{% block help %}(.*?){% endblock %}|href=\"/help/([^\"{]*)\"")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guide as it stands."""
+    out = tmp_path_factory.mktemp("help")
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(out)))
+    return out
+
+
+def build_small(folder: Path, text: str, nav: list[str]) -> None:
+    """Build a guide of one page with `text`, by the settings of the whole one."""
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder / "docs" / "index.md").write_text(f"# Small\n\n## There\n\n{text}\n")
+    config = load_config(
+        str(ROOT / "mkdocs.yml"),
+        docs_dir=str(folder / "docs"),
+        site_dir=str(folder / "help"),
+        nav=[{"All": nav}],
+        plugins=["search"],
+    )
+    build(config)
+
+
+class TestBuild:
+    def test_every_page_of_docs_is_in_it(self, built: Path) -> None:
+        names = [page.relative_to(ROOT / "docs").with_suffix("") for page in ROOT.glob("docs/**/*.md")]
+        missing = [name for name in names if name.name != "index" and not (built / name / "index.html").exists()]
+        assert len(names) > 20
+        assert missing == []
+
+    def test_what_is_sound_builds(self, tmp_path: Path) -> None:
+        build_small(tmp_path, "[Here](#there)", ["index.md"])
+        assert (tmp_path / "help" / "index.html").exists()
+
+    @pytest.mark.parametrize("link", ["nowhere.md", "#nowhere", "index.md#nowhere", "../README.md", "/help/"])
+    def test_a_broken_link_fails_it(self, tmp_path: Path, link: str) -> None:
+        with pytest.raises(Abort):
+            build_small(tmp_path, f"[Elsewhere]({link})", ["index.md"])
+
+    def test_a_page_that_the_navigation_leaves_out_fails_it(self, tmp_path: Path) -> None:
+        (tmp_path / "docs").mkdir()
+        (tmp_path / "docs" / "more.md").write_text("# More\n")
+        with pytest.raises(Abort):
+            build_small(tmp_path, "", ["index.md"])
+        build_small(tmp_path, "", ["index.md", "more.md"])
+
+    @pytest.mark.parametrize(
+        ("html", "named"),
+        [
+            ('<p style="color: red">Red</p>', "style= in <p>"),
+            ('<img src="https://example.org/a.png" alt="">', "https://example.org/a.png of <img>"),
+            ('<button onclick="go()">Go</button>', "onclick= in <button>"),
+        ],
+    )
+    def test_what_the_server_would_block_fails_it(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, html: str, named: str
+    ) -> None:
+        with pytest.raises(Abort):
+            build_small(tmp_path, html, ["index.md"])
+        assert f"the server would block {named}" in caplog.text
+
+    def test_nothing_is_inline_or_from_elsewhere(self, built: Path) -> None:
+        for page in built.rglob("*.html"):
+            checker = Checker()
+            checker.feed(page.read_text())
+            assert checker.problems == [], page
+
+    def test_the_benchmarks_are_those_of_the_results(self, built: Path) -> None:
+        text = (built / "benchmarks" / "index.html").read_text()
+        titles = re.findall(r"^## (.+)$", (ROOT / "bench" / "RESULTS.md").read_text(), re.MULTILINE)
+        found = re.findall(r"<h2 id=\"[^\"]*\">(.*?)<a", text)
+        assert len(found) == len(titles) > 5
+
+    def test_only_pictures_that_pages_show_are_in_it(self, built: Path) -> None:
+        html = "".join(page.read_text() for page in built.rglob("*.html"))
+        pictures = [one for one in built.rglob("*.png") if "assets" not in one.parts]
+        assert [one.name for one in pictures if one.name not in html] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
+def test_the_first_paragraph_says_for_whom_the_page_is(page: Path) -> None:
+    title, first = page.read_text().split("\n\n")[:2]
+    assert title.startswith("# ")
+    assert first.startswith("*For ")
+
+
+class TestServed:
+    def test_pages_and_files(self, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guide, "FOLDER", built)
+        client = TestClient(create_app(), base_url="http://127.0.0.1:8000")
+        page = client.get("/help/glossary/")
+        assert page.status_code == 200
+        assert "accepted rationale" in page.text
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+        assert client.get("/help").url.path == "/help/"
+        assert client.get("/help/search/search_index.json").json()["docs"]
+        script = re.search(r'<script src="\.\./(assets/inline/[^"]+)"', page.text)
+        assert script is not None
+        assert client.get(f"/help/{script[1]}").status_code == 200
+        missing = client.get("/help/nowhere/")
+        assert missing.status_code == 404
+        assert "There is no such page." in missing.text
+
+    @pytest.mark.parametrize("path", ["/help/", "/help/leads/"])
+    def test_where_it_is_not_built_the_page_says_how(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+    ) -> None:
+        monkeypatch.setattr(guide, "FOLDER", tmp_path / "none")
+        answer = TestClient(create_app(), base_url="http://127.0.0.1:8000").get(path)
+        assert answer.status_code == 404
+        assert "run `make docs`" in answer.text
+
+
+def test_pages_link_to_pages_of_the_guide() -> None:
+    texts = [page.read_text() for page in ROOT.glob("templates/**/*.html")]
+    linked = {first or second for text in texts for first, second in HELP.findall(text)}
+    assert "" in linked
+    for address in linked - {""}:
+        name, _, anchor = address.partition("#")
+        page = ROOT / "docs" / f"{name.rstrip('/')}.md"
+        assert page.exists(), address
+        headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+        assert not anchor or anchor in {re.sub(r"[^\w]+", "-", one.lower()).strip("-") for one in headings}, address

@@ -1,0 +1,56 @@
+"""The guide in a browser, under the content security policy: accessible, no wider than the screen, searchable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from playwright.sync_api import expect
+
+from app.settings import ROOT
+from app.web import guide
+from tests.e2e import world
+from tests.e2e.conftest import Visitor
+from tests.e2e.test_pages import faults, looks
+
+pytestmark = pytest.mark.browser
+
+PAGES = ("", "data/exports/", "glossary/", "reference/", "decisions/0003-the-gate/")
+"""The start, one with code and tables, a long list, the one that is made of docstrings, a short one."""
+
+
+@pytest.fixture(autouse=True)
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide of these sources, in place of one that is built already."""
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "help")))
+    monkeypatch.setattr(guide, "FOLDER", tmp_path / "help")
+
+
+def test_pages_are_accessible_and_fit_the_screen(built: None, visitor: Visitor) -> None:
+    visit = visitor(reduced_motion="reduce")
+    wrong = {}
+    for path in PAGES:
+        page = visit.open(f"/help/{path}")
+        expect(page.get_by_role("main")).to_be_visible()
+        for name in looks(page):
+            if found := faults(page):
+                wrong[f"{path}: {name}"] = found
+    assert not wrong, wrong
+
+
+def test_a_word_is_found_without_a_network(built: None, visitor: Visitor, scenes: world.World) -> None:
+    visit = visitor()
+    page = visit.sign_in(scenes.critic, to="/annotate")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.get_by_role("link", name="Help").click()
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    if not page.get_by_role("textbox", name="Search").is_visible():
+        page.get_by_title("Search").first.click()
+    page.get_by_role("textbox", name="Search").fill("krippendorff")
+    page.get_by_role("link", name="Glossary").last.click()
+    expect(page.get_by_role("heading", name="Glossary", level=1)).to_be_visible()
+    assert requests
+    assert [url for url in requests if not url.startswith(visit.site.url)] == []
