@@ -21,6 +21,8 @@ DECISION = re.compile(r"decisions/\d{4}-.*\.md")
 FOR_WHOM = "*For people who change Illume and want to know why it is as it is.*"
 IN_THE_THEME = {'<div class="md-search" data-md-component="search" role="dialog">': 'aria-label="Search"'}
 """Tags of the theme that need an attribute for people who cannot see the page."""
+FOR_TESTS = re.compile(r"^( *```[\w-]+) .*$", re.MULTILINE)
+"""What follows the language of a block of code is for tests, such as `no-test`; Markdown knows no such block."""
 EMPTY_HEADER = re.compile(r"<th( [^>]*)?></th>")
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 PICTURE = re.compile(r"!\[[^]]*\]\(([^)\s]+)\)|<img\b[^>]*\bsrc=\"([^\"]+)\"")
@@ -72,7 +74,8 @@ def normal(path: PurePosixPath) -> str:
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
-    """Say of each decision for whom it is; the other pages say it themselves."""
+    """Take from blocks of code what is for tests, and say of each decision for whom it is, as other pages do."""
+    markdown = FOR_TESTS.sub(r"\1", markdown)
     if DECISION.fullmatch(page.file.src_uri):
         return TITLE.sub(lambda title: f"{title[0]}\n\n{FOR_WHOM}", markdown, count=1)
     return markdown
