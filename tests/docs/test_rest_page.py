@@ -1,4 +1,4 @@
-"""The client of docs/rest.md judges what a server offers, and its lines for curl add a prompt and fetch every format."""
+"""The client of docs/rest.md judges what a server offers; its lines for curl add a prompt and fetch every format."""
 
 from __future__ import annotations
 
