@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -132,10 +133,12 @@ class Checker(HTMLParser):
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Remove what the server has pages of its own for, what other languages need, and source maps."""
+    """Remove the page of errors, other languages and source maps, and add the licence of the theme."""
     site = Path(config.site_dir)
     for name in ("404.html", "sitemap.xml", "sitemap.xml.gz"):
         (site / name).unlink(missing_ok=True)
     shutil.rmtree(site / "assets" / "javascripts" / "lunr", ignore_errors=True)
     for source_map in site.rglob("*.map"):
         source_map.unlink()
+    [text] = [one for one in metadata.files("mkdocs-material") or () if one.name == "LICENSE"]
+    (site / "assets" / "LICENSE").write_text(text.read_text(), encoding="utf-8")

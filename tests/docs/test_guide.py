@@ -87,6 +87,9 @@ class TestBuild:
             checker.feed(page.read_text())
             assert checker.problems == [], page
 
+    def test_the_licence_of_the_theme_comes_with_it(self, built: Path) -> None:
+        assert "Martin Donath" in (built / "assets" / "LICENSE").read_text()
+
     def test_the_benchmarks_are_those_of_the_results(self, built: Path) -> None:
         text = (built / "benchmarks" / "index.html").read_text()
         titles = re.findall(r"^## (.+)$", (ROOT / "bench" / "RESULTS.md").read_text(), re.MULTILINE)
