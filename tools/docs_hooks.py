@@ -140,5 +140,6 @@ def on_post_build(config: MkDocsConfig) -> None:
     shutil.rmtree(site / "assets" / "javascripts" / "lunr", ignore_errors=True)
     for source_map in site.rglob("*.map"):
         source_map.unlink()
-    [text] = [one for one in metadata.files("mkdocs-material") or () if one.name == "LICENSE"]
+    files = metadata.files("mkdocs-material") or ()
+    [text] = [one for one in files if one.name == "LICENSE" and one.parts[0].endswith(".dist-info")]
     (site / "assets" / "LICENSE").write_text(text.read_text(), encoding="utf-8")
