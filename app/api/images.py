@@ -15,7 +15,7 @@ from app.http.ranges import find_part
 from app.models import Image
 from app.services.kernel.store import DerivativeWidth, get_store
 from app.services.prompts import derivatives, images
-from app.services.prompts.decoding import DERIVATIVE_TYPE, MAX_BYTES
+from app.services.prompts.decoding import ACCEPTED, DERIVATIVE_TYPE, MAX_BYTES
 
 router = APIRouter(tags=["images"], route_class=ApiRoute)
 KEEP = "private, max-age=31536000, immutable"
@@ -37,7 +37,7 @@ def image_out(image: Image) -> ImageOut:
 def add_image(
     session: SessionDep,
     actor: ActorDep,
-    file: Annotated[UploadFile | None, File(description="PNG, JPEG, WebP or GIF, at most 20 MB")] = None,
+    file: Annotated[UploadFile | None, File(description=f"{ACCEPTED}; at most 20 MB")] = None,
     image: Annotated[UploadFile | None, File(description="The same under another name")] = None,
 ) -> ImageOut:
     """Store an image: the multipart field `file`. It is decoded, rotated upright and re-encoded."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from jinja2 import TemplateError
 from peft import PeftModel
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from transformers import AutoModelForImageTextToText
 
 from illume.errors import UNEXPECTED_ERRORS, VlmError
@@ -33,6 +33,7 @@ from illume.model.loading import (
     pickles_refused,
     read_config,
 )
+from illume.pictures import as_seen, enlarged
 
 IGNORED = -100
 """The label of tokens that are left out of the loss, as in torch's cross-entropy."""
@@ -159,13 +160,16 @@ def save_adapter(vlm: Vlm, folder: str) -> None:
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """Opens an image as RGB, upright according to its EXIF orientation. Raises VlmError naming an unreadable file."""
+    """Opens an image as people see it (`illume.pictures`), in RGB. Raises VlmError naming an unreadable file.
+
+    One whose shorter side has under 56 pixels is scaled up: some models cannot encode it otherwise.
+    """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return enlarged(as_seen(image).pixels.convert("RGB"))
     try:
         with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            return enlarged(as_seen(opened).pixels.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise VlmError(f"the image {image} cannot be read: {error}") from error
 
 

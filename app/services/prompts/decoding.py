@@ -11,17 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
+import pillow_heif
 from PIL import ImageFile, UnidentifiedImageError
 
 from app.errors import Invalid, TooLarge
+from illume.pictures import Change, as_seen, scaled_down
 
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 20_000
-# What Pillow calls a file, and how it is written anew. MPO is JPEG with further pictures behind the first.
-OUTPUT_FORMATS = {"PNG": "PNG", "GIF": "PNG", "JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WEBP"}
-OUTPUT_MODES = {"PNG": ("RGB", "RGBA", "L"), "JPEG": ("RGB", "L"), "WEBP": ("RGB", "RGBA")}
-# WebP has transparency, and is a third smaller than JPEG. Thumbnails are kept under a number of bytes, because a page
+MAX_SCALED_PIXELS = 250_000_000  # what is scaled down on request: its pixels have to fit into the memory of a child
+# What Pillow calls a file, and how it is written anew: photographs as JPEG, everything else without loss. MPO is JPEG
+# with further pictures behind the first.
+OUTPUT_FORMATS = {
+    "PNG": "PNG",
+    "GIF": "PNG",
+    "BMP": "PNG",
+    "TIFF": "PNG",
+    "JPEG": "JPEG",
+    "MPO": "JPEG",
+    "HEIF": "JPEG",
+    "AVIF": "JPEG",
+    "JPEG2000": "JPEG",
+    "WEBP": "WEBP",
+}
+SAME_FORMAT = frozenset({("PNG", "PNG"), ("JPEG", "JPEG"), ("MPO", "JPEG"), ("WEBP", "WEBP")})
+ACCEPTED = "PNG, JPEG, WebP, GIF, TIFF, BMP, HEIC, AVIF, JPEG 2000"
+# WebP is a third smaller than JPEG. Thumbnails are kept under a number of bytes, because a page
 # shows many at once.
 DERIVATIVE_TYPE = "image/webp"
 WEBP_MAX_SIDE = 16_383
@@ -29,16 +45,9 @@ THUMBNAIL_BYTES = {96: 4_000, 480: 16_000}
 THUMBNAIL_QUALITIES = (80, 65, 50, 35, 20, 5)
 DERIVATIVE_QUALITY = 85
 MARKUP = {b"<svg": "SVG", b"<!doctype html": "HTML", b"<html": "HTML", b"<?xml": "XML or SVG"}
-ORIENTATION = 0x0112
-UPRIGHT = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
+
+pillow_heif.register_heif_opener(thumbnails=False)
+PIL.Image.MAX_IMAGE_PIXELS = MAX_SCALED_PIXELS  # `_opened` has the limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ class EncodedImage:
     media_type: str
     width: int
     height: int
+    changes: tuple[Change, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -56,14 +66,15 @@ class EncodedImage:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def decode(data: bytes) -> EncodedImage:
-    """Decode `data` and re-encode it, upright and without metadata.
+def decode(data: bytes, *, scale_down: bool = False) -> EncodedImage:
+    """Decode `data` and re-encode it as people see it (`illume.pictures`), without metadata.
 
-    Raises `TooLarge` over 20 MB or 40 megapixels, `Invalid` for anything but PNG, JPEG, WebP and GIF, and whatever the
-    decoder raises for a broken image.
+    With `scale_down`, what has over 40 megapixels is scaled down to them. Raises `TooLarge` over 20 MB or else over 40
+    megapixels, `Invalid` for a file that is no picture of an accepted format, and whatever the decoder raises for a
+    broken one.
     """
     check_bytes(data)
-    with _opened(data) as picture:
+    with _opened(data, most_pixels=MAX_SCALED_PIXELS if scale_down else MAX_PIXELS) as picture:
         return _write(picture)
 
 
@@ -73,8 +84,7 @@ def shrink(data: bytes, width: int) -> bytes:
         scale = min(width / picture.width, WEBP_MAX_SIDE / picture.height)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture.draft(picture.mode, (size[0] * 2, size[1] * 2))  # a JPEG is decoded at about the size that is needed
-        mode = "RGBA" if picture.has_transparency_data else "RGB"
-        small = picture.convert(mode).resize(size, PIL.Image.Resampling.LANCZOS)
+        small = as_seen(picture).pixels.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
     most = THUMBNAIL_BYTES.get(width)
     if most is None:
         return _webp(small, DERIVATIVE_QUALITY)
@@ -99,7 +109,7 @@ def check_bytes(data: bytes) -> None:
     start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     kind = next((kind for mark, kind in MARKUP.items() if start.startswith(mark)), None)
     if kind is not None:
-        raise Invalid(f"This is {kind}, not an image: PNG, JPEG, WebP and GIF are accepted.", field="image")
+        raise Invalid(f"This is {kind}, not an image of a format that is read: {ACCEPTED}.", field="image")
 
 
 def check_file(path: Path) -> None:
@@ -110,49 +120,40 @@ def check_file(path: Path) -> None:
     _opened(data).close()
 
 
-def _opened(data: bytes) -> ImageFile.ImageFile:
+def _opened(data: bytes, *, most_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Open a picture whose size is allowed by its header. Raises `TooLarge`, `Invalid`."""
-    too_large = f"The image has over {MAX_PIXELS // 1_000_000} megapixels."
     try:
         picture = PIL.Image.open(io.BytesIO(data), formats=[one for one in OUTPUT_FORMATS if one != "MPO"])
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise TooLarge(too_large, field="image") from error
+        raise TooLarge(f"The image has over {most_pixels // 1_000_000} megapixels.", field="image") from error
     except UnidentifiedImageError as error:
-        raise Invalid("This is not a PNG, JPEG, WebP or GIF image.", field="image") from error
-    if picture.width * picture.height > MAX_PIXELS or max(picture.size) > MAX_SIDE:
-        raise TooLarge(too_large, field="image")
+        raise Invalid(f"This is not an image of a format that is read: {ACCEPTED}.", field="image") from error
+    pixels, side = picture.width * picture.height, max(picture.size)
+    if pixels > most_pixels or (side > MAX_SIDE and most_pixels == MAX_PIXELS):
+        size = f"{picture.width:,} x {picture.height:,} pixels ({pixels / 1_000_000:.1f} megapixels)"
+        limit = f"{most_pixels // 1_000_000} megapixels" if pixels > most_pixels else f"{MAX_SIDE:,} pixels a side"
+        raise TooLarge(f"The image has {size}; at most {limit} are taken.", field="image")
     return picture
 
 
 def _write(picture: ImageFile.ImageFile) -> EncodedImage:
-    """Write the first frame of `picture`, upright and without metadata."""
-    target = OUTPUT_FORMATS[picture.format or "PNG"]
-    upright = _upright(picture)
-    if upright.mode not in OUTPUT_MODES[target]:
-        upright = _to_rgb(upright, transparent=target != "JPEG")
-    clean = PIL.Image.new(upright.mode, upright.size)
-    clean.paste(upright)
+    """Write the first frame of `picture` as people see it, with at most `MAX_PIXELS`, without metadata."""
+    kind = picture.format or "PNG"
+    target = OUTPUT_FORMATS[kind]
+    if picture.width * picture.height > MAX_PIXELS:
+        picture.draft("RGB", (picture.width // 2, picture.height // 2))  # a JPEG is decoded at half its size
+    seen = as_seen(picture)
+    changes, pixels = list(seen.changes), seen.pixels
+    small = scaled_down(pixels, most_pixels=MAX_PIXELS, most_side=MAX_SIDE)
+    if small.size != pixels.size:
+        changes.append(Change.scaled_down)
+    if (kind, target) not in SAME_FORMAT:
+        changes.append(Change.recoded)
+    if target == "WEBP":
+        small = small.convert("RGB")
+    clean = PIL.Image.new(small.mode, small.size)
+    clean.paste(small)
     file = io.BytesIO()
     options = {"PNG": {"compress_level": 4}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
     clean.save(file, target, **options[target])
-    return EncodedImage(file.getvalue(), f"image/{target.lower()}", clean.width, clean.height)
-
-
-def _upright(picture: ImageFile.ImageFile) -> PIL.Image.Image:
-    """Turn a picture as its EXIF data say. Pillow's own function writes them again, and fails for a mistyped field."""
-    picture.load()
-    try:
-        orientation = picture.getexif().get(ORIENTATION)
-    except Exception:  # noqa: BLE001 - EXIF data that cannot be read say nothing; the picture is there
-        return picture
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return picture if turn is None else picture.transpose(turn)
-
-
-def _to_rgb(picture: PIL.Image.Image, *, transparent: bool) -> PIL.Image.Image:
-    """Convert to RGB, or to RGBA if the picture is transparent and may stay so; 16-bit greys keep their high byte."""
-    if picture.mode.startswith("I"):
-        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
-    if transparent and picture.has_transparency_data:
-        return picture.convert("RGBA")
-    return picture.convert("RGB")
+    return EncodedImage(file.getvalue(), f"image/{target.lower()}", clean.width, clean.height, tuple(changes))

@@ -43,10 +43,10 @@ class StoredImage:
 
 
 def reencode(data: bytes, *, waiting: Callable[[], None] = isolated.nothing) -> EncodedImage:
-    """Decode `data` in a child process and re-encode it, upright and without metadata.
+    """Decode `data` in a child process and re-encode it as people see it, without metadata.
 
     `waiting` is called about once a second. Raises `TooLarge` over 20 MB or 40 megapixels, and `Invalid` for a broken
-    image or anything but PNG, JPEG, WebP and GIF.
+    image or a format that is not read.
     """
     check_bytes(data)
     try:

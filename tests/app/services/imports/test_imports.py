@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, DomainError, Forbidden, Invalid
 from app.models import Import, ImportState, Project, Prompt, PromptImage, Role, Split
 from app.services.imports import imports
+from app.services.imports.cells import MISSING_WORDS
 from app.services.imports.layouts import ImportPlan, Target
 from app.services.imports.reading import BATCH_ROWS, place_by_image
 from app.services.imports.running import run_import
@@ -564,6 +565,7 @@ class TestTexts:
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(words=st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=6))
     @example(words=["😀👩‍👩‍👧", "שלום \u202eabc", "a\nb\r\nc\u2028", "'\"`\\", "x" * 4000, "<script>alert(1)</script>"])
+    @example(words=["NaN", "nan", "null", "none"])
     @example(words=["{{ 7 * 7 }}", "%s %d %(x)s {0}", "a\x00b", "\x1b[31m", "\ufeff", "\u0000"])
     @pytest.mark.parametrize("kind", ["jsonl", "csv"])
     def test_texts_are_imported_unchanged_or_refused(
@@ -587,7 +589,8 @@ class TestTexts:
         fine = [word for word in words if stripped(word) and "\x00" not in word]
         kept = prompts_of(committed_db, project)[before:]
         assert [prompt.question for prompt in kept] == [stripped(word) for word in fine]
-        assert [prompt.answer for prompt in kept] == [stripped(word) for word in fine]
+        absent = MISSING_WORDS if kind == "csv" else ()  # as pandas writes missing values
+        assert [prompt.answer for prompt in kept] == [None if word in absent else stripped(word) for word in fine]
         assert [prompt.extra for prompt in kept] == [{"w": word} for word in fine]
         assert found.rejected == len(words) - len(fine)
 

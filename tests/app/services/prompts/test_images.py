@@ -7,6 +7,7 @@ import struct
 import zlib
 
 import PIL.Image
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from sqlalchemy.orm import Session
@@ -14,9 +15,12 @@ from sqlalchemy.orm import Session
 from app.errors import Invalid, NotFound, TooLarge
 from app.models import Role
 from app.services.prompts import images
-from app.services.prompts.decoding import MAX_BYTES
+from app.services.prompts.decoding import MAX_BYTES, decode
+from illume.pictures import Change
 from tests import factories
 from tests.mutation import mutated
+
+pillow_heif.register_heif_opener()
 
 
 def encoded(mode: str = "RGB", kind: str = "PNG", size: tuple[int, int] = (16, 9), **options: object) -> bytes:
@@ -57,6 +61,12 @@ def png_that_claims(width: int, height: int) -> bytes:
 PICTURES = (
     encoded(size=(40, 30)),
     encoded("RGBA", size=(40, 30)),
+    encoded("I;16", size=(40, 30)),
+    encoded("CMYK", "TIFF", size=(40, 30), compression="tiff_lzw"),
+    encoded(kind="BMP", size=(40, 30)),
+    encoded(kind="AVIF", size=(40, 30)),
+    encoded(kind="HEIF", size=(40, 30)),
+    encoded(kind="JPEG2000", size=(40, 30)),
     encoded("P", "GIF", size=(40, 30)),
     encoded(kind="JPEG", size=(40, 30)),
     encoded(kind="WEBP", size=(40, 30)),
@@ -82,6 +92,12 @@ class TestReencode:
             (encoded(kind="WEBP"), "image/webp"),
             (several_pictures(), "image/jpeg"),
             (encoded("P", "GIF"), "image/png"),
+            (encoded(kind="TIFF"), "image/png"),
+            (encoded("CMYK", "TIFF", compression="tiff_lzw"), "image/png"),
+            (encoded(kind="BMP"), "image/png"),
+            (encoded(kind="AVIF"), "image/jpeg"),
+            (encoded(kind="HEIF"), "image/jpeg"),
+            (encoded(kind="JPEG2000"), "image/jpeg"),
         ],
     )
     def test_accepted_formats(self, data: bytes, media_type: str) -> None:
@@ -89,7 +105,7 @@ class TestReencode:
         assert (picture.media_type, picture.width, picture.height) == (media_type, 16, 9)
         with PIL.Image.open(io.BytesIO(picture.data)) as again:
             assert again.size == (16, 9)
-            assert again.mode in ("RGB", "RGBA", "L")
+            assert again.mode in ("RGB", "L")
 
     def test_is_equal_for_equal_images(self) -> None:
         once = images.reencode(encoded())
@@ -122,6 +138,24 @@ class TestReencode:
             with pytest.raises(TooLarge):
                 images.reencode(png_that_claims(*size))
 
+    def test_too_many_pixels_are_scaled_down_on_request(self) -> None:
+        data = encoded("L", size=(9000, 5000))
+        with pytest.raises(TooLarge, match=r"9,000 x 5,000 pixels \(45\.0 megapixels\); at most 40 megapixels"):
+            images.reencode(data)
+        made = decode(data, scale_down=True)
+        assert (made.width, made.height) == (8485, 4714)
+        assert made.changes == (Change.scaled_down,)
+        with pytest.raises(TooLarge, match="250 megapixels"):
+            decode(png_that_claims(20_000, 14_000), scale_down=True)
+
+    def test_what_was_done_is_told(self) -> None:
+        exif = PIL.Image.Exif()
+        exif[0x0112] = 3
+        assert images.reencode(encoded("CMYK", "JPEG", exif=exif)).changes == (Change.turned, Change.colours)
+        assert images.reencode(encoded("RGBA")).changes == (Change.flattened,)
+        assert images.reencode(encoded(kind="BMP")).changes == (Change.recoded,)
+        assert images.reencode(encoded()).changes == ()
+
     def test_too_many_bytes(self) -> None:
         with pytest.raises(TooLarge):
             images.reencode(b"\x00" * (MAX_BYTES + 1))
@@ -131,8 +165,10 @@ class TestReencode:
         [
             b"",
             b"nothing",
-            encoded(kind="TIFF"),
-            encoded(kind="BMP"),
+            encoded(kind="ICO", size=(16, 16)),
+            encoded(kind="TGA"),
+            encoded(kind="TIFF", size=(300, 300))[:200],
+            encoded(kind="AVIF", size=(300, 300))[:200],
             encoded(size=(300, 300))[:60],
             encoded(kind="JPEG", size=(300, 300))[:200],
             encoded(kind="WEBP", size=(300, 300))[:20],
