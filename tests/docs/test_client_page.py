@@ -17,14 +17,10 @@ from app.settings import ROOT
 from illume.client import project as projects
 from tests import factories
 from tests.conftest import CommittedDatabase
+from tests.docs.blocks import snippets
 from tests.serving import serve
 
 PAGE = ROOT / "docs" / "client.md"
-
-
-def examples() -> list[str]:
-    """The page's Python."""
-    return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def test_the_page_does_what_it_says(
@@ -55,7 +51,7 @@ def test_the_page_does_what_it_says(
     with serve() as url:
         monkeypatch.setenv("ILLUME_URL", url)
         monkeypatch.setenv("ILLUME_TOKEN", token)
-        for code in examples():
+        for code in snippets(PAGE, "python"):
             exec(code.replace('"http://127.0.0.1:8000", token="..."', ""), names)  # noqa: S102 - our own page
             said.append(capsys.readouterr().out)
         names["server"].close()

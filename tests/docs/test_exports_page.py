@@ -21,14 +21,10 @@ from app.settings import ROOT
 from tests import factories
 from tests.app.services.judged import make_judged
 from tests.conftest import CommittedDatabase
+from tests.docs.blocks import snippets
 from tests.serving import serve
 
 PAGE = ROOT / "docs" / "data" / "exports.md"
-
-
-def snippets(language: str) -> list[str]:
-    """The code blocks of the page in one language, but for those that say `no-test`."""
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -57,10 +53,10 @@ def run(command: list[str], world: dict[str, str], folder: Path) -> str:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_page_does_what_it_says(world: dict[str, str], tmp_path: Path) -> None:
-    [shell] = snippets("sh")
+    [shell] = snippets(PAGE, "sh")
     run(["bash", "-euc", shell], world, tmp_path)
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 5
-    said = [run([sys.executable, "-c", code], world, tmp_path) for code in snippets("python")]
+    said = [run([sys.executable, "-c", code], world, tmp_path) for code in snippets(PAGE, "python")]
     assert len(said) == 4
     assert "(12, 8)" in said[0]
     assert re.search(r"none_fit\s+1\npicked\s+4", said[1])
@@ -83,7 +79,7 @@ def test_the_page_does_what_it_says_in_r(world: dict[str, str], tmp_path: Path) 
     lacking = lacking_r()
     if lacking is not None:
         pytest.skip(lacking)
-    [shell], [code] = snippets("sh"), snippets("r")
+    [shell], [code] = snippets(PAGE, "sh"), snippets(PAGE, "r")
     run(["bash", "-euc", shell], world, tmp_path)
     (tmp_path / "page.R").write_text(code)
     said = run(["Rscript", "page.R"], world, tmp_path)

@@ -19,15 +19,11 @@ from app.services.kernel.actors import SYSTEM
 from app.settings import ROOT
 from tests import factories
 from tests.conftest import CommittedDatabase
+from tests.docs.blocks import snippets
 from tests.serving import serve
 
+PAGE = ROOT / "docs" / "rest.md"
 FORMATS = ("records", "csv", "sft", "preference", "kto", "sharegpt")
-
-
-def snippets(language: str) -> list[str]:
-    """The page's blocks of code in one language, but for those that say `no-test`."""
-    text = (ROOT / "docs" / "rest.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -48,7 +44,7 @@ def test_the_page_does_what_it_says(committed_db: CommittedDatabase, tmp_path: P
             assert done.returncode == 0, done.stderr + done.stdout
             return done.stdout
 
-        adding, every_format = snippets("sh")
+        adding, every_format = snippets(PAGE, "sh")
         added = run(["bash", "-euc", adding])
         assert '"external_id":"market"' in added
         with httpx.Client(base_url=f"{url}/api/v1", headers={"Authorization": f"Bearer {token}"}) as server:
@@ -59,7 +55,7 @@ def test_the_page_does_what_it_says(committed_db: CommittedDatabase, tmp_path: P
                 for candidates in ([long, short], [short, "fruit"])
             ]
             server.post(f"/projects/{slug}/prompts", json={"items": items}).raise_for_status()
-            [client] = snippets("python")
+            [client] = snippets(PAGE, "python")
             assert run([sys.executable, "-c", client]) == "2 sets judged\n"
             feed = server.get(f"/projects/{slug}/verdicts").json()["items"]
         assert sorted(one["kind"] for one in feed) == ["none_fit", "picked"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,15 +17,11 @@ import pytest
 from PIL import Image
 
 from app.settings import ROOT
+from tests.docs.blocks import snippets
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-OWN, REST, DEPLOYING = "own-data.md", "rest.md", "deploying.md"
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The blocks of code of a page in one language, but for those that say `no-test`."""
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+OWN, REST, DEPLOYING = (ROOT / "docs" / name for name in ("own-data.md", "rest.md", "deploying.md"))
 
 
 @dataclass
@@ -98,7 +93,7 @@ def demo(newcomer: Newcomer) -> Iterator[str]:
 
 def accepts(newcomer: Newcomer, rest: dict[str, str]) -> str:
     """What the client of the page says once sets are ready."""
-    [client] = blocks(REST, "python")
+    [client] = snippets(REST, "python")
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         said = newcomer.run([sys.executable, "-c", client], **rest)
@@ -112,11 +107,11 @@ def test_photos_to_the_first_round_with_a_second_worker_and_a_backup(newcomer: N
     data = newcomer.folder / "data"
     token = json.loads((data / "demo-accounts.json").read_text())["admin"]["token"]
     rest = {"URL": demo, "TOKEN": token, "PROJECT": "street"}
-    table, bring, export = blocks(OWN, "sh")
+    table, bring, export = snippets(OWN, "sh")
     newcomer.shell(table)
     assert "2 added, 0 unchanged, 0 rejected" in newcomer.shell(bring)
     assert accepts(newcomer, rest) == "2 sets judged\n"
-    adding, every_format = blocks(REST, "sh")
+    adding, every_format = snippets(REST, "sh")
     assert '"external_id":"market"' in newcomer.shell(adding, **rest)
     newcomer.shell(every_format, **rest)
     assert len((newcomer.folder / "records.txt").read_text().splitlines()) == 2
@@ -124,7 +119,7 @@ def test_photos_to_the_first_round_with_a_second_worker_and_a_backup(newcomer: N
     newcomer.shell(export)
     assert len((newcomer.folder / "street.jsonl").read_text().splitlines()) == 2
     second_worker(newcomer, data)
-    backup, restore = blocks(DEPLOYING, "sh")
+    backup, restore = snippets(DEPLOYING, "sh")
     newcomer.shell(backup)
     newcomer.shell(restore)
     newcomer.run(["illume", "export", "street", "--out", "after.jsonl", "--data-dir", "restored"])
@@ -156,7 +151,7 @@ def second_worker(newcomer: Newcomer, data: Path) -> None:
 
 
 def test_a_table_is_written_of_a_folder_of_photos(newcomer: Newcomer) -> None:
-    [code] = blocks(OWN, "python")
+    [code] = snippets(OWN, "python")
     newcomer.run([sys.executable, "-c", code])
     lines = (newcomer.folder / "photos" / "prompts.csv").read_text().splitlines()
     assert lines == ["image,question", "bridge.jpg,What is happening here?", "market.jpg,What is happening here?"]

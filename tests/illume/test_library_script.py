@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from illume.tuning.job import read_json
+from tests.docs.blocks import snippets
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def script() -> str:
-    """The page's first Python block."""
-    found = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    return found.group(1)
+    """The page's only Python block."""
+    [code] = snippets(ROOT / "docs" / "library.md", "python")
+    return code
 
 
 def test_it_has_twelve_lines_after_its_imports() -> None:
