@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from datetime import datetime
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from app.api.schemas import Limit, ListOut
+from app.api.schemas import Id, Limit, ListOut, Out, PromptImageOut
 from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.http.responses import Json
-from app.models import ReviewKind, ReviewState
+from app.models import PromptState, ReviewKind, ReviewState, VerdictKind, VerdictState
 from app.services.judging import decide
 from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.rights import Right
@@ -59,6 +59,105 @@ class PracticeOut(BaseModel):
     left: int
 
 
+class TextOut(Out):
+    """A candidate: its id and its text."""
+
+    id: Id
+    text: str
+
+
+class PracticeItemOut(Out):
+    """A practice prompt. `left`: how many there are with it."""
+
+    id: Id
+    question: str
+    answer: str | None
+    images: list[PromptImageOut]
+    candidates: list[TextOut]
+    left: int
+
+
+class NextPracticeOut(Out):
+    """The next practice prompt; null when practice is done."""
+
+    item: PracticeItemOut | None
+
+
+class GoldCandidateOut(TextOut):
+    """A candidate of a gold prompt; `fits` is null where it counts neither way."""
+
+    fits: bool | None
+
+
+class GoldOut(Out):
+    """A gold prompt: how often it was answered, and how accurately, from 0 to 1."""
+
+    id: Id
+    prompt: Id
+    candidate_set: Id
+    question: str
+    answer: str | None
+    practice: bool
+    active: bool
+    explanation: str | None
+    candidates: list[GoldCandidateOut]
+    answered: int
+    accuracy: float | None
+
+
+class ReviewPromptOut(Out):
+    """The prompt of a review."""
+
+    id: Id
+    state: PromptState
+    question: str
+    answer: str | None
+    images: list[PromptImageOut] | None
+
+
+class ReviewVerdictOut(Out):
+    """A verdict in a review; `critic` is an address. `returned_at` is set until a verdict sent back is answered."""
+
+    id: Id
+    critic: str
+    kind: VerdictKind
+    state: VerdictState
+    reason: str | None
+    rationale: str | None
+    comment: str | None
+    seconds: float | None
+    picks: list[Id]
+    note: str | None
+    returned_at: datetime | None
+
+
+class ReviewOut(Out):
+    """What a reviewer is asked to decide. `verdict`: the one that it is about, if it is about one."""
+
+    id: Id
+    kind: ReviewKind
+    state: ReviewState
+    note: str | None
+    verdict: Id | None
+    candidate_set: Id
+    created_at: datetime
+    prompt: ReviewPromptOut
+    candidates: list[TextOut]
+    verdicts: list[ReviewVerdictOut]
+
+
+class ReturnedOut(Out):
+    """A verdict of one's own that a reviewer sent back."""
+
+    id: Id
+    verdict: Id
+    assignment: Id
+    note: str
+    prompt: Id
+    question: str
+    created_at: datetime
+
+
 class StandingOut(BaseModel):
     """A critic's accuracy on gold prompts and consistency on repeats. `paused`: they get nothing more to judge."""
 
@@ -77,14 +176,14 @@ class StandingOut(BaseModel):
 # Gold prompts and practice
 
 
-@router.get("/projects/{slug}/gold", response_model=ListOut[dict[str, Any]])
+@router.get("/projects/{slug}/gold", response_model=ListOut[GoldOut])
 def list_gold(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """The active gold prompts, with how often they were answered and how accurately. For reviewers."""
     project = projects.get_project(session, actor, slug, Right.reviews)
     return Json({"items": gold.list_gold(session, actor, project), "next": None})
 
 
-@router.post("/projects/{slug}/gold", status_code=201, response_class=Json)
+@router.post("/projects/{slug}/gold", status_code=201, response_model=GoldOut)
 @before_body(in_project(Right.reviews))
 def add_gold(session: SessionDep, actor: ActorDep, slug: str, body: gold.GoldIn) -> Json:
     """Make a prompt a gold prompt, with candidates whose fit is known; it is not used otherwise."""
@@ -98,11 +197,7 @@ def remove_gold(session: SessionDep, actor: ActorDep, gold_id: str) -> None:
     gold.remove_gold(session, actor, parse_id(gold_id))
 
 
-@router.get(
-    "/projects/{slug}/practice",
-    response_class=Json,
-    responses={200: {"description": "`item` is null when practice is done"}},
-)
+@router.get("/projects/{slug}/practice", response_model=NextPracticeOut)
 def next_practice(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """The next practice prompt."""
     project = projects.get_project(session, actor, slug, Right.judges)
@@ -164,7 +259,7 @@ def resume_critic(session: SessionDep, actor: ActorDep, slug: str, critic_id: st
 # Reviews
 
 
-@router.get("/projects/{slug}/reviews", response_model=ListOut[dict[str, Any]])
+@router.get("/projects/{slug}/reviews", response_model=ListOut[ReviewOut])
 def list_reviews(
     session: SessionDep,
     actor: ActorDep,
@@ -180,40 +275,40 @@ def list_reviews(
     return Json({"items": page.items, "next": page.next})
 
 
-@router.get("/reviews/{review_id}", response_class=Json)
+@router.get("/reviews/{review_id}", response_model=ReviewOut)
 def get_review(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
     """A review."""
     return Json(reviews.get_review(session, actor, parse_id(review_id)))
 
 
-@router.post("/reviews/{review_id}/decision", response_class=Json)
+@router.post("/reviews/{review_id}/decision", response_model=ReviewOut)
 @before_body(reviewer_of)
 def decide_review(session: SessionDep, actor: ActorDep, review_id: str, body: VerdictIn) -> Json:
     """Decide which candidates fit. The decision replaces the critics' verdicts."""
     return Json(decide.decide(session, actor, parse_id(review_id), body))
 
 
-@router.post("/reviews/{review_id}/dismissal", response_class=Json)
+@router.post("/reviews/{review_id}/dismissal", response_model=ReviewOut)
 @before_body(reviewer_of)
 def dismiss_review(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
     """Close a review without a decision; a flagged prompt is offered again."""
     return Json(decide.dismiss(session, actor, parse_id(review_id), body.note))
 
 
-@router.post("/reviews/{review_id}/retirement", response_class=Json)
+@router.post("/reviews/{review_id}/retirement", response_model=ReviewOut)
 @before_body(reviewer_of)
 def retire_prompt(session: SessionDep, actor: ActorDep, review_id: str, body: NoteIn) -> Json:
     """Retire the prompt."""
     return Json(decide.retire(session, actor, parse_id(review_id), body.note))
 
 
-@router.post("/reviews/{review_id}/acceptance", response_class=Json)
+@router.post("/reviews/{review_id}/acceptance", response_model=ReviewOut)
 def accept_late_verdict(session: SessionDep, actor: ActorDep, review_id: str) -> Json:
     """Count a late verdict. For admins."""
     return Json(decide.accept(session, actor, parse_id(review_id)))
 
 
-@router.post("/reviews/{review_id}/return", response_class=Json)
+@router.post("/reviews/{review_id}/return", response_model=ReviewOut)
 @before_body(reviewer_of)
 def send_verdict_back(session: SessionDep, actor: ActorDep, review_id: str, body: ReturnIn) -> Json:
     """Ask a critic to look at a verdict again."""
@@ -221,7 +316,7 @@ def send_verdict_back(session: SessionDep, actor: ActorDep, review_id: str, body
     return Json(decide.send_back(session, actor, parse_id(review_id), verdict, body.note))
 
 
-@router.get("/projects/{slug}/returned", response_model=ListOut[dict[str, Any]])
+@router.get("/projects/{slug}/returned", response_model=ListOut[ReturnedOut])
 def list_returned(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """Your own verdicts that were sent back; change them (`PUT /verdicts/{id}`), or confirm them."""
     project = projects.get_project(session, actor, slug, Right.judges)

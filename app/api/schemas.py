@@ -70,6 +70,12 @@ class ProjectIn(ProjectSettings):
     name: str | None = None
 
 
+class ProjectChange(ProjectSettings):
+    """Changes to a project; only the given fields change."""
+
+    name: str | None = None
+
+
 class ProjectOut(ProjectSettings):
     """A project and its settings. Critics get those of their own work only."""
 

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from app.api.openapi.examples import CALL_EXAMPLES, PARAMETER_EXAMPLES, SHAPE_EXAMPLES
-from app.api.schemas import PromptChange, PromptsIn
+from app.api.schemas import ProjectChange, PromptChange, PromptsIn
 from app.services.prompts.prompts import PromptIn
 
 PROBLEM = "application/problem+json"
@@ -21,6 +21,7 @@ REF = "#/components/schemas/{model}"
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/projects/{slug}/prompts"): PromptIn | PromptsIn,
     ("PATCH", "/prompts/{prompt_id}"): PromptChange,
+    ("PATCH", "/projects/{slug}"): ProjectChange,
 }
 
 
@@ -56,6 +57,9 @@ def describe_bodies(description: dict[str, Any]) -> None:
             shapes = schema.pop("$defs", {})
             if name := schema.get("title"):
                 shapes[name], schema = schema, {"$ref": REF.format(model=name)}
+                if method == "PATCH":  # what is left out stays as it is
+                    for field in shapes[name]["properties"].values():
+                        field.pop("default", None)
             description["components"]["schemas"].update(shapes)
             call["requestBody"]["content"][JSON]["schema"] = schema
 

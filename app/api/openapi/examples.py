@@ -118,9 +118,14 @@ GOLD = {
     "id": "5",
     "prompt": "12",
     "candidate_set": "20",
+    "question": "What stands in the sand?",
+    "answer": "an umbrella",
     "practice": False,
     "explanation": "The canopy shows it.",
     "active": True,
+    "candidates": [{"id": "41", "text": "because it has a pole and a canopy", "fits": True}],
+    "answered": 3,
+    "accuracy": 0.92,
 }
 TOKEN = {
     "id": "13",
@@ -142,6 +147,7 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "field": "picks",
     },
     "ProjectIn": PROJECT,
+    "ProjectChange": {"round_every": 40},
     "ProjectOut": {**PROJECT, "id": "1", "active_version": "4", "created_at": AT},
     "ImageOut": {**IMAGE, "media_type": "image/png", "size": 20480},
     "PromptOut": PROMPT_OUT,
@@ -296,7 +302,6 @@ SHAPE_EXAMPLES: dict[str, Any] = {
     },
 }
 CALL_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
-    ("PATCH", "/projects/{slug}"): {"asked": {"round_every": 40}},
     ("GET", "/projects/{slug}/stats"): {
         "answer": {
             "prompts": {"total": 100, "ready": 40},
@@ -321,7 +326,20 @@ CALL_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
         )
     },
     ("GET", "/projects/{slug}/returned"): {
-        "answer": {"items": [{"id": "9", "verdict": "31", "note": "Look again."}], "next": None}
+        "answer": {
+            "items": [
+                {
+                    "id": "9",
+                    "verdict": "31",
+                    "assignment": "30",
+                    "note": "Look again.",
+                    "prompt": "12",
+                    "question": "What stands in the sand?",
+                    "created_at": AT,
+                }
+            ],
+            "next": None,
+        }
     },
     ("GET", "/projects/{slug}/rounds/preview"): {
         "answer": {

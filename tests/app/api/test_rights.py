@@ -51,6 +51,7 @@ from app.services.integrations import webhooks
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.rights import RIGHTS, SEES, Right
 from app.services.kernel.visible_fields import FIELDS, AnswerShape, may_see, shown_to
+from app.services.projects.projects import ProjectSettings
 from app.services.quality import gold, reviews
 from app.services.read_models import critic_day
 from app.services.rounds import rounds, snapshots
@@ -443,6 +444,48 @@ class TestOddBodies:
                     assert (answer.status_code, answer.json()["field"]) == (422, field), (path, field, answer.text)
                     tried.append(field)
         assert {"mapping", "split", "propose_val", "file"} <= set(tried)
+
+
+def declared(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The paths of all fields that the description gives an answer."""
+    schema = next((one for one in schema.get("anyOf", ()) if one.get("type") != "null"), schema)
+    if "$ref" in schema:
+        schema = DESCRIPTION["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    if "items" in schema:
+        yield from declared(schema["items"], path)
+    elif "properties" in schema:
+        for name, one in schema["properties"].items():
+            yield from declared(one, f"{path}.{name}".lstrip("."))
+    else:
+        yield path
+
+
+NAMED_ANSWERS = ("/reviews", "/reviews/{review_id}", "/gold", "/returned", "/practice")
+
+
+class TestShapes:
+    @pytest.mark.parametrize("role", [Role.critic, Role.admin])
+    def test_the_description_names_each_field_of_what_is_judged_and_reviewed(
+        self, committed_db: CommittedDatabase, world: World, role: Role
+    ) -> None:
+        tried = 0
+        with client_of(committed_db, world, role) as client:
+            for method, path, call in CALLS:
+                if method != "GET" or not path.endswith(NAMED_ANSWERS):
+                    continue
+                answer = send(client, world, method, path, call)
+                if answer.status_code != 200 or rows_of(answer).get("items") == []:
+                    continue
+                tried += 1
+                schema = call["responses"]["200"]["content"]["application/json"]["schema"]
+                assert set(fields_in(rows_of(answer))) <= set(declared(schema)), path
+        assert tried >= 2
+
+    def test_changes_of_a_project_are_its_settings(self) -> None:
+        schema = DESCRIPTION["components"]["schemas"]["ProjectChange"]
+        assert set(schema["properties"]) == {*ProjectSettings.model_fields, "name"}
+        assert not [name for name, one in schema["properties"].items() if "default" in one]
+        assert not schema.get("required")
 
 
 def within(shape: AnswerShape, owner: str) -> set[str]:
