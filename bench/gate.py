@@ -60,7 +60,8 @@ def prepare(*, clients: int, sets: int) -> list[str]:
         project = projects.create_project(session, SYSTEM, slug=SLUG, name="Bench", settings={"auto_rounds": False})
         image = images.add_image(session, SYSTEM, image_bytes())
     texts = [f"because of reason number {number} that can be seen in the image" for number in range(6)]
-    item = prompts.PromptIn(images=[image.sha256], question="What is it?", answer="a duck", candidates=texts)
+    prompt = {"images": [image.sha256], "question": "What is it?", "answer": "a duck", "candidates": texts}
+    item = prompts.PromptIn.model_validate(prompt)
     for start in range(0, sets, 500):
         with session_scope() as session:
             prompts.add_prompts(session, SYSTEM, project, [item] * min(500, sets - start))

@@ -320,7 +320,7 @@ def share_busy(before: object) -> float:
     """How busy all cores were since `before`, in percent."""
     after = psutil.cpu_times()
     idle = after.idle + after.iowait - before.idle - before.iowait  # type: ignore[attr-defined]
-    return 100 * (1 - idle / max(0.001, sum(after) - sum(before)))  # type: ignore[call-overload]
+    return float(100 * (1 - idle / max(0.001, sum(after) - sum(before))))  # type: ignore[call-overload]
 
 
 def parse() -> argparse.Namespace:

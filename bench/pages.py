@@ -53,7 +53,7 @@ class Timed:
 def measure(client: httpx.Client, who: str, path: str, requests: int) -> Timed:
     """Ask for a page again and again; once before it counts."""
     status = client.get(path).status_code
-    times = []
+    times: list[float] = []
     for _ in range(requests):
         if sum(times) > 20_000:  # too slow by far: no need to see it twenty times
             break

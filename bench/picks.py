@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from illume.evaluation.critics import guard_rows, rationale_rows, truth_critic
-from illume.evaluation.evaluation import evaluate
+from illume.evaluation.evaluation import Part, evaluate
 from illume.evaluation.metrics import paired_bootstrap
 from illume.model.vlm import Vlm, load_vlm, set_adapter
 from illume.prompts_file import load_prompts
@@ -38,7 +38,7 @@ from illume.tuning.job import TuningJob, read_json, write_job, write_json
 from illume.tuning.launcher import tune
 
 KINDS = ("truthful", "random", "hallucinated")
-PARTS = ("answers", "gold")
+PARTS: tuple[Part, ...] = ("answers", "gold")
 MEASURES: dict[str, Callable[[Mapping[str, Any]], list[float]]] = {
     "truth, T = 0.7": lambda scores: scores["gold"]["sampled"]["faithful"],
     "truth, greedy": lambda scores: scores["gold"]["greedy"]["faithful"],
@@ -190,9 +190,11 @@ def run_seed(
     scores: dict[str, Any] = {}
     for kind in options.kinds.split(","):
         say(f"seed {seed}: a round of {kind} picks")
-        tuned = once(
-            folder / f"{kind}.json", lambda kind=kind: run_round(options, kind, seed, examples, shown["content"])
-        )
+
+        def run(kind: str = kind) -> Any:
+            return run_round(options, kind, seed, examples, shown["content"])
+
+        tuned = once(folder / f"{kind}.json", run)
         result["seconds"][f"{kind} round"] = tuned["seconds"]
 
         def score(kind: str = kind) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -95,13 +96,13 @@ def running_workers() -> Iterator[None]:
     ]
     try:
         for child in children:
-            child.look(time.monotonic())
+            child.check(time.monotonic())
         yield
     finally:
         stop_all(children)
 
 
-def starter(command: list[str], log: Path) -> Callable[[], object]:
+def starter(command: list[str], log: Path) -> Callable[[], subprocess.Popen[bytes]]:
     """What starts a worker."""
     return lambda: start_child(command, log=log, env=dict(os.environ))
 

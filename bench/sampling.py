@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import transformers
@@ -115,7 +116,7 @@ def main() -> None:
     ways["illume, duplicates redrawn"] = (ours, replace(settings, redraws=2))
     for way, how in ways.values():
         way(vlm, examples[:4], how)
-    runs = {name: [] for name in ways}
+    runs: dict[str, list[Any]] = {name: [] for name in ways}
     for _ in range(args.repeat):
         for name, (way, how) in ways.items():
             runs[name].append(measure(way, vlm, examples, how))
