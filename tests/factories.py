@@ -64,6 +64,7 @@ def make_user(
     session: Session,
     *,
     email: str | None = None,
+    name: str = "",
     role: Role = Role.viewer,
     password: str | None = None,
     disabled: bool = False,
@@ -73,6 +74,7 @@ def make_user(
         session,
         User(
             email=email or f"user{next(numbers)}@example.org",
+            name=name,
             role=role,
             password_hash=hasher.hash(password) if password else None,
             disabled_at=datetime.now(UTC) if disabled else None,

@@ -163,6 +163,7 @@ class StandingOut(BaseModel):
 
     critic: str
     email: str
+    name: str
     gold_answered: int
     gold_accuracy: float | None
     weight: float
@@ -229,6 +230,7 @@ def list_standings(session: SessionDep, actor: ActorDep, slug: str) -> ListOut[S
             StandingOut(
                 critic=str(critic_id),
                 email=standing.email if standing else repeated.email if repeated else "",
+                name=standing.name if standing else repeated.name if repeated else "",
                 gold_answered=standing.answered if standing else 0,
                 gold_accuracy=standing.score if standing else None,
                 weight=standing.weight if standing else 1.0,

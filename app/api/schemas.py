@@ -393,6 +393,7 @@ class UserIn(BaseModel):
     role: Role
     projects: list[str] = []
     password: str | None = None
+    name: str = Field("", description="What they are called; at most 100 characters")
 
 
 class UserChange(BaseModel):
@@ -400,6 +401,7 @@ class UserChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    name: str | None = None
     role: Role | None = None
     disabled: bool | None = None
     password: str | None = None
@@ -411,6 +413,7 @@ class UserOut(Out):
 
     id: Id
     email: str
+    name: str = Field(description="What they call themselves; may be empty")
     role: Role
     projects: list[str]
     disabled: bool

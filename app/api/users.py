@@ -29,6 +29,7 @@ def users_out(session: Session, found: Sequence[User]) -> list[UserOut]:
         UserOut(
             id=str(user.id),
             email=user.email,
+            name=user.name,
             role=user.role,
             projects=list(projects[user.id]),
             disabled=user.disabled_at is not None,
@@ -57,7 +58,13 @@ def list_users(
 def add_user(session: SessionDep, actor: ActorDep, body: UserIn) -> UserOut:
     """Add a person as a member of the named projects. Without a password they can only use tokens."""
     user = users.add_user(
-        session, actor, email=body.email, role=body.role, password=body.password, project_slugs=body.projects
+        session,
+        actor,
+        email=body.email,
+        role=body.role,
+        password=body.password,
+        project_slugs=body.projects,
+        name=body.name,
     )
     return users_out(session, [user])[0]
 
@@ -77,9 +84,11 @@ def get_user(session: SessionDep, actor: ActorDep, user_id: str) -> UserOut:
 @router.patch("/users/{user_id}")
 @before_body(known_user)
 def change_user(session: SessionDep, actor: ActorDep, user_id: str, body: UserChange) -> UserOut:
-    """Change a person's role, projects or password, or disable them."""
+    """Change a person's name, role, projects or password, or disable them."""
     number = parse_id(user_id)
     user = users.get_user(session, actor, number)
+    if body.name is not None:
+        users.set_name(session, actor, number, body.name)
     if body.role is not None:
         users.set_role(session, actor, number, body.role)
     if body.projects is not None:

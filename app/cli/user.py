@@ -24,14 +24,15 @@ def user() -> None:
 @user.command()
 @click.argument("email", help="The address they sign in with.")
 @click.option("--role", type=click.Choice(Role), required=True, help="What they may do.")
+@click.option("--name", default="", help="What they are called.")
 @click.option("--project", "slugs", multiple=True, metavar="SLUG", help="Add them to this project; may be repeated.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of making one.")
 @data_dir_option
-def add(email: str, role: Role, slugs: tuple[str, ...], *, password_stdin: bool) -> None:
+def add(email: str, role: Role, name: str, slugs: tuple[str, ...], *, password_stdin: bool) -> None:
     """Create an account and print its password. It cannot be shown again."""
     password = read_password() if password_stdin else secrets.token_urlsafe(12)
     with prepared(), session_scope() as session:
-        users.add_user(session, SYSTEM, email=email, role=role, password=password, project_slugs=slugs)
+        users.add_user(session, SYSTEM, email=email, role=role, password=password, project_slugs=slugs, name=name)
     say(f"Added {email} as {role}.")
     if not password_stdin:
         say(f"password: {password}")
@@ -47,13 +48,14 @@ def list_all() -> None:
         rows = [
             (
                 one.email,
+                one.name or "-",
                 one.role,
                 ", ".join(f"{slug} ({role})" for slug, role in roles[one.id].items()) or "-",
                 "disabled" if one.disabled_at else "active",
             )
             for one in found
         ]
-        say_table(("email", "role", "projects", "state"), rows)
+        say_table(("email", "name", "role", "projects", "state"), rows)
 
 
 def every_user(session: Session) -> Iterator[User]:

@@ -13,17 +13,22 @@ from app.db.base import Base
 from app.models.states import EnumText, Role, Scope, enum_check
 
 MAX_BROWSER = 300
+MAX_NAME = 100
 SEEN_MINUTES = 5
 
 
 class User(Base):
-    """A person. `role` applies where no membership says otherwise; an admin is an admin in every project."""
+    """A person. `role` applies where no membership says otherwise; an admin is an admin in every project.
+
+    `name` is what they call themselves, and may be empty.
+    """
 
     __tablename__ = "users"
     __table_args__ = (enum_check("role", Role), Index("uq_users_email_lower", func.lower(text("email")), unique=True))
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     email: Mapped[str] = mapped_column(String(320))
+    name: Mapped[str] = mapped_column(String(MAX_NAME), default="", server_default="")
     password_hash: Mapped[str | None]
     role: Mapped[Role] = mapped_column(EnumText(Role))
     judging_keys: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, server_default=text("'{}'"))

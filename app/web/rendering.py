@@ -28,6 +28,7 @@ MESSAGES: Mapping[str, str] = {
     "browser-signed-out": "That browser is signed out.",
     "keys-reset": "Your shortcuts are reset to the defaults.",
     "others-signed-out": "All your other browsers are signed out.",
+    "name-saved": "Your name is saved.",
     "password-changed": "Password changed. Your other browsers are signed out.",
     "activated": "Version activated. It rewrites the explanations that no critic has opened yet.",
     "closed": "Comparison closed.",
@@ -89,6 +90,7 @@ class Shell:
     csrf_token: str = ""
     user_id: str = ""
     email: str = ""
+    name: str = ""
     is_admin: bool = False
     manages_users: bool = False
     project_name: str = ""
@@ -107,6 +109,7 @@ def shell_for(
         csrf_token=csrf_token,
         user_id=str(actor.user_id),
         email=actor.email,
+        name=actor.name,
         is_admin=actor.role is not Role.critic,
         manages_users=actor.is_admin,
         messages=(*messages, *((Message(done),) if done else ())),

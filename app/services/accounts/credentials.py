@@ -29,7 +29,7 @@ WHERE id = (SELECT id FROM tokens WHERE id = :token FOR UPDATE SKIP LOCKED)
 RETURNING id
 """)
 SIGNED_IN = statement(f"""
-SELECT u.id, u.email, u.role, w.csrf_token, w.token_hash,
+SELECT u.id, u.email, u.name, u.role, w.csrf_token, w.token_hash,
     w.last_seen_at < now() - interval '{SEEN_MINUTES} minutes' AS seen_is_news
 FROM sessions w JOIN users u ON u.id = w.user_id
 WHERE w.token_hash = :hash AND w.expires_at > now() AND u.disabled_at IS NULL
@@ -77,4 +77,5 @@ def bearer(row: Any) -> Actor:
 
 def signed_in(row: Any) -> tuple[Actor, str]:
     """The actor of a row of `SIGNED_IN`, and the token that their forms carry."""
-    return Actor(user_id=row["id"], email=row["email"], role=Role(row["role"])), row["csrf_token"]
+    actor = Actor(user_id=row["id"], email=row["email"], role=Role(row["role"]), name=row["name"])
+    return actor, row["csrf_token"]

@@ -70,11 +70,14 @@ def find_link(session: Session, plain: str) -> tuple[OneTimeLink, User]:
     return found[0], found[1]
 
 
-def use_link(session: Session, plain: str, password: str) -> User:
-    """Set the person's password; the link and their browser sessions end. Raises `NotFound`, `Invalid`."""
+def use_link(session: Session, plain: str, password: str, *, name: str = "") -> User:
+    """Set the person's password, and their name if one is given; the link and their browser sessions end.
+
+    Raises `NotFound`, `Invalid`.
+    """
     link, user = find_link(session, plain)
     themselves = Actor(user_id=user.id, email=user.email, role=user.role)
-    with session.begin_nested():  # a weak password leaves the link open
+    with session.begin_nested():  # a weak password or a bad name leaves the link open
         # If two requests use it at once, only one succeeds.
         spent = session.scalar(
             update(OneTimeLink)
@@ -86,4 +89,6 @@ def use_link(session: Session, plain: str, password: str) -> User:
         if spent is None:
             raise NotFound(SPENT)
         users.set_password(session, themselves, user.id, password)
+        if name:
+            users.set_name(session, themselves, user.id, name)
     return user

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Session
 from app.db.sessions import database_now
 from app.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from app.models import Membership, OneTimeLink, Project, Role, Scope, Token, User, WebSession
+from app.models.users import MAX_NAME
 from app.services.accounts import credentials
 from app.services.accounts.passwords import hash_password, hash_secret
 from app.services.kernel import audit
@@ -24,6 +26,8 @@ from app.services.kernel.actors import Actor, require_admin, require_scope
 
 EMAIL_FORM = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|[^@\s]+@localhost")
 MAX_EMAIL = 320
+JOINERS = "\u200c\u200d"
+"""Invisible, and needed in Persian, Hindi and other scripts."""
 DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 MAX_REQUESTS = 1_000_000
 
@@ -39,14 +43,16 @@ def add_user(
     role: Role,
     password: str | None = None,
     project_slugs: Sequence[str] = (),
+    name: str = "",
 ) -> User:
     """Add a person as a member of the named projects, with `role`. Without a password they can only use tokens.
 
-    Raises `Conflict` for a known address, and `Invalid` for a bad one, a weak password or an unknown project.
+    Raises `Conflict` for a known address, `Invalid` for a bad address or name, a weak password or an unknown project.
     """
     require_admin(actor)
     email = checked_email(email)
-    user = User(email=email, role=role, password_hash=None if password is None else hash_password(password))
+    hashed = None if password is None else hash_password(password)
+    user = User(email=email, name=checked_name(name), role=role, password_hash=hashed)
     try:
         with session.begin_nested():
             session.add(user)
@@ -78,6 +84,29 @@ def checked_email(text: str) -> str:
     if not DOMAIN.fullmatch(domain):
         raise Invalid("The domain of this email address is not valid.", field="email")
     return f"{name}@{domain}"
+
+
+def checked_name(text: str) -> str:
+    """What a person is called, its blanks as single spaces. Raises `Invalid`.
+
+    Invisible characters could make a name look like another. Of them only the joiners of some scripts may be in it.
+    """
+    name = " ".join(text.split())
+    if len(name) > MAX_NAME:
+        raise Invalid(f"A name may have at most {MAX_NAME} characters.", field="name")
+    if any(unicodedata.category(letter).startswith("C") and letter not in JOINERS for letter in name):
+        raise Invalid("A name may have no invisible characters.", field="name")
+    return name
+
+
+def set_name(session: Session, actor: Actor, user_id: int, name: str) -> User:
+    """Set what a person is called: one's own, or as an admin anybody's. Raises `Invalid`."""
+    user = get_user(session, actor, user_id)
+    require_scope(actor, Scope.admin)
+    user.name = checked_name(name)
+    audit.record(session, actor, "user.name", f"user:{user.id}")  # the name itself could not be erased from the log
+    session.flush()
+    return user
 
 
 def get_user(session: Session, actor: Actor, user_id: int) -> User:

@@ -117,7 +117,7 @@ def erase_person(session: Session, actor: Actor, user_id: int) -> Erasure:
     _release_claims(session, user.id)
     for table in Base.metadata.sorted_tables:
         _forget_user_in(session, table, user.id)
-    user.email, user.password_hash = f"erased-{user.id}@erased.invalid", None
+    user.email, user.name, user.password_hash = f"erased-{user.id}@erased.invalid", "", None
     user.role, user.judging_keys, user.erased_at = Role.viewer, {}, func.now()
     return _create_erasure(session, actor, ErasureKind.person, str(user.id))
 

@@ -22,7 +22,7 @@ NO_PROJECT = "There is no such project, or you are not a member of it."
 class Actor:
     """A person behind a request, or the system itself.
 
-    `scope` limits what a token may do; a browser session has every scope.
+    `scope` limits what a token may do; a browser session has every scope. `name` is known for browser sessions only.
     """
 
     user_id: int
@@ -32,6 +32,7 @@ class Actor:
     token_id: int | None = None
     max_open: int | None = None
     requests_per_minute: int | None = None
+    name: str = ""
 
     @property
     def is_admin(self) -> bool:

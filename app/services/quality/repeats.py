@@ -30,13 +30,13 @@ WITH pairs AS (
         (array_position(again_shown, c.id) - 1.0) / greatest(cardinality(again_shown) - 1, 1) AS place_now
     FROM pairs JOIN candidates c ON c.candidate_set_id = pairs.candidate_set_id
 )
-SELECT u.id AS critic_id, u.email, count(DISTINCT candidate_set_id) AS sets, count(*) AS candidates,
+SELECT u.id AS critic_id, u.email, u.name, count(DISTINCT candidate_set_id) AS sets, count(*) AS candidates,
     avg(CASE WHEN before = now THEN 1.0 ELSE 0.0 END)::double precision AS same,
     count(*) FILTER (WHERE before <> now) AS changed,
     avg(CASE WHEN before THEN place_before - place_now ELSE place_now - place_before END)
         FILTER (WHERE before <> now)::double precision AS shift
 FROM choices JOIN users u ON u.id = choices.critic_id
-GROUP BY u.id, u.email ORDER BY lower(u.email)
+GROUP BY u.id, u.email, u.name ORDER BY lower(u.email)
 """
 
 
@@ -51,6 +51,7 @@ class Consistency:
 
     critic_id: int
     email: str
+    name: str
     sets: int
     candidates: int
     same: float
@@ -63,6 +64,6 @@ def measure_consistency(session: Session, actor: Actor, project: Project) -> lis
     require(session, actor, project, Right.reviews)
     rows = session.execute(text(REPEATED_CHOICES), {"project": project.id})
     return [
-        Consistency(row.critic_id, row.email, row.sets, row.candidates, row.same, row.changed, row.shift)
+        Consistency(row.critic_id, row.email, row.name, row.sets, row.candidates, row.same, row.changed, row.shift)
         for row in rows
     ]

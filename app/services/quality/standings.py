@@ -94,6 +94,7 @@ class StandingSummary:
 
     critic_id: int
     email: str
+    name: str
     answered: int
     score: float | None
     weight: float
@@ -152,7 +153,7 @@ def list_standings(session: Session, actor: Actor, project: Project, *, paused: 
     """The standings of a project's critics, by email; `paused`: only those who are paused."""
     require(session, actor, project, Right.reviews)
     query = (
-        select(CriticStanding, User.email)
+        select(CriticStanding, User.email, User.name)
         .join(User, User.id == CriticStanding.critic_id)
         .where(CriticStanding.project_id == project.id)
         .order_by(func.lower(User.email))
@@ -161,9 +162,17 @@ def list_standings(session: Session, actor: Actor, project: Project, *, paused: 
         query = query.where(CriticStanding.paused_at.is_not(None))
     return [
         StandingSummary(
-            one.critic_id, email, one.answered, one.score, one.weight, one.paused_at, one.practised_at, one.daily_target
+            critic_id=one.critic_id,
+            email=email,
+            name=name,
+            answered=one.answered,
+            score=one.score,
+            weight=one.weight,
+            paused_at=one.paused_at,
+            practised_at=one.practised_at,
+            daily_target=one.daily_target,
         )
-        for one, email in session.execute(query.execution_options(populate_existing=True))
+        for one, email, name in session.execute(query.execution_options(populate_existing=True))
     ]
 
 

@@ -87,6 +87,7 @@ class CriticSummary:
     """
 
     email: str
+    name: str
     verdicts: int
     today: int
     picked: float
@@ -306,7 +307,7 @@ def _summarize_set(one: CandidateSet, number: int | None, said: Sequence[Verdict
 NEWEST = 200
 # For each critic: figures of their newest verdicts.
 RECENT_JUDGING = """
-SELECT u.id, u.email, of_them.picks_each, of_them.median_seconds, of_them.last_at
+SELECT u.id, u.email, u.name, of_them.picks_each, of_them.median_seconds, of_them.last_at
 FROM users u CROSS JOIN LATERAL (
     SELECT avg(n_picks) FILTER (WHERE kind IN ('picked', 'none_fit'))::float AS picks_each,
         percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS median_seconds, max(created_at) AS last_at
@@ -336,6 +337,7 @@ def _summarize_critic(row: Row[Any], found: list[counters.VerdictCount], today: 
     kinds, total = counters.sum_by_kind(found), sum(one.n for one in found)
     return CriticSummary(
         email=row.email,
+        name=row.name,
         verdicts=total,
         today=sum(one.n for one in found if one.day == today),
         picked=kinds["picked"] / total,

@@ -17,7 +17,7 @@ from app.services.accounts.sessions import SessionShown
 from app.services.projects import key_bindings
 from app.web.access import COOKIE, Form, Me, Poster, SignedIn, text_of
 from app.web.accounts import tokens
-from app.web.accounts.one_time_links import PASSWORDS_DIFFER
+from app.web.accounts.one_time_links import PASSWORDS_DIFFER, name_field
 from app.web.accounts.sign_in import BROWSER_COOKIE, begin_session
 from app.web.accounts.tokens import Secret, TokensView
 from app.web.forms import Field
@@ -67,7 +67,9 @@ class AccountView:
     """The page."""
 
     email: str
+    name: str
     role: str
+    name_field: Field
     password_fields: tuple[Field, ...]
     keys: tuple[ChosenKey, ...]
     tokens: TokensView
@@ -113,16 +115,19 @@ def account_page(
     *,
     problems: dict[str, str] | None = None,
     problem: str = "",
+    typed_name: str | None = None,
     secret: Secret | None = None,
     status: int = 200,
 ) -> Response:
     """The page, with the problems of the form that was sent."""
-    actor = who.actor
+    actor, named = who.actor, (problems or {}).get("name", "")
     chosen = key_bindings.load_key_bindings(session, actor)
     open_sessions = sessions.list_sessions(session, actor, cookie=request.cookies.get(COOKIE, ""))
     view = AccountView(
         email=actor.email,
+        name=actor.name,
         role=str(actor.role),
+        name_field=name_field(actor.name if typed_name is None else typed_name, named),
         password_fields=password_fields(problems or {}),
         keys=tuple(
             ChosenKey(one.does, chosen[one.name], one.first) for one in key_bindings.ACTIONS if one.name in chosen
@@ -145,6 +150,17 @@ def back_here(done: str) -> RedirectResponse:
 def show(request: Request, session: SessionDep, who: Me) -> Response:
     """Show the page."""
     return account_page(request, session, who)
+
+
+@router.post("/account/name")
+def change_name(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
+    """Set what one is called."""
+    name = text_of(form, "name")
+    try:
+        users.set_name(session, who.actor, who.actor.user_id, name)
+    except Invalid as error:
+        return account_page(request, session, who, problems={"name": error.detail}, typed_name=name, status=422)
+    return back_here("name-saved")
 
 
 @router.post("/account/password")

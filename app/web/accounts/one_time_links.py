@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
 from app.models import LinkPurpose
+from app.models.users import MAX_NAME
 from app.services.accounts import one_time_links
 from app.services.accounts.passwords import MIN_PASSWORD
 from app.web.access import OLD_FORM, StrangersForm, secrets_equal, sent_token, text_of
@@ -32,6 +33,18 @@ class LinkView:
     fields: tuple[Field, ...]
 
 
+def name_field(name: str, problem: str = "") -> Field:
+    """The field for what a person is called."""
+    return Field(
+        "name",
+        "Your name",
+        value=name,
+        help="Optional. Admins and reviewers see it beside your email address; other critics do not.",
+        problem=problem,
+        attributes={"autocomplete": "name", "maxlength": str(MAX_NAME)},
+    )
+
+
 @router.get("/account/link/{token}")
 def show(request: Request, session: SessionDep, token: str) -> Response:
     """Show the form. A GET does not use up the link, so that mail scanners that follow links cannot either."""
@@ -39,16 +52,25 @@ def show(request: Request, session: SessionDep, token: str) -> Response:
 
 
 def form_page(
-    request: Request, session: SessionDep, token: str, *, problem: str = "", again: str = "", status: int = 200
+    request: Request,
+    session: SessionDep,
+    token: str,
+    *,
+    name: str | None = None,
+    named: str = "",
+    problem: str = "",
+    again: str = "",
+    status: int = 200,
 ) -> Response:
-    """The form, with its problems."""
+    """The form, with its problems: `named` is that of the name."""
     link, user = one_time_links.find_link(session, token)
-    secret = {"autocomplete": "new-password"}
+    secret, invited = {"autocomplete": "new-password"}, link.purpose is LinkPurpose.invitation
     view = LinkView(
         token=token,
         email=user.email,
-        invited=link.purpose is LinkPurpose.invitation,
+        invited=invited,
         fields=(
+            *((name_field(user.name if name is None else name, named),) if invited else ()),
             Field(
                 "password",
                 "Password",
@@ -75,11 +97,12 @@ def set_password(request: Request, session: SessionDep, form: StrangersForm, tok
     cookie = request.cookies.get(FORM_COOKIE, "")
     if not cookie or not secrets_equal(sent_token(request, form), cookie):
         return form_page(request, session, token, problem=OLD_FORM, status=403)
-    password = text_of(form, "password")
+    password, name = text_of(form, "password"), text_of(form, "name")
     if password != text_of(form, "again"):
-        return form_page(request, session, token, again=PASSWORDS_DIFFER, status=422)
+        return form_page(request, session, token, name=name, again=PASSWORDS_DIFFER, status=422)
     try:
-        user = one_time_links.use_link(session, token, password)
+        user = one_time_links.use_link(session, token, password, name=name)
     except Invalid as error:
-        return form_page(request, session, token, problem=error.detail, status=422)
+        named, problem = (error.detail, "") if error.field == "name" else ("", error.detail)
+        return form_page(request, session, token, name=name, named=named, problem=problem, status=422)
     return begin_session(request, session, user, "/")

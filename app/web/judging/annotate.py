@@ -60,7 +60,7 @@ def list_projects(request: Request, session: SessionDep, who: Me) -> Response:
         for project in projects.list_projects(session, who.actor)
         if Right.judges in project_rights(session, who.actor, project)
     )
-    shell = shell_for(request, who.actor, who.csrf_token, title="Annotate", section="annotate")
+    shell = shell_for(request, who.actor, who.csrf_token, title="Projects to judge", section="annotate")
     return page("judging/projects.html", shell=shell, view=ProjectsView(rows))
 
 

@@ -47,8 +47,10 @@ def test_pause_and_resume(session: Session, project: Project, admin: TestClient,
     assert admin.post(f"{base}/standings/{user.id}/pause").status_code == 204
     refused = critic.post(f"{base}/assignments")
     assert (refused.status_code, refused.json()["reason"]) == (403, "paused")
-    assert [(one["critic"], one["paused"]) for one in admin.get(f"{base}/standings").json()["items"]] == [
-        (str(user.id), True)
+    user.name = "Mona"
+    session.flush()
+    assert [(one["critic"], one["name"], one["paused"]) for one in admin.get(f"{base}/standings").json()["items"]] == [
+        (str(user.id), "Mona", True)
     ]
     assert admin.post(f"{base}/standings/{user.id}/resume").status_code == 204
     assert admin.post(f"{base}/standings/{user.id}/resume").status_code == 404

@@ -66,14 +66,14 @@ CALLS = [
     (method.upper(), path, call) for path, methods in DESCRIPTION["paths"].items() for method, call in methods.items()
 ]
 REFERENCE, METADATA, OTHERS_WORDS = "a secret reference", "a secret remark", "what another critic wrote"
-OTHER_CRITIC = "another-critic@example.org"
+OTHER_CRITIC, OTHERS_NAME = "another-critic@example.org", "Ottilie Other"
 SEED, LOGPROB = 918273645, -0.123456789
 BODIES: Mapping[tuple[str, str], Any] = {
     ("POST", "/api/v1/assignments/{assignment_id}/verdict"): {"kind": "none_fit"},
     ("PUT", "/api/v1/verdicts/{verdict_id}"): {"kind": "none_fit"},
     ("POST", "/api/v1/projects/{slug}/practice/{gold_id}"): {"picks": []},
 }
-SECRETS = (REFERENCE, METADATA, OTHERS_WORDS, OTHER_CRITIC, str(SEED), str(LOGPROB), "temperature")
+SECRETS = (REFERENCE, METADATA, OTHERS_WORDS, OTHER_CRITIC, OTHERS_NAME, str(SEED), str(LOGPROB), "temperature")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def make_world(session: Session) -> World:
     """The world, not committed."""
     project = factories.make_project(session, round_every=1000, overlap=2, practice_prompts=1)
     critic = factories.make_member(session, project, user=factories.make_user(session, role=Role.critic))
-    other = factories.make_member(session, project, user=factories.make_user(session, email=OTHER_CRITIC))
+    other = factories.make_member(
+        session, project, user=factories.make_user(session, email=OTHER_CRITIC, name=OTHERS_NAME)
+    )
     me, them = factories.actor_of(critic), factories.actor_of(other)
     judge(session, project, them)
     mine = factories.make_candidate_set(session, project, slots=2)
@@ -280,7 +282,7 @@ SHOWN_TO_CRITICS: Mapping[tuple[str, str], str] = {
     ("GET", "/projects/{slug}/pairs/next"): f"id question answer {IMAGES} left right to_judge",
     ("POST", "/projects/{slug}/pairs/{pair_id}/preference"): "",
     ("GET", "/projects/{slug}/dataset"): f"{RECORD} images.sha256 images.path images.width images.height",
-    ("GET", "/users/me"): "id email role projects disabled created_at",
+    ("GET", "/users/me"): "id email name role projects disabled created_at",
 }
 
 

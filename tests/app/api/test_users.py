@@ -14,7 +14,7 @@ from tests.app.api.conftest import As
 
 class TestUsers:
     def test_added_with_projects_and_a_token(self, app: FastAPI, project: Project, admin: TestClient) -> None:
-        body = {"email": "new@example.org", "role": "critic", "projects": [project.slug]}
+        body = {"email": "new@example.org", "name": "Nova", "role": "critic", "projects": [project.slug]}
         made = admin.post("/api/v1/users", json=body)
         assert made.status_code == 201
         assert {key: made.json()[key] for key in body} == body
@@ -37,9 +37,18 @@ class TestUsers:
             ({"email": "a@example.org", "role": "king"}, 422, "role"),
             ({"email": "a@example.org", "role": "critic", "projects": ["none"]}, 422, "projects"),
             ({"email": "a@example.org", "role": "critic", "password": "short"}, 422, "password"),
+            ({"email": "a@example.org", "role": "critic", "name": "a\u200bb"}, 422, "name"),
         ):
             answer = admin.post("/api/v1/users", json=body)
             assert (answer.status_code, answer.json()["field"]) == (status, field)
+
+    def test_say_their_own_name_alone(self, session: Session, project: Project, as_user: As) -> None:
+        user, other = (factories.make_member(session, project, Role.critic) for _ in range(2))
+        own = f"/api/v1/users/{user.id}"
+        assert as_user(user).patch(own, json={"name": " Mona  Moth "}).json()["name"] == "Mona Moth"
+        assert as_user(user).patch(f"/api/v1/users/{other.id}", json={"name": "x"}).status_code == 403
+        assert as_user(user, Scope.write).patch(own, json={"name": "x"}).status_code == 403
+        assert as_user(user).get("/api/v1/users/me").json()["name"] == "Mona Moth"
 
     def test_for_admins_only(self, critic: TestClient) -> None:
         assert critic.get("/api/v1/users").status_code == 403

@@ -270,7 +270,7 @@ class TestLists:
     def test_projects_and_people(self, run: Run, committed_db: CommittedDatabase) -> None:
         with committed_db.sessions.begin() as session:
             project = make.make_project(session, slug="cats", name="All cats")
-            make.make_user(session, email="boss@example.org", role=Role.admin)
+            make.make_user(session, email="boss@example.org", name="Ada", role=Role.admin)
             ann = make.make_member(session, project, Role.critic)
             gone = make.make_user(session, email="gone@example.org", role=Role.viewer)
             gone.disabled_at = func.now()
@@ -280,12 +280,12 @@ class TestLists:
             ["cats", "All", "cats"],
         ]
         header, *lines = run("user", "list").stdout.splitlines()
-        assert header.split() == ["email", "role", "projects", "state"]
+        assert header.split() == ["email", "name", "role", "projects", "state"]
         assert sorted(line.split() for line in lines) == sorted(
             [
-                ["boss@example.org", "admin", "-", "active"],
-                [email, ann.role, "cats", "(critic)", "active"],
-                ["gone@example.org", "viewer", "-", "disabled"],
+                ["boss@example.org", "Ada", "admin", "-", "active"],
+                [email, "-", ann.role, "cats", "(critic)", "active"],
+                ["gone@example.org", "-", "viewer", "-", "disabled"],
             ]
         )
 

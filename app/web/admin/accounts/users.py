@@ -48,6 +48,7 @@ class UserRow:
 
     id: str
     email: str
+    name: str
     role: str
     projects: str
     disabled: bool
@@ -81,6 +82,7 @@ class UserView:
 
     id: str
     email: str
+    name: str
     role: str
     roles: tuple[str, ...]
     disabled: bool
@@ -165,6 +167,7 @@ def user_row(person: User, roles: Mapping[str, Role]) -> UserRow:
     return UserRow(
         id=str(person.id),
         email=person.email,
+        name=person.name,
         role=str(person.role),
         projects=everywhere,
         disabled=person.disabled_at is not None,
@@ -240,6 +243,7 @@ def user_page(
     view = UserView(
         id=str(person.id),
         email=person.email,
+        name=person.name,
         role=str(person.role),
         roles=tuple(Role),
         disabled=person.disabled_at is not None,

@@ -42,6 +42,14 @@ class TestLinks:
         said = [event.action for event in session.scalars(select(AuditEvent).order_by(AuditEvent.id))]
         assert said == ["link.invitation", "user.password"]
 
+    def test_an_invited_person_may_say_their_name(self, session: Session, admin: Actor, person: User) -> None:
+        _, plain = one_time_links.make_link(session, admin, person.id, LinkPurpose.invitation)
+        with pytest.raises(Invalid) as refused:
+            one_time_links.use_link(session, plain, PASSWORD, name="n" * 101)
+        assert refused.value.field == "name"
+        assert one_time_links.find_open_link(session, person.id) is not None
+        assert one_time_links.use_link(session, plain, PASSWORD, name="Eve").name == "Eve"
+
     def test_a_weak_password_leaves_the_link_open(self, session: Session, admin: Actor, person: User) -> None:
         _, plain = one_time_links.make_link(session, admin, person.id, LinkPurpose.invitation)
         with pytest.raises(Invalid):

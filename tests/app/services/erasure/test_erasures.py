@@ -134,7 +134,8 @@ def world(committed_db: CommittedDatabase, tmp_path: Path, monkeypatch: pytest.M
 class TestPerson:
     def test_nothing_of_them_is_left(self, world: World) -> None:
         critic = world.critics[1]
-        email = world.session.get_one(User, critic.user_id).email
+        person = world.session.get_one(User, critic.user_id)
+        email, person.name = person.email, "Zelda Unmistakable"
         _, token = users.create_token(world.session, SYSTEM, user_id=critic.user_id, scope=Scope.write)
         world.session.commit()
         before, cursor = world.feed()
@@ -149,6 +150,7 @@ class TestPerson:
 
         assert WORDS not in world.everything()
         assert email not in world.everything()
+        assert "Zelda" not in world.everything()
         assert users.find_actor_for_token(world.session, token) is None
         assert (done.counts["verdicts"], done.counts["snapshots"]) == (8, 1)
         theirs = {record["id"] for record in live if record["critic"] != live[0]["critic"]}

@@ -47,6 +47,46 @@ def test_browsers_are_named(user_agent: str, words: str) -> None:
     assert describe_browser(user_agent) == words
 
 
+class TestName:
+    def test_is_shown_to_oneself_and_to_admins(self, browser: Browser, session: Session, critic: User) -> None:
+        browser.get("/account")
+        answer = browser.post("/account/name", {"name": "  Ada   <King>\t"})
+        assert answer.headers["location"] == "/account?done=name-saved"
+        session.refresh(critic)
+        assert critic.name == "Ada <King>"
+        page = browser.get("/account?done=name-saved").text
+        assert "Your name is saved." in page
+        assert 'value="Ada &lt;King&gt;"' in page
+        assert page.count("Ada &lt;King&gt;") == 3  # the menu, the head and the field
+        assert "Ada &lt;King&gt;" in browser.get("/annotate").text  # the menu
+        browser.client.cookies.clear()
+        browser.sign_in(person(session, role=Role.admin))
+        assert "Ada &lt;King&gt;" in browser.get("/admin/users").text
+        assert "Ada &lt;King&gt;" in browser.get(f"/admin/users/{critic.id}").text
+
+    def test_may_be_taken_away(self, browser: Browser, session: Session, critic: User) -> None:
+        critic.name = "Ada"
+        session.flush()
+        browser.get("/account")
+        assert browser.post("/account/name", {"name": " "}).status_code == 303
+        session.refresh(critic)
+        assert critic.name == ""
+
+    @pytest.mark.parametrize(("name", "said"), [("n" * 101, "at most 100 characters"), ("Ada\u202eKing", "invisible")])
+    def test_that_is_odd_is_refused_and_stays_in_the_form(
+        self, browser: Browser, session: Session, critic: User, name: str, said: str
+    ) -> None:
+        browser.get("/account")
+        answer = browser.post("/account/name", {"name": name})
+        assert (answer.status_code, said in answer.text, f'value="{name}"' in answer.text) == (422, True, True)
+        session.refresh(critic)
+        assert critic.name == ""
+
+    def test_of_every_script_is_taken(self, session: Session, critic: User) -> None:
+        for name in ("\u0645\u06cc\u200c\u0646\u0627", "\u5c71\u7530 \u592a\u90ce", "Jos\u00e9 O\u2019Neil-\u0141"):
+            assert users.set_name(session, factories.actor_of(critic), critic.id, name).name == name
+
+
 class TestPassword:
     def change(self, browser: Browser, current: str, password: str, again: str | None = None) -> tuple[int, str]:
         browser.get("/account")

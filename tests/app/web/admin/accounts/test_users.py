@@ -71,13 +71,18 @@ class TestUsers:
         browser.get(found[1])
         assert browser.post(found[1], {"password": "short", "again": "short"}).status_code == 422
         browser.get(found[1])
-        done = browser.post(found[1], {"password": "long enough", "again": "long enough"})
+        named = {"name": "Eve", "password": "long enough", "again": "long enough"}
+        odd = browser.post(found[1], {**named, "name": "n" * 101})
+        assert (odd.status_code, "at most 100 characters" in odd.text, "n" * 101 in odd.text) == (422, True, True)
+        browser.get(found[1])
+        done = browser.post(found[1], named)
         assert done.headers["location"] == "/"  # and they are signed in
         assert 'aria-label="Account eve@example.org"' in browser.get("/annotate").text
         assert "do not belong to a project yet" not in page
         assert browser.get(found[1]).status_code == 404
         user = users.find_user(session, "eve@example.org")
         assert user is not None
+        assert user.name == "Eve"
         assert passwords.verify_user_password(user, "long enough")
 
     def test_an_invitation_without_a_project_says_so(self, browser: Browser, project: Project) -> None:
