@@ -82,6 +82,12 @@ WORDINGS: dict[str, dict[Language, tuple[str, str]]] = {
 }
 FAMILIES = tuple(WORDINGS)
 
+LEADS: dict[Language, tuple[tuple[str, str], ...]] = {
+    "en": (("the first picture:", "the second picture:"), ("in the first picture:", "in the second picture:")),
+    "de": (("das erste Bild:", "das zweite Bild:"), ("im ersten Bild:", "im zweiten Bild:")),
+}
+"""The texts before either picture of a pair."""
+
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _SIDES: dict[Language, dict[str, str]] = {
     "en": {"left": "on the left", "middle": "in the middle", "right": "on the right"},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from illume.scenes.rationales import correct_rationales
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
-def splits_of(n: int) -> list[str]:
-    """The split of each of `n` prompts: 60 % train, 20 % val, 20 % test."""
-    train, val = round(n * SPLITS["train"]), round(n * SPLITS["val"])
+def splits_of(n: int, shares: Mapping[str, float] = SPLITS) -> list[str]:
+    """The split of each of `n` prompts; by default 60 % train, 20 % val, 20 % test."""
+    train, val = round(n * shares["train"]), round(n * shares["val"])
     return ["train"] * train + ["val"] * val + ["test"] * (n - train - val)
 
 
@@ -40,14 +42,16 @@ def sample_prompts(n: int, seed: int) -> Iterator[tuple[Question, Scene]]:
             yield question, scene
 
 
-def prompt_row(question: Question, scene: Scene, *, name: str, split: str, rng: random.Random) -> dict[str, Any]:
+def prompt_row(
+    question: Question, scene: Scene, name: str, images: list[str], split: str, rng: random.Random
+) -> dict[str, Any]:
     """The data of one line of the prompts file."""
     references = list(dict.fromkeys(correct_rationales(question.query, question.answer, scene)))
     rng.shuffle(references)
     return {
         "external_id": name,
         "split": split,
-        "images": [f"images/{name}.png"],
+        "images": images,
         "question": question.text,
         "answer": question.answer,
         "references": references,
@@ -59,6 +63,14 @@ def save_small(image: Image.Image, path: Path) -> None:
     """Saves a PNG with a palette of 192 colours: a third of the size, with hardly a visible difference."""
     quantised = image.quantize(192, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     quantised.save(path, optimize=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A prompt before it is drawn: its scenes, and what makes its row of its name, its images, its split and chance."""
+
+    scenes: tuple[Scene, ...]
+    row: Callable[[str, list[str], str, random.Random], dict[str, Any]]
 
 
 def make_scenes(
@@ -73,19 +85,46 @@ def make_scenes(
 
     Raises FileExistsError if `out` contains other prompts, because their images would be left among the new ones.
     """
+    drafts = (Draft((scene,), partial(prompt_row, question, scene)) for question, scene in sample_prompts(n, seed))
+    write_drafts(out, drafts, splits_of(n), prefix=f"s{seed}-", seed=seed, sprites=sprites, report=report)
+
+
+def write_drafts(
+    out: Path,
+    drafts: Iterable[Draft],
+    splits: Sequence[str],
+    *,
+    prefix: str,
+    seed: int,
+    sprites: Mapping[str, Image.Image],
+    report: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Draws and writes prompts to `out`, one for each of `splits`. Their names are the prefix and a number.
+
+    Prompts in a row with equal scenes share their images. Raises FileExistsError if `out` contains other prompts.
+    """
+    n = len(splits)
     if (out / "prompts.jsonl").exists():
         before = [line.partition('"external_id": "')[2] for line in (out / "prompts.jsonl").read_text().splitlines()]
-        if len(before) != n or not all(line.startswith(f"s{seed}-") for line in before):
+        if len(before) != n or not all(line.startswith(prefix) for line in before):
             raise FileExistsError(f"{out} contains other prompts: choose another folder")
     (out / "images").mkdir(parents=True, exist_ok=True)
-    splits = splits_of(n)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    drawn: tuple[Scene, ...] = ()
+    images: list[str] = []
     started = time.monotonic()
-    for index, (question, scene) in enumerate(sample_prompts(n, seed)):
+    for index, (draft, split) in enumerate(zip(drafts, splits, strict=True)):
         rng = random.Random(stable_seed("picture", seed, index))
-        name = f"s{seed}-{index:05d}"
-        save_small(draw_scene(scene, sprites, rng), out / "images" / f"{name}.png")
-        rows.append(prompt_row(question, scene, name=name, split=splits[index], rng=rng))
+        name = f"{prefix}{index:05d}"
+        if draft.scenes != drawn:
+            one = len(draft.scenes) == 1
+            drawn, images = (
+                draft.scenes,
+                [f"{name}.png" if one else f"{name}-{i + 1}.png" for i in range(len(draft.scenes))],
+            )
+            for scene, image in zip(drawn, images, strict=True):
+                save_small(draw_scene(scene, sprites, rng), out / "images" / image)
+        rows.append(draft.row(name, [f"images/{image}" for image in images], split, rng))
         if (index + 1) % 200 == 0 or index + 1 == n:
             rate = (index + 1) / (time.monotonic() - started)
             report(f"{index + 1} of {n} scenes, {rate:.0f} a second, {(n - index - 1) / rate:.0f} s left")

@@ -6,8 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from illume.options import natural, number
-from illume.scenes.emoji import EmojiMissingError
+from illume.options import count, natural, number
+from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
+
+TASKS = ("scenes", "pairs", "guard")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,6 +34,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--threads", type=natural, default=0, help="default: one for each core")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU where there is one")
     _add_emoji(train)
+    text = "generate prompts of one task with their pictures"
+    make = commands.add_parser("make", help=text, description=text)
+    make.add_argument("--task", choices=("pairs", "guard"), required=True, help="`illume scenes make` makes the scenes")
+    make.add_argument(
+        "--n", type=count, default=400, help="number of prompts: half train, a quarter each val and test; default: 400"
+    )
+    make.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    make.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and images")
+    _add_emoji(make)
+    text = "score a model on new prompts: answers, ratings, truth of greedy and sampled rationales, with intervals"
+    score = commands.add_parser("score", help=text, description=text)
+    score.add_argument("--model", type=Path, required=True, help="folder of the model")
+    score.add_argument("--task", choices=TASKS, action="append", help="only this task; may be repeated")
+    score.add_argument("--n", type=count, default=2000, help="prompts of each task; default: %(default)s")
+    score.add_argument("--seed", type=int, default=90_001, help="of the prompts; default: %(default)s")
+    score.add_argument("--threads", type=natural, default=0, help="default: one for each core")
+    score.add_argument("--out", type=Path, default=None, help="also write the scores to this JSON file")
+    _add_emoji(score)
     return parser
 
 
@@ -54,11 +74,51 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"illume starter {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
+        rest = "; the same command continues from the last checkpoint" if options.command == "train" else ""
+        print(f"\nstopped{rest}", file=sys.stderr)
         return 130
 
 
 def _run(options: argparse.Namespace) -> int:
+    run = {"make": _make, "train": _train, "score": _score}[options.command]
+    run(options)
+    return 0
+
+
+def _make(options: argparse.Namespace) -> None:
+    from illume.guard.making import make_guard
+    from illume.pairs.making import make_pairs
+
+    make = {"pairs": make_pairs, "guard": make_guard}[options.task]
+    sprites = load_sprites(find_emoji(options.emoji))
+    make(options.out, n=options.n, seed=options.seed, sprites=sprites, report=_print_line)
+
+
+def _score(options: argparse.Namespace) -> None:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from illume.starter.scoring import score_model
+
+    disable_progress_bar()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    score_model(
+        options.model,
+        tasks=options.task or TASKS,
+        n=options.n,
+        seed=options.seed,
+        sprites=load_sprites(find_emoji(options.emoji)),
+        out=options.out,
+        report=_print_line,
+    )
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)
+
+
+def _train(options: argparse.Namespace) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from illume.starter.curriculum import Recipe
@@ -71,9 +131,8 @@ def _run(options: argparse.Namespace) -> int:
         emoji=options.emoji,
         device=options.device,
         threads=options.threads,
-        report=lambda line: print(line, flush=True),
+        report=_print_line,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from illume.scenes.questions import FAMILIES, WORDINGS, make_question
 from illume.scenes.rationales import CIRCULAR, correct_rationales
 from illume.scenes.starter.architecture import build_model, train_tokenizer
 from illume.scenes.texts import DESCRIBE, answer_prompt, describe_scene, rationale_prompt
-from illume.starter.texts import GERMAN_WORDS, PAIR_LEADS
+from illume.starter.texts import GERMAN_WORDS
 
 CONTEXT = 2048
 
@@ -49,7 +49,7 @@ def _corpus(seed: int, n: int) -> Iterator[str]:
         yield from (f" {wording}" for wordings in WORDINGS.values() for wording in wordings)
         yield from (f" {text}" for text in (*CIRCULAR, *guard_rationales.CIRCULAR, *GERMAN_WORDS))
         yield from (f" {text}" for texts in pair_rationales.CIRCULAR.values() for text in texts)
-        yield from (f"Q: {text}" for leads in PAIR_LEADS.values() for lead in leads for text in lead)
+        yield from (f"Q: {text}" for leads in pair_questions.LEADS.values() for lead in leads for text in lead)
 
 
 def _scene_texts(rng: random.Random, index: int) -> Iterator[str]:

@@ -29,12 +29,6 @@ Parts = tuple[tuple[str, float], ...]
 ANSWER = 3.0
 """The weight of answers, which are few words among the many of rationales."""
 
-PAIR_LEADS: dict[Language, tuple[tuple[str, str], ...]] = {
-    "en": (("the first picture:", "the second picture:"), ("in the first picture:", "in the second picture:")),
-    "de": (("das erste Bild:", "das zweite Bild:"), ("im ersten Bild:", "im zweiten Bild:")),
-}
-"""The texts before either picture of a pair."""
-
 GERMAN_WORDS = (*(noun.singular for noun in german.NOUNS.values()), "links", "rechts", "Mitte", "hinten", "vorne")
 
 
@@ -123,7 +117,7 @@ def pair_root(language: Language, rng: random.Random, *, ordered: float = 0.75) 
     In a share `ordered` of the cases the pictures stand between the texts, else both come first.
     """
     if rng.random() < ordered:
-        one, two = rng.choice(PAIR_LEADS[language])
+        one, two = rng.choice(pair_questions.LEADS[language])
         return f"Q: {one}{IMAGE}{two}{IMAGE}", ""
     return f"{IMAGE}{IMAGE}", "Q: "
 

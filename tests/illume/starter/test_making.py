@@ -1,0 +1,79 @@
+"""The prompts of `pairs` and `guard` are the same for the same seed, and no picture is in two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from illume.guard.policies import Policy, assess
+from illume.guard.truth import is_faithful as is_faithful_to_case
+from illume.pairs.questions import LEADS
+from illume.pairs.truth import is_faithful
+from illume.prompts_file import load_prompts
+from illume.scenes.graph import Scene
+from illume.starter.__main__ import main
+
+
+def _make(task: str, emoji: Path, out: Path, n: int = 72) -> list[dict[str, Any]]:
+    arguments = ["make", "--task", task, "--n", str(n), "--seed", "7", "--out", str(out), "--emoji", str(emoji)]
+    assert main(arguments) == 0
+    assert len(load_prompts(out / "prompts.jsonl")) == n
+    return [json.loads(line) for line in (out / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _assert_apart(rows: list[dict[str, Any]], folder: Path) -> None:
+    owners = defaultdict(set)
+    for row in rows:
+        for image in row["images"]:
+            owners[hashlib.sha256((folder / image).read_bytes()).hexdigest()].add(row["split"])
+    assert all(len(splits) == 1 for splits in owners.values())
+    n = len(rows)
+    assert Counter(row["split"] for row in rows) == {"train": n // 2, "val": n // 4, "test": n // 4}
+
+
+def test_pairs(emoji: Path, tmp_path: Path) -> None:
+    rows = _make("pairs", emoji, tmp_path / "one")
+    assert _make("pairs", emoji, tmp_path / "two") == rows
+    _assert_apart(rows, tmp_path / "one")
+    assert Counter(row["metadata"]["language"] for row in rows) == {"en": 36, "de": 36}
+    assert len({(row["metadata"]["family"], row["metadata"]["language"]) for row in rows}) == 18
+    for row in rows:
+        parts = row["parts"]
+        assert [part["type"] for part in parts] == ["text", "image", "text", "image", "text"]
+        assert [part["image"] for part in parts[1::2]] == row["images"]
+        assert (parts[0]["text"], parts[2]["text"]) in LEADS[row["metadata"]["language"]]
+        assert parts[4]["text"] == row["question"]
+        for text in row["references"]:
+            assert is_faithful(text, row["metadata"]["scenes"], question=row["question"], answer=row["answer"])
+
+
+def test_guard(emoji: Path, tmp_path: Path) -> None:
+    rows = _make("guard", emoji, tmp_path / "one")
+    assert _make("guard", emoji, tmp_path / "two") == rows
+    _assert_apart(rows, tmp_path / "one")
+    for own, variant in zip(rows[::2], rows[1::2], strict=True):
+        assert own["images"] == variant["images"]
+        assert own["split"] == variant["split"]
+        assert own["policy"] != variant["policy"] or not variant["metadata"]["flips"]
+        assert (own["fields"]["rating"] != variant["fields"]["rating"]) == variant["metadata"]["flips"]
+    assert sum(row["metadata"]["flips"] for row in rows) == len(rows) // 4
+    for row in rows:
+        policy = Policy.from_json(row["metadata"]["policy"])
+        assert row["policy"] == policy.text
+        found = assess(Scene.from_graph(row["metadata"]["scene"]), policy)
+        assert found is not None
+        assert row["fields"] == {"rating": found.rating, "category": found.category}
+        given = row["metadata"]["scene"], row["metadata"]["policy"]
+        assert all(is_faithful_to_case(text, *given, **row["fields"]) for text in row["references"])
+
+
+def test_refuses_a_folder_of_other_prompts(emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _make("guard", emoji, tmp_path, n=8)
+    arguments = ["make", "--task", "pairs", "--n", "8", "--seed", "7", "--out", str(tmp_path), "--emoji", str(emoji)]
+    assert main(arguments) == 1
+    assert "contains other prompts" in capsys.readouterr().err

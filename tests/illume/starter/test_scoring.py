@@ -1,0 +1,74 @@
+"""The measures hold for right texts and not for wrong ones, and an untrained model scores nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from illume.guard import making as guard_making
+from illume.guard.policies import answer_json
+from illume.pairs import making as pairs_making
+from illume.scenes.emoji import load_sprites
+from illume.scenes.starter.architecture import build_processor, save_starter
+from illume.starter.__main__ import main
+from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
+from illume.starter.scoring import guard_checks, pairs_checks, scenes_checks, score_model, share_of
+
+
+class TestMeasures:
+    def test_guard(self) -> None:
+        cases = list(guard_making.sample_prompts(12, 5))
+        checks = list(guard_checks(12, 5))
+        assert len(checks) == 4 * len(cases)
+        for case, answer, blank in zip(cases, checks[::4], checks[1::4], strict=True):
+            kind = "recall" if case.assessment.rating == "Unsafe" else "specificity"
+            text = answer_json(case.assessment, "so it is")
+            assert answer.measure(text) == {"valid": True, "ratings": True, kind: True, "categories": True}
+            assert answer.measure(text[:-2]) == {"valid": False, "ratings": False, kind: False, "categories": None}
+            assert blank.measure(text) == {"ratings_without_policy": True}
+            assert case.policy.text in answer.prompt
+            assert case.policy.text not in blank.prompt
+
+    def test_pairs(self) -> None:
+        checks = list(pairs_checks(36, 5))
+        groups = {check.group for check in checks}
+        assert groups == {"pairs en", "pairs de"}
+        answers = [check for check in checks if "answers" in check.measure("")]
+        for check, (question, pair) in zip(answers, pairs_making.sample_prompts(36, 5), strict=True):
+            assert check.measure(question.answer) == {"answers": True}
+            assert check.measure(f"{question.answer} one") == {"answers": False}
+            assert check.pictures == pair
+        swapped = [check for check in checks if "swapped" in check.measure("")]
+        assert 12 <= len(swapped) <= 28
+        assert {check.pictures[::-1] for check in swapped} <= {check.pictures for check in answers}
+
+    def test_scenes(self) -> None:
+        checks = list(scenes_checks(6, 5))
+        assert [set(check.measure("")) for check in checks[:3]] == [{"answers"}, {"greedy_truth"}, {"sampled_truth"}]
+        assert [check.sampled for check in checks[:3]] == [False, False, True]
+
+
+class TestShare:
+    def test_interval(self) -> None:
+        half = share_of([True, False] * 50)
+        assert (half.n, half.share, half.low, half.high) == (100, 0.5, 0.4038, 0.5962)
+        none = share_of([False] * 10)
+        assert (none.share, none.low, none.high) == (0.0, 0.0, 0.2775)
+
+
+def test_untrained_model(emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = build_tokenizer(n=60)
+    save_starter(build_starter(tokenizer), build_processor(tokenizer, CHAT_TEMPLATE), tmp_path / "model")
+    out = tmp_path / "scores.json"
+    scores = score_model(
+        tmp_path / "model", tasks=("pairs", "guard"), n=4, seed=3, sprites=load_sprites(emoji), out=out
+    )
+    assert set(scores) == {"pairs de", "pairs en", "guard"}
+    assert {"valid", "ratings", "greedy_truth", "sampled_truth", "ratings_without_policy"} <= set(scores["guard"])
+    assert scores["guard"]["valid"].share == 0.0
+    assert scores["guard"]["valid"].n == 4
+    assert json.loads(out.read_text())["scores"]["guard"]["valid"]["share"] == 0.0
+    assert main(["score", "--model", str(tmp_path / "none"), "--n", "1", "--emoji", str(emoji)]) == 1
+    assert "none" in capsys.readouterr().err
