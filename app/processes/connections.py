@@ -141,14 +141,28 @@ class BoundedConnection(HttpToolsProtocol):
         super().pause_writing()
         self._paused_at = self.loop.time()
         self._paused_with = self.transport.get_write_buffer_size()
-        self._watch_stall(self._reading_rate.allowance(self._paused_with))
+        self._watch_stall(self._reading_rate.allowance())
 
     def resume_writing(self) -> None:
         """Note that the client has read most of what there was."""
         self._watch_stall(None)
-        read = max(0, self._paused_with - self.transport.get_write_buffer_size())
-        self._reading_rate.moved(read, self.loop.time() - self._paused_at)
+        self._note_reading()
         super().resume_writing()
+
+    def _note_reading(self) -> None:
+        """Count what the client has read since it was looked at last."""
+        now, left = self.loop.time(), self.transport.get_write_buffer_size()
+        self._reading_rate.moved(max(0, self._paused_with - left), now - self._paused_at)
+        self._paused_at, self._paused_with = now, left
+
+    def _look_again(self) -> None:
+        """Cut a client that has read too little since. However much waits for it, no pause may be longer than that."""
+        self._note_reading()
+        seconds = self._reading_rate.allowance()
+        if seconds > 0:
+            self._watch_stall(max(1.0, seconds))
+        else:
+            self.transport.abort()
 
     def on_response_complete(self) -> None:
         """Go on to the next request; what is left of this one has little time."""
@@ -178,10 +192,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
     def _watch_stall(self, seconds: float | None) -> None:
-        """Cut the connection in `seconds` unless the client reads; with None, no more."""
+        """Look in `seconds` how much the client has read; with None, no more."""
         if self._stall is not None:
             self._stall.cancel()
-        self._stall = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+        self._stall = None if seconds is None else self.loop.call_later(seconds, self._look_again)
 
 
 async def refuse_head(scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.db.engine import STREAM_SLOTS
 from app.http.gate import SMALL_BODY
-from app.models import Role, Scope, User, Verdict
+from app.http.minimum_rate import GRACE_SECONDS
+from app.models import Project, Prompt, Role, Scope, User, Verdict
 from app.services.accounts import sessions, users
 from app.services.kernel.actors import SYSTEM
 from bench.attack import ATTACKS, Target, attacked
@@ -165,3 +168,46 @@ def test_browsers_go_on_under_each_attack(
         assert session.scalar(select(func.count()).select_from(Verdict)) == seen.given
     assert target.answers
     assert not [one for one in target.answers if one.startswith("5")]
+
+
+RECORDS, RECORD_BYTES = 60, 200_000  # more than the sockets of both sides buffer
+
+
+def add_records(database: CommittedDatabase) -> None:
+    """Judge some prompts with much metadata, so that an export is long."""
+    with database.sessions() as session, session.begin():
+        project = session.scalars(select(Project).where(Project.slug == "besieged")).one()
+        critic = factories.make_critic(session, project)
+        for _ in range(RECORDS):
+            offered = factories.make_candidate_set(session, project)
+            given = factories.make_verdict(session, factories.make_assignment(session, offered, critic))
+            session.get_one(Prompt, given.prompt_id).extra = {"filler": "x" * RECORD_BYTES}
+
+
+def stall_export(installation: Installation, stack: contextlib.ExitStack) -> None:
+    """Ask for an export, and read its head alone."""
+    one = stack.enter_context(socket.socket())
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.settimeout(SECONDS)
+    one.connect(("127.0.0.1", installation.port))
+    head = "GET /api/v1/projects/besieged/dataset HTTP/1.1\r\nHost: localhost\r\n"
+    one.sendall(f"{head}Authorization: Bearer {installation.admin}\r\n\r\n".encode())
+    assert one.recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.slow  # readers are given 20 s
+def test_exports_of_others_go_on_once_two_have_stalled(
+    installation: Installation, committed_db: CommittedDatabase
+) -> None:
+    add_records(committed_db)
+    with contextlib.ExitStack() as stack, installation.client(installation.admin) as client:
+        for _ in range(STREAM_SLOTS):
+            stall_export(installation, stack)
+        assert client.get("/api/v1/projects/besieged/dataset").status_code == 429
+        assert judge(installation, installation.critics[0]) == VERDICTS  # judging has places of its own
+        until = time.monotonic() + 4 * GRACE_SECONDS
+        while (answer := client.get("/api/v1/projects/besieged/dataset")).status_code == 429:
+            assert time.monotonic() < until
+            time.sleep(int(answer.headers["Retry-After"]))
+        assert answer.status_code == 200
+        assert len(answer.content.splitlines()) >= RECORDS + VERDICTS
