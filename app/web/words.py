@@ -88,6 +88,7 @@ ACTION_WORDS = {
     "person.erase": "erased a person",
     "project.add": "created a project",
     "project.erase": "erased a project",
+    "project.resume": "tried a project's model again",
     "project.settings": "changed settings",
     "prompt.change": "changed a prompt",
     "review.accept": "accepted a late verdict",

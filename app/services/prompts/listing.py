@@ -37,7 +37,7 @@ def list_prompts(
     found = select_prompts(session, actor, project, wanted, after=after)
     if not by_id:
         rows = session.execute(
-            order.apply(found.add_columns(order.key), cursor).limit(limit + 1).options(*WITH_IMAGES)
+            order.apply(found.add_columns(order.key.label("sorted_by")), cursor).limit(limit + 1).options(*WITH_IMAGES)
         ).all()
         following = order.cursor(rows[limit - 1][1], rows[limit - 1][0].id) if len(rows) > limit else None
         return Page([row[0] for row in rows[:limit]], following)

@@ -27,6 +27,7 @@ from app.services.rounds import snapshot_records, snapshots, versions
 from app.settings import get_settings
 from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.rounds.rounds import COUNT_NAMES
 from app.web.errors import wants_fragment
 from app.web.forms import Field
 from app.web.rendering import fragment, page
@@ -291,7 +292,7 @@ def snapshot_row(one: Snapshot) -> SnapshotRow:
         number=one.number,
         name=one.name,
         kind="training round" if one.kind.value == "round" else "frozen by an admin",
-        counts=", ".join(f"{name} {number}" for name, number in one.counts.items()),
+        counts=", ".join(f"{words.lower()} {one.counts[key]}" for key, words in COUNT_NAMES if key in one.counts),
         sha256=one.sha256,
         redacted=one.redacted,
         card=snapshot_records.card_text(one),

@@ -210,6 +210,8 @@ class TestOrder:
             ("priority", "baC"),
             ("-priority", "Cab"),
             ("state", "bCa"),
+            ("accepted", "bCa"),
+            ("-accepted", "aCb"),
             ("nonsense", "bCa"),
         ],
     )
