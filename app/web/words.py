@@ -109,6 +109,7 @@ ACTION_WORDS = {
     "user.add": "added a user",
     "user.disable": "disabled a user",
     "user.enable": "re-enabled a user",
+    "user.name": "changed a name",
     "user.password": "changed a password",
     "user.projects": "changed a user's projects",
     "user.role": "changed a user's role",
