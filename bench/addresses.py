@@ -13,6 +13,7 @@ ADMIN = (
     "/admin/new-project/preview?template=Q",
     "/admin/new-project/slug?name=Bench",
     "/admin/projects/bench",
+    "/admin/projects/bench/first-steps",
     "/admin/projects/bench/prompts",
     "/admin/projects/bench/prompts?cursor={cursor}",
     *(f"/admin/projects/bench/prompts?split={split}" for split in ("train", "val", "test")),

@@ -44,6 +44,7 @@ class Project(Base):
     active_version_id: Mapped[int | None] = mapped_column(
         ForeignKey("model_versions.id", use_alter=True, name="fk_projects_active_version_id_model_versions")
     )
+    checklist_dismissed: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     erased_at: Mapped[datetime | None]
 

@@ -51,6 +51,7 @@ MESSAGES: Mapping[str, str] = {
     "critic-paused": "Critic paused. They get no more prompts in this project.",
     "photos-added": "Prompts added.",
     "target-set": "Daily target saved.",
+    "checklist-dismissed": "First steps hidden from now on.",
     "critic-resumed": "Critic resumed. Their check questions are counted afresh from now on.",
     "resumed": "A worker tries the model again in a moment.",
     "retried": "The training round resumes from its last checkpoint.",

@@ -19,6 +19,7 @@ CRITICS = ("/annotate", "/annotate/scenes", "/annotate/scenes/history", "/annota
 ADMINS = (
     "/admin",
     "/admin/projects/scenes",
+    "/admin/projects/scenes/first-steps",
     "/admin/projects/scenes/rounds",
     "/admin/projects/scenes/rounds/preview",
     "/admin/projects/scenes/rounds/3",

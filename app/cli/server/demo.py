@@ -30,13 +30,14 @@ from app.settings import Settings, get_settings
 from illume.files import write_text
 
 ACCOUNTS_FILE = "demo-accounts.json"
+FIRST_STEPS = "/admin/projects/scenes/first-steps"
 READY_SECONDS = 120.0
 LOOK_SECONDS = 0.2
 
 
 @click.command()
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
-@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@click.option("--no-browser", "--no-open", is_flag=True, help="Do not open a browser.")
 @data_dir_option
 def demo(port: int, *, no_browser: bool) -> int:
     """Set up and run everything on this machine, with an example project.
@@ -127,10 +128,19 @@ def serve(
 
 
 def announce(settings: Settings, address: str, *, browser: bool, say: Say) -> None:
-    """Print the accounts and the address, and open the page if there is a display."""
+    """Print the accounts and the address, and open the first steps where somebody sits at a display.
+
+    Nobody does where stdin is no terminal: a script started the demo.
+    """
     accounts = json.loads((settings.data_dir / ACCOUNTS_FILE).read_text())
     for name, account in accounts.items():
         say(f"{name}: {account['email']}  password {account['password']}  token {account['token']}")
+    say(f"first steps: {address}{FIRST_STEPS} (sign in as {accounts['admin']['email']})")
     say(f"ready: {address}")
-    if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        webbrowser.open(address)
+    if browser and sys.stdin.isatty() and has_display():
+        webbrowser.open(address + FIRST_STEPS)
+
+
+def has_display() -> bool:
+    """Whether this machine can show a browser."""
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))

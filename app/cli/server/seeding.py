@@ -20,7 +20,13 @@ from app.settings import Settings
 
 SLUG = "scenes"
 ACCOUNTS = {"admin": (Role.admin, Scope.admin), "critic": (Role.critic, Scope.write)}
-SETTINGS = {"round_every": 20}
+SETTINGS = {
+    "round_every": 20,
+    "instructions": (
+        "Look at the scene, the question and the answer. Pick every explanation that is true of the scene and says why "
+        "the answer is right: it names the things, colours or places that matter. Pick none when none fits."
+    ),
+}
 
 Account = dict[str, str]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
 from PIL import Image
+
+from app.errors import NotFound
 
 PROMPTS: tuple[dict[str, Any], ...] = (
     {
@@ -62,14 +65,28 @@ def as_csv() -> bytes:
 
 def as_zip() -> bytes:
     """A table and the image it names."""
-    picture, file = io.BytesIO(), io.BytesIO()
+    picture = io.BytesIO()
     beach = Image.new("RGB", (96, 64), (135, 190, 235))
     beach.paste((236, 212, 150), (0, 40, 96, 64))
     beach.save(picture, "PNG")
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, data in (("prompts.jsonl", as_ndjson()), ("images/beach.png", picture.getvalue())):
+    return _zip_of({"prompts.jsonl": as_ndjson(), "images/beach.png": picture.getvalue()})
+
+
+def sample_photographs(folder: Path) -> bytes:
+    """The photographs of a folder with their prompts, as a zip. Raises `NotFound` where the folder is not there."""
+    if not (folder / "prompts.jsonl").exists():
+        raise NotFound("The sample photographs are not installed.")
+    pictures = {f"images/{path.name}": path.read_bytes() for path in sorted(folder.glob("images/*.jpg"))}
+    return _zip_of({"prompts.jsonl": (folder / "prompts.jsonl").read_bytes(), **pictures})
+
+
+def _zip_of(files: Mapping[str, bytes]) -> bytes:
+    """A zip that is the same whenever it is made."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name), data)
-    return file.getvalue()
+    return packed.getvalue()
 
 
 TEMPLATES = {

@@ -48,7 +48,7 @@ WORKERS = f"""(
 PARTS = (
     _row_versions("sessions", "t.token_hash = :session AND t.expires_at > now()"),
     _row_versions("users", "t.id = me.user_id"),
-    _row_versions("memberships", f"{OF_PROJECT} AND t.user_id = me.user_id"),
+    _row_versions("memberships", OF_PROJECT),
     _row_versions("projects", "t.id = p.id"),
     _row_versions("rounds", OF_PROJECT),
     _row_versions("model_versions", OF_PROJECT),

@@ -8,13 +8,13 @@ from app.web.admin.erasure import erasures
 from app.web.admin.exports import exports
 from app.web.admin.imports import imports, photos
 from app.web.admin.integrations import webhooks
-from app.web.admin.projects import overview, settings
+from app.web.admin.projects import first_steps, overview, settings
 from app.web.admin.prompts import many, prompts
 from app.web.admin.quality import critics, gold, review
 from app.web.admin.rounds import comparisons, contents, rounds, side_by_side, versions
 
 router = APIRouter()
-LOOP = (overview, settings, rounds, contents, versions, side_by_side, comparisons)
+LOOP = (overview, first_steps, settings, rounds, contents, versions, side_by_side, comparisons)
 PROJECT = (*LOOP, many, prompts, gold, review, imports, photos, exports, critics, webhooks)
 for module in (*PROJECT, users, audit, erasures):
     router.include_router(module.router, prefix="/admin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,8 +20,10 @@ from app.http.gate import LARGEST_IMPORT
 from app.models import Import, ImportProblem, ImportState, Split
 from app.services.imports import imports
 from app.services.imports import templates as import_templates
+from app.services.kernel import counters
 from app.services.kernel.actors import parse_id
 from app.services.kernel.rights import Right
+from app.settings import get_settings
 from app.web.access import (
     Form,
     Me,
@@ -40,6 +43,7 @@ from app.web.rendering import live, page
 router = APIRouter()
 LIST = "admin/imports/imports.html"
 ONE = "admin/imports/import.html"
+SAMPLE = "photographs"
 SHOWN_PROBLEMS = 100
 MOST_FILES = 100
 TONES = {ImportState.succeeded: "good", ImportState.failed: "bad", ImportState.draft: "warn"}
@@ -61,7 +65,7 @@ class ImportRow:
 
 @dataclass(frozen=True, slots=True)
 class ImportsView:
-    """The form to upload a file, and the imports so far."""
+    """The form to upload a file, and the imports so far. A project that `is_new` is offered the sample photographs."""
 
     slug: str
     problem: str
@@ -69,6 +73,7 @@ class ImportsView:
     splits: tuple[str, ...]
     templates: tuple[str, ...]
     rows: tuple[ImportRow, ...]
+    is_new: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,7 @@ def list_page(
         splits=tuple(Split),
         templates=tuple(import_templates.TEMPLATES),
         rows=tuple(import_row(one) for one in found),
+        is_new=not any(one.n for one in counters.prompt_counts(session, frame.project)),
     )
     return page(LIST, shell=frame.shell, view=view, status=status)
 
@@ -201,6 +207,15 @@ def create_draft(session: Session, who: SignedIn, frame: Frame, form: FormData) 
         split=parse_split(form),
         draft=True,
     )
+
+
+@router.post("/projects/{slug}/imports/sample")
+def add_sample(session: SessionDep, who: Poster, slug: str) -> RedirectResponse:
+    """Import the sample photographs."""
+    project = managed_project(session, who.actor, slug, Right.reviews)
+    packed = import_templates.sample_photographs(get_settings().starter_dir / SAMPLE)
+    made = imports.create_import(session, who.actor, project, filename=f"{SAMPLE}.zip", source=io.BytesIO(packed))
+    return RedirectResponse(f"/admin/projects/{slug}/imports/{made.id}", status_code=303)
 
 
 @router.get("/projects/{slug}/imports/template.{kind}")

@@ -23,11 +23,13 @@ from app.services.projects.projects import ProjectSettings
 from app.services.quality import agreement
 from app.services.quality.agreement import Agreement
 from app.services.read_models import overviews
+from app.services.read_models.checklist import load_checklist
 from app.services.read_models.overviews import Activity
 from app.services.read_models.supply import Supply, SupplyState, supply_of
 from app.services.rounds import rounds, versions
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.projects.first_steps import StepView, checklist_steps
 from app.web.admin.rounds.scores import VersionRow, metric_of, score_chart, version_rows
 from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart
@@ -119,6 +121,7 @@ class LoopView:
     sentence: str
     step: tuple[str, str] | None
     lack: LackView | None
+    checklist: tuple[StepView, ...]
     notice: str
     round: RunningRound | None
     metric: str
@@ -198,6 +201,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
     supply = supply_of(session, project)
     stations, sentence, step = make_stations(session, project, settings, running, known, rows, pace, supply)
     waiting = next((row for row in rows if row.waits), None)
+    checklist = load_checklist(session, project, settings) if frame.may_manage else None
     return LoopView(
         slug=project.slug,
         name=project.name,
@@ -207,6 +211,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         sentence=sentence,
         step=step,
         lack=lack_view(project.slug, supply, may_manage=frame.may_manage),
+        checklist=checklist_steps(actor, project.slug, checklist) if checklist else (),
         notice=f"{waiting.name} has not been activated: {waiting.reason}" if waiting else "",
         round=running_round(running) if running else None,
         metric=metric_of(known),

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Import, Project, Role
+from app.models import Import, ImportState, Project, Role
 from app.services.imports import imports
 from app.services.kernel.actors import SYSTEM
 from tests import factories
@@ -54,6 +54,25 @@ class TestImports:
         assert made.plan["propose_val"] is True
         shown = browser.get(address).text
         assert "Of these, in val" in shown
+
+
+class TestSamplePhotographs:
+    @pytest.mark.usefixtures("admin")
+    def test_one_click_imports_them(self, browser: Browser, session: Session, project: Project) -> None:
+        offer = "Try with 8 sample photographs"
+        assert offer in browser.get(f"{HERE}/imports").text
+        answer = browser.post(f"{HERE}/imports/sample")
+        made = session.scalars(select(Import)).one()
+        assert answer.headers["location"] == f"{HERE}/imports/{made.id}"
+        assert (made.project_id, made.filename, made.state) == (project.id, "photographs.zip", ImportState.queued)
+        factories.make_prompt(session, project)
+        assert offer not in browser.get(f"{HERE}/imports").text  # the project is not new any more
+
+    def test_are_for_those_who_may_import(self, browser: Browser, session: Session, project: Project) -> None:
+        browser.sign_in(factories.make_member(session, project, Role.viewer, user=person(session)))
+        browser.get(HERE)
+        assert browser.post(f"{HERE}/imports/sample").status_code == 403
+        assert session.scalars(select(Import)).all() == []
 
 
 class TestWho:

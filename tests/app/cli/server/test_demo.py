@@ -1,0 +1,70 @@
+"""Where the demo says that it is ready, and when it opens a browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from app.cli.server import demo
+from app.settings import get_settings
+
+ADDRESS = "http://127.0.0.1:8000"
+
+
+class Terminal:
+    """A stdin that is a terminal, or is not."""
+
+    def __init__(self, *, is_terminal: bool) -> None:
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        """Whether somebody types."""
+        return self._is_terminal
+
+
+@pytest.mark.parametrize(
+    ("browser", "is_terminal", "display", "opens"),
+    [
+        (True, True, ":0", True),
+        (True, True, "", False),
+        (True, False, ":0", False),
+        (False, True, ":0", False),
+    ],
+)
+def test_opens_a_browser_only_for_somebody_who_sees_it(
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    browser: bool,
+    is_terminal: bool,
+    display: str,
+    opens: bool,
+) -> None:
+    accounts = {"admin": {"email": "admin@example.org", "password": "a password", "token": "a token"}}
+    path = data_dir / demo.ACCOUNTS_FILE
+    path.write_text(json.dumps(accounts))
+    opened: list[str] = []
+    said: list[str] = []
+    monkeypatch.setattr(demo.webbrowser, "open", opened.append)
+    monkeypatch.setattr(demo.sys, "platform", "linux")
+    monkeypatch.setattr(demo.sys, "stdin", Terminal(is_terminal=is_terminal))
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", display)
+    demo.announce(get_settings(), ADDRESS, browser=browser, say=said.append)
+    path.unlink()
+    assert opened == ([f"{ADDRESS}/admin/projects/scenes/first-steps"] if opens else [])
+    assert said[0] == "admin: admin@example.org  password a password  token a token"
+    assert said[1] == f"first steps: {ADDRESS}/admin/projects/scenes/first-steps (sign in as admin@example.org)"
+    assert said[-1] == f"ready: {ADDRESS}"
+
+
+@pytest.mark.parametrize("word", ["--no-open", "--no-browser"])
+def test_both_words_say_no(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(demo, "run", lambda *, port, browser, say: asked.append(browser) or 0)
+    for words in ([word], []):
+        CliRunner().invoke(demo.demo, words, standalone_mode=False)
+    assert asked == [False, True]
