@@ -139,7 +139,7 @@ def test_a_new_project_is_tried_with_sample_photographs(visitor: Visitor, scenes
     with visit.site.sessions() as session:
         import_id = session.query(Import.id).filter_by(project_id=new.id).one()[0]
     run_import(import_id, worker="w", check=lambda: None)
-    visit.goto("/admin/projects/new")
+    page.goto(visit.site.url + "/admin/projects/new")
     steps = page.get_by_role("region", name="First steps").get_by_role("listitem")
     expect(steps.filter(has_text="done")).to_have_count(1)
     expect(steps.filter(has_text="done")).to_contain_text("Bring pictures")
