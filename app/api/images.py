@@ -30,6 +30,7 @@ def image_out(image: Image) -> ImageOut:
         height=image.height,
         media_type=image.media_type,
         size=image.size,
+        changes=image.changes,
     )
 
 
@@ -44,7 +45,7 @@ def add_image(
     upload = file or image
     if upload is None:
         raise Invalid("Send the image as the multipart field 'file'.", field="file")
-    return image_out(images.add_image(session, actor, upload.file.read(MAX_BYTES + 1)))
+    return image_out(images.add_image(session, actor, upload.file.read(MAX_BYTES + 1), name=upload.filename))
 
 
 @router.get("/images/{sha256}", response_class=Response)

@@ -40,6 +40,7 @@ def import_out(found: Import, problems: list[ImportProblem]) -> ImportOut:
         done=found.done,
         added=found.added,
         added_to_val=imports.added_to_val(found),
+        image_changes=imports.image_changes(found),
         unchanged=found.unchanged,
         rejected=found.rejected,
         problems=[problem_out(problem) for problem in problems],

@@ -87,7 +87,11 @@ class ProjectOut(ProjectSettings):
 
 
 class ImageOut(Out):
-    """An image. `sha256` is the hash of the bytes that `url` serves, not of the upload."""
+    """An image. `sha256` is the hash of the bytes that `url` serves, not of the upload.
+
+    `changes` says what was done to the upload: `turned`, `profile`, `colours`, `depth`, `flattened`, `first_frame`,
+    `first_page`, `scaled_down`, `recoded`.
+    """
 
     sha256: str
     url: str
@@ -95,6 +99,7 @@ class ImageOut(Out):
     height: int
     media_type: str
     size: int
+    changes: list[str]
 
 
 class PromptImageOut(Out):
@@ -317,7 +322,8 @@ class SnapshotOut(Out):
 class ImportOut(Out):
     """An import: `done` of `total` lines, and the rejected lines with their reasons.
 
-    `added_to_val`: of the prompts added those in val; null without `propose_val`.
+    `added_to_val`: of the prompts added those in val; null without `propose_val`. `image_changes`: what was done to how
+    many images, such as `{"turned": 3}`.
     """
 
     id: Id
@@ -329,6 +335,7 @@ class ImportOut(Out):
     done: int
     added: int
     added_to_val: int | None
+    image_changes: dict[str, int]
     unchanged: int
     rejected: int
     problems: list[dict[str, Any]]

@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.base import Base
@@ -64,7 +65,10 @@ class SettingRevision(Base):
 
 
 class Image(Base):
-    """An image in the store, named by the sha256 of the bytes that are served."""
+    """An image in the store, named by the sha256 of the bytes that are served.
+
+    `changes`: what was done to the file of whoever uploaded it first, as `illume.pictures.Change` names it.
+    """
 
     __tablename__ = "images"
     __table_args__ = (CheckConstraint("sha256 ~ '^[0-9a-f]{64}$'", name="sha256_form"),)
@@ -74,16 +78,18 @@ class Image(Base):
     width: Mapped[int]
     height: Mapped[int]
     size: Mapped[int] = mapped_column(BigInteger)
+    changes: Mapped[list[str]] = mapped_column(ARRAY(String(32)), server_default=text("'{}'"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class ImageGrant(Base):
-    """A person who uploaded an image, and so may see and use it before any prompt does."""
+    """A person who uploaded an image, and so may see and use it before any prompt does; `name` is their file's."""
 
     __tablename__ = "image_grants"
 
     sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256", ondelete="CASCADE"), primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(200))
 
 
 class Prompt(Base):

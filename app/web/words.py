@@ -8,6 +8,7 @@ from app.models import CandidateSetState, PromptState, Round, RoundState, RoundT
 from app.services.read_models.critic_day import RunningRound
 from app.web.rendering import duration
 from illume.evaluation.activation import Outcome
+from illume.pictures import Change
 
 KIND_WORDS = {
     VerdictKind.picked: "picked",
@@ -46,6 +47,17 @@ STATE_TONES = {
     PromptState.judged: "good",
     PromptState.held: "bad",
     PromptState.retired: "warn",
+}
+IMAGE_CHANGE_WORDS = {
+    Change.turned: "turned upright",
+    Change.profile: "converted to sRGB",
+    Change.colours: "converted to RGB",
+    Change.depth: "scaled to 8 bits a channel",
+    Change.flattened: "transparency laid onto white",
+    Change.first_frame: "first frame of an animation",
+    Change.first_page: "first of several pages",
+    Change.scaled_down: "scaled down",
+    Change.recoded: "stored in another format",
 }
 TRIGGER_WORDS = {
     RoundTrigger.auto: "Started automatically",

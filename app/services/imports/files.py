@@ -8,6 +8,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from app.errors import Invalid, TooLarge
@@ -95,7 +96,7 @@ class ImportFile:
         if isinstance(named, dict):
             data, path = named.get("bytes"), named.get("path")
             if isinstance(data, bytes | bytearray):
-                return self._decoded(lambda: self._reencode(bytes(data), str(path or "the image")), key=None)
+                return self._decoded(lambda: self._reencode(bytes(data), str(path or "the image")), key=None, name=path)
             named = path if isinstance(path, str) and self._has(path) else named.get("sha256") or path
         if isinstance(named, bytes | bytearray):
             content = bytes(named)
@@ -106,8 +107,8 @@ class ImportFile:
         if len(name) > MAX_URL_LENGTH:
             raise Invalid(f"The name of the image has over {MAX_URL_LENGTH:,} characters.", field="images")
         if is_web_address(name):
-            return self._decoded(lambda: self._reencode(self._fetch(name), name), key=name)
-        return self._decoded(lambda: self._read(name), key=name)
+            return self._decoded(lambda: self._reencode(self._fetch(name), name), key=name, name=name.partition("?")[0])
+        return self._decoded(lambda: self._read(name), key=name, name=name)
 
     def _has(self, path: str) -> bool:
         return self._ask(opened.has_picture, path)
@@ -120,12 +121,12 @@ class ImportFile:
         with about(name):
             return images.reencode(data, waiting=self.waiting)
 
-    def _decoded(self, read: Callable[[], EncodedImage], *, key: str | None) -> str:
-        """The image that `read` reads, or the one that was read before under the name `key`."""
+    def _decoded(self, read: Callable[[], EncodedImage], *, key: str | None, name: str | None = None) -> str:
+        """The image that `read` reads, or the one that was read before under the name `key`; `name` is the file's."""
         known = None if key is None else self._known.get(key) or self._new.get(key)
         if known is not None:
             return known
-        picture = read()
+        picture = replace(read(), name=name)
         sha256 = picture.sha256
         self.pending[sha256] = picture
         if key is not None:

@@ -19,7 +19,15 @@ from app.errors import Conflict, DomainError, Invalid, NotFound
 from app.models import Import, ImportProblem, ImportState, Project, Split
 from app.services.imports import record_schema
 from app.services.imports.files import ImportFile
-from app.services.imports.layouts import ADDED_TO_VAL, ImportPlan, Layout, find_missing, make_plan, with_columns
+from app.services.imports.layouts import (
+    ADDED_TO_VAL,
+    IMAGE_CHANGES,
+    ImportPlan,
+    Layout,
+    find_missing,
+    make_plan,
+    with_columns,
+)
 from app.services.imports.opened import Source
 from app.services.imports.reading import open_file, parse_row
 from app.services.imports.tables import MAX_COLUMNS, TableRow
@@ -261,6 +269,11 @@ def added_to_val(found: Import) -> int | None:
     """How many prompts an import has added to val; None where it was not asked to put any there."""
     placed = bool(found.plan) and ImportPlan.from_json(found.plan).places_by_image
     return int(found.plan.get(ADDED_TO_VAL, 0)) if placed else None
+
+
+def image_changes(found: Import) -> dict[str, int]:
+    """What was done to how many images of an import when they were taken in, by kind of change."""
+    return dict(found.plan.get(IMAGE_CHANGES, {})) if found.plan else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,8 @@ SHORTEST_SIMILAR = 5
 OWN_FIELDS = tuple(PromptIn.model_fields)
 ADDED_TO_VAL = "added_to_val"
 """The key beside a stored plan under which an import counts the prompts that it added to val."""
+IMAGE_CHANGES = "image_changes"
+"""The key beside a stored plan under which an import counts what was done to images, by kind of change."""
 LISTED = (*MULTI_VALUED, Target.answer, Target.metadata)
 """What may be a list or an object in a cell of CSV."""
 

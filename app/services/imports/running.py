@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -19,12 +20,13 @@ from app.errors import DomainError, Invalid
 from app.models import Import, ImportProblem, ImportState, Project, Role, Split, User
 from app.services.imports import records
 from app.services.imports.files import BrokenOff, Fetch, ImportFile
-from app.services.imports.layouts import ADDED_TO_VAL, ImportPlan, Layout
+from app.services.imports.layouts import ADDED_TO_VAL, IMAGE_CHANGES, ImportPlan, Layout
 from app.services.imports.reading import PARSE_THREADS, ParsedRow, open_file, read_batches, reject_leaks, scan
 from app.services.integrations import webhooks
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.leases import IMPORTS, LeaseLostError, lapsed
 from app.services.prompts import images
+from app.services.prompts.decoding import EncodedImage
 from app.services.prompts.prompts import AddResult, add_prompts
 from app.settings import get_settings
 
@@ -206,6 +208,7 @@ def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, 
             results = add_prompts(session, actor, project, items)
             if claim.plan.places_by_image:
                 count_val(found, results)
+        count_changes(found, file.pending.values())
         record_results(session, found, batch, results)
         found.total, found.done, found.tries = total, done, 1
         IMPORTS.renew(found)
@@ -228,6 +231,13 @@ def count_val(found: Import, results: Sequence[AddResult]) -> None:
     added = sum(one.created and one.prompt is not None and one.prompt.split is Split.val for one in results)
     if added:
         found.plan = {**found.plan, ADDED_TO_VAL: found.plan.get(ADDED_TO_VAL, 0) + added}
+
+
+def count_changes(found: Import, pictures: Iterable[EncodedImage]) -> None:
+    """Count what was done to the images of a batch, beside the plan of the import."""
+    counts = Counter(str(change) for one in pictures for change in one.changes)
+    if counts:
+        found.plan = {**found.plan, IMAGE_CHANGES: dict(Counter(found.plan.get(IMAGE_CHANGES, {})) + counts)}
 
 
 def _actor(session: Session, user_id: int | None) -> Actor:

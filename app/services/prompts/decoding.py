@@ -59,6 +59,7 @@ class EncodedImage:
     width: int
     height: int
     changes: tuple[Change, ...] = ()
+    name: str | None = None  # of the file that it was
 
     @property
     def sha256(self) -> str:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import TextClause, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.db.judging_pool import Transaction, Values, statement
 from app.errors import Invalid, NotFound
-from app.models import Image, ImageGrant
+from app.models import Image, ImageGrant, Membership
 from app.services.kernel import isolated
 from app.services.kernel.actors import Actor
 from app.services.kernel.store import get_store
 from app.services.prompts.decoding import EncodedImage, check_bytes, decode
 
+MAX_NAME = 200
 NO_IMAGE = "There is no such image, or none that you may see."
 # Whether a person may see a row of `images`: they uploaded it, or are a member of a project with a prompt that shows
 # it; an admin sees everything.
@@ -55,9 +57,9 @@ def reencode(data: bytes, *, waiting: Callable[[], None] = isolated.nothing) -> 
         raise Invalid(f"The image is broken: {error.detail}.", field="image") from error
 
 
-def add_image(session: Session, actor: Actor, data: bytes) -> Image:
-    """Check, re-encode and store an image; the same image is stored once. Raises as `reencode`."""
-    return add_images(session, actor, [reencode(data)])[0]
+def add_image(session: Session, actor: Actor, data: bytes, *, name: str | None = None) -> Image:
+    """Check, re-encode and store an image of a file `name`; the same image is stored once. Raises as `reencode`."""
+    return add_images(session, actor, [replace(reencode(data), name=name)])[0]
 
 
 def add_images(session: Session, actor: Actor, pictures: Sequence[EncodedImage]) -> list[Image]:
@@ -70,22 +72,42 @@ def add_images(session: Session, actor: Actor, pictures: Sequence[EncodedImage])
             width=picture.width,
             height=picture.height,
             size=len(picture.data),
+            changes=[str(one) for one in picture.changes],
         )
         for picture in pictures
     ]
-    rows = {
-        image.sha256: {name: getattr(image, name) for name in ("sha256", "media_type", "width", "height", "size")}
-        for image in images
-    }
+    columns = ("sha256", "media_type", "width", "height", "size", "changes")
+    rows = {image.sha256: {name: getattr(image, name) for name in columns} for image in images}
     if not rows:
         return []
     # Sorted, so that two uploads of the same images cannot deadlock.
     ordered = [rows[key] for key in sorted(rows)]
     session.execute(insert(Image).on_conflict_do_nothing(), ordered)
     if actor.user_id:
-        grants = [{"sha256": row["sha256"], "user_id": actor.user_id} for row in ordered]
+        names = {image.sha256: storable_name(one.name) for image, one in zip(images, pictures, strict=True)}
+        grants = [{"sha256": row["sha256"], "user_id": actor.user_id, "name": names[row["sha256"]]} for row in ordered]
         session.execute(insert(ImageGrant).on_conflict_do_nothing(), grants)
     return images
+
+
+def storable_name(name: str | None) -> str | None:
+    """The last part of a file's name, as it can be stored."""
+    if name is None:
+        return None
+    last = re.split(r"[/\\]", name)[-1].replace("\x00", "").encode(errors="replace").decode()
+    return last[-MAX_NAME:] or None
+
+
+def names_in_project(session: Session, actor: Actor, project_id: int, sha256s: Sequence[str]) -> dict[str, str]:
+    """The names of the files that `actor`, or a member of a project, uploaded as these images."""
+    members = select(Membership.user_id).where(Membership.project_id == project_id)
+    rows = session.execute(
+        select(ImageGrant.sha256, func.min(ImageGrant.name))
+        .where(ImageGrant.sha256.in_(sha256s), ImageGrant.name.is_not(None))
+        .where((ImageGrant.user_id == actor.user_id) | ImageGrant.user_id.in_(members))
+        .group_by(ImageGrant.sha256)
+    )
+    return {row[0]: str(row[1]) for row in rows}
 
 
 def visible_to(actor: Actor) -> TextClause:

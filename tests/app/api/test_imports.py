@@ -68,6 +68,7 @@ class TestImports:
     def test_val_is_proposed_only_where_it_is_asked_for(self, admin: TestClient) -> None:
         rows = b'{"images": ["1.png"], "question": "q"}\n'
         assert post(admin, rows, "t.jsonl")["added_to_val"] is None
+        assert post(admin, rows, "t.jsonl")["image_changes"] == {}
         assert post(admin, rows, "t.jsonl", propose_val="true")["added_to_val"] == 0
         refused = admin.post(
             "/api/v1/projects/scenes/imports",

@@ -263,7 +263,7 @@ SHOWN_TO_CRITICS: Mapping[tuple[str, str], str] = {
     ("GET", "/verdicts/{verdict_id}"): VERDICT,
     ("PUT", "/verdicts/{verdict_id}"): VERDICT,
     ("GET", "/projects/{slug}/verdicts"): listed(VERDICT),
-    ("POST", "/images"): "sha256 url width height media_type size",
+    ("POST", "/images"): "sha256 url width height media_type size changes",
     ("GET", "/images/{sha256}"): "",
     ("GET", "/projects"): listed(PROJECT),
     ("GET", "/projects/{slug}"): PROJECT,

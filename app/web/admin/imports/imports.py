@@ -39,6 +39,8 @@ from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.imports.drafts import DraftView, draft_view
 from app.web.errors import wants_fragment
 from app.web.rendering import live, page
+from app.web.words import IMAGE_CHANGE_WORDS
+from illume.pictures import Change
 
 router = APIRouter()
 LIST = "admin/imports/imports.html"
@@ -108,6 +110,7 @@ class ImportView:
     problems: tuple[ProblemRow, ...]
     more: int
     added_to_val: int | None
+    image_changes: tuple[tuple[str, int], ...]
 
 
 async def read_upload(request: Request, _: ReviewerAhead) -> AsyncIterator[FormData]:
@@ -274,6 +277,9 @@ def import_view(session: Session, slug: str, found: Import, *, problem: str = ""
         problems=tuple(problem_row(one) for one in problems),
         more=max(0, found.rejected - len(problems)),
         added_to_val=imports.added_to_val(found),
+        image_changes=tuple(
+            (IMAGE_CHANGE_WORDS[Change(name)], count) for name, count in imports.image_changes(found).items()
+        ),
     )
 
 

@@ -106,7 +106,7 @@ def upload(request: Request, session: SessionDep, who: Uploader, form: Photos, s
     for one in files:
         name = (one.filename or "a photo")[-200:]
         try:
-            stored = images.add_image(session, who.actor, one.file.read(MAX_BYTES + 1))
+            stored = images.add_image(session, who.actor, one.file.read(MAX_BYTES + 1), name=name)
             rows.setdefault(stored.sha256, PhotoRow(stored.sha256, name))
         except (Invalid, TooLarge) as error:
             unreadable.append((name, error.detail))

@@ -175,7 +175,7 @@ def store_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
     found = []
     for one in files:
         try:
-            found.append(images.add_image(session, who.actor, one.file.read(MAX_BYTES + 1)).sha256)
+            found.append(images.add_image(session, who.actor, one.file.read(MAX_BYTES + 1), name=one.filename).sha256)
         except (Invalid, TooLarge) as error:
             raise Invalid(f"{one.filename}: {error.detail}", field="images") from error
     return found

@@ -29,6 +29,7 @@ from app.services.rounds import versions
 from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.prompts import forms
+from app.web.admin.prompts.files import describe_files
 from app.web.judging.views import Picture
 from app.web.rendering import page
 from app.web.words import KIND_TONES, KIND_WORDS, SET_WORDS, STATE_TONES, STATE_WORDS, image_url
@@ -181,6 +182,7 @@ class PromptView:
     external_id: str | None
     created_at: datetime
     images: tuple[Picture, ...]
+    files: tuple[str, ...]
     blurred: bool
     may_review: bool
     references: tuple[str, ...]
@@ -351,6 +353,7 @@ def prompt_view(session: Session, actor: Actor, frame: Frame, prompt: Prompt) ->
         external_id=prompt.external_id,
         created_at=prompt.created_at,
         images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images),
+        files=describe_files(session, actor, prompt),
         blurred=prompts.is_blurred(prompt.extra),
         may_review=frame.may_review,
         references=tuple(prompt.references),

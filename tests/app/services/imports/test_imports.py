@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pyarrow
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -39,6 +40,16 @@ def reasons(db: CommittedDatabase, found: Import) -> list[tuple[int, str | None,
 
 
 class TestRun:
+    def test_what_was_done_to_images_is_counted(self, committed_db: CommittedDatabase, project: Project) -> None:
+        turned = PIL.Image.Exif()
+        turned[0x0112] = 6
+        files = {f"{number}.jpg": picture(number, "JPEG", exif=turned) for number in range(3)}
+        files |= {"logo.bmp": picture(9, "BMP"), "plain.png": picture(10, "PNG")}
+        rows = [{"images": [name], "question": "q"} for name in files]
+        found = run(committed_db, project, archive({"prompts.jsonl": table(*rows), **files}), "set.zip")
+        assert found.added == 5
+        assert imports.image_changes(found) == {"turned": 3, "recoded": 1}
+
     def test_a_zip_with_images(self, committed_db: CommittedDatabase, project: Project) -> None:
         good = {"external_id": "a", "images": ["images/1.png"], "question": "q"}
         lines = table(
@@ -559,6 +570,13 @@ class TestFormats:
             with pytest.raises(Invalid) as caught:
                 make(committed_db, project, data, "x.jsonl", mapping=wrong)
             assert caught.value.field == "mapping"
+
+
+def picture(number: int, kind: str, **options: object) -> bytes:
+    """An image file with pixels of its own."""
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (16, 9), (number * 20, 0, 0)).save(file, kind, **options)
+    return file.getvalue()
 
 
 class TestTexts:

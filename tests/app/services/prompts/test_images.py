@@ -217,3 +217,36 @@ class TestReadImage:
         with pytest.raises(NotFound):
             images.read_image(session, stranger, image.sha256)
         assert images.read_image(session, factories.make_admin(session), image.sha256)
+
+
+class TestRecord:
+    def test_tells_what_was_done(self, session: Session) -> None:
+        member = factories.actor_of(factories.make_user(session))
+        image = images.add_image(session, member, encoded("RGBA", "TIFF"), name="scans/logo.tiff")
+        session.expire_all()
+        assert images.find_image(session, member, image.sha256).changes == ["flattened", "recoded"]
+
+    def test_names_are_those_of_the_project_s_members(self, session: Session) -> None:
+        project, other = factories.make_project(session), factories.make_project(session)
+        mine = factories.actor_of(factories.make_member(session, project, Role.reviewer))
+        theirs = factories.actor_of(factories.make_member(session, other, Role.reviewer))
+        data = factories.image_bytes()
+        key = images.add_image(session, theirs, data, name="C:\\secret\\client.png").sha256
+        assert images.names_in_project(session, mine, project.id, [key]) == {}
+        assert images.names_in_project(session, theirs, other.id, [key]) == {key: "client.png"}
+        images.add_image(session, mine, data, name="phone.png")
+        assert images.names_in_project(session, mine, project.id, [key]) == {key: "phone.png"}
+
+    @pytest.mark.parametrize(
+        ("name", "stored"),
+        [
+            (None, None),
+            ("a/b.png", "b.png"),
+            ("a\x00b.png", "ab.png"),
+            ("x" * 300, "x" * 200),
+            ("a/", None),
+            ("\ud800", "?"),
+        ],
+    )
+    def test_names_as_they_can_be_stored(self, name: str | None, stored: str | None) -> None:
+        assert images.storable_name(name) == stored

@@ -74,7 +74,9 @@ class TestForms:
             {"scene": 1},
             2,
         )
-        assert browser.get(response.headers["location"]).status_code == 200
+        page = browser.get(response.headers["location"])
+        assert page.status_code == 200
+        assert "<li>boat.png</li>" in page.text
 
     @pytest.mark.parametrize(
         ("wrong", "said"),
