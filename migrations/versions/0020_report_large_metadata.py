@@ -10,7 +10,7 @@ from alembic import op
 
 from app.services.kernel.text_rules import MAX_JSON_BYTES, check_json_size
 
-revision = "0021"
+revision = "0020"
 down_revision = "0019"
 branch_labels = None
 depends_on = None
