@@ -220,6 +220,7 @@ SHAPE_EXAMPLES: dict[str, Any] = {
     "UserOut": {
         "id": "7",
         "email": "ann@example.org",
+        "name": "Ann",
         "role": "critic",
         "projects": ["scenes"],
         "disabled": False,
@@ -246,6 +247,7 @@ SHAPE_EXAMPLES: dict[str, Any] = {
     "StandingOut": {
         "critic": "7",
         "email": "ann@example.org",
+        "name": "Ann",
         "gold_answered": 6,
         "gold_accuracy": 0.92,
         "weight": 0.9,
