@@ -96,7 +96,7 @@ def check_data_dir(settings: Settings) -> Finding:
             "data directory",
             False,
             f"other accounts can enter {opened[0]}",
-            "Start a server or a worker as the account that owns it, which closes it; or run `chmod -R go= FOLDER`.",
+            "Start a server or a worker as its owner, which closes it to others, or run `chmod -R go= FOLDER`.",
         )
     if free < FREE_BYTES:
         return Finding("data directory", False, f"{free >> 20} MB are free", "Free at least 1 GB there.")
@@ -122,9 +122,9 @@ def check_migrations(settings: Settings) -> Finding:
     try:
         found = migrations.current_revision(settings.database_url)
     except (SQLAlchemyError, ValueError):
-        return Finding("migrations", False, "unknown while the database does not answer", "Mend the database first.")
+        return Finding("migrations", False, "unknown until the database answers", "Fix the database first.")
     if found != wanted:
-        return Finding("migrations", False, f"at {found or 'nothing'}, wanted {wanted}", "Run `illume db upgrade`.")
+        return Finding("migrations", False, f"at {found or 'no revision'}, {wanted} needed", "Run `illume db upgrade`.")
     return Finding("migrations", True, f"at {found}")
 
 
@@ -135,7 +135,7 @@ def check_connections(settings: Settings, processes: int) -> Finding:
         with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
             row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
     except (psycopg.Error, ValueError):
-        return Finding("connections", False, "unknown while the database does not answer", "Mend the database first.")
+        return Finding("connections", False, "unknown until the database answers", "Fix the database first.")
     allowed = int(row[0]) if row else 0
     detail = f"up to {planned} of {allowed} for {processes} web process(es) and three workers"
     if planned > allowed:
@@ -157,10 +157,10 @@ def check_broker(settings: Settings) -> Finding:
 def check_public_url(settings: Settings) -> Finding:
     """Which address links name, and whether cookies keep to https where people use it."""
     if not settings.public_url:
-        return Finding("public URL", True, f"made at the first start of the server; until then {settings.address}")
+        return Finding("public URL", True, f"set when the server first starts; until then {settings.address}")
     if settings.public_url.startswith("https:") and not settings.secure_cookies:
-        remedy = "Set ILLUME_SECURE_COOKIES=true, so that browsers send cookies by https alone."
-        return Finding("public URL", False, f"{settings.public_url}, but cookies would go by http too", remedy)
+        remedy = "Set ILLUME_SECURE_COOKIES=true, so that browsers send cookies over https only."
+        return Finding("public URL", False, f"{settings.public_url}, but cookies would also be sent over http", remedy)
     proxies = settings.trusted_proxies or "none"
     return Finding("public URL", True, f"{settings.public_url}; trusted proxies: {proxies}")
 
@@ -171,10 +171,12 @@ def check_web_imports() -> Finding:
     done = python(code)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        return Finding("web process", False, lines[-1], "Set up anew: `make clean`, then `make demo`.")
+        return Finding("web process", False, lines[-1], "Set it up again: `make clean`, then `make demo`.")
     found = done.stdout.split()
     if found:
-        return Finding("web process", False, f"imports {', '.join(found)}", "Report it: this is a fault of Illume's.")
+        return Finding(
+            "web process", False, f"imports {', '.join(found)}", "Please report this: it is a bug in Illume."
+        )
     return Finding("web process", True, "imports no model library")
 
 

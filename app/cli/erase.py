@@ -22,15 +22,15 @@ KINDS = ("person", "image", "project")
 @click.command("erase")
 @click.argument("kind", type=click.Choice(KINDS), help="What to erase.")
 @click.argument("subject", help="A person's address, an image's sha256, or a project's slug.")
-@click.option("--yes", is_flag=True, help="Erase it without asking.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @data_dir_option
 def erase_command(kind: str, subject: str, *, yes: bool) -> int:
     """Permanently erase a person, an image or a project.
 
-    Shows first what would be lost, and asks.
+    Shows what would be lost and asks for confirmation first.
     """
     with prepared():
-        return erase(kind, subject, ask=confirmer("Erase it for good?", yes=yes), say=say)
+        return erase(kind, subject, ask=confirmer("Erase permanently?", yes=yes), say=say)
 
 
 def erase(kind: str, subject: str, *, ask: Callable[[], bool], say: Say) -> int:
@@ -47,10 +47,10 @@ def erase(kind: str, subject: str, *, ask: Callable[[], bool], say: Say) -> int:
     with session_scope() as session:
         found = session.get_one(Erasure, erasure_id)
         if found.state is not ErasureState.done:
-            say(f"Asked for, and goes on by itself: {found.error or 'a worker is at it'}")
+            say(f"Requested. It continues automatically: {found.error or 'a worker is carrying it out'}")
             return 0
         say(
-            "Erased: " + (", ".join(f"{n} {name}" for name, n in found.counts.items() if n) or "nothing else was there")
+            "Erased: " + (", ".join(f"{n} {name}" for name, n in found.counts.items() if n) or "there was nothing else")
         )
     return 0
 
@@ -61,7 +61,7 @@ def find_key(session: Session, kind: str, subject: str) -> str:
         return subject
     user = users.find_user(session, subject)
     if user is None:
-        raise Refused(f"There is nobody with the address {subject}.")
+        raise Refused(f"There is no account for {subject}.")
     return str(user.id)
 
 
@@ -87,4 +87,4 @@ def impact_words(impact: ErasureImpact) -> str:
         ", ".join(f"{'at least ' if name in more else ''}{n} {name}" for name, n in counts.items() if n)
         or "nothing but the name"
     )
-    return f"Erasing {impact.name} takes or touches: {listed}. It cannot be undone."
+    return f"Erasing {impact.name} removes or changes: {listed}. This cannot be undone."

@@ -16,8 +16,8 @@ def project() -> None:
 
 
 @project.command()
-@click.argument("slug", help="Its name in addresses: lower-case letters, digits and hyphens.")
-@click.option("--name", help="Its name for people.  [default: the slug]")
+@click.argument("slug", help="Its name in web addresses: lower-case letters, digits and hyphens.")
+@click.option("--name", help="Its name on pages.  [default: the slug]")
 @data_dir_option
 def add(slug: str, name: str | None) -> None:
     """Create a project."""

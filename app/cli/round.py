@@ -31,20 +31,20 @@ def tuning_round() -> None:
 
 @tuning_round.command("start")
 @slug_argument
-@click.option("--yes", is_flag=True, help="Start it without asking.")
-@click.option("--follow", is_flag=True, help="Stay and show the round's progress until it ends.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--follow", is_flag=True, help="Wait, and show the round's progress until it ends.")
 @data_dir_option
 def start_command(slug: str, *, yes: bool, follow: bool) -> int:
     """Show what a round would train on, then start it."""
     with prepared():
-        return start(slug, ask=confirmer("Start it?", yes=yes), follow=follow, say=say)
+        return start(slug, ask=confirmer("Start the round?", yes=yes), follow=follow, say=say)
 
 
 @tuning_round.command("list")
 @slug_argument
 @data_dir_option
 def list_command(slug: str) -> int:
-    """List a project's rounds, the newest first."""
+    """List a project's rounds, newest first."""
     with prepared():
         return show(slug, say=say)
 
@@ -80,8 +80,8 @@ def preview_words(seen: RoundPreview) -> str:
     heldout = f" and {seen.n_heldout} held-out prompts" if seen.n_heldout else ""
     about = "" if seen.exact else "about "
     return (
-        f"Trains on {about}{seen.n_rationales} accepted rationales of {prompts}, "
-        f"and on {about}{seen.n_guard} answers against forgetting.\n"
+        f"Trains on {about}{seen.n_rationales} accepted rationales from {prompts}, "
+        f"and on {about}{seen.n_guard} answer-only examples, so that answers stay right.\n"
         f"Scored by {METRIC_WORDS.get(seen.metric, seen.metric)} on {seen.n_val} val prompts{heldout}.\n"
         f"Takes about {duration(seen.estimated_seconds)}."
     )
@@ -123,7 +123,7 @@ def show(slug: str, *, say: Say) -> int:
                 f"round {one.number}  {one.created_at:%Y-%m-%d %H:%M}  {TRIGGER_WORDS[one.trigger]}  {round_words(one)}"
             )
         if not found:
-            say(f"No round yet. Start one: `illume round start {slug}`.")
+            say(f"There are no rounds yet. Start one with `illume round start {slug}`.")
     return 0
 
 
@@ -133,7 +133,7 @@ def cancel(slug: str, *, say: Say) -> int:
         project = projects.get_project(session, SYSTEM, slug)
         running = rounds.active_round(session, project)
         if running is None:
-            raise Refused(f"No round of {slug} is going on.")
+            raise Refused(f"No round of {slug} is running.")
         rounds.cancel(session, SYSTEM, running.id)
         say(f"Round {running.number} is {'cancelled' if not running.state.is_active else 'being cancelled'}.")
     return 0

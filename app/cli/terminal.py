@@ -37,7 +37,7 @@ def confirmer(question: str, *, yes: bool) -> Callable[[], bool]:
         if yes:
             return True
         if not sys.stdin.isatty():
-            raise Refused("There is no terminal to ask at: add --yes to confirm.", code=2)
+            raise Refused("There is no terminal to ask for confirmation: add --yes.", code=2)
         return click.confirm(question)
 
     return confirm
@@ -59,7 +59,7 @@ def set_data_dir(context: click.Context, _parameter: click.Parameter, value: Pat
     if context.info_name not in MAKERS and not settings.data_dir.is_dir() and (value is not None or embedded):
         raise Refused(
             f"There is no data directory {settings.data_dir}: name an existing one with --data-dir. "
-            "`illume demo`, `illume serve` and `illume restore` make new ones.",
+            "`illume demo`, `illume serve` and `illume restore` create new ones.",
             code=2,
         )
 
@@ -97,7 +97,7 @@ def refuse_other_tables(settings: Settings) -> None:
 
     wait_for_database(settings, say=warn)
     if migrations.current_revision(settings.database_url) != migrations.required_revision():
-        raise Refused("The tables are not those this version needs. Run `illume db upgrade` first.")
+        raise Refused("The database does not have the tables that this version needs. Run `illume db upgrade` first.")
 
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

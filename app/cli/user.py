@@ -25,8 +25,10 @@ def user() -> None:
 @click.argument("email", help="The address they sign in with.")
 @click.option("--role", type=click.Choice(Role), required=True, help="What they may do.")
 @click.option("--name", default="", help="What they are called.")
-@click.option("--project", "slugs", multiple=True, metavar="SLUG", help="Add them to this project; may be repeated.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of making one.")
+@click.option(
+    "--project", "slugs", multiple=True, metavar="SLUG", help="Add them to this project; can be given several times."
+)
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of generating one.")
 @data_dir_option
 def add(email: str, role: Role, name: str, slugs: tuple[str, ...], *, password_stdin: bool) -> None:
     """Create an account and print its password. It cannot be shown again."""
@@ -41,7 +43,7 @@ def add(email: str, role: Role, name: str, slugs: tuple[str, ...], *, password_s
 @user.command("list")
 @data_dir_option
 def list_all() -> None:
-    """List the accounts, with the projects of each and the role there."""
+    """List the accounts, with their projects and their role in each."""
     with prepared(), session_scope() as session:
         found = list(every_user(session))
         roles = users.list_project_roles(session, [one.id for one in found])

@@ -45,15 +45,15 @@ def backup_command(out: Path | None, *, replace: bool) -> None:
     """Back up the whole installation to one file.
 
     The file holds the database, the stored files and the secret key, and is signed with that key. Keep it as safe as
-    the installation: who reads it can sign in as anybody. Everybody can go on working meanwhile.
+    the installation: anyone who can read it can sign in as anyone. People can go on working meanwhile.
     """
     target = out or Path(time.strftime("illume-backup-%Y%m%d-%H%M%S.tar"))
     refuse_existing(target, replace=replace)
     with prepared() as settings:
         made = backup(settings, target.absolute(), say=say)
-    say(f"Wrote {target}: the database and {made.objects} objects of the store.")
+    say(f"Wrote {target}: the database and {made.objects} stored objects.")
     if not made.store:
-        say("The store is a bucket: back it up with its own means.")
+        say("The store is a bucket, and not in this file: back it up with your provider's tools.")
 
 
 def refuse_existing(target: Path, *, replace: bool) -> None:
@@ -61,7 +61,7 @@ def refuse_existing(target: Path, *, replace: bool) -> None:
     if target.is_dir():
         raise Refused(f"{target} is a folder: name a file with --out.", code=2)
     if os.path.lexists(target) and not replace:
-        raise Refused(f"{target} exists already: name another file with --out, or say --replace.", code=2)
+        raise Refused(f"{target} already exists: name another file with --out, or add --replace.", code=2)
 
 
 class Summary(BaseModel):

@@ -31,7 +31,9 @@ COMPRESSIONS: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
 
 @click.command("export")
 @click.argument("slug", help="The project's slug.")
-@click.option("--format", type=click.Choice(Format), default=Format.records, show_default=True, help="What a row is.")
+@click.option(
+    "--format", type=click.Choice(Format), default=Format.records, show_default=True, help="What each row is."
+)
 @click.option(
     "--out",
     type=FilePath,

@@ -41,7 +41,7 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
     type=click.Choice(Split),
     default=Split.train,
     show_default=True,
-    help="The split of rows that name none.",
+    help="The split of rows that do not name one.",
 )
 @click.option(
     "--map",
@@ -49,13 +49,13 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
     multiple=True,
     metavar="COLUMN=FIELD",
     callback=parse_mapping,
-    help="Read this column as this field; may be repeated.",
+    help="Read this column as this field; can be given several times.",
 )
 @data_dir_option
 def import_command(slug: str, file: Path, images: Path | None, split: Split, mapping: dict[str, str]) -> int:
     """Import prompts from a file into a project.
 
-    Exits with 1 if a line was rejected; the others are imported.
+    Exits with 1 if any line was rejected; all others are imported.
     """
     with prepared():
         return import_file(slug, file, say=say, warn=warn, images=images, split=split, mapping=mapping or None)

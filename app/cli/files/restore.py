@@ -48,25 +48,25 @@ MOST_XIDS = 500_000_000
 
 @click.command("restore")
 @click.argument("file", type=FilePath, help="A file made by `illume backup`.")
-@click.option("--replace", is_flag=True, help="Replace what the database holds now, which is lost.")
+@click.option("--replace", is_flag=True, help="Replace what the database holds now. It is lost.")
 @data_dir_option
 def restore_command(file: Path, *, replace: bool) -> None:
     """Restore an installation from a backup.
 
-    The database must be empty, unless --replace is given. Rows are loaded into tables that this version makes itself:
-    no statement and no program of a file is ever run.
+    The database must be empty, unless --replace is given. Rows are loaded into tables that this version creates
+    itself: no statement and no program in the file is ever run.
 
-    A backup is signed with the key of its installation. One of another installation, or of an installation whose key is
-    not here any more, is restored too, and you are told. It brings everything of that installation: accounts with
+    A backup is signed with the key of its installation. One that was signed with another key than that of this
+    installation is restored too, with a warning. It brings everything from the other installation: accounts with
     their passwords, roles and tokens, so that its people can sign in; webhooks, which send verdicts to addresses
     chosen there; base models, adapters and settings, with which workers will sample and train; and the secret key. Only
-    restore a foreign backup of people whom you would let administer this installation.
+    restore such a backup if you would let its makers administer this installation.
     """
     with services():
         settings = get_settings()
         wait_for_database(settings, say=warn)
         found = restore(settings, file.absolute(), replace=replace, say=say)
-    say(f"Restored what was backed up at {found.made_at}: the database and {found.objects} objects of the store.")
+    say(f"Restored the backup of {found.made_at}: the database and {found.objects} stored objects.")
 
 
 def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silent) -> Summary:
@@ -81,9 +81,11 @@ def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silen
         with tarfile.open(source, "r:") as tar, tempfile.TemporaryDirectory(dir=settings.data_dir) as folder:
             names = tar.getnames()
             if OLD_DUMP in names:
-                raise Refused(f"{source} was made by an older release: restore it with that one, then back up.", code=2)
+                raise Refused(
+                    f"{source} was made by an older release: restore it with that one, then back up again.", code=2
+                )
             if not {ABOUT, SIGNATURE, SECRET} <= set(names):
-                raise Refused(f"{source} is no backup of Illume.", code=2)
+                raise Refused(f"{source} is not a backup made by Illume.", code=2)
             summary = read_summary(tar, source, settings, say)
             refuse_full_database(settings, replace=replace)
             if store is not None:
@@ -111,13 +113,13 @@ def read_summary(tar: tarfile.TarFile, source: Path, settings: Settings, say: Sa
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise Refused(
-            f"{source}: its {ABOUT} is none of Illume{f', {place}' if place else ''}: {first['msg']}.", code=2
+            f"{source}: its {ABOUT} was not made by Illume{f', {place}' if place else ''}: {first['msg']}.", code=2
         ) from error
     if not secret or "\ufffd" in secret or not secret.isprintable():
-        raise Refused(f"{source}: its {SECRET} is empty or no text.", code=2)
+        raise Refused(f"{source}: its {SECRET} is empty or not text.", code=2)
     given = read_bytes(tar, SIGNATURE)
     if not hmac.compare_digest(given.strip(), signature(about, secret).encode()):
-        raise Refused(f"{source} is damaged: it was changed after it had been signed.", code=2)
+        raise Refused(f"{source} is damaged: it was changed after it was signed.", code=2)
     if not migrations.is_known(summary.database.revision):
         raise Refused(f"{source} was made by a newer version of Illume: install that one first.", code=2)
     if not hmac.compare_digest(secret.encode(), settings.secret_key.encode()):
@@ -175,7 +177,7 @@ def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:
         newest = int(connection.execute("SELECT coalesce(max(xid::text::numeric), 0) FROM verdicts").fetchall()[0][0])
         wanted = max(summary.next_xid, newest + 1)
         if wanted - next_xid(settings) > MOST_XIDS:
-            say("The other server was too far ahead: clients of the feed begin anew.")
+            say("The other server was too far ahead: clients that follow the feed have to start again.")
             connection.execute("UPDATE verdicts SET xid = pg_current_xact_id()")
             connection.execute("UPDATE webhooks SET feed_xid = '0', feed_id = 0")
             connection.execute("DELETE FROM agreement_places")
@@ -199,7 +201,7 @@ def refuse_full_database(settings: Settings, *, replace: bool) -> None:
             people = connection.execute("SELECT count(*) FROM users").fetchone()
             if people and people[0] and not replace:
                 raise Refused(
-                    "The database is not empty. Restore into a new one, or say --replace to lose what this one holds.",
+                    "The database is not empty. Restore into a new one, or add --replace to overwrite this one.",
                     code=2,
                 )
 
@@ -216,5 +218,5 @@ def read_bytes(tar: tarfile.TarFile, name: str) -> bytes:
     member = tar.getmember(name)
     file = tar.extractfile(member) if member.isreg() else None
     if file is None or member.size > MOST_SMALL_BYTES:
-        raise Refused(f"The backup is damaged: {name} is no file, or far too large.", code=2)
+        raise Refused(f"The backup is damaged: {name} is not a file, or is far too large.", code=2)
     return file.read()

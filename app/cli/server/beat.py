@@ -11,7 +11,9 @@ from app.settings import get_settings
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Start nothing; exit with 0 if one runs on this machine, else with 1.")
+@click.option(
+    "--check", is_flag=True, help="Start nothing; exit with 0 if one is running on this machine, else with 1."
+)
 @data_dir_option
 def beat(*, check: bool) -> int:
     """Run the scheduler, which starts whatever is due. An installation needs one."""

@@ -36,7 +36,7 @@ LOOK_SECONDS = 0.2
 
 
 @click.command()
-@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 picks a free one.")
 @click.option("--no-browser", "--no-open", is_flag=True, help="Do not open a browser.")
 @data_dir_option
 def demo(port: int, *, no_browser: bool) -> int:

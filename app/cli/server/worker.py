@@ -27,7 +27,9 @@ def parse_queues(_context: click.Context, _parameter: click.Parameter, value: st
     callback=parse_queues,
     help="Queues to take tasks from: `model` for sampling and tuning, `default` for all else.",
 )
-@click.option("--check", is_flag=True, help="Start nothing; exit with 0 if such a worker runs on this machine, else 1.")
+@click.option(
+    "--check", is_flag=True, help="Start nothing; exit with 0 if such a worker is running on this machine, else with 1."
+)
 @data_dir_option
 def worker(queues: list[str], *, check: bool) -> int:
     """Run a worker, which samples candidates and runs rounds."""

@@ -499,7 +499,9 @@ class TestPeople:
         done = run("token", "add", "cy@example.org", "--scope", "write")
         with committed_db.sessions() as session:
             assert users.actor_for_token(session, done.stdout.strip()).email == "cy@example.org"
-        assert "nobody with the address" in refused(run("token", "add", "dee@example.org", "--scope", "read"), 1)
+        assert "There is no account for dee@example.org" in refused(
+            run("token", "add", "dee@example.org", "--scope", "read"), 1
+        )
 
 
 class TestProjects:
@@ -533,13 +535,13 @@ class TestRounds:
         with committed_db.sessions.begin() as session:
             project = make.make_project(session, slug="cats", auto_rounds=False)
             make.make_prompt(session, project, split=Split.val, references=["because it is"])
-        assert "No round yet" in run("round", "list", "cats").stdout
+        assert "There are no rounds yet" in run("round", "list", "cats").stdout
         assert "Nothing to train on yet" in refused(run("round", "start", "cats", "--yes"), 1)
         with committed_db.sessions.begin() as session:
             project = session.scalars(select(Project)).one()
             judge(session, project, make.make_critic(session, project), picks=2)
         asked = run("round", "start", "cats")
-        assert "Trains on 2 accepted rationales of 1 prompt," in asked.stdout
+        assert "Trains on 2 accepted rationales from 1 prompt," in asked.stdout
         assert "--yes" in refused(asked, 2)
         assert run("round", "start", "cats", "--yes").stdout.splitlines()[-1] == "Round 1 is queued."
         assert "still running" in refused(run("round", "start", "cats", "--yes"), 1)

@@ -18,11 +18,11 @@ def test_a_person_and_a_project(committed_db: CommittedDatabase, capsys: pytest.
         factories.make_user(session)
         slug, email = project.slug, session.get_one(User, critic.user_id).email
     assert main.main(["erase", "person", email]) == 2  # nobody is there to say yes
-    assert f"Erasing {email} takes or touches: 4 verdicts" in capsys.readouterr().out
+    assert f"Erasing {email} removes or changes: 4 verdicts" in capsys.readouterr().out
     assert main.main(["erase", "person", email, "--yes"]) == 0
     assert "Erased: 4 verdicts" in capsys.readouterr().out
     assert main.main(["erase", "person", email, "--yes"]) == 1
-    assert f"There is nobody with the address {email}." in capsys.readouterr().err
+    assert f"There is no account for {email}." in capsys.readouterr().err
     assert main.main(["erase", "project", slug, "--yes"]) == 0
     with committed_db.sessions() as session:
         assert session.scalar(select(func.count()).select_from(Prompt)) == 0

@@ -231,7 +231,7 @@ class TestRestore:
         backup.backup(kept, tmp_path / "all.tar")
         said: list[str] = []
         restore.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
-        assert said == ["The other server was too far ahead: clients of the feed begin anew."]
+        assert said == ["The other server was too far ahead: clients that follow the feed have to start again."]
         with committed_db.sessions.begin() as session:
             project = session.scalars(select(Project)).one()
             verdict_id = session.scalars(select(Verdict.id)).one()
@@ -250,7 +250,7 @@ class TestRestore:
         (tmp_path / "new").mkdir(mode=0o755)
         new = ["--data-dir", str(tmp_path / "new" / "data")]
         illume(there, "backup", "--out", str(tmp_path / "all.tar"))
-        assert "Restored what was backed up" in illume(here, "restore", str(tmp_path / "all.tar"), *new)
+        assert "Restored the backup of" in illume(here, "restore", str(tmp_path / "all.tar"), *new)
         for name in ("store", "logs"):
             inside = [tmp_path / "new" / "data" / name, *(tmp_path / "new" / "data" / name).rglob("*")]
             modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in inside}
@@ -302,7 +302,7 @@ class TestRestore:
                 backup.add_bytes(tar, "something", b"else")
         else:
             file.write_bytes(content)
-        with pytest.raises(Refused, match=r"no backup of Illume|could not be read"):
+        with pytest.raises(Refused, match=r"not a backup made by Illume|could not be read"):
             restore.restore(kept, file, replace=True)
 
     def test_a_file_that_is_not_there(self, kept: Settings, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ class TestForeignBackups:
         backup.backup(kept, file)
         changed = {"rows": {"projects": lambda rows: rows.replace(b"cats", b"dogs")}} if part == "rows" else {}
         forge(file, **changed, about=lambda about: about | {"objects": 1 + (part == "summary")}, signed=part == "rows")
-        expected = "rows of projects are not" if part == "rows" else "changed after it had been signed"
+        expected = "rows of projects are not" if part == "rows" else "changed after it was signed"
         if part == "rows":
             forge(file, hashed=False, rows={"projects": lambda rows: rows.replace(b"dogs", b"mice")})
         with pytest.raises(Refused, match=expected):
@@ -402,9 +402,9 @@ class TestForeignBackups:
     @pytest.mark.parametrize(
         ("about", "reason"),
         [
-            (lambda about: b"", "is none of Illume"),
-            (lambda about: b"[" * 100_000, "is none of Illume"),
-            (lambda about: [], "is none of Illume"),
+            (lambda about: b"", "was not made by Illume"),
+            (lambda about: b"[" * 100_000, "was not made by Illume"),
+            (lambda about: [], "was not made by Illume"),
             (lambda about: about | {"format": 3}, "format: Input should be 2"),
             (lambda about: about | {"objects": -1}, "objects: Input should be greater than or equal to 0"),
             (lambda about: about | {"objects": "many"}, "objects: "),
@@ -446,7 +446,9 @@ class TestForeignBackups:
                     entry.type, entry.linkname, content = kind, "/etc/passwd", b""
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-        with pytest.raises(Refused, match=r"is no file, or far too large|is none of Illume|is empty or no text"):
+        with pytest.raises(
+            Refused, match=r"is not a file, or is far too large|was not made by Illume|is empty or not text"
+        ):
             restore.restore(kept, file, replace=True)
 
     def test_one_with_statements_of_an_older_release(self, kept: Settings, tmp_path: Path) -> None:
@@ -472,11 +474,11 @@ class TestBackup:
         file = tmp_path / "all.tar"
         backup.refuse_existing(file, replace=False)
         file.write_bytes(b"precious")
-        with pytest.raises(Refused, match="exists already"):
+        with pytest.raises(Refused, match="already exists"):
             backup.refuse_existing(file, replace=False)
         backup.refuse_existing(file, replace=True)
         (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-        with pytest.raises(Refused, match="exists already"):
+        with pytest.raises(Refused, match="already exists"):
             backup.refuse_existing(tmp_path / "link", replace=False)
         with pytest.raises(Refused, match="is a folder"):
             backup.refuse_existing(tmp_path, replace=True)
