@@ -15,6 +15,7 @@ from hatch_build import ASSETS
 
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
+DECISIONS = sorted(ROOT.glob("docs/decisions/[0-9]*.md"))
 TARGETS = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 
@@ -70,3 +71,20 @@ def test_the_changelog_begins_with_the_version_in_preparation() -> None:
 @pytest.mark.parametrize("asset", ASSETS)
 def test_what_others_made_is_in_the_notice(asset: str) -> None:
     assert asset in (ROOT / "NOTICE").read_text()
+
+
+class TestDecisions:
+    def test_they_are_numbered_without_gaps(self) -> None:
+        assert [int(path.name[:4]) for path in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+
+    @pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.name[:4])
+    def test_each_has_the_form_that_contributing_asks_for(self, path: Path) -> None:
+        """A title, a paragraph of context and one of the decision, then perhaps consequences and alternatives."""
+        opening, *sections = re.split(r"^## ", path.read_text(), flags=re.MULTILINE)
+        title, *paragraphs = opening.strip().split("\n\n")
+        assert title.startswith("# ")
+        assert "\n" not in title
+        assert len(paragraphs) == 2
+        assert not any(one.startswith(("* ", "- ", "#")) for one in paragraphs)
+        headings = [section.partition("\n")[0] for section in sections]
+        assert headings == [one for one in ("Consequences", "Alternatives") if one in headings]
