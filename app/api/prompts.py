@@ -29,6 +29,8 @@ from app.services.kernel.visible_fields import AnswerShape, may_see, shown_to
 from app.services.projects import projects
 from app.services.prompts import listing, prompts
 from app.services.prompts.filters import PromptQuery
+from app.services.prompts.prompts import PromptIn
+from app.services.prompts.val_split import place_items
 
 router = APIRouter(tags=["prompts"], route_class=ApiRoute)
 
@@ -72,15 +74,26 @@ def prompt_json(prompt: Prompt, rights: frozenset[Right], sets: list[CandidateSe
     responses={200: {"model": PromptOut | PromptsAdded, "description": "All of them existed already"}},
 )
 @before_body(in_project(Right.reviews))
-def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated[dict[str, Any], Body()]) -> Response:
+def add_prompts(
+    session: SessionDep,
+    actor: ActorDep,
+    slug: str,
+    body: Annotated[dict[str, Any], Body()],
+    propose_val: Annotated[
+        bool, Query(description="Put prompts that name no split into val for a tenth of the images")
+    ] = False,
+) -> Response:
     """Add one prompt, or several as `{"items": [...]}`. Each stands on its own: good ones are kept.
 
     `images` are sha256s. If the `external_id` exists already, that prompt is returned and nothing is added.
     """
     project = projects.get_project(session, actor, slug, Right.reviews)
     if "items" in body:
-        return add_several(session, actor, project, body)
-    result = prompts.add_prompts(session, actor, project, [prompts.parse_prompt(body)])[0]
+        return add_several(session, actor, project, body, propose_val=propose_val)
+    items: list[PromptIn | DomainError] = [prompts.parse_prompt(body)]
+    if propose_val:
+        items = place_items(session, project, items)
+    result = prompts.add_prompts(session, actor, project, items)[0]
     if result.prompt is None:
         raise result.error or Invalid("The prompt was rejected.")
     prompt = prompts.get_prompt(session, actor, result.prompt.id)
@@ -88,12 +101,17 @@ def add_prompts(session: SessionDep, actor: ActorDep, slug: str, body: Annotated
     return Json(prompt_json(prompt, rights), status_code=201 if result.created else 200)
 
 
-def add_several(session: Session, actor: ActorDep, project: Project, body: dict[str, Any]) -> Response:
+def add_several(
+    session: Session, actor: ActorDep, project: Project, body: dict[str, Any], *, propose_val: bool
+) -> Response:
     """Add each item on its own; 422 only if none was valid."""
     items = body["items"]
     if not isinstance(items, list) or not items or len(body) > 1:
         raise Invalid('Send {"items": [prompt, ...]} with at least one prompt and no other fields.', field="items")
-    results = prompts.add_prompts(session, actor, project, [parse_item(item) for item in items])
+    parsed = [parse_item(item) for item in items]
+    if propose_val:
+        parsed = place_items(session, project, parsed)
+    results = prompts.add_prompts(session, actor, project, parsed)
     errors = [
         ItemError(index=index, field=result.error.field, detail=result.error.detail)
         for index, result in enumerate(results)
@@ -116,7 +134,7 @@ def add_several(session: Session, actor: ActorDep, project: Project, body: dict[
     )
 
 
-def parse_item(item: object) -> prompts.PromptIn | DomainError:
+def parse_item(item: object) -> PromptIn | DomainError:
     """Parse a prompt, or return what is wrong with it."""
     if not isinstance(item, dict):
         return Invalid("A prompt is an object.")

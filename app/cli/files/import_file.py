@@ -18,6 +18,7 @@ from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.rights import Right
 from app.services.projects.projects import get_project
+from app.services.prompts.val_split import LARGEST_SHARE, VAL_SHARE
 from app.settings import get_settings
 
 SHOWN_PROBLEMS = 20
@@ -44,6 +45,13 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
     help="The split of rows that do not name one.",
 )
 @click.option(
+    "--val-share",
+    type=click.FloatRange(0.0, LARGEST_SHARE),
+    default=0.0,
+    show_default=True,
+    help="Put rows that name no split into val for this share of the images, such as 0.1.",
+)
+@click.option(
     "--map",
     "mapping",
     multiple=True,
@@ -52,13 +60,19 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
     help="Read this column as this field; can be given several times.",
 )
 @data_dir_option
-def import_command(slug: str, file: Path, images: Path | None, split: Split, mapping: dict[str, str]) -> int:
+def import_command(
+    slug: str, file: Path, images: Path | None, split: Split, val_share: float, mapping: dict[str, str]
+) -> int:
     """Import prompts from a file into a project.
 
     Exits with 1 if any line was rejected; all others are imported.
     """
+    if val_share and split is not Split.train:
+        raise click.UsageError("--val-share puts rows into val instead of train: leave out --split.")
     with prepared():
-        return import_file(slug, file, say=say, warn=warn, images=images, split=split, mapping=mapping or None)
+        return import_file(
+            slug, file, say=say, warn=warn, images=images, split=split, val_share=val_share, mapping=mapping or None
+        )
 
 
 def import_file(
@@ -69,6 +83,7 @@ def import_file(
     warn: Say,
     images: Path | None = None,
     split: Split = Split.train,
+    val_share: float = 0.0,
     mapping: Mapping[str, str] | None = None,
 ) -> int:
     """Import a file of prompts, or a folder with one, reporting progress and rejected lines.
@@ -86,6 +101,8 @@ def import_file(
             source=packed.source,
             images_source=packed.images,
             split=split,
+            propose_val=val_share > 0,
+            val_share=val_share or VAL_SHARE,
             mapping=mapping,
             limit=LOCAL_LIMIT,
         ).id
@@ -111,7 +128,9 @@ def import_file(
             warn(f"... and {found.rejected - len(problems)} more: see the import's page for all of them")
         if found.state == ImportState.failed:
             raise Refused(f"The import failed: {found.error}")
-        say(f"{found.added} added, {found.unchanged} unchanged, {found.rejected} rejected.")
+        in_val = imports.added_to_val(found)
+        of_them = "" if in_val is None else f", {in_val} of them to val"
+        say(f"{found.added} added{of_them}, {found.unchanged} unchanged, {found.rejected} rejected.")
         return 1 if found.rejected else 0
 
 

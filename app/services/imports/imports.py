@@ -37,6 +37,7 @@ from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_
 from app.services.kernel.rights import Right
 from app.services.kernel.store import get_store
 from app.services.prompts.prompts import PromptIn
+from app.services.prompts.val_split import VAL_SHARE
 
 MAX_FILE = 2 * 1024 * 1024 * 1024
 SAMPLE = 100
@@ -56,15 +57,16 @@ def create_import(
     split: Split = Split.train,
     mapping: Mapping[str, str] | None = None,
     propose_val: bool = False,
+    val_share: float = VAL_SHARE,
     draft: bool = False,
     limit: int = MAX_FILE,
 ) -> Import:
     """Store a file of prompts and queue its import; a `draft` waits for `start_import`. Needs the role reviewer.
 
     `images_source` is a zip of the images that rows name; `mapping` says what columns become. `propose_val` puts rows
-    that name no split into val for a tenth of the images; a draft proposes that where no column is the split. A data
-    set exported as records brings verdicts of others, and needs the role admin. Raises `Invalid` if the file cannot be
-    imported at all.
+    that name no split into val for `val_share` of the images; a draft proposes that where no column is the split. A
+    data set exported as records brings verdicts of others, and needs the role admin. Raises `Invalid` if the file
+    cannot be imported at all.
     """
     require(session, actor, project, Right.reviews)
     if propose_val and split is not Split.train:
@@ -76,7 +78,7 @@ def create_import(
             write_upload(images_source, pictures, limit)
         images_path = Path(pictures.name) if images_source is not None else None
         plan = plan_upload(Path(kept.name), name, images_path, split=split, mapping=mapping, loose=draft)
-        plan = replace(plan, propose_val=propose_val or (draft and plan.lacks_split))
+        plan = replace(plan, propose_val=propose_val or (draft and plan.lacks_split), val_share=val_share)
         if plan.layout is Layout.records:
             require(session, actor, project, Right.administers)
         key = get_store().put_file(Path(kept.name))

@@ -17,6 +17,7 @@ from app.services.imports import cells
 from app.services.imports.tables import KEY_COLUMN, TableKind, is_missing, measure_depth
 from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.prompts import PromptIn
+from app.services.prompts.val_split import VAL_SHARE
 
 ACTION_QUESTION = "What is the person doing?"
 
@@ -95,9 +96,9 @@ LISTED = (*MULTI_VALUED, Target.answer, Target.metadata)
 class ImportPlan:
     """How rows become prompts.
 
-    A row without a split gets `split`, one without a question `question`. `propose_val`: of such rows, those of a tenth
-    of the images get val instead of train. `strict`: a column without a target is an error, so that a misspelt field is
-    not lost among the metadata.
+    A row without a split gets `split`, one without a question `question`. `propose_val`: of such rows, those of
+    `val_share` of the images get val instead of train. `strict`: a column without a target is an error, so that a
+    misspelt field is not lost among the metadata.
     """
 
     layout: Layout = Layout.own
@@ -107,6 +108,7 @@ class ImportPlan:
     strict: bool = False
     flat: bool = False
     propose_val: bool = False
+    val_share: float = VAL_SHARE
 
     @property
     def places_by_image(self) -> bool:
@@ -128,6 +130,7 @@ class ImportPlan:
             "strict": self.strict,
             "flat": self.flat,
             "propose_val": self.propose_val,
+            "val_share": self.val_share,
         }
 
     @classmethod

@@ -14,11 +14,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import DomainError, Invalid
-from app.models import Project, Prompt, PromptImage, Split
+from app.models import Project, Split
 from app.services.imports import record_schema
 from app.services.imports.files import BrokenOff, Fetch, ImportFile, is_web_address, unforeseen
 from app.services.imports.layouts import ImportPlan, Layout, Target, row_to_prompt
@@ -27,8 +26,8 @@ from app.services.imports.tables import TableRow
 from app.services.kernel import isolated
 from app.services.kernel.store import get_store
 from app.services.prompts.prompts import PromptIn, parse_prompt
+from app.services.prompts.val_split import ImageSplits, load_splits, note_split, place_by_image
 from app.settings import get_settings
-from illume.records import stable_seed
 
 BATCH_ROWS = 200
 BATCH_IMAGE_BYTES = 64 * 1024 * 1024
@@ -36,8 +35,6 @@ BATCH_SECONDS = 20.0
 PARSE_THREADS = 8
 PLACEHOLDER = "0" * 64
 MAX_KNOWN_SPLITS = 50_000
-VAL_SHARE = 0.1
-"""The share of the images whose prompts are put into val where an import asks for it."""
 
 
 def open_file(
@@ -195,39 +192,25 @@ def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | D
         return unforeseen(row, error)
 
 
-ImageSplits = dict[str, set[Split]]
-"""A cache of the splits that images occur in."""
-
-
 def reject_leaks(
     session: Session,
     project: Project,
     items: Sequence[PromptIn | DomainError],
     splits: ImageSplits,
     *,
-    by_image: bool = False,
+    val_share: float = 0.0,
 ) -> list[PromptIn | DomainError]:
     """Replace items whose image occurs in another split by an error: test images must never be trained on.
 
-    `splits` is kept between batches, so that an image of thousands of prompts is looked up once. With `by_image`, items
-    that name no split get one by their images first.
+    `splits` is kept between batches, so that an image of thousands of prompts is looked up once. With `val_share`,
+    items that name no split get one by their images first.
     """
     if len(splits) > MAX_KNOWN_SPLITS:
         splits.clear()
-    images = {sha256 for item in items if isinstance(item, PromptIn) for sha256 in item.images}
-    wanted = images - splits.keys()
-    query = (
-        select(PromptImage.sha256, Prompt.split)
-        .join(Prompt, Prompt.id == PromptImage.prompt_id)
-        .where(Prompt.project_id == project.id, PromptImage.sha256.in_(wanted))
-        .distinct()
-    )
-    for sha256, split in session.execute(query) if wanted else ():
-        splits.setdefault(sha256, set()).add(Split(split))
+    load_splits(session, project, items, splits)
     kept: list[PromptIn | DomainError] = []
     for given in items:
-        places = by_image and isinstance(given, PromptIn)
-        item = place_by_image(given, splits) if places else given  # type: ignore[arg-type]
+        item = place_by_image(given, splits, val_share) if val_share and isinstance(given, PromptIn) else given
         other = find_leak(item, splits) if isinstance(item, PromptIn) else None
         if other is not None:
             kept.append(
@@ -238,25 +221,9 @@ def reject_leaks(
             )
             continue
         kept.append(item)
-        for sha256 in item.images if isinstance(item, PromptIn) else ():
-            splits.setdefault(sha256, set()).add(item.split)  # type: ignore[union-attr]
+        if isinstance(item, PromptIn):
+            note_split(item, splits)
     return kept
-
-
-def place_by_image(item: PromptIn, splits: Mapping[str, set[Split]]) -> PromptIn:
-    """Put an item that names no split into the one that its images are in, else into val for a tenth of the images.
-
-    The smallest hash of its images decides, so that another import puts the same images there.
-    """
-    if "split" in item.model_fields_set:
-        return item
-    known = next((found for sha256 in item.images if (found := splits.get(sha256))), None)
-    if known is not None:
-        split = min(known)
-    else:
-        rank = min(stable_seed("val", sha256) for sha256 in item.images)
-        split = Split.val if rank < VAL_SHARE * 2**63 else Split.train
-    return item.model_copy(update={"split": split})
 
 
 def find_leak(item: PromptIn, splits: Mapping[str, set[Split]]) -> Split | None:

@@ -204,7 +204,8 @@ def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, 
             results = records.add_records(session, actor, project, [one for _, one in batch])
         else:
             parsed = [one for _, one in batch]
-            items = reject_leaks(session, project, parsed, file.splits, by_image=claim.plan.places_by_image)
+            share = claim.plan.val_share if claim.plan.places_by_image else 0.0
+            items = reject_leaks(session, project, parsed, file.splits, val_share=share)
             results = add_prompts(session, actor, project, items)
             if claim.plan.places_by_image:
                 count_val(found, results)

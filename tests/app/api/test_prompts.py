@@ -11,11 +11,12 @@ import pytest
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.models import Project, PromptState, Role
+from app.models import Project, PromptState, Role, Split
 from app.services.kernel import isolated
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.prompts import prompts
+from app.services.prompts.val_split import place_by_image
 from tests import factories
 from tests.app.api.conftest import As
 
@@ -186,6 +187,32 @@ class TestAddPrompts:
         assert found == [(1, "images"), (2, "question"), (3, "images"), (5, None), (6, "external_id")]
         again = admin.post(f"/api/v1/projects/{project.slug}/prompts", json={"items": [good]})
         assert (again.status_code, again.json()["unchanged"]) == (200, 1)
+
+    def test_a_val_split_only_where_it_is_asked_for(
+        self, session: Session, admin: TestClient, project: Project
+    ) -> None:
+        path = f"/api/v1/projects/{project.slug}/prompts"
+        placed: dict[Split, list[str]] = {Split.train: [], Split.val: []}
+        while not placed[Split.train] or len(placed[Split.val]) < 2:
+            sha256 = factories.make_image(session).sha256
+            item = prompts.parse_prompt({"images": [sha256], "question": "q"})
+            placed[place_by_image(item, {}).split].append(sha256)
+        train, (val, other) = placed[Split.train][0], placed[Split.val][:2]
+
+        def add(*items: dict[str, Any], asked: bool = True) -> list[str]:
+            body = {"items": list(items)} if len(items) > 1 else items[0]
+            answer = admin.post(path, json=body, params={"propose_val": asked})
+            assert answer.status_code in (200, 201), answer.text
+            added = answer.json()
+            return [one["split"] for one in added.get("items", [added])]
+
+        plain = {"images": [other], "question": "not asked", "external_id": "x"}
+        assert add(plain, asked=False) == ["train"]
+        assert add(plain) == ["train"]  # the same prompt again
+        assert add({"images": [other], "question": "an image that the project has"}) == ["train"]
+        assert add({"images": [val], "question": "one"}) == ["val"]
+        rows = ({"images": [val], "question": "two"}, {"images": [train], "question": "three"})
+        assert add(*rows, {"images": [train], "question": "four", "split": "test"}) == ["val", "train", "test"]
 
     def test_none_of_several_is_good(self, admin: TestClient, project: Project) -> None:
         answer = admin.post(f"/api/v1/projects/{project.slug}/prompts", json={"items": [{"question": "q"}]})

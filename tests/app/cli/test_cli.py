@@ -518,6 +518,10 @@ class TestProjects:
         table.write_text(json.dumps({**PROMPT, "external_id": "1"}) + "\n")
         again = run("import", "cats", table)
         assert (again.returncode, again.stdout.splitlines()[-1]) == (0, "0 added, 1 unchanged, 0 rejected.")
+        shared = run("import", "cats", table, "--val-share", "0.1")
+        assert shared.stdout.splitlines()[-1] == "0 added, 0 of them to val, 1 unchanged, 0 rejected."
+        assert "leave out --split" in refused(run("import", "cats", table, "--val-share", "0.1", "--split", "val"), 2)
+        assert "0.0<=x<=0.5" in refused(run("import", "cats", table, "--val-share", "0.9"), 2)
         assert "could not be read" in refused(run("import", "cats", tmp_path / "none.jsonl"), 2)
         nowhere = tmp_path / "nowhere"
         assert "There is no folder or zip" in refused(run("import", "cats", table, "--images", nowhere), 2)

@@ -12,7 +12,7 @@ from app.models import Import, Split
 from app.services.imports import imports
 from app.services.imports.imports import PreviewRow
 from app.services.imports.layouts import ImportPlan, Layout, Target
-from app.services.imports.reading import VAL_SHARE
+from app.services.prompts.val_split import VAL_SHARE
 
 SHOWN_TEXT = 160
 COUNTED_ROWS = 20_000

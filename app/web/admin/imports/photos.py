@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from app.services.kernel.rights import Right
 from app.services.prompts import images, prompts
 from app.services.prompts.decoding import MAX_BYTES
 from app.services.prompts.prompts import PromptIn, parse_prompt
+from app.services.prompts.val_split import place_items
 from app.web.access import Form, Me, Poster, ReviewerAhead, SignedIn, check_form_token, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.rendering import page
@@ -28,6 +30,7 @@ from app.web.words import image_url
 router = APIRouter()
 TEMPLATE = "admin/imports/photos.html"
 MOST_PHOTOS = 50
+SHA256 = re.compile(r"[0-9a-f]{64}")
 FIELDS = ("sha256", "name", "question", "answer", "candidates")
 
 
@@ -60,6 +63,8 @@ class PhotosView:
     question: str
     split: str
     splits: tuple[str, ...]
+    propose_val: bool
+    to_val: int
 
 
 async def read_photos(request: Request, _: ReviewerAhead) -> AsyncIterator[FormData]:
@@ -87,10 +92,20 @@ def photos_page(frame: Frame, view: PhotosView) -> Response:
     return page(TEMPLATE, shell=frame.shell, view=view, status=422 if view.problem else 200)
 
 
-def make_view(frame: Frame, rows: Sequence[PhotoRow], **more: Any) -> PhotosView:
+def make_view(session: Session, frame: Frame, rows: Sequence[PhotoRow], **more: Any) -> PhotosView:
     """The view of some photos."""
     usual = {"unreadable": (), "added": 0, "problem": "", "question": "", "split": Split.train.value}
-    return PhotosView(frame.project.slug, tuple(rows), splits=tuple(Split), **{**usual, **more})
+    to_val = count_proposed(session, frame.project, rows)
+    known = {"propose_val": True, **usual, **more}
+    return PhotosView(frame.project.slug, tuple(rows), splits=tuple(Split), to_val=to_val, **known)
+
+
+def count_proposed(session: Session, project: Project, rows: Sequence[PhotoRow]) -> int:
+    """How many of these photos go into val where that is asked for."""
+    known = [row.sha256 for row in rows if SHA256.fullmatch(row.sha256)]
+    items = [parse_prompt({"images": [sha256], "question": "?"}) for sha256 in known]
+    placed = place_items(session, project, items)
+    return sum(isinstance(item, PromptIn) and item.split is Split.val for item in placed)
 
 
 @router.post("/projects/{slug}/imports/photos", max_body_size=MOST_PHOTOS * MAX_BYTES)
@@ -100,7 +115,7 @@ def upload(request: Request, session: SessionDep, who: Uploader, form: Photos, s
     files = [one for one in form.getlist("photos") if isinstance(one, UploadFile) and one.size]
     if not files or len(files) > MOST_PHOTOS:
         problem = f"Choose from 1 to {MOST_PHOTOS} photos. For more, import a zip."
-        return photos_page(frame, make_view(frame, (), problem=problem))
+        return photos_page(frame, make_view(session, frame, (), problem=problem))
     rows: dict[str, PhotoRow] = {}
     unreadable = []
     for one in files:
@@ -111,7 +126,8 @@ def upload(request: Request, session: SessionDep, who: Uploader, form: Photos, s
         except (Invalid, TooLarge) as error:
             unreadable.append((name, error.detail))
     problem = "" if rows else "None of the files could be read as an image."
-    return photos_page(frame, make_view(frame, tuple(rows.values()), unreadable=tuple(unreadable), problem=problem))
+    view = make_view(session, frame, tuple(rows.values()), unreadable=tuple(unreadable), problem=problem)
+    return photos_page(frame, view)
 
 
 @router.post("/projects/{slug}/imports/photos/prompts")
@@ -121,25 +137,31 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form, slug: st
     columns = [texts_of(form, name) for name in FIELDS]
     rows = [PhotoRow(*(text.replace("\r\n", "\n") for text in values)) for values in zip(*columns, strict=False)]
     common, split = text_of(form, "common").strip(), text_of(form, "split", Split.train.value)
-    left = add_rows(session, who.actor, frame.project, rows[:MOST_PHOTOS], common, split)
+    propose_val = text_of(form, "propose_val") == "on"
+    by_image = propose_val and split == Split.train.value
+    left = add_rows(session, who.actor, frame.project, rows[:MOST_PHOTOS], common, None if by_image else split)
     added = len(rows) - len(left)
     if not left:
         return back_to(f"/admin/projects/{slug}/prompts", "photos-added")
     problem = "" if added else "Nothing was added. See below."
-    return photos_page(frame, make_view(frame, left, added=added, problem=problem, question=common, split=split))
+    asked: dict[str, Any] = {"question": common, "split": split, "propose_val": propose_val}
+    return photos_page(frame, make_view(session, frame, left, added=added, problem=problem, **asked))
 
 
 def add_rows(
-    session: Session, actor: Actor, project: Project, rows: Sequence[PhotoRow], common: str, split: str
+    session: Session, actor: Actor, project: Project, rows: Sequence[PhotoRow], common: str, split: str | None
 ) -> list[PhotoRow]:
-    """Add a prompt for each row with a question, or with the `common` one. Returns the others with their problems."""
+    """Add a prompt for each row with a question, or with the `common` one. Returns the others with their problems.
+
+    Without a `split`, the image decides between train and val.
+    """
     items: list[PromptIn | DomainError] = []
     for row in rows:
         item: dict[str, Any] = {
             "images": [row.sha256],
             "question": row.question.strip() or common,
             "answer": row.answer.strip() or None,
-            "split": split,
+            **({} if split is None else {"split": split}),
             "metadata": {"file": row.name},
         }
         if lines := [line.strip() for line in row.candidates.splitlines() if line.strip()]:
@@ -148,6 +170,8 @@ def add_rows(
             items.append(parse_prompt(item) if item["question"] else Invalid("Enter a question."))
         except DomainError as error:
             items.append(error)
+    if split is None:
+        items = place_items(session, project, items)
     results = prompts.add_prompts(session, actor, project, items)
     return [
         replace(row, problem=result.error.detail)

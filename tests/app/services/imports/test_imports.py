@@ -24,11 +24,12 @@ from app.models import Import, ImportState, Project, Prompt, PromptImage, Role, 
 from app.services.imports import imports
 from app.services.imports.cells import MISSING_WORDS
 from app.services.imports.layouts import ImportPlan, Target
-from app.services.imports.reading import BATCH_ROWS, place_by_image
+from app.services.imports.reading import BATCH_ROWS
 from app.services.imports.running import run_import
 from app.services.imports.tables import MAX_COLUMNS
 from app.services.kernel.actors import SYSTEM
 from app.services.prompts.prompts import PromptIn
+from app.services.prompts.val_split import place_by_image
 from app.settings import ROOT
 from tests import factories
 from tests.app.services.imports.importing import archive, make, problems, prompts_of, run, stored_image, table
@@ -643,6 +644,16 @@ class TestProposedVal:
         placed = [place_by_image(PromptIn(images=[name], question="q"), {}).split for name in names]
         assert 340 < placed.count(Split.val) < 460
         assert placed.count(Split.val) + placed.count(Split.train) == 4000
+
+    @pytest.mark.parametrize(("share", "fewest", "most"), [(0.02, 50, 110), (0.5, 1880, 2120)])
+    def test_another_share_has_the_smaller_one_in_it(self, share: float, fewest: int, most: int) -> None:
+        names = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(4000)]
+        items = [PromptIn(images=[name], question="q") for name in names]
+        splits = {one: [place_by_image(item, {}, one).split for item in items] for one in (0.1, share)}
+        assert fewest < splits[share].count(Split.val) < most
+        low, high = sorted(splits)
+        pairs = zip(splits[low], splits[high], strict=True)
+        assert all(bigger is Split.val for smaller, bigger in pairs if smaller is Split.val)
 
     def test_repeats_of_an_image_stay_together_in_every_import(
         self, committed_db: CommittedDatabase, project: Project

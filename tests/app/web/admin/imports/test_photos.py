@@ -11,7 +11,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import CandidateSet, Import, Project, Prompt, Role, Split
+from app.models import CandidateSet, Import, Project, Prompt, PromptImage, Role, Split
+from app.services.prompts.prompts import parse_prompt
+from app.services.prompts.val_split import place_by_image
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -26,6 +28,11 @@ def picture(width: int) -> bytes:
 def hidden(text: str, name: str) -> list[str]:
     """The values of a hidden field of the rows."""
     return re.findall(rf'type="hidden" name="{name}" value="([^"]*)"', text)
+
+
+def place_of(sha256: str) -> Split:
+    """The split that is proposed for an image that is new."""
+    return place_by_image(parse_prompt({"images": [sha256], "question": "q"}), {}).split
 
 
 @pytest.mark.usefixtures("admin")
@@ -68,6 +75,36 @@ class TestPhotos:
         answer = browser.post(f"{HERE}/photos/prompts", {**rest, "common": "What do you see?"})
         assert answer.headers["location"] == "/admin/projects/scenes/prompts?done=photos-added"
         assert session.scalars(select(Prompt.question).order_by(Prompt.id)).all() == ["What is it?", "What do you see?"]
+
+    def test_a_tenth_goes_into_val_where_the_box_is_ticked(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        pictures = [factories.make_image(session).sha256 for _ in range(40)]
+        places = {one: place_of(one) for one in pictures}
+        n_val = list(places.values()).count(Split.val)
+        browser.get(HERE)
+        rows: dict[str, object] = {"sha256": pictures, "name": ["x.png"] * 40, "answer": [""] * 40}
+        rows |= {"candidates": [""] * 40, "question": ["", *["q?"] * 39], "split": "train", "propose_val": "on"}
+        text = browser.post(f"{HERE}/photos/prompts", {**rows, "question": [""] * 40}).text
+        assert f"{n_val} of these 40" in text
+        assert 'name="propose_val" aria-describedby="help-val" checked' in text
+        assert "39 prompts were added" in browser.post(f"{HERE}/photos/prompts", rows).text
+        added = session.execute(select(PromptImage.sha256, Prompt.split).join(Prompt)).all()
+        assert sorted(map(tuple, added)) == sorted((one, places[one]) for one in pictures[1:])
+
+    @pytest.mark.parametrize(
+        ("asked", "expected"), [({}, Split.train), ({"propose_val": "on", "split": "test"}, Split.test)]
+    )
+    def test_otherwise_the_split_is_the_one_chosen(
+        self, browser: Browser, session: Session, project: Project, asked: dict[str, str], expected: Split
+    ) -> None:
+        browser.get(HERE)
+        sha256 = factories.make_image(session).sha256
+        while place_of(sha256) is not Split.val:
+            sha256 = factories.make_image(session).sha256
+        row = {"sha256": sha256, "name": "x", "question": "q?", "answer": "", "candidates": "", "split": "train"}
+        assert browser.post(f"{HERE}/photos/prompts", {**row, **asked}).status_code == 303
+        assert session.scalars(select(Prompt.split)).one() is expected
 
     def test_too_many_none_or_only_broken_ones(self, browser: Browser) -> None:
         browser.get(HERE)
