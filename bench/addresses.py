@@ -175,6 +175,7 @@ LEFT_OUT = {
     "/api/v1/versions/{version_id}/adapter": "a file",
     "/api/v1/snapshots/{snapshot_id}/download": "a file",
     "/api/v1/snapshots/{snapshot_id}/card": "made of a file",
+    "/api/v1/projects/{slug}/pairs/last": "answers what /annotate/{slug}/compare?last=yes does",
     "/api/v1/projects/{slug}/pairs/next": "answers a critic's page that is measured as /annotate/{slug}/compare",
     "/api/v1/erasures/{erasure_id}": "a row by its id",
 }

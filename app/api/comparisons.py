@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
@@ -17,7 +17,7 @@ from app.services.kernel.paging import slice_page
 from app.services.kernel.rights import Right
 from app.services.projects import projects
 from app.services.rounds import comparisons, versions
-from app.services.rounds.comparisons import MOST_CRITICS, MOST_PAIRS, Side
+from app.services.rounds.comparisons import MOST_CRITICS, MOST_PAIRS, PairShown, Side
 
 router = APIRouter(tags=["comparisons"], route_class=ApiRoute)
 
@@ -89,10 +89,17 @@ class BlindPairOut(Out):
     to_judge: int
 
 
+class LastPairOut(BlindPairOut):
+    """The pair that a critic judged last, and what they said."""
+
+    said: Side
+
+
 class PreferenceIn(BaseModel):
-    """Which side is better, and how many seconds the critic looked."""
+    """Which side is better, and how many seconds the critic looked. `again` changes what they said before."""
 
     side: Side
+    again: bool = False
     seconds: Annotated[float | None, Field(ge=0, le=24 * 3600)] = None
 
 
@@ -198,20 +205,38 @@ def next_pair(session: SessionDep, actor: ActorDep, slug: str) -> BlindPairOut |
     pair = comparisons.next_pair(session, actor, project)
     if pair is None:
         return Response(status_code=204)
-    return BlindPairOut(
-        id=str(pair.id),
-        question=pair.prompt.question,
-        answer=pair.answer,
-        images=images_out(pair.prompt),
-        left=pair.left,
-        right=pair.right,
-        to_judge=pair.to_judge,
-    )
+    return BlindPairOut(**pair_fields(pair))
+
+
+@router.get("/projects/{slug}/pairs/last", response_model=LastPairOut, responses={204: {"description": "None"}})
+def last_pair(session: SessionDep, actor: ActorDep, slug: str) -> LastPairOut | Response:
+    """The pair that this critic judged last, as long as it may be changed; 204 if there is none.
+
+    That is while its comparison is open, and for ten minutes where this judgement completed it and activated nothing.
+    """
+    project = projects.get_project(session, actor, slug, Right.judges)
+    pair = comparisons.last_pair(session, actor, project)
+    if pair is None or pair.said is None:
+        return Response(status_code=204)
+    return LastPairOut(**pair_fields(pair), said=pair.said)
+
+
+def pair_fields(pair: PairShown) -> dict[str, Any]:
+    """A pair as a critic sees it."""
+    return {
+        "id": str(pair.id),
+        "question": pair.prompt.question,
+        "answer": pair.answer,
+        "images": images_out(pair.prompt),
+        "left": pair.left,
+        "right": pair.right,
+        "to_judge": pair.to_judge,
+    }
 
 
 @router.post("/projects/{slug}/pairs/{pair_id}/preference", status_code=204)
 @before_body(in_project(Right.judges))
 def prefer(session: SessionDep, actor: ActorDep, slug: str, pair_id: str, body: PreferenceIn) -> None:
-    """Judge which text of a pair is better. A second judgement is ignored."""
+    """Judge which text of a pair is better. A second judgement is ignored, unless `again` changes the first."""
     project = projects.get_project(session, actor, slug, Right.judges)
-    comparisons.prefer(session, actor, project, parse_id(pair_id), body.side, seconds=body.seconds)
+    comparisons.prefer(session, actor, project, parse_id(pair_id), body.side, seconds=body.seconds, again=body.again)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
-from sqlalchemy import Select, exists, func, select
+from sqlalchemy import Select, exists, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -38,6 +39,8 @@ from illume.texts import normalise_rationale
 MOST_PAIRS = 200
 MOST_CRITICS = 20
 VALUES = {Preferred.old: 0.0, Preferred.neither: 0.5, Preferred.new: 1.0}
+MAY_CHANGE_FOR = timedelta(minutes=10)
+"""How long the judgement that completed a comparison may be changed."""
 OUT_OF_USE = (PromptState.held, PromptState.retired)
 Side = Literal["left", "right", "neither"]
 EARLIER_OUTCOMES = ("Critics clearly prefer ", "Critics prefer neither clearly")
@@ -173,27 +176,54 @@ def next_pair(session: Session, actor: Actor, project: Project) -> PairShown | N
 
 
 def last_pair(session: Session, actor: Actor, project: Project) -> PairShown | None:
-    """The pair that this critic judged last, as long as its comparison is open: they may still change it."""
+    """The pair that this critic judged last, as long as they may still change it.
+
+    That is while its comparison is open, and where they completed it, as `may_reopen` says.
+    """
     require(session, actor, project, Right.judges)
-    found = session.execute(
-        select(ComparisonPair, Preference)
+    rows = session.execute(
+        select(ComparisonPair, Preference, Comparison)
         .join(Preference, Preference.pair_id == ComparisonPair.id)
         .join(Comparison, Comparison.id == ComparisonPair.comparison_id)
         .join(Prompt, Prompt.id == ComparisonPair.prompt_id)
         .where(
             Comparison.project_id == project.id,
-            Comparison.state == ComparisonState.open,
+            or_(Comparison.state == ComparisonState.open, Comparison.closed_at > func.now() - MAY_CHANGE_FOR),
             Prompt.state.not_in(OUT_OF_USE),
             Preference.critic_id == actor.user_id,
         )
         .order_by(Preference.id.desc())
-        .limit(1)
-    ).one_or_none()
-    if found is None:
+    )
+    changeable = (
+        (pair, given)
+        for pair, given, found in rows
+        if found.state is ComparisonState.open or may_reopen(session, project, found, given)
+    )
+    newest = next(changeable, None)
+    if newest is None:
         return None
-    pair, given = found
+    pair, given = newest
     said: Side = "neither" if given.preferred is Preferred.neither else "right"
     return _show_pair(session, actor, project, pair, said="left" if given.preferred is given.left else said)
+
+
+def may_reopen(session: Session, project: Project, found: Comparison, given: Preference) -> bool:
+    """Whether the judgement `given`, which completed a comparison, may still be changed.
+
+    It may for `MAY_CHANGE_FOR`, unless the comparison has activated its new version. One that an admin closed stays
+    closed.
+    """
+    newest = (
+        select(func.max(Preference.id))
+        .join(ComparisonPair, ComparisonPair.id == Preference.pair_id)
+        .where(ComparisonPair.comparison_id == found.id)
+    )
+    recent = select(Comparison.id).where(Comparison.id == found.id, Comparison.closed_at > func.now() - MAY_CHANGE_FOR)
+    if session.scalar(newest) != given.id or session.scalar(recent) is None:
+        return False
+    session.refresh(project, ["active_version_id"])
+    standing = standing_of(session, found)
+    return standing.done >= standing.wanted and not (found.gate and project.active_version_id == found.new_id)
 
 
 def _show_pair(
@@ -257,7 +287,8 @@ def prefer(
 ) -> Comparison:
     """Store which text of a pair is better. A second preference is ignored, unless the critic changes it with `again`.
 
-    Raises `NotFound`, and `Conflict` where the comparison is closed.
+    Raises `NotFound`, and `Conflict` where the comparison is closed; `may_reopen` says when its last judgement may be
+    changed nevertheless.
     """
     require(session, actor, project, Right.judges)
     pair = session.get(ComparisonPair, pair_id)
@@ -276,13 +307,16 @@ def prefer(
     )
     if known is not None and not again:
         return found
-    if found.state is ComparisonState.closed:
+    is_closed = found.state is ComparisonState.closed
+    if is_closed and (known is None or not may_reopen(session, project, found, known)):
         raise Conflict("This comparison is closed and needs no more judgements. Thank you.")
     left = _left(pair.id, actor)
     preferred = {"left": left, "right": _other(left), "neither": Preferred.neither}[side]
     if known is not None:
         known.preferred, known.left, known.seconds = preferred, left, seconds
         session.flush()
+        if is_closed:
+            _close(session, SYSTEM, found, standing_of(session, found))
         return found
     session.add(Preference(pair_id=pair.id, critic_id=actor.user_id, preferred=preferred, left=left, seconds=seconds))
     session.flush()
@@ -375,7 +409,8 @@ def _pass_gate(session: Session, found: Comparison, standing: Standing) -> None:
         reason += " Not activated: another version became active in the meantime."
     made_by = session.get(Round, new.round_id) if new.round_id is not None else None
     if made_by is not None:
-        before = str(made_by.decision.get("reason", ""))
+        # A comparison whose last judgement was changed decides again.
+        before = str(made_by.decision.get("reason", "")).partition(f"Blind comparison {found.number}: ")[0].strip()
         made_by.decision = {
             **made_by.decision,
             "activate": passes,

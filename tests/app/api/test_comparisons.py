@@ -45,6 +45,15 @@ def test_critics_complete_a_comparison(
         count += 1
     assert (answer.status_code, count) == (204, 2)
 
+    last_url = f"{URL}/projects/{project.slug}/pairs/last"
+    last = critic.get(last_url).json()
+    assert last == {**pair, "said": side, "to_judge": 0}
+    assert admin.get(last_url).status_code == 204
+    for body, said in (({"side": "neither"}, side), ({"side": "neither", "again": True}, "neither")):
+        assert critic.post(url, json=body).status_code == 204
+        assert critic.get(last_url).json()["said"] == said
+    assert critic.post(url, json={"side": side, "seconds": 2.5, "again": True}).status_code == 204
+
     closed = admin.get(f"{URL}/comparisons/{made['id']}").json()
     assert (closed["state"], closed["preferred"]) == ("closed", {"old": 0, "new": 2, "neither": 0})
     assert closed["rate"]["mean"] == pytest.approx(2.5 / 3)

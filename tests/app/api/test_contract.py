@@ -63,6 +63,7 @@ GOOD = (
     ("GET", "/api/v1/comparisons/{comparison_id}/pairs", None),
     ("POST", "/api/v1/comparisons/{comparison_id}/close", None),
     ("GET", "/api/v1/projects/{slug}/pairs/next", None),
+    ("GET", "/api/v1/projects/{slug}/pairs/last", None),
     ("POST", "/api/v1/projects/{slug}/pairs/{pair_id}/preference", {"side": "left"}),
     ("GET", "/api/v1/webhooks/{webhook_id}/deliveries", None),
     ("POST", "/api/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay", None),

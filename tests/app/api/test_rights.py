@@ -219,10 +219,10 @@ def client_of(committed: CommittedDatabase, world: World, role: Role | None) -> 
 
 
 def order(call: tuple[str, str, Any]) -> int:
-    """Practice comes before claims, what was sent back before it is changed, and a release at the end."""
+    """Practice comes before claims, what was sent back before it is changed; a release and the last pair at the end."""
     if "/practice" in call[1] or "/returned" in call[1]:
         return 0
-    return 2 if call[1].endswith("/release") else 1
+    return 2 if call[1].endswith(("/release", "/pairs/last")) else 1
 
 
 CLAIM = """
@@ -279,6 +279,7 @@ SHOWN_TO_CRITICS: Mapping[tuple[str, str], str] = {
     ("POST", "/returned/{returned_id}/stand"): "",
     ("GET", "/projects/{slug}/rounds"): listed(f"{ROUND} progress.fraction"),
     ("GET", "/rounds/{round_id}"): f"{ROUND} progress.fraction",
+    ("GET", "/projects/{slug}/pairs/last"): f"id question answer {IMAGES} left right to_judge said",
     ("GET", "/projects/{slug}/pairs/next"): f"id question answer {IMAGES} left right to_judge",
     ("POST", "/projects/{slug}/pairs/{pair_id}/preference"): "",
     ("GET", "/projects/{slug}/dataset"): f"{RECORD} images.sha256 images.path images.width images.height",
@@ -330,7 +331,7 @@ READ_WITH: Mapping[str, Right | None] = {
     **dict.fromkeys(("/users", "/users/{user_id}", "/users/{user_id}/tokens"), None),
     **dict.fromkeys(("/webhooks", "/erasures", "/erasures/{erasure_id}"), None),
 }
-JUDGES_READ = ("/practice", "/returned", "/pairs/next")
+JUDGES_READ = ("/practice", "/returned", "/pairs/next", "/pairs/last")
 OF_NOBODY = ("/api/v1/projects", "/api/v1/users/me")
 OWN = "/api/v1/assignments/{assignment_id}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select
@@ -152,12 +153,56 @@ class TestJudging:
         assert comparisons.standing_of(session, made).done == 2
         judge_all(session, project, critic, "new")
         assert made.state is ComparisonState.closed
-        assert comparisons.last_pair(session, critic, project) is None
+        completed = comparisons.last_pair(session, critic, project)
+        assert completed is not None
+        assert completed.id != last.id
         with pytest.raises(Conflict):
             comparisons.prefer(session, critic, project, last.id, "left", again=True)
         session.expire_all()
         given = session.scalars(select(Preference).where(Preference.pair_id == last.id)).one()
         assert given.preferred is Preferred.neither
+
+    def test_the_judgement_that_completed_it_can_be_changed_for_a_while(
+        self, session: Session, project: Project, admin: Actor, two: Two
+    ) -> None:
+        made = comparisons.start(session, admin, project, old=two[0], new=two[1], each=2)
+        first, critic = (factories.make_critic(session, project) for _ in range(2))
+        judge_all(session, project, first, "new")
+        judge_all(session, project, critic, "new")
+        assert comparisons.standing_of(session, made).new == 14
+        assert comparisons.last_pair(session, first, project) is None  # it was not theirs that completed it
+        pair = comparisons.last_pair(session, critic, project)
+        assert pair is not None
+        old: comparisons.Side = "left" if pair.left.startswith("old") else "right"
+        comparisons.prefer(session, critic, project, pair.id, old)  # without `again` it stands
+        assert comparisons.standing_of(session, made).new == 14
+        closed_at = made.closed_at
+        comparisons.prefer(session, critic, project, pair.id, old, again=True)
+        standing = comparisons.standing_of(session, made)
+        assert (standing.new, standing.old, standing.done) == (13, 1, 14)
+        assert made.state is ComparisonState.closed
+        assert made.outcome == comparisons.describe_outcome(standing)
+        again = comparisons.last_pair(session, critic, project)
+        assert (again and again.said) == old
+        assert closed_at is not None
+        made.closed_at = closed_at - timedelta(minutes=11)
+        session.flush()
+        assert comparisons.last_pair(session, critic, project) is None
+        with pytest.raises(Conflict, match="closed"):
+            comparisons.prefer(session, critic, project, pair.id, "neither", again=True)
+
+    def test_one_that_an_admin_closed_stays_closed(
+        self, session: Session, project: Project, admin: Actor, two: Two
+    ) -> None:
+        comparisons.start(session, admin, project, old=two[0], new=two[1])
+        critic = factories.make_critic(session, project)
+        pair = comparisons.next_pair(session, critic, project)
+        assert pair is not None
+        comparisons.prefer(session, critic, project, pair.id, "left")
+        comparisons.close(session, admin, project, 1)
+        assert comparisons.last_pair(session, critic, project) is None
+        with pytest.raises(Conflict, match="closed"):
+            comparisons.prefer(session, critic, project, pair.id, "right", again=True)
 
     def test_a_prompt_on_hold_is_not_shown_again(
         self, session: Session, project: Project, admin: Actor, two: Two
@@ -223,6 +268,38 @@ class TestGate:
         session.refresh(made)
         assert project.active_version_id == many[active].id
         assert made.outcome.startswith(outcome)
+
+    def test_a_changed_last_judgement_decides_again_until_a_version_is_activated(
+        self, session: Session, project: Project, admin: Actor, many: Two
+    ) -> None:
+        round_made = factories.make_round(session, project)
+        round_made.decision = {"reason": "Clearly better."}
+        many[1].round_id = round_made.id
+        session.flush()
+        comparisons.start(session, admin, project, old=many[0], new=many[1], gate=True)
+        critic = factories.make_critic(session, project)
+        for _ in range(28):
+            pair = comparisons.next_pair(session, critic, project)
+            assert pair is not None
+            comparisons.prefer(session, critic, project, pair.id, "neither")
+        judge_all(session, project, critic, "old")
+        session.refresh(project)
+        assert project.active_version_id == many[0].id
+        pair = comparisons.last_pair(session, critic, project)
+        assert pair is not None
+        new: comparisons.Side = "left" if pair.left.startswith("new") else "right"
+        comparisons.prefer(session, critic, project, pair.id, new, again=True)
+        session.refresh(round_made)
+        reason = str(round_made.decision["reason"])
+        assert reason.startswith("Clearly better. Blind comparison 1: ")
+        assert reason.count("Blind comparison 1") == 1
+        assert "52 %" in reason
+        # Once its new version is active, nothing is taken back by a key.
+        project.active_version_id = many[1].id
+        session.flush()
+        assert comparisons.last_pair(session, critic, project) is None
+        with pytest.raises(Conflict, match="closed"):
+            comparisons.prefer(session, critic, project, pair.id, "neither", again=True)
 
     def test_of_a_few_pairs_none_is_the_winner(
         self, session: Session, project: Project, admin: Actor, two: Two
