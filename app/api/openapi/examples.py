@@ -291,6 +291,16 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "right": "it has a pole and a canopy",
         "to_judge": 49,
     },
+    "LastPairOut": {
+        "id": "11",
+        "question": "What is on the beach?",
+        "answer": "an umbrella",
+        "images": [IMAGE],
+        "left": "it is a beach",
+        "right": "it has a pole and a canopy",
+        "to_judge": 49,
+        "said": "left",
+    },
     "PreferenceIn": {"side": "right", "seconds": 5.5},
     "ErasureOut": {
         "id": "16",

@@ -88,7 +88,7 @@ class TestPhotos:
         text = browser.post(f"{HERE}/photos/prompts", {**rows, "question": [""] * 40}).text
         assert f"{n_val} of these 40" in text
         assert 'name="propose_val" aria-describedby="help-val" checked' in text
-        assert "39 prompts were added" in browser.post(f"{HERE}/photos/prompts", rows).text
+        assert "39 prompts added" in browser.post(f"{HERE}/photos/prompts", rows).text
         added = session.execute(select(PromptImage.sha256, Prompt.split).join(Prompt)).all()
         assert sorted(map(tuple, added)) == sorted((one, places[one]) for one in pictures[1:])
 
