@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Literal
 
 from sqlalchemy import Select, exists, func, or_, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -181,7 +182,7 @@ def last_pair(session: Session, actor: Actor, project: Project) -> PairShown | N
     That is while its comparison is open, and where they completed it, as `may_reopen` says.
     """
     require(session, actor, project, Right.judges)
-    rows = session.execute(
+    newest_of_each = session.execute(
         select(ComparisonPair, Preference, Comparison)
         .join(Preference, Preference.pair_id == ComparisonPair.id)
         .join(Comparison, Comparison.id == ComparisonPair.comparison_id)
@@ -192,11 +193,12 @@ def last_pair(session: Session, actor: Actor, project: Project) -> PairShown | N
             Prompt.state.not_in(OUT_OF_USE),
             Preference.critic_id == actor.user_id,
         )
-        .order_by(Preference.id.desc())
+        .ext(distinct_on(Comparison.id))
+        .order_by(Comparison.id, Preference.id.desc())
     )
     changeable = (
         (pair, given)
-        for pair, given, found in rows
+        for pair, given, found in sorted(newest_of_each, key=lambda row: row[1].id, reverse=True)
         if found.state is ComparisonState.open or may_reopen(session, project, found, given)
     )
     newest = next(changeable, None)
@@ -210,8 +212,8 @@ def last_pair(session: Session, actor: Actor, project: Project) -> PairShown | N
 def may_reopen(session: Session, project: Project, found: Comparison, given: Preference) -> bool:
     """Whether the judgement `given`, which completed a comparison, may still be changed.
 
-    It may for `MAY_CHANGE_FOR`, unless the comparison has activated its new version. One that an admin closed stays
-    closed.
+    It may for `MAY_CHANGE_FOR`, unless the comparison has activated its new version or that version is active by now.
+    One that an admin closed stays closed.
     """
     newest = (
         select(func.max(Preference.id))
@@ -223,7 +225,8 @@ def may_reopen(session: Session, project: Project, found: Comparison, given: Pre
         return False
     session.refresh(project, ["active_version_id"])
     standing = standing_of(session, found)
-    return standing.done >= standing.wanted and not (found.gate and project.active_version_id == found.new_id)
+    decided = found.gate and (standing.outcome == "better" or project.active_version_id == found.new_id)
+    return standing.done >= standing.wanted and not decided
 
 
 def _show_pair(
@@ -375,7 +378,8 @@ def close(session: Session, actor: Actor, project: Project, number: int) -> Comp
 
 
 def _close(session: Session, actor: Actor, found: Comparison, standing: Standing) -> None:
-    found.state, found.closed_at = ComparisonState.closed, database_now(session)
+    # Where the last judgement was changed, the time to change it runs from the first one.
+    found.state, found.closed_at = ComparisonState.closed, found.closed_at or database_now(session)
     found.outcome = describe_outcome(standing)
     session.flush()
     audit.record(session, actor, "comparison.close", f"comparison:{found.id}", found.project_id, outcome=found.outcome)

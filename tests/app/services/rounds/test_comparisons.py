@@ -176,16 +176,17 @@ class TestJudging:
         old: comparisons.Side = "left" if pair.left.startswith("old") else "right"
         comparisons.prefer(session, critic, project, pair.id, old)  # without `again` it stands
         assert comparisons.standing_of(session, made).new == 14
-        closed_at = made.closed_at
+        assert made.closed_at is not None
+        made.closed_at = closed_at = made.closed_at - timedelta(minutes=5)
+        session.flush()
         comparisons.prefer(session, critic, project, pair.id, old, again=True)
         standing = comparisons.standing_of(session, made)
         assert (standing.new, standing.old, standing.done) == (13, 1, 14)
-        assert made.state is ComparisonState.closed
+        assert (made.state, made.closed_at) == (ComparisonState.closed, closed_at)
         assert made.outcome == comparisons.describe_outcome(standing)
         again = comparisons.last_pair(session, critic, project)
         assert (again and again.said) == old
-        assert closed_at is not None
-        made.closed_at = closed_at - timedelta(minutes=11)
+        made.closed_at = closed_at - timedelta(minutes=6)
         session.flush()
         assert comparisons.last_pair(session, critic, project) is None
         with pytest.raises(Conflict, match="closed"):
@@ -300,6 +301,24 @@ class TestGate:
         assert comparisons.last_pair(session, critic, project) is None
         with pytest.raises(Conflict, match="closed"):
             comparisons.prefer(session, critic, project, pair.id, "neither", again=True)
+
+    def test_a_version_that_it_activated_is_not_activated_again_after_an_admin_went_back(
+        self, session: Session, project: Project, admin: Actor, many: Two
+    ) -> None:
+        comparisons.start(session, admin, project, old=many[0], new=many[1], gate=True)
+        critic = factories.make_critic(session, project)
+        judge_all(session, project, critic, "new")
+        last = session.scalars(select(Preference).order_by(Preference.id.desc())).first()
+        session.refresh(project)
+        assert project.active_version_id == many[1].id
+        project.active_version_id = many[0].id
+        session.flush()
+        assert comparisons.last_pair(session, critic, project) is None
+        assert last is not None
+        with pytest.raises(Conflict, match="closed"):
+            comparisons.prefer(session, critic, project, last.pair_id, "neither", again=True)
+        session.refresh(project)
+        assert project.active_version_id == many[0].id
 
     def test_of_a_few_pairs_none_is_the_winner(
         self, session: Session, project: Project, admin: Actor, two: Two
