@@ -49,7 +49,7 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
     type=click.FloatRange(0.0, LARGEST_SHARE),
     default=0.0,
     show_default=True,
-    help="Put rows that name no split into val for this share of the images, such as 0.1.",
+    help="Of rows that do not name a split, put those of this share of the images into val, such as 0.1.",
 )
 @click.option(
     "--map",
