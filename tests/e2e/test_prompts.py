@@ -42,8 +42,8 @@ def test_found_by_words_and_filters(admin: Visit, history: world.World, site: Si
     page = admin.open("/admin/projects/scenes/prompts")
     assert narrow(page, "Split", "val") == len(val)
     assert narrow(page, "State", "waiting") == len(waiting)
-    assert narrow(page, "Critics", "flagged") == len(flagged) >= 1
-    assert narrow(page, "Critics", "apart") >= 1
+    assert narrow(page, "Verdicts", "flagged") == len(flagged) >= 1
+    assert narrow(page, "Verdicts", "apart") >= 1
     assert narrow(page, "Written by", "1") >= 1
     page.get_by_label("Question, answer or external ID").fill("nothing of the sort")
     page.get_by_role("button", name="Filter").click()
@@ -125,7 +125,7 @@ def test_all_that_match_are_changed_in_steps(
     expect(page.get_by_label(re.compile("^Select all"))).to_have_count(0)
     page.get_by_label("All on this page").check()
     page.get_by_label("Select all 70 that match").check()
-    page.get_by_label("What to do with the selected prompts").select_option("Set the priority")
+    page.get_by_label("What to do with the selected prompts").select_option("Set priority")
     page.get_by_label("Priority", exact=True).fill("7")
     page.get_by_role("button", name="Apply").click()
     expect(page.get_by_text("70 prompts set to priority 7.")).to_be_visible()
