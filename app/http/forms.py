@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Never
 from urllib.parse import parse_qsl
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -30,6 +31,24 @@ LARGE_FORM = 16 * 1024
 NOT_UTF8 = "{}: is not UTF-8."
 
 
+class UnreadForm(FormData):
+    """A form that cannot be read: whoever looks at a field of it is told why, so after it is known who asks.
+
+    `begun` has the fields that could be read, among which the form's token may be.
+    """
+
+    def __init__(self, error: Exception, begun: FormData) -> None:
+        self.error, self.begun = error, begun
+
+    @property
+    def _dict(self) -> Never:  # type: ignore[override]
+        raise self.error
+
+    @property
+    def _list(self) -> Never:  # type: ignore[override]
+        raise self.error
+
+
 async def read_form(
     request: Request, *, files: int = 0, fields: int = MAX_FIELDS, field_bytes: int = FIELD_BYTES
 ) -> FormData:
@@ -38,12 +57,30 @@ async def read_form(
     Raises `Invalid` for a text that is not UTF-8 or cannot be stored, `TooLarge` for too many or too long fields, and
     `HTTPException` for a form that cannot be read.
     """
+    form = await receive_form(request, files=files, fields=fields, field_bytes=field_bytes)
+    if isinstance(form, UnreadForm):
+        raise form.error
+    return form
+
+
+async def receive_form(
+    request: Request, *, files: int = 0, fields: int = MAX_FIELDS, field_bytes: int = FIELD_BYTES
+) -> FormData:
+    """The same, for a route that finds out who asks before it looks at the form: one that cannot be read is an
+    `UnreadForm`."""
     kind, _ = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
-        return check_form(await read_multipart(request, files=files, fields=fields, field_bytes=field_bytes))
-    if kind == b"application/x-www-form-urlencoded":
-        return check_form(await read_query(request, fields=fields, field_bytes=field_bytes))
-    return FormData()
+        form = await read_multipart(request, files=files, fields=fields, field_bytes=field_bytes)
+    elif kind == b"application/x-www-form-urlencoded":
+        form = await read_query(request, fields=fields, field_bytes=field_bytes)
+    else:
+        return FormData()
+    if not isinstance(form, UnreadForm):
+        try:
+            check_form(form)
+        except Invalid as error:
+            return UnreadForm(error, form)
+    return form
 
 
 class FormRequest(Request):
@@ -59,31 +96,36 @@ class FormRequest(Request):
 
 
 async def read_query(request: Request, *, fields: int, field_bytes: int) -> FormData:
-    """Read a form in the encoding of query strings. Raises `Invalid`, `TooLarge`."""
+    """Read a form in the encoding of query strings."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > QUERY_BYTES:  # the routes of uploads take more, as a stream of parts
-            raise TooLarge(f"The form has over {QUERY_BYTES >> 20} MB: send files as multipart/form-data.")
+            error = TooLarge(f"The form has over {QUERY_BYTES >> 20} MB: send files as multipart/form-data.")
+            return UnreadForm(error, FormData())
     if len(body) > LARGE_FORM:
         return await run_in_threadpool(parse_query, body, fields, field_bytes)
     return parse_query(body, fields, field_bytes)
 
 
 def parse_query(body: bytes | bytearray, fields: int, field_bytes: int) -> FormData:
-    """Parse a form in the encoding of query strings. Raises `Invalid`, `TooLarge`."""
+    """Parse a form in the encoding of query strings."""
+    text = body.decode(errors="surrogateescape")
+    pieces = text.split("&", fields)
+    found = parse_qsl("&".join(pieces[:fields]), keep_blank_values=True, encoding="utf-8", errors="surrogateescape")
+    form = FormData([*found])
     try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise Invalid("The form is not UTF-8.") from error
-    if text.count("&") >= fields:
-        raise TooLarge(f"The form has over {fields} fields.")
-    found: list[tuple[str, str | UploadFile]] = []
-    for name, value in parse_qsl(text, keep_blank_values=True, encoding="utf-8", errors="surrogateescape"):
-        for part in (name, value):
-            check_field(name, part, field_bytes)
-        found.append((name, value))
-    return FormData(found)
+        text.encode()
+        if len(pieces) > fields:
+            raise TooLarge(f"The form has over {fields} fields.")
+        for name, value in found:
+            for part in (name, value):
+                check_field(name, part, field_bytes)
+    except UnicodeEncodeError:
+        return UnreadForm(Invalid("The form is not UTF-8."), form)
+    except (Invalid, TooLarge) as error:
+        return UnreadForm(error, form)
+    return form
 
 
 def check_field(name: str, text: str, field_bytes: int) -> None:
@@ -107,21 +149,18 @@ def printable(name: str) -> str:
 
 
 async def read_multipart(request: Request, *, files: int, fields: int, field_bytes: int) -> FormData:
-    """Read a form of parts. Raises as `read_form` does."""
+    """Read a form of parts."""
 
     def parser_of(pieces: AsyncIterator[bytes]) -> Utf8Parser:
         stream = (piece async for piece in pieces)
         return Utf8Parser(request.headers, stream, max_files=files, max_fields=fields, max_part_size=field_bytes)
 
-    try:
-        if files:
-            return await parser_of(request.stream()).parse()
-        body = await request.body()
-        if len(body) > LARGE_FORM:
-            return await run_in_threadpool(lambda: asyncio.run(parser_of(pieces_of(body)).parse()))
-        return await parser_of(pieces_of(body)).parse()
-    except MultiPartException as error:
-        raise HTTPException(400, error.message) from error
+    if files:
+        return await parser_of(request.stream()).parse()
+    body = await request.body()
+    if len(body) > LARGE_FORM:
+        return await run_in_threadpool(lambda: asyncio.run(parser_of(pieces_of(body)).parse()))
+    return await parser_of(pieces_of(body)).parse()
 
 
 async def pieces_of(body: bytes) -> AsyncIterator[bytes]:
@@ -131,6 +170,15 @@ async def pieces_of(body: bytes) -> AsyncIterator[bytes]:
 
 class Utf8Parser(MultiPartParser):
     """Starlette's parser, except that it takes no text that is not UTF-8, and names a field that is too long."""
+
+    async def parse(self) -> FormData:
+        """Read the parts; where something is wrong with one, those before it are what was begun of an `UnreadForm`."""
+        try:
+            return await super().parse()
+        except MultiPartException as error:
+            return UnreadForm(HTTPException(400, error.message), FormData(self.items))
+        except (Invalid, TooLarge) as error:
+            return UnreadForm(error, FormData(self.items))
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         """Take a piece of a part. Raises `TooLarge`."""

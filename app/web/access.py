@@ -14,6 +14,7 @@ from app.db.judging_pool import Transaction
 from app.errors import Forbidden, Unauthenticated
 from app.http import forms
 from app.http.dependencies import SESSION_COOKIE, SessionDep, sessions_of
+from app.http.forms import UnreadForm
 from app.models import Project
 from app.services.accounts import credentials, sessions
 from app.services.accounts.passwords import hash_secret
@@ -45,8 +46,8 @@ def signed_in(request: Request, session: SessionDep) -> SignedIn:
 
 
 async def read_fields(request: Request) -> FormData:
-    """The fields of the request's form."""
-    return await forms.read_form(request)
+    """The fields of the request's form. What is wrong with it is told to those who look at them, and not before."""
+    return await forms.receive_form(request)
 
 
 async def read_credentials(request: Request) -> FormData:
@@ -60,7 +61,8 @@ StrangersForm = Annotated[FormData, Depends(read_credentials)]
 
 def sent_token(request: Request, form: FormData) -> str:
     """The form token of the request, from the header or from a field."""
-    field = form.get("csrf_token")
+    fields = form.begun if isinstance(form, UnreadForm) else form
+    field = fields.get("csrf_token")
     return request.headers.get("x-csrf-token") or (field if isinstance(field, str) else "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,6 +20,7 @@ from app.http import forms
 
 BOUNDARY = "kSW3q1"
 QUERY = "application/x-www-form-urlencoded"
+Reader = Callable[..., Coroutine[Any, Any, FormData]]
 PARTS = f"multipart/form-data; boundary={BOUNDARY}"
 
 
@@ -31,14 +33,14 @@ def parts_of(fields: list[tuple[bytes, bytes]]) -> bytes:
     return b"".join(parts) + b"--%s--\r\n" % BOUNDARY.encode()
 
 
-def read(body: bytes, content_type: str = PARTS, **limits: int) -> FormData:
+def read(body: bytes, content_type: str = PARTS, *, by: Reader = forms.read_form, **limits: int) -> FormData:
     """The form in a body."""
 
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
     headers = [(b"content-type", content_type.encode("latin-1"))]
-    return asyncio.run(forms.read_form(Request({"type": "http", "headers": headers}, receive), **limits))
+    return asyncio.run(by(Request({"type": "http", "headers": headers}, receive), **limits))
 
 
 class TestReadForm:
@@ -92,18 +94,37 @@ class TestReadForm:
         with pytest.raises(TooLarge, match="over 4 MB: send files as multipart"):
             read(b"a=&" + b"x" * forms.QUERY_BYTES, QUERY)
 
-    def test_a_large_form_is_read_in_a_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("kind", ["parts", "query"])
+    def test_a_large_form_is_read_in_a_thread(self, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
         seen: list[bool] = []
-        parse = forms.parse_query
+        check = forms.check_field if kind == "query" else forms.Utf8Parser.on_part_end
 
-        def note(*arguments: Any) -> FormData:
+        def note(*arguments: Any) -> None:
             seen.append(threading.current_thread() is threading.main_thread())
-            return parse(*arguments)
+            check(*arguments)
 
-        monkeypatch.setattr(forms, "parse_query", note)
+        if kind == "query":
+            monkeypatch.setattr(forms, "check_field", note)
+        else:
+            monkeypatch.setattr(forms.Utf8Parser, "on_part_end", note)
         for size in (10, forms.LARGE_FORM):
-            read(b"a=" + b"x" * size, QUERY)
-        assert seen == [True, False]
+            value = b"x" * size
+            body = b"a=" + value if kind == "query" else parts_of([(b"a", value)])
+            assert read(body, QUERY if kind == "query" else PARTS)["a"] == value.decode()
+        assert (seen[0], seen[-1]) == (True, False)
+
+    @pytest.mark.parametrize("odd", [b"caf\xe9", b"\x00", b"x" * 2000])
+    @pytest.mark.parametrize("kind", ["parts", "query"])
+    def test_one_that_is_unread_says_why_to_those_who_look(self, kind: str, odd: bytes) -> None:
+        fields = [(b"csrf_token", b"t"), (b"a", odd)]
+        body = parts_of(fields) if kind == "parts" else urlencode(fields).encode()
+        form = read(body, PARTS if kind == "parts" else QUERY, by=forms.receive_form, field_bytes=1000)
+        assert isinstance(form, forms.UnreadForm)
+        assert form.begun["csrf_token"] == "t"
+        for look in (lambda: form["csrf_token"], lambda: form.get("b"), lambda: form.getlist("a"), form.multi_items):
+            with pytest.raises((Invalid, TooLarge)) as caught:
+                look()
+            assert caught.value.field == "a"
 
     @given(st.binary(max_size=2000), st.sampled_from([PARTS, QUERY, "multipart/form-data", "text/plain"]))
     def test_any_bytes_are_a_form_or_an_error_with_a_status(self, body: bytes, content_type: str) -> None:

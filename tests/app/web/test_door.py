@@ -8,7 +8,9 @@ from starlette.testclient import TestClient
 
 from app.http import forms
 from app.http.headers import CONTENT_SECURITY_POLICY
-from app.models import Role
+from app.models import Role, Scope
+from app.services.accounts import users
+from app.services.kernel.actors import SYSTEM
 from app.settings import get_settings
 from tests import factories
 from tests.app.http.test_forms import PARTS, QUERY, parts_of
@@ -106,13 +108,16 @@ class TestRoutes:
         assert answer.status_code == 422
         assert "email: is not UTF-8." in answer.text
 
-    def test_rest_forms_have_limits_too(self, browser: Browser) -> None:
+    def test_rest_forms_have_limits_too(self, browser: Browser, session: Session) -> None:
+        project, admin = factories.make_project(session), person(session, role=Role.admin)
+        _, token = users.create_token(session, SYSTEM, user_id=admin.id, scope=Scope.write)
         body = parts_of([(b"mapping", b"x" * (forms.MAPPING_BYTES + 1))])
         answer = browser.client.post(
-            "/api/v1/projects/x/imports", content=body, headers={"Content-Type": PARTS, "Authorization": "Bearer x"}
+            f"/api/v1/projects/{project.slug}/imports",
+            content=body,
+            headers={"Content-Type": PARTS, "Authorization": f"Bearer {token}"},
         )
-        assert answer.status_code == 400
-        assert "maximum size" in answer.json()["detail"]
+        assert (answer.status_code, answer.json()["field"]) == (413, "mapping")
 
 
 class TestHeaders:

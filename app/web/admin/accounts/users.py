@@ -190,6 +190,7 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Respo
 
     Those that cannot be added stay in the form, with the reasons.
     """
+    require_admin(who.actor)
     typed, role, slugs = text_of(form, "email"), text_of(form, "role"), tuple(texts_of(form, "projects"))
     addresses = tuple(dict.fromkeys(re.split(r"[\s,;]+", typed.strip())))
     if len(addresses) > MOST_INVITATIONS:
