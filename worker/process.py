@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -25,6 +26,11 @@ NICENESS = 10
 """People who judge come before sampling, tuning and imports."""
 
 
+HANG_SECONDS = 60.0
+"""How long code outside Python may keep a step past its deadline before the whole process ends."""
+STDERR = 2
+
+
 class Stopping(Exception):
     """This process was told to stop; work in progress is released."""
 
@@ -34,11 +40,12 @@ class StepTimeoutError(Exception):
 
 
 @contextlib.contextmanager
-def step_deadline(seconds: float, *, what: str) -> Iterator[Callable[[], None]]:
+def step_deadline(seconds: float, *, what: str, hang: float = HANG_SECONDS) -> Iterator[Callable[[], None]]:
     """Raise `StepTimeoutError` in the block if a step takes longer than `seconds`. Yields what begins the next step.
 
     Only in the main thread, where the system delivers signals; elsewhere it does nothing. The signal comes again where
-    code of a model swallowed the first one.
+    code of a model swallowed the first one. Code outside Python sees no signal: `hang` seconds later the process says
+    where it is and ends. It is started again, and what it held counts as one try.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -49,12 +56,14 @@ def step_deadline(seconds: float, *, what: str) -> Iterator[Callable[[], None]]:
 
     def begin_step() -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds, 10.0)
+        faulthandler.dump_traceback_later(seconds + hang, exit=True, file=STDERR)
 
     before = signal.signal(signal.SIGALRM, end_step)
     begin_step()
     try:
         yield begin_step
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
+
+import pytest
 
 from app.db.sessions import session_scope
 from app.models import Worker
@@ -18,6 +21,40 @@ def ended_pid() -> int:
     process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
+
+
+HANGING = """
+import itertools, sys
+from worker.process import StepTimeoutError, step_deadline
+with step_deadline(0.2, what="the step", hang=float(sys.argv[1])) as begin_step:
+    begin_step()
+    {step}
+"""
+
+
+class TestStepDeadline:
+    @pytest.mark.parametrize("begins_anew", ["", "begin_step(); "])
+    def test_a_step_that_hears_no_signal_ends_the_process(self, begins_anew: str) -> None:
+        program = HANGING.format(step=f"{begins_anew}all(itertools.repeat(True))")
+        done = subprocess.run([sys.executable, "-c", program, "0.3"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert "most recent call first" in done.stderr
+        assert "StepTimeoutError" not in done.stderr
+
+    def test_one_that_hears_it_goes_on(self) -> None:
+        step = """
+    try:
+        while True:
+            pass
+    except StepTimeoutError as error:
+        print(error)
+import time
+time.sleep(0.6)  # longer than the process would have had
+print("alive")
+"""
+        program = HANGING.format(step=step.strip())
+        done = subprocess.run([sys.executable, "-c", program, "0.3"], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split("\n")[:2] == ["the step made no progress for 0 s and was ended", "alive"]
 
 
 class TestDeadHere:
