@@ -177,19 +177,23 @@ def parser() -> argparse.ArgumentParser:
         prog="illume sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="output file; an interrupted run is continued")
+    add("--out", type=Path, required=True, help="file to write; after an interruption the same command continues it")
     add("--prompts", required=True, help="prompts file (.jsonl)")
-    add("--model", default=str(STARTER / "model"), help="folder or hub name; default: the starter")
+    add("--model", default=str(STARTER / "model"), help="folder, or name on the hub; default: the starter model")
     add("--adapter", help="folder of an adapter")
     add("--split", choices=SPLITS, help="use only this split")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="the same seed gives the same rationales; default: %(default)s")
     temperatures = ",".join(f"{temperature:g}:{count}" for temperature, count in defaults.temperatures)
     add(
         "--temperatures",
         default=temperatures,
         help="TEMPERATURE:SAMPLES pairs, separated by commas; default: %(default)s",
     )
-    add("--answers", choices=("gold", "own"), help="the answer in the prompt; default: the gold answer if there is one")
+    add(
+        "--answers",
+        choices=("gold", "own"),
+        help="whether the model explains the gold answer or its own; default: gold if there is one",
+    )
     most, budget = defaults.max_new_tokens, defaults.token_budget
     add(
         "--max-new-tokens", type=int, default=most, help="maximum length of a rationale in tokens; default: %(default)s"
@@ -202,7 +206,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--template", default=defaults.template, help="template of the prompt text; default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU if there is one")
-    add("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that supports it, else float32")
+    add(
+        "--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that supports it, otherwise float32"
+    )
     return parser
 
 

@@ -36,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         default=1.0,
         help="run only this share of the recipe's steps; default: %(default)s",
     )
-    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU where there is one")
+    train.add_argument("--seed", type=int, default=0, help="seed of the weights and the data; default: %(default)s")
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU if there is one")
     train.add_argument("--resume", action="store_true", help="continue from the checkpoint in the folder")
     _add_emoji(train)
     text = "score a model on prompts of `make`: answer accuracy, and faithfulness and ROUGE-L of rationales"

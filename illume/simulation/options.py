@@ -25,12 +25,13 @@ from illume.simulation.settings import (
 SMALL_MODEL_BYTES = 200 * 2**20
 """A model with weights up to this size is loaded once per core."""
 
-ABOUT = """Simulates the whole loop with a simulated critic.
+ABOUT = """Runs the whole loop with a simulated critic.
 
-The critic judges candidates, rounds are tuned on its picks, and every version is scored on held-out prompts. For
-comparison, the same run includes the base model, supervised tuning on references, and control picks. With the defaults
-it takes 20 to 25 minutes on 2 cores. The folder OUT gets `table.md` (which is printed at the end), `figure.svg`,
-`result.json`, `run.json` (machine and times), and a file for each stage: the same command continues an interrupted run.
+The critic judges candidates, the model is tuned on its picks in rounds, and every version is scored on held-out
+prompts. For comparison, the same run includes the base model, supervised tuning on references, and control picks. With
+the defaults it takes 20 to 25 minutes on 2 cores. It writes `table.md` (also printed at the end), `figure.svg`,
+`result.json`, `run.json` (machine and times) and a file for each stage into the folder OUT. After an interruption the
+same command continues the run.
 """
 
 EXAMPLES = """examples:
@@ -54,39 +55,46 @@ def parser() -> argparse.ArgumentParser:
     _add_loop(parser, defaults)
     group = parser.add_argument_group("tuning")
     add = group.add_argument
-    add("--init", choices=("continue", "from_base"), default=defaults.init, help="of each round; default: %(default)s")
+    add(
+        "--init",
+        choices=("continue", "from_base"),
+        default=defaults.init,
+        help="whether each round continues from the version before it or starts over; default: %(default)s",
+    )
     rate = defaults.tuning.learning_rate
-    add("--learning-rate", type=number(float, above=0), default=rate, help="default: %(default)s")
+    add("--learning-rate", type=number(float, above=0), default=rate, help="of the optimiser; default: %(default)s")
     add(
         "--epochs",
         type=count,
         default=defaults.tuning.epochs,
-        help="of each round; default: %(default)s",
+        help="epochs in each round; default: %(default)s",
     )
     guard = defaults.tuning.guard_per_rationale
     add(
         "--guard",
         type=natural,
         default=guard,
-        help="VQA-only rows for each rationale; default: %(default)s",
+        help="answer-only examples for each accepted rationale; default: %(default)s",
     )
-    add("--micro-batch", type=count, help="sequences per forward pass; fewer need less memory")
-    add("--gradient-checkpointing", action="store_true", help="saves memory and costs time")
+    add("--micro-batch", type=count, help="texts per forward pass; fewer need less memory")
+    add("--gradient-checkpointing", action="store_true", help="needs less memory and more time")
     group = parser.add_argument_group("machine")
     add = group.add_argument
-    add("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that supports it, else float32")
+    add(
+        "--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that supports it, otherwise float32"
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU if there is one")
     add(
         "--jobs",
         type=natural,
         default=0,
-        help="processes; default: a core each for a small model, else one",
+        help="number of processes; default: one per core for a small model, otherwise one",
     )
     add(
         "--threads",
         type=natural,
         default=0,
-        help="of each process; default: the cores divided by the processes",
+        help="threads of each process; default: the number of cores divided by that of processes",
     )
     add("--no-meteor", action="store_true", help="do not compute METEOR, even if its program is installed")
     return parser
@@ -98,70 +106,83 @@ def _add_data(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
         "--out",
         type=Path,
         required=True,
-        help="folder of the run: a new one, or that of an interrupted run to continue",
+        help="folder for the run: a new one, or that of an interrupted run, which is then continued",
     )
     group = parser.add_argument_group("model and prompts")
     add = group.add_argument
-    add("--model", default=defaults.model, help="folder or hub name; default: the starter")
-    add("--prompts", nargs="+", metavar="FILE", help="prompts (.jsonl) or VQA-X (.json); default: the shipped scenes")
-    add("--images", metavar="FOLDER", help="where the images of VQA-X files lie; default: beside each file")
-    add("--template", default=defaults.template, help="of the prompt's text; default: %(default)s")
+    add("--model", default=defaults.model, help="folder, or name on the hub; default: the starter model")
+    add("--prompts", nargs="+", metavar="FILE", help="prompts (.jsonl) or VQA-X (.json); default: the bundled scenes")
+    add("--images", metavar="FOLDER", help="folder with the images of VQA-X files; default: that of each file")
+    add("--template", default=defaults.template, help="template of the prompt text; default: %(default)s")
     add(
         "--heldout-scenes",
         type=natural,
         metavar="N",
-        help="scenes to make for scoring; 0: the prompts' test split; default: "
-        f"{defaults.heldout_scenes}, with --prompts 0",
+        help="how many scenes to generate for scoring; 0 scores on the test split of the prompts instead; default: "
+        f"{defaults.heldout_scenes}, or 0 with --prompts",
     )
     add(
         "--heldout-seed",
         type=natural,
         metavar="SEED",
-        help=f"of the scenes that are made; default: {defaults.heldout_seed}",
+        help=f"seed of these scenes; default: {defaults.heldout_seed}",
     )
 
 
 def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> None:
     group = parser.add_argument_group("critic and loop")
     add = group.add_argument
-    add("--critic", choices=("truth", "rouge"), help="default: truth where the prompts have scenes, else rouge")
-    add("--threshold", type=float, help=f"of the rouge critic, 0 to 1; default: {defaults.threshold}")
-    add("--mistakes", type=float, default=defaults.mistakes, help="share of inverted decisions; default: %(default)s")
-    add("--rounds", type=count, default=defaults.rounds, help="default: %(default)s")
+    add(
+        "--critic",
+        choices=("truth", "rouge"),
+        help="how the critic judges; default: truth if the prompts have scenes, otherwise rouge",
+    )
+    add(
+        "--threshold",
+        type=float,
+        help=f"ROUGE-L from which the rouge critic picks, 0 to 1; default: {defaults.threshold}",
+    )
+    add(
+        "--mistakes",
+        type=float,
+        default=defaults.mistakes,
+        help="share of decisions that the critic gets wrong; default: %(default)s",
+    )
+    add("--rounds", type=count, default=defaults.rounds, help="number of rounds; default: %(default)s")
     add(
         "--seeds",
         type=count,
         default=defaults.seeds,
-        help="runs whose results are averaged; default: %(default)s",
+        help="how many runs to average; default: %(default)s",
     )
     add(
         "--first-seed",
         type=natural,
         default=defaults.first_seed,
-        help="of these runs, the others count on from it; default: %(default)s",
+        help="seed of the first run; each further run adds one; default: %(default)s",
     )
     add(
         "--prompts-per-round",
         type=natural,
         default=0,
         metavar="N",
-        help="sets judged a round; default: a quarter of the train prompts over all rounds",
+        help="prompts judged in each round; default: a quarter of the train prompts, spread over all rounds",
     )
     add(
         "--picks-per-round",
         type=natural,
         default=0,
         metavar="N",
-        help="instead: end a round's judging at so many prompts with a pick",
+        help="instead of --prompts-per-round: judge until this many prompts have a pick",
     )
     add(
         "--activation",
         choices=("always", "rule"),
         default=defaults.activation,
-        help="which versions are activated: all, or only better ones; default: %(default)s",
+        help="activate every new version, or only better ones; default: %(default)s",
     )
-    add("--baselines", default=",".join(BASELINES), help="with commas, or none; default: %(default)s")
-    add("--controls", default=",".join(CONTROLS), help="with commas, or none; default: %(default)s")
+    add("--baselines", default=",".join(BASELINES), help="separated by commas, or none; default: %(default)s")
+    add("--controls", default=",".join(CONTROLS), help="separated by commas, or none; default: %(default)s")
 
 
 def choose_job_count(options: argparse.Namespace) -> int:
@@ -189,15 +210,17 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
     heldout = _scenes_to_make(options, stored)
     if options.heldout_seed is not None and heldout == 0:
         raise SimulationError(
-            "--heldout-seed has nothing to do: no scenes are made, scores come from the prompts' test split; "
+            "--heldout-seed has no effect: no scenes are generated, scores come from the test split of the prompts; "
             "leave it out, or ask for scenes with --heldout-scenes"
         )
     if options.images is not None and not any(name.endswith(".json") for name in options.prompts or ()):
-        raise SimulationError("--images is for VQA-X files (--prompts NAME.json); other prompts name their images")
+        raise SimulationError(
+            "--images is for VQA-X files (--prompts NAME.json); other prompts files name their own images"
+        )
     critic: CriticKind = options.critic or ("truth" if not own or _have_scenes(options.prompts) else "rouge")
     if options.threshold is not None and critic == "truth":
         raise SimulationError(
-            "--threshold is of the rouge critic, and this run has the truth critic: add --critic rouge"
+            "--threshold belongs to the rouge critic, but this run has the truth critic: add --critic rouge"
         )
     threads = options.threads or (stored or {}).get("tuning", {}).get("threads", 0)
     return replace(
@@ -261,6 +284,8 @@ def _scenes_to_make(options: argparse.Namespace, stored: dict[str, Any] | None) 
     try:
         find_emoji()
     except EmojiMissingError as error:
-        sys.stderr.write(f"held-out prompts are the shipped test split, since no scenes can be made: {error}\n")
+        sys.stderr.write(
+            f"scoring on the test split of the bundled prompts, since no scenes can be generated: {error}\n"
+        )
         return 0
     return SimulationSettings().heldout_scenes

@@ -30,9 +30,9 @@ def _parser() -> argparse.ArgumentParser:
         default=1.0,
         help="run only this share of the recipe's steps; default: %(default)s",
     )
-    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    train.add_argument("--threads", type=natural, default=0, help="default: one for each core")
-    train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU where there is one")
+    train.add_argument("--seed", type=int, default=0, help="seed of the weights and the data; default: %(default)s")
+    train.add_argument("--threads", type=natural, default=0, help="number of processor threads; default: one per core")
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU if there is one")
     _add_emoji(train)
     text = "generate prompts of one task with their pictures"
     make = commands.add_parser("make", help=text, description=text)
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--n", type=count, default=400, help="number of prompts: half train, a quarter each val and test; default: 400"
     )
-    make.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    make.add_argument("--seed", type=int, default=0, help="seed of the weights and the data; default: %(default)s")
     make.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and images")
     _add_emoji(make)
     text = "score a model on new prompts: answers, ratings, truth of greedy and sampled rationales, with intervals"
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--task", choices=TASKS, action="append", help="only this task; may be repeated")
     score.add_argument("--n", type=count, default=2000, help="prompts of each task; default: %(default)s")
     score.add_argument("--seed", type=int, default=90_001, help="of the prompts; default: %(default)s")
-    score.add_argument("--threads", type=natural, default=0, help="default: one for each core")
+    score.add_argument("--threads", type=natural, default=0, help="number of processor threads; default: one per core")
     score.add_argument("--out", type=Path, default=None, help="also write the scores to this JSON file")
     _add_emoji(score)
     return parser

@@ -58,8 +58,8 @@ INSTRUCTIONS = (
     "answer is right. Pick none when none fits."
 )
 EXAMPLES = [
-    "+ a striped umbrella stands over the table | names what can be seen, and is a reason for the answer",
-    "- it is yes because the answer is yes | says the answer again, which is no reason",
+    "+ a striped umbrella stands over the table | names what can be seen, and gives a reason for the answer",
+    "- it is yes because the answer is yes | only repeats the answer, which is not a reason",
     "- the man holds a racket | there is no racket in the image",
 ]
 # Described as a list of two numbers: not all readers of OpenAPI support tuples.
