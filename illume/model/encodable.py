@@ -1,15 +1,35 @@
-"""Finds the prompts that a model cannot read, before a round begins: one of them would fail every batch it is in."""
+"""Finds the prompts that a model cannot read, before any work on them: one of them would fail every batch it is in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from illume.errors import UNEXPECTED_ERRORS
+from illume.model.prompting import render_answer_prompt, render_rationale_prompt
 from illume.model.vlm import Vlm, bare_model, encode
+from illume.records import Example
 
 Prompt = tuple[str, tuple[str, ...]]
 """The text of a prompt, and the paths of its images."""
+
+
+def texts_of(example: Example, *, template: str, explained: bool = True) -> list[Prompt]:
+    """What a model reads of `example`: the answer prompt, and the rationale prompt if it is `explained`."""
+    texts = [render_answer_prompt(example.question, template=template)]
+    if explained:
+        texts.append(render_rationale_prompt(example.question, example.answer or "", template=template))
+    return [(text, example.images) for text in texts]
+
+
+def list_unreadable(
+    vlm: Vlm, examples: Sequence[Example], *, template: str, check: Callable[[], None] = lambda: None
+) -> list[tuple[Example, str]]:
+    """The examples that the model in `vlm` cannot read, each with the reason; for `check` see `find_unreadable`."""
+    prompts = [texts_of(example, template=template) for example in examples]
+    unreadable = find_unreadable(vlm, (one for group in prompts for one in group), check=check)
+    reasons = (next((unreadable[one] for one in group if one in unreadable), None) for group in prompts)
+    return [(example, reason) for example, reason in zip(examples, reasons, strict=True) if reason is not None]
 
 
 def find_unreadable(

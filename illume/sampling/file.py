@@ -2,7 +2,8 @@
 
 Each candidate set is written as soon as it is complete, to a file with the suffix `.part` beside the output file. An
 interrupted run continues from there, with the same result as an uninterrupted one. The finished file has one line for
-each prompt, in the order of the prompts, with `example_id` and `rationales`.
+each prompt, in the order of the prompts, with `example_id` and `rationales`. A prompt that the model cannot read has no
+rationales, and the reason under `left_out`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from illume.files import replace_file
+from illume.model.encodable import list_unreadable
 from illume.model.loading import base_fingerprint
 from illume.model.vlm import Vlm, load_vlm
 from illume.options import DTYPES
@@ -28,6 +30,9 @@ from illume.records import AnswerSource, Example, Rationale
 from illume.root import STARTER
 from illume.sampling.generation import Progress, sample_rationales
 from illume.settings import SamplingSettings
+
+SHOWN_LEFT_OUT = 20
+"""How many of the prompts left out the command lists; the file has all of them."""
 
 
 class SamplingFileError(ValueError):
@@ -46,9 +51,10 @@ def sample_to_file(
 ) -> list[list[Rationale]]:
     """Writes the result of `sample_rationales` to `out`, without repeating what an earlier run has written.
 
-    The runs must have the same arguments, except for the token budget, which does not affect the result. Raises
-    SamplingFileError if `out` or its partial file was made with other arguments or is in use by another process, and if
-    two examples have the same id.
+    Examples that the model cannot read are left out: they get no rationales, and `read_left_out` says why. The runs
+    must have the same arguments, except for the token budget, which does not affect the result. Raises
+    SamplingFileError if `out` or its partial file was made with other arguments or is in use by another process, if two
+    examples have the same id, and if the model cannot read any of them.
     """
     if len({example.id for example in examples}) < len(examples):
         raise SamplingFileError("two of the prompts have the same id")
@@ -60,18 +66,32 @@ def sample_to_file(
             done = _read(out, request)
         else:
             done = _read(part, request)
-            left = [example for example in examples if example.id not in done]
-            _sample(vlm, left, settings, part, done, n_all=len(examples), seed=seed, progress=progress, answers=answers)
+            new = [example for example in examples if example.id not in done]
+            left_out = {one.id: reason for one, reason in list_unreadable(vlm, new, template=settings.template)}
+            if examples and len(left_out) == len(examples):
+                raise SamplingFileError(f"the model can read none of the prompts ({left_out[examples[0].id]})")
+            left = [example for example in new if example.id not in left_out]
+            n_all = len(examples) - len(left_out)
+            _sample(vlm, left, settings, part, done, n_all=n_all, seed=seed, progress=progress, answers=answers)
             with replace_file(out) as file:
-                file.writelines(_lines(request, [(one.id, done[one.id]) for one in examples]))
+                file.writelines(_lines(request, [(one.id, done.get(one.id, [])) for one in examples], left_out))
         part.unlink(missing_ok=True)
-    return [done[example.id] for example in examples]
+    return [done.get(example.id, []) for example in examples]
 
 
 def read_rationales(path: Path) -> dict[str, list[Rationale]]:
     """Reads the candidate sets of a file written by `sample_to_file`, by example id."""
+    return {row["example_id"]: [Rationale(**one) for one in row["rationales"]] for row in _read_rows(path)}
+
+
+def read_left_out(path: Path) -> dict[str, str]:
+    """Reads why prompts were left out of a file written by `sample_to_file`, by example id."""
+    return {row["example_id"]: row["left_out"] for row in _read_rows(path) if "left_out" in row}
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     _, *rows = (json.loads(line) for line in path.read_bytes().splitlines())
-    return {row["example_id"]: [Rationale(**one) for one in row["rationales"]] for row in rows}
+    return rows
 
 
 def _sample(
@@ -140,14 +160,18 @@ def _read(path: Path, request: dict[str, Any]) -> dict[str, list[Rationale]]:
     return read_rationales(path)
 
 
-def _lines(request: dict[str, Any], sets: Sequence[tuple[str, list[Rationale]]]) -> Iterator[bytes]:
+def _lines(
+    request: dict[str, Any], sets: Sequence[tuple[str, list[Rationale]]], left_out: Mapping[str, str] | None = None
+) -> Iterator[bytes]:
     yield json.dumps({"request": request}, ensure_ascii=False).encode() + b"\n"
     for name, rationales in sets:
-        yield _line(name, rationales)
+        yield _line(name, rationales, left_out=(left_out or {}).get(name))
 
 
-def _line(name: str, rationales: Sequence[Rationale]) -> bytes:
-    row = {"example_id": name, "rationales": [asdict(one) for one in rationales]}
+def _line(name: str, rationales: Sequence[Rationale], *, left_out: str | None = None) -> bytes:
+    row: dict[str, Any] = {"example_id": name, "rationales": [asdict(one) for one in rationales]}
+    if left_out is not None:
+        row["left_out"] = left_out
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
@@ -255,5 +279,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; the same command continues from here\n")
         return 130
-    sys.stdout.write(f"{sum(map(len, sets))} rationales of {len(sets)} prompts in {options.out}\n")
+    left_out = read_left_out(options.out)
+    if left_out and sys.stderr.isatty():
+        sys.stderr.write("\n")
+    for name, reason in list(left_out.items())[:SHOWN_LEFT_OUT]:
+        sys.stderr.write(f"prompt {name} left out: {reason}\n")
+    them = "it" if len(left_out) == 1 else "them"
+    more = f", {len(left_out)} left out because the model cannot read {them}" if left_out else ""
+    n_read = len(sets) - len(left_out)
+    sys.stdout.write(f"{sum(map(len, sets))} rationales of {n_read} prompts in {options.out}{more}\n")
     return 0

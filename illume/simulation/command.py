@@ -32,16 +32,19 @@ from illume.scenes.emoji import EmojiMissingError
 from illume.simulation.baselines import count_stages, run_seed
 from illume.simulation.field import field_report, field_table
 from illume.simulation.jobs import run_tasks, wait_for_workers
+from illume.simulation.left_out import leave_out_unreadable
 from illume.simulation.loop import Simulation, score_base, score_base_on_val
 from illume.simulation.options import choose_job_count, parser, read_settings
 from illume.simulation.report import report, table
 from illume.simulation.settings import (
     BASELINES,
+    LEFT_OUT,
     SimulationError,
     SimulationSettings,
     check_folder,
     load_data,
     read_examples,
+    read_left_out,
     store_settings,
 )
 from illume.simulation.stages import Display, Models, Stages
@@ -75,15 +78,17 @@ def simulate(
         examples = read_examples(settings)
         store_settings(settings, out, inputs=_inputs(settings))
         wait_for_workers(out)
-        data = load_data(settings, out, examples=examples, say=display.say)
+        read = load_data(settings, out, examples=examples, say=display.say)
         if settings.tuning.threads:
             import torch
 
             torch.set_num_threads(settings.tuning.threads)
         models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
-        sim = Simulation(settings, data, Stages(out / "stages", display), models, meteor=meteor)
         display.plan(count_stages(settings, meteor=meteor is not None))
+        data = leave_out_unreadable(read, out, models, template=settings.template, display=display)
+        sim = Simulation(settings, data, Stages(out / "stages", display), models, meteor=meteor)
         if jobs > 1:
+            models.unload()  # every process loads its own
             run_tasks(settings, out, jobs=jobs, display=display)
         base_val, base = score_base_on_val(sim), score_base(sim)
         seeds: dict[int, dict[str, Any]] = {}
@@ -120,6 +125,7 @@ def _inputs(settings: SimulationSettings) -> dict[str, Any]:
 def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[str, Any]:
     """Writes result and figure. They do not depend on the run time or on interruptions."""
     out, data = sim.folder.parent, sim.data
+    left_out = read_left_out(out)
     result = {
         "complete": complete,
         "settings": asdict(sim.settings) | {"model": "/".join(Path(sim.settings.model).parts[-2:])},
@@ -128,6 +134,7 @@ def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[st
             "val": len(data.val),
             "heldout": len(data.heldout),
             "heldout_source": data.source,
+            **({"left_out": len(left_out)} if left_out else {}),
         },
         **found,
     }
@@ -166,6 +173,7 @@ def machine_name() -> str:
 def _render_page(sim: Simulation, result: dict[str, Any]) -> str:
     run = read_json(sim.folder.parent / "run.json")
     prompts, settings = result["prompts"], result["settings"]
+    n_left_out = prompts.get("left_out", 0)
     return (
         f"{run['machine']}, {run['cores']} cores, {run['device']}, torch {run['torch']}, "
         f"processes: {run['processes']}, threads each: {run['threads']}; this start took "
@@ -176,6 +184,7 @@ def _render_page(sim: Simulation, result: dict[str, Any]) -> str:
         "Scores are of rationales behind the gold answer; means over seeds with 95 % bootstrap intervals over prompts; "
         f"differences are paired.\n\n{table(result)}\n{field_table(result['field'])}"
         + (f"\n{result['left out']}\n" if "left out" in result else "")
+        + (f"\nPrompts left out because the model cannot read them: {n_left_out} ({LEFT_OUT}).\n" if n_left_out else "")
     )
 
 

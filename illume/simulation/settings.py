@@ -25,6 +25,9 @@ Activation = Literal["always", "rule"]
 WORKER_LOCK = ".worker-lock-"
 """The prefix of the lock files of a run's worker processes."""
 
+LEFT_OUT = "left_out.json"
+"""The file of a run that lists the prompts that the model cannot read."""
+
 BASELINES = ("supervised-same", "supervised-all")
 CONTROLS = ("random", "hallucinated", "shuffled")
 
@@ -260,13 +263,32 @@ def read_examples(settings: SimulationSettings) -> list[Example]:
 def load_data(
     settings: SimulationSettings, out: Path, *, examples: Sequence[Example], say: Callable[[str], None]
 ) -> Data:
-    """Splits the prompts of `read_examples`. Held-out scenes are generated in `out` if they do not exist yet."""
+    """Splits the prompts of `read_examples`. Held-out scenes are generated in `out` if they do not exist yet.
+
+    Prompts that are listed in `out` as those that the model cannot read are left out.
+    """
     by_split = {split: tuple(example for example in examples if example.split == split) for split in SPLITS}
     heldout, source = by_split["test"], "the test split"
     if settings.heldout_scenes:
         heldout, source = _make_heldout_scenes(settings, out, examples, say)
     val = sorted(by_split["val"], key=lambda example: stable_seed("val", example.id))[: settings.max_val]
-    return Data(by_split["train"], tuple(val), heldout, source)
+    return without_left_out(Data(by_split["train"], tuple(val), heldout, source), read_left_out(out))
+
+
+def read_left_out(out: Path) -> list[dict[str, str]]:
+    """The prompts of the run in `out` that the model cannot read: `prompt`, `split` and `reason` of each."""
+    path = out / LEFT_OUT
+    return read_json(path) if path.exists() else []
+
+
+def without_left_out(data: Data, left_out: Sequence[Mapping[str, str]]) -> Data:
+    """The data without the prompts that `left_out` lists by split and id."""
+    gone = {(entry["split"], entry["prompt"]) for entry in left_out}
+
+    def keep(examples: Sequence[Example]) -> tuple[Example, ...]:
+        return tuple(one for one in examples if (one.split, one.id) not in gone)
+
+    return replace(data, train=keep(data.train), val=keep(data.val), heldout=keep(data.heldout))
 
 
 def _make_heldout_scenes(

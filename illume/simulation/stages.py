@@ -136,6 +136,11 @@ class Models:
     def free_gpu_memory(self) -> None:
         """Unloads the model from a GPU, to make room for a round."""
         if self._vlm is not None and self._vlm.device.type == "cuda":
+            self.unload()
+
+    def unload(self) -> None:
+        """Unloads the model; the next use loads it again."""
+        if self._vlm is not None:
             import torch
 
             self._vlm = None

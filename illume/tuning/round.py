@@ -16,8 +16,7 @@ from illume.evaluation.critics import loss_weight
 from illume.evaluation.evaluation import PARTS, Part, add_meteor, evaluate, mean, n_texts
 from illume.evaluation.meteor import Meteor, MeteorError
 from illume.files import replace_folder
-from illume.model.encodable import Prompt, find_unreadable
-from illume.model.prompting import render_answer_prompt, render_rationale_prompt
+from illume.model.encodable import Prompt, find_unreadable, texts_of
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, load_vlm, set_adapter
 from illume.records import Example, TrainingRow
@@ -170,9 +169,9 @@ class Round:
 
     def _list_unreadable(self, vlm: Vlm) -> list[dict[str, Any]]:
         uses: list[tuple[str, Example, list[Prompt]]] = [
-            *((_role_of(row), row.example, self._prompts(row.example, row.rationale is not None)) for row in self.rows),
-            *(("val", example, self._prompts(example, True)) for example in self.val),
-            *(("heldout", row.example, self._prompts(row.example, True)) for row in self.heldout),
+            *((_role_of(row), row.example, self._texts(row.example, row.rationale is not None)) for row in self.rows),
+            *(("val", example, self._texts(example)) for example in self.val),
+            *(("heldout", row.example, self._texts(row.example)) for row in self.heldout),
         ]
         unreadable = find_unreadable(vlm, (one for _, _, prompts in uses for one in prompts), check=self.check_alive)
         found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -183,13 +182,8 @@ class Round:
                 found.setdefault((role, example.id), entry)["rows"] += 1
         return list(found.values())
 
-    def _prompts(self, example: Example, explained: bool) -> list[Prompt]:
-        """The prompts that a row is read as: the answer prompt, and the rationale prompt if it is explained."""
-        template = self.settings.template
-        texts = [render_answer_prompt(example.question, template=template)]
-        if explained:
-            texts.append(render_rationale_prompt(example.question, example.answer or "", template=template))
-        return [(text, example.images) for text in texts]
+    def _texts(self, example: Example, explained: bool = True) -> list[Prompt]:
+        return texts_of(example, template=self.settings.template, explained=explained)
 
     def _epoch_parts(self) -> tuple[Part, ...]:
         """The parts of the evaluation that the primary metric needs."""

@@ -16,7 +16,7 @@ from filelock import FileLock
 from illume.model.vlm import Vlm, load_vlm
 from illume.prompts_file import write_prompts
 from illume.records import Example, Rationale
-from illume.sampling.file import SamplingFileError, main, read_rationales, sample_to_file
+from illume.sampling.file import SamplingFileError, main, read_left_out, read_rationales, sample_to_file
 from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
 from tests.illume.families import make_llava
@@ -144,6 +144,32 @@ def test_a_lock_that_its_holder_removed_holds_nobody(vlm: Vlm, examples: list[Ex
     assert len(sample_to_file(vlm, examples, SETTINGS, tmp_path / "out", seed=1)) == 4
 
 
+def test_prompts_that_cannot_be_read_are_left_out_and_named(vlm: Vlm, examples: list[Example], tmp_path: Path) -> None:
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    with_torn = [examples[0], replace(examples[1], images=(str(torn),)), *examples[2:]]
+    wordy = replace(examples[3], id="wordy", question="where is the cat? " * 200)
+    out, seen = tmp_path / "rationales.jsonl", list[tuple[int, int]]()
+    sets = sample_to_file(
+        vlm, [*with_torn, wordy], SETTINGS, out, seed=3, progress=lambda *how_far: seen.append(how_far)
+    )
+    readable = sample_rationales(vlm, [examples[0], *examples[2:]], SETTINGS, seed=3)
+    assert texts(sets) == [texts(readable)[0], [], *texts(readable)[1:], []]
+    assert seen[-1] == (3, 3)
+    reasons = read_left_out(out)
+    assert list(reasons) == [examples[1].id, "wordy"]
+    assert reasons[examples[1].id].startswith("the image torn.png cannot be read")
+    assert "the model reads at most" in reasons["wordy"]
+    assert sample_to_file(vlm, [*with_torn, wordy], SETTINGS, out, seed=3) == sets
+
+
+def test_where_none_can_be_read_there_is_no_file(vlm: Vlm, examples: list[Example], tmp_path: Path) -> None:
+    out = tmp_path / "rationales.jsonl"
+    with pytest.raises(SamplingFileError, match=r"none of the prompts \(the image gone.png cannot be read"):
+        sample_to_file(vlm, [replace(examples[0], images=("/no/gone.png",))], SETTINGS, out, seed=3)
+    assert not out.exists()
+
+
 class TestCommand:
     @pytest.fixture
     def prompts(self, examples: list[Example], tmp_path: Path) -> Path:
@@ -168,6 +194,16 @@ class TestCommand:
         assert "4 of 4 prompts" in said.err
         assert main([*where, *how[:-1], "8"]) == 1
         assert "other seed" in capsys.readouterr().err
+
+    def test_it_names_what_it_leaves_out(self, base: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+        torn = {"external_id": "torn", "images": ["/no/torn.png"], "question": "what?"}
+        prompts.write_text(prompts.read_text() + json.dumps(torn) + "\n")
+        out = tmp_path / "out.jsonl"
+        where = ["--model", str(base), "--prompts", str(prompts), "--out", str(out), "--device", "cpu"]
+        assert main([*where, "--split", "train", "--temperatures", "0", "--max-new-tokens", "5"]) == 0
+        said = capsys.readouterr()
+        assert said.out == f"4 rationales of 4 prompts in {out}, 1 left out because the model cannot read it\n"
+        assert "prompt torn left out: the image torn.png cannot be read" in said.err
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -12,6 +12,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,50 @@ def test_other_seeds_are_kept_apart_and_the_first_chooses_the_rates(
     words = "".join(ET.fromstring((tmp_path / "figure.svg").read_text()).itertext())  # noqa: S314 (our own file)
     assert "seed 5" in words
     assert "seed 1" not in words
+
+
+def spoil(settings: SimulationSettings, folder: Path, broken: Callable[[str], bool]) -> SimulationSettings:
+    """The settings with a copy of the prompts in `folder`, of which the `broken` ones have a torn image."""
+    shutil.copytree(Path(settings.prompts[0]).parent, folder)
+    (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    path = folder / "prompts.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row | {"images": ["torn.png"]} if broken(row["external_id"]) else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return replace(settings, prompts=(str(path),))
+
+
+class TestUnreadablePrompts:
+    def test_they_are_left_out_counted_and_named(
+        self, settings: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = {"train": "train-3", "val": "val-1", "test": "test-0"}
+        asked, out = spoil(settings, tmp_path / "prompts", lambda name: name in gone.values()), tmp_path / "run"
+        written: list[str] = []
+        result = simulate(asked, out, display=Display(written.append, live=False), jobs=2)
+        assert result["complete"] is True
+        counts = result["prompts"]
+        assert [counts[name] for name in ("train", "val", "heldout", "left_out")] == [4, 1, 1, 3]
+        listed = read_json(out / "left_out.json")
+        assert {entry["split"]: entry["prompt"] for entry in listed} == gone
+        assert all(entry["reason"].startswith("the image torn.png cannot be read") for entry in listed)
+        assert any(line.startswith("prompt train-3 left out (train): the image torn.png") for line in written)
+        assert (
+            "Prompts left out because the model cannot read them: 3 (left_out.json)." in (out / "table.md").read_text()
+        )
+        base = read_json(out / "stages/base/heldout.json")["content"]
+        assert base["prompts"] == ["test-1"]
+        monkeypatch.setattr("illume.simulation.left_out.list_unreadable", None)  # a later start does not try again
+        assert simulate(asked, out, display=quiet()) == result
+
+    @pytest.mark.parametrize(("split", "words"), [("train", "train"), ("test", "held-out")])
+    def test_without_any_that_can_be_read_it_does_not_begin(
+        self, settings: SimulationSettings, tmp_path: Path, split: str, words: str
+    ) -> None:
+        asked = spoil(settings, tmp_path / "prompts", lambda name: name.startswith(split))
+        with pytest.raises(SimulationError, match=rf"no {words} prompts that the model can read \(the image torn.png"):
+            simulate(asked, tmp_path / "run", display=quiet())
+        assert not (tmp_path / "run/stages").exists()
 
 
 def test_a_round_without_picks_keeps_the_version(settings: SimulationSettings, tmp_path: Path) -> None:
