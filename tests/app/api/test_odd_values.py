@@ -390,7 +390,7 @@ class TestKinds:
         answer = walker.send(call, name, "", params={name: "9999-12-31"})
         assert answer.status_code == 422
         label = "From" if name == "since" else "To"
-        assert f"{label}: &#39;9999-12-31&#39; is no day" in answer.text
+        assert f"{label}: &#39;9999-12-31&#39; is not a date" in answer.text
         assert walker.send(call, name, "", params={name: "2026-01-31"}).status_code == 200
 
     @pytest.mark.parametrize("referer", ["http://[", "http://[::1", "http://127.0.0.1:x/"])
