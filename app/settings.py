@@ -24,6 +24,7 @@ class Settings(BaseSettings):
 
     database_url: str = Field(default="", description="PostgreSQL URL; empty: an embedded server is started")
     redis_url: str = Field(default="", description="Redis URL; empty: an embedded server is started")
+    demo_account: str = Field(default="", description="E-mail address that the demo's sign-in page names")
     data_dir: Path = Field(
         default_factory=root.default_data_dir, description="Where embedded services and the store keep their files"
     )

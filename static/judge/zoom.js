@@ -23,6 +23,17 @@ function showOriginal(image) {
 
 // Makes `image` zoom and move within `pane`, which clips it.
 export function makeZoomable(pane, image) {
+  // Images stored long ago may be transparent: white lies behind the picture, and not on what it leaves free of the
+  // pane. It is a pixel smaller, so that no edge of it is seen around a dark picture.
+  function backPicture() {
+    const { naturalWidth: width, naturalHeight: height } = image;
+    if (!width || !height) return;
+    const fit = Math.min(pane.clientWidth / width, pane.clientHeight / height);
+    image.style.backgroundSize = `${Math.max(0, width * fit - 1)}px ${Math.max(0, height * fit - 1)}px`;
+  }
+  image.addEventListener("load", backPicture);
+  new ResizeObserver(backPicture).observe(pane);
+
   let scale = 1;
   let x = 0;
   let y = 0;

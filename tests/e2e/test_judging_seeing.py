@@ -64,7 +64,14 @@ def test_the_original_is_loaded_to_zoom(visitor: Visitor, site: Site) -> None:
     assert second not in loaded
     page.keyboard.press("z")
     page.keyboard.press("2")
-    expect(page.locator(".zoom-pane img")).to_have_js_property("currentSrc", site.url + second)
+    enlarged = page.locator(".zoom-pane img")
+    expect(enlarged).to_have_js_property("currentSrc", site.url + second)
+    # White lies behind the picture alone, which leaves a part of the pane free.
+    behind = enlarged.evaluate("e => getComputedStyle(e).backgroundSize.split(' ').map(parseFloat)")
+    box = enlarged.bounding_box()
+    assert box
+    assert (behind[0] + 1) / (behind[1] + 1) == pytest.approx(2400 / 1800, abs=0.01)
+    assert (behind[0] + 1, behind[1] + 1) <= (box["width"] + 0.1, box["height"] + 0.1)
     expect(page.locator(".picture img").nth(1)).not_to_have_js_property("currentSrc", site.url + second)
 
 

@@ -56,8 +56,8 @@ def run(*, port: int, browser: bool, say: Say) -> int:
         children: list[Supervised] = []
         try:
             settings = get_settings()
-            prepare(settings, say=say)
-            children = processes(settings)
+            accounts = prepare(settings, say=say)
+            children = processes(settings, account=accounts["admin"]["email"])
             serve(children, embedded, settings, browser=browser, say=say)
         except GaveUp as error:
             raise Refused(f"Stopped: {error}. Its log is in {settings.data_dir / 'logs'}.") from error
@@ -67,8 +67,8 @@ def run(*, port: int, browser: bool, say: Say) -> int:
     return 0
 
 
-def prepare(settings: Settings, *, say: Say) -> None:
-    """Upgrade the tables, add the example data, and write the accounts to a file."""
+def prepare(settings: Settings, *, say: Say) -> dict[str, dict[str, str]]:
+    """Upgrade the tables, add the example data, and write the accounts, which it returns, to a file."""
     from app.cli.server import seeding
     from app.db.sessions import session_scope
 
@@ -80,6 +80,7 @@ def prepare(settings: Settings, *, say: Say) -> None:
         session.execute(text("SET LOCAL transaction_timeout = 0"))  # hundreds of images are decoded on the way
         accounts = seeding.seed_demo(session, settings, known)
     write_text(path, json.dumps(accounts, indent=2) + "\n", private=True)
+    return accounts
 
 
 def commands() -> dict[str, list[str]]:
@@ -92,11 +93,11 @@ def commands() -> dict[str, list[str]]:
     }
 
 
-def processes(settings: Settings) -> list[Supervised]:
-    """The processes of the demo, not started yet."""
+def processes(settings: Settings, *, account: str = "") -> list[Supervised]:
+    """The processes of the demo, not started yet. The sign-in page names `account`, if any."""
     logs = settings.data_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "ILLUME_DEMO_ACCOUNT": account}
 
     def starter(name: str, command: list[str]) -> Callable[[], subprocess.Popen[bytes]]:
         return lambda: start_child(command, log=logs / f"{name}.log", env=environment)

@@ -241,6 +241,17 @@ def next_practice(session: Session, actor: Actor, project: Project) -> dict[str,
     return {**row.body, "left": left}
 
 
+def has_practised(session: Session, actor: Actor, project: Project) -> bool:
+    """Whether a critic has answered a practice prompt of the project."""
+    require(session, actor, project, Right.judges)
+    answered = (
+        select(PracticeAnswer.gold_id)
+        .join(GoldPrompt, GoldPrompt.id == PracticeAnswer.gold_id)
+        .where(GoldPrompt.project_id == project.id, PracticeAnswer.critic_id == actor.user_id)
+    )
+    return bool(session.scalar(select(answered.exists())))
+
+
 def answer_practice(
     session: Session, actor: Actor, project: Project, gold_id: int, picks: Sequence[str]
 ) -> PracticeResult:

@@ -10,9 +10,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, func, or_, select, text
 from sqlalchemy.orm import Session, selectinload
 
+from app.errors import NotFound
 from app.models import (
     Candidate,
     CandidateSet,
+    Membership,
     ModelVersion,
     Pick,
     Project,
@@ -24,7 +26,7 @@ from app.models import (
     VerdictState,
 )
 from app.services.kernel import counters
-from app.services.kernel.actors import Actor, require
+from app.services.kernel.actors import Actor, require, rights_of
 from app.services.kernel.paging import check_limit
 from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import VerdictIn
@@ -86,6 +88,7 @@ class CriticSummary:
     `picks_each` and `median_seconds` cover the newest 200, the latter only those with a time.
     """
 
+    id: int
     email: str
     name: str
     verdicts: int
@@ -96,7 +99,7 @@ class CriticSummary:
     flagged: float
     picks_each: float
     median_seconds: float | None
-    last_at: datetime
+    last_at: datetime | None
 
 
 def list_own_verdicts(
@@ -333,9 +336,35 @@ def list_critics(session: Session, actor: Actor, project: Project) -> list[Criti
     return [_summarize_critic(row, of_critic[row.id], today) for row in rows]
 
 
+def get_critic(session: Session, actor: Actor, project: Project, critic_id: int) -> CriticSummary:
+    """One critic of a project: who has judged there, or a member who may and has not yet. Raises `NotFound`."""
+    judged = next((one for one in list_critics(session, actor, project) if one.id == critic_id), None)
+    if judged is not None:
+        return judged
+    membership = session.get(Membership, (critic_id, project.id))
+    if membership is None or Right.judges not in rights_of(membership.role):
+        raise NotFound("There is no such critic in this project.")
+    member = session.get_one(User, critic_id)
+    return CriticSummary(
+        id=member.id,
+        email=member.email,
+        name=member.name,
+        verdicts=0,
+        today=0,
+        picked=0.0,
+        none_fit=0.0,
+        skipped=0.0,
+        flagged=0.0,
+        picks_each=0.0,
+        median_seconds=None,
+        last_at=None,
+    )
+
+
 def _summarize_critic(row: Row[Any], found: list[counters.VerdictCount], today: date) -> CriticSummary:
     kinds, total = counters.sum_by_kind(found), sum(one.n for one in found)
     return CriticSummary(
+        id=row.id,
         email=row.email,
         name=row.name,
         verdicts=total,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -51,6 +51,7 @@ class SignInView:
     next: str
     email: str = ""
     problem: str = ""
+    demo_account: str = ""
 
 
 def local_path(path: str) -> str:
@@ -95,6 +96,7 @@ def form_page(request: Request, view: SignInView, *, status: int = 200, messages
     """The sign-in form, with the cookie its token must match."""
     token = request.cookies.get(FORM_COOKIE) or secrets.token_urlsafe(32)
     shell = Shell(title="Sign in", csrf_token=token, messages=messages)
+    view = replace(view, demo_account=get_settings().demo_account)
     response = page("accounts/sign_in.html", shell=shell, view=view, status=status)
     set_cookie(response, FORM_COOKIE, token, seconds=None)
     return response

@@ -35,6 +35,7 @@ class Frame:
     shell: Shell
     may_manage: bool
     may_review: bool
+    may_judge: bool
 
 
 def frame_of(
@@ -54,6 +55,7 @@ def frame_of(
         shell=replace(shell, project_name=project.name, tabs=tabs),
         may_manage=Right.administers in rights,
         may_review=Right.reviews in rights,
+        may_judge=Right.judges in rights,
     )
 
 

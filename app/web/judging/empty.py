@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fastapi import Request
+from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden
@@ -14,10 +16,12 @@ from app.services.kernel import counters
 from app.services.kernel.actors import Actor, project_rights
 from app.services.kernel.rights import Right
 from app.services.projects import projects
+from app.services.quality import gold
 from app.services.read_models.supply import Supply, SupplyState, supply_of
 from app.services.rounds import comparisons
+from app.web.access import SignedIn
 from app.web.judging.views import Empty
-from app.web.rendering import duration, number
+from app.web.rendering import duration, number, page, shell_for
 from app.web.words import round_words
 
 HERE = "The next prompt appears here automatically."
@@ -186,3 +190,27 @@ def explain_refusal(slug: str, error: Forbidden) -> Empty:
             links=((f"/annotate/{slug}/practice", "Start practice"),),
         )
     return Empty("refused", "You are paused here", error.detail, "Once you may continue, the next prompt appears here.")
+
+
+def explain_no_practice(session: Session, actor: Actor, project: Project) -> Empty:
+    """Why a critic has no practice prompt to answer."""
+    start = (f"/annotate/{project.slug}", "Start judging")
+    if not gold.has_practised(session, actor, project):
+        text = "This project asks you for no practice. You can judge right away."
+        return Empty("unpractised", "No practice needed", text, "", links=(start,))
+    text = "You have answered the practice prompts of this project."
+    return Empty("practised", "Practice is done", text, "From now on your verdicts count.", links=(start,))
+
+
+def explain_no_returned(slug: str) -> Empty:
+    """Why no verdict of a critic is waiting for an answer."""
+    text = "No reviewer is waiting for you to look at a verdict again."
+    links = ((f"/annotate/{slug}", "Go to judging"), (f"/annotate/{slug}/history", "My verdicts"))
+    after = "Verdicts that are sent back appear here."
+    return Empty("unreturned", "Nothing has been returned to you", text, after, links=links)
+
+
+def nothing_page(request: Request, who: SignedIn, title: str, empty: Empty) -> Response:
+    """A page of its own that says why there is nothing to do there."""
+    shell = shell_for(request, who.actor, who.csrf_token, title=title, section="annotate")
+    return page("judging/nothing.html", shell=shell, view=empty)

@@ -27,7 +27,7 @@ from app.services.projects.access import ProjectRef, ref_of
 from app.services.read_models import critic_day, overviews
 from app.services.read_models.critic_day import Glance
 from app.web.access import Form, Me, Poster, SignedIn, enter_project, judged_project, text_of, texts_of
-from app.web.judging.empty import explain_empty, explain_refusal
+from app.web.judging.empty import explain_empty, explain_no_returned, explain_refusal, nothing_page
 from app.web.judging.views import FiguresView, StageView, card_of, progress_of
 from app.web.rendering import Shell, fragment, shell_for
 
@@ -119,12 +119,13 @@ def find_returned(session: Session, actor: Actor, project: Project, verdict_id: 
 
 
 @router.get("/annotate/{slug}/returned")
-def show_returned(session: SessionDep, who: Me, slug: str) -> RedirectResponse:
-    """Redirect to the verdict that was sent back first, or to the next prompt if there is none."""
+def show_returned(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
+    """Redirect to the verdict that was sent back first, or say that there is none."""
     project = judged_project(session, who.actor, slug)
     returned = decide.list_returned(session, who.actor, project)
-    query = f"?verdict={returned[0]['verdict']}" if returned else ""
-    return RedirectResponse(f"/annotate/{slug}{query}", status_code=303)
+    if not returned:
+        return nothing_page(request, who, "Returned to you", explain_no_returned(slug))
+    return RedirectResponse(f"/annotate/{slug}?verdict={returned[0]['verdict']}", status_code=303)
 
 
 @router.post("/annotate/{slug}/returned/{returned}/keep")

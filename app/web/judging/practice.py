@@ -15,6 +15,7 @@ from app.services.kernel.actors import parse_id
 from app.services.quality import gold
 from app.services.quality.gold import PracticeResult
 from app.web.access import Form, Me, Poster, SignedIn, judged_project, text_of, texts_of
+from app.web.judging.empty import explain_no_practice, nothing_page
 from app.web.judging.views import Picture
 from app.web.rendering import page, shell_for
 from app.web.words import image_url
@@ -85,11 +86,11 @@ def show(request: Request, who: SignedIn, view: PracticeView) -> Response:
 
 @router.get("/annotate/{slug}/practice")
 def practise(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
-    """The next practice prompt; redirects to the judging page if none is left."""
+    """The next practice prompt, or that none is left."""
     project = judged_project(session, who.actor, slug)
     item = gold.next_practice(session, who.actor, project)
     if item is None:
-        return RedirectResponse(f"/annotate/{slug}", status_code=303)
+        return nothing_page(request, who, "Practice", explain_no_practice(session, who.actor, project))
     return show(request, who, view_of(project, item, None, ()))
 
 

@@ -27,6 +27,7 @@ from app.services.rounds import snapshot_records, snapshots, versions
 from app.settings import get_settings
 from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.next_steps import NextStep, judging_step
 from app.web.admin.rounds.rounds import COUNT_NAMES
 from app.web.errors import wants_fragment
 from app.web.forms import Field
@@ -98,6 +99,8 @@ class ExportView:
     about: str
     problem: str
     preview: Preview | None
+    narrowed: bool
+    step: NextStep | None
     download: str
     file_name: str
     code: tuple[CodeLine, ...]
@@ -137,6 +140,8 @@ def export_view(request: Request, session: Session, actor: Actor, frame: Frame) 
         about=next(text for form, _, text in FORMATS if form is wanted.format),
         problem=problem.detail,
         preview=preview,
+        narrowed=bool(wanted.filters()) or wanted.since is not None,
+        step=judging_step(frame),
         download=address,
         file_name=name,
         code=code_lines(get_settings().address, address, name, wanted, parquet=parquet),

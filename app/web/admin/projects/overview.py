@@ -29,6 +29,7 @@ from app.services.read_models.supply import Supply, SupplyState, supply_of
 from app.services.rounds import rounds, versions
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.next_steps import NextStep, judging_step
 from app.web.admin.projects.first_steps import StepView, checklist_steps
 from app.web.admin.rounds.scores import VersionRow, metric_of, score_chart, version_rows
 from app.web.admin.verdict_rows import VerdictRow, verdict_row
@@ -117,6 +118,7 @@ class LoopView:
     name: str
     may_manage: bool
     may_review: bool
+    judging: NextStep | None
     stations: tuple[Station, ...]
     sentence: str
     step: tuple[str, str] | None
@@ -207,6 +209,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         name=project.name,
         may_manage=frame.may_manage,
         may_review=frame.may_review,
+        judging=judging_step(frame),
         stations=stations,
         sentence=sentence,
         step=step,

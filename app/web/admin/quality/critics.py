@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from app.errors import Invalid, NotFound
+from app.errors import Invalid
 from app.http.dependencies import SessionDep
 from app.models import Project
 from app.services.kernel.actors import Actor, parse_id, project_rights
@@ -26,6 +26,7 @@ from app.services.read_models.overviews import CriticSummary
 from app.services.rounds import rounds
 from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.next_steps import NextStep, judging_step
 from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.rendering import page, signed
@@ -96,6 +97,7 @@ class CriticsView:
     slug: str
     may_manage: bool
     may_review: bool
+    step: NextStep | None
     all: AgreementView
     most_sets: int
     rows: tuple[CriticRow, ...]
@@ -160,9 +162,10 @@ def critics_view(session: Session, actor: Actor, frame: Frame) -> CriticsView:
         slug=project.slug,
         may_manage=frame.may_manage,
         may_review=frame.may_review,
+        step=judging_step(frame),
         all=agreement_view(agreement.compute_agreement(votes)),
         most_sets=agreement.MAX_SETS,
-        rows=critic_rows(session, actor, project, names, votes, places),
+        rows=critic_rows(session, actor, project, overviews.list_critics(session, actor, project), votes, places),
         pairs=pair_rows(votes, names),
         periods=period_rows(session, actor, project, votes),
         days=days_chart(critic_figures.list_daily_verdicts(session, actor, project), names),
@@ -174,26 +177,25 @@ def critic_rows(
     session: Session,
     actor: Actor,
     project: Project,
-    names: Mapping[int, str],
+    lines: Sequence[CriticSummary],
     votes: Sequence[Vote],
     places: Mapping[int | None, PositionFigures],
 ) -> tuple[CriticRow, ...]:
-    """Every critic, sorted by name: they are not ranked by any figure."""
+    """The critics of `lines` in their order, which is by name: they are not ranked by any figure."""
     may_see = Right.reviews in project_rights(session, actor, project)
     again = {one.critic_id: one for one in repeats.measure_consistency(session, actor, project)} if may_see else {}
     stand = {one.critic_id: one for one in standings.list_standings(session, actor, project)} if may_see else {}
-    ids = {email: user_id for user_id, email in names.items()}
     others = agreement.agreement_by_critic(votes)
     return tuple(
         CriticRow(
-            id=str(ids[line.email]),
+            id=str(line.id),
             line=line,
-            agreement=agreement_view(others.get(ids[line.email]) or agreement.compute_agreement(())),
-            bias=bias_view(places.get(ids[line.email])),
-            consistency=again.get(ids[line.email]),
-            standing=stand.get(ids[line.email]),
+            agreement=agreement_view(others.get(line.id) or agreement.compute_agreement(())),
+            bias=bias_view(places.get(line.id)),
+            consistency=again.get(line.id),
+            standing=stand.get(line.id),
         )
-        for line in overviews.list_critics(session, actor, project)
+        for line in lines
     )
 
 
@@ -280,20 +282,18 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
     votes = agreement.load_votes(session, project)
     places = critic_figures.load_position_figures(session, actor, project)
     names = critic_figures.list_critic_names(session, actor, project)
-    rows = {row.id: row for row in critic_rows(session, actor, project, names, votes, places)}
-    if str(critic) not in rows:
-        raise NotFound("There is no such critic in this project.")
+    lines = (overviews.get_critic(session, actor, project, critic),)
     said = overviews.list_recent_verdicts(
         session, actor, project, limit=PAGE_SIZE, critic_id=critic, before=parse_id(before) if before else None
     )
-    lines = {"all": places[None]} | ({"this critic": places[critic]} if critic in places else {})
+    rates = {"all": places[None]} | ({"this critic": places[critic]} if critic in places else {})
     view = CriticView(
         slug=slug,
-        row=rows[str(critic)],
+        row=critic_rows(session, actor, project, lines, votes, places)[0],
         may_manage=frame.may_manage,
         pairs=pair_rows(votes, names, of=critic),
         days=days_chart(critic_figures.list_daily_verdicts(session, actor, project), names, of=critic),
-        places=places_chart(dict(reversed(lines.items()))),
+        places=places_chart(dict(reversed(rates.items()))),
         verdicts=tuple(verdict_row(line) for line in said),
         before=str(said[-1].id) if len(said) == PAGE_SIZE else "",
     )

@@ -23,6 +23,7 @@ from app.services.quality import reviews, standings
 from app.services.quality.standings import StandingSummary
 from app.web.access import Form, Me, Poster, managed_project, text_of, texts_of
 from app.web.admin.frame import back_to, frame_of
+from app.web.admin.next_steps import NextStep, judging_step
 from app.web.rendering import page
 from app.web.words import KIND_TONES, KIND_WORDS
 
@@ -97,6 +98,7 @@ class ReviewsView:
     next: str
     paused: tuple[StandingSummary, ...]
     may_manage: bool
+    step: NextStep | None
 
 
 @router.get("/projects/{slug}/review")
@@ -122,6 +124,7 @@ def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str =
         next=f"?kind={kind}&cursor={found.next}" if found.next else "",
         paused=tuple(standings.list_standings(session, who.actor, frame.project, paused=True)),
         may_manage=frame.may_manage,
+        step=judging_step(frame),
     )
     return page("admin/quality/review.html", shell=frame.shell, view=view)
 

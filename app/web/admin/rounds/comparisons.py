@@ -18,6 +18,7 @@ from app.services.rounds import comparisons, versions
 from app.services.rounds.comparisons import Standing
 from app.web.access import Form, Me, Poster, SignedIn, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.next_steps import NextStep, next_round_step
 from app.web.errors import wants_fragment
 from app.web.forms import Field
 from app.web.rendering import live, page
@@ -57,6 +58,8 @@ class ComparisonsView:
     fields: tuple[Field, ...]
     gate: bool
     problem: str
+    comparable: bool
+    step: NextStep | None
     rows: tuple[ComparisonRow, ...]
 
 
@@ -164,6 +167,8 @@ def list_page(
         ),
         gate=typed.get("gate") == "yes",
         problem=error.detail if error is not None and error.field not in typed else "",
+        comparable=len(known) > 1,
+        step=next_round_step(session, frame) if len(known) < 2 else None,
         rows=tuple(comparison_row(session, one, numbers) for one in found),
     )
     if wants_fragment(request):

@@ -20,6 +20,7 @@ from app.services.rounds import rounds, snapshots, versions
 from app.services.rounds.rounds import RoundPreview
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.next_steps import NextStep, judging_step, next_round_step
 from app.web.admin.projects.setting_fields import LABELS
 from app.web.admin.rounds.scores import ScoreRow, score_rows
 from app.web.charts import Chart, Line, Sample, line_chart
@@ -72,6 +73,7 @@ class RoundsView:
     may_manage: bool
     sentence: str
     rows: tuple[RoundRow, ...]
+    step: NextStep | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ class PreviewView:
     """What a round that starts now would train on, or why none can start."""
 
     slug: str
+    may_manage: bool
     obstacle: str
+    step: NextStep | None
     parent: str
     seconds: float
     prompts: int
@@ -169,7 +173,7 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
     )
     found = rounds.list_rounds(session, who.actor, frame.project, limit=200).items
     rows = tuple(round_row(one, numbers) for one in found)
-    view = RoundsView(slug, frame.may_manage, sentence, rows)
+    view = RoundsView(slug, frame.may_manage, sentence, rows, None if rows else next_round_step(session, frame))
     if wants_fragment(request):
         return live(request, "admin/rounds/rounds.html", "live", shell=frame.shell, view=view)
     return page("admin/rounds/rounds.html", shell=frame.shell, view=view)
@@ -211,9 +215,12 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
     found = rounds.preview(session, who.actor, frame.project)
     numbers = version_numbers(session, who.actor, frame)
     active = frame.project.active_version_id
+    obstacle = obstacle_of(running, found)
     view = PreviewView(
         slug=slug,
-        obstacle=obstacle_of(running, found),
+        may_manage=frame.may_manage,
+        obstacle=obstacle,
+        step=next_round_step(session, frame) if running else judging_step(frame) if obstacle else None,
         parent=f"version {numbers[active]}" if active in numbers else "no version",
         seconds=found.estimated_seconds,
         prompts=found.n_prompts,
@@ -235,7 +242,7 @@ def obstacle_of(running: Round | None, found: RoundPreview) -> str:
     if running is not None:
         return f"Training round {running.number} is still running. Wait for it to finish or cancel it first."
     if not found.n_rationales:
-        return "No explanations have been accepted yet, so there is nothing to train on. Judge some prompts first."
+        return "No explanations have been accepted yet, so there is nothing to train on."
     return ""
 
 

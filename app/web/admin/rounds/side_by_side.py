@@ -17,6 +17,7 @@ from app.services.rounds import versions
 from app.services.rounds.side_by_side import TOLERANCE, Pair, SideBySide, Style, VersionTexts, side_by_side
 from app.web.access import Me
 from app.web.admin.frame import frame_of
+from app.web.admin.next_steps import NextStep, next_round_step
 from app.web.rendering import page
 from app.web.words import OUTCOME_TONES, image_url
 from illume.evaluation.activation import outcome_words
@@ -102,6 +103,7 @@ class CompareView:
     pairs: tuple[PairView, ...]
     previous: str
     next: str
+    step: NextStep | None
 
 
 @router.get("/projects/{slug}/compare")
@@ -154,6 +156,7 @@ def show(
         pairs=tuple(pair_view(one) for one in listed[start : start + PAGE_SIZE]),
         previous=address(show=kind, start=max(0, start - PAGE_SIZE)) if start else "",
         next=address(show=kind, start=start + PAGE_SIZE) if start + PAGE_SIZE < len(listed) else "",
+        step=next_round_step(session, frame) if len(known) < 2 else None,
     )
     return page("admin/rounds/compare.html", shell=frame.shell, view=view)
 

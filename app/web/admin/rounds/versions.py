@@ -12,6 +12,7 @@ from app.http.dependencies import SessionDep
 from app.services.rounds import rounds, versions
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import back_to, frame_of
+from app.web.admin.next_steps import NextStep, next_round_step
 from app.web.admin.rounds.lineage import Lineage, lineage
 from app.web.admin.rounds.scores import VersionRow, metric_of, score_chart, scores_by_id, version_rows
 from app.web.charts import Chart
@@ -32,6 +33,8 @@ class VersionsView:
     chart: Chart | None
     lineage: Lineage | None
     versions: tuple[VersionRow, ...]
+    untrained: bool
+    step: NextStep | None
 
 
 @router.get("/projects/{slug}/versions")
@@ -41,6 +44,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     known = versions.list_versions(session, who.actor, frame.project)
     made_by = {one.id: one for one in rounds.list_rounds(session, who.actor, frame.project, limit=1000).items}
     active = frame.project.active_version_id
+    untrained = all(one.round_id is None for one in known)
     view = VersionsView(
         slug=slug,
         may_manage=frame.may_manage,
@@ -49,6 +53,8 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
         chart=score_chart(known, active),
         lineage=lineage(known, scores_by_id(known), active),
         versions=version_rows(known, made_by, active),
+        untrained=untrained,
+        step=next_round_step(session, frame) if untrained else None,
     )
     if wants_fragment(request):
         return live(request, "admin/rounds/versions.html", "live", shell=frame.shell, view=view)

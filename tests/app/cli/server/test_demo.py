@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.server import demo
-from app.settings import get_settings
+from app.settings import Settings, get_settings
 
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -68,3 +68,17 @@ def test_both_words_say_no(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     for words in ([word], []):
         CliRunner().invoke(demo.demo, words, standalone_mode=False)
     assert asked == [False, True]
+
+
+def test_the_server_of_the_demo_knows_which_account_its_sign_in_page_names(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(demo, "start_child", lambda _, *, log, env: started.append(env))
+    settings = get_settings()
+    assert settings.data_dir == data_dir
+    for child in demo.processes(settings, account="admin@example.org"):
+        child.start()
+    assert {env["ILLUME_DEMO_ACCOUNT"] for env in started} == {"admin@example.org"}
+    monkeypatch.setenv("ILLUME_DEMO_ACCOUNT", "admin@example.org")
+    assert Settings().demo_account == "admin@example.org"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import urlencode
+
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
+from app.cli.server import demo
 from app.models import Role
 from app.services.accounts import sessions
+from app.settings import get_settings
 from app.web.accounts.sign_in import local_path
 from tests import factories
 from tests.app.web.conftest import PASSWORD, Browser, person
@@ -36,6 +41,25 @@ class TestSignIn:
         cookie = response.headers["set-cookie"].lower()
         assert "httponly" in cookie
         assert "samesite=lax" in cookie
+
+    def test_the_demo_leads_a_stranger_to_its_first_steps(
+        self, browser: Browser, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        project = factories.make_project(session, slug="scenes")
+        user = person(session, role=Role.admin)
+        assert "This is the demo" not in browser.get("/sign-in").text
+        monkeypatch.setattr(get_settings(), "demo_account", user.email)
+        opened = browser.get(demo.FIRST_STEPS)
+        assert opened.headers["location"] == f"/sign-in?{urlencode({'next': demo.FIRST_STEPS})}"
+        form = browser.get(opened.headers["location"]).text
+        assert f"sign in as <strong>{user.email}</strong>" in form
+        to = re.search(r'name="next" value="([^"]+)"', form)
+        assert to
+        wrong = browser.post("/sign-in", {"email": user.email, "password": "wrong", "next": to[1]})
+        assert f"sign in as <strong>{user.email}</strong>" in wrong.text
+        signed_in = browser.post("/sign-in", {"email": user.email, "password": PASSWORD, "next": to[1]})
+        assert signed_in.headers["location"] == f"/admin/projects/{project.slug}/first-steps"
+        assert "First steps" in browser.get(signed_in.headers["location"]).text
 
     @pytest.mark.parametrize(
         ("referer", "back"),

@@ -62,7 +62,10 @@ class TestPractice:
             assert ("Start judging" in told) == (left == 0)
         assert session.scalar(select(func.count()).select_from(PracticeAnswer)) == 2
         assert session.scalar(select(func.count()).select_from(Verdict)) == 0
-        assert browser.get("/annotate/scenes/practice").headers["location"] == "/annotate/scenes"
+        page = browser.get("/annotate/scenes/practice").text
+        assert "Practice is done" in page
+        assert "No prompts yet" not in page
+        assert '<a class="button main" href="/annotate/scenes">Start judging</a>' in page
         assert assignment_in(browser.get("/annotate/scenes").text)
 
     def test_what_is_wrong_is_marked_and_sent_twice_it_is_told_once(self, browser: Browser, session: Session) -> None:
@@ -81,6 +84,14 @@ class TestPractice:
         browser.get("/annotate/scenes/practice")
         browser.token = "made up"
         assert browser.post("/annotate/scenes/practice", {"prompt": "1"}).status_code == 403
+
+
+def test_a_project_without_practice_says_so(browser: Browser, session: Session) -> None:
+    plain = factories.make_project(session, slug="plain", name="Plain")
+    browser.sign_in(factories.make_member(session, plain, user=person(session, role=Role.critic)))
+    page = browser.get("/annotate/plain/practice").text
+    assert "No practice needed" in page
+    assert '<a class="button main" href="/annotate/plain">Start judging</a>' in page
 
 
 def test_a_pause_takes_no_verdict_along(browser: Browser, session: Session, project: Project, critic: User) -> None:

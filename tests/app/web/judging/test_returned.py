@@ -63,10 +63,19 @@ def test_the_critic_sees_it_everywhere_and_keeps_it(
     assert kept.status_code == 200
     assert 'data-returned="0"' in kept.text
     assert LINK not in browser.get("/annotate/scenes").text
-    assert browser.get("/annotate/scenes/returned").headers["location"] == "/annotate/scenes"
+    assert_nothing_is_returned(browser)
     assert browser.post(f"/annotate/scenes/returned/{asked['id']}/keep", headers=FRAGMENT).status_code == 404
     assert session.scalars(select(Verdict)).one().current
     assert [one["id"] for one in reviews.list_reviews(session, SYSTEM, project).items] == [str(asked_review(session))]
+
+
+def assert_nothing_is_returned(browser: Browser) -> None:
+    """Nothing is waiting for the critic, and the page says so with links to what they can do."""
+    page = browser.get("/annotate/scenes/returned")
+    assert page.status_code == 200
+    assert "Nothing has been returned to you" in page.text
+    assert 'href="/annotate/scenes">Go to judging</a>' in page.text
+    assert 'href="/annotate/scenes/history">My verdicts</a>' in page.text
 
 
 def asked_review(session: Session) -> int:
@@ -95,7 +104,7 @@ def test_nobody_is_asked_once_a_reviewer_has_decided(
 def test_anothers_is_not_shown(browser: Browser, session: Session, project: Project) -> None:
     browser.sign_in(factories.make_member(session, project, user=person(session, role=Role.critic)))
     assert LINK not in browser.get("/annotate/scenes").text
-    assert browser.get("/annotate/scenes/returned").headers["location"] == "/annotate/scenes"
+    assert_nothing_is_returned(browser)
 
 
 def test_reviewers_see_what_is_still_out(

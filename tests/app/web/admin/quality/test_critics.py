@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from app.models import Project, User
+from app.models import Project, Role, User
 from app.services.accounts import passwords
 from tests import factories
 from tests.app.web.conftest import PASSWORD, Browser
@@ -43,6 +43,30 @@ class TestCritics:
         assert "What is on the beach?" in page
         assert first.email in page
         assert browser.get(f"/admin/projects/scenes/critics/{admin.id}").status_code == 404
+
+    def test_a_member_who_has_not_judged_yet_has_a_page_with_zeros(
+        self, browser: Browser, session: Session, project: Project, admin: User
+    ) -> None:
+        member = factories.make_member(session, project)
+        here = f"/admin/projects/scenes/critics/{member.id}"
+        page = browser.get(here)
+        assert page.status_code == 200
+        assert member.email in page.text
+        assert '<dt>Verdicts</dt><dd><a href="#verdicts">0</a></dd>' in page.text
+        assert "<dt>None fits</dt><dd>0 %</dd>" in page.text
+        assert "No verdicts yet" in page.text
+        assert browser.post(f"{here}/target", {"target": "40"}).headers["location"].startswith(here)
+        assert 'value="40"' in browser.get(here).text
+        assert browser.post(f"{here}/pause").headers["location"] == f"{here}?done=critic-paused"
+        assert f'action="{here}/resume"' in browser.get(here).text
+
+    def test_who_cannot_judge_here_is_no_critic(
+        self, browser: Browser, session: Session, project: Project, admin: User
+    ) -> None:
+        viewer = factories.make_member(session, project, Role.viewer)
+        stranger = factories.make_member(session, factories.make_project(session))
+        for user in (viewer, stranger):
+            assert browser.get(f"/admin/projects/scenes/critics/{user.id}").status_code == 404
 
     def test_paused_and_resumed_from_the_page(
         self, browser: Browser, session: Session, project: Project, admin: User
