@@ -31,12 +31,12 @@ MAX_UNSWEPT = 1000
 RESAMPLES = 1000
 FEW_SETS = 10
 NO_SHARED_SETS = (
-    "No candidate set has been judged by two critics yet: raise 'Critics for each candidate set' in the settings, "
-    "so that critics judge the same sets."
+    "No explanations have been judged by two critics yet: raise 'Critics per prompt' in the settings, so that critics "
+    "judge the same ones."
 )
 NO_VARIETY = (
-    "All verdicts are alike: every candidate was picked by everyone, or none by anyone. Chance would agree as well, so "
-    "alpha says nothing."
+    "All verdicts are alike: every explanation was picked by everyone, or none by anyone. Chance would agree as well, "
+    "so alpha says nothing."
 )
 
 # The newest sets that two or more critics judged, according to the sweep and to the newest verdicts; then what each

@@ -146,6 +146,10 @@ def subject_words(subject: str) -> str:
 
 
 def _format_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ", ".join(value) or "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -95,6 +95,14 @@ class TestForAnAdmin:
         assert links_of(browser, "/admin/audit?person=nobody") == [("/admin/audit", "All activity")]
 
     @pytest.mark.usefixtures("admin")
+    def test_a_way_out_is_offered_once(self, browser: Browser) -> None:
+        for path, name in (
+            ("/admin/audit?person=nobody", "All activity"),
+            (f"{BASE}/prompts?q=nowhere", "Clear filters"),
+        ):
+            assert browser.get(path).text.count(f">{name}</a>") == 1
+
+    @pytest.mark.usefixtures("admin")
     def test_erasures_lead_to_whom_to_erase(self, browser: Browser) -> None:
         assert links_of(browser, "/admin/erasures") == [("/admin/users", "Choose a person")]
 

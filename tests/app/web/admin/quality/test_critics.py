@@ -28,7 +28,7 @@ class TestCritics:
             session, factories.make_assignment(session, factories.make_candidate_set(session, project), alone)
         )
         assert (
-            "No candidate set has been judged by two critics yet" in browser.get("/admin/projects/scenes/critics").text
+            "No explanations have been judged by two critics yet" in browser.get("/admin/projects/scenes/critics").text
         )
         self.judged_twice(session, project)
         page = browser.get("/admin/projects/scenes/critics").text
