@@ -15,7 +15,7 @@ from tests.app.web.conftest import Browser
     ("data", "words"),
     [
         ({"changed": ["answer", "split"]}, "changed answer, split"),
-        ({"practice": False, "prompt": 7}, "practice no, prompt 7"),
+        ({"practice": False, "prompt": 7}, "prompt 7, practice no"),
         ({"changed": []}, "changed –"),
         ({"sets": [1, 2]}, "sets [1, 2]"),
     ],
