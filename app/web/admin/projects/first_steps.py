@@ -9,7 +9,6 @@ from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
 from app.http.dependencies import SessionDep
-from app.models import Project
 from app.services.acceptance import rules
 from app.services.kernel.actors import Actor
 from app.services.kernel.rights import Right
@@ -19,7 +18,7 @@ from app.services.read_models import checklist
 from app.services.read_models.checklist import Checklist, Step
 from app.services.rounds import rounds, versions
 from app.web.access import Me, Poster, managed_project
-from app.web.admin.frame import back_to, frame_of
+from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.errors import wants_fragment
 from app.web.rendering import live, number, page
 from app.web.words import round_words
@@ -39,7 +38,7 @@ TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class StepView:
-    """One step: its name, which is a link, what it is about, and whether it is done."""
+    """One step: its name, what it is about, where it is taken, and whether it is done. No `url`: by others."""
 
     name: str
     text: str
@@ -75,7 +74,7 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the three steps from the first verdict to what a training round changed."""
     frame = frame_of(request, session, who, slug, tab="", title="First steps")
     settings = projects.settings_of(session, frame.project)
-    steps = three_steps(session, who.actor, frame.project, settings)
+    steps = three_steps(session, who.actor, frame, settings)
     view = FirstStepsView(slug, frame.project.name, steps)
     if wants_fragment(request):
         return live(request, PAGE, "live", shell=frame.shell, view=view)
@@ -83,9 +82,10 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
 
 
 def three_steps(
-    session: Session, actor: Actor, project: Project, settings: ProjectSettings
+    session: Session, actor: Actor, frame: Frame, settings: ProjectSettings
 ) -> tuple[StepView, StepView, StepView]:
     """Judge, watch the round, look at what it changed; with how far each is."""
+    project = frame.project
     base = f"/admin/projects/{project.slug}"
     fresh = rules.fresh_count(session, project)
     newest = next(iter(rounds.list_rounds(session, actor, project, limit=1).items), None)
@@ -98,7 +98,7 @@ def three_steps(
         StepView(
             "Judge some prompts",
             f"Look at the picture and pick every explanation that fits. {judged}",
-            f"/annotate/{project.slug}",
+            f"/annotate/{project.slug}" if frame.may_judge else "",
             newest is not None or fresh >= settings.round_every,
         ),
         StepView(

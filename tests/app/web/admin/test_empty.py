@@ -120,7 +120,8 @@ def test_a_viewer_does_not_start_rounds_or_judge(browser: Browser, session: Sess
     judge(session, project, factories.make_critic(session, project))
     browser.sign_in(factories.make_member(session, project, Role.viewer, user=person(session)))
     assert "Start training</button>" not in browser.get(START[0]).text
-    assert 'href="/annotate/scenes"' not in browser.get(BASE).text
+    for path in (BASE, f"{BASE}/first-steps"):
+        assert 'href="/annotate/scenes"' not in browser.get(path).text
 
 
 def test_a_reviewer_judges_but_starts_nothing(browser: Browser, session: Session, project: Project) -> None:
