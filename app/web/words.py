@@ -99,6 +99,7 @@ ACTION_WORDS = {
     "link.password": "created a password link",
     "person.erase": "erased a person",
     "project.add": "created a project",
+    "project.dismiss_checklist": "dismissed the first steps",
     "project.erase": "erased a project",
     "project.resume": "tried a project's model again",
     "project.settings": "changed settings",
