@@ -117,6 +117,13 @@ class Prompt(Base):
             "id",
             postgresql_where=text("state = 'waiting' AND split = 'train'"),
         ),
+        Index(
+            "ix_prompts_waiting_judged",
+            "project_id",
+            desc("priority"),
+            "id",
+            postgresql_where=text("state = 'waiting' AND split IN ('train', 'val')"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)

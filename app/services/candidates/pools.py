@@ -137,7 +137,7 @@ def _count(session: Session, query: Select[Any], limit: int | None) -> int:
 
 def _waiting(session: Session, project: Project) -> tuple[ColumnElement[bool], ...]:
     splits = settings_of(session, project).judged_splits
-    # `split = 'train'` alone lets the index of waiting train prompts be used.
+    # Each form lets one of the two indexes of waiting prompts be used.
     of_split = Prompt.split == splits[0].value if len(splits) == 1 else Prompt.split.in_(splits)
     return Prompt.project_id == project.id, Prompt.state == PromptState.waiting.value, of_split
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from app.models import (
@@ -21,6 +23,12 @@ from app.services.candidates import candidates, pools
 from app.services.candidates.candidates import NewCandidate, SamplingClaim
 from tests import factories
 from tests.conftest import CommittedDatabase
+
+MANY_WAITING = """
+INSERT INTO prompts (project_id, split, state, question, priority)
+SELECT :project, (ARRAY['val', 'test', 'train'])[1 + n % 3], 'waiting', 'What is it?', n % 10
+FROM generate_series(1, 6000) n
+"""
 
 
 @pytest.fixture
@@ -53,6 +61,12 @@ def lapse(session: Session, set_id: int) -> None:
 
 def found(session: Session, set_id: int) -> CandidateSet:
     return session.get_one(CandidateSet, set_id, populate_existing=True)
+
+
+def rows_read(plan: dict[str, Any]) -> float:
+    """The rows of all nodes of a plan, with those that a filter removed."""
+    own = plan["Actual Loops"] * (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0))
+    return float(own) + sum(rows_read(inner) for inner in plan.get("Plans", ()))
 
 
 def state_of(session: Session, prompt: Prompt) -> str:
@@ -96,6 +110,19 @@ class TestCountMissingSets:
         factories.make_prompt(session, project, split=Split.test)
         assert pools.count_missing_sets(session, project) == pools.count_waiting(session, project) == 2
         assert [one.prompt_id for one in claim(session, project)] == [val.id, train.id]
+
+    @pytest.mark.parametrize("judge_val", [False, True])
+    def test_the_next_prompts_are_found_without_reading_all_that_wait(self, session: Session, judge_val: bool) -> None:
+        project = factories.make_project(session, judge_val=judge_val)
+        session.execute(text(MANY_WAITING), {"project": project.id})
+        session.execute(text("ANALYZE prompts"))
+        query = pools.unsampled_prompts(session, project).limit(5).with_for_update(skip_locked=True, key_share=True)
+        chosen = [session.get_one(Prompt, prompt_id) for prompt_id in session.scalars(query)]
+        assert {one.priority for one in chosen} == {9}
+        assert {one.split for one in chosen} == ({Split.train, Split.val} if judge_val else {Split.train})
+        sent = query.compile(session.connection(), compile_kwargs={"literal_binds": True})
+        [top] = session.scalars(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {sent}")).one()
+        assert rows_read(top["Plan"]) < 100
 
     def test_released_sets_are_replaced(self, session: Session, project: Project) -> None:
         for _ in range(3):

@@ -56,6 +56,11 @@ SELECT :project, s.id, :critic, 1, '{state}', '{{}}', now(), now() FROM (
 """
 SLOTS = "UPDATE candidate_sets SET slots = {slots}, taken = {taken}"
 TIED = "UPDATE candidate_sets SET priority = 0"
+VAL_FIRST = """
+WITH judged AS (UPDATE setting_revisions SET settings = settings || '{"judge_val": true}'
+    WHERE id = (SELECT revision_id FROM projects WHERE slug = 'large'))
+UPDATE candidate_sets s SET priority = 9 FROM prompts p WHERE p.id = s.prompt_id AND p.split = 'val'
+"""
 HELD = """
 UPDATE prompts p SET state = 'held'
 FROM (SELECT prompt_id FROM candidate_sets ORDER BY taken, rank, id LIMIT :done / 4) s WHERE p.id = s.prompt_id
@@ -76,6 +81,7 @@ STATES: dict[str, tuple[str, ...]] = {
     "overlap 3, the critic judged most and others as many": (JUDGED, SLOTS.format(slots=3, taken=1)),
     "overlap 3, all priorities tied": (TIED, JUDGED, SLOTS.format(slots=3, taken=1)),
     "adaptive overlap": (JUDGED, SLOTS.format(slots="1 + id / 3 % 3", taken=1)),
+    "val prompts are judged, and are the first": (VAL_FIRST, JUDGED, SLOTS.format(slots=2, taken=1)),
     "prompts at the head are held": (HELD,),
     "all leased but the last": (LEASED, SLOTS.format(slots=1, taken="CASE WHEN id % 1000 = 0 THEN 0 ELSE 1 END")),
 }
