@@ -85,6 +85,9 @@ def add_import(
     propose_val: Annotated[
         bool, Form(description="Put rows that name no split into val for a tenth of the images; the others into train")
     ] = False,
+    scale_down: Annotated[
+        bool, Form(description="Scale images over 40 megapixels down to them, instead of rejecting their rows")
+    ] = False,
     mapping: Annotated[
         str | None, Form(description='What columns become, as JSON: `{"caption": "question"}`', max_length=100_000)
     ] = None,
@@ -100,6 +103,7 @@ def add_import(
         images_source=None if images is None else images.file,
         split=split,
         propose_val=propose_val,
+        scale_down=scale_down,
         mapping=None if mapping is None else parse_mapping(mapping),
     )
     return import_with_problems(session, made)

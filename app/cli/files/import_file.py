@@ -52,6 +52,11 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
     help="Of rows that do not name a split, put those of this share of the images into val, such as 0.1.",
 )
 @click.option(
+    "--scale-down",
+    is_flag=True,
+    help="Scale images over 40 megapixels down to them; otherwise their rows are rejected.",
+)
+@click.option(
     "--map",
     "mapping",
     multiple=True,
@@ -61,7 +66,13 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
 )
 @data_dir_option
 def import_command(
-    slug: str, file: Path, images: Path | None, split: Split, val_share: float, mapping: dict[str, str]
+    slug: str,
+    file: Path,
+    images: Path | None,
+    split: Split,
+    val_share: float,
+    scale_down: bool,
+    mapping: dict[str, str],
 ) -> int:
     """Import prompts from a file into a project.
 
@@ -71,7 +82,15 @@ def import_command(
         raise click.UsageError("--val-share puts rows into val instead of train: leave out --split.")
     with prepared():
         return import_file(
-            slug, file, say=say, warn=warn, images=images, split=split, val_share=val_share, mapping=mapping or None
+            slug,
+            file,
+            say=say,
+            warn=warn,
+            images=images,
+            split=split,
+            val_share=val_share,
+            scale_down=scale_down,
+            mapping=mapping or None,
         )
 
 
@@ -84,6 +103,7 @@ def import_file(
     images: Path | None = None,
     split: Split = Split.train,
     val_share: float = 0.0,
+    scale_down: bool = False,
     mapping: Mapping[str, str] | None = None,
 ) -> int:
     """Import a file of prompts, or a folder with one, reporting progress and rejected lines.
@@ -103,6 +123,7 @@ def import_file(
             split=split,
             propose_val=val_share > 0,
             val_share=val_share or VAL_SHARE,
+            scale_down=scale_down,
             mapping=mapping,
             limit=LOCAL_LIMIT,
         ).id

@@ -22,7 +22,7 @@ from app.services.kernel import isolated
 from app.services.kernel.isolated import Limits
 from app.services.kernel.store import KEY_FORM
 from app.services.prompts import images
-from app.services.prompts.decoding import MAX_BYTES, EncodedImage
+from app.services.prompts.decoding import MAX_BYTES, EncodedImage, TooManyPixels
 
 log = logging.getLogger(__name__)
 IMAGE_SECONDS = 20.0
@@ -38,12 +38,21 @@ Waiting = Callable[[], None]
 class ImportFile:
     """A file of prompts, and the places where its images are found. It is opened in a child process."""
 
-    def __init__(self, source: Source, *, fetch: Fetch | None = None, waiting: Waiting = isolated.nothing) -> None:
-        """`waiting` is called about once a second while something takes long.
+    def __init__(
+        self,
+        source: Source,
+        *,
+        scale_down: bool = False,
+        fetch: Fetch | None = None,
+        waiting: Waiting = isolated.nothing,
+    ) -> None:
+        """With `scale_down`, images over 40 megapixels are scaled down to them instead of rejected.
 
-        Raises `Invalid` if the file as a whole cannot be imported.
+        `waiting` is called about once a second while something takes long. Raises `Invalid` if the file as a whole
+        cannot be imported.
         """
         self.source = source
+        self.scale_down = scale_down
         self.waiting = waiting
         self._fetch = fetch or fetch_image
         self._known: OrderedDict[str, str] = OrderedDict()
@@ -115,11 +124,11 @@ class ImportFile:
 
     def _read(self, name: str) -> EncodedImage:
         with about(name):
-            return isolated.call(opened.read_picture, self.source, name, waiting=self.waiting)
+            return isolated.call(opened.read_picture, self.source, name, self.scale_down, waiting=self.waiting)
 
     def _reencode(self, data: bytes, name: str) -> EncodedImage:
         with about(name):
-            return images.reencode(data, waiting=self.waiting)
+            return images.reencode(data, scale_down=self.scale_down, waiting=self.waiting)
 
     def _decoded(self, read: Callable[[], EncodedImage], *, key: str | None, name: str | None = None) -> str:
         """The image that `read` reads, or the one that was read before under the name `key`; `name` is the file's."""
@@ -141,6 +150,8 @@ def about(name: str) -> Iterator[None]:
         yield
     except (Invalid, TooLarge) as error:
         detail = f"The image is broken: {error.detail}." if isinstance(error, isolated.Unreadable) else error.detail
+        if isinstance(error, TooManyPixels):
+            detail += " The import can scale such images down."
         kind = TooLarge if isinstance(error, TooLarge) else Invalid
         raise kind(detail if name[:100] in detail else f"{name[:100]}: {detail}", field="images") from error
 

@@ -58,15 +58,16 @@ def create_import(
     mapping: Mapping[str, str] | None = None,
     propose_val: bool = False,
     val_share: float = VAL_SHARE,
+    scale_down: bool = False,
     draft: bool = False,
     limit: int = MAX_FILE,
 ) -> Import:
     """Store a file of prompts and queue its import; a `draft` waits for `start_import`. Needs the role reviewer.
 
     `images_source` is a zip of the images that rows name; `mapping` says what columns become. `propose_val` puts rows
-    that name no split into val for `val_share` of the images; a draft proposes that where no column is the split. A
-    data set exported as records brings verdicts of others, and needs the role admin. Raises `Invalid` if the file
-    cannot be imported at all.
+    that name no split into val for `val_share` of the images; a draft proposes that where no column is the split.
+    `scale_down` scales images over 40 megapixels down to them. A data set exported as records brings verdicts of
+    others, and needs the role admin. Raises `Invalid` if the file cannot be imported at all.
     """
     require(session, actor, project, Right.reviews)
     if propose_val and split is not Split.train:
@@ -78,7 +79,8 @@ def create_import(
             write_upload(images_source, pictures, limit)
         images_path = Path(pictures.name) if images_source is not None else None
         plan = plan_upload(Path(kept.name), name, images_path, split=split, mapping=mapping, loose=draft)
-        plan = replace(plan, propose_val=propose_val or (draft and plan.lacks_split), val_share=val_share)
+        proposed = propose_val or (draft and plan.lacks_split)
+        plan = replace(plan, propose_val=proposed, val_share=val_share, scale_down=scale_down)
         if plan.layout is Layout.records:
             require(session, actor, project, Right.administers)
         key = get_store().put_file(Path(kept.name))
@@ -162,8 +164,9 @@ def change_plan(
     split: Split,
     question: str,
     propose_val: bool = False,
+    scale_down: bool = False,
 ) -> Import:
-    """Change what the columns of a draft mean. Raises `Invalid`, `Conflict`."""
+    """Change what the columns of a draft mean, and its options. Raises `Invalid`, `Conflict`."""
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
         raise Conflict("This import has already been started: import the file again with other columns.")
@@ -172,7 +175,7 @@ def change_plan(
     if unknown is not None:
         raise Invalid(f"The file has no column '{unknown[:60]}'.", field="mapping")
     changed = with_columns(plan, columns, split=split, question=question)
-    found.plan = replace(changed, propose_val=propose_val).as_json()
+    found.plan = replace(changed, propose_val=propose_val, scale_down=scale_down).as_json()
     session.flush()
     return found
 
@@ -292,7 +295,9 @@ def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[Pre
     """The first rows of an import. Images at web addresses are not fetched. Raises `Invalid`."""
     plan = ImportPlan.from_json(found.plan)
     looked = []
-    file = open_file(found.file_key, found.filename, found.images_key, fetch=_placeholder_image)
+    file = open_file(
+        found.file_key, found.filename, found.images_key, scale_down=plan.scale_down, fetch=_placeholder_image
+    )
     for row in file.first(limit):
         parsed = record_schema.parse_record(row) if plan.layout is Layout.records else parse_row(file, plan, row)
         looked.append(

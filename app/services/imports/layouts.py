@@ -98,7 +98,8 @@ class ImportPlan:
 
     A row without a split gets `split`, one without a question `question`. `propose_val`: of such rows, those of
     `val_share` of the images get val instead of train. `strict`: a column without a target is an error, so that a
-    misspelt field is not lost among the metadata.
+    misspelt field is not lost among the metadata. `scale_down`: images over 40 megapixels are scaled down to them
+    instead of rejected.
     """
 
     layout: Layout = Layout.own
@@ -109,6 +110,7 @@ class ImportPlan:
     flat: bool = False
     propose_val: bool = False
     val_share: float = VAL_SHARE
+    scale_down: bool = False
 
     @property
     def places_by_image(self) -> bool:
@@ -131,6 +133,7 @@ class ImportPlan:
             "flat": self.flat,
             "propose_val": self.propose_val,
             "val_share": self.val_share,
+            "scale_down": self.scale_down,
         }
 
     @classmethod

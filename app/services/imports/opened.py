@@ -177,7 +177,7 @@ def has_picture(source: Source, name: str) -> bool:
     return not escapes_folder(name) and open_file(source).find(name) is not None
 
 
-def read_picture(source: Source, name: str) -> EncodedImage:
+def read_picture(source: Source, name: str, scale_down: bool = False) -> EncodedImage:
     """Find a picture by its name, and decode it. Raises `Invalid`, `TooLarge`, or what the decoder raises."""
     opened = open_file(source)
     if escapes_folder(name):
@@ -195,4 +195,4 @@ def read_picture(source: Source, name: str) -> EncodedImage:
     archive, member = found
     with archive.open(member) as file:
         data = file.read(MAX_BYTES + 1)
-    return decode(data)
+    return decode(data, scale_down)

@@ -42,14 +42,15 @@ def open_file(
     name: str,
     images_key: str | None,
     *,
+    scale_down: bool = False,
     fetch: Fetch | None = None,
     waiting: Callable[[], None] = isolated.nothing,
 ) -> ImportFile:
-    """Open an imported file on this machine. Raises `Invalid` if it cannot be read."""
+    """Open an imported file on this machine, as `ImportFile` does. Raises `Invalid` if it cannot be read."""
     cache = get_settings().data_dir / "cache"
     path = get_store().local_path(key, cache)
     images_path = None if images_key is None else get_store().local_path(images_key, cache)
-    return ImportFile(Source(path, name, images_path), fetch=fetch, waiting=waiting)
+    return ImportFile(Source(path, name, images_path), scale_down=scale_down, fetch=fetch, waiting=waiting)
 
 
 # Scanning the whole file

@@ -84,7 +84,14 @@ def run_import(
     until = None if seconds is None else time.monotonic() + seconds
     try:
         keeper = LeaseKeeper(claim, check)
-        file = open_file(claim.file_key, claim.filename, claim.images_key, fetch=fetch, waiting=keeper.keep)
+        file = open_file(
+            claim.file_key,
+            claim.filename,
+            claim.images_key,
+            scale_down=claim.plan.scale_down,
+            fetch=fetch,
+            waiting=keeper.keep,
+        )
         ended = _import_rows(claim, file, keeper, until)
     except LeaseLostError:
         return

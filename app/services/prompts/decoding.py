@@ -50,6 +50,10 @@ pillow_heif.register_heif_opener(thumbnails=False)
 PIL.Image.MAX_IMAGE_PIXELS = MAX_SCALED_PIXELS  # `_opened` has the limits
 
 
+class TooManyPixels(TooLarge):
+    """An image that is too large as it is, and would be taken if it were scaled down."""
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
     """A decoded and re-encoded image, not yet stored."""
@@ -67,7 +71,7 @@ class EncodedImage:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def decode(data: bytes, *, scale_down: bool = False) -> EncodedImage:
+def decode(data: bytes, scale_down: bool = False) -> EncodedImage:
     """Decode `data` and re-encode it as people see it (`illume.pictures`), without metadata.
 
     With `scale_down`, what has over 40 megapixels is scaled down to them. Raises `TooLarge` over 20 MB or else over 40
@@ -114,11 +118,11 @@ def check_bytes(data: bytes) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise as `decode` for what the first bytes of a file say, without decoding a pixel."""
+    """Raise as `decode` with `scale_down` for what the first bytes of a file say, without decoding a pixel."""
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     check_bytes(data)
-    _opened(data).close()
+    _opened(data, most_pixels=MAX_SCALED_PIXELS).close()
 
 
 def _opened(data: bytes, *, most_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
@@ -133,7 +137,8 @@ def _opened(data: bytes, *, most_pixels: int = MAX_PIXELS) -> ImageFile.ImageFil
     if pixels > most_pixels or (side > MAX_SIDE and most_pixels == MAX_PIXELS):
         size = f"{picture.width:,} x {picture.height:,} pixels ({pixels / 1_000_000:.1f} megapixels)"
         limit = f"{most_pixels // 1_000_000} megapixels" if pixels > most_pixels else f"{MAX_SIDE:,} pixels a side"
-        raise TooLarge(f"The image has {size}; at most {limit} are taken.", field="image")
+        kind = TooManyPixels if pixels <= MAX_SCALED_PIXELS else TooLarge
+        raise kind(f"The image has {size}; at most {limit} are taken.", field="image")
     return picture
 
 

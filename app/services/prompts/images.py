@@ -44,15 +44,15 @@ class StoredImage:
     width: int
 
 
-def reencode(data: bytes, *, waiting: Callable[[], None] = isolated.nothing) -> EncodedImage:
+def reencode(data: bytes, *, scale_down: bool = False, waiting: Callable[[], None] = isolated.nothing) -> EncodedImage:
     """Decode `data` in a child process and re-encode it as people see it, without metadata.
 
-    `waiting` is called about once a second. Raises `TooLarge` over 20 MB or 40 megapixels, and `Invalid` for a broken
-    image or a format that is not read.
+    With `scale_down`, what has over 40 megapixels is scaled down to them. `waiting` is called about once a second.
+    Raises `TooLarge` over 20 MB or else 40 megapixels, and `Invalid` for a broken image or a format that is not read.
     """
     check_bytes(data)
     try:
-        return isolated.call(decode, data, waiting=waiting)
+        return isolated.call(decode, data, scale_down, waiting=waiting)
     except isolated.Unreadable as error:
         raise Invalid(f"The image is broken: {error.detail}.", field="image") from error
 

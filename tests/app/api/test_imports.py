@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.models import CandidateSetState, Project, PromptState, Role, Scope, VerdictKind
+from app.models import CandidateSetState, Import, Project, PromptState, Role, Scope, VerdictKind
 from app.services.accounts import users
 from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
@@ -76,6 +76,15 @@ class TestImports:
             data={"propose_val": "true", "split": "test"},
         )
         assert (refused.status_code, "propose_val" in refused.text) == (422, True)
+
+    def test_large_images_are_scaled_down_only_where_it_is_asked_for(
+        self, admin: TestClient, committed_db: CommittedDatabase
+    ) -> None:
+        rows = b'{"images": ["1.png"], "question": "q"}\n'
+        for asked in ({}, {"scale_down": "true"}):
+            found = post(admin, rows, "t.jsonl", **asked)
+            with committed_db.sessions() as session:
+                assert session.get_one(Import, int(found["id"])).plan["scale_down"] is bool(asked)
 
     def test_the_report_of_rejected_lines(self, admin: TestClient) -> None:
         found = post(admin, table({"question": "=1+1"}, b"{", {"question": "", "images": ["x"]}), "t.jsonl")

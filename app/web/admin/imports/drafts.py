@@ -71,6 +71,7 @@ class DraftView:
     splits: tuple[str, ...]
     propose_val: bool
     val_words: str
+    scale_down: bool
     question: str
     rows: tuple[DraftRow, ...]
     wrong: int
@@ -98,6 +99,7 @@ def draft_view(found: Import, problem: str) -> DraftView:
         splits=tuple(Split),
         propose_val=plan.propose_val,
         val_words=val_words,
+        scale_down=plan.scale_down,
         question=plan.question or "",
         rows=tuple(draft_row(plan, one) for one in previewed),
         wrong=sum(bool(one.problem) for one in previewed),

@@ -335,6 +335,7 @@ def submit_plan(session: Session, who: SignedIn, found: Import, form: FormData) 
         split=parse_split(form),
         question=question,
         propose_val=text_of(form, "propose_val") == "on",
+        scale_down=text_of(form, "scale_down") == "on",
     )
 
 

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from app.cli.files import import_file, packing
 from app.models import Project, Split
@@ -69,6 +70,16 @@ class TestImportFile:
         (tmp_path / "t.jsonl").write_text(json.dumps({"pic": "1.png", "frage": "q"}))
         mapping = {"pic": "image", "frage": "question"}
         assert take_in(tmp_path / "t.jsonl", images=tmp_path / "i.zip", mapping=mapping)[0] == 0
+
+    @pytest.mark.usefixtures("project")
+    def test_large_images_of_a_folder_are_scaled_down_where_that_is_asked_for(self, tmp_path: Path) -> None:
+        Image.new("L", (8_200, 5_000), 90).save(tmp_path / "1.png", compress_level=1)
+        (tmp_path / "t.jsonl").write_text(json.dumps({"images": ["1.png"], "question": "q"}))
+        code, said, warned = take_in(tmp_path / "t.jsonl")
+        assert (code, said[-1]) == (1, "0 added, 0 unchanged, 1 rejected.")
+        assert "The import can scale such images down." in warned[0]
+        code, said, _ = take_in(tmp_path / "t.jsonl", scale_down=True)
+        assert (code, said[-1]) == (0, "1 added, 0 unchanged, 0 rejected.")
 
 
 class TestLinks:

@@ -328,6 +328,40 @@ class TestRefusals:
         assert reasons(committed_db, found)[0][0] == 3
 
 
+class TestLargeImages:
+    @pytest.mark.parametrize(("scale_down", "added"), [(False, 0), (True, 2)])
+    def test_they_are_scaled_down_where_that_is_asked_for(
+        self, committed_db: CommittedDatabase, project: Project, scale_down: bool, added: int
+    ) -> None:
+        large = io.BytesIO()
+        PIL.Image.new("L", (8_200, 5_000), 90).save(large, "PNG", compress_level=1)
+        rows = table(*({"images": [name], "question": "q"} for name in ("big.png", "https://pictures.example/big.png")))
+        found = run(
+            committed_db,
+            project,
+            archive({"prompts.jsonl": rows, "big.png": large.getvalue()}),
+            "set.zip",
+            scale_down=scale_down,
+            fetch=lambda _: large.getvalue(),
+        )
+        assert found.added == added
+        assert imports.image_changes(found) == ({"scaled_down": 1} if scale_down else {})
+        said = [reason for _, _, reason in reasons(committed_db, found)]
+        assert len(said) == 2 - added
+        assert all("41.0 megapixels" in one and one.endswith("The import can scale such images down.") for one in said)
+
+    def test_what_cannot_be_scaled_down_is_not_said_to_be(
+        self, committed_db: CommittedDatabase, project: Project
+    ) -> None:
+        rows = table({"images": ["bomb.png"], "question": "q"})
+        data = archive({"prompts.jsonl": rows, "bomb.png": bomb()})
+        for scale_down, most in ((False, 40), (True, 250)):
+            found = run(committed_db, project, data, "set.zip", scale_down=scale_down)
+            [(_, _, reason)] = reasons(committed_db, found)
+            assert f"{most} megapixels" in reason
+            assert "can scale" not in reason
+
+
 def bomb() -> bytes:
     """A small file that claims to be an image of 400 megapixels."""
     import struct

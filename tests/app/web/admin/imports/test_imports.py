@@ -55,6 +55,19 @@ class TestImports:
         shown = browser.get(address).text
         assert "Of these, in val" in shown
 
+    def test_a_draft_may_scale_large_images_down(self, browser: Browser, session: Session, project: Project) -> None:
+        rows = b"image,question\nx.png,q\n"
+        made = imports.create_import(session, SYSTEM, project, filename="x.csv", source=io.BytesIO(rows), draft=True)
+        address = f"{HERE}/imports/{made.id}"
+        plan = {"column": ["image", "question"], "target": ["image", "question"], "split": "train", "question": ""}
+        asked: list[dict[str, str]] = [{}, {"scale_down": "on"}, {}]
+        for one in asked:
+            browser.post(f"{address}/plan", {**plan, **one})
+            session.refresh(made)
+            assert made.plan["scale_down"] is bool(one)
+            shown = browser.get(address).text
+            assert ("checked> Scale down images over 40 megapixels" in shown) is bool(one)
+
 
 class TestSamplePhotographs:
     @pytest.mark.usefixtures("admin")
