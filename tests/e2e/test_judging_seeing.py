@@ -190,7 +190,7 @@ def test_blurred_images_and_new_instructions(visitor: Visitor, scenes: world.Wor
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     messages = page.get_by_role("region", name="Messages")
-    expect(messages).to_contain_text("press B to see it first")
+    expect(messages).to_contain_text("Press B to see it first")
     assert verdicts(site) == []
     page.keyboard.press("b")
     ready(page)
@@ -204,7 +204,7 @@ def test_blurred_images_and_new_instructions(visitor: Visitor, scenes: world.Wor
     expect(messages).to_contain_text("The instructions have changed")
     page.keyboard.press("i")
     panel = page.get_by_role("complementary", name="Instructions")
-    expect(panel).to_contain_text("Version 2, changed")
+    expect(panel).to_contain_text("Version 2, updated")
     assert [one.inner_text() for one in panel.locator("mark").all()] == ["Beware", "of", "<i>shadows</i>."]
     assert axe_violations(page) == []
     page.keyboard.press("i")

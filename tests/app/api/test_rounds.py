@@ -48,7 +48,7 @@ class TestRounds:
         made = admin.post(f"/api/v1/projects/{project.slug}/rounds").json()
         round_id, here = made["id"], f"/api/v1/projects/{project.slug}"
         early = admin.get(f"{here}/dataset?round={round_id}")
-        assert (early.status_code, "not made yet" in early.json()["detail"]) == (422, True)
+        assert (early.status_code, "has not been taken yet" in early.json()["detail"]) == (422, True)
         assert admin.get(f"{here}/snapshots").json()["items"] == []
         snapshot = prepare(session, session.get_one(Round, int(round_id)))
         found = admin.get(f"/api/v1/rounds/{round_id}").json()

@@ -12,6 +12,7 @@ from PIL import Image
 from app.cli.files import import_file, packing
 from app.models import Project, Split
 from app.processes.connect import Refused
+from app.services.prompts.decoding import ACCEPTED
 from tests import factories
 from tests.app.services.imports.importing import prompts_of
 from tests.conftest import CommittedDatabase
@@ -106,7 +107,7 @@ class TestLinks:
         code, said, warned = take_in(folder)
         assert (code, said[-1]) == (1, "2 added, 0 unchanged, 3 rejected.")
         assert "1.png: this is a link that leads out of the folder." in warned
-        assert "text.png: This is not a PNG, JPEG, WebP or GIF image." in warned
+        assert f"text.png: This is not an image of a format that is read: {ACCEPTED}." in warned
         assert [prompt.question for prompt in prompts_of(committed_db, project)] == ["q", "q"]
 
     def test_a_table_that_is_a_link(self, tmp_path: Path) -> None:
