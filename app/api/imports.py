@@ -78,7 +78,9 @@ def add_import(
     slug: str,
     file: Annotated[
         UploadFile,
-        File(description="NDJSON, CSV, JSON or Parquet; a zip of one of the first three and its images; an export"),
+        File(
+            description="NDJSON, CSV, JSON, Excel or Parquet; a zip of one of the first four and its images; an export"
+        ),
     ],
     images: Annotated[UploadFile | None, File(description="A zip of the images that rows name")] = None,
     split: Annotated[Split, Form(description="The split of rows that name none")] = Split.train,
@@ -90,6 +92,10 @@ def add_import(
     ] = False,
     mapping: Annotated[
         str | None, Form(description='What columns become, as JSON: `{"caption": "question"}`', max_length=100_000)
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        Form(description="The encoding of a CSV file, such as `cp949`, where a guess is wrong", max_length=40),
     ] = None,
 ) -> ImportOut:
     """Import a file of prompts; `GET /imports/{id}` reports the progress."""
@@ -105,6 +111,7 @@ def add_import(
         propose_val=propose_val,
         scale_down=scale_down,
         mapping=None if mapping is None else parse_mapping(mapping),
+        encoding=encoding or "",
     )
     return import_with_problems(session, made)
 

@@ -15,6 +15,7 @@ from app.models import Import, ImportState, Split
 from app.processes.connect import Refused
 from app.services.imports import imports
 from app.services.imports.running import run_import
+from app.services.imports.tables.encodings import ENCODINGS, UNICODE
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.rights import Right
 from app.services.projects.projects import get_project
@@ -35,7 +36,9 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
 
 @click.command("import")
 @click.argument("slug", help="The project's slug.")
-@click.argument("file", type=FilePath, help="JSON Lines, CSV, JSON or Parquet, or a zip or folder with one of them.")
+@click.argument(
+    "file", type=FilePath, help="JSON Lines, CSV, JSON, Excel or Parquet, or a zip or folder with one of them."
+)
 @click.option("--images", type=FilePath, metavar="PATH", help="A folder or zip with the images that rows name.")
 @click.option(
     "--split",
@@ -64,6 +67,13 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
     callback=parse_mapping,
     help="Read this column as this field; can be given several times.",
 )
+@click.option(
+    "--encoding",
+    type=click.Choice(tuple(ENCODINGS)),
+    default="",
+    metavar="NAME",
+    help="The encoding of a CSV file, such as cp949, where the guess is wrong.",
+)
 @data_dir_option
 def import_command(
     slug: str,
@@ -73,6 +83,7 @@ def import_command(
     val_share: float,
     scale_down: bool,
     mapping: dict[str, str],
+    encoding: str,
 ) -> int:
     """Import prompts from a file into a project.
 
@@ -91,6 +102,7 @@ def import_command(
             val_share=val_share,
             scale_down=scale_down,
             mapping=mapping or None,
+            encoding=encoding,
         )
 
 
@@ -105,15 +117,16 @@ def import_file(
     val_share: float = 0.0,
     scale_down: bool = False,
     mapping: Mapping[str, str] | None = None,
+    encoding: str = "",
 ) -> int:
     """Import a file of prompts, or a folder with one, reporting progress and rejected lines.
 
     Here, unlike over REST, images may lie in folders: beside the file, or in `images`. Returns the exit code: 1 where
     a line was rejected.
     """
-    with packing.opened(path, images, mapping) as packed, session_scope() as session:
+    with packing.opened(path, images, mapping, encoding) as packed, session_scope() as session:
         project = get_project(session, SYSTEM, slug, Right.reviews)
-        import_id = imports.create_import(
+        made = imports.create_import(
             session,
             SYSTEM,
             project,
@@ -125,8 +138,13 @@ def import_file(
             val_share=val_share or VAL_SHARE,
             scale_down=scale_down,
             mapping=mapping,
+            encoding=encoding,
             limit=LOCAL_LIMIT,
-        ).id
+        )
+        import_id = made.id
+        read_as = made.plan["encoding"]
+        if read_as and read_as not in UNICODE and not encoding:
+            say(f"The text is taken to be {ENCODINGS[read_as]}; --encoding says otherwise.")
         for name, reason in list(packed.refused.items())[:SHOWN_PROBLEMS]:
             warn(f"{name[:100]}: {reason}")
 

@@ -21,7 +21,7 @@ from app.services.imports.imports import SAMPLE, list_columns
 from app.services.imports.layouts import ImportPlan, make_plan, row_to_prompt, with_columns
 from app.services.imports.names import NameIndex, coco_names, escapes_folder, fold_case
 from app.services.imports.opened import Source
-from app.services.imports.tables import SUFFIXES, TableKind
+from app.services.imports.tables.table import SUFFIXES, TableKind
 from app.services.kernel import isolated
 from app.services.kernel.store import KEY_FORM
 from app.services.prompts.decoding import check_file
@@ -38,7 +38,9 @@ class Packed:
 
 
 @contextlib.contextmanager
-def opened(path: Path, images: Path | None = None, mapping: Mapping[str, str] | None = None) -> Iterator[Packed]:
+def opened(
+    path: Path, images: Path | None = None, mapping: Mapping[str, str] | None = None, encoding: str = ""
+) -> Iterator[Packed]:
     """`path`, a file or a folder with a table, with the images it names in folders. Raises `Refused`."""
     if images is not None and not images.exists():
         raise Refused(f"There is no folder or zip {images}: --images names where the images lie.", code=2)
@@ -51,7 +53,8 @@ def opened(path: Path, images: Path | None = None, mapping: Mapping[str, str] | 
                 yield Packed(table.name, source, stack.enter_context(images.open("rb")))
                 return
             places = Places(table.parent, images)
-            named = {} if zipfile.is_zipfile(table) else images_named_by(table, places, mapping)
+            source_of_rows = Source(table, table.name, encoding=encoding)
+            named = {} if is_zip_of_files(table) else images_named_by(source_of_rows, places, mapping)
             if not named:
                 yield Packed(table.name, source, refused=places.refused)
                 return
@@ -77,7 +80,7 @@ def table_in(folder: Path) -> Path:
     if len(found) != 1:
         listed = ", ".join(one.name for one in found[:5]) or "none"
         raise Refused(
-            f"A folder must hold one table (.jsonl, .csv, .json or .parquet); {folder} holds: {listed}.", code=2
+            f"A folder must hold one table (.jsonl, .csv, .json, .xlsx or .parquet); {folder} holds: {listed}.", code=2
         )
     if not is_inside(found[0], folder):
         raise Refused(f"{found[0].name} is a link that leads out of the folder {folder}.", code=2)
@@ -89,11 +92,16 @@ def is_inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def images_named_by(table: Path, places: Places, mapping: Mapping[str, str] | None) -> dict[str, Path]:
+def is_zip_of_files(path: Path) -> bool:
+    """Whether a file is a zip that brings its own images; a workbook is a zip too."""
+    return zipfile.is_zipfile(path) and SUFFIXES.get(path.suffix.lower()) is not TableKind.xlsx
+
+
+def images_named_by(source: Source, places: Places, mapping: Mapping[str, str] | None) -> dict[str, Path]:
     """The image files that rows name and that exist; what a row says wrongly is reported by the import."""
     found: dict[str, Path] = {}
     with contextlib.suppress(DomainError):
-        file = ImportFile(Source(table, table.name))
+        file = ImportFile(source)
         if file.kind is TableKind.parquet and places.folder is None:
             return {}
         plan = make_plan(file.kind, list_columns(file.first(SAMPLE)), loose=mapping is not None)

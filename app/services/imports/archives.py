@@ -11,13 +11,16 @@ from typing import IO
 
 from app.errors import Invalid
 from app.services.imports.names import NameIndex, escapes_folder
-from app.services.imports.tables import SUFFIXES
+from app.services.imports.tables.rows import OpenTable
+from app.services.imports.tables.table import SUFFIXES
 
 MAX_MEMBERS = 400_000
 MAX_UNPACKED = 64 * 1024 * 1024 * 1024
 BOMB_MIN_BYTES = 64 * 1024 * 1024
 BOMB_RATIO = 200
 UTF_8_FLAG = 0x800
+WORKBOOK = {"[Content_Types].xml", "xl/workbook.xml"}
+OPEN_DOCUMENT = {"mimetype", "content.xml", "META-INF/manifest.xml"}
 
 
 class Archive:
@@ -38,6 +41,13 @@ class Archive:
         self.names = [name for name in self._members if not is_ignored(name)]
         self._index = NameIndex(self.names)
 
+    @property
+    def is_workbook(self) -> bool:
+        """Whether this is not a zip of files but an Excel workbook. Raises `Invalid` for other spreadsheets."""
+        if self._members.keys() >= OPEN_DOCUMENT:
+            raise Invalid("The file is an OpenDocument spreadsheet: save it as .xlsx or .csv.", field="file")
+        return self._members.keys() >= WORKBOOK
+
     def tables(self) -> list[str]:
         """The files that could be the table."""
         return [name for name in self.names if PurePosixPath(name.lower()).suffix in SUFFIXES]
@@ -51,6 +61,15 @@ class Archive:
         """Open a file of the zip. Raises whatever is wrong with it."""
         with self.zip.open(self._members[name]) as file:
             yield io.BufferedReader(file)  # type: ignore[type-var]
+
+
+def check_workbook(open_file: OpenTable) -> None:
+    """Raise `Invalid` for a workbook, which is a zip too, that is broken or a zip bomb."""
+    try:
+        with open_file() as file, zipfile.ZipFile(file) as workbook:
+            check_members(workbook.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        raise Invalid(f"The Excel file cannot be read: {error}.", field="file") from error
 
 
 def member_name(member: zipfile.ZipInfo) -> str:

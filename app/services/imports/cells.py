@@ -15,17 +15,21 @@ from typing import Any
 import orjson
 
 from app.errors import Invalid
-from app.services.imports.tables import is_missing
+from app.services.imports.tables.rows import is_missing
 
 MAX_JSON_CELL = 1024 * 1024
 MAX_PYTHON_CELL = 20_000
 MISSING_WORDS = ("NaN", "nan", "null")
+IMAGE_PARTS = {"bytes", "path"}
+"""The fields of an image in Parquet; without both there is none."""
 SEPARATORS = "\x1c\x1d\x1e\x1f"
 """What Python takes for white space, and Unicode does not."""
 
 
 def is_absent(value: Any, *, flat: bool) -> bool:
     """Whether a value means that there is none; `flat`: in a table of texts, where words stand for it too."""
+    if isinstance(value, dict):
+        return value.keys() <= IMAGE_PARTS and all(is_missing(part) for part in value.values()) and bool(value)
     if not isinstance(value, str):
         return is_missing(value)
     empty = not value or (value.isspace() and not any(letter in value for letter in SEPARATORS))
@@ -61,16 +65,18 @@ def to_list(value: Any, *, flat: bool) -> list[Any]:
 
 
 def to_text(value: Any, *, flat: bool) -> Any:
-    """A number as text, whole ones without a fraction; everything else as it is.
+    """A number or time as text, whole numbers without a fraction; everything else as it is.
 
     In a `flat` table `7.0` is a whole number in a column that pandas made one of fractions, for want of some values.
     """
     if flat and isinstance(value, str) and value.endswith(".0") and len(value) < 18:
         whole = value.removesuffix(".0")
         return whole if whole.removeprefix("-").isdecimal() and whole.isascii() else value
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         value = int(value)
-    return str(value) if isinstance(value, int | float | Decimal) else value
+    return format(value, "f") if isinstance(value, Decimal) else str(value) if isinstance(value, int | float) else value
 
 
 def to_json_value(value: Any, column: str) -> Any:

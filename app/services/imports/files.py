@@ -15,7 +15,8 @@ from app.errors import Invalid, TooLarge
 from app.models import Split
 from app.services.imports import opened
 from app.services.imports.opened import Source
-from app.services.imports.tables import TableRow
+from app.services.imports.tables.rows import TableRow
+from app.services.imports.tables.table import TableForm
 from app.services.integrations import safe_http
 from app.services.integrations.safe_http import MAX_URL_LENGTH
 from app.services.kernel import isolated
@@ -66,6 +67,10 @@ class ImportFile:
         with whole_file():
             return isolated.call(function, self.source, *args, limits=TABLE_LIMITS, waiting=self.waiting)
 
+    def form(self) -> TableForm:
+        """How the table is read: its encoding, its separator, its sheet. Raises as `first`."""
+        return self._ask(opened.table_form)
+
     def first(self, count: int) -> list[TableRow]:
         """The first rows. Raises `Invalid` if the file as a whole cannot be read."""
         return self._ask(opened.first_rows, count)
@@ -107,6 +112,8 @@ class ImportFile:
             if isinstance(data, bytes | bytearray):
                 return self._decoded(lambda: self._reencode(bytes(data), str(path or "the image")), key=None, name=path)
             named = path if isinstance(path, str) and self._has(path) else named.get("sha256") or path
+            if named is None:
+                raise Invalid("The image has neither bytes nor a path.", field="images")
         if isinstance(named, bytes | bytearray):
             content = bytes(named)
             return self._decoded(lambda: self._reencode(content, "the image"), key=None)

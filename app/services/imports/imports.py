@@ -29,8 +29,10 @@ from app.services.imports.layouts import (
     with_columns,
 )
 from app.services.imports.opened import Source
-from app.services.imports.reading import open_file, parse_row
-from app.services.imports.tables import MAX_COLUMNS, TableRow
+from app.services.imports.reading import open_file, parse_row, source_of
+from app.services.imports.tables.encodings import check_encoding
+from app.services.imports.tables.rows import MAX_COLUMNS, TableRow
+from app.services.imports.tables.table import TableForm
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
@@ -59,6 +61,7 @@ def create_import(
     propose_val: bool = False,
     val_share: float = VAL_SHARE,
     scale_down: bool = False,
+    encoding: str = "",
     draft: bool = False,
     limit: int = MAX_FILE,
 ) -> Import:
@@ -66,8 +69,9 @@ def create_import(
 
     `images_source` is a zip of the images that rows name; `mapping` says what columns become. `propose_val` puts rows
     that name no split into val for `val_share` of the images; a draft proposes that where no column is the split.
-    `scale_down` scales images over 40 megapixels down to them. A data set exported as records brings verdicts of
-    others, and needs the role admin. Raises `Invalid` if the file cannot be imported at all.
+    `scale_down` scales images over 40 megapixels down to them. `encoding` is how a table of text is read; it is guessed
+    where it is empty. A data set exported as records brings verdicts of others, and needs the role admin. Raises
+    `Invalid` if the file cannot be imported at all.
     """
     require(session, actor, project, Right.reviews)
     if propose_val and split is not Split.train:
@@ -78,7 +82,8 @@ def create_import(
         if images_source is not None:
             write_upload(images_source, pictures, limit)
         images_path = Path(pictures.name) if images_source is not None else None
-        plan = plan_upload(Path(kept.name), name, images_path, split=split, mapping=mapping, loose=draft)
+        upload = Source(Path(kept.name), name, images_path, check_encoding(encoding) if encoding else "")
+        plan = plan_upload(upload, split=split, mapping=mapping, loose=draft)
         proposed = propose_val or (draft and plan.lacks_split)
         plan = replace(plan, propose_val=proposed, val_share=val_share, scale_down=scale_down)
         if plan.layout is Layout.records:
@@ -116,17 +121,16 @@ def write_upload(source: IO[bytes], target: Any, limit: int) -> None:
         raise Invalid("The file is empty.", field="file")
 
 
-def plan_upload(
-    path: Path, name: str, images_path: Path | None, *, split: Split, mapping: Mapping[str, str] | None, loose: bool
-) -> ImportPlan:
+def plan_upload(source: Source, *, split: Split, mapping: Mapping[str, str] | None, loose: bool) -> ImportPlan:
     """Plan what the columns mean, by their names and by `mapping`. Raises `Invalid` if the file cannot be read."""
-    file = ImportFile(Source(path, name, images_path))
+    file = ImportFile(source)
     columns = list_columns(file.first(SAMPLE))
     if len(columns) > MAX_COLUMNS:
         raise Invalid(
             f"The first rows have {len(columns):,} different columns; at most {MAX_COLUMNS} are read.", field="file"
         )
     plan = make_plan(file.kind, columns, split=split, loose=loose or mapping is not None)
+    plan = replace(plan, encoding=file.form().encoding)
     if mapping is None:
         return plan
     unknown = next((column for column in mapping if column not in columns), None)
@@ -165,8 +169,12 @@ def change_plan(
     question: str,
     propose_val: bool = False,
     scale_down: bool = False,
+    encoding: str = "",
 ) -> Import:
-    """Change what the columns of a draft mean, and its options. Raises `Invalid`, `Conflict`."""
+    """Change what the columns of a draft mean, and its options; in another `encoding` columns are guessed anew.
+
+    Raises `Invalid`, `Conflict`.
+    """
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
         raise Conflict("This import has already been started: import the file again with other columns.")
@@ -174,6 +182,10 @@ def change_plan(
     unknown = next((column for column in columns if column not in plan.columns), None)
     if unknown is not None:
         raise Invalid(f"The file has no column '{unknown[:60]}'.", field="mapping")
+    if encoding and check_encoding(encoding) != plan.encoding:
+        source = source_of(found.file_key, found.filename, found.images_key, check_encoding(encoding))
+        plan = replace(plan_upload(source, split=split, mapping=None, loose=True), val_share=plan.val_share)
+        columns = {column: target for column, target in columns.items() if column in plan.columns}
     changed = with_columns(plan, columns, split=split, question=question)
     found.plan = replace(changed, propose_val=propose_val, scale_down=scale_down).as_json()
     session.flush()
@@ -296,7 +308,12 @@ def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[Pre
     plan = ImportPlan.from_json(found.plan)
     looked = []
     file = open_file(
-        found.file_key, found.filename, found.images_key, scale_down=plan.scale_down, fetch=_placeholder_image
+        found.file_key,
+        found.filename,
+        found.images_key,
+        plan.encoding,
+        scale_down=plan.scale_down,
+        fetch=_placeholder_image,
     )
     for row in file.first(limit):
         parsed = record_schema.parse_record(row) if plan.layout is Layout.records else parse_row(file, plan, row)
@@ -311,9 +328,15 @@ def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[Pre
     return plan, looked
 
 
+def table_form(found: Import) -> TableForm:
+    """How the table of an import is read. Raises `Invalid`."""
+    encoding = ImportPlan.from_json(found.plan).encoding
+    return open_file(found.file_key, found.filename, found.images_key, encoding).form()
+
+
 def count_rows(found: Import, *, limit: int) -> int:
     """The number of rows of an import, counted up to `limit`. Raises `Invalid`."""
-    file = open_file(found.file_key, found.filename, found.images_key)
+    file = open_file(found.file_key, found.filename, found.images_key, ImportPlan.from_json(found.plan).encoding)
     with closing(file.rows(columns=())) as rows:
         return sum(1 for _ in islice(rows, limit))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import date, time
 from enum import StrEnum
 from typing import Any
 from unicodedata import combining, normalize
@@ -14,11 +15,15 @@ from rapidfuzz.distance import OSA
 from app.errors import Invalid
 from app.models import Split
 from app.services.imports import cells
-from app.services.imports.tables import KEY_COLUMN, TableKind, is_missing, measure_depth
+from app.services.imports.tables.lines import KEY_COLUMN
+from app.services.imports.tables.rows import is_missing, measure_depth
+from app.services.imports.tables.table import TableKind
 from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import VAL_SHARE
 
+LARGEST_EXACT = 2.0**53
+"""Above it not every whole number is one of floating point."""
 ACTION_QUESTION = "What is the person doing?"
 
 
@@ -99,7 +104,7 @@ class ImportPlan:
     A row without a split gets `split`, one without a question `question`. `propose_val`: of such rows, those of
     `val_share` of the images get val instead of train. `strict`: a column without a target is an error, so that a
     misspelt field is not lost among the metadata. `scale_down`: images over 40 megapixels are scaled down to them
-    instead of rejected.
+    instead of rejected. `encoding`: how a table of text is read; that of others is empty.
     """
 
     layout: Layout = Layout.own
@@ -111,6 +116,7 @@ class ImportPlan:
     propose_val: bool = False
     val_share: float = VAL_SHARE
     scale_down: bool = False
+    encoding: str = ""
 
     @property
     def places_by_image(self) -> bool:
@@ -134,6 +140,7 @@ class ImportPlan:
             "propose_val": self.propose_val,
             "val_share": self.val_share,
             "scale_down": self.scale_down,
+            "encoding": self.encoding,
         }
 
     @classmethod
@@ -225,7 +232,7 @@ def make_plan(
         split=split,
         question=ACTION_QUESTION if layout is Layout.act_x else None,
         strict=own_lines,
-        flat=kind is TableKind.csv,
+        flat=kind in (TableKind.csv, TableKind.xlsx),
     )
 
 
@@ -319,10 +326,31 @@ def to_prompt_value(target: Target, value: Any, *, flat: bool = False) -> Any:
         value = most[0][0] if most else value
     if target is Target.priority:
         return value
+    if target is Target.external_id:
+        check_exact(value, flat=flat)
     value = cells.to_text(value, flat=flat and target is not Target.question)
     if target is Target.split_name and isinstance(value, str):
         return SPLIT_ALIASES.get(value.strip().lower(), value.strip().lower())
     return value
+
+
+def check_exact(value: Any, *, flat: bool) -> None:
+    """Raise `Invalid` for an id that may not be what was typed in: a number that was rounded, in Excel also a date.
+
+    A `flat` table holds texts; a sheet of Excel keeps what is shown otherwise than it was typed as numbers and dates.
+    """
+    if flat and isinstance(value, float | date | time):
+        kept = f"number {value:g}" if isinstance(value, float) else f"date {value.isoformat()}"
+        raise Invalid(
+            f"external_id: Excel keeps this id as the {kept}, not as it was typed: format the column as text, and "
+            "enter the ids again.",
+            field="external_id",
+        )
+    if isinstance(value, float) and abs(value) > LARGEST_EXACT:
+        raise Invalid(
+            f"external_id: the number {value:g} has more digits than are kept of it: store ids as texts.",
+            field="external_id",
+        )
 
 
 def find_right_choice(values: Mapping[str, Any]) -> Any:

@@ -14,20 +14,19 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from app.errors import Invalid
-from app.services.imports.archives import Archive
+from app.services.imports.archives import Archive, check_workbook
 from app.services.imports.names import coco_names, escapes_folder
-from app.services.imports.tables import (
+from app.services.imports.tables.rows import (
     MAX_COLUMN_NAME,
     MAX_COLUMNS,
     MAX_ROWS,
     TOO_MANY_ROWS,
-    Table,
-    TableKind,
+    OpenTable,
     TableRow,
-    detect_kind,
     measure_depth,
     too_long,
 )
+from app.services.imports.tables.table import Table, TableForm, TableKind, detect_kind, find_encoding
 from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.decoding import MAX_BYTES, EncodedImage, decode
 
@@ -37,11 +36,15 @@ CHUNK_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The files of an import on this machine: one of prompts, called `name`, and perhaps a zip of pictures."""
+    """The files of an import on this machine: one of prompts, called `name`, and perhaps a zip of pictures.
+
+    `encoding` is how a table of text is read; it is guessed where it is empty.
+    """
 
     path: Path
     name: str
     images_path: Path | None = None
+    encoding: str = ""
 
 
 class OpenedFile:
@@ -51,16 +54,21 @@ class OpenedFile:
         """Raises `Invalid` if the file as a whole cannot be imported."""
         self.archives: list[Archive] = []
         self.folder: PurePosixPath | None = None
+        self.encoding = source.encoding
         with source.path.open("rb") as file:
             first = file.read(64)
         if first.startswith(b"PK\x03\x04") or (
             source.name.lower().endswith(".zip") and zipfile.is_zipfile(source.path)
         ):
             archive = Archive(source.path)
-            self.archives.append(archive)
-            self.table = self._table_in(archive)
+            if archive.is_workbook:
+                archive.zip.close()
+                self.table = Table(TableKind.xlsx, lambda: source.path.open("rb"), source.path)
+            else:
+                self.archives.append(archive)
+                self.table = self._table_in(archive)
         else:
-            self.table = Table(detect_kind(source.name, first), lambda: source.path.open("rb"), source.path)
+            self.table = self._table(source.name, first, lambda: source.path.open("rb"), source.path)
         if source.images_path is not None:
             self.archives.append(Archive(source.images_path))
 
@@ -69,12 +77,20 @@ class OpenedFile:
         if len(found) != 1:
             listed = f": {', '.join(found[:5])}" if found else ""
             raise Invalid(
-                f"The zip must hold one table (.jsonl, .csv or .json); it holds {len(found)}{listed}.", field="file"
+                f"The zip must hold one table (.jsonl, .csv, .json or .xlsx); it holds {len(found)}{listed}.",
+                field="file",
             )
         self.folder = PurePosixPath(found[0]).parent
         with archive.open(found[0]) as file:
             first = file.read(64)
-        return Table(detect_kind(found[0], first), lambda: archive.open(found[0]))
+        return self._table(found[0], first, lambda: archive.open(found[0]))
+
+    def _table(self, name: str, first: bytes, open_table: OpenTable, path: Path | None = None) -> Table:
+        kind = detect_kind(name, first)
+        if kind is TableKind.xlsx:
+            check_workbook(open_table)
+        guess = find_encoding(kind, open_table)
+        return Table(kind, open_table, path, (self.encoding if guess else "") or guess, guess)
 
     def find(self, name: str) -> tuple[Archive, str] | None:
         """Find a picture in the archives. Raises `Invalid` if several have its name."""
@@ -103,6 +119,11 @@ def _open_file(source: Source, _unchanged: tuple[tuple[int, int, int], ...]) -> 
 def table_kind(source: Source) -> TableKind:
     """The kind of a file's table. Raises `Invalid` if the file as a whole cannot be imported."""
     return open_file(source).table.kind
+
+
+def table_form(source: Source) -> TableForm:
+    """How a file's table is read. Raises `Invalid` if the file as a whole cannot be imported."""
+    return open_file(source).table.form()
 
 
 def first_rows(source: Source, count: int) -> list[TableRow]:

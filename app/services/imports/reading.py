@@ -19,10 +19,11 @@ from sqlalchemy.orm import Session
 from app.errors import DomainError, Invalid
 from app.models import Project, Split
 from app.services.imports import record_schema
+from app.services.imports.cells import to_text
 from app.services.imports.files import BrokenOff, Fetch, ImportFile, is_web_address, unforeseen
 from app.services.imports.layouts import ImportPlan, Layout, Target, row_to_prompt
 from app.services.imports.opened import Source
-from app.services.imports.tables import TableRow
+from app.services.imports.tables.rows import TableRow
 from app.services.kernel import isolated
 from app.services.kernel.store import get_store
 from app.services.prompts.prompts import PromptIn, parse_prompt
@@ -41,16 +42,22 @@ def open_file(
     key: str,
     name: str,
     images_key: str | None,
+    encoding: str = "",
     *,
     scale_down: bool = False,
     fetch: Fetch | None = None,
     waiting: Callable[[], None] = isolated.nothing,
 ) -> ImportFile:
     """Open an imported file on this machine, as `ImportFile` does. Raises `Invalid` if it cannot be read."""
+    return ImportFile(source_of(key, name, images_key, encoding), scale_down=scale_down, fetch=fetch, waiting=waiting)
+
+
+def source_of(key: str, name: str, images_key: str | None, encoding: str = "") -> Source:
+    """The stored files of an import, on this machine."""
     cache = get_settings().data_dir / "cache"
     path = get_store().local_path(key, cache)
     images_path = None if images_key is None else get_store().local_path(images_key, cache)
-    return ImportFile(Source(path, name, images_path), scale_down=scale_down, fetch=fetch, waiting=waiting)
+    return Source(path, name, images_path, encoding)
 
 
 # Scanning the whole file
@@ -78,7 +85,7 @@ def scan(plan: ImportPlan, file: ImportFile, keep_alive: Callable[[], None]) -> 
             total += 1
             external_id = row.values.get(wanted[0]) if wanted and isinstance(row.values, dict) else None
             if external_id is not None:
-                hashes.append(hash_id(external_id))
+                hashes.append(hash_id(to_text(external_id, flat=plan.flat)))
                 numbers.append(row.number)
             if total % 5000 == 0:
                 keep_alive()

@@ -16,7 +16,7 @@ from app.models import (
 )
 from app.services.exports.line_types import without_absent
 from app.services.imports.files import ImportFile, unforeseen
-from app.services.imports.tables import TableRow
+from app.services.imports.tables.rows import TableRow
 from app.services.kernel.text_rules import JsonObject, Storable, validation_message
 from app.services.kernel.verdict_schema import Reason, Tag, Words
 from app.services.prompts.prompts import PromptText, parse_prompt

@@ -88,6 +88,7 @@ def run_import(
             claim.file_key,
             claim.filename,
             claim.images_key,
+            claim.plan.encoding,
             scale_down=claim.plan.scale_down,
             fetch=fetch,
             waiting=keeper.keep,

@@ -62,6 +62,7 @@ EMBEDDING = (
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),
     (ipaddress.IPv6Network("2002::/16"), 80),
 )
+MAYBE_EXPIRED = (403, 404, 410)
 REDIRECTS = (301, 302, 303, 307, 308)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -146,9 +147,9 @@ def find_place(url: str, reach: Reach, *, seconds: float = RESOLVE_SECONDS) -> P
         )
     if parts.username is not None or parts.password is not None:
         raise Invalid("A web address must not contain a user name or password.", field="url")
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not url.isascii() or any(letter <= " " or letter == "\x7f" for letter in url):
         raise Invalid("A web address has only ASCII characters and no spaces: write others as %XX.", field="url")
+    target = target_of(url)
     port = port or (443 if parts.scheme == "https" else 80)
     try:
         addresses = resolve_within(reach, parts.hostname, port, seconds)
@@ -159,6 +160,14 @@ def find_place(url: str, reach: Reach, *, seconds: float = RESOLVE_SECONDS) -> P
     if not reach.private and not all(is_public(address) for address in addresses):
         raise Invalid(f"{parts.hostname} is a private address: only public ones may be reached.", field="url")
     return Place(parts.scheme, parts.hostname, port, addresses[0], target)
+
+
+def target_of(url: str) -> str:
+    """The path and query of a URL, byte for byte as they stand there: a signature may cover them."""
+    place = url.partition("#")[0].partition("://")[2]
+    begin = min((at for sign in "/?" if (at := place.find(sign)) >= 0), default=len(place))
+    target = place[begin:]
+    return target if target.startswith("/") else f"/{target}"
 
 
 def resolve_within(reach: Reach, host: str, port: int, seconds: float) -> list[str]:
@@ -265,10 +274,12 @@ def fetch(url: str, *, reach: Reach, limit: int, seconds: float) -> bytes:
         place = find_place(url, reach, seconds=max(0.0, deadline - time.monotonic()))
         with open_response(place, "GET", headers=headers, body=None, seconds=seconds, deadline=deadline) as response:
             if response.status in REDIRECTS:
-                url = urljoin(url, location_of(response))
+                location = location_of(response)
+                url = location if "://" in location.partition("?")[0] else urljoin(url, location)
                 continue
             if response.status != 200:
-                raise Unreachable(f"{place.host} answered {response.status}.", field="url")
+                why = ": the address may have expired" if response.status in MAYBE_EXPIRED else ""
+                raise Unreachable(f"{place.host} answered {response.status}{why}.", field="url")
             data = bytearray()
             for piece in response.iter_stream():
                 data += piece

@@ -12,6 +12,8 @@ from app.models import Import, Split
 from app.services.imports import imports
 from app.services.imports.imports import PreviewRow
 from app.services.imports.layouts import ImportPlan, Layout, Target
+from app.services.imports.tables.encodings import ENCODINGS, UNICODE
+from app.services.imports.tables.table import TableForm, TableKind
 from app.services.prompts.val_split import VAL_SHARE
 
 SHOWN_TEXT = 160
@@ -23,6 +25,12 @@ LAYOUTS = {
     Layout.a_okvqa: "This is A-OKVQA.",
     Layout.records: "These are records exported by Illume.",
 }
+KINDS = {
+    TableKind.ndjson: "JSON, one object per line",
+    TableKind.json: "JSON document",
+    TableKind.parquet: "Parquet file",
+}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 TARGETS = (
     (Target.image, "Image"),
     (Target.question, "Question"),
@@ -61,9 +69,12 @@ class DraftRow:
 
 @dataclass(frozen=True, slots=True)
 class DraftView:
-    """The preview of an import."""
+    """The preview of an import. `encodings` can be chosen from, by name and label, where the guess is unsure."""
 
     layout: str
+    read_as: str
+    encoding: str
+    encodings: tuple[tuple[str, str], ...]
     is_records: bool
     columns: tuple[ColumnRow, ...]
     targets: tuple[tuple[str, str], ...]
@@ -83,13 +94,18 @@ def draft_view(found: Import, problem: str) -> DraftView:
     plan = ImportPlan.from_json(found.plan)
     previewed: list[PreviewRow] = []
     val_words = ""
+    form = None
     try:
+        form = imports.table_form(found)
         _, previewed = imports.preview_rows(found)
         val_words = describe_val(plan, imports.count_rows(found, limit=COUNTED_ROWS))
     except DomainError as error:
         problem = problem or error.detail
     return DraftView(
         layout=LAYOUTS[plan.layout],
+        read_as="" if form is None else describe_form(form),
+        encoding=plan.encoding,
+        encodings=() if is_sure(plan.encoding, form) else tuple(ENCODINGS.items()),
         is_records=plan.layout is Layout.records,
         columns=tuple(
             ColumnRow(column, first_example(column, previewed), target.value) for column, target in plan.columns.items()
@@ -105,6 +121,23 @@ def draft_view(found: Import, problem: str) -> DraftView:
         wrong=sum(bool(one.problem) for one in previewed),
         problem=problem,
     )
+
+
+def is_sure(encoding: str, form: TableForm | None) -> bool:
+    """Whether there is nothing to choose: the encoding was not guessed, and nobody has chosen another."""
+    return encoding in ("", *UNICODE) and (form is None or form.guess == encoding)
+
+
+def describe_form(form: TableForm) -> str:
+    """How a table is read, as a sentence."""
+    if form.kind is TableKind.xlsx:
+        others = len(form.sheets) - 1
+        rest = f", the first of {len(form.sheets)}; the others are not read" if others else ""
+        return f"Excel file, sheet “{form.sheets[0]}”{rest}."
+    if form.kind is TableKind.csv:
+        separator = SEPARATORS.get(form.delimiter, f"“{form.delimiter}”")
+        return f"Text in {ENCODINGS.get(form.encoding, form.encoding)}, separated by {separator}."
+    return f"{KINDS[form.kind]}."
 
 
 def describe_val(plan: ImportPlan, rows: int) -> str:

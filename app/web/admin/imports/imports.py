@@ -336,6 +336,7 @@ def submit_plan(session: Session, who: SignedIn, found: Import, form: FormData) 
         question=question,
         propose_val=text_of(form, "propose_val") == "on",
         scale_down=text_of(form, "scale_down") == "on",
+        encoding=text_of(form, "encoding"),
     )
 
 

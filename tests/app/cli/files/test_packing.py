@@ -15,6 +15,7 @@ from app.processes.connect import Refused
 from app.services.prompts.decoding import ACCEPTED
 from tests import factories
 from tests.app.services.imports.importing import prompts_of
+from tests.app.services.imports.tables.tables import as_xlsx
 from tests.conftest import CommittedDatabase
 
 
@@ -43,6 +44,23 @@ class TestImportFile:
         assert (code, said[-1]) == (1, "1 added, 0 unchanged, 2 rejected.")
         assert [line.split(":")[0] for line in warned] == ["line 3", "line 4"]
         assert "points outside" in warned[0]
+
+    def test_a_workbook_and_a_text_beside_their_images(
+        self, committed_db: CommittedDatabase, project: Project, tmp_path: Path
+    ) -> None:
+        (tmp_path / "tür.png").write_bytes(factories.image_bytes())
+        rows = [["image", "question"], ["tür.png", "Was trägt er?"]]
+        (tmp_path / "t.xlsx").write_bytes(as_xlsx(rows))
+        code, said, warned = take_in(tmp_path / "t.xlsx")
+        assert (code, said[-1], warned) == (0, "1 added, 0 unchanged, 0 rejected.", [])
+        (tmp_path / "t.csv").write_text("\n".join("|".join(row) for row in rows), encoding="cp1252")
+        code, said, warned = take_in(tmp_path / "t.csv")
+        assert said[0] == "The text is taken to be Western European (Windows-1252); --encoding says otherwise."
+        assert (code, said[-1], warned) == (0, "1 added, 0 unchanged, 0 rejected.", [])
+        code, said, warned = take_in(tmp_path / "t.csv", encoding="cp850")
+        assert (code, said[-1]) == (1, "0 added, 0 unchanged, 1 rejected.")
+        assert "There is no" in warned[0]
+        assert [one.question for one in prompts_of(committed_db, project)] == ["Was trägt er?"] * 2
 
     def test_vqa_x_with_a_folder_of_images(
         self, committed_db: CommittedDatabase, project: Project, tmp_path: Path

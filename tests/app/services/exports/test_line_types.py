@@ -17,7 +17,7 @@ from app.services.exports.parquet import line_features
 from app.services.exports.plan import ExportPlan, ExportRequest
 from app.services.exports.shapes import Format, Task
 from app.services.imports.record_schema import RecordIn, parse_record
-from app.services.imports.tables import TableRow
+from app.services.imports.tables.rows import TableRow
 from app.services.kernel.actors import SYSTEM
 from tests import factories
 from tests.conftest import CommittedDatabase

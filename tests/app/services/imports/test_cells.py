@@ -14,7 +14,7 @@ from app.services.imports import cells
 from app.services.imports.files import ImportFile
 from app.services.imports.layouts import make_plan, row_to_prompt
 from app.services.imports.opened import Source
-from app.services.imports.tables import TableKind
+from app.services.imports.tables.table import TableKind
 from app.services.prompts.prompts import parse_prompt
 from tests import factories
 from tests.app.services.imports.importing import problems, prompts_of, run, stored_image, write_temporary

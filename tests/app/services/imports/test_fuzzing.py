@@ -25,6 +25,7 @@ from app.services.imports.opened import Source
 from app.services.imports.reading import parse_row
 from tests import factories
 from tests.app.services.imports.importing import archive, problems, prompts_of, run, table
+from tests.app.services.imports.tables.tables import as_excel_writes
 from tests.conftest import CommittedDatabase
 from tests.mutation import mutated
 
@@ -63,6 +64,11 @@ def as_parquet(rows: list[dict[str, Any]]) -> bytes:
 PHOTOS = {f"{number}.png": photo(number) for number in range(6)}
 FILES = {
     "t.csv": as_csv(),
+    "semicolons.csv": b"sep=;\r\n"
+    + as_csv().replace(b",", b";").replace(b"\n", b"\r\n").replace(b"kite", "t\u00fcr".encode("cp1252")),
+    "utf-16.csv": as_csv().decode().encode("utf-16"),
+    "korean.csv": as_csv().replace(b"What is it?", "\ubb34\uc5c7\uc785\ub2c8\uae4c?".encode("cp949")),
+    "t.xlsx": as_excel_writes([list(ROWS[0]), *(list(row.values()) for row in ROWS)]),
     "t.jsonl": table(*ROWS),
     "t.json": json.dumps(ROWS).encode(),
     "columns.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode(),

@@ -17,11 +17,14 @@ from app.services.exports.shapes import MEDIA_TAG
 from app.services.imports.files import is_web_address
 from app.services.imports.layouts import guess_target, make_plan, row_to_prompt
 from app.services.imports.names import NameIndex, coco_names, escapes_folder
-from app.services.imports.tables import Table, TableKind, parse_object
+from app.services.imports.tables.encodings import guess_encoding
+from app.services.imports.tables.lines import parse_object
+from app.services.imports.tables.table import Table, TableKind
 from app.services.integrations.safe_http import Reach, find_place
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.text_rules import check_storable
 from app.web.admin.rounds.side_by_side import mark_differences
+from tests.app.services.imports.tables.tables import as_workbook
 
 LENGTH = 8_000
 FLOOR = 0.25
@@ -44,6 +47,16 @@ def add_user(email: str) -> object:
     return users.add_user(None, SYSTEM, email=email, role=None)  # type: ignore[arg-type]
 
 
+def read_sheet(text: str) -> object:
+    """Read a workbook whose first sheet is this XML."""
+    return list(Table(TableKind.xlsx, lambda: nullcontext(io.BytesIO(as_workbook(text)))).rows())
+
+
+def guess(text: str) -> object:
+    """Guess the encoding of a text that is not UTF-8."""
+    return guess_encoding(lambda: nullcontext(io.BytesIO(text.encode("cp1252"))))
+
+
 csv_table, ndjson_table, json_table = map(read_table, (TableKind.csv, TableKind.ndjson, TableKind.json))
 READERS: dict[str, tuple[Callable[[int], str], Callable[[str], object]]] = {
     "a column of digits": (lambda size: "7" * size + "x", guess_target),
@@ -56,6 +69,25 @@ READERS: dict[str, tuple[Callable[[int], str], Callable[[str], object]]] = {
     "unclosed quotes": (lambda size: "a,b\n" + '1,"x\n' * (size // 4), csv_table),
     "quotes that stay open": (lambda size: 'a,b\n1,"x\n' + '""\n' * (size // 4), csv_table),
     "a field of quotes": (lambda size: 'a,b\n1,"' + '""' * size, csv_table),
+    "separators that none fits": (lambda size: "a,b;c|d\te\n" + ",;|\t" * size, csv_table),
+    "rows of many separators": (lambda size: "a,b\n" + "1,2" + "," * size + "\n", csv_table),
+    "carriage returns": (lambda size: "a,b\r" + "1,2\r" * (size // 4), csv_table),
+    "quotes and carriage returns": (lambda size: 'a,b\r1,"' + "\r" * size, csv_table),
+    "a long line of no encoding": (lambda size: "a,b\n1," + "é" * size, guess),
+    "many lines of no encoding": (lambda size: "a,b\n" + "é\n" * size, guess),
+    "a row of many cells": (lambda size: "<row>" + "<c><v>1</v></c>" * size + "</row>", read_sheet),
+    "many rows of a sheet": (
+        lambda size: "<row><c><v>1</v></c></row>" * (size // 8) + "<row><c><v>2</v></c></row>" * (size // 8),
+        read_sheet,
+    ),
+    "rows that are missing": (lambda size: f'<row r="{size}"><c><v>1</v></c></row>', read_sheet),
+    "a long text in a cell": (
+        lambda size: (
+            "<row><c t='inlineStr'><is><t>a</t></is></c></row>"
+            f"<row><c t='inlineStr'><is><t>{'_x000D_x_' * size}</t></is></c></row>"
+        ),
+        read_sheet,
+    ),
     "short lines": (lambda size: "a,b\n" + "1\n" * size, csv_table),
     "lines of JSON": (lambda size: '{"a": NaN}\n' * (size // 10), ndjson_table),
     "open brackets": (lambda size: '{"a": ' + "[" * size, ndjson_table),

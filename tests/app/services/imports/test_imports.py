@@ -24,9 +24,10 @@ from app.models import Import, ImportState, Project, Prompt, PromptImage, Role, 
 from app.services.imports import imports
 from app.services.imports.cells import MISSING_WORDS
 from app.services.imports.layouts import ImportPlan, Target
+from app.services.imports.opened import Source
 from app.services.imports.reading import BATCH_ROWS
 from app.services.imports.running import run_import
-from app.services.imports.tables import MAX_COLUMNS
+from app.services.imports.tables.rows import MAX_COLUMNS
 from app.services.kernel.actors import SYSTEM
 from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import place_by_image
@@ -257,8 +258,13 @@ class TestRefusals:
         ("data", "name", "word"),
         [
             (b"", "x.jsonl", "empty"),
-            ('{"question": "q"}'.encode("utf-16"), "x.jsonl", "UTF-16"),
-            ("question\nq".encode("utf-16"), "x.csv", "UTF-16"),
+            (b"\xd0\xcf\x11\xe0 and more", "x.xls", "save it as .xlsx"),
+            (b"\xd0\xcf\x11\xe0 and more", "x.xlsx", "has a password"),
+            (
+                archive({"mimetype": b"x", "content.xml": b"<x/>", "META-INF/manifest.xml": b"<x/>"}),
+                "x.ods",
+                "OpenDocument",
+            ),
             (b"", "x.zip", "empty"),
             (archive({"a.jsonl": b"{}", "b.jsonl": b"{}"}), "x.zip", "holds 2: a.jsonl, b.jsonl"),
             (archive({"readme": b"x"}), "x.zip", "holds 0"),
@@ -381,11 +387,11 @@ class TestColumns:
         parts = (range(start, min(n, start + 400)) for start in range(0, n, 400))
         file.write_text("".join(json.dumps({f"k{number}": 1 for number in part}) + "\n" for part in parts))
         if fits:
-            plan = imports.plan_upload(file, file.name, None, split=Split.train, mapping=None, loose=True)
+            plan = imports.plan_upload(Source(file, file.name), split=Split.train, mapping=None, loose=True)
             assert len(plan.columns) == n
         else:
             with pytest.raises(Invalid, match="at most 500"):
-                imports.plan_upload(file, file.name, None, split=Split.train, mapping=None, loose=True)
+                imports.plan_upload(Source(file, file.name), split=Split.train, mapping=None, loose=True)
 
 
 class TestFormats:
@@ -419,9 +425,16 @@ class TestFormats:
         sha256 = stored_image(committed_db)
         rows = f"image;question;answer\n{sha256};caf\u00e9;b\n{sha256};ol\u00e9;c\n"
         latin = run(committed_db, project, rows.encode("latin-1"), "t.csv")
-        assert (latin.added, latin.rejected) == (0, 2)
-        assert all("not UTF-8" in reason for _, _, reason in reasons(committed_db, latin))
+        assert (latin.added, latin.rejected) == (2, 0)
+        assert latin.plan["encoding"] == "cp1252"
+        assert [one.question for one in prompts_of(committed_db, project)] == ["caf\u00e9", "ol\u00e9"]
         assert run(committed_db, project, rows.encode(), "t.csv").added == 2
+        mixed = rows.encode() + rows.encode("latin-1").splitlines()[1]
+        found = run(committed_db, project, mixed, "t.csv")
+        assert (found.added, found.plan["encoding"]) == (2, "utf-8")
+        assert [(line, reason) for line, _, reason in reasons(committed_db, found)] == [
+            (4, "The line is not UTF-8: save the file as UTF-8.")
+        ]
 
     def test_parquet_with_images_inside(
         self, committed_db: CommittedDatabase, project: Project, tmp_path: Path

@@ -16,6 +16,13 @@ from app.errors import Invalid, TooLarge
 from app.services.integrations import safe_http
 from app.services.integrations.safe_http import Reach, Unreachable
 
+SIGNED = (
+    "/a.png?Signature=aB%2Bc%2f%3D%3d&Expires=1",
+    "/a%20b/%7Ec/../d.png?x=1+2&&y",
+    "//a//b.png?",
+    "?a=/b?c",
+    "/a;v=1/b.png?q=%E4%B8%AD&q=#part",
+)
 PRIVATE = (
     "127.0.0.1",
     "10.1.2.3",
@@ -171,7 +178,19 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"x" * 1000)
         else:
-            self.send_error(404)
+            self.answer_as_told()
+
+    def answer_as_told(self) -> None:
+        """Answer with the status, or redirect to the address, that the path names; or note the path."""
+        if self.path.startswith("/to?"):
+            self.redirect(self.path.removeprefix("/to?"))
+        elif self.path.startswith("/echo"):
+            self.hosts.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+        else:
+            told = self.path.removeprefix("/status/")
+            self.send_error(int(told) if told.isdigit() else 404)
 
     def redirect(self, target: str) -> None:
         self.send_response(302)
@@ -236,6 +255,24 @@ class TestFetch:
     def test_what_goes_wrong(self, server: tuple[int, list[str]], reach: Reach, path: str, word: str) -> None:
         with pytest.raises(Unreachable, match=word):
             self.fetch(server, reach, path)
+
+    @pytest.mark.parametrize("status", [403, 404, 410])
+    def test_an_address_that_expired(self, server: tuple[int, list[str]], reach: Reach, status: int) -> None:
+        with pytest.raises(Unreachable, match=f"answered {status}: the address may have expired"):
+            self.fetch(server, reach, f"/status/{status}")
+
+    def test_another_refusal(self, server: tuple[int, list[str]], reach: Reach) -> None:
+        with pytest.raises(Unreachable, match=r"answered 500\.$"):
+            self.fetch(server, reach, "/status/500")
+
+    @pytest.mark.parametrize("redirected", [False, True])
+    @pytest.mark.parametrize("path", SIGNED)
+    def test_asks_for_what_is_written(self, reach: Reach, path: str, redirected: bool) -> None:
+        with served() as (port, hosts):
+            there = f"http://images.example.org:{port}/echo{path}"
+            asked = f"http://images.example.org:{port}/to?{there}" if redirected else there
+            safe_http.fetch(asked, reach=reach, limit=5000, seconds=5)
+        assert hosts[-1] == f"/echo{path.partition('#')[0]}"
 
     def test_a_resolver_that_hangs(self, reach: Reach) -> None:
         answered = threading.Event()

@@ -12,6 +12,7 @@ from app.models import Import, ImportState, Project, Role
 from app.services.imports import imports
 from app.services.kernel.actors import SYSTEM
 from tests import factories
+from tests.app.services.imports.tables.tables import as_xlsx
 from tests.app.web.conftest import Browser, person
 
 HERE = "/admin/projects/scenes"
@@ -86,6 +87,55 @@ class TestSamplePhotographs:
         browser.get(HERE)
         assert browser.post(f"{HERE}/imports/sample").status_code == 403
         assert session.scalars(select(Import)).all() == []
+
+
+def draft(session: Session, project: Project, data: bytes, name: str) -> Import:
+    """An import that waits for its preview to be checked."""
+    return imports.create_import(session, SYSTEM, project, filename=name, source=io.BytesIO(data), draft=True)
+
+
+@pytest.mark.usefixtures("admin")
+class TestHowATableIsRead:
+    def test_another_encoding_is_chosen(self, browser: Browser, session: Session, project: Project) -> None:
+        data = f"image;Soru;kişi\n{'0' * 64};Bu kişi ne yapıyor?;öğretmen\n".encode("cp1254")
+        made = draft(session, project, data, "t.csv")
+        address = f"{HERE}/imports/{made.id}"
+        shown = browser.get(address).text
+        assert "Text in Western European (Windows-1252), separated by semicolons." in shown
+        assert "Bu kiþi ne yapýyor?" in shown
+        plan = {"column": ["image", "Soru", "kiþi"], "target": ["image", "question", "answer"], "split": "train"}
+        plan |= {"question": "", "act": "check", "encoding": "cp1254"}
+        assert browser.post(f"{address}/plan", plan).status_code == 303
+        shown = browser.get(address).text
+        assert "Text in Turkish (Windows-1254), separated by semicolons." in shown
+        assert "Bu kişi ne yapıyor?" in shown
+        assert '<option value="cp1254" selected>' in shown
+        session.refresh(made)
+        assert made.plan["encoding"] == "cp1254"
+        assert made.plan["columns"] == [["image", "image"], ["Soru", "question"], ["kişi", "metadata"]]
+        assert browser.post(f"{address}/plan", {**plan, "column": [], "target": [], "encoding": "x"}).status_code == 422
+
+    @pytest.mark.parametrize(
+        ("data", "name", "words"),
+        [
+            ("image\tquestion\n{image}\tä\n".encode("utf-16"), "t.csv", "Text in UTF-16, separated by tabs."),
+            ("image,question\n{image},ä\n".encode(), "t.csv", "Text in UTF-8, separated by commas."),
+            (b'{"image": "x", "question": "q"}', "t.jsonl", "JSON, one object per line."),
+            (as_xlsx([["image", "question"], ["x", "q"]]), "t.xlsx", "Excel file, sheet “Prompts”."),
+            (
+                as_xlsx([["image", "question"], ["x", "q"]], [["a"]]),
+                "t.xlsx",
+                "Excel file, sheet “Prompts”, the first of 2; the others are not read.",
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_is_named_where_it_is_sure(
+        self, browser: Browser, session: Session, project: Project, data: bytes, name: str, words: str
+    ) -> None:
+        shown = browser.get(f"{HERE}/imports/{draft(session, project, data, name).id}").text
+        assert words in shown
+        assert 'name="encoding"' not in shown
 
 
 class TestWho:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import Invalid
-from app.services.imports.tables import MAX_RECORD_LINES, Table, TableKind
+from app.services.imports.tables.delimited import MAX_RECORD_LINES
+from app.services.imports.tables.table import Table, TableKind
 
 
 class Kept(io.BytesIO):
@@ -112,3 +113,36 @@ class TestNan:
         text = '{"question": "a", "answer": NaN}'
         assert read(text + "\n", TableKind.ndjson)[0] == {1: {"question": "a", "answer": None}}
         assert read(f"[{text}]", TableKind.json)[0] == {1: {"question": "a", "answer": None}}
+
+
+class TestSeparators:
+    @pytest.mark.parametrize(
+        ("data", "separator", "rows"),
+        [
+            ('id;"image, or, its, name";question\n1;x.png;a, b\n', ";", [["1", "x.png", "a, b"]]),
+            ("id|question (a, b, c, d)\n1|red\n2|blue\n", "|", [["1", "red"], ["2", "blue"]]),
+            ("id;question, please;answer\n1;a, b;c\n2;a, b;c\n", ";", [["1", "a, b", "c"], ["2", "a, b", "c"]]),
+            ("a;b;c,image,question\n1,x,q\n", ",", [["1", "x", "q"]]),
+            ("question\nWhat, then?\nWho, me?\n", ";", [["What, then?"], ["Who, me?"]]),
+            ("id;question\n1;a\n2\n3;c;d\n4;e\n", ";", [["1", "a"], ["4", "e"]]),
+            ('id;question\n1;"a\nb;c"\n', ";", [["1", "a\nb;c"]]),
+            ("id\tquestion\n1\ta;b,c|d\n", "\t", [["1", "a;b,c|d"]]),
+            ("id;question\n", ";", []),
+            ('"sep=|"\nid|question;x,y\n1|a;b,c\n', "|", [["1", "a;b,c"]]),
+            ("SEP=^\nid^question\n1^a\n", "^", [["1", "a"]]),
+        ],
+    )
+    def test_are_found_by_the_rows(self, data: str, separator: str, rows: list[list[str]]) -> None:
+        source = Kept(data.encode())
+        assert Table(TableKind.csv, lambda: source).form().delimiter == separator
+        assert [list(row.values()) for row in read(data)[0].values()] == rows
+
+    def test_lines_are_numbered_from_the_one_that_names_it(self) -> None:
+        assert read("sep=;\nid;question\n1;a\n2\n") == (
+            {3: {"id": "1", "question": "a"}},
+            {4: "The line has 1 fields, the header has 2."},
+        )
+
+    def test_a_row_that_goes_on_behind_the_first_lines(self) -> None:
+        text = "\n".join(f"line, {number}" for number in range(300))
+        assert read(f'id;question\n1;"{text}"\n')[0] == {2: {"id": "1", "question": text}}
