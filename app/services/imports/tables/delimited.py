@@ -86,8 +86,8 @@ def read_start(source: IO[bytes], encoding: str) -> Start:
 
 def broken_off(error: Exception) -> Iterator[str]:
     """No lines, but what ended the reading of them."""
+    yield from ()
     raise error
-    yield
 
 
 def fitness(lines: list[str], delimiter: str) -> tuple[float, int, float]:
