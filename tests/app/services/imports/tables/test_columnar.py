@@ -105,7 +105,9 @@ def test_images(committed_db: CommittedDatabase, project: Project, column: Any, 
     assert (found.added, found.rejected) == (2 - images.count(0), images.count(0))
     assert all(one.field == "images" for one in problems(committed_db, found))
     with committed_db.sessions() as session:
-        query = select(func.count(PromptImage.prompt_id)).group_by(PromptImage.prompt_id).order_by(PromptImage.prompt_id)
+        query = (
+            select(func.count(PromptImage.prompt_id)).group_by(PromptImage.prompt_id).order_by(PromptImage.prompt_id)
+        )
         assert list(session.scalars(query)) == [n for n in images if n]
     assert fetched in ([], ["https://x.example/a.png?s=1"])
 
