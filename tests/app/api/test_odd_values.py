@@ -254,6 +254,19 @@ def odd_requests(call: Call) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield from ((name, odd, {"data": {**dict(call.fields), name: odd}}) for odd in ODD_TEXTS)
 
 
+def odd_places(call: Call, words: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The requests with these words in one place each: the path, the query, the fields, the body."""
+    good = good_parts(call)
+    for name in call.names:
+        yield name, {"path": {name: words}, **good}
+    for name in call.query:
+        yield name, {"params": {name: words}, **good}
+    for name, _ in call.fields:
+        yield name, {"data": {**dict(call.fields), name: words}}
+    for path in () if call.body is None else holes(call.body):
+        yield repr(path), {"content": fill(call.body, path, json.dumps(words)), "headers": JSON_TYPE}
+
+
 @pytest.fixture
 def walker(app: FastAPI, session: Session, asker: User, known: dict[str, str], headers: dict[str, str]) -> Walker:
     """An admin, known by a token to REST and by a browser's session to pages; each request is undone by the walker."""
