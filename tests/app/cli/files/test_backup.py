@@ -446,6 +446,8 @@ class TestForeignBackups:
                     entry.type, entry.linkname, content = kind, "/etc/passwd", b""
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
+        with tarfile.open(file) as tar, pytest.raises(Refused, match="is not a file, or is far too large"):
+            restore.read_bytes(tar, name)
         with pytest.raises(
             Refused, match=r"is not a file, or is far too large|was not made by Illume|is empty or not text"
         ):

@@ -45,7 +45,7 @@ def break_down() -> None:
 
 
 def grow() -> int:
-    return len(bytearray(1 << 40))
+    return len(bytearray(3 << 30))
 
 
 def count(number: int) -> Generator[int, None, None]:
@@ -83,7 +83,7 @@ class TestCall:
             (wait_for_ever, Limits(seconds=1), "took over 1 s"),
             (compute_for_ever, Limits(processor=1), "of computing"),
             (break_down, Limits(), "broke down"),
-            (grow, Limits(), "memory"),
+            (grow, Limits(memory=2 << 30), "memory"),
         ],
     )
     def test_a_child_that_cannot_go_on_is_replaced(
