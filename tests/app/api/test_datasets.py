@@ -23,6 +23,7 @@ from app.services.accounts import users
 from app.services.exports import plan
 from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM
+from app.settings import get_settings
 from tests import factories
 from tests.app.services.feedback import judge
 from tests.conftest import CommittedDatabase
@@ -209,6 +210,9 @@ class TestEncodings:
         rest = admin.get(page.links["next"]["url"])
         assert page.content + rest.content == whole
         assert "next" not in rest.links
+        sent = {"Host": "other.localhost:9"}  # one of our names, but not that of the public URL
+        page = admin.get(self.path(project), params={"limit": 2}, headers=sent)
+        assert page.links["next"]["url"].startswith(f"{get_settings().address}/api/v1/")
         assert admin.get(self.path(project), params={"limit": 0}).json()["field"] == "limit"
 
     def test_an_interrupted_stream_is_resumed(

@@ -658,11 +658,14 @@ class TestWhatWouldUnblind:
     def test_ones_own_records_have_no_gap_where_gold_was(self, committed_db: CommittedDatabase, world: World) -> None:
         with client_of(committed_db, world, Role.critic) as client:
             base = f"/api/v1/projects/{world.project.slug}"
-            given = {one["id"] for one in client.get(f"{base}/verdicts?critic=me").json()["items"] if one["current"]}
+            listed = client.get(f"{base}/verdicts?critic=me").json()["items"]
+            given = {one["id"] for one in listed if one["current"]}
+            assert {one["state"] for one in listed if one["current"]} == {"counted"}
             assert {one["id"] for one in rows_of(client.get(f"{base}/dataset?critic=me"))} == given
             table = pq.read_table(io.BytesIO(client.get(f"{base}/dataset?critic=me&as=parquet&images=path").content))
         with client_of(committed_db, world, Role.viewer) as client:
             counted = rows_of(client.get(f"{base}/dataset"))
+            assert "gold" in {one["state"] for one in client.get(f"{base}/verdicts").json()["items"]}
         assert table.column("references").null_count == table.num_rows == len(given)
         assert len([one for one in counted if one["id"] in given]) == len(given) - 1
 
