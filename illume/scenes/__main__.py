@@ -8,7 +8,7 @@ from pathlib import Path
 
 from illume.options import count, number
 from illume.prompts_file import SPLITS
-from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
+from illume.scenes.emoji import EmojiMissingError, add_emoji_option, find_emoji, load_sprites
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     make.add_argument("--seed", type=int, default=0, help="seed of the scenes and questions; default: %(default)s")
     make.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and images")
-    _add_emoji(make)
+    add_emoji_option(make)
     text = "train the starter model with its recipe, which takes about an hour on a CPU"
     train = commands.add_parser("train", help=text, description=text)
     train.add_argument("--out", type=Path, required=True, help="folder for tokenizer, checkpoint, loss curve and model")
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="seed of the weights and the data; default: %(default)s")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU if there is one")
     train.add_argument("--resume", action="store_true", help="continue from the checkpoint in the folder")
-    _add_emoji(train)
+    add_emoji_option(train)
     text = "score a model on prompts of `make`: answer accuracy, and faithfulness and ROUGE-L of rationales"
     score = commands.add_parser("score", help=text, description=text)
     score.add_argument("--model", type=Path, required=True, help="folder of the model")
@@ -48,16 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--limit", type=count, default=None, metavar="N", help="use only the first N prompts")
     score.add_argument("--out", type=Path, default=None, help="also write the scores to this JSON file")
     return parser
-
-
-def _add_emoji(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--emoji",
-        type=Path,
-        default=None,
-        metavar="FOLDER",
-        help="the unpacked npm package emoji-datasource-google; by default fetched through npm into the user's cache",
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -27,6 +28,17 @@ def cache_folder() -> Path:
     """The folder of downloaded pictures: in XDG_CACHE_HOME, or in the user's `.cache`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "illume" / f"{PACKAGE}-{VERSION}"
+
+
+def add_emoji_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--emoji`, the folder that `find_emoji` takes."""
+    parser.add_argument(
+        "--emoji",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="the unpacked npm package emoji-datasource-google; by default fetched through npm into the user's cache",
+    )
 
 
 def find_emoji(folder: Path | None = None) -> Path:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from illume.options import count, natural, number
-from illume.scenes.emoji import EmojiMissingError, find_emoji, load_sprites
+from illume.scenes.emoji import EmojiMissingError, add_emoji_option, find_emoji, load_sprites
 
 TASKS = ("scenes", "pairs", "guard")
 
@@ -33,16 +33,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="seed of the weights and the data; default: %(default)s")
     train.add_argument("--threads", type=natural, default=0, help="number of processor threads; default: one per core")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU if there is one")
-    _add_emoji(train)
+    add_emoji_option(train)
     text = "generate prompts of one task with their pictures"
     make = commands.add_parser("make", help=text, description=text)
     make.add_argument("--task", choices=("pairs", "guard"), required=True, help="`illume scenes make` makes the scenes")
     make.add_argument(
         "--n", type=count, default=400, help="number of prompts: half train, a quarter each val and test; default: 400"
     )
-    make.add_argument("--seed", type=int, default=0, help="seed of the weights and the data; default: %(default)s")
+    make.add_argument("--seed", type=int, default=0, help="seed of the prompts; default: %(default)s")
     make.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and images")
-    _add_emoji(make)
+    add_emoji_option(make)
     text = "score a model on new prompts: answers, ratings, truth of greedy and sampled rationales, with intervals"
     score = commands.add_parser("score", help=text, description=text)
     score.add_argument("--model", type=Path, required=True, help="folder of the model")
@@ -51,18 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--seed", type=int, default=90_001, help="of the prompts; default: %(default)s")
     score.add_argument("--threads", type=natural, default=0, help="number of processor threads; default: one per core")
     score.add_argument("--out", type=Path, default=None, help="also write the scores to this JSON file")
-    _add_emoji(score)
+    add_emoji_option(score)
     return parser
-
-
-def _add_emoji(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--emoji",
-        type=Path,
-        default=None,
-        metavar="FOLDER",
-        help="the unpacked npm package emoji-datasource-google; by default fetched through npm into the user's cache",
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
