@@ -146,8 +146,6 @@ def _write(picture: ImageFile.ImageFile) -> EncodedImage:
     """Write the first frame of `picture` as people see it, with at most `MAX_PIXELS`, without metadata."""
     kind = picture.format or "PNG"
     target = OUTPUT_FORMATS[kind]
-    if picture.width * picture.height > MAX_PIXELS:
-        picture.draft("RGB", (picture.width // 2, picture.height // 2))  # a JPEG is decoded at half its size
     seen = as_seen(picture)
     changes, pixels = list(seen.changes), seen.pixels
     small = scaled_down(pixels, most_pixels=MAX_PIXELS, most_side=MAX_SIDE)

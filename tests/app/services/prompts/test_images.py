@@ -138,8 +138,9 @@ class TestReencode:
             with pytest.raises(TooLarge):
                 images.reencode(png_that_claims(*size))
 
-    def test_too_many_pixels_are_scaled_down_on_request(self) -> None:
-        data = encoded("L", size=(9000, 5000))
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+    def test_too_many_pixels_are_scaled_down_on_request(self, kind: str) -> None:
+        data = encoded("L", kind, size=(9000, 5000))
         with pytest.raises(TooLarge, match=r"9,000 x 5,000 pixels \(45\.0 megapixels\); at most 40 megapixels"):
             images.reencode(data)
         made = decode(data, scale_down=True)
