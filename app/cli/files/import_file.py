@@ -70,7 +70,6 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
 @click.option(
     "--encoding",
     type=click.Choice(tuple(ENCODINGS)),
-    default="",
     metavar="NAME",
     help="The encoding of a CSV file, such as cp949, where the guess is wrong.",
 )
@@ -83,7 +82,7 @@ def import_command(
     val_share: float,
     scale_down: bool,
     mapping: dict[str, str],
-    encoding: str,
+    encoding: str | None,
 ) -> int:
     """Import prompts from a file into a project.
 
@@ -102,7 +101,7 @@ def import_command(
             val_share=val_share,
             scale_down=scale_down,
             mapping=mapping or None,
-            encoding=encoding,
+            encoding=encoding or "",
         )
 
 

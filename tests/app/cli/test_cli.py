@@ -526,7 +526,7 @@ class TestProjects:
         nowhere = tmp_path / "nowhere"
         assert "There is no folder or zip" in refused(run("import", "cats", table, "--images", nowhere), 2)
         picture = run("import", "cats", tmp_path / "a.png")
-        assert "neither a table (.jsonl, .csv, .json, .parquet) nor a zip" in refused(picture, 1)
+        assert "neither a table (.jsonl, .csv, .json, .xlsx, .parquet) nor a zip" in refused(picture, 1)
         done = run("restore", nowhere)
         assert refused(done, 2).strip() == f"illume: {nowhere} could not be read: No such file or directory."
         assert run("export", "cats", "--out", tmp_path / "out.jsonl").returncode == 0
