@@ -49,7 +49,7 @@ check: $(TOOLS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/mypy --explicit-package-bases hatch_build.py tools/*.py bench/*.py bench/browsers/*.py
+	$(VENV)/bin/mypy --explicit-package-bases hatch_build.py tools/*.py bench/*.py bench/browsers/*.py tests
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/check_migrations.py
 

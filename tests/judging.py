@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import orjson
 from sqlalchemy.orm import Session
 
-from app.db.judging_pool import Call, JudgingPool, Row, Transaction
+from app.db.batches import Row
+from app.db.judging_pool import Call, JudgingPool, Transaction
 from app.models import Project
 from app.services.judging import claim as claims
 from app.services.judging import give as giving

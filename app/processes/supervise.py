@@ -54,7 +54,10 @@ def start_child(
 
 
 def stop_child(
-    process: subprocess.Popen[bytes], *, stop_signal: signal.Signals = signal.SIGTERM, patience: float = 10.0
+    process: subprocess.Popen[bytes] | subprocess.Popen[str],
+    *,
+    stop_signal: signal.Signals = signal.SIGTERM,
+    patience: float = 10.0,
 ) -> int:
     """Ask `process` to stop, and kill it after `patience` seconds. Returns its exit code."""
     if process.poll() is None:

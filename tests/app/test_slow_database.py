@@ -147,7 +147,7 @@ class TestSlow:
         end = time.monotonic() + 60
         while client.post(CLAIM).status_code != 201:
             assert time.monotonic() < end
-            services.look(time.monotonic())
+            services.check(time.monotonic())
             time.sleep(0.1)
 
 

@@ -98,7 +98,7 @@ def judge(installation: Installation, token: str) -> int:
 
 def send_codecs(installation: Installation, stop: threading.Event) -> set[int]:
     """Send forms in an encoding that takes quadratic time to read, to every kind of form route."""
-    statuses = set()
+    statuses: set[int] = set()
     body = FIELD % (BOUNDARY, b"-" + b"a" * 150_000, BOUNDARY)  # each letter is inserted into all that came before
     kind = f"multipart/form-data; boundary={BOUNDARY.decode()}; charset=punycode"
     transport = httpx.HTTPTransport(local_address=STRANGER)

@@ -181,7 +181,8 @@ class Crowd:
             for number, token in enumerate(tokens)
         ]
         self.follower = Follower(installation.api(), self.stopping)
-        self._threads = [threading.Thread(target=one.run) for one in (*self.critics, self.follower)]
+        runs = [*(critic.run for critic in self.critics), self.follower.run]
+        self._threads = [threading.Thread(target=run) for run in runs]
 
     def start(self) -> None:
         """Start them."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from app.settings import ROOT
 from tests.chaos import checks
@@ -87,7 +88,7 @@ def test_a_full_disk_is_said_and_survived(small_disk: Path) -> None:
             assert answer.status_code == 201
             crowd.stop()
             with database(installation) as session:
-                held = checks.text("SELECT count(*) FROM assignments WHERE state = 'open'")
+                held = text("SELECT count(*) FROM assignments WHERE state = 'open'")
                 wait_for(lambda: not session.scalar(held), "claims lapse", seconds=30)
                 while crowd.follower.read():
                     pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from app.models import Role, Round, RoundState, Scope
 from app.services.accounts import users
 from app.services.kernel.actors import SYSTEM
 from app.settings import ROOT
-from illume.client import project as projects
 from tests import factories
 from tests.conftest import CommittedDatabase
 from tests.docs.blocks import snippets
@@ -45,7 +45,7 @@ def test_the_page_does_what_it_says(
     Image.new("RGB", (600, 400), "brown").save(tmp_path / "photos" / "robin.jpg")
     (tmp_path / "photos" / "text.jpg").write_text("no picture")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(projects.time, "sleep", work)
+    monkeypatch.setattr(time, "sleep", work)
     names: dict[str, Any] = {}
     said: list[str] = []
     with serve() as url:

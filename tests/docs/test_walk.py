@@ -72,8 +72,8 @@ def newcomer(tmp_path: Path) -> Newcomer:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m app.cli "$@"\n')
     program.chmod(0o755)
     own = {name: value for name, value in os.environ.items() if not name.startswith("ILLUME_")}
-    path = f"{program.parent}:{os.environ['PATH']}"
-    return Newcomer(tmp_path, {**own, "PATH": path, "PYTHONPATH": str(ROOT), "ILLUME_DATA_DIR": str(tmp_path / "data")})
+    own |= {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    return Newcomer(tmp_path, {**own, "ILLUME_DATA_DIR": str(tmp_path / "data")})
 
 
 @pytest.fixture

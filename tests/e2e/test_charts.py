@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -77,7 +76,7 @@ class TestSteps:
     """The ticks of the y axis as the script computes them."""
 
     @pytest.fixture
-    def page(self, visit: Visit) -> Iterator[Page]:
+    def page(self, visit: Visit) -> Page:
         show(visit, chart_of(SCORES))
         visit.page.evaluate(
             """async () => {
@@ -208,7 +207,7 @@ class TestDrawing:
         colour = "one => getComputedStyle(one).stroke"
         line, seen = figure.locator("path.line"), {}
         for scheme in ("light", "dark"):
-            visit.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            visit.page.emulate_media(color_scheme=scheme)
             seen[scheme] = line.evaluate(colour)
             assert axe_violations(visit.page) == []
         visit.page.emulate_media(color_scheme="dark", media="print")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,6 @@ from app.models import (
     Verdict,
     VerdictState,
 )
-from app.services.judging import claim
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import projects
 from app.services.quality import gold
@@ -146,7 +146,7 @@ def test_a_gold_prompt_is_not_told_apart(
         texts = [{"text": f"it is so because of reason {number}", "fits": number == 0} for number in range(6)]
         gold.add_gold(session, SYSTEM, project, GoldIn.model_validate({"prompt": str(prompt.id), "candidates": texts}))
         projects.update_project(session, SYSTEM, scenes.slug, {"gold_share": 0.5})
-    monkeypatch.setattr(claim.random, "random", lambda: 0.0)  # the dice of each claim: gold where there is some
+    monkeypatch.setattr(random, "random", lambda: 0.0)  # the dice of each claim: gold where there is some
     page = visitor(size).sign_in(scenes.critic, to="/annotate/scenes")
     ready(page)
     expect(page.locator(".candidate").first).to_contain_text("because of reason")

@@ -25,7 +25,7 @@ def shoot(page: Page, name: str) -> None:
     """Save pictures of the page, light and dark, where a folder for them is set."""
     if SHOTS:
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)
             page.screenshot(path=Path(SHOTS) / f"{name}-{scheme}.png", full_page=True)
         page.emulate_media(color_scheme="light")
 

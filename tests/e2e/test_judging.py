@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import APIResponse, Locator, Page, Route, expect
 from sqlalchemy import func, select
 
 from app.models import Assignment, Verdict, VerdictKind, Worker
@@ -292,7 +292,7 @@ class TestNothingIsLost:
         page = critic.page
         critic.watch.allow.append("net::ERR_FAILED")
         ready(page)
-        lost = []
+        lost: list[APIResponse] = []
 
         def lose_first(route: Route) -> None:
             if not lost:

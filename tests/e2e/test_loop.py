@@ -121,7 +121,7 @@ class Knowledge:
         client = demo.client("admin")
         cursor = None
         while True:
-            query = {"limit": 1000, "split": "train"} | ({"cursor": cursor} if cursor else {})
+            query: dict[str, Any] = {"limit": 1000, "split": "train", **({"cursor": cursor} if cursor else {})}
             page = client.get("/projects/scenes/prompts", params=query).raise_for_status().json()
             for prompt in page["items"]:
                 self.prompts[prompt["images"][0]["sha256"], prompt["question"]] = prompt
@@ -246,7 +246,7 @@ class TestTheLoop:
         feed: set[str] = set()
         cursor = None
         while True:
-            query = {"limit": 1000, "critic": "me"} | ({"cursor": cursor} if cursor else {})
+            query: dict[str, Any] = {"limit": 1000, "critic": "me", **({"cursor": cursor} if cursor else {})}
             page = critic.get("/projects/scenes/verdicts", params=query).raise_for_status().json()
             feed |= {one["id"] for one in page["items"]}
             if not page["items"]:

@@ -75,7 +75,7 @@ def test_the_judging_page_is_one_screen(visitor: Visitor, scenes: world.World) -
 def looks(page: Page) -> Iterator[str]:
     """Show the page at a desktop's and a phone's size, in light and dark. Yields the name of each variant."""
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         for size in (DESK, PHONE):
             page.set_viewport_size({"width": size[0], "height": size[1]})
             yield f"{scheme}, {size[0]} wide"

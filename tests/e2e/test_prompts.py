@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 from sqlalchemy import select
 
 from app.models import Project, Prompt, PromptState, Split, Verdict, VerdictKind
@@ -54,17 +54,17 @@ def test_added_by_a_form_and_changed(admin: Visit, site: Site) -> None:
     admin.watch.allow.append("422")
     page = admin.open("/admin/projects/scenes/prompts")
     page.get_by_role("link", name="Add a prompt").click()
-    picture = {"name": "lawn.png", "mimeType": "image/png", "buffer": factories.image_bytes(size=(64, 48))}
+    picture: FilePayload = {"name": "lawn.png", "mimeType": "image/png", "buffer": factories.image_bytes(size=(64, 48))}
     page.get_by_label("Answer", exact=True).fill("a dog")
     page.get_by_role("button", name=re.compile("^Add")).click()
     expect(page.get_by_label("Images")).to_have_accessible_description(re.compile("Choose an image."))
-    page.get_by_label("Images").set_input_files([picture])  # type: ignore[list-item]
+    page.get_by_label("Images").set_input_files([picture])
     page.get_by_role("button", name=re.compile("^Add")).click()
     question = page.get_by_label("Question", exact=True)
     expect(question).to_have_attribute("aria-invalid", "true")
     expect(page.get_by_label("Answer", exact=True)).to_have_value("a dog")
     question.fill("what runs over the lawn?")
-    page.get_by_label("Images").set_input_files([picture])  # type: ignore[list-item]
+    page.get_by_label("Images").set_input_files([picture])
     page.get_by_role("button", name=re.compile("^Add")).click()
     expect(page.get_by_role("heading", name="what runs over the lawn?")).to_be_visible()
     expect(page.get_by_text("Prompt saved.")).to_be_visible()

@@ -19,7 +19,7 @@ from app.settings import ROOT
 
 def pins() -> dict[str, str]:
     """The versions that constraints.txt names."""
-    found = {}
+    found: dict[str, str] = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         name, version = line.split("==")
         found[canonicalize_name(name)] = version

@@ -275,7 +275,7 @@ def test_the_demo_of_the_wheel_brings_explanations(bin_folder: Path, tmp_path: P
     """With PostgreSQL, Redis and model of its own, as after `pip install` on a new machine."""
     tmp_path.chmod(0o711)
     installation = Installation(bin_folder, tmp_path, {"XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)})
-    command = [installation.program, "demo", "--port", "0", "--no-browser"]
+    command = [str(installation.program), "demo", "--port", "0", "--no-browser"]
     demo = subprocess.Popen(
         command, cwd=tmp_path, env=bare_environment(**installation.variables), stdout=subprocess.PIPE, text=True
     )

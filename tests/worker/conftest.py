@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CommittedDatabase, forget_settings
+from app.processes.connect import forget_settings
+from tests.conftest import CommittedDatabase
 from tests.illume.families import make_llava
 from worker.model_cache import ModelCache
 from worker.process import WorkerProcess, make_process

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db.sessions import session_scope
-from app.models import BaseCheck, CandidateSet, Image, Project, Prompt, PromptState, Round, Split
+from app.models import BaseCheck, CandidateSet, CandidateSetState, Image, Project, Prompt, PromptState, Round, Split
 from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM
 from app.services.rounds import lease, preparing, rounds
@@ -82,7 +82,7 @@ def judge_prompts(session: Session, project: Project, prompts: Sequence[Prompt])
             session, project, prompt=prompt, texts=[f"there is {prompt.answer} water"]
         )
         factories.make_verdict(session, factories.make_assignment(session, offered, critic))
-        prompt.state, offered.state = PromptState.judged, "judged"
+        prompt.state, offered.state = PromptState.judged, CandidateSetState.judged
     session.flush()
     rules.refresh_prompts(session, project.id)
 

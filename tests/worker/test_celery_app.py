@@ -14,10 +14,10 @@ from celery.beat import ScheduleEntry
 
 from app import queue
 from app.db.sessions import database_now, session_scope
+from app.processes.connect import forget_settings
 from app.services import sweep
 from app.services.integrations import webhooks
 from app.settings import ROOT
-from tests.conftest import forget_settings
 from tests.worker import loop
 from worker.__main__ import main
 from worker.celery_app import make_celery

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from app import queue
 from app.db.sessions import database_now, session_scope
 from app.models import Candidate, CandidateSet, Project, Prompt, SamplingPause
+from app.processes.connect import forget_settings
 from app.services import sweep
 from app.services.candidates import candidates, pools
 from app.services.kernel import workers
@@ -17,8 +18,8 @@ from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.projects import pauses
 from app.services.rounds import versions
+from illume.sampling.generation import sample_rationales
 from tests import factories
-from tests.conftest import forget_settings
 from tests.worker import loop
 from worker import filling
 from worker.filling import fill_pool
@@ -49,7 +50,8 @@ class TestFillPool:
             texts = session.scalars(select(Candidate).where(Candidate.candidate_set_id == offered.id)).all()
             assert len({one.text for one in texts}) == len(texts) > 1
             assert {one.temperature for one in texts} == {0.0, 1.0}
-            assert all(one.mean_logprob < 0 and one.seed is not None and one.n_tokens > 0 for one in texts)
+            assert all((one.mean_logprob or 0) < 0 and (one.n_tokens or 0) > 0 for one in texts)
+            assert all(one.seed is not None for one in texts)
             prompt = session.get_one(Prompt, offered.prompt_id)
             assert (offered.answer, offered.answer_source) == (prompt.answer, "gold")
             assert workers.device_holder(session, process.device_key) is None
@@ -117,11 +119,10 @@ class TestFillPool:
         self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         project_id = committed_project(base, prompts=2)
-        sample = filling.sample_rationales
 
         def stop_under_way(*arguments: object, **more: object) -> object:
             process.stop.set()
-            return sample(*arguments, **more)  # type: ignore[arg-type]
+            return sample_rationales(*arguments, **more)  # type: ignore[arg-type]
 
         monkeypatch.setattr(filling, "sample_rationales", stop_under_way)
         with pytest.raises(Stopping):

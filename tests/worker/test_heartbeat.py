@@ -10,10 +10,11 @@ from sqlalchemy import update
 
 from app.db.sessions import session_scope
 from app.models import CandidateSet, DeviceClaim, Project, Round, Worker
+from app.processes.connect import forget_settings
 from app.services.candidates import candidates, pools
 from app.services.kernel import workers
 from app.services.rounds import lease
-from tests.conftest import CommittedDatabase, forget_settings
+from tests.conftest import CommittedDatabase
 from tests.worker import loop
 from worker.process import WorkerProcess, make_process
 

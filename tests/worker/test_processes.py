@@ -37,6 +37,7 @@ from app.models import (
     Verdict,
 )
 from app.processes import health_checks
+from app.processes.connect import forget_settings
 from app.processes.embedded import free_port
 from app.services.accounts import users
 from app.services.candidates import pools
@@ -46,7 +47,7 @@ from app.services.rounds import lease, rounds, versions
 from app.settings import ROOT
 from tests import factories
 from tests.app.services.invariants import broken
-from tests.conftest import CommittedDatabase, forget_settings
+from tests.conftest import CommittedDatabase
 from tests.worker import loop
 
 

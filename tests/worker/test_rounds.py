@@ -10,20 +10,31 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from sqlalchemy import func, select, update
 
 from app.db.sessions import session_scope
-from app.models import Evaluation, ModelVersion, Project, Prompt, PromptState, Round, RoundState, Split
+from app.models import (
+    CandidateSetState,
+    Evaluation,
+    ModelVersion,
+    Project,
+    Prompt,
+    PromptState,
+    Round,
+    RoundState,
+    Split,
+)
+from app.processes.connect import forget_settings
 from app.services.candidates import candidates
 from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.rounds import lease, rounds
 from app.services.rounds.lease import RoundClaim
-from tests.conftest import forget_settings
 from tests.worker import loop
 from worker import round_folder
 from worker import rounds as worker_rounds
@@ -31,7 +42,7 @@ from worker.model_cache import ModelCache
 from worker.process import Stopping, WorkerProcess
 from worker.rounds import run_next_round
 
-LONGER = {"epochs": 12}
+LONGER: dict[str, Any] = {"epochs": 12}
 
 
 def folder_of(round_id: int) -> Path:
@@ -91,7 +102,7 @@ class TestRunNextRound:
         assert done.metrics["seconds"] > 0
         assert done.progress["fraction"] == 1.0
         # Candidates first: critics have something to do while the round trains.
-        assert [one.state for one in loop.sets_now(project_id)].count("ready") == 2
+        assert [one.state for one in loop.sets_now(project_id)].count(CandidateSetState.ready) == 2
         assert not folder_of(round_id).exists()
 
     def test_its_version_writes_the_next_candidates_and_is_the_next_parent(
@@ -203,6 +214,7 @@ class TestTurns:
         done = loop.round_now(round_id)
         assert (done.state, done.error, done.tries) == (RoundState.succeeded, None, 1)
         assert [one.state for one in loop.sets_now(others[0])] == ["ready"] * 2
+        assert done.finished_at is not None
         assert loop.sets_now(others[0])[0].created_at < done.finished_at
         assert "seconds" not in done.metrics  # an interrupted round says nothing about the next one's duration
 

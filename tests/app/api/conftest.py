@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -27,6 +28,7 @@ from app.models import (
     PromptImage,
     ReturnedVerdict,
     Review,
+    ReviewKind,
     Role,
     Scope,
     Split,
@@ -88,7 +90,7 @@ def client(app: FastAPI) -> TestClient:
 def as_user(app: FastAPI, session: Session) -> As:
     """Makes a client that sends a token of this person."""
 
-    def make(user: User, scope: Scope = Scope.admin, **options: int) -> TestClient:
+    def make(user: User, scope: Scope = Scope.admin, **options: Any) -> TestClient:
         _, token = users.create_token(session, SYSTEM, user_id=user.id, scope=scope, **options)
         return TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {token}"})
 
@@ -132,7 +134,7 @@ def known(session: Session, project: Project, asker: User) -> dict[str, str]:
         factories.make_assignment(session, flagged, critic, state=AssignmentState.released),
         kind=VerdictKind.flagged,
     )
-    reviews.open_review(session, flag.id, reviews.ReviewKind.flag)
+    reviews.open_review(session, flag.id, ReviewKind.flag)
     snapshot = snapshots.freeze(session, SYSTEM, project)
     started = rounds.start(session, SYSTEM, project)
     made = factories.add(session, Import(project_id=project.id, filename="x.jsonl", file_key="0" * 64))

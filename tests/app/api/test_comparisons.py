@@ -49,9 +49,10 @@ def test_critics_complete_a_comparison(
     last = critic.get(last_url).json()
     assert last == {**pair, "said": side, "to_judge": 0}
     assert admin.get(last_url).status_code == 204
-    for body, said in (({"side": "neither"}, side), ({"side": "neither", "again": True}, "neither")):
+    once: dict[str, object] = {"side": "neither"}
+    for body, standing in ((once, side), ({**once, "again": True}, "neither")):
         assert critic.post(url, json=body).status_code == 204
-        assert critic.get(last_url).json()["said"] == said
+        assert critic.get(last_url).json()["said"] == standing
     assert critic.post(url, json={"side": side, "seconds": 2.5, "again": True}).status_code == 204
 
     closed = admin.get(f"{URL}/comparisons/{made['id']}").json()

@@ -9,8 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.api import health
+from app.processes.connect import forget_settings
 from app.settings import get_settings
-from tests.conftest import forget_settings
 
 
 class TestHealth:

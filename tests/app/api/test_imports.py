@@ -186,7 +186,8 @@ class TestRoundTrip:
         found = post(admin, first.encode(), "records.jsonl", "other")
         assert (found["layout"], found["added"], found["problems"]) == ("records", 10, [])
         second = admin.get("/api/v1/projects/other/dataset").text
-        before, after = ({}, {})
+        before: dict[tuple[str, str], int] = {}
+        after: dict[tuple[str, str], int] = {}
         assert [comparable(line, after) for line in second.splitlines()] == [
             comparable(line, before) for line in first.splitlines()
         ]

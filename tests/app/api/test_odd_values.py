@@ -24,7 +24,7 @@ from urllib.parse import quote
 import pytest
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
-from httpx import Response
+from httpx2 import Response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection

@@ -17,7 +17,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from fastapi.routing import iter_route_contexts
-from httpx import Response
+from httpx2 import Response
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
@@ -36,6 +36,7 @@ from app.models import (
     PromptImage,
     Purpose,
     Review,
+    ReviewKind,
     Role,
     Round,
     RoundState,
@@ -112,7 +113,7 @@ def make_world(session: Session) -> World:
     flagged = factories.make_candidate_set(session, project)
     released = factories.make_assignment(session, flagged, me, state=AssignmentState.released)
     flag = factories.make_verdict(session, released, kind=VerdictKind.flagged)
-    reviews.open_review(session, flag.id, reviews.ReviewKind.flag)
+    reviews.open_review(session, flag.id, ReviewKind.flag)
     personal = personal_items(session, project, critic, given)
     hidden_gold(session, project, critic)
     compared = make_comparison(session, project)
@@ -412,7 +413,7 @@ class TestOddBodies:
         self, committed_db: CommittedDatabase, world: World, role: Role | str | None
     ) -> None:
         wrong, refused = [], 0
-        with client_of(committed_db, world, None if isinstance(role, str) and role == "stranger" else role) as client:
+        with client_of(committed_db, world, role if isinstance(role, Role) else None) as client:
             if role == "stranger":
                 client.headers.pop("Authorization")
                 client.cookies.clear()
@@ -500,7 +501,7 @@ PAGES = sorted(
     {
         route.path
         for route in iter_route_contexts(create_app().routes)
-        if "GET" in (route.methods or ()) and re.match(r"/(admin|annotate|$)", route.path)
+        if route.path is not None and "GET" in (route.methods or ()) and re.match(r"/(admin|annotate|$)", route.path)
     }
 )
 ADMIN = "/admin/projects/{slug}"
@@ -563,7 +564,7 @@ POSTS = sorted(
     {
         route.path
         for route in iter_route_contexts(create_app().routes)
-        if "POST" in (route.methods or ()) and not route.path.startswith("/api/")
+        if route.path is not None and "POST" in (route.methods or ()) and not route.path.startswith("/api/")
     }
 )
 OF_STRANGERS = ("/sign-in", "/account/link/{token}")

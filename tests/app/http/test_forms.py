@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -133,6 +134,6 @@ class TestReadForm:
             read(body, content_type)
         except DomainError as error:
             status = error.status
-        except forms.HTTPException as error:
+        except HTTPException as error:
             status = error.status_code
         assert status in (200, 400, 413, 422)

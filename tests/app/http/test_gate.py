@@ -155,7 +155,7 @@ class TestGate:
             other = asyncio.create_task(ask(gate, scope()))
             await asyncio.sleep(0.01)
             work.end.set()
-            assert await asyncio.gather(slow, other) == [200, 200]
+            assert list(await asyncio.gather(slow, other)) == [200, 200]
 
         run(test)
 

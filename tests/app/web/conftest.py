@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from httpx import Response
+from httpx2 import Response
 from sqlalchemy.orm import Session
 
 from app.http.dependencies import get_session
@@ -36,7 +36,7 @@ class Browser:
         self.token = found.group(1) if found else self.token
         return response
 
-    def post(self, path: str, data: dict[str, object] | None = None, **options: object) -> Response:
+    def post(self, path: str, data: Mapping[str, object] | None = None, **options: object) -> Response:
         """Send a form with the token."""
         fields = {"csrf_token": self.token, **(data or {})}
         return self.client.post(path, data=fields, follow_redirects=False, **options)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -284,7 +285,7 @@ class TestJudging:
         assert world.count(Round) == 1
         with pytest.raises(TimeoutError, match="Round 1 is still queued"):
             birds.wait_for_round(started, timeout=0)
-        monkeypatch.setattr(projects.time, "sleep", lambda _: end_round(world, RoundState.succeeded))
+        monkeypatch.setattr(time, "sleep", lambda _: end_round(world, RoundState.succeeded))
         assert birds.wait_for_round(started, progress=True).version is None
         assert "round 1, queued:   0%" in (bar := capsys.readouterr().err)
         assert "round 1, succeeded: 100%" in bar

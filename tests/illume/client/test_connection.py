@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -26,8 +27,8 @@ Outcome = httpx.Response | Exception
 def slept(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """A clock that only moves when the client waits; the seconds it waited."""
     waits: list[float] = []
-    monkeypatch.setattr(connections.time, "monotonic", lambda: sum(waits))
-    monkeypatch.setattr(connections.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(waits))
+    monkeypatch.setattr(time, "sleep", waits.append)
     yield waits
     monkeypatch.undo()
 

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ from illume.evaluation.metrics import (
     cider,
     distinct_n,
     faithful,
-    normalise_answer,
     paired_bootstrap,
     rouge_l,
 )
+from illume.texts import normalise_answer
 
 VOCABULARY = ("there", "is", "a", "dog", "cat", "on", "the", "beach")
 
@@ -209,7 +210,7 @@ class TestFaithful:
             "time": "noon",
             "objects": [{"kind": "lion", "column": "right", "row": "back"}],
         }
-        asked = {"question": "can you see a lion?", "answer": "yes", "metadata": {"scene": scene}}
+        asked: dict[str, Any] = {"question": "can you see a lion?", "answer": "yes", "metadata": {"scene": scene}}
         assert faithful("the lion is at the back right", **asked) is True
         assert faithful("the lion is at the front left", **asked) is False
 
@@ -224,7 +225,7 @@ class TestBootstrap:
 
     def test_close_to_the_normal_interval(self) -> None:
         values = np.random.default_rng(0).normal(1.0, 2.0, 400)
-        interval = bootstrap_interval(values, seed=1)
+        interval = bootstrap_interval(values.tolist(), seed=1)
         half = 1.96 * values.std() / 20
         assert interval.low == pytest.approx(values.mean() - half, abs=0.03)
         assert interval.high == pytest.approx(values.mean() + half, abs=0.03)

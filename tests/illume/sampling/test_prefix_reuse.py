@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from illume.evaluation.evaluation import evaluate
+from illume.evaluation.evaluation import Part, evaluate
 from illume.model.prompting import DEFAULT_TEMPLATE
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, bare_model, load_vlm
@@ -22,7 +22,7 @@ from tests.illume.families import FAMILIES
 from tests.illume.rounds import make_examples
 
 SETTINGS = EvaluationSettings(samples=1, max_new_tokens=20, max_answer_tokens=3)
-PARTS = ("answers", "gold")
+PARTS: tuple[Part, ...] = ("answers", "gold")
 
 
 @pytest.fixture(scope="module")

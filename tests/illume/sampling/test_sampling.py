@@ -237,8 +237,9 @@ class TestSampleRationales:
         [("top_p", 0.0), ("top_k_share", 1.5), ("max_new_tokens", 0), ("redraws", -1), ("token_budget", 0)],
     )
     def test_bad_settings_are_named(self, field: str, value: float) -> None:
+        given: dict[str, Any] = {field: value}
         with pytest.raises(ValueError, match=field):
-            SamplingSettings(**{field: value})
+            SamplingSettings(**given)
 
     def test_bad_temperatures(self) -> None:
         with pytest.raises(ValueError, match="temperature"):

@@ -32,6 +32,7 @@ from illume.settings import SamplingSettings
 from illume.tuning import lora
 from illume.tuning.batches import (
     BatchInputs,
+    Kind,
     MicroBatch,
     TrainingText,
     count_target_tokens,
@@ -112,7 +113,7 @@ class TestLoss:
         assert continuation_loss(torch.zeros(1, 3, 4), torch.full((1, 2), IGNORED)).item() == 0.0
 
     def test_means_per_kind_and_weight_by_hand(self) -> None:
-        sums = {"answer": torch.tensor(6.0), "rationale": torch.tensor(10.0)}
+        sums: dict[Kind, torch.Tensor] = {"answer": torch.tensor(6.0), "rationale": torch.tensor(10.0)}
         loss = batch_loss(sums, {"answer": 3, "rationale": 5}, 4.0)
         assert loss is not None
         assert loss.item() == 6 / 3 + 4 * 10 / 5

@@ -331,8 +331,12 @@ class TestForeignBackups:
     ) -> None:
         file = tmp_path / "all.tar"
         backup.backup(kept, file)
-        changed = {"rows": {"projects": lambda rows: rows.replace(b"cats", b"dogs")}} if part == "rows" else {}
-        forge(file, **changed, about=lambda about: about | {"objects": 1 + (part == "summary")}, signed=part == "rows")
+        changed: dict[str, Callable[[bytes], bytes]] = {}
+        if part == "rows":
+            changed["projects"] = lambda rows: rows.replace(b"cats", b"dogs")
+        forge(
+            file, rows=changed, about=lambda about: about | {"objects": 1 + (part == "summary")}, signed=part == "rows"
+        )
         expected = "rows of projects are not" if part == "rows" else "changed after it was signed"
         if part == "rows":
             forge(file, hashed=False, rows={"projects": lambda rows: rows.replace(b"dogs", b"mice")})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import webbrowser
 from pathlib import Path
 
 import pytest
@@ -48,9 +50,9 @@ def test_opens_a_browser_only_for_somebody_who_sees_it(
     path.write_text(json.dumps(accounts))
     opened: list[str] = []
     said: list[str] = []
-    monkeypatch.setattr(demo.webbrowser, "open", opened.append)
-    monkeypatch.setattr(demo.sys, "platform", "linux")
-    monkeypatch.setattr(demo.sys, "stdin", Terminal(is_terminal=is_terminal))
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "stdin", Terminal(is_terminal=is_terminal))
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setenv("DISPLAY", display)
     demo.announce(get_settings(), ADDRESS, browser=browser, say=said.append)
@@ -64,7 +66,12 @@ def test_opens_a_browser_only_for_somebody_who_sees_it(
 @pytest.mark.parametrize("word", ["--no-open", "--no-browser"])
 def test_both_words_say_no(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(demo, "run", lambda *, port, browser, say: asked.append(browser) or 0)
+
+    def run(*, port: object, browser: bool, say: object) -> int:
+        asked.append(browser)
+        return 0
+
+    monkeypatch.setattr(demo, "run", run)
     for words in ([word], []):
         CliRunner().invoke(demo.demo, words, standalone_mode=False)
     assert asked == [False, True]

@@ -118,8 +118,8 @@ def store(session: Session, project: Project, sets: Sequence[Judged], states: Se
             vote = judged.decision if is_decision else next(iter(judged.votes[turn : turn + 1]), None)
             if vote is None:
                 continue
-            state = AssignmentState.released if is_decision else AssignmentState.judged
-            assignment = factories.make_assignment(session, candidate_set, critics[turn], state=state, slot=turn + 1)
+            ended = AssignmentState.released if is_decision else AssignmentState.judged
+            assignment = factories.make_assignment(session, candidate_set, critics[turn], state=ended, slot=turn + 1)
             shown = sorted(assignment.shown)
             verdict = Verdict(
                 project_id=project.id,
@@ -231,8 +231,10 @@ def rule_in_words(votes: Sequence[Vote], slots: int, aggregation: str, *, weigh:
         return bool(others) if aggregation == "all" else not voters
 
     keys = {normalise_rationale(one.own) for one in votes if one.own is not None}
-    of_candidates = {number: [one for one in votes if number in one.picks] for number in range(3)}
-    of_texts = {
+    of_candidates: dict[int | str, list[Vote]] = {
+        number: [one for one in votes if number in one.picks] for number in range(3)
+    }
+    of_texts: dict[int | str, list[Vote]] = {
         key: [one for one in votes if one.own is not None and normalise_rationale(one.own) == key] for key in keys
     }
     accepted = {key for key, voters in {**of_candidates, **of_texts}.items() if voters and is_accepted(voters)}

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, NotFound
 from app.models import (
+    AssignmentState,
     AuditEvent,
     Candidate,
     DeliveryState,
@@ -77,7 +78,7 @@ class World:
     snapshot: Snapshot
     folder: Path
 
-    def lines(self, form: Format = Format.records, **wanted: str) -> list[dict[str, Any]]:
+    def lines(self, form: Format = Format.records, **wanted: Any) -> list[dict[str, Any]]:
         plan = export_plan.plan_export(self.session, SYSTEM, self.project, ExportRequest(format=form, **wanted))
         self.session.commit()
         return [json.loads(line) for page in export_plan.file_pages(plan) for line in page.splitlines()]
@@ -85,7 +86,7 @@ class World:
     def feed(self, cursor: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
         page = feed.feed(self.session, SYSTEM, self.project, cursor=cursor, limit=1000)
         self.session.commit()
-        return page.items, page.next
+        return list(page.items), page.next
 
     def run(self, erasure: Erasure) -> Erasure:
         self.session.commit()
@@ -346,7 +347,7 @@ class TestImage:
     def test_an_open_claim_on_it_ends(self, world: World) -> None:
         prompt = factories.make_prompt(world.session, world.project)
         offered = factories.make_candidate_set(world.session, world.project, prompt=prompt)
-        claim = factories.make_assignment(world.session, offered, world.critics[0], state="open")
+        claim = factories.make_assignment(world.session, offered, world.critics[0], state=AssignmentState.open)
         offered.taken = 1
         sha256 = world.session.scalars(select(PromptImage.sha256).where(PromptImage.prompt_id == prompt.id)).one()
         candidate = world.session.scalars(select(Candidate.id).where(Candidate.candidate_set_id == offered.id)).first()

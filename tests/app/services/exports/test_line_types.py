@@ -55,8 +55,8 @@ def late(committed_db: CommittedDatabase) -> Iterator[tuple[Session, Project]]:
                 given.seconds, given.tags, given.weight = 3.25, {str(ids[1]): ["incomplete"]}, 0.5
             elif number:
                 given.seconds = 3.0
-                whole = {"temperature": 0.0, "mean_logprob": -2.0}
-                session.query(Candidate).filter(Candidate.id.in_(ids)).update(whole)
+                of_set = session.query(Candidate).filter(Candidate.id.in_(ids))
+                of_set.update({"temperature": 0.0, "mean_logprob": -2.0})
         session.commit()
         yield session, project
 

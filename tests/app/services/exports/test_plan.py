@@ -97,7 +97,9 @@ class TestRecords:
             for prompt in prompts:
                 judge(session, project, critic, prompt=prompt)
             train, val = (str(prompt.id) for prompt in prompts)
-            frozen = {"snapshot": str(snapshots.freeze(session, SYSTEM, project).id)} if of_snapshot else {}
+            frozen: dict[str, Any] = (
+                {"snapshot": str(snapshots.freeze(session, SYSTEM, project).id)} if of_snapshot else {}
+            )
 
             assert {row["prompt"] for row in records(session, project, **frozen)} == {train, val}
             for form in (Format.sft, Format.kto):

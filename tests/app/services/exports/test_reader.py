@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 
 import orjson
 import pytest
 
+from app.db.engine import FETCHERS_PER_STREAM
 from app.services.exports import reader
 from app.services.exports.reader import (
     PageSize,
@@ -100,7 +102,7 @@ class TestPrefetch:
         for lines in prefetch(places(), lambda number: b"" if number % 5 == 0 else b"%d" % number):
             taken += 1
             with lock:
-                assert len(begun) <= int(lines) + 1 + reader.FETCHERS_PER_STREAM
+                assert len(begun) <= int(lines) + 1 + FETCHERS_PER_STREAM
         assert taken == 16
 
     def test_stops_with_who_takes_them(self) -> None:
@@ -113,7 +115,7 @@ class TestPrefetch:
         pages = prefetch(iter(range(1000)), place)
         next(pages)
         pages.close()
-        assert len(read) <= 1 + reader.FETCHERS_PER_STREAM
+        assert len(read) <= 1 + FETCHERS_PER_STREAM
         assert not [one for one in threading.enumerate() if one.name.startswith("export")]
 
     def test_a_failure_is_passed_on(self) -> None:
@@ -129,12 +131,16 @@ class TestWithBackpressure:
     def pauses(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found: list[float] = []
         moments = itertools.count()
-        monkeypatch.setattr(reader.time, "monotonic", lambda: next(moments) / 4)
-        monkeypatch.setattr(reader.time, "sleep", found.append)
+        monkeypatch.setattr(time, "monotonic", lambda: next(moments) / 4)
+        monkeypatch.setattr(time, "sleep", found.append)
         return found
 
     def test_pauses_while_somebody_waits(self, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-        read = with_backpressure(lambda number: b"%d" % number)
+
+        def page(number: int) -> bytes:
+            return b"%d" % number
+
+        read = with_backpressure(page)
         assert read(1) == b"1"
         assert pauses == []
         monkeypatch.setattr(traffic.requests, "inside", 1)

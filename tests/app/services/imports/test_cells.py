@@ -126,8 +126,9 @@ class TestIsAbsent:
     def test_values(self) -> None:
         for value in (None, float("nan"), "", " ", "\u2003\n"):
             assert cells.is_absent(value, flat=False)
-        for value in (0, False, "None", "\x1c", "nan", [], {}):
-            assert not cells.is_absent(value, flat=False)
+        present: tuple[object, ...] = (0, False, "None", "\x1c", "nan", [], {})
+        for one in present:
+            assert not cells.is_absent(one, flat=False)
         assert cells.is_absent("NaN", flat=True)
         assert not cells.is_absent("None", flat=True)  # a usual answer
 

@@ -20,9 +20,10 @@ from app.models import ImportState, Project
 from app.services.imports import record_schema
 from app.services.imports.files import ImportFile
 from app.services.imports.imports import list_columns
-from app.services.imports.layouts import Layout, make_plan
+from app.services.imports.layouts import Layout, make_plan, row_to_prompt
 from app.services.imports.opened import Source
 from app.services.imports.reading import parse_row
+from app.services.prompts.prompts import add_prompts
 from tests import factories
 from tests.app.services.imports.importing import archive, problems, prompts_of, run, table
 from tests.app.services.imports.tables.tables import as_excel_writes
@@ -147,15 +148,13 @@ class TestOneOddRow:
     ) -> None:
         from app.services.imports import reading, running
 
-        parse, add = reading.row_to_prompt, running.add_prompts
-
         def parse_badly(plan: Any, values: Any) -> Any:
-            return parse(plan, values) if values["external_id"] != "1" else {}[values["external_id"]]
+            return row_to_prompt(plan, values) if values["external_id"] != "1" else {}[values["external_id"]]
 
         def add_badly(session: Any, actor: Any, project: Any, items: Any) -> Any:
             if any(getattr(item, "external_id", None) == "4" for item in items):
                 raise KeyError("4")
-            return add(session, actor, project, items)
+            return add_prompts(session, actor, project, items)
 
         monkeypatch.setattr(reading, "row_to_prompt", parse_badly)
         monkeypatch.setattr(running, "add_prompts", add_badly)

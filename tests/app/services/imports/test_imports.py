@@ -522,7 +522,7 @@ class TestFormats:
         assert [prompt.question for prompt in prompts_of(committed_db, project)] == [row["question"] for row in rows]
 
     def test_vqa_x_as_published(self, committed_db: CommittedDatabase, project: Project) -> None:
-        columns = {
+        columns: dict[str, list[Any]] = {
             "image_id": [456558, 17, 456558],
             "question_id": [456558002, 17001, 456558003],
             "question": ["Is this a beach?", "What colour?", "Is it warm?"],
@@ -750,7 +750,14 @@ class TestProposedVal:
         assert changed.plan["propose_val"] is False
 
     def test_plans_stored_earlier_propose_none(self) -> None:
-        stored = {"layout": "own", "columns": [], "split": "train", "question": None, "strict": False, "flat": False}
+        stored: dict[str, Any] = {
+            "layout": "own",
+            "columns": [],
+            "split": "train",
+            "question": None,
+            "strict": False,
+            "flat": False,
+        }
         assert not ImportPlan.from_json(stored).places_by_image
 
 

@@ -239,7 +239,7 @@ class TestDeliver:
             [one] = deliveries(committed_db)
             assert (one.state, one.error) == (DeliveryState.pending, f"It answered {one.status}.")
             with committed_db.sessions() as session:
-                waits.append(round((one.next_at - session.scalar(select(func.now()))).total_seconds(), -1))
+                waits.append(round((one.next_at - session.scalars(select(func.now())).one()).total_seconds(), -1))
             self.make_due(committed_db)
         assert waits == [10, 30]
         webhooks.deliver(hook, reach=TRUSTED)

@@ -20,7 +20,7 @@ def beat(session: Session, name: str, **values: str) -> None:
 
 
 def make_silent(session: Session, table: type[Worker] | type[DeviceClaim], name: str) -> None:
-    column = table.name if table is Worker else table.worker
+    column = DeviceClaim.worker if table is DeviceClaim else Worker.name
     session.execute(update(table).where(column == name).values(beats_at=func.now() - timedelta(days=2)))
 
 

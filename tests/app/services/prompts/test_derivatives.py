@@ -20,7 +20,7 @@ from tests import factories
 Result = TypeVar("Result")
 
 
-def encoded(mode: str, kind: str, size: tuple[int, int], colour: object = None) -> bytes:
+def encoded(mode: str, kind: str, size: tuple[int, int], colour: float | tuple[int, ...] | None = None) -> bytes:
     file = io.BytesIO()
     PIL.Image.new(mode, size, colour).save(file, kind)
     return file.getvalue()
@@ -44,7 +44,9 @@ class TestShrink:
         grey = 90 if mode == "L" else (90, 90, 90)
         small = opened(shrink(encoded(mode, kind, (1000, 750), grey), 480))
         assert small.size == (480, 360)
-        assert all(abs(value - 90) < 4 for value in small.convert("RGB").getpixel((240, 180)))
+        pixel = small.convert("RGB").getpixel((240, 180))
+        assert isinstance(pixel, tuple)
+        assert all(abs(value - 90) < 4 for value in pixel)
 
     @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
     def test_transparency_is_laid_onto_white(self, kind: str) -> None:

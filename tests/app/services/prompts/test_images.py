@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Invalid, NotFound, TooLarge
 from app.models import Role
+from app.services.kernel.store import get_store
 from app.services.prompts import images
 from app.services.prompts.decoding import MAX_BYTES, decode
 from illume.pictures import Change
@@ -209,7 +210,7 @@ class TestReadImage:
         critic = factories.make_critic(session, project)
         stranger = factories.actor_of(factories.make_user(session))
         image = images.add_image(session, reviewer, factories.image_bytes())
-        assert images.read_image(session, reviewer, image.sha256)[1] == images.get_store().read_bytes(image.sha256)
+        assert images.read_image(session, reviewer, image.sha256)[1] == get_store().read_bytes(image.sha256)
         for other in (critic, stranger):
             with pytest.raises(NotFound):
                 images.read_image(session, other, image.sha256)

@@ -30,7 +30,12 @@ def votes(table: dict[int, tuple[bool | None, ...]], *, per_set: int = 3) -> lis
 
 class TestAlpha:
     def test_equals_the_library_with_missing_data(self) -> None:
-        rows = {0: (True, True, None), 1: (False, True, False), 2: (None, True, True), 3: (False, False, False)}
+        rows: dict[int, tuple[bool | None, ...]] = {
+            0: (True, True, None),
+            1: (False, True, False),
+            2: (None, True, True),
+            3: (False, False, False),
+        }
         data = np.array([[np.nan if one is None else float(one) for one in row] for row in rows.values()]).T
         expected = krippendorff.alpha(reliability_data=data, level_of_measurement="nominal")
         found = agreement.compute_agreement(votes(rows))

@@ -48,7 +48,7 @@ def judged(session: Session, project: Project, offered: CandidateSet, *places: i
 
 
 def queue(session: Session, project: Project) -> list[dict[str, Any]]:
-    return reviews.list_reviews(session, SYSTEM, project).items
+    return list(reviews.list_reviews(session, SYSTEM, project).items)
 
 
 def accepted_ids(session: Session, project: Project) -> list[int | None]:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import CandidateSet, Project, SetAgreement, Verdict, VerdictKind
+from app.models import Assignment, CandidateSet, Project, SetAgreement, Verdict, VerdictKind, VerdictState
 from app.services.erasure import tombstones
 from app.services.judging import change
 from app.services.kernel.actors import Actor
@@ -76,9 +76,9 @@ def test_changed_sets_are_recomputed(committed_db: CommittedDatabase, project: P
 def test_uncounted_verdicts_are_left_out(committed_db: CommittedDatabase, project: Project) -> None:
     with committed_db.sessions.begin() as session:
         gold, again, skipped = (offer(session, project) for _ in range(3))
-        say(session, gold, [0], [1])[1][1].state = "gold"
+        say(session, gold, [0], [1])[1][1].state = VerdictState.gold
         repeated = say(session, again, [0], [1])[1][1]
-        session.get_one(factories.Assignment, repeated.assignment_id).repeat = True
+        session.get_one(Assignment, repeated.assignment_id).repeat = True
         say(session, skipped, [0], [1])[1][1].kind = VerdictKind.skipped
     assert kept(committed_db) == {}
 

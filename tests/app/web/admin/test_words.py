@@ -162,7 +162,7 @@ def addresses(session: Session, offered: CandidateSet) -> Iterator[str]:
     image = session.scalars(select(PromptImage.sha256).where(PromptImage.prompt_id == prompt)).first()
     critic = session.scalars(select(Verdict.critic_id)).first()
     file = session.scalars(select(Import.id)).one()
-    names = {"p": prompt, "q": prompt, "c": critic, "d": critic, "number": 1, "import": file}
+    names: dict[str, object] = {"p": prompt, "q": prompt, "c": critic, "d": critic, "number": 1, "import": file}
     names |= {"v": 10**9, "image": image}
     for address in (*ADMIN, "/admin/projects/scenes/rounds/2", "/admin/projects/scenes/review?kind=sent_back"):
         if "{cursor}" not in address and "matches" not in address:
@@ -192,7 +192,8 @@ def audit_actions() -> Iterator[str]:
     for file in (ROOT / "app").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "audit.record":
-                yield from (one.value for one in ast.walk(node.args[2]) if isinstance(one, ast.Constant))
+                constants = (one.value for one in ast.walk(node.args[2]) if isinstance(one, ast.Constant))
+                yield from (value for value in constants if isinstance(value, str))
 
 
 def test_every_action_of_the_audit_log_has_words() -> None:

@@ -312,7 +312,7 @@ class TestVerdict:
     def test_what_was_taken_back_too_late_is_changed_once(self, browser: Browser, session: Session) -> None:
         page = browser.get("/annotate/scenes").text
         url = f"/annotate/scenes/assignments/{assignment_in(page)}/verdict"
-        fields = {"kind": "none_fit", "seconds": "1"}
+        fields: dict[str, object] = {"kind": "none_fit", "seconds": "1"}
         browser.post(url, fields, headers={**FRAGMENT, "Idempotency-Key": "first"})
         fields = {"kind": "picked", "picks": picks_in(page)[:1], "seconds": "3", "again": "yes"}
         headers = {**FRAGMENT, "Idempotency-Key": "second"}

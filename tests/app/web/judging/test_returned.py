@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Project, Role, User, Verdict
+from app.models import Project, Review, Role, User, Verdict
 from app.services.judging import decide
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.verdict_schema import parse_verdict
@@ -80,7 +80,7 @@ def assert_nothing_is_returned(browser: Browser) -> None:
 
 def asked_review(session: Session) -> int:
     """The review of the verdict."""
-    return int(session.scalars(select(reviews.Review.id)).one())
+    return int(session.scalars(select(Review.id)).one())
 
 
 def test_a_change_answers_it_too(browser: Browser, critic: User, verdict: Verdict) -> None:

@@ -143,7 +143,7 @@ class TestAllThatMatch:
     def run(self, browser: Browser, **fields: str) -> tuple[list[str], str]:
         """Ask for a change of all that match, take all steps, and return what each said and the last answer."""
         data: dict[str, object] = {"all": "yes", "here": "?q=boat&sort=-added", **fields}
-        said = []
+        said: list[str] = []
         while data:
             answer = browser.post(f"{BASE}/many", data, headers={"HX-Request": "true"} if said else {})
             assert answer.status_code == 200
