@@ -10,7 +10,7 @@ import socket
 
 import pytest
 from fastapi import FastAPI
-from httpx import Response
+from httpx2 import Response
 from markupsafe import escape
 from sqlalchemy import String, cast, func, true, update
 from sqlalchemy.exc import DBAPIError

@@ -6,7 +6,7 @@ import csv
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openpyxl
 
@@ -25,7 +25,8 @@ COLUMNS = ["external_id", "image", "question", "answer", "source"]
 def as_csv(rows: list[list[str]], delimiter: str = ",", ending: str = "\n", *, trailing: bool = False) -> str:
     """The rows below a header as CSV; `trailing`: each line ends with two separators more."""
     file = io.StringIO()
-    quoting = csv.QUOTE_ALL if ending == "\r" else csv.QUOTE_MINIMAL  # the writer takes a line feed for a letter there
+    # Where lines end in a carriage return, the writer takes a line feed for a letter.
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if ending == "\r" else csv.QUOTE_MINIMAL
     writer = csv.writer(file, delimiter=delimiter, lineterminator=ending, quoting=quoting)
     writer.writerows([*row, "", ""] if trailing else row for row in [COLUMNS, *rows])
     return file.getvalue()

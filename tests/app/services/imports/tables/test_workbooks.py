@@ -211,7 +211,7 @@ class TestHostileFiles:
     def test_rows_before_a_broken_part_are_read(self, tmp_path: Path) -> None:
         rows = [["image", "question"], *([IMAGE, f"q{number}"] for number in range(3000))]
         data = changed(as_xlsx(rows), SHEET, '<row r="2900"', '<row r="broken"')
-        found = []
+        found: list[int] = []
         with pytest.raises(Invalid, match="cannot be read"):
             found.extend(row.number for row in opened(tmp_path, data, "t.xlsx").rows())
         assert found == list(range(2, found[-1] + 1))
