@@ -1,4 +1,7 @@
-"""Prompts files: JSON Lines with one prompt per line, and image paths relative to the file."""
+"""Prompts files: JSON Lines with one prompt per line, and image paths relative to the file.
+
+A prompt has `images` and a `question`, or `parts` in their place, whose pictures are named by `image`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from illume.files import write_text
+from illume.parts import Parts, is_short, join_texts, parse_parts
 from illume.records import Example
 
 SPLITS = ("train", "val", "test")
@@ -35,7 +39,7 @@ def load_prompts(path: str | Path) -> list[Example]:
 def _parse_example(row: Any, folder: Path) -> Example:
     if not isinstance(row, dict):
         raise ValueError("a prompt must be an object with the fields external_id, images and question")
-    for name in ("external_id", "images", "question"):
+    for name in ("external_id", *(() if row.get("parts") else ("images", "question"))):
         if row.get(name) in (None, "", []):
             raise ValueError(f"the field {name} is missing")
     split = str(row.get("split") or "train")
@@ -44,15 +48,28 @@ def _parse_example(row: Any, folder: Path) -> Example:
     metadata = row.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise ValueError("the field metadata must be an object")
+    images, question, parts = _read_content(row)
     return Example(
         id=str(row["external_id"]),
-        images=tuple(str(folder / image) for image in _text_list(row, "images")),
-        question=str(row["question"]),
+        images=tuple(str(folder / image) for image in images),
+        question=question,
         answer=None if row.get("answer") is None else str(row["answer"]),
         references=tuple(_text_list(row, "references")),
         split=split,
         metadata=metadata,
+        parts=parts,
     )
+
+
+def _read_content(row: dict[str, Any]) -> tuple[list[str], str, Parts]:
+    """The images, the question and the parts of a prompt; the parts are empty in the short form."""
+    if not row.get("parts"):
+        return _text_list(row, "images"), str(row["question"]), ()
+    for name in ("images", "question"):
+        if row.get(name):
+            raise ValueError(f"parts stand in place of images and question: the field {name} is too much")
+    images, parts = parse_parts(row["parts"], key="image")
+    return images, join_texts(parts), () if is_short(parts) else parts
 
 
 def _text_list(row: dict[str, Any], name: str) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from illume.parts import Parts
+
 AnswerSource = Literal["gold", "own"]
 VerdictKind = Literal["picked", "none_fit", "skipped", "flagged"]
 
@@ -15,8 +17,9 @@ VerdictKind = Literal["picked", "none_fit", "skipped", "flagged"]
 class Example:
     """One prompt: images and a question, usually an answer, sometimes reference rationales.
 
-    `images` are paths of image files. `metadata` may contain a scene graph under the key `scene`, and the language of
-    the texts under `language`, a BCP 47 tag.
+    `images` are paths of image files. `parts` are empty in the short form, which is all images and then the question;
+    otherwise `question` is the texts of the parts, joined by line breaks. `metadata` may contain a scene graph under
+    the key `scene`, and the language of the texts under `language`, a BCP 47 tag.
     """
 
     id: str
@@ -26,6 +29,7 @@ class Example:
     references: tuple[str, ...] = ()
     split: str = "train"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    parts: Parts = ()
 
     @property
     def language(self) -> str | None:

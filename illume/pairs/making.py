@@ -51,9 +51,7 @@ def prompt_row(
     return {
         "external_id": name,
         "split": split,
-        "images": images,
         "parts": prompt_parts(question, images, rng),
-        "question": question.text,
         "answer": question.answer,
         "references": rng.sample(references, 4),
         "metadata": {

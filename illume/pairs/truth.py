@@ -31,12 +31,12 @@ Facts = set[tuple[str, ...]]
 def is_faithful(rationale: str, scenes: Sequence[Mapping[str, Any]], *, question: str, answer: str) -> bool:
     """Whether the rationale is true of the two scenes, supports the answer, and goes beyond question and answer.
 
-    `scenes` are two scene graphs as JSON data. A rationale with a word that cannot be checked, or in another language
-    than the question, is not faithful. Raises KeyError or ValueError if `scenes` are not two scene graphs, or if the
-    question belongs to no family.
+    `scenes` are two scene graphs as JSON data. The question may come after other texts of its prompt, each on a line of
+    its own. A rationale with a word that cannot be checked, or in another language than the question, is not faithful.
+    Raises KeyError or ValueError if `scenes` are not two scene graphs, or if the question belongs to no family.
     """
     one, two = (Scene.from_graph(graph) for graph in scenes)
-    meaning = parse_question(question)
+    meaning = parse_question(question.rpartition("\n")[2])
     if meaning is None:
         raise ValueError(f"not a question about two pictures: {question}")
     query, language = meaning

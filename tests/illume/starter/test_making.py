@@ -14,6 +14,7 @@ from illume.guard.policies import Policy, assess
 from illume.guard.truth import is_faithful as is_faithful_to_case
 from illume.pairs.questions import LEADS
 from illume.pairs.truth import is_faithful
+from illume.parts import ImagePart, TextPart
 from illume.prompts_file import load_prompts
 from illume.scenes.graph import Scene
 from illume.starter.__main__ import main
@@ -29,7 +30,7 @@ def _make(task: str, emoji: Path, out: Path, n: int = 72) -> list[dict[str, Any]
 def _assert_apart(rows: list[dict[str, Any]], folder: Path) -> None:
     owners = defaultdict(set)
     for row in rows:
-        for image in row["images"]:
+        for image in row.get("images") or [part["image"] for part in row["parts"] if part["type"] == "image"]:
             owners[hashlib.sha256((folder / image).read_bytes()).hexdigest()].add(row["split"])
     assert all(len(splits) == 1 for splits in owners.values())
     n = len(rows)
@@ -45,11 +46,14 @@ def test_pairs(emoji: Path, tmp_path: Path) -> None:
     for row in rows:
         parts = row["parts"]
         assert [part["type"] for part in parts] == ["text", "image", "text", "image", "text"]
-        assert [part["image"] for part in parts[1::2]] == row["images"]
         assert (parts[0]["text"], parts[2]["text"]) in LEADS[row["metadata"]["language"]]
-        assert parts[4]["text"] == row["question"]
         for text in row["references"]:
-            assert is_faithful(text, row["metadata"]["scenes"], question=row["question"], answer=row["answer"])
+            assert is_faithful(text, row["metadata"]["scenes"], question=parts[4]["text"], answer=row["answer"])
+    for example in load_prompts(tmp_path / "one" / "prompts.jsonl"):
+        assert [type(part) for part in example.parts] == [TextPart, ImagePart, TextPart, ImagePart, TextPart]
+        assert [Path(image).is_file() for image in example.images] == [True, True]
+        told = {"question": example.question, "answer": example.answer or ""}
+        assert is_faithful(example.references[0], example.metadata["scenes"], **told)
 
 
 def test_guard(emoji: Path, tmp_path: Path) -> None:
