@@ -35,7 +35,8 @@ from app.services.kernel.verdict_schema import VerdictIn
 from app.services.projects import projects
 from app.services.rounds import rounds
 from app.settings import get_settings
-from illume.evaluation.metrics import faithful
+from illume.evaluation.tasks import faithful
+from illume.records import Example
 from tests import judging
 
 WORKERS = ([*["beat"]], ["--queues", "model"], ["--queues", "default"])
@@ -147,11 +148,8 @@ def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
         texts = session.execute(
             select(Candidate.id, Candidate.text).where(Candidate.id.in_([int(one["id"]) for one in claim.candidates]))
         )
-        picks = [
-            str(candidate_id)
-            for candidate_id, words in texts
-            if faithful(words, question=prompt.question, answer=prompt.answer or "", metadata=prompt.extra)
-        ]
+        asked = Example(str(prompt.id), (), prompt.question, prompt.answer, metadata=prompt.extra)
+        picks = [str(candidate_id) for candidate_id, words in texts if faithful(words, asked)]
         picks = picks if truthful else [claim.candidates[0]["id"]]
         verdict = VerdictIn.model_validate({"kind": "picked" if picks else "none_fit", "picks": picks})
         judging.give(session, actor, claim.assignment_id, verdict)

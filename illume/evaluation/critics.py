@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from illume.evaluation.metrics import faithful, rouge_l
+from illume.evaluation.metrics import rouge_l
+from illume.evaluation.tasks import faithful
 from illume.records import Example, Rationale, TrainingRow, Verdict, stable_seed
 from illume.texts import normalise_rationale
 
@@ -54,9 +55,9 @@ def untruth_critic(*, name: str = "untruth") -> Critic:
 
 
 def _true(example: Example, candidate: Rationale, critic: str) -> bool:
-    verdict = faithful(candidate.text, question=example.question, answer=candidate.answer, metadata=example.metadata)
+    verdict = faithful(candidate.text, replace(example, answer=candidate.answer))
     if verdict is None:
-        raise ValueError(f"{critic} cannot judge {example.id}: its metadata holds no scene")
+        raise ValueError(f"{critic} cannot judge {example.id}: its metadata holds no scene that can be read")
     return verdict
 
 

@@ -22,7 +22,8 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from illume.evaluation.meteor import Meteor
-from illume.evaluation.metrics import answer_correct, bleu, chrf, cider, distinct_n, faithful, rouge_l
+from illume.evaluation.metrics import bleu, chrf, cider, distinct_n, rouge_l
+from illume.evaluation.tasks import answer_right, faithful
 from illume.model.prompting import DEFAULT_TEMPLATE, render_rationale_prompt
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, bare_model, decode
@@ -112,10 +113,7 @@ def _score_answers(
         sampling = SamplingSettings(max_new_tokens=settings.max_answer_tokens, template=template)
         progress = _count_texts(report, 1)
         own = generate_answers(vlm, examples, sampling, progress=progress, prompt_cache=prompt_cache)
-    correct = [
-        None if example.answer is None else answer_correct(answer, example.answer, language=example.language)
-        for example, answer in zip(examples, own, strict=True)
-    ]
+    correct = [answer_right(answer, example) for example, answer in zip(examples, own, strict=True)]
     return {"own": own, "gold": [example.answer for example in examples], "correct": correct, "accuracy": mean(correct)}
 
 
@@ -273,7 +271,7 @@ def score_rationales(
         "chrf": _against_references(chrf, examples, texts),
         "cider": ciders,
         "faithful": [
-            mean([_faithful(text, example) for text in row]) for example, row in zip(examples, texts, strict=True)
+            mean([faithful(text, example) for text in row]) for example, row in zip(examples, texts, strict=True)
         ],
     }
     result["means"] = _means(examples, result, range(len(examples)))
@@ -327,10 +325,6 @@ def _with_meteor(styled: Scores, examples: Sequence[Example], scores: Scores, pr
         for name, indices in chosen.items()
     }
     return styled | {"meteor": by_prompt} | means
-
-
-def _faithful(text: str, example: Example) -> bool | None:
-    return faithful(text, question=example.question, answer=example.answer or "", metadata=example.metadata)
 
 
 def _ciders(examples: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[float | None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -129,16 +129,6 @@ def _chrf_scorer() -> Any:
 def answer_correct(answer: str, gold: str, *, language: str | None = None) -> bool:
     """Whether `answer` equals the gold answer after `normalise_answer`. `language` is a BCP 47 tag."""
     return normalise_answer(answer, language=language) == normalise_answer(gold, language=language)
-
-
-def faithful(rationale: str, *, question: str, answer: str, metadata: Mapping[str, Any]) -> bool | None:
-    """Whether `rationale` is true of the prompt's scene and supports `answer`; None without a scene."""
-    scene = metadata.get("scene")
-    if scene is None:
-        return None
-    from illume.scenes.faithfulness import is_faithful  # not needed without scenes
-
-    return bool(is_faithful(rationale, scene, question=question, answer=answer))
 
 
 # Scores of a corpus

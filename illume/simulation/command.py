@@ -25,9 +25,11 @@ from transformers.utils.logging import disable_progress_bar
 from illume.errors import VlmError
 from illume.evaluation.meteor import INSTALL, Meteor, MeteorError, MeteorMissingError
 from illume.evaluation.metrics import METRICS_VERSION
+from illume.evaluation.tasks import task_of
 from illume.figure import figure
 from illume.files import write_text
 from illume.model.loading import base_fingerprint, load_processor, pick_device, pick_dtype, read_config
+from illume.records import Example
 from illume.scenes.emoji import EmojiMissingError
 from illume.simulation.baselines import count_stages, run_seed
 from illume.simulation.field import field_report, field_table
@@ -48,6 +50,7 @@ from illume.simulation.settings import (
     store_settings,
 )
 from illume.simulation.stages import Display, Models, Stages
+from illume.texts import primary_language
 from illume.tuning.job import JobError, read_json, write_json
 
 METEOR_LEFT_OUT = (
@@ -76,6 +79,7 @@ def simulate(
         pick_dtype(settings.tuning.dtype, pick_device(settings.tuning.device))
         load_processor(settings.model, read_config(settings.model))  # fails early if the model cannot be used
         examples = read_examples(settings)
+        meteor = meteor if is_english(examples) else None
         store_settings(settings, out, inputs=_inputs(settings))
         wait_for_workers(out)
         read = load_data(settings, out, examples=examples, say=display.say)
@@ -94,14 +98,30 @@ def simulate(
         seeds: dict[int, dict[str, Any]] = {}
         for seed in settings.run_seeds:
             seeds[seed] = run_seed(sim, seed, base_val)
-            found = report(base, seeds, n_train=len(data.train))
+            found = report(base, seeds, n_train=len(data.train), groups=group_places(data.heldout))
             complete = seed == settings.run_seeds[-1]
-            if complete:
+            if complete and is_english(data.heldout):
                 found["field"] = field_report(data.heldout, _by_version(base, list(seeds.values())))
             result = _write(sim, found, complete=complete)
         _write_run_info(sim, time.monotonic() - started, jobs)
         write_text(out / "table.md", _render_page(sim, result))
     return result
+
+
+def is_english(examples: Sequence[Example]) -> bool:
+    """Whether no example names another language than English, so that measures made for English say something."""
+    return all(primary_language(example.language) in (None, "en") for example in examples)
+
+
+def group_places(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """The places of the examples of each group that their tasks measure by itself, in alphabetical order."""
+    places: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        task = task_of(example)
+        group = None if task is None else task.group(example)
+        if group is not None:
+            places.setdefault(group, []).append(place)
+    return dict(sorted(places.items()))
 
 
 def _by_version(base: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -138,7 +158,7 @@ def _write(sim: Simulation, found: dict[str, Any], *, complete: bool) -> dict[st
         },
         **found,
     }
-    if complete and "meteor" not in found["mean"]["versions"]["base"]:
+    if complete and is_english(data.heldout) and "meteor" not in found["mean"]["versions"]["base"]:
         result["left out"] = METEOR_LEFT_OUT
     result["settings"]["prompts"] = [Path(name).name for name in sim.settings.prompts]
     write_json(out / "result.json", result)
@@ -182,7 +202,7 @@ def _render_page(sim: Simulation, result: dict[str, Any]) -> str:
         f"{prompts['val']} val prompts; held out: {prompts['heldout']} ({prompts['heldout_source']}); "
         f"critic {settings['critic']}, mistakes {settings['mistakes']:.0%}; seeds {', '.join(result['seeds'])}. "
         "Scores are of rationales behind the gold answer; means over seeds with 95 % bootstrap intervals over prompts; "
-        f"differences are paired.\n\n{table(result)}\n{field_table(result['field'])}"
+        f"differences are paired.\n\n{table(result)}\n{field_table(result.get('field', {}))}"
         + (f"\n{result['left out']}\n" if "left out" in result else "")
         + (f"\nPrompts left out because the model cannot read them: {n_left_out} ({LEFT_OUT}).\n" if n_left_out else "")
     )

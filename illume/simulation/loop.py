@@ -131,10 +131,12 @@ def _evaluate(
 
 
 def shuffle_images(examples: Sequence[Example]) -> list[Example]:
-    """Gives each prompt the images of another one."""
-    order = list(range(len(examples)))
-    random.Random(stable_seed("shuffle", len(examples))).shuffle(order)
-    images = {order[place]: examples[order[place - 1]].images for place in range(len(order))}
+    """Gives each prompt the images of another one with as many."""
+    images: dict[int, tuple[str, ...]] = {}
+    for count in dict.fromkeys(len(example.images) for example in examples):
+        order = [index for index, example in enumerate(examples) if len(example.images) == count]
+        random.Random(stable_seed("shuffle", len(order))).shuffle(order)
+        images |= {order[place]: examples[order[place - 1]].images for place in range(len(order))}
     return [replace(example, images=images[index]) for index, example in enumerate(examples)]
 
 

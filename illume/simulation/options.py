@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from illume.evaluation.tasks import TASKS
 from illume.model.loading import pick_device
 from illume.options import DTYPES, count, natural, number
+from illume.root import STARTER
 from illume.scenes.emoji import EmojiMissingError, find_emoji
 from illume.simulation.settings import (
     BASELINES,
@@ -37,6 +40,7 @@ same command continues the run.
 EXAMPLES = """examples:
   illume simulate --out run
   illume simulate --out small --heldout-scenes 200 --rounds 1 --seeds 1 --controls none --baselines none
+  illume simulate --out pairs --task pairs
   illume simulate --out birds --model FOLDER --prompts prompts.jsonl
   illume simulate --out vqax --model FOLDER --prompts vqaX_train.json vqaX_val.json vqaX_test.json --images coco
 """
@@ -110,22 +114,28 @@ def _add_data(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
     )
     group = parser.add_argument_group("model and prompts")
     add = group.add_argument
+    add(
+        "--task",
+        choices=tuple(TASKS),
+        default=defaults.task,
+        help="which bundled prompts to use, and what to generate for scoring; default: %(default)s",
+    )
     add("--model", default=defaults.model, help="folder, or name on the hub; default: the starter model")
-    add("--prompts", nargs="+", metavar="FILE", help="prompts (.jsonl) or VQA-X (.json); default: the bundled scenes")
+    add("--prompts", nargs="+", metavar="FILE", help="prompts (.jsonl) or VQA-X (.json); default: those of the task")
     add("--images", metavar="FOLDER", help="folder with the images of VQA-X files; default: that of each file")
-    add("--template", default=defaults.template, help="template of the prompt text; default: %(default)s")
+    add("--template", help=f"template of the prompt text; default: that of the task, mostly '{defaults.template}'")
     add(
         "--heldout-scenes",
         type=natural,
         metavar="N",
-        help="how many scenes to generate for scoring; 0 scores on the test split of the prompts instead; default: "
-        f"{defaults.heldout_scenes}, or 0 with --prompts",
+        help="how many prompts of the task to generate for scoring; 0 scores on the test split of the prompts instead; "
+        f"default: {defaults.heldout_scenes}, or 0 with --prompts",
     )
     add(
         "--heldout-seed",
         type=natural,
         metavar="SEED",
-        help=f"seed of these scenes; default: {defaults.heldout_seed}",
+        help=f"seed of these prompts; default: {defaults.heldout_seed}",
     )
 
 
@@ -206,6 +216,7 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
     A continued run keeps its resolved defaults. Raises SimulationError for options that contradict each other.
     """
     defaults, stored = SimulationSettings(), stored_settings(options.out)
+    task = TASKS[options.task]
     own = options.prompts is not None
     heldout = _scenes_to_make(options, stored)
     if options.heldout_seed is not None and heldout == 0:
@@ -225,8 +236,9 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
     threads = options.threads or (stored or {}).get("tuning", {}).get("threads", 0)
     return replace(
         defaults,
+        task=task.name,
         model=_resolve_path(options.model),
-        prompts=tuple(map(_resolve_path, options.prompts)) if own else defaults.prompts,
+        prompts=tuple(map(_resolve_path, options.prompts)) if own else (_bundled(task.name),),
         images=None if options.images is None else _resolve_path(options.images),
         heldout_scenes=heldout,
         heldout_seed=defaults.heldout_seed if options.heldout_seed is None else options.heldout_seed,
@@ -242,9 +254,17 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
         init=options.init,
         baselines=_split_names(options.baselines),
         controls=_split_names(options.controls),
-        template=options.template,
+        template=task.template if options.template is None else options.template,
+        candidates=replace(
+            defaults.candidates, max_new_tokens=task.rationale_tokens or defaults.candidates.max_new_tokens
+        ),
         tuning=replace(
             defaults.tuning,
+            evaluation=replace(
+                defaults.tuning.evaluation,
+                max_new_tokens=task.rationale_tokens or defaults.tuning.evaluation.max_new_tokens,
+                max_answer_tokens=task.answer_tokens or defaults.tuning.evaluation.max_answer_tokens,
+            ),
             learning_rate=options.learning_rate,
             epochs=options.epochs,
             guard_per_rationale=options.guard,
@@ -255,6 +275,11 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
             threads=threads or max(1, n_cores() // choose_job_count(options)),
         ),
     )
+
+
+def _bundled(task: str) -> str:
+    """The prompts of a task that are part of this repository."""
+    return str(STARTER / task / "prompts.jsonl")
 
 
 def _resolve_path(name: str) -> str:
@@ -269,7 +294,8 @@ def _split_names(text: str) -> tuple[str, ...]:
 def _have_scenes(files: Sequence[str]) -> bool:
     """Whether all files are prompts files with scenes. Missing files are reported when they are read."""
     return all(
-        name.endswith(".jsonl") and Path(name).is_file() and b'"scene"' in Path(name).read_bytes() for name in files
+        name.endswith(".jsonl") and Path(name).is_file() and re.search(rb'"scenes?"', Path(name).read_bytes())
+        for name in files
     )
 
 

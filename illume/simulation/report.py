@@ -37,6 +37,9 @@ TITLES = {
     "accuracy": "answer accuracy",
 }
 
+OF_GROUPS = ("truth", "truth_greedy", "accuracy")
+"""The measures that are told for each group of prompts."""
+
 ENOUGH = 0.95
 """The share of the score of tuning on all references that the loop should reach."""
 
@@ -86,10 +89,17 @@ def corpus(scores: Scores) -> dict[str, Any]:
     return found
 
 
-def report(base: Scores, seeds: Mapping[int, Mapping[str, Any]], *, n_train: int = 0) -> dict[str, Any]:
+def report(
+    base: Scores,
+    seeds: Mapping[int, Mapping[str, Any]],
+    *,
+    n_train: int = 0,
+    groups: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, Any]:
     """The results of all seeds as plain data: by seed, averaged over seeds, and the claims that they support.
 
-    `n_train` is the number of train prompts; the loop should need only a share of them.
+    `n_train` is the number of train prompts; the loop should need only a share of them. `groups` are the places of the
+    held-out prompts that are also reported by themselves, such as those of one language.
     """
     base_values = measure_values(base)
     versions: dict[str, list[dict[str, list[float]]]] = {}
@@ -100,9 +110,33 @@ def report(base: Scores, seeds: Mapping[int, Mapping[str, Any]], *, n_train: int
             versions.setdefault(name, []).append(values)
     whole = {name: average_over_seeds(each) for name, each in versions.items() if len(each) == len(seeds)}
     last = max((name for name in whole if name.startswith("round ")), default=None, key=lambda name: int(name[6:]))
+    mean = _report_mean(base_values, whole, last)
+    found = {
+        "base": {"corpus": corpus(base)},
+        "seeds": by_seed,
+        "mean": mean,
+        "shown": check_claims(by_seed, mean, last, n_train),
+    }
+    for group, places in (groups or {}).items():
+        some = {name: choose(values, places) for name, values in whole.items()}
+        one = _report_mean(choose(base_values, places), some, last)
+        found.setdefault("groups", {})[group] = one
+        found["shown"] |= check_group_claims(group, one, last)
+    return found
+
+
+def choose(values: Mapping[str, Sequence[float]], places: Sequence[int]) -> dict[str, list[float]]:
+    """The values of each measure for the prompts at these places."""
+    return {name: [column[place] for place in places] for name, column in values.items()}
+
+
+def _report_mean(
+    base: Mapping[str, list[float]], whole: Mapping[str, Mapping[str, list[float]]], last: str | None
+) -> dict[str, Any]:
+    """Intervals and paired differences of values that are means over seeds; `last` names the last round."""
     mean: dict[str, Any] = {
-        "versions": {"base": intervals(base_values)} | {name: intervals(values) for name, values in whole.items()},
-        "against base": {name: differences(values, base_values) for name, values in whole.items()},
+        "versions": {"base": intervals(base)} | {name: intervals(values) for name, values in whole.items()},
+        "against base": {name: differences(values, base) for name, values in whole.items()},
     }
     rounds = sorted((name for name in whole if name.startswith("round ")), key=lambda name: int(name[6:]))
     mean["against the round before"] = {
@@ -111,12 +145,7 @@ def report(base: Scores, seeds: Mapping[int, Mapping[str, Any]], *, n_train: int
     if last is not None:
         others = {name: values for name, values in whole.items() if not name.startswith("round ")}
         mean["last round against"] = {name: differences(whole[last], values) for name, values in others.items()}
-    return {
-        "base": {"corpus": corpus(base)},
-        "seeds": by_seed,
-        "mean": mean,
-        "shown": check_claims(by_seed, mean, last, n_train),
-    }
+    return mean
 
 
 def _seed_report(
@@ -188,6 +217,22 @@ def check_claims(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str 
     return found
 
 
+def check_group_claims(group: str, mean: Mapping[str, Any], last: str | None) -> dict[str, Any]:
+    """Checks what one group of prompts shows: truth rises, more than by random picks, and answers stay right."""
+    if last is None:
+        return {}
+    found: dict[str, Any] = {}
+    compared = {"base": mean["against base"][last], "random": mean["last round against"].get("random", {})}
+    for name, difference in compared.items():
+        if "truth" in difference:
+            low = difference["truth"]["low"]
+            found[f"{group}: sampled truth above {name}"] = {"holds": low > 0, "lower end": low}
+    if "accuracy" in compared["base"]:
+        change = compared["base"]["accuracy"]["mean"]
+        found[f"{group}: answer accuracy falls by at most 2 points"] = {"holds": change >= -MAX_DROP, "change": change}
+    return found
+
+
 # A table
 
 
@@ -202,13 +247,38 @@ def cell(one: Mapping[str, float] | None, *, signed: bool = False) -> str:
 def table(result: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     mean = result["mean"]
-    names = [name for name in TITLES if all(name in one for one in mean["versions"].values())]
+    names = _shared_measures(mean)
     lines = ["| version | " + " | ".join(TITLES[name] for name in names) + " | labels used |"]
     lines.append("|---" * (len(names) + 2) + "|")
     for version, measures in mean["versions"].items():
         cells = " | ".join(cell(measures[name]) for name in names)
         lines.append(f"| {version} | {cells} | {labels_used(result, version)} |")
-    lines += ["", "| difference | " + " | ".join(TITLES[name] for name in names) + " |"]
+    lines += ["", *_difference_lines(mean, names), ""]
+    for group, one in result.get("groups", {}).items():
+        lines += [*_group_lines(group, one, [name for name in OF_GROUPS if name in names]), ""]
+    for claim, one in result["shown"].items():
+        rest = ", ".join(f"{key} {_numbers(value)}" for key, value in one.items() if key != "holds")
+        lines.append(f"* {claim}: {'yes' if one['holds'] else 'NO'}{f' ({rest})' if rest else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def _shared_measures(mean: Mapping[str, Any]) -> list[str]:
+    """The measures that every version has."""
+    return [name for name in TITLES if all(name in one for one in mean["versions"].values())]
+
+
+def _group_lines(group: str, mean: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The versions and their differences for a group of prompts."""
+    count = next((one["n"] for one in mean["versions"]["base"].values()), 0)
+    lines = [f"| {group}: {count} prompts | " + " | ".join(TITLES[name] for name in names) + " |"]
+    lines.append("|---" * (len(names) + 1) + "|")
+    for version, measures in mean["versions"].items():
+        lines.append(f"| {version} | " + " | ".join(cell(measures[name]) for name in names) + " |")
+    return [*lines, "", *_difference_lines(mean, names)]
+
+
+def _difference_lines(mean: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    lines = ["| difference | " + " | ".join(TITLES[name] for name in names) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
     pairs = [(f"{name} - base", one) for name, one in mean["against base"].items()]
     pairs += [(f"{name} - the one before", one) for name, one in mean["against the round before"].items()]
@@ -217,11 +287,7 @@ def table(result: Mapping[str, Any]) -> str:
         f"| {name} | " + " | ".join(cell(one.get(measure), signed=True) for measure in names) + " |"
         for name, one in pairs
     ]
-    lines.append("")
-    for claim, one in result["shown"].items():
-        rest = ", ".join(f"{key} {_numbers(value)}" for key, value in one.items() if key != "holds")
-        lines.append(f"* {claim}: {'yes' if one['holds'] else 'NO'}{f' ({rest})' if rest else ''}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _numbers(value: Any) -> str:

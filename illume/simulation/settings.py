@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from illume.evaluation.tasks import TASKS, Task, task_of
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 from illume.prompts_file import SPLITS, load_prompts
 from illume.records import Example, stable_seed
@@ -42,10 +43,11 @@ class SimulationSettings:
 
     __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
 
+    task: str = "scenes"  # that held-out prompts are made for
     model: str = str(STARTER / "model")
     prompts: tuple[str, ...] = (str(STARTER / "scenes" / "prompts.jsonl"),)
     images: str | None = None  # folder of the images of a VQA-X file
-    heldout_scenes: int = 2000  # scenes generated at run time; 0: the test split of the prompts
+    heldout_scenes: int = 2000  # prompts of the task generated at run time; 0: the test split of the prompts
     heldout_seed: int = 90_001
     heldout_samples: int = 1  # sampled rationales of each held-out prompt
     max_val: int = 100
@@ -68,6 +70,8 @@ class SimulationSettings:
 
     def __post_init__(self) -> None:
         """Raises SimulationError naming the setting that is out of range."""
+        if self.task not in TASKS:
+            raise SimulationError(f"task: {self.task} is none of {', '.join(TASKS)}")
         least_of = {"rounds": 1, "seeds": 1, "first_seed": 0, "heldout_samples": 1, "max_val": 0, "heldout_scenes": 0}
         for name, least in least_of.items():
             if getattr(self, name) < least:
@@ -251,7 +255,10 @@ def read_examples(settings: SimulationSettings) -> list[Example]:
     if not train:
         raise SimulationError("there are no train prompts")
     for example in train:
-        if settings.critic == "truth" and "scene" not in example.metadata:
+        found = task_of(example)
+        if settings.task != "scenes" and (found is None or found.name != settings.task):
+            raise SimulationError(f"{example.id} is no prompt of the task {settings.task}: its metadata must name it")
+        if settings.critic == "truth" and found is None:
             raise SimulationError(f"the truth critic cannot judge {example.id}: its metadata holds no scene")
         if settings.critic == "rouge" and not example.references:
             raise SimulationError(f"the ROUGE-L critic cannot judge {example.id}: it has no references")
@@ -270,7 +277,7 @@ def load_data(
     by_split = {split: tuple(example for example in examples if example.split == split) for split in SPLITS}
     heldout, source = by_split["test"], "the test split"
     if settings.heldout_scenes:
-        heldout, source = _make_heldout_scenes(settings, out, examples, say)
+        heldout, source = _make_heldout(TASKS[settings.task], settings, out, examples, say)
     val = sorted(by_split["val"], key=lambda example: stable_seed("val", example.id))[: settings.max_val]
     return without_left_out(Data(by_split["train"], tuple(val), heldout, source), read_left_out(out))
 
@@ -291,22 +298,26 @@ def without_left_out(data: Data, left_out: Sequence[Mapping[str, str]]) -> Data:
     return replace(data, train=keep(data.train), val=keep(data.val), heldout=keep(data.heldout))
 
 
-def _make_heldout_scenes(
-    settings: SimulationSettings, out: Path, examples: Sequence[Example], say: Callable[[str], None]
+def _make_heldout(
+    task: Task, settings: SimulationSettings, out: Path, examples: Sequence[Example], say: Callable[[str], None]
 ) -> tuple[tuple[Example, ...], str]:
     from illume.scenes.emoji import find_emoji, load_sprites
-    from illume.scenes.making import make_scenes
 
     folder = out / "heldout"
     if not (folder / "prompts.jsonl").exists():
-        say(f"making {settings.heldout_scenes} held-out scenes")
+        say(f"making {settings.heldout_scenes} held-out {task.made}")
         sprites = load_sprites(find_emoji())
-        make_scenes(folder, n=settings.heldout_scenes, seed=settings.heldout_seed, sprites=sprites, report=say)
-    known = [_scene(example.metadata) for example in examples]
-    made = [example for example in load_prompts(folder / "prompts.jsonl") if _scene(example.metadata) not in known]
-    source = f"{len(made)} scenes made with seed {settings.heldout_seed}"
+        task.make(folder, n=settings.heldout_scenes, seed=settings.heldout_seed, sprites=sprites, report=say)
+    known = [scene for example in examples for scene in _scenes(example.metadata)]
+    made = [
+        example
+        for example in load_prompts(folder / "prompts.jsonl")
+        if not any(scene in known for scene in _scenes(example.metadata))
+    ]
+    source = f"{len(made)} {task.made} made with seed {settings.heldout_seed}"
     return tuple(replace(example, split="test") for example in made), source
 
 
-def _scene(metadata: Mapping[str, Any]) -> Any:
-    return metadata.get("scene")
+def _scenes(metadata: Mapping[str, Any]) -> list[Any]:
+    """The graphs of all scenes that a prompt shows."""
+    return list(metadata["scenes"]) if "scenes" in metadata else [metadata["scene"]] if "scene" in metadata else []

@@ -26,7 +26,10 @@ from illume.evaluation.evaluation import score_rationales
 from illume.evaluation.meteor import Meteor
 from illume.evaluation.metrics import bleu, caption_rouge_l, caption_words
 from illume.figure import figure
+from illume.pairs.making import make_pairs
 from illume.records import Example, Rationale
+from illume.root import STARTER
+from illume.scenes.emoji import load_sprites
 from illume.settings import CandidateSettings, EvaluationSettings, TuningSettings
 from illume.simulation import options
 from illume.simulation.baselines import make_control_pools, make_reference_pool
@@ -49,6 +52,8 @@ from illume.simulation.settings import (
     Data,
     SimulationError,
     SimulationSettings,
+    load_data,
+    read_examples,
     read_prompts,
     store_settings,
 )
@@ -460,6 +465,16 @@ class TestControls:
         )
         assert [sorted(pool) for pool in pools] == [["a"], ["a", "b"]]
 
+    def test_shuffled_images_are_as_many_as_before(self) -> None:
+        counts = (1, 2, 1, 3, 2, 1)
+        prompts = [
+            Example(f"{number}", tuple(f"{number}-{place}" for place in range(count)), "q")
+            for number, count in enumerate(counts)
+        ]
+        mixed = shuffle_images(prompts)
+        assert [len(one.images) for one in mixed] == list(counts)
+        assert [one.id for one in mixed if one.images[0].startswith(f"{one.id}-")] == ["3"], "no other has as many"
+
     def test_shuffled_images_are_always_anothers(self) -> None:
         examples = [example(str(number)) for number in range(7)]
         shuffled = shuffle_images(examples)
@@ -530,6 +545,80 @@ class TestPrompts:
             read_prompts([__file__])
         with pytest.raises(SimulationError, match="no prompts file"):
             read_prompts([str(tmp_path / "none.jsonl")])
+
+
+@pytest.fixture(scope="module")
+def pairs(settings: SimulationSettings, emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> SimulationSettings:
+    folder = tmp_path_factory.mktemp("pairs")
+    make_pairs(folder, n=12, seed=3, sprites=load_sprites(emoji))
+    prompts = (str(folder / "prompts.jsonl"),)
+    return replace(settings, task="pairs", prompts=prompts, heldout_scenes=4, controls=("random", "shuffled"))
+
+
+@pytest.fixture(scope="module")
+def run_of_pairs(
+    pairs: SimulationSettings, emoji: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("run-of-pairs")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("illume.scenes.emoji.find_emoji", lambda: emoji)
+        return out, simulate(pairs, out, display=quiet())
+
+
+class TestTasks:
+    """A task brings prompts made for it, and is measured in groups of its own."""
+
+    def test_each_language_has_measures_and_claims(self, run_of_pairs: tuple[Path, dict[str, Any]]) -> None:
+        out, result = run_of_pairs
+        assert result["prompts"]["heldout_source"] == "4 pairs of scenes made with seed 90001"
+        assert list(result["groups"]) == ["de", "en"]
+        for group in result["groups"].values():
+            assert group["versions"]["round 1"]["truth"]["n"] == group["versions"]["base"]["accuracy"]["n"] == 2
+            assert set(group["last round against"]) == {"random", "shuffled"}
+        claims = ("sampled truth above base", "sampled truth above random", "answer accuracy falls by at most 2 points")
+        assert {f"{group}: {claim}" for group in ("de", "en") for claim in claims} <= set(result["shown"])
+        assert "| de: 2 prompts | truth, T = 0.7 | truth, greedy | answer accuracy |" in (out / "table.md").read_text()
+
+    def test_what_is_made_for_english_is_left_out(self, run_of_pairs: tuple[Path, dict[str, Any]]) -> None:
+        out, result = run_of_pairs
+        assert "field" not in result
+        assert "left out" not in result
+        assert "COCO" not in (out / "table.md").read_text()
+
+    def test_groups_are_those_of_the_values(self) -> None:
+        base = TestReport().scores([0.2] * 4, [0.0, 1.0, 0.0, 1.0], [True] * 4)
+        found = report(base, {1: TestReport().seed(last=0.7)}, groups={"de": [0, 2], "en": [1, 3]})
+        means = {group: one["against base"]["round 2"]["truth"]["mean"] for group, one in found["groups"].items()}
+        assert means == pytest.approx({"de": 0.7, "en": -0.3})
+        assert found["shown"]["de: sampled truth above base"]["holds"]
+        assert not found["shown"]["en: sampled truth above base"]["holds"]
+
+    def test_prompts_without_groups_are_reported_as_a_whole(self, run: tuple[Path, dict[str, Any]]) -> None:
+        assert "groups" not in run[1]
+
+    def test_heldout_prompts_share_no_scene_with_the_others(
+        self, pairs: SimulationSettings, emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("illume.scenes.emoji.find_emoji", lambda: emoji)
+        same = replace(pairs, heldout_seed=3, heldout_scenes=14)
+        data = load_data(same, tmp_path, examples=read_examples(same), say=lambda _: None)
+        assert len(data.heldout) == 2, "the first 12 are the prompts themselves"
+
+    def test_the_command(self, pairs: SimulationSettings, tmp_path: Path) -> None:
+        words = ["--out", str(tmp_path), "--task", "pairs", "--prompts", *pairs.prompts]
+        found = read_settings(parser().parse_args(words))
+        assert (found.task, found.critic, found.heldout_scenes) == ("pairs", "truth", 0)
+        assert (found.candidates.max_new_tokens, found.tuning.evaluation.max_new_tokens) == (80, 80)
+        bundled = read_settings(parser().parse_args(["--out", str(tmp_path), "--task", "pairs"]))
+        assert bundled.prompts == (str(STARTER / "pairs" / "prompts.jsonl"),)
+        plain = read_settings(parser().parse_args(["--out", str(tmp_path), "--heldout-scenes", "2000"]))
+        assert replace(plain, tuning=SimulationSettings().tuning) == SimulationSettings()
+
+    def test_prompts_of_another_task_are_refused(self, settings: SimulationSettings) -> None:
+        with pytest.raises(SimulationError, match="train-0 is no prompt of the task pairs"):
+            read_examples(replace(settings, task="pairs"))
+        with pytest.raises(SimulationError, match="task: birds is none of scenes, pairs"):
+            replace(settings, task="birds")
 
 
 class TestReport:
