@@ -78,6 +78,18 @@ class TrainingRow:
     rationale: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A rationale that critics turned down, and an accepted one of the same prompt that they preferred to it.
+
+    Without `accepted`, nothing of its candidate set fitted.
+    """
+
+    example: Example
+    rationale: str
+    accepted: str | None
+
+
 def stable_seed(*parts: object) -> int:
     """A seed in [0, 2**63) that depends on `parts` only: it is the same on every machine and in every process."""
     text = "\x1f".join(str(part) for part in parts)

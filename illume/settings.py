@@ -11,6 +11,7 @@ from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 
 Init = Literal["continue", "from_base"]
 PrimaryMetric = Literal["rouge_l", "heldout"]
+Objective = Literal["picks", "picks_and_rejections"]
 
 KNOWN_FIELDS_ONLY = ConfigDict(extra="forbid")
 """How a dataclass is read from a file: an unknown field is an error."""
@@ -23,6 +24,7 @@ def _checked_template(text: str) -> str:
 
 Template = Annotated[str, AfterValidator(_checked_template)]
 Positive = Field(gt=0)
+NotNegative = Field(ge=0)
 Share = Field(ge=0, lt=1)
 
 
@@ -83,6 +85,23 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PreferenceSettings:
+    """How a round learns from rationales that were turned down; `illume.tuning.preferences` has the formulas.
+
+    A weight of 0 switches its term off.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
+
+    beta: Annotated[float, Positive] = 2.0  # of log-likelihoods in nats per token
+    pair_weight: Annotated[float, NotNegative] = 1.0  # accepted before turned down
+    picture_weight: Annotated[float, NotNegative] = 1.0  # the prompt's pictures before another prompt's
+    anchor_weight: Annotated[float, NotNegative] = 1.0  # accepted no less likely than to the parent
+    unpaired_weight: Annotated[float, NotNegative] = 1.0  # turned down where nothing fitted
+    pairs_per_rationale: Annotated[int, Positive] = 2  # used by who writes rejections.jsonl
+
+
+@dataclass(frozen=True, slots=True)
 class TuningSettings:
     """Parameters of one tuning round."""
 
@@ -108,6 +127,8 @@ class TuningSettings:
     dtype: str = "auto"
     threads: int = 0  # CPU threads; 0 leaves the choice to torch
     template: Template = DEFAULT_TEMPLATE
+    objective: Objective = "picks"  # or also what critics turned down
+    preferences: PreferenceSettings = field(default_factory=PreferenceSettings)
     primary_metric: PrimaryMetric = "rouge_l"
     max_answer_drop: float = 0.02
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from illume.evaluation.metrics import rouge_l
 from illume.evaluation.tasks import faithful
-from illume.records import Example, Rationale, TrainingRow, Verdict, stable_seed
+from illume.records import Example, Rationale, Rejection, TrainingRow, Verdict, stable_seed
 from illume.texts import normalise_rationale
 
 Critic = Callable[[Example, Sequence[Rationale]], Verdict]
@@ -144,6 +144,37 @@ def rationale_rows(
         if texts and answer is None:
             raise ValueError(f"{example.id} has accepted rationales but no answer")
         rows += [TrainingRow(replace(example, answer=answer), text) for text in texts]
+    return rows
+
+
+def rejection_rows(
+    examples: Sequence[Example],
+    accepted: Accepted,
+    turned_down: Mapping[str, Sequence[str]],
+    *,
+    answers: Mapping[str, str] | None = None,
+    per_rationale: int,
+    seed: int,
+) -> list[Rejection]:
+    """What was turned down, in the order of `examples`: each text beside an accepted one, if its prompt has one.
+
+    Each accepted rationale is preferred to at most `per_rationale` texts, selected by hash; so is nothing at all, where
+    no rationale was accepted. `answers` is as in `rationale_rows`. Raises ValueError for an example without an answer.
+    """
+    rows = []
+    for example in examples:
+        better = accepted.get(example.id, ())
+        known = set(map(normalise_rationale, better))
+        worse = [
+            text for text in deduplicate(turned_down.get(example.id, ())) if normalise_rationale(text) not in known
+        ]
+        answer = (answers or {}).get(example.id, example.answer)
+        if worse and answer is None:
+            raise ValueError(f"{example.id} has rationales that were turned down but no answer")
+        worse.sort(key=lambda text, owner=example.id: stable_seed(seed, "pair", owner, text))  # type: ignore[misc]
+        answered = replace(example, answer=answer)
+        for index, text in enumerate(worse[: per_rationale * max(1, len(better))]):
+            rows.append(Rejection(answered, text, better[index % len(better)] if better else None))
     return rows
 
 

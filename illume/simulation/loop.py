@@ -16,6 +16,7 @@ from illume.evaluation.critics import (
     accumulate,
     guard_rows,
     rationale_rows,
+    rejection_rows,
     rouge_critic,
     truth_critic,
     with_mistakes,
@@ -23,7 +24,7 @@ from illume.evaluation.critics import (
 from illume.evaluation.evaluation import Part, evaluate, n_texts
 from illume.evaluation.meteor import Meteor
 from illume.model.vision_cache import EncodedPromptCache
-from illume.records import Example, Rationale, Verdict, stable_seed
+from illume.records import Example, Rationale, Rejection, Verdict, stable_seed
 from illume.sampling.generation import sample_rationales
 from illume.settings import EvaluationSettings, SamplingSettings, TuningSettings
 from illume.simulation.meteor import with_meteor
@@ -222,6 +223,15 @@ def own_answers(data: Data, judged: Iterable[Judged]) -> dict[str, str]:
     return {one.example_id: one.candidates[0].answer for one in judged if one.candidates and one.example_id in without}
 
 
+def turned_down(judged: Iterable[Judged]) -> Pool:
+    """The candidates that were not picked, by example id."""
+    found: dict[str, list[str]] = {}
+    for one in judged:
+        left = (candidate.text for index, candidate in enumerate(one.candidates) if index not in one.picks)
+        found.setdefault(one.example_id, []).extend(left)
+    return {example_id: tuple(texts) for example_id, texts in found.items()}
+
+
 # Tuning
 
 
@@ -261,9 +271,11 @@ def run_round(
     seed: int,
     answers: Mapping[str, str] | None = None,
     learning_rate: float | None = None,
+    worse: Pool | None = None,
 ) -> Version:
     """Runs or resumes a tuning round on `accepted` and its forgetting guard, in the folder `name`.
 
+    `worse` holds what was turned down, by example id, for the objective that learns from it.
     It runs in this process, because a child process would spend as much time on imports as a small round takes.
     """
     folder = sim.folder / name
@@ -282,21 +294,40 @@ def run_round(
                 parent_scores=dict(parent_scores),
                 settings=settings,
             )
-            write_job(folder, job, train=rows, val=sim.data.val)
+            rejections = _rejections(sim, settings, accepted, worse or {}, answers, seed)
+            write_job(folder, job, train=rows, val=sim.data.val, rejections=rejections)
         sim.models.free_gpu_memory()
         result = run_job(folder, request=ProgressRequest(folder, tick))
         for leftover in ("checkpoints", "evaluation"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
         kept = ("best_epoch", "n_rationale", "n_vqa_only", "w", "epochs", "decision")
+        if settings.objective == "picks_and_rejections":
+            kept = (*kept, "n_pairs", "n_unpaired")
         return {key: result[key] for key in kept}
 
     report = sim.stages.run_once(f"{name}/tuning", "tuning", compute, note=_describe)
     return Version(folder / "adapter", read_json(folder / "result.json")["evaluation"]["new"], report)
 
 
+def _rejections(
+    sim: Simulation,
+    settings: TuningSettings,
+    accepted: Pool,
+    worse: Pool,
+    answers: Mapping[str, str] | None,
+    seed: int,
+) -> list[Rejection]:
+    if settings.objective == "picks":
+        return []
+    most = settings.preferences.pairs_per_rationale
+    return rejection_rows(sim.data.train, accepted, worse, answers=answers, per_rationale=most, seed=seed)
+
+
 def _describe(report: Mapping[str, Any]) -> str:
+    pairs = f"{report['n_pairs']} pairs, {report['n_unpaired']} without a pair, " if "n_pairs" in report else ""
     return (
-        f"{report['n_rationale']} rationales, {report['n_vqa_only']} VQA-only rows, best epoch {report['best_epoch']}"
+        f"{report['n_rationale']} rationales, {pairs}{report['n_vqa_only']} VQA-only rows, "
+        f"best epoch {report['best_epoch']}"
     )
 
 
@@ -347,8 +378,17 @@ def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
         if accepted == before:
             sim.stages.display.skip("tuning")
         else:
-            answers = own_answers(sim.data, [one for past in judged_by_round for one in past])
-            tuned = run_round(sim, name, accepted, parent=adapter, parent_scores=val, seed=seed, answers=answers)
+            past = [one for rows in judged_by_round for one in rows]
+            tuned = run_round(
+                sim,
+                name,
+                accepted,
+                parent=adapter,
+                parent_scores=val,
+                seed=seed,
+                answers=own_answers(sim.data, past),
+                worse=turned_down(past),
+            )
             if sim.settings.activation == "always" or tuned.report["decision"]["activate"]:
                 adapter, val, scores = tuned.adapter, tuned.val, None
         if scores is None and adapter is not None:

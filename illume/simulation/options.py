@@ -191,6 +191,12 @@ def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
         default=defaults.activation,
         help="activate every new version, or only better ones; default: %(default)s",
     )
+    add(
+        "--objective",
+        choices=("picks", "picks_and_rejections"),
+        default=defaults.tuning.objective,
+        help="what a round learns from: what was picked, or also what was turned down; default: %(default)s",
+    )
     add("--baselines", default=",".join(BASELINES), help="separated by commas, or none; default: %(default)s")
     add("--controls", default=",".join(CONTROLS), help="separated by commas, or none; default: %(default)s")
 
@@ -268,6 +274,7 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
             learning_rate=options.learning_rate,
             epochs=options.epochs,
             guard_per_rationale=options.guard,
+            objective=options.objective,
             micro_batch_size=options.micro_batch or defaults.tuning.micro_batch_size,
             gradient_checkpointing=options.gradient_checkpointing,
             device=options.device,

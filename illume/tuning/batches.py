@@ -11,8 +11,8 @@ import torch
 
 from illume.model.prompting import answer_text, rationale_text, render_answer_prompt, render_rationale_prompt
 from illume.model.vision_cache import n_bytes, to_device
-from illume.model.vlm import IGNORED, Inputs, Vlm, append_continuations, encode, encode_continuation
-from illume.records import TrainingRow, stable_seed
+from illume.model.vlm import IGNORED, ImageLike, Inputs, Vlm, append_continuations, encode, encode_continuation
+from illume.records import Example, TrainingRow, stable_seed
 
 Kind = Literal["answer", "rationale"]
 KINDS: tuple[Kind, ...] = ("answer", "rationale")
@@ -23,7 +23,7 @@ class TrainingText:
     """A prompt and the continuation to learn, as token ids. The prompt is not part of the loss."""
 
     kind: Kind
-    images: tuple[str, ...]
+    images: tuple[ImageLike, ...]
     prompt: str
     continuation: tuple[int, ...]
 
@@ -48,10 +48,15 @@ def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> l
             ids = encode_continuation(vlm, answer_text(answer))
             texts.append(TrainingText("answer", example.images, prompt, tuple(ids)))
         if row.rationale is not None:
-            prompt = render_rationale_prompt(example.question, answer, template=template)
-            ids = encode_continuation(vlm, rationale_text(row.rationale))
-            texts.append(TrainingText("rationale", example.images, prompt, tuple(ids)))
+            texts.append(rationale_training_text(vlm, example, row.rationale, template=template))
     return texts
+
+
+def rationale_training_text(vlm: Vlm, example: Example, rationale: str, *, template: str) -> TrainingText:
+    """A rationale after the rationale prompt of an example that has an answer."""
+    prompt = render_rationale_prompt(example.question, str(example.answer), template=template)
+    ids = encode_continuation(vlm, rationale_text(rationale))
+    return TrainingText("rationale", example.images, prompt, tuple(ids))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,23 @@ Written by the caller:
   is null.
 * `val.jsonl`: one example per line, `{"id", "images", "question", "answer", "references", "metadata"}`; may be empty.
 * `heldout.jsonl` (optional): accepted rationales that are never trained on, in the format of `train.jsonl`.
+* `rejections.jsonl` (optional): rationales that were turned down, in the format of `train.jsonl` with `accepted`, an
+  accepted rationale of the same prompt, or null where nothing fitted. Read if the objective is `picks_and_rejections`.
 
 Image paths are absolute or relative to the folder. Written by the round:
 
 * `progress.json`, replaced atomically: `{"stage", "epoch", "step", "steps_total", "fraction", "eta_seconds",
   "updated"}`; `stage` is `preparing`, `training` or `evaluating`.
-* `events.jsonl`, append-only: `{"kind": "step", "epoch", "step", "loss", "answer_loss", "rationale_loss"}`,
+* `references.json`: how likely the parent finds the texts that are compared, if rejections are learnt from.
+* `events.jsonl`, append-only: `{"kind": "step", "epoch", "step", "loss", "answer_loss", "rationale_loss"}`, with what
+  `illume.tuning.preferences.MEASURES` names if rejections are learnt from,
   `{"kind": "epoch", "epoch", "loss", "answer_loss", "rationale_loss", "score", "metric"}`,
   `{"kind": "log", "message"}`, each with `at`. A round that was killed and resumed may write a step twice: the later
   line of a step or an epoch counts.
 * `checkpoints/`, `evaluation/`: the state that a killed round resumes from.
 * `left_out.json`: the prompts that the model cannot read, `{"prompt", "role", "rows", "reason"}`; `role` is
-  `rationale`, `guard`, `val` or `heldout`. They are neither trained on nor scored, and the result lists them too.
+  `rationale`, `guard`, `val`, `heldout` or `rejection`. They are neither trained on nor scored, and the result lists
+  them too.
 * `adapter/`: the adapter of the best epoch. `result.json`: the result; its presence means that the round is done.
 * `error.json`: `{"message"}`, with exit code 1. Exit code 75: stopped by SIGTERM or by the end of the parent process;
   the round can be resumed. Exit code 73: another process runs the job.
@@ -42,11 +47,13 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import ConfigDict, Field
 
 from illume.files import write_text
-from illume.records import Example, TrainingRow
+from illume.records import Example, Rejection, TrainingRow
 from illume.settings import KNOWN_FIELDS_ONLY, Init, TuningSettings
 from illume.validation import read_record
 
 Stage = Literal["preparing", "training", "evaluating"]
+
+REJECTIONS = "rejections.jsonl"
 
 EXIT_DONE, EXIT_FAILED, EXIT_IN_USE, EXIT_STOPPED = 0, 1, 73, 75
 
@@ -182,13 +189,35 @@ def read_rows(folder: Path, name: str) -> list[TrainingRow]:
     """Reads the rows of `train.jsonl` or `heldout.jsonl`. Raises JobError naming the line of an invalid row."""
     rows = []
     for where, row in _read_lines(folder / name):
-        example, rationale = _example(folder, where, row, "train"), row.get("rationale")
-        if example.answer is None:
-            raise JobError(f"{where}: a row needs an answer")
-        if not isinstance(rationale, str | None) or (isinstance(rationale, str) and not rationale.strip()):
-            raise JobError(f"{where}: rationale must be a text or null")
-        rows.append(TrainingRow(example, rationale))
+        rows.append(TrainingRow(_answered(folder, where, row), _text_or_null(where, row, "rationale")))
     return rows
+
+
+def read_rejections(folder: Path) -> list[Rejection]:
+    """Reads `rejections.jsonl`; none if it is not there. Raises JobError naming the line of an invalid row."""
+    rows: list[Rejection] = []
+    if not (folder / REJECTIONS).exists():
+        return rows
+    for where, row in _read_lines(folder / REJECTIONS):
+        example, rationale = _answered(folder, where, row), _text_or_null(where, row, "rationale")
+        if rationale is None:
+            raise JobError(f"{where}: rationale must be a text")
+        rows.append(Rejection(example, rationale, _text_or_null(where, row, "accepted")))
+    return rows
+
+
+def _answered(folder: Path, where: str, row: Mapping[str, Any]) -> Example:
+    example = _example(folder, where, row, "train")
+    if example.answer is None:
+        raise JobError(f"{where}: a row needs an answer")
+    return example
+
+
+def _text_or_null(where: str, row: Mapping[str, Any], name: str) -> str | None:
+    text = row.get(name)
+    if not isinstance(text, str | None) or (isinstance(text, str) and not text.strip()):
+        raise JobError(f"{where}: {name} must be a text or null")
+    return text
 
 
 def read_examples(folder: Path, name: str) -> list[Example]:
@@ -216,6 +245,11 @@ def row_json(row: TrainingRow) -> dict[str, Any]:
     }
 
 
+def rejection_json(row: Rejection) -> dict[str, Any]:
+    """A row in the format of `rejections.jsonl`."""
+    return row_json(TrainingRow(row.example, row.rationale)) | {"accepted": row.accepted}
+
+
 def example_json(example: Example) -> dict[str, Any]:
     """An example in the format of `val.jsonl`."""
     return {
@@ -235,6 +269,7 @@ def write_job(
     train: Sequence[TrainingRow],
     val: Sequence[Example],
     heldout: Sequence[TrainingRow] = (),
+    rejections: Sequence[Rejection] = (),
 ) -> None:
     """Writes everything a round needs into `folder`. `job.json` is written last: its presence means that all is there.
 
@@ -245,9 +280,10 @@ def write_job(
         "train.jsonl": _jsonl(map(row_json, train)),
         "val.jsonl": _jsonl(map(example_json, val)),
         "heldout.jsonl": _jsonl(map(row_json, heldout)),
+        REJECTIONS: _jsonl(map(rejection_json, rejections)),
     }
     if (folder / "job.json").exists():
-        same = read_json(folder / "job.json") == json.loads(json.dumps(job.to_json()))
+        same = TuningJob.from_json(read_json(folder / "job.json")) == job
         if not same or not all(_has_lines(folder / name, rows) for name, rows in lines.items()):
             raise JobError(f"{folder} holds another round: name a new folder, or remove it")
         return
@@ -255,8 +291,9 @@ def write_job(
     for name, rows in lines.items():
         with (folder / name).open("w", encoding="utf-8") as file:
             file.writelines(rows)
-    if not heldout:
-        (folder / "heldout.jsonl").unlink()
+    for name, given in (("heldout.jsonl", heldout), (REJECTIONS, rejections)):
+        if not given:
+            (folder / name).unlink()
     write_json(folder / "job.json", job.to_json())
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from illume.model.encodable import Prompt, find_unreadable, texts_of
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, load_vlm, set_adapter
 from illume.records import Example, TrainingRow
-from illume.tuning.batches import training_texts
+from illume.tuning.batches import BatchInputs, TrainingText, plan_batches, training_texts
 from illume.tuning.distributed import Ranks, SingleProcess, join_ranks
 from illume.tuning.job import (
     JobError,
@@ -32,11 +33,13 @@ from illume.tuning.job import (
     now,
     read_examples,
     read_json,
+    read_rejections,
     read_rows,
     write_json,
 )
 from illume.tuning.lora import begin_adapter
-from illume.tuning.trainer import Position, Training
+from illume.tuning.preferences import compute_references, plan_preferences
+from illume.tuning.trainer import Position, Preferences, Training, micro_batch_logprobs
 
 _TRAINING_COST = 3.0
 """Training on a text takes about as long as generating this many; used to estimate the progress."""
@@ -127,6 +130,8 @@ class Round:
         self.heldout: list[TrainingRow] = (
             read_rows(folder, "heldout.jsonl") if (folder / "heldout.jsonl").exists() else []
         )
+        learns_both = job.settings.objective == "picks_and_rejections"
+        self.rejections = read_rejections(folder) if learns_both else []
         self.left_out: list[dict[str, Any]] = []
         self._count_rows()
         self.encoded = EncodedPromptCache(
@@ -137,6 +142,7 @@ class Round:
     def _count_rows(self) -> None:
         self.n_rationale = sum(row.rationale is not None for row in self.rows)
         self.n_vqa_only = len(self.rows) - self.n_rationale
+        self.n_pairs = sum(row.accepted is not None for row in self.rejections)
         if self.n_rationale == 0:
             reason = f" that the model can read ({self.left_out[0]['reason']})" if self.left_out else ""
             raise JobError(f"train.jsonl contains no rationale{reason}: there is nothing to tune on")
@@ -159,6 +165,7 @@ class Round:
         self.rows = [row for row in self.rows if (_role_of(row), row.example.id) not in gone]
         self.val = [example for example in self.val if ("val", example.id) not in gone]
         self.heldout = [row for row in self.heldout if ("heldout", row.example.id) not in gone]
+        self.rejections = [row for row in self.rejections if ("rejection", row.example.id) not in gone]
         self._count_rows()
         if self.ranks.is_main_process and not known.exists():
             write_json(known, self.left_out)
@@ -172,6 +179,7 @@ class Round:
             *((_role_of(row), row.example, self._texts(row.example, row.rationale is not None)) for row in self.rows),
             *(("val", example, self._texts(example)) for example in self.val),
             *(("heldout", row.example, self._texts(row.example)) for row in self.heldout),
+            *(("rejection", row.example, self._texts(row.example)) for row in self.rejections),
         ]
         unreadable = find_unreadable(vlm, (one for _, _, prompts in uses for one in prompts), check=self.check_alive)
         found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -252,9 +260,13 @@ def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool 
     vlm = load_vlm(job.base, device=device, dtype=job.settings.dtype, allow_pickle=job.allow_pickle)
     run.check()
     run.leave_out_unreadable(vlm)
+    texts = training_texts(vlm, run.rows, template=job.settings.template)
+    preferences = _prepare_preferences(run, vlm, texts) if run.rejections else None
     begin_adapter(vlm, init=job.init, parent=job.parent, settings=job.settings)
     run.log(f"{run.n_rationale} explanations, {run.n_vqa_only} answer-only examples, weight {run.weight:.3g}")
-    epochs = _train(run, vlm)
+    if preferences is not None:
+        run.log(f"{run.n_pairs} pairs, {len(run.rejections) - run.n_pairs} explanations turned down without a pair")
+    epochs = _train(run, vlm, texts, preferences)
     best = _best_epoch(epochs)
     if run.ranks.is_main_process:
         _copy_best_adapter(folder, best)
@@ -262,10 +274,38 @@ def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool 
     return _compare_with_parent(run, vlm, epochs, best) if run.ranks.is_main_process else {}
 
 
-def _train(run: Round, vlm: Vlm) -> list[dict[str, Any]]:
+def _prepare_preferences(run: Round, vlm: Vlm, texts: Sequence[TrainingText]) -> Preferences:
+    """Plans what is compared, and computes or reads how likely the parent finds it. Leaves the base model alone."""
+    settings = run.settings
+    batches = plan_batches(
+        texts, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
+    )
+    plan = plan_preferences(
+        vlm,
+        run.rejections,
+        template=settings.template,
+        settings=settings.preferences,
+        n_steps=len(batches),
+        micro_batch_size=settings.micro_batch_size,
+        seed=settings.seed,
+        first_text=len(texts),
+        first_number=sum(len(batch.micro_batches) for batch in batches),
+    )
+    known = run.folder / "references.json"
+    if not known.exists() and run.ranks.is_main_process:
+        inputs = BatchInputs(vlm, [*texts, *plan.texts], cache_mb=0)
+        set_adapter(vlm, run.job.parent)
+        write_json(known, compute_references(plan, partial(micro_batch_logprobs, vlm, inputs), run.check_alive))
+        set_adapter(vlm, None)
+    run.ranks.wait_for_everyone()
+    values = [torch.tensor(one) for one in read_json(known)]
+    numbers = [batch.shown.number for batch in plan.batches()]
+    return Preferences(plan, dict(zip(numbers, values, strict=True)))
+
+
+def _train(run: Round, vlm: Vlm, texts: list[TrainingText], preferences: Preferences | None) -> list[dict[str, Any]]:
     """Trains the epochs that are left and scores each one; returns losses and score of all epochs."""
     settings = run.settings
-    texts = training_texts(vlm, run.rows, template=settings.template)
 
     def on_step(place: Position) -> None:
         run.progress.step = place.step
@@ -280,6 +320,7 @@ def _train(run: Round, vlm: Vlm) -> list[dict[str, Any]]:
         ranks=run.ranks,
         stop_requested=run.request.asked.is_set,
         on_step=on_step,
+        preferences=preferences,
     )
     _plan_progress(run, len(texts), training.steps_total)
     if training.resume():
@@ -362,6 +403,8 @@ def _compare_with_parent(run: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any
         "best_epoch": best,
         "n_rationale": run.n_rationale,
         "n_vqa_only": run.n_vqa_only,
+        "n_pairs": run.n_pairs,
+        "n_unpaired": len(run.rejections) - run.n_pairs,
         "w": run.weight,
         "metric": settings.primary_metric,
         "metric_name": METRIC_NAMES[settings.primary_metric],

@@ -1,4 +1,4 @@
-"""The training loop of a round: ILLUME's loss, optimiser steps, and checkpoints to resume from."""
+"""The training loop of a round: the loss, optimiser steps, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import inspect
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from illume.tuning.batches import (
     Batch,
     BatchInputs,
     Kind,
+    MicroBatch,
     PreparedBatch,
     TrainingText,
     epoch_order,
@@ -33,6 +35,51 @@ from illume.tuning.batches import (
 from illume.tuning.distributed import Ranks
 from illume.tuning.job import Stopped, append_jsonl, now, read_json, write_json
 from illume.tuning.lora import store_adapter, trainable_parameters
+from illume.tuning.preferences import (
+    MEASURES,
+    PreferenceBatch,
+    PreferencePlan,
+    count_terms,
+    mean_logprobs,
+    measure_blank,
+    measure_pairs,
+    preference_losses,
+    weigh_terms,
+)
+
+LOSSES = ("loss", "answer_loss", "rationale_loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What a round prefers to what, and how likely its parent finds each text: by number of a shown micro-batch."""
+
+    plan: PreferencePlan
+    references: dict[int, torch.Tensor]  # each (members,)
+
+
+def forward_logits(vlm: Vlm, prepared: PreparedBatch) -> torch.Tensor:
+    """The logits of a prepared micro-batch from one position before its first label, (batch, n + 1, vocabulary)."""
+    inputs = prepared.inputs | {"use_cache": False}
+    if "logits_to_keep" in _forward_parameters(bare_model(vlm)):
+        inputs["logits_to_keep"] = prepared.n_targets + 1
+    with _autocast(vlm), cached_image_features(vlm, prepared):
+        logits: torch.Tensor = vlm.model(**inputs).logits
+    return logits[:, -prepared.n_targets - 1 :]
+
+
+def micro_batch_logprobs(vlm: Vlm, inputs: BatchInputs, micro_batch: MicroBatch) -> torch.Tensor:
+    """The mean log-likelihoods of the members' continuations, (members,), in nats a token."""
+    prepared = inputs.prepare(micro_batch)
+    values = mean_logprobs(forward_logits(vlm, prepared), prepared.labels)
+    inputs.store(micro_batch, prepared)
+    return values
+
+
+def _autocast(vlm: Vlm) -> AbstractContextManager[Any]:
+    if vlm.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(vlm.device.type, dtype=vlm.dtype)
 
 
 def continuation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -95,43 +142,43 @@ class Training:
         ranks: Ranks,
         stop_requested: Callable[[], bool],
         on_step: Callable[[Position], None],
+        preferences: Preferences | None = None,
     ) -> None:
         self.vlm, self.settings, self.weight, self.folder, self.ranks = vlm, settings, weight, folder, ranks
         self.stop_requested, self.on_step = stop_requested, on_step
+        self.preferences = preferences
         self.batches = plan_batches(
             texts, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
         )
-        self.inputs = BatchInputs(vlm, texts, cache_mb=settings.feature_cache_mb)
+        compared = preferences.plan.texts if preferences else []
+        self.inputs = BatchInputs(vlm, [*texts, *compared], cache_mb=settings.feature_cache_mb)
         self.parameters = trainable_parameters(vlm)
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.steps_total = len(self.batches) * settings.epochs
         self.position = Position(epoch=1, step_in_epoch=0, step=0, losses=[])
-        self._keeps_logits = "logits_to_keep" in _forward_parameters(bare_model(vlm))
         self._stored_at = time.monotonic()
 
     # One step
 
     def _forward(self, prepared: PreparedBatch) -> torch.Tensor:
-        inputs = prepared.inputs | {"use_cache": False}
-        if self._keeps_logits:
-            inputs["logits_to_keep"] = prepared.n_targets + 1
-        with self._autocast(), cached_image_features(self.vlm, prepared):
-            logits = self.vlm.model(**inputs).logits
-        return continuation_loss(logits[:, -prepared.n_targets - 1 :], prepared.labels)
+        return continuation_loss(forward_logits(self.vlm, prepared), prepared.labels)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.vlm.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.vlm.device.type, dtype=self.vlm.dtype)
+    def _logprobs(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """The mean log-likelihoods of the members' continuations, (members,)."""
+        return micro_batch_logprobs(self.vlm, self.inputs, micro_batch)
+
+    def _check_stop(self) -> None:
+        """Raises Stopped if this is the only process and a stop was requested."""
+        if self.ranks.num_processes == 1 and self.stop_requested():
+            raise Stopped
 
     def _gradients(self, batch: Batch) -> dict[Kind, float]:
         """Accumulates the gradients of `batch`; returns the summed cross-entropies by kind, over all ranks."""
         sums: dict[Kind, torch.Tensor] = {}
         for micro_batch in batch.micro_batches[self.ranks.process_index :: self.ranks.num_processes]:
-            if self.ranks.num_processes == 1 and self.stop_requested():
-                raise Stopped
+            self._check_stop()
             prepared = self.inputs.prepare(micro_batch)
             kind = micro_batch.kind
             total = self._forward(prepared)
@@ -142,17 +189,55 @@ class Training:
             sums[kind] = sums.get(kind, torch.zeros((), device=total.device)) + total.detach()
         zero = torch.zeros((), device=self.vlm.device)
         reduced = {kind: self.ranks.reduce(sums.get(kind, zero), "sum") for kind in KINDS}
+        return {kind: float(value) for kind, value in reduced.items()}
+
+    def _preference_gradients(
+        self, batches: Sequence[PreferenceBatch], references: Mapping[int, torch.Tensor]
+    ) -> dict[str, float | None]:
+        """Accumulates the gradients of the step's preferences; returns their measures, None where nothing is compared.
+
+        The loss is weighted like the one of rationales, so that it is balanced with the forgetting guard too.
+        """
+        settings, counts = self.settings.preferences, count_terms(batches)
+        sums = {name: torch.zeros((), device=self.vlm.device) for name in MEASURES}
+        for batch in batches[self.ranks.process_index :: self.ranks.num_processes]:
+            self._check_stop()
+            values = self._logprobs(batch.shown)
+            parents = references[batch.shown.number].to(values.device)
+            loss = weigh_terms(preference_losses(values, parents, batch, beta=settings.beta), counts, settings)
+            if loss is not None:
+                torch.autograd.backward(self.weight * loss)
+                sums["preference_loss"] += loss.detach()
+            for name, value in measure_pairs(values.detach(), batch).items():
+                sums[name] += value
+            if batch.blank is not None:
+                sums["blank_accuracy"] += measure_blank(self._score_silently(batch.blank))
+        reduced = {name: float(self.ranks.reduce(value, "sum")) for name, value in sums.items()}
+        return {
+            name: value if name == "preference_loss" else value / counts["pair"] if counts["pair"] else None
+            for name, value in reduced.items()
+        }
+
+    def _score_silently(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """As `_logprobs`, without gradients and dropout."""
+        self.vlm.model.eval()
+        with torch.no_grad():
+            values = self._logprobs(micro_batch)
+        self.vlm.model.train()
+        return values
+
+    def _add_up_gradients(self) -> None:
+        """Replaces each gradient by its sum over all ranks."""
         if self.ranks.num_processes > 1:
             for parameter in self.parameters.values():
                 mine = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
                 parameter.grad = self.ranks.reduce(mine, "sum")
-        return {kind: float(value) for kind, value in reduced.items()}
 
     def _any_stop_requested(self) -> bool:
         """Whether any rank was asked to stop. All ranks must stop at the same step, or some would wait for ever."""
         return bool(self.ranks.reduce(torch.tensor(float(self.stop_requested()), device=self.vlm.device), "sum") > 0)
 
-    def step(self, batch: Batch) -> dict[str, float | None]:
+    def step(self, batch: Batch, compared: Sequence[PreferenceBatch] = ()) -> dict[str, float | None]:
         """Runs one optimiser step; returns the losses before it, None for a kind that the batch does not contain."""
         number = self.position.step + 1
         torch.manual_seed(stable_seed(self.settings.seed, "step", number, self.ranks.process_index))
@@ -162,14 +247,17 @@ class Training:
         if self.ranks.num_processes > 1 and self._any_stop_requested():
             raise Stopped
         sums = self._gradients(batch)
-        if not math.isfinite(sum(sums.values())):
+        measures = self._preference_gradients(compared, self.preferences.references) if self.preferences else {}
+        self._add_up_gradients()
+        preference = measures.get("preference_loss") or 0.0
+        if not math.isfinite(sum(sums.values()) + preference):
             raise RuntimeError(f"the loss of step {number} is not a number: try a lower learning rate")
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.max_grad_norm)
         self.optimizer.step()
         means = {kind: sums[kind] / batch.tokens[kind] if batch.tokens[kind] else None for kind in KINDS}
         answer, rationale = means["answer"], means["rationale"]
-        loss = (answer or 0.0) + self.weight * (rationale or 0.0)
-        return {"loss": loss, "answer_loss": answer, "rationale_loss": rationale}
+        loss = (answer or 0.0) + self.weight * ((rationale or 0.0) + preference)
+        return {"loss": loss, "answer_loss": answer, "rationale_loss": rationale, **measures}
 
     # Epochs
 
@@ -183,7 +271,7 @@ class Training:
         order = epoch_order(len(self.batches), epoch=place.epoch, seed=self.settings.seed)
         for index in order[place.step_in_epoch :]:
             try:
-                losses = self.step(self.batches[index])
+                losses = self.step(self.batches[index], self.preferences.plan.steps[index] if self.preferences else ())
             except Stopped:
                 self.optimizer.zero_grad(set_to_none=True)
                 self.store("step")
@@ -250,11 +338,16 @@ class Training:
 
 def _mean_losses(losses: list[dict[str, float | None]]) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
-    for name in ("loss", "answer_loss", "rationale_loss"):
+    for name in losses[0] if losses else LOSSES:
         values = [value for one in losses if (value := one[name]) is not None]
         means[name] = sum(values) / len(values) if values else None
     return means
 
 
-def _forward_parameters(model: Any) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)
+@cache
+def _parameters_of(forward: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def _forward_parameters(model: Any) -> frozenset[str]:
+    return _parameters_of(type(model).forward)

@@ -248,6 +248,19 @@ class TestWholeRun:
         assert simulate(asked, out, display=quiet()) == result
 
 
+def test_rounds_that_also_learn_from_what_was_turned_down(settings: SimulationSettings, tmp_path: Path) -> None:
+    """Each round is given all that no critic picked so far, beside what was picked of the same prompt."""
+    both = replace(settings, rounds=2, tuning=replace(settings.tuning, objective="picks_and_rejections"))
+    report = simulate(both, tmp_path / "run", display=quiet())
+    rounds = [row["tuning"] for row in report["seeds"][0]["rounds"]]
+    assert all(one["n_pairs"] + one["n_unpaired"] > 0 for one in rounds)
+    rows = [json.loads(line) for line in (tmp_path / "run/seed-1/round-2/rejections.jsonl").read_text().splitlines()]
+    picked = {json.loads(line)["rationale"] for line in (tmp_path / "run/seed-1/round-2/train.jsonl").open()} - {None}
+    assert len(rows) == rounds[1]["n_pairs"] + rounds[1]["n_unpaired"]
+    assert {row["accepted"] for row in rows if row["accepted"]} <= picked
+    assert all(row["rationale"] != row["accepted"] for row in rows)
+
+
 def test_other_seeds_are_kept_apart_and_the_first_chooses_the_rates(
     settings: SimulationSettings, tmp_path: Path
 ) -> None:

@@ -1,0 +1,258 @@
+"""What a round learns from rationales that critics turned down, beside ILLUME's loss.
+
+Let l(y | v) be the mean log-likelihood of a token of the text y for the pictures v, in nats, and d(y | v) by how much
+it is above the parent's. Each pair of an accepted text a and a rejected text r of the same prompt adds
+
+* `pair`: -log sigmoid(beta (d(a | v) - d(r | v))), DPO by the mean of tokens (Rafailov et al. 2023, arXiv 2305.18290;
+  its length-normalised form: Lambert et al. 2024, arXiv 2411.15124);
+* `picture`: -log sigmoid(beta (d(a | v) - d(a | u))) with the pictures u of another prompt, so that the preference is
+  learnt from the pictures (Wang et al. 2024, mDPO, arXiv 2406.11839);
+* `anchor`: -log sigmoid(beta d(a | v)), which keeps accepted texts from getting less likely (the same source);
+
+and each text r of a set in which nothing fitted adds
+
+* `unpaired`: sigmoid(beta d(r | v)), the part of APO-zero that needs no pair (D'Oosterlinck et al. 2024, arXiv
+  2408.06266).
+
+Each term is a mean over a step. Log-likelihoods of the parent are computed before training and kept in
+`references.json`, so that only one model is in memory.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from illume.model.vlm import IGNORED, Vlm
+from illume.records import Rejection, stable_seed
+from illume.settings import PreferenceSettings
+from illume.tuning.batches import MicroBatch, TrainingText, rationale_training_text
+
+Term = str
+TERMS: tuple[Term, ...] = ("pair", "picture", "anchor", "unpaired")
+MEASURES = (
+    "preference_loss",
+    "accepted_logprob",
+    "rejected_logprob",
+    "margin",
+    "preference_accuracy",
+    "blank_accuracy",
+)
+"""What is reported of each step, over its pairs: the loss of the four terms; the means of l(a | v), of l(r | v) and of
+their difference; the share of pairs in which a is likelier than r, with the pictures and with blank ones."""
+
+_GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceBatch:
+    """Rejections that share a forward pass.
+
+    The members of `shown` are all `n_rejected` rejected texts, unpaired ones last; then, for the `n_pairs` first, the
+    accepted texts; then those same texts with another prompt's pictures, for the pairs in `displaced` (indices). The
+    members of `blank` are the rejected and then the accepted texts of the pairs, without anything to see.
+    """
+
+    shown: MicroBatch
+    blank: MicroBatch | None
+    n_rejected: int
+    n_pairs: int
+    displaced: tuple[int, ...]
+
+    def counts(self) -> dict[Term, int]:
+        """How many texts or pairs each term is a mean of."""
+        return {
+            "pair": self.n_pairs,
+            "picture": len(self.displaced),
+            "anchor": self.n_pairs,
+            "unpaired": self.n_rejected - self.n_pairs,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePlan:
+    """The preferences of each step of an epoch, and the texts that they are made of."""
+
+    texts: list[TrainingText]
+    steps: list[tuple[PreferenceBatch, ...]]
+
+    def batches(self) -> Iterator[PreferenceBatch]:
+        """All batches, in order."""
+        return (batch for step in self.steps for batch in step)
+
+
+def plan_preferences(
+    vlm: Vlm,
+    rejections: Sequence[Rejection],
+    *,
+    template: str,
+    settings: PreferenceSettings,
+    n_steps: int,
+    micro_batch_size: int,
+    seed: int,
+    first_text: int,
+    first_number: int,
+) -> PreferencePlan:
+    """Distributes the rejections evenly over the steps of an epoch; the same in every epoch, as `plan_batches`.
+
+    Texts are numbered from `first_text`, micro-batches from `first_number`.
+    """
+    order = list(range(len(rejections)))
+    random.Random(stable_seed(seed, "plan", "preference")).shuffle(order)
+    plan = PreferencePlan([], [])
+    planner = _Planner(vlm, rejections, template, settings, plan, first_text, first_number)
+    size = max(1, micro_batch_size // 3)
+    for position in range(n_steps):
+        share = sorted(order[position::n_steps], key=lambda index: (len(rejections[index].rationale), index))
+        plan.steps.append(tuple(planner.add(share[start : start + size]) for start in range(0, len(share), size)))
+    return plan
+
+
+@dataclass(slots=True)
+class _Planner:
+    vlm: Vlm
+    rejections: Sequence[Rejection]
+    template: str
+    settings: PreferenceSettings
+    plan: PreferencePlan
+    first_text: int
+    number: int
+
+    def add(self, members: Sequence[int]) -> PreferenceBatch:
+        rows = sorted((self.rejections[index] for index in members), key=lambda row: row.accepted is None)
+        pairs = [row for row in rows if row.accepted is not None]
+        rejected = [self._text(row, row.rationale) for row in rows]
+        accepted = [self._text(row, str(row.accepted)) for row in pairs]
+        others = _others(pairs) if self.settings.picture_weight else {}
+        displaced = [replace(accepted[index], images=images) for index, images in others.items()]
+        blank = [_blank(text) for text in (*rejected[: len(pairs)], *accepted)]
+        return PreferenceBatch(
+            self._micro_batch([*rejected, *accepted, *displaced]),
+            self._micro_batch(blank) if blank else None,
+            len(rows),
+            len(pairs),
+            tuple(others),
+        )
+
+    def _text(self, row: Rejection, rationale: str) -> TrainingText:
+        return rationale_training_text(self.vlm, row.example, rationale, template=self.template)
+
+    def _micro_batch(self, texts: Sequence[TrainingText]) -> MicroBatch:
+        start = self.first_text + len(self.plan.texts)
+        self.plan.texts.extend(texts)
+        self.number += 1
+        return MicroBatch(self.number - 1, "rationale", tuple(range(start, start + len(texts))))
+
+
+def _others(pairs: Sequence[Rejection]) -> dict[int, tuple[str, ...]]:
+    """For each pair, the pictures of the next one that has as many and other ones; a pair without such is left out."""
+    found = {}
+    for index, row in enumerate(pairs):
+        own = row.example.images
+        for other in (*pairs[index + 1 :], *pairs[:index]):
+            images = other.example.images
+            if len(images) == len(own) and set(images).isdisjoint(own):
+                found[index] = images
+                break
+    return found
+
+
+def _blank(text: TrainingText) -> TrainingText:
+    """The text with grey pictures of the same sizes."""
+    return replace(text, images=tuple(_grey(image) if isinstance(image, str) else image for image in text.images))
+
+
+def _grey(path: str) -> Image.Image:
+    with Image.open(path) as opened:
+        return Image.new("RGB", opened.size, _GREY)
+
+
+# Log-likelihoods and loss
+
+
+def mean_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean log-likelihood of each row's target tokens, (batch,), in nats.
+
+    `labels` are (batch, n), `logits` (batch, n + 1, vocabulary) as in `illume.tuning.trainer.continuation_loss`.
+    """
+    targets = labels != IGNORED
+    losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels.masked_fill(~targets, 0), reduction="none")
+    return -(losses * targets).sum(1) / targets.sum(1)
+
+
+def preference_losses(
+    values: torch.Tensor, references: torch.Tensor, batch: PreferenceBatch, *, beta: float
+) -> dict[Term, torch.Tensor]:
+    """The sum of each term over a batch, scalars, without the terms that have nothing to compare.
+
+    `values` and `references` are the mean log-likelihoods of the members of `batch.shown`, to the model and its parent.
+    """
+    gains = values - references
+    sizes = [batch.n_rejected, batch.n_pairs, len(batch.displaced)]
+    rejected, accepted, displaced = torch.split(gains, sizes)
+    losses = {
+        "pair": -F.logsigmoid(beta * (accepted - rejected[: batch.n_pairs])),
+        "picture": -F.logsigmoid(beta * (accepted[list(batch.displaced)] - displaced)),
+        "anchor": -F.logsigmoid(beta * accepted),
+        "unpaired": torch.sigmoid(beta * rejected[batch.n_pairs :]),
+    }
+    return {term: loss.sum() for term, loss in losses.items() if loss.numel()}
+
+
+def weigh_terms(
+    sums: Mapping[Term, torch.Tensor], counts: Mapping[Term, int], settings: PreferenceSettings
+) -> torch.Tensor | None:
+    """The weighted sum of the terms, each divided by its count over the whole step. None without any."""
+    weights = term_weights(settings)
+    parts = [total / counts[term] * weights[term] for term, total in sums.items() if weights[term]]
+    return torch.stack(parts).sum() if parts else None
+
+
+def term_weights(settings: PreferenceSettings) -> dict[Term, float]:
+    """The weight of each term."""
+    return {
+        "pair": settings.pair_weight,
+        "picture": settings.picture_weight,
+        "anchor": settings.anchor_weight,
+        "unpaired": settings.unpaired_weight,
+    }
+
+
+def count_terms(batches: Sequence[PreferenceBatch]) -> dict[Term, int]:
+    """How many texts or pairs each term of a step is a mean of."""
+    return {term: sum(batch.counts()[term] for batch in batches) for term in TERMS}
+
+
+def measure_pairs(values: torch.Tensor, batch: PreferenceBatch) -> dict[str, torch.Tensor]:
+    """Sums over the pairs of a batch, of what `MEASURES` reports of pictures that are shown."""
+    rejected = values[: batch.n_pairs]
+    accepted = values[batch.n_rejected : batch.n_rejected + batch.n_pairs]
+    return {
+        "accepted_logprob": accepted.sum(),
+        "rejected_logprob": rejected.sum(),
+        "margin": (accepted - rejected).sum(),
+        "preference_accuracy": (accepted > rejected).float().sum(),
+    }
+
+
+def measure_blank(values: torch.Tensor) -> torch.Tensor:
+    """In how many pairs of a batch the accepted text is likelier than the rejected one without anything to see."""
+    rejected, accepted = values.chunk(2)
+    return (accepted > rejected).float().sum()
+
+
+def compute_references(
+    plan: PreferencePlan, log_likelihoods: Callable[[MicroBatch], torch.Tensor], check: Callable[[], None]
+) -> list[list[float]]:
+    """The mean log-likelihoods of the members of each batch's `shown`, to the model as it is."""
+    found = []
+    for batch in plan.batches():
+        check()
+        with torch.no_grad():
+            found.append([float(value) for value in log_likelihoods(batch.shown)])
+    return found
