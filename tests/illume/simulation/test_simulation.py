@@ -12,7 +12,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from illume.evaluation.meteor import Meteor
 from illume.evaluation.metrics import bleu, caption_rouge_l, caption_words
 from illume.figure import figure
 from illume.pairs.making import make_pairs
-from illume.records import Example, Rationale
+from illume.records import Example, Rationale, Verdict
 from illume.root import STARTER
 from illume.scenes.emoji import load_sprites
 from illume.settings import CandidateSettings, EvaluationSettings, TuningSettings
-from illume.simulation import options
+from illume.simulation import loop, options
 from illume.simulation.baselines import make_control_pools, make_reference_pool
 from illume.simulation.command import main, simulate
 from illume.simulation.field import field_report, field_table
@@ -248,17 +248,27 @@ class TestWholeRun:
         assert simulate(asked, out, display=quiet()) == result
 
 
-def test_rounds_that_also_learn_from_what_was_turned_down(settings: SimulationSettings, tmp_path: Path) -> None:
-    """Each round is given all that no critic picked so far, beside what was picked of the same prompt."""
-    both = replace(settings, rounds=2, tuning=replace(settings.tuning, objective="picks_and_rejections"))
+def test_rounds_that_also_learn_from_what_was_turned_down(
+    settings: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round is given all that the critic did not pick so far, beside what was picked of the same prompt."""
+
+    def pick_first(one: Example, _: Sequence[Rationale]) -> Verdict:
+        return Verdict(one.id, "first", "picked", (0,))
+
+    monkeypatch.setattr(loop, "make_critic", lambda _: pick_first)
+    sampling = CandidateSettings(temperatures=((1.0, 3),), max_new_tokens=5)
+    tuning = replace(settings.tuning, objective="picks_and_rejections")
+    both = replace(settings, rounds=2, controls=(), candidates=sampling, tuning=tuning)
     report = simulate(both, tmp_path / "run", display=quiet())
-    rounds = [row["tuning"] for row in report["seeds"][0]["rounds"]]
-    assert all(one["n_pairs"] + one["n_unpaired"] > 0 for one in rounds)
-    rows = [json.loads(line) for line in (tmp_path / "run/seed-1/round-2/rejections.jsonl").read_text().splitlines()]
-    picked = {json.loads(line)["rationale"] for line in (tmp_path / "run/seed-1/round-2/train.jsonl").open()} - {None}
-    assert len(rows) == rounds[1]["n_pairs"] + rounds[1]["n_unpaired"]
-    assert {row["accepted"] for row in rows if row["accepted"]} <= picked
-    assert all(row["rationale"] != row["accepted"] for row in rows)
+    rounds = [row["tuning"] for row in report["seeds"]["1"]["rounds"]]
+    folder = tmp_path / "run" / "stages" / "seed-1" / "round-2"
+    rows = [json.loads(line) for line in (folder / "rejections.jsonl").read_text().splitlines()]
+    picked = {json.loads(line)["rationale"] for line in (folder / "train.jsonl").read_text().splitlines()} - {None}
+    assert 0 < rounds[0]["n_pairs"] < rounds[1]["n_pairs"] == len(rows)
+    assert rounds[1]["n_unpaired"] == 0
+    assert {row["accepted"] for row in rows} == picked
+    assert picked.isdisjoint(row["rationale"] for row in rows)
 
 
 def test_other_seeds_are_kept_apart_and_the_first_chooses_the_rates(
