@@ -300,7 +300,7 @@ def run_round(
         result = run_job(folder, request=ProgressRequest(folder, tick))
         for leftover in ("checkpoints", "evaluation"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
-        kept = ("best_epoch", "n_rationale", "n_vqa_only", "w", "epochs", "decision")
+        kept: tuple[str, ...] = ("best_epoch", "n_rationale", "n_vqa_only", "w", "epochs", "decision")
         if settings.objective == "picks_and_rejections":
             kept = (*kept, "n_pairs", "n_unpaired")
         return {key: result[key] for key in kept}

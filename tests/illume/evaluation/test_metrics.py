@@ -6,7 +6,6 @@ import random
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from illume.evaluation.metrics import (
     caption_words,
     cider,
     distinct_n,
-    faithful,
     paired_bootstrap,
     rouge_l,
 )
@@ -200,22 +198,6 @@ class TestDistinctN:
 
     def test_without_ngrams(self) -> None:
         assert distinct_n(["a"], 2) == 0.0
-
-
-class TestFaithful:
-    def test_a_claim_is_checked_against_the_scene(self) -> None:
-        scene = {
-            "setting": "park",
-            "weather": "clear",
-            "time": "noon",
-            "objects": [{"kind": "lion", "column": "right", "row": "back"}],
-        }
-        asked: dict[str, Any] = {"question": "can you see a lion?", "answer": "yes", "metadata": {"scene": scene}}
-        assert faithful("the lion is at the back right", **asked) is True
-        assert faithful("the lion is at the front left", **asked) is False
-
-    def test_without_a_scene_there_is_no_score(self) -> None:
-        assert faithful("there is a dog", question="q", answer="a", metadata={}) is None
 
 
 class TestBootstrap:
