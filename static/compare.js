@@ -2,6 +2,7 @@
 // the time is measured while the page is visible.
 (() => {
   "use strict";
+  const { keyNames } = window.illume;
   const form = document.querySelector("[data-blind]");
   if (!form) return;
   let total = 0;
@@ -17,7 +18,8 @@
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-    const button = form.querySelector(`[data-key="${CSS.escape(event.key.length === 1 ? event.key.toLowerCase() : event.key)}"]`);
+    const names = keyNames(event);
+    const button = [...form.querySelectorAll("[data-key]")].find((one) => names.includes(one.dataset.key));
     if (!button) return;
     event.preventDefault();
     button.click();

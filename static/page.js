@@ -1,4 +1,4 @@
-// Behaviour that every page shares: the theme button, toasts, dialogs, and forms that are submitted only once.
+// Behaviour that every page shares: the theme button, toasts, dialogs, and forms that are submitted only once and on purpose.
 //
 // Attributes that pages use:
 //   data-theme-button      cycles through the themes: system, light, dark
@@ -13,6 +13,7 @@
 (() => {
   "use strict";
   const root = document.documentElement;
+  const { isComposing, keyNames } = window.illume;
 
   // Toasts are made from one template and contain only text. Errors stay until they are dismissed; the others disappear
   // by themselves, but not while they have the pointer or the focus.
@@ -162,12 +163,22 @@
 
   // Escape closes an open menu and returns the focus to its button.
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
+    if (!keyNames(event).includes("Escape")) return;
     const menu = document.querySelector("details.menu[open]");
     if (!menu) return;
     menu.open = false;
     menu.querySelector("summary").focus();
   });
+
+  // The Enter that ends a composition accepts what was composed; it does not submit the form.
+  document.addEventListener(
+    "keydown",
+    (event) => {
+      const isEnter = event.key === "Enter" || event.code === "Enter" || event.code === "NumpadEnter";
+      if (isEnter && isComposing(event) && event.target.closest("input, select")) event.preventDefault();
+    },
+    { capture: true },
+  );
 
   // A form is submitted once: a second click before the response arrives does nothing.
   document.addEventListener("submit", (event) => {

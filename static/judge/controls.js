@@ -9,10 +9,11 @@ import { toggleDifferences } from "./differences.js";
 import { candidateRow, candidateTags, candidateText, checkboxes, checkedBoxes, saveDraft, setTags } from "./draft.js";
 import { editCandidate, focusRationale, forgetEditedFrom } from "./edit.js";
 import { toggleInstructions } from "./instructions.js";
-import { actionFor, keyName, keysAreEnabled, pressedDigit, resetKeys } from "./keys.js";
+import { actionFor, choiceNumber, keysAreEnabled, resetKeys } from "./keys.js";
 import { giveVerdict, submit, submitNoneFits, submitOnPick } from "./submit.js";
 import { makeZoomDialog } from "./zoom.js";
 
+const { keyNames } = window.illume;
 const judge = document.querySelector(".judge");
 const stage = document.getElementById("stage");
 const candidateDialog = document.getElementById("about-dialog");
@@ -38,17 +39,18 @@ function openReasons(kind) {
   dialog.showModal();
 }
 
-// Some actions concern one candidate: the focused one, else the one whose number is pressed next.
-const QUESTIONS = { edit: "Edit which one? Press its number.", lacks: "Which one has a problem? Press its number." };
+// Some actions concern one candidate: the focused one, else the one whose number or letter is pressed next.
+const QUESTIONS = { edit: "Edit which one?", lacks: "Which one has a problem?" };
 
 function askForNumber(action) {
   waitingAction = action;
   const place = stage.querySelector("[data-prompting]");
   if (!place) return;
   place.dataset.before ??= place.textContent;
-  place.textContent = QUESTIONS[action] ?? place.dataset.before;
+  const question = `${QUESTIONS[action]} Press its number${checkboxes().length > 9 ? " or letter" : ""}.`;
+  place.textContent = action ? question : place.dataset.before;
   judge.toggleAttribute("data-asking", Boolean(action));
-  if (action) announce(QUESTIONS[action]);
+  if (action) announce(question);
 }
 
 function focusedNumber() {
@@ -147,76 +149,78 @@ function ignoreEarlierClick(event) {
 
 // Keys. Each function says whether the key did something.
 
-function onReasonsKey(dialog, event) {
+function onReasonsKey(dialog, event, names) {
   const reasons = [...dialog.querySelectorAll("[data-reason]")];
-  const digit = pressedDigit(event);
+  const number = choiceNumber(names);
   let choice;
-  if (digit) choice = reasons.filter((one) => one.dataset.reason)[Number(digit) - 1];
-  else if (event.key === "Enter" && !event.target.closest("button")) choice = reasons.find((one) => !one.dataset.reason);
+  if (number) choice = reasons.filter((one) => one.dataset.reason)[number - 1];
+  else if (names.includes("Enter") && !event.target.closest("button")) choice = reasons.find((one) => !one.dataset.reason);
   choice?.click();
   return Boolean(choice);
 }
 
-function onCandidateDialogKey(event) {
-  const box = tagBoxes()[Number(pressedDigit(event) ?? 0) - 1];
+function onCandidateDialogKey(event, names) {
+  const box = tagBoxes()[choiceNumber(names) - 1];
   if (box) {
     box.checked = !box.checked;
     saveTags();
-  } else if (actionFor(keyName(event)) === "edit") actions["edit-this"]();
-  else if (event.key === "Enter" && !event.target.closest("button")) candidateDialog.close();
+  } else if (actionFor(names) === "edit") actions["edit-this"]();
+  else if (names.includes("Enter") && !event.target.closest("button")) candidateDialog.close();
   else return false;
   return true;
 }
 
-function onDialogKey(dialog, event) {
+function onDialogKey(dialog, event, names) {
   if (event.ctrlKey || event.metaKey) return false;
-  if (dialog === candidateDialog) return onCandidateDialogKey(event);
-  if (dialog.matches(".reasons")) return onReasonsKey(dialog, event);
+  if (dialog === candidateDialog) return onCandidateDialogKey(event, names);
+  if (dialog.matches(".reasons")) return onReasonsKey(dialog, event, names);
   if (dialog !== zoom.dialog) return false;
-  if (actionFor(keyName(event)) === "zoom") dialog.close();
-  else return zoom.onKey(event.key);
+  if (actionFor(names) === "zoom") dialog.close();
+  else return names.some(zoom.onKey);
   return true;
 }
 
-function onPageKey(event) {
-  const name = keyName(event);
-  if (name === "Escape" && waitingAction) askForNumber("");
-  else if (name === "Escape" && isChanging()) cancelChange();
-  else if (/^[1-9]$/.test(name)) {
+function onPageKey(event, names) {
+  const number = choiceNumber(names);
+  if (names.includes("Escape") && waitingAction) askForNumber("");
+  else if (names.includes("Escape") && isChanging()) cancelChange();
+  else if (candidateRow(number)) {
     const action = waitingAction;
     if (action) askForNumber("");
-    if (action === "edit") editCandidate(Number(name));
-    else if (action === "lacks") openCandidateDialog(Number(name));
-    else togglePick(Number(name));
-  } else if (name === "Enter" && event.target.closest("button, a, summary")) return false;
-  else if (actionFor(name)) {
+    if (action === "edit") editCandidate(number);
+    else if (action === "lacks") openCandidateDialog(number);
+    else togglePick(number);
+  } else if (names.includes("Enter") && event.target.closest("button, a, summary")) return false;
+  else if (actionFor(names)) {
     if (waitingAction) askForNumber("");
-    actions[actionFor(name)]();
-  } else return moveImage(event.key);
+    actions[actionFor(names)]();
+  } else return names.some(moveImage);
   return true;
 }
 
 function onKey(event) {
-  if (event.defaultPrevented || event.isComposing || event.altKey) return;
+  if (event.defaultPrevented || event.altKey) return;
+  const names = keyNames(event);
+  if (!names.length) return;
   const dialog = document.querySelector("dialog[open]");
   const isTyping = event.target.closest('textarea, select, input:not([type="checkbox"])');
   // A key that is held down moves the image, but never gives a second verdict, nor picks and puts back.
-  if (event.repeat && event.target.closest("button, a, summary") && event.key === "Enter") event.preventDefault();
+  if (event.repeat && event.target.closest("button, a, summary") && names.includes("Enter")) event.preventDefault();
   if (dialog) {
-    if (!isTyping && (!event.repeat || dialog === zoom.dialog) && onDialogKey(dialog, event)) event.preventDefault();
+    if (!isTyping && (!event.repeat || dialog === zoom.dialog) && onDialogKey(dialog, event, names)) event.preventDefault();
     return;
   }
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+  if (names.includes("Enter") && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     if (!event.repeat) submit();
     return;
   }
   if (isTyping) {
-    if (event.key === "Escape") stage.querySelector("#question").focus({ preventScroll: true });
+    if (names.includes("Escape")) stage.querySelector("#question").focus({ preventScroll: true });
     return;
   }
   if (event.ctrlKey || event.metaKey || !keysAreEnabled()) return;
-  if (event.repeat ? moveImage(event.key) : onPageKey(event)) event.preventDefault();
+  if (event.repeat ? names.some(moveImage) : onPageKey(event, names)) event.preventDefault();
 }
 
 export function startControls() {

@@ -1,4 +1,5 @@
 // Keyboard shortcuts: which key does what. All but the numbers can be changed; a key that is in use is refused.
+// Letters that no shortcut uses choose the tenth explanation and those after it.
 
 import { announce } from "./announce.js";
 import { request } from "./server.js";
@@ -6,6 +7,7 @@ import { readStored, store } from "./storage.js";
 
 // Numbers pick candidates; the other keys have a fixed meaning in browsers, or move the image.
 const RESERVED = /^([1-9]|Escape|Tab|[-+= ]|Arrow.*|Page.*|Home|End|Shift|Control|Alt|Meta|AltGraph|CapsLock|Dead|Process|Unidentified|F[0-9]+)$/;
+const { choiceKeys, keyName, keyNames, labelChoices } = window.illume;
 const dialog = document.getElementById("keys-dialog");
 const DEFAULTS = Object.fromEntries(
   [...dialog.querySelectorAll("[data-action]")].map((row) => [row.dataset.action, row.dataset.first]),
@@ -14,19 +16,15 @@ const enabledBox = document.getElementById("keys-on");
 let keyOf = { ...DEFAULTS };
 let changing = "";
 
-// The name of the pressed key: digits by their place on the keyboard, so that they work on every layout; letters in lower case.
-export function keyName(event) {
-  const digit = pressedDigit(event);
-  if (digit !== undefined && !(event.shiftKey && !/^[0-9]$/.test(event.key))) return digit;
-  return event.key.length === 1 ? event.key.toLowerCase() : event.key;
+// The action of a key with these names. What it types counts before its place: it may have been chosen by that.
+export function actionFor(names) {
+  return names.map((name) => Object.keys(keyOf).find((action) => keyOf[action] === name)).find(Boolean);
 }
 
-export function pressedDigit(event) {
-  return /^(?:Digit|Numpad)([0-9])$/.exec(event.code)?.[1] ?? (/^[0-9]$/.test(event.key) ? event.key : undefined);
-}
-
-export function actionFor(name) {
-  return Object.keys(keyOf).find((action) => keyOf[action] === name);
+// The place in a list, from 1, that a key with these names chooses; 0 for none.
+export function choiceNumber(names) {
+  const keys = choiceKeys(Object.values(keyOf));
+  return names.map((name) => keys.indexOf(name) + 1).find(Boolean) ?? 0;
 }
 
 function displayName(name) {
@@ -44,6 +42,7 @@ export function updateKeyLabels(root = document) {
     const text = keyLabel(place.dataset.key);
     if (place.textContent !== text) place.textContent = text;
   }
+  labelChoices(root, choiceKeys(Object.values(keyOf)));
 }
 
 export function keysAreEnabled() {
@@ -65,14 +64,16 @@ function describe(action) {
   return dialog.querySelector(`[data-action="${action}"] .does`).textContent.split(/[,;:]/)[0];
 }
 
-function assignKey(name) {
-  const owner = actionFor(name);
+function assignKey(event) {
+  const name = keyName(event);
+  if (!name) return;
+  const owner = actionFor(keyNames(event));
   if (RESERVED.test(name)) {
     showMessage(`${displayName(name)} cannot be used: this page or your browser already uses it.`);
     return;
   }
   if (owner && owner !== changing) {
-    showMessage(`${displayName(name)} is already used to “${describe(owner)}”. Change that shortcut first.`);
+    showMessage(`${displayName(keyOf[owner])} is already used to “${describe(owner)}”. Change that shortcut first.`);
     return;
   }
   keyOf[changing] = name;
@@ -132,10 +133,10 @@ export function startKeys() {
       if (!changing || ["Shift", "Control", "Alt", "Meta", "AltGraph"].includes(event.key)) return;
       event.preventDefault();
       event.stopPropagation();
-      if (event.key === "Escape" || event.key === "Tab") {
+      if (["Escape", "Tab"].includes(keyName(event))) {
         stopChanging();
         showMessage("");
-      } else assignKey(keyName(event));
+      } else assignKey(event);
     },
     { capture: true },
   );

@@ -17,6 +17,8 @@
 //   draft, keys                 the verdict being prepared, keyboard shortcuts
 //   word_diff, zoom             comparing texts, zooming an image
 //   announce, server, storage   messages, requests, local storage
+//
+// How keys are called is decided in static/key_names.js, for all pages.
 
 import { currentCard, dropLapsed, lacksNext, openClaims, prefetch, showCard, showNext } from "./cards.js";
 import { startControls } from "./controls.js";

@@ -2,10 +2,44 @@
 
 // Texts whose parts that differ have more pairs of words than this are not compared: the time grows with the pairs.
 const MAX_PAIRS = 400_000;
-const LETTER = /[\p{L}\p{N}]/u;
+const LETTER = /[\p{L}\p{M}\p{N}\p{Extended_Pictographic}\p{Regional_Indicator}]/u;
+const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]/u;
+// The time a segmenter takes grows with the square of the text: it gets this many characters at a time.
+const WINDOW = 256;
+const WINDOW_OVERLAP = 8;
+// Older browsers have none: there, texts without spaces are one word.
+const segmenter = Intl.Segmenter ? new Intl.Segmenter(undefined, { granularity: "word" }) : null;
 
+// Spaces, and words with the punctuation around them.
 function splitWords(text) {
-  return text.split(/(\s+)/).filter(Boolean);
+  return text
+    .split(/(\s+)/)
+    .filter(Boolean)
+    .flatMap((part) => (segmenter && UNSPACED.test(part) ? splitUnspaced(part) : part));
+}
+
+// Segments of a window are found again in the next one if they are among its last: words may be cut off at its end.
+function* segmentsOf(part) {
+  for (let start = 0; start < part.length; ) {
+    const found = [...segmenter.segment(part.slice(start, start + WINDOW))].map((one) => one.segment);
+    const isLast = start + WINDOW >= part.length;
+    const kept = isLast ? found : found.slice(0, Math.max(1, found.length - WINDOW_OVERLAP));
+    yield* kept;
+    start += kept.join("").length;
+  }
+}
+
+// The words of a part in a script that puts no spaces between them. Punctuation stays with the word before it.
+function splitUnspaced(part) {
+  const words = [];
+  let hasWord = false;
+  for (const segment of segmentsOf(part)) {
+    const isWord = LETTER.test(segment);
+    if (!words.length || (isWord && hasWord)) words.push(segment);
+    else words[words.length - 1] += segment;
+    hasWord ||= isWord;
+  }
+  return words;
 }
 
 // The word without case, and without what comes before its first letter or digit and after its last one.

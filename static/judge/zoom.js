@@ -153,7 +153,7 @@ export function makeZoomDialog(dialog, pane) {
 
   // Whether the key did something to the image.
   function onKey(key) {
-    const action = keys[key.length === 1 ? key.toLowerCase() : key];
+    const action = keys[key];
     if (action) action();
     else if (/^[1-9]$/.test(key)) show(Number(key) - 1);
     else return false;

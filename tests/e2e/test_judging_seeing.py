@@ -103,6 +103,7 @@ async ([name, size]) => {
         "the same words": (n) => ["x y ".repeat(n), "y x x ".repeat(n)],
         "marks before a letter": (n) => ["!".repeat(10 * n) + "a!", "b"],
         "one change in the middle": (n) => ["old ", ""].map((one) => "x y ".repeat(n) + one + "y z ".repeat(n)),
+        "no spaces": (n) => ["红色的球，", "แมวสีดำ"].map((one) => one.repeat(n / 2)),
     };
     const [one, other] = texts[name](size);
     const began = performance.now();
@@ -112,7 +113,7 @@ async ([name, size]) => {
 """
 
 
-@pytest.mark.parametrize("name", ["the same words", "marks before a letter", "one change in the middle"])
+@pytest.mark.parametrize("name", ["the same words", "marks before a letter", "one change in the middle", "no spaces"])
 def test_comparing_words_takes_no_longer_than_the_texts(visitor: Visitor, site: Site, name: str) -> None:
     # As in tests/app/services/imports/test_growth.py: quadratic work takes 16 times as long for four times the text.
     page = visitor().page
@@ -127,6 +128,34 @@ def test_long_texts_are_compared_where_little_differs(visitor: Visitor, site: Si
     assert page.evaluate(GROWTH, ["one change in the middle", 2000])[1] == 1
     assert page.evaluate(GROWTH, ["the same words", 2000])[1] is None
     assert page.evaluate(GROWTH, ["the same words", 20])[1] is not None
+
+
+MARKED = """
+async ([one, other]) => {
+    const { comparableWords, diffWords, markWords } = await import("/static/judge/word_diff.js");
+    const place = document.createElement("p");
+    markWords(place, one, new Set(diffWords(comparableWords(one), comparableWords(other)).changed));
+    return [[...place.querySelectorAll("mark")].map((mark) => mark.textContent), place.textContent];
+}
+"""
+# Two texts, and the words that are marked in the first of them.
+DIFFERENCES = [
+    ("红色的球在左边。", "红色的球在右边。", ["左边。"]),
+    ("猫は赤い帽子です。", "猫は青い帽子です。", ["赤い"]),
+    ("แมวสีดำ", "แมวสีแดง", ["ดำ"]),
+    ("AI模型很好, it says", "AI模型很好, he says", ["it"]),
+    ("लड़की खड़ी है", "लड़का खड़ी है", ["लड़की"]),
+    ("so happy 😀 today", "so happy 😢 today", ["😀"]),
+    ("the <i>old</i> bridge.", "the <i>new</i> Bridge", ["<i>old</i>"]),
+    ("红色的球" * 200 + "左边" + "，在这里" * 200, "红色的球" * 200 + "，在这里" * 200, ["左边，"]),
+]
+
+
+def test_words_that_differ_in_any_script(visitor: Visitor, site: Site) -> None:
+    page = visitor().page
+    page.goto(f"{site.url}/sign-in")
+    found = [page.evaluate(MARKED, [one, other]) for one, other, _ in DIFFERENCES]
+    assert found == [[marked, one] for one, _, marked in DIFFERENCES]
 
 
 def test_several_images_differences_and_folds(visitor: Visitor, two_images: world.World, site: Site) -> None:

@@ -47,6 +47,12 @@ def load_key_bindings(session: Session, actor: Actor) -> dict[str, str]:
     return dict(session.scalar(select(User.judging_keys).where(User.id == actor.user_id)) or {})
 
 
+def keys_in_force(session: Session, actor: Actor) -> tuple[str, ...]:
+    """The keys that shortcuts use, chosen or default, in the order of `ACTIONS`."""
+    chosen = load_key_bindings(session, actor)
+    return tuple(chosen.get(action.name, action.first) for action in ACTIONS)
+
+
 def save_key_bindings(session: Session, actor: Actor, chosen: Mapping[str, str]) -> None:
     """Store the keys a person chose. Raises `Invalid` for an unknown action, or if two share a key."""
     first = {action.name: action.first for action in ACTIONS}

@@ -12,6 +12,7 @@ from fastapi.responses import RedirectResponse, Response
 from app.http.dependencies import SessionDep
 from app.models import Project
 from app.services.kernel.actors import parse_id
+from app.services.projects import key_bindings
 from app.services.quality import gold
 from app.services.quality.gold import PracticeResult
 from app.web.access import Form, Me, Poster, SignedIn, judged_project, text_of, texts_of
@@ -40,7 +41,10 @@ class TriedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class PracticeView:
-    """A practice prompt, before or after the answer. `left` is the number of prompts still to come."""
+    """A practice prompt, before or after the answer.
+
+    `left` is the number of prompts still to come; `taken` are the keys that choose no explanation on the judging page.
+    """
 
     slug: str
     name: str
@@ -53,10 +57,16 @@ class PracticeView:
     right: bool
     explanation: str | None
     left: int
+    taken: tuple[str, ...]
 
 
 def view_of(
-    project: Project, item: dict[str, Any], result: PracticeResult | None, picks: Sequence[str]
+    project: Project,
+    item: dict[str, Any],
+    result: PracticeResult | None,
+    *,
+    picks: Sequence[str] = (),
+    taken: tuple[str, ...],
 ) -> PracticeView:
     """The view of a practice prompt, with the result once it is answered."""
     known = result.known if result else {}
@@ -75,6 +85,7 @@ def view_of(
         right=result is not None and not result.wrong,
         explanation=result.explanation if result else None,
         left=result.left if result else item["left"],
+        taken=taken,
     )
 
 
@@ -91,7 +102,8 @@ def practise(request: Request, session: SessionDep, who: Me, slug: str) -> Respo
     item = gold.next_practice(session, who.actor, project)
     if item is None:
         return nothing_page(request, who, "Practice", explain_no_practice(session, who.actor, project))
-    return show(request, who, view_of(project, item, None, ()))
+    taken = key_bindings.keys_in_force(session, who.actor)
+    return show(request, who, view_of(project, item, None, taken=taken))
 
 
 @router.post("/annotate/{slug}/practice")
@@ -104,4 +116,5 @@ def try_one(request: Request, session: SessionDep, who: Poster, form: Form, slug
         return RedirectResponse(f"/annotate/{slug}/practice", status_code=303)
     picks = texts_of(form, "picks")
     result = gold.answer_practice(session, who.actor, project, parse_id(prompt_id), picks)
-    return show(request, who, view_of(project, item, result, picks))
+    taken = key_bindings.keys_in_force(session, who.actor)
+    return show(request, who, view_of(project, item, result, picks=picks, taken=taken))

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.errors import Invalid
 from app.models import Role
 from app.services.kernel.actors import Actor
-from app.services.projects.key_bindings import load_key_bindings, save_key_bindings
+from app.services.projects.key_bindings import keys_in_force, load_key_bindings, save_key_bindings
 from tests import factories
 
 
@@ -27,6 +27,7 @@ def test_are_stored_with_the_person(session: Session, critic: Actor) -> None:
     assert load_key_bindings(session, Actor(other.id, other.email, other.role)) == {}
     save_key_bindings(session, critic, {"skip": "f", "flag": "s"})  # two actions swap their keys
     assert load_key_bindings(session, critic) == {"skip": "f", "flag": "s"}
+    assert keys_in_force(session, critic)[:7] == ("Enter", "0", "e", "w", "t", "f", "s")
 
 
 @pytest.mark.parametrize(
