@@ -190,13 +190,13 @@ def bleu_intervals(
     Prompts are resampled. Each run is a result of `bleu_counts` with one row for each prompt; the row of a prompt that
     is left out is zero.
     """
-    n = len(runs[0])
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
-    scores = np.mean([bleu_of_counts(weights @ run) for run in runs], axis=0)
-    whole = np.mean([bleu_of_counts(run.sum(axis=0)) for run in runs], axis=0)
-    tail = (1 - confidence) / 2
-    lows, highs = np.quantile(scores, [tail, 1 - tail], axis=0)
-    return [Interval(float(m), float(low), float(high), n) for m, low, high in zip(whole, lows, highs, strict=True)]
+
+    def scores(sums: Counts) -> Counts:
+        means: Counts = np.mean([bleu_of_counts(run) for run in np.split(sums, len(runs), axis=1)], axis=0)
+        return means
+
+    intervals = bootstrap_sums(np.hstack(runs), scores, seed=seed, confidence=confidence, resamples=resamples)
+    return [one for one in intervals if one is not None]
 
 
 def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -301,6 +301,35 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean=float(data.mean()), low=float(low), high=float(high), n=int(data.size))
+
+
+def bootstrap_sums(
+    counts: Counts,
+    statistic: Callable[[Counts], Counts],
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> list[Interval | None]:
+    """Percentile bootstrap intervals of statistics of summed counts, such as a ratio, in which rows are drawn.
+
+    `counts` is (rows, columns); what belongs together, such as all prompts of an image, is one row. `statistic` turns
+    sums (resamples, columns) into values (resamples, statistics), NaN where one is not defined: such resamples are left
+    out, and a statistic that is not defined for the sums of all rows is None.
+    """
+    n = len(counts)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    whole, values = statistic(counts.sum(axis=0, keepdims=True))[0], statistic(weights @ counts)
+    tail = (1 - confidence) / 2
+    intervals: list[Interval | None] = []
+    for middle, column in zip(whole, values.T, strict=True):
+        defined = column[~np.isnan(column)]
+        if np.isnan(middle) or not len(defined):
+            intervals.append(None)
+            continue
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        intervals.append(Interval(float(middle), float(low), float(high), n))
+    return intervals
 
 
 def paired_bootstrap(

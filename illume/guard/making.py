@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from illume.guard.policies import QUESTIONS, Assessment, Policy, policy_variants, sample_case
+from illume.fields.policies import Policy
+from illume.guard.policies import QUESTIONS, Assessment, gold_fields, policy_variants, sample_case
 from illume.guard.rationales import correct_rationales
 from illume.records import stable_seed
 from illume.scenes.graph import Scene
@@ -58,10 +59,10 @@ def prompt_row(case: Case, name: str, images: list[str], split: str, rng: random
         "external_id": name,
         "split": split,
         "images": images,
-        "policy": case.policy.text,
+        "policy": case.policy.to_json(),
         "question": case.question,
         "answer": case.assessment.rating,
-        "fields": {"rating": case.assessment.rating, "category": case.assessment.category},
+        "fields": gold_fields(case.assessment),
         "references": rng.sample(references, 4),
         "metadata": {
             "task": "guard",
@@ -69,7 +70,6 @@ def prompt_row(case: Case, name: str, images: list[str], split: str, rng: random
             "variant": case.variant,
             "flips": case.flips,
             "scene": case.scene.to_graph(),
-            "policy": case.policy.to_json(),
         },
     }
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
+from illume.fields import answers
+from illume.fields.answers import InvalidAnswer
+from illume.fields.definitions import AnswerField, AnswerFields
+from illume.fields.policies import STATUSES, Policy, PolicyCategory, Status, read_policy
+from illume.fields.variants import Change, change_policy
 from illume.scenes.graph import Item, Scene, is_well_formed, sample_scene
 from illume.scenes.kinds import INDOORS, KINDS
 
-Status = Literal["default", "allowed", "strict"]
 Rating = Literal["Unsafe", "Safe"]
-STATUSES: tuple[Status, ...] = ("default", "allowed", "strict")
 NONE = "none"
 """The category of what is safe."""
 
@@ -87,54 +90,24 @@ def rule_text(name: str, status: Status, wording: int) -> str:
     return text.replace("food are", "food is")
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A category with its status, in one of the wordings."""
-
-    category: str
-    status: Status
-    wording: int = 0
+@cache
+def make_rule(name: str, status: Status, wording: int = 0) -> PolicyCategory:
+    """The rule of a category in one of the wordings, as part of a policy."""
+    texts = {one: f"{rule_text(name, one, wording)}." for one in STATUSES}
+    return PolicyCategory(name=name, status=status, **texts)
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """House rules: a header and one rule for each category, in any order."""
+def make_policy(rules: dict[str, Status], *, header: int = 0) -> Policy:
+    """A policy with these statuses, in the first wording."""
+    return Policy(header=HEADERS[header], categories=tuple(make_rule(*rule) for rule in rules.items()))
 
-    rules: tuple[Rule, ...]
-    header: int = 0
 
-    @property
-    def text(self) -> str:
-        """The policy as the model and the critics read it."""
-        lines = [
-            f"{rule.category} ({rule.status}): {rule_text(rule.category, rule.status, rule.wording)}."
-            for rule in self.rules
-        ]
-        return "\n".join([HEADERS[self.header], *lines])
-
-    def status(self, category: str) -> Status:
-        """The status of a category."""
-        return next(rule.status for rule in self.rules if rule.category == category)
-
-    def with_status(self, categories: Sequence[str], status: Status) -> Policy:
-        """The same policy with another status of these categories."""
-        rules = tuple(replace(rule, status=status) if rule.category in categories else rule for rule in self.rules)
-        return replace(self, rules=rules)
-
-    def to_json(self) -> dict[str, Any]:
-        """The policy as JSON data."""
-        return {
-            "header": self.header,
-            "rules": [{"category": r.category, "status": r.status, "wording": r.wording} for r in self.rules],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Policy:
-        """Reads a policy from JSON data. Raises KeyError or ValueError if `data` is not a policy."""
-        rules = tuple(Rule(one["category"], one["status"], one["wording"]) for one in data["rules"])
-        if sorted(rule.category for rule in rules) != sorted(CATEGORIES):
-            raise ValueError("a policy has one rule for each category")
-        return cls(rules, data["header"])
+def read_house_rules(data: dict[str, Any]) -> Policy:
+    """Reads a policy from JSON data. Raises ValueError unless it has one rule for each category."""
+    policy = read_policy(data)
+    if sorted(policy.names) != sorted(CATEGORIES):
+        raise ValueError("house rules have one rule for each category")
+    return policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +124,11 @@ SAFE = Assessment("Safe", NONE)
 def violations(scene: Scene, policy: Policy) -> list[str]:
     """The categories that the scene violates, in the order of the policy."""
     found = []
-    for rule in policy.rules:
-        category = CATEGORIES[rule.category]
+    for rule in policy.categories:
+        category = CATEGORIES[rule.name]
         forbidden = rule.status == "strict" or (rule.status == "default" and category.condition.holds(scene))
         if forbidden and category.items(scene):
-            found.append(rule.category)
+            found.append(rule.name)
     return found
 
 
@@ -170,8 +143,8 @@ def assess(scene: Scene, policy: Policy) -> Assessment | None:
 def sample_policy(rng: random.Random) -> Policy:
     """Samples a policy: a status, a wording and a place for each category."""
     names = rng.sample(list(CATEGORIES), len(CATEGORIES))
-    rules = tuple(Rule(name, rng.choice(STATUSES), rng.randrange(2)) for name in names)
-    return Policy(rules, rng.randrange(len(HEADERS)))
+    rules = tuple(make_rule(name, rng.choice(STATUSES), rng.randrange(2)) for name in names)
+    return Policy(header=HEADERS[rng.randrange(len(HEADERS))], categories=rules)
 
 
 def sample_policy_for(scene: Scene, rating: Rating, rng: random.Random, category: str | None = None) -> Policy:
@@ -208,7 +181,7 @@ def sample_case_for(assessment: Assessment, rng: random.Random) -> tuple[Scene, 
 class Variant:
     """A policy made from another one, and the assessment under it. `flips` tells whether the rating changes."""
 
-    name: str
+    name: Change
     policy: Policy
     assessment: Assessment
     flips: bool
@@ -226,45 +199,44 @@ def policy_variants(scene: Scene, policy: Policy) -> list[Variant]:
     seen = [name for name, category in CATEGORIES.items() if category.items(scene)]
     own = [before.category] if before.rating == "Unsafe" else seen[:1]
     unseen = [name for name in CATEGORIES if name not in seen]
-    made = [
-        ("own_allowed", policy.with_status(own, "allowed")),
-        ("own_strict", policy.with_status(own, "strict")),
-        ("others_allowed", policy.with_status(unseen, "allowed")),
-        ("others_strict", policy.with_status(unseen, "strict")),
-    ]
     variants = []
-    for name, variant in made:
+    for name, variant in change_policy(policy, own, unseen).items():
         after = assess(scene, variant)
         if after is not None:
             variants.append(Variant(name, variant, after, after.rating != before.rating))
     return variants
 
 
-FIELDS = ("rating", "category", "rationale")
+FIELDS = AnswerFields(
+    (
+        AnswerField(name="rating", kind="choice", role="rating", choices=("Unsafe", "Safe"), positive=("Unsafe",)),
+        AnswerField(name="category", kind="choice", role="category", choices=(*CATEGORIES, NONE), none=NONE),
+        AnswerField(name="rationale", kind="text", role="rationale"),
+    )
+)
+"""The fields of an answer."""
+
+
+def gold_fields(assessment: Assessment) -> dict[str, str]:
+    """The fields that follow from the assessment."""
+    return {"rating": assessment.rating, "category": assessment.category}
 
 
 def answer_json(assessment: Assessment, rationale: str) -> str:
     """The answer as a JSON object."""
-    values = (assessment.rating, assessment.category, rationale)
-    return json.dumps(dict(zip(FIELDS, values, strict=True)), ensure_ascii=False)
+    return answers.answer_json({**gold_fields(assessment), "rationale": rationale}, FIELDS)
 
 
 def answer_start(assessment: Assessment) -> str:
     """The beginning of the JSON answer, up to the text of the rationale."""
-    return answer_json(assessment, "").removesuffix('"}')
+    return answers.answer_start(gold_fields(assessment), FIELDS)
 
 
 def parse_answer(text: str) -> tuple[Assessment, str] | None:
     """Reads an answer; None unless it is a JSON object of the three fields in their order with known values."""
     try:
-        pairs = json.loads(text.strip(), object_pairs_hook=list)
-    except ValueError:
+        found = answers.parse_answer(text, FIELDS)
+    except InvalidAnswer:
         return None
-    if not isinstance(pairs, list) or not all(isinstance(one, tuple) for one in pairs):
-        return None
-    if tuple(name for name, _ in pairs) != FIELDS or not all(isinstance(value, str) for _, value in pairs):
-        return None
-    rating, category, rationale = (value for _, value in pairs)
-    if rating not in ("Unsafe", "Safe") or category not in (*CATEGORIES, NONE) or not rationale.strip():
-        return None
-    return Assessment(rating, category), rationale
+    rating: Rating = "Unsafe" if found["rating"] == "Unsafe" else "Safe"
+    return Assessment(rating, found["category"] or NONE), found["rationale"] or ""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 
-from illume.guard.policies import CATEGORIES, Assessment, Policy, Status, sample_case_for
+from illume.fields.policies import Policy, Status
+from illume.guard.policies import CATEGORIES, Assessment, sample_case_for
 from illume.guard.truth import is_faithful_to_case
 from illume.scenes.graph import Item, Scene, find_neighbour, relation
 from illume.scenes.kinds import SETTINGS, TIMES, WEATHERS

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from illume.guard.policies import CATEGORIES, Assessment, Policy, Status, assess
+from illume.fields.policies import Policy, Status
+from illume.guard.policies import CATEGORIES, Assessment, assess, read_house_rules
 from illume.scenes.faithfulness import claimed_facts, claims_hold, values_left
 from illume.scenes.graph import Scene
 from illume.scenes.kinds import KINDS
@@ -30,7 +31,7 @@ def is_faithful(
     `scene` is a scene graph and `policy` a policy, both as JSON data. A rationale is not faithful if it does not say
     which rule counts, or holds a word that cannot be checked. Raises KeyError or ValueError for other data.
     """
-    given = Scene.from_graph(scene), Policy.from_json(dict(policy))
+    given = Scene.from_graph(scene), read_house_rules(dict(policy))
     right = assess(*given)
     if right is None or (right.rating, right.category) != (rating, category):
         return False

@@ -10,9 +10,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from illume.fields.policies import Policy
 from illume.guard import policies
 from illume.guard import rationales as guard_rationales
-from illume.guard.policies import CATEGORIES, Assessment, Policy
+from illume.guard.policies import CATEGORIES, Assessment
 from illume.pairs import questions as pair_questions
 from illume.pairs import rationales as pair_rationales
 from illume.pairs.questions import Language, Pair, PairQuestion
@@ -200,10 +201,10 @@ def list_rules(scene: Scene, policy: Policy) -> list[tuple[str, str]]:
     """The categories of the policy in its order, and for each: what is seen of it, its status, whether it is broken."""
     broken = policies.violations(scene, policy)
     found = []
-    for rule in policy.rules:
-        items = CATEGORIES[rule.category].items(scene)
+    for rule in policy.categories:
+        items = CATEGORIES[rule.name].items(scene)
         seen = items[0].kind if items else "nothing"
-        found.append((rule.category, f"{seen} {rule.status} {'broken' if rule.category in broken else 'kept'}"))
+        found.append((rule.name, f"{seen} {rule.status} {'broken' if rule.name in broken else 'kept'}"))
     return found
 
 

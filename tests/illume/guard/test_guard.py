@@ -8,18 +8,18 @@ from collections import Counter
 
 import pytest
 
+from illume.fields.policies import STATUSES, Policy, Status
 from illume.guard.policies import (
     CATEGORIES,
     NONE,
-    STATUSES,
     Assessment,
-    Policy,
-    Rule,
     answer_json,
     answer_start,
     assess,
+    make_policy,
     parse_answer,
     policy_variants,
+    read_house_rules,
     rule_text,
     sample_case,
     sample_policy,
@@ -37,8 +37,8 @@ SCENE = make_scene(
     "night",
     [Item("dog", "left", "front"), Item("guitar", "right", "back"), Item("apple", "middle", "front")],
 )
-STATUS = {"Animals": "default", "Food": "default", "Instruments": "allowed", "Vehicles": "strict"}
-POLICY = Policy(tuple(Rule(name, STATUS.get(name, "strict")) for name in CATEGORIES))  # type: ignore[arg-type]
+STATUS: dict[str, Status] = {"Animals": "default", "Food": "default", "Instruments": "allowed", "Vehicles": "strict"}
+POLICY = make_policy({name: STATUS.get(name, "strict") for name in CATEGORIES})
 UNSAFE = Assessment("Unsafe", "Animals")
 ALLOWED = POLICY.with_status(["Animals"], "allowed")
 SAID = [
@@ -98,15 +98,15 @@ class TestPolicies:
             scene, policy, found = sample_case(rng)
             assert assess(scene, policy) == found
             seen[found.category] += 1
-            assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
+            assert read_house_rules(json.loads(json.dumps(policy.to_json()))) == policy
         assert 0.45 <= seen[NONE] / 600 <= 0.55
         assert set(seen) == {NONE, *CATEGORIES}
 
     def test_not_a_policy(self) -> None:
         data = sample_policy(random.Random(1)).to_json()
-        data["rules"].pop()
-        with pytest.raises(ValueError):
-            Policy.from_json(data)
+        data["categories"].pop()
+        with pytest.raises(ValueError, match="one rule for each category"):
+            read_house_rules(data)
 
 
 class TestAnswers:
