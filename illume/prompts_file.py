@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from illume.fields.policies import read_policy
 from illume.files import write_text
 from illume.parts import Parts, is_short, join_texts, parse_parts
 from illume.records import Example
@@ -58,6 +59,8 @@ def _parse_example(row: Any, folder: Path) -> Example:
         split=split,
         metadata=metadata,
         parts=parts,
+        policy=None if row.get("policy") is None else read_policy(row["policy"], name="the field policy"),
+        fields=_read_gold(row.get("fields") or {}),
     )
 
 
@@ -70,6 +73,12 @@ def _read_content(row: dict[str, Any]) -> tuple[list[str], str, Parts]:
             raise ValueError(f"parts stand in place of images and question: the field {name} is too much")
     images, parts = parse_parts(row["parts"], key="image")
     return images, join_texts(parts), () if is_short(parts) else parts
+
+
+def _read_gold(found: Any) -> dict[str, str | None]:
+    if not isinstance(found, dict) or not all(isinstance(one, str | None) for one in found.values()):
+        raise ValueError("the field fields must be an object of texts")
+    return found
 
 
 def _text_list(row: dict[str, Any], name: str) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from illume.fields.answers import Reason
+from illume.fields.policies import Policy
 from illume.parts import Parts
 
 AnswerSource = Literal["gold", "own"]
@@ -19,7 +21,8 @@ class Example:
 
     `images` are paths of image files. `parts` are empty in the short form, which is all images and then the question;
     otherwise `question` is the texts of the parts, joined by line breaks. `metadata` may contain a scene graph under
-    the key `scene`, and the language of the texts under `language`, a BCP 47 tag.
+    the key `scene`, and the language of the texts under `language`, a BCP 47 tag. `policy` is what the image is
+    assessed by, and `fields` are gold values of a structured answer.
     """
 
     id: str
@@ -30,6 +33,8 @@ class Example:
     split: str = "train"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     parts: Parts = ()
+    policy: Policy | None = None
+    fields: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def language(self) -> str | None:
@@ -43,7 +48,8 @@ class Rationale:
     """One sampled rationale of one example.
 
     `mean_logprob` is the mean natural-log probability per generated token (end token included) under the
-    unfiltered distribution at temperature 1. `seed` reproduces the text; `answer` is the answer in its prompt.
+    unfiltered distribution at temperature 1. `seed` reproduces the text; `answer` is the answer in its prompt. Of a
+    structured answer `text` is the whole JSON object, `answer` is empty, and `invalid` says what is wrong with it.
     """
 
     example_id: str
@@ -54,6 +60,7 @@ class Rationale:
     n_tokens: int
     answer: str
     answer_source: AnswerSource
+    invalid: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +79,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One row of training data. Without a rationale it is a VQA-only example of the forgetting guard."""
+    """One row of training data. Without a rationale it is a VQA-only example of the forgetting guard.
+
+    Of a structured answer `values` are the accepted ones without the rationale; without `values` the gold fields are
+    learnt. `masked` are names of fields that are not, such as those that nobody has judged.
+    """
 
     example: Example
     rationale: str | None
+    values: Mapping[str, str | None] | None = None
+    masked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
+from illume.fields.definitions import AnswerFields
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 
 Init = Literal["continue", "from_base"]
@@ -18,7 +19,7 @@ KNOWN_FIELDS_ONLY = ConfigDict(extra="forbid")
 
 
 def _checked_template(text: str) -> str:
-    check_template(text)
+    check_template(text, policies=True)
     return text
 
 
@@ -53,10 +54,11 @@ class SamplingSettings(CandidateSettings):
 
     token_budget: int = 16384  # tokens of keys and values held at a time
     template: str = DEFAULT_TEMPLATE
+    answer_fields: AnswerFields | None = None  # structured answers, in place of an answer and a rationale
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that is out of range."""
-        check_template(self.template)
+        check_template(self.template, policies=True)
         for temperature, count in self.temperatures:
             if temperature < 0 or count < 1:
                 raise ValueError(f"temperatures: ({temperature}, {count}) needs a temperature >= 0 and a count >= 1")

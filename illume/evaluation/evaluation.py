@@ -226,7 +226,8 @@ def _generate(
     for example, suffix_length in zip(examples, suffix_lengths or [0] * len(examples), strict=True):
         seeds = [stable_seed(settings.seed, example.id, number) for number in range(settings.samples)]
         sampled = [SamplingParams(settings.temperature, top_k, seed=seed) for seed in seeds]
-        text = render_rationale_prompt(example.question, example.answer or "", template=template)
+        answer = example.answer or ""
+        text = render_rationale_prompt(example.question, answer, template=template, policy=example.policy)
         requests.append(DecodeRequest(text, example.images, (SamplingParams(), *sampled), suffix_length))
 
     def keep(index: int, completions: list[Completion]) -> Sequence[SamplingParams]:

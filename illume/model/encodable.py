@@ -16,17 +16,23 @@ Prompt = tuple[str, tuple[str, ...]]
 
 def texts_of(example: Example, *, template: str, explained: bool = True) -> list[Prompt]:
     """What a model reads of `example`: the answer prompt, and the rationale prompt if it is `explained`."""
-    texts = [render_answer_prompt(example.question, template=template)]
+    texts = [render_answer_prompt(example.question, template=template, policy=example.policy)]
     if explained:
-        texts.append(render_rationale_prompt(example.question, example.answer or "", template=template))
+        answer = example.answer or ""
+        texts.append(render_rationale_prompt(example.question, answer, template=template, policy=example.policy))
     return [(text, example.images) for text in texts]
 
 
 def list_unreadable(
-    vlm: Vlm, examples: Sequence[Example], *, template: str, check: Callable[[], None] = lambda: None
+    vlm: Vlm,
+    examples: Sequence[Example],
+    *,
+    template: str,
+    explained: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> list[tuple[Example, str]]:
     """The examples that the model in `vlm` cannot read, each with the reason; for `check` see `find_unreadable`."""
-    prompts = [texts_of(example, template=template) for example in examples]
+    prompts = [texts_of(example, template=template, explained=explained) for example in examples]
     unreadable = find_unreadable(vlm, (one for group in prompts for one in group), check=check)
     reasons = (next((unreadable[one] for one in group if one in unreadable), None) for group in prompts)
     return [(example, reason) for example, reason in zip(examples, reasons, strict=True) if reason is not None]

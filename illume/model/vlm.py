@@ -62,6 +62,8 @@ class Vlm:
     _end_token_id: int | None = field(default=None, repr=False)
     _is_causal: bool | None = field(default=None, repr=False)
     _shares_prefixes: bool | None = field(default=None, repr=False)
+    _vocabulary: Any = field(default=None, repr=False)  # of illume.sampling.constraint, as are the next ones
+    _constraints: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def tokenizer(self) -> Any:
@@ -280,19 +282,40 @@ def encode_continuation(vlm: Vlm, text: str) -> list[int]:
 
     If the prompt itself ends in white space the leading space is dropped, as the model would not generate it again.
     """
+    return [*_continuation_tokens(vlm, _escape_control_tokens(vlm, text))[0], end_token_id(vlm)]
+
+
+def encode_pieces(vlm: Vlm, pieces: Sequence[tuple[str, str | None]]) -> list[tuple[int, str | None]]:
+    """The tokens of `encode_continuation` for a text in pieces, each with the label of the piece that it is part of.
+
+    A token of several pieces has the first label among them; the end token has none. Raises VlmError if the tokenizer
+    does not say which characters a token stands for.
+    """
+    escaped = [(_escape_control_tokens(vlm, text), label) for text, label in pieces]
+    try:
+        ids, spans = _continuation_tokens(vlm, "".join(text for text, _ in escaped), offsets=True)
+    except NotImplementedError as error:
+        raise VlmError(f"the tokenizer of {vlm.base} does not say which characters a token stands for") from error
+    labels: list[str | None] = []  # by character
+    for text, label in escaped:
+        labels += [label] * len(text)
+    found = [next((label for label in labels[start:end] if label is not None), None) for start, end in spans]
+    return [*zip(ids, found, strict=True), (end_token_id(vlm), None)]
+
+
+def _continuation_tokens(vlm: Vlm, text: str, *, offsets: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+    """The tokens of `text` as they follow a prompt, and with `offsets` the part of the text that each stands for."""
     last = last_prompt_character(vlm)
-    text = _escape_control_tokens(vlm, text)
-    anchor = ":"
-    if last.isspace():
-        text, anchor = text.lstrip(), last
+    rest, anchor = (text.lstrip(), last) if last.isspace() else (text, ":")
     # Some tokenizers add a space before any text. Encoding an anchor first gives the tokens as they follow a prompt.
     alone = vlm.tokenizer(anchor, add_special_tokens=False)["input_ids"]
-    joined = vlm.tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
-    if joined[: len(alone)] == alone:
-        ids = joined[len(alone) :]
-    else:
-        ids = vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*ids, end_token_id(vlm)]
+    joined = vlm.tokenizer(anchor + rest, add_special_tokens=False, return_offsets_mapping=offsets)
+    n_dropped, shift = len(alone), len(text) - len(rest) - len(anchor)
+    if joined["input_ids"][:n_dropped] != alone:
+        joined = vlm.tokenizer(rest, add_special_tokens=False, return_offsets_mapping=offsets)
+        n_dropped, shift = 0, len(text) - len(rest)
+    spans = [(start + shift, end + shift) for start, end in joined["offset_mapping"][n_dropped:]] if offsets else []
+    return joined["input_ids"][n_dropped:], spans
 
 
 def stop_token_ids(vlm: Vlm) -> tuple[int, ...]:

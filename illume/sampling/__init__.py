@@ -8,8 +8,9 @@ Reading order:
 3. `sampler`: how the next token is chosen from the logits (temperature, top-k, top-p, a seed for each completion).
 4. `kv_cache`: the KV cache that works with every model. Each row has a copy of its prompt's keys and values.
 5. `shared_prefix`: the KV cache that stores a prompt once for all its rows, and the attention that reads it.
-6. `prefix_reuse`: when an answer prompt is a prefix of the rationale prompt, so that one forward pass serves both.
-7. `file`: the command `illume sample`, which writes candidate sets to a file and can be interrupted.
+6. `constraint`: which tokens a structured answer allows next, found by the bytes that `grammar` allows.
+7. `prefix_reuse`: when an answer prompt is a prefix of the rationale prompt, so that one forward pass serves both.
+8. `file`: the command `illume sample`, which writes candidate sets to a file and can be interrupted.
 
 A *row* is one completion in the batch that is being decoded, and an index into the batch dimension of tensors. A
 *column* of a KV cache is the storage of one token in each row.

@@ -17,6 +17,8 @@ from transformers.cache_utils import DynamicCache
 from illume.model.merged_weights import merge_adapter
 from illume.model.vision_cache import EncodedBatch, EncodedPromptCache, cached_image_features
 from illume.model.vlm import ImageLike, Vlm, bare_model, encode, forward_inputs, stop_token_ids
+from illume.sampling.constraint import AnswerConstraint, allowed_tokens
+from illume.sampling.grammar import State
 from illume.sampling.kv_cache import CopiedPrefixCache, DecodingCache, Prefix
 from illume.sampling.sampler import SamplingParams, draw_uniforms, sample_tokens
 from illume.sampling.shared_prefix import SharedPrefixCache, UnsupportedAttentionError, supports_shared_prefixes
@@ -47,13 +49,14 @@ class DecodeRequest:
     """A prompt with its images, and the sampling parameters of its first completions.
 
     With `suffix_length` > 0, one greedy completion of the prompt without its last `suffix_length` tokens is generated
-    as well (see `illume.sampling.prefix_reuse`).
+    as well (see `illume.sampling.prefix_reuse`). A `constraint` holds for the completions of the whole prompt.
     """
 
     text: str
     images: tuple[ImageLike, ...]
     params: tuple[SamplingParams, ...]
     suffix_length: int = 0
+    constraint: AnswerConstraint | None = None
 
 
 OnCompletions = Callable[[int, list[Completion]], Sequence[SamplingParams]]
@@ -141,6 +144,7 @@ class EncodedPrompt:
     last_logits: torch.Tensor  # (vocabulary,)
     params: tuple[SamplingParams, ...] = ()
     completions: list[Completion | None] = field(default_factory=list)
+    constraint: AnswerConstraint | None = None
 
 
 @dataclass
@@ -153,6 +157,12 @@ class ActiveCompletion:
     uniforms: list[float]
     token_ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
+    state: State = (0, 0)  # of the prompt's constraint, if there is one
+
+    @property
+    def constrained(self) -> tuple[AnswerConstraint, State] | None:
+        """The constraint with its present state."""
+        return None if self.prompt.constraint is None else (self.prompt.constraint, self.state)
 
     @property
     def is_done(self) -> bool:
@@ -262,7 +272,9 @@ class BatchScheduler:
                 layers = [(layer.keys[row, :, columns], layer.values[row, :, columns]) for layer in cache.layers]
                 first_position = positions[..., row, -1 - dropped].reshape(-1)
                 prefix = Prefix(key, layers, length - dropped, first_position)
-                self.prompts[key] = EncodedPrompt(prefix, output.logits[row, -1 - dropped].float())
+                constraint = self.requests[index].constraint if key == index else None
+                logits = output.logits[row, -1 - dropped].float()
+                self.prompts[key] = EncodedPrompt(prefix, logits, constraint=constraint)
                 self._queue(self.prompts[key], wanted)
 
     def _queue(self, prompt: EncodedPrompt, params: Sequence[SamplingParams]) -> None:
@@ -307,10 +319,14 @@ class BatchScheduler:
     def _append_tokens(self, rows: Sequence[ActiveCompletion], logits: torch.Tensor) -> None:
         """Samples a token for each of `rows` from `logits` (rows, vocabulary), and removes the finished rows."""
         uniforms = [one.uniforms[len(one.token_ids)] for one in rows]
-        tokens, logprobs = sample_tokens(logits, [one.params for one in rows], uniforms)
+        constrained = [one.constrained for one in rows]
+        allowed = allowed_tokens(constrained, size=logits.shape[-1], device=logits.device)
+        tokens, logprobs = sample_tokens(logits, [one.params for one in rows], uniforms, allowed=allowed)
         for one, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             one.token_ids.append(token)
             one.logprob += logprob
+            if one.prompt.constraint is not None:
+                one.state = one.prompt.constraint.advance(one.state, token)
             if token in self.stop_tokens or len(one.token_ids) >= self.max_new_tokens:
                 one.prompt.completions[one.number] = Completion(tuple(one.token_ids), one.logprob)
         self._remove_finished()

@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from illume.fields.definitions import AnswerFields, read_answer_fields
 from illume.files import replace_file
 from illume.model.encodable import list_unreadable
 from illume.model.loading import base_fingerprint
@@ -67,7 +68,8 @@ def sample_to_file(
         else:
             done = _read(part, request)
             new = [example for example in examples if example.id not in done]
-            left_out = {one.id: reason for one, reason in list_unreadable(vlm, new, template=settings.template)}
+            unreadable = list_unreadable(vlm, new, template=settings.template, explained=settings.answer_fields is None)
+            left_out = {one.id: reason for one, reason in unreadable}
             if examples and len(left_out) == len(examples):
                 raise SamplingFileError(f"the model can read none of the prompts ({left_out[examples[0].id]})")
             left = [example for example in new if example.id not in left_out]
@@ -125,10 +127,14 @@ def _request(
     vlm: Vlm, examples: Sequence[Example], settings: SamplingSettings, seed: int, answers: AnswerSource | None
 ) -> dict[str, Any]:
     """Everything that determines the candidates, for the first line of the file."""
-    prompts = [(one.id, one.images, one.question, one.answer) for one in examples]
+    prompts = [
+        (one.id, one.images, one.question, one.answer, *([one.policy.text] if one.policy else [])) for one in examples
+    ]
     weights = Path(vlm.adapter or "") / "adapter_model.safetensors"
     request = {
-        "settings": {name: value for name, value in asdict(settings).items() if name != "token_budget"},
+        "settings": {
+            name: value for name, value in asdict(settings).items() if name != "token_budget" and value is not None
+        },
         "seed": seed,
         "answers": answers,
         "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
@@ -229,6 +235,11 @@ def parser() -> argparse.ArgumentParser:
         help="maximum number of tokens in the KV cache; default: %(default)s",
     )
     add("--template", default=defaults.template, help="template of the prompt text; default: %(default)s")
+    add(
+        "--answer-fields",
+        type=Path,
+        help="JSON file with the fields of structured answers, which are sampled in place of rationales",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU if there is one")
     add(
         "--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that supports it, otherwise float32"
@@ -249,7 +260,15 @@ def read_settings(options: argparse.Namespace) -> SamplingSettings:
         max_new_tokens=options.max_new_tokens,
         token_budget=options.token_budget,
         template=options.template,
+        answer_fields=None if options.answer_fields is None else _load_fields(options.answer_fields),
     )
+
+
+def _load_fields(path: Path) -> AnswerFields:
+    try:
+        return read_answer_fields(json.loads(path.read_text(encoding="utf-8")), name=path.name)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -287,5 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     them = "it" if len(left_out) == 1 else "them"
     more = f", {len(left_out)} left out because the model cannot read {them}" if left_out else ""
     n_read = len(sets) - len(left_out)
-    sys.stdout.write(f"{sum(map(len, sets))} rationales of {n_read} prompts in {options.out}{more}\n")
+    what = "rationales" if settings.answer_fields is None else "answers"
+    n_invalid = sum(one.invalid is not None for group in sets for one in group)
+    invalid = "" if settings.answer_fields is None else f", {n_invalid} of them invalid"
+    sys.stdout.write(f"{sum(map(len, sets))} {what} of {n_read} prompts in {options.out}{invalid}{more}\n")
     return 0

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from illume.fields.answers import InvalidAnswer, answer_json, parse_answer
+from illume.fields.definitions import AnswerFields
 from illume.model.prompting import rationale_text, render_answer_prompt, render_rationale_prompt
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import IGNORED, Vlm, append_continuations, bare_model, decode, encode, encode_continuation
 from illume.records import AnswerSource, Example, Rationale, stable_seed
+from illume.sampling.constraint import answer_constraint
 from illume.sampling.decoding import Completion, DecodeRequest, OnCompletions, decode_prompts, is_out_of_memory
 from illume.sampling.sampler import SamplingParams
 from illume.settings import SamplingSettings
@@ -61,15 +64,19 @@ def sample_rationales(
     Duplicates and empty texts are redrawn up to `settings.redraws` times, then dropped, so a set may be smaller than
     asked for. The same example, settings and seed give the same set whatever else is in the batch, up to numerical
     precision. Raises ValueError if gold answers are forced and an example has none.
+
+    With `settings.answer_fields` structured answers are sampled, after the answer prompt; tokens that no valid answer
+    allows are not chosen. Invalid answers, such as those that are cut off, are redrawn as well, then kept as `invalid`,
+    even if there is another of the same text.
     """
-    prompt_answers, sources = _resolve_answers(vlm, examples, settings, answers)
+    fields = settings.answer_fields
+    if fields is None:
+        prompt_answers, sources = _resolve_answers(vlm, examples, settings, answers)
+    else:
+        prompt_answers, sources = [""] * len(examples), ["own"] * len(examples)
     sets = [_CandidateSet(_plan_samples(example, settings, seed)) for example in examples]
     requests = [
-        DecodeRequest(
-            render_rationale_prompt(example.question, answer, template=settings.template),
-            example.images,
-            _sampling_params(vlm, candidates.open, settings),
-        )
+        _make_request(vlm, example, answer, _sampling_params(vlm, candidates.open, settings), settings)
         for example, answer, candidates in zip(examples, prompt_answers, sets, strict=True)
     ]
 
@@ -78,10 +85,16 @@ def sample_rationales(
         redraws: list[_Sample] = []
         for sample, completion in zip(candidates.open, completions, strict=True):
             rationale = _to_rationale(vlm, example, sample, completion, prompt_answers[index], sources[index])
-            if (key := normalise_rationale(rationale.text)) and key not in candidates.seen:
+            key = normalise_rationale(rationale.text)
+            if fields is not None:
+                rationale, key = _read_answer(rationale, fields, example)
+            may_redraw = sample.temperature > 0 and sample.redraw < settings.redraws
+            is_new = bool(key) and key not in candidates.seen
+            keeps = not may_redraw if rationale.invalid else is_new
+            if keeps:
                 candidates.seen.add(key)
                 candidates.kept.append((sample.number, rationale))
-            elif sample.temperature > 0 and sample.redraw < settings.redraws:
+            elif may_redraw:
                 redraws.append(_with_seed(replace(sample, redraw=sample.redraw + 1), example, seed))
         candidates.open = redraws
         if not redraws and on_set is not None:
@@ -90,6 +103,28 @@ def sample_rationales(
 
     _decode(vlm, requests, settings, keep_distinct, progress)
     return [candidates.ordered() for candidates in sets]
+
+
+def _make_request(
+    vlm: Vlm, example: Example, answer: str, params: tuple[SamplingParams, ...], settings: SamplingSettings
+) -> DecodeRequest:
+    """The request for a rationale after `answer`, or for a structured answer."""
+    template, policy, fields = settings.template, example.policy, settings.answer_fields
+    if fields is None:
+        text = render_rationale_prompt(example.question, answer, template=template, policy=policy)
+        return DecodeRequest(text, example.images, params)
+    text = render_answer_prompt(example.question, template=template, policy=policy)
+    return DecodeRequest(text, example.images, params, constraint=answer_constraint(vlm, fields, policy))
+
+
+def _read_answer(answer: Rationale, fields: AnswerFields, example: Example) -> tuple[Rationale, str]:
+    """The structured answer in the project's form, or marked as invalid; and what tells it from others of its set."""
+    try:
+        values = parse_answer(answer.text, fields, example.policy)
+    except InvalidAnswer as error:
+        return replace(answer, invalid=error.reason), answer.text
+    told_apart = {**values, fields.rationale.name: normalise_rationale(values[fields.rationale.name] or "")}
+    return replace(answer, text=answer_json(values, fields)), answer_json(told_apart, fields)
 
 
 def generate_answers(
@@ -104,7 +139,9 @@ def generate_answers(
     answers = [""] * len(examples)
     requests = [
         DecodeRequest(
-            render_answer_prompt(example.question, template=settings.template), example.images, (SamplingParams(),)
+            render_answer_prompt(example.question, template=settings.template, policy=example.policy),
+            example.images,
+            (SamplingParams(),),
         )
         for example in examples
     ]
@@ -123,7 +160,10 @@ def mean_logprobs(vlm: Vlm, rows: Sequence[tuple[Example, str, str]], settings: 
     The batch size follows `settings.token_budget`; it is halved when memory runs out.
     """
     token_ids = [encode_continuation(vlm, rationale_text(rationale)) for _, _, rationale in rows]
-    prompts = [render_rationale_prompt(row[0].question, row[1], template=settings.template) for row in rows]
+    prompts = [
+        render_rationale_prompt(example.question, answer, template=settings.template, policy=example.policy)
+        for example, answer, _ in rows
+    ]
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0].images), len(prompts[i]) + 4 * len(token_ids[i])))
     scores = [0.0] * len(rows)
     model = bare_model(vlm)

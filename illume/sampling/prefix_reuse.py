@@ -36,8 +36,11 @@ def count_suffix_tokens(vlm: Vlm, examples: Sequence[Example], *, template: str)
 
 def _render_prompts(example: Example, template: str) -> tuple[str, str]:
     """The answer prompt and the rationale prompt."""
-    answer_prompt = render_answer_prompt(example.question, template=template)
-    return answer_prompt, render_rationale_prompt(example.question, example.answer or "", template=template)
+    given = (example.question, example.answer or "")
+    return (
+        render_answer_prompt(given[0], template=template, policy=example.policy),
+        render_rationale_prompt(*given, template=template, policy=example.policy),
+    )
 
 
 @torch.inference_mode()

@@ -20,20 +20,26 @@ class SamplingParams:
 
 
 def sample_tokens(
-    logits: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+    logits: torch.Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+    *,
+    allowed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples one token for each row of `logits` (rows, vocabulary).
 
     Returns the tokens (rows,) and their natural-log probabilities (rows,) under the unfiltered distribution at
     temperature 1. `uniforms` holds a number in [0, 1) for each row: the token is the first one where the cumulative
-    filtered probability exceeds it.
+    filtered probability exceeds it. Only tokens that are `allowed` (rows, vocabulary) can be sampled: the others are
+    removed before the filters.
     """
     logits = logits.float()
-    tokens = logits.argmax(dim=-1)
+    offered = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
+    tokens = offered.argmax(dim=-1)
     sampled = [row for row, one in enumerate(params) if one.temperature > 0]
     if sampled:
         rows = torch.tensor(sampled, device=logits.device)
-        filtered = filter_logits(logits[rows], [params[row] for row in sampled])
+        filtered = filter_logits(offered[rows], [params[row] for row in sampled])
         cumulative = filtered.softmax(dim=-1).cumsum(dim=-1)
         total = cumulative[:, -1:]
         target = torch.tensor([uniforms[row] for row in sampled], device=logits.device)[:, None] * total

@@ -119,13 +119,16 @@ SIGLIP = {
 }
 
 
-def make_llava(folder: Path, *, chat: bool = True, seed: int = 0, hidden_size: int = 32) -> Path:
+def make_llava(folder: Path, *, chat: bool = True, seed: int = 0, hidden_size: int = 32, context: int = 512) -> Path:
     """LLaVA: 16 image tokens an image."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer("<image>")
     config = LlavaConfig(
         vision_config=dict(SIGLIP),
-        text_config={"model_type": "llama", **_text(tokenizer, hidden_size=hidden_size)},
+        text_config={
+            "model_type": "llama",
+            **_text(tokenizer, hidden_size=hidden_size, max_position_embeddings=context),
+        },
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from illume.model.prompting import answer_text, rationale_text, render_answer_prompt, render_rationale_prompt
+from illume.fields.policies import Policy, PolicyCategory
+from illume.model.prompting import (
+    answer_text,
+    check_template,
+    rationale_text,
+    render_answer_prompt,
+    render_rationale_prompt,
+)
 
 
 class TestRender:
@@ -41,3 +48,28 @@ class TestRender:
         with pytest.raises(ValueError) as caught:
             render_rationale_prompt("q", "a", template=template)
         assert named in str(caught.value)
+
+
+class TestPolicy:
+    POLICY = Policy(categories=(PolicyCategory(name="Dogs {answer}", default="none", allowed="any", strict="no"),))
+    TEMPLATE = "Rules: {policy}\n{question} A: {answer}, as"
+
+    def test_the_text_of_the_prompts_policy(self) -> None:
+        given = {"template": self.TEMPLATE, "policy": self.POLICY}
+        assert render_answer_prompt("is it so?", **given) == "Rules: Dogs {answer} (default): none\nis it so? A:"
+        assert render_rationale_prompt("q", "a", **given) == "Rules: Dogs {answer} (default): none\nq A: a, as"
+
+    def test_policy_and_template_go_together(self) -> None:
+        with pytest.raises(ValueError, match=r"the template has no \{policy\}"):
+            render_answer_prompt("q", policy=self.POLICY)
+        with pytest.raises(ValueError, match="the prompt has no policy"):
+            render_rationale_prompt("q", "a", template=self.TEMPLATE)
+
+    def test_projects_have_no_policies_yet(self) -> None:
+        with pytest.raises(ValueError, match=r"unknown placeholder \{policy\}"):
+            check_template(self.TEMPLATE)
+
+    @pytest.mark.parametrize("template", ["{policy} {policy} {question} {answer}", "{question} {answer} {policy}"])
+    def test_once_before_the_answer(self, template: str) -> None:
+        with pytest.raises(ValueError, match=r"once, before \{answer\}"):
+            check_template(template, policies=True)
