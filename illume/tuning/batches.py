@@ -9,23 +9,46 @@ from typing import Any, Literal
 
 import torch
 
+from illume.fields.answers import answer_pieces
+from illume.fields.definitions import AnswerFields
 from illume.model.prompting import answer_text, rationale_text, render_answer_prompt, render_rationale_prompt
 from illume.model.vision_cache import n_bytes, to_device
-from illume.model.vlm import IGNORED, ImageLike, Inputs, Vlm, append_continuations, encode, encode_continuation
+from illume.model.vlm import (
+    IGNORED,
+    ImageLike,
+    Inputs,
+    Vlm,
+    append_continuations,
+    encode,
+    encode_continuation,
+    encode_pieces,
+)
 from illume.records import Example, TrainingRow, stable_seed
 
 Kind = Literal["answer", "rationale"]
 KINDS: tuple[Kind, ...] = ("answer", "rationale")
+"""The parts of the loss."""
+TextKind = Literal["answer", "rationale", "structured"]
+TEXT_KINDS: tuple[TextKind, ...] = (*KINDS, "structured")
+"""The texts that share a forward pass. A structured answer has tokens of both parts, and of none."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingText:
-    """A prompt and the continuation to learn, as token ids. The prompt is not part of the loss."""
+    """A prompt and the continuation to learn, as token ids. The prompt is not part of the loss.
 
-    kind: Kind
+    `parts` says of each token of a structured answer to which part of the loss it belongs, None: to none.
+    """
+
+    kind: TextKind
     images: tuple[ImageLike, ...]
     prompt: str
     continuation: tuple[int, ...]
+    parts: tuple[Kind | None, ...] = ()
+
+    def n_tokens(self, part: Kind) -> int:
+        """The number of tokens that belong to this part of the loss."""
+        return self.parts.count(part) if self.kind == "structured" else len(self.continuation) * (self.kind == part)
 
 
 def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> list[TrainingText]:
@@ -44,7 +67,7 @@ def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> l
         key = (example.images, example.question, answer)
         if key not in answered:
             answered.add(key)
-            prompt = render_answer_prompt(example.question, template=template)
+            prompt = render_answer_prompt(example.question, template=template, policy=example.policy)
             ids = encode_continuation(vlm, answer_text(answer))
             texts.append(TrainingText("answer", example.images, prompt, tuple(ids)))
         if row.rationale is not None:
@@ -54,9 +77,57 @@ def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> l
 
 def rationale_training_text(vlm: Vlm, example: Example, rationale: str, *, template: str) -> TrainingText:
     """A rationale after the rationale prompt of an example that has an answer."""
-    prompt = render_rationale_prompt(example.question, str(example.answer), template=template)
+    prompt = render_rationale_prompt(example.question, str(example.answer), template=template, policy=example.policy)
     ids = encode_continuation(vlm, rationale_text(rationale))
     return TrainingText("rationale", example.images, prompt, tuple(ids))
+
+
+def structured_texts(
+    vlm: Vlm, rows: Sequence[TrainingRow], fields: AnswerFields, *, template: str
+) -> list[TrainingText]:
+    """The training texts of structured answers: one for each row, after its answer prompt.
+
+    The tokens of choices belong to the answer's part of the loss, those of the rationale's text to the rationale's;
+    other texts, keys and punctuation to none. A row without a rationale is learnt once for each prompt and policy: it
+    ends where the rationale would begin, or, where the rationale comes first, has a reference in its place, which
+    belongs to no part. Raises ValueError, naming the example, for a row without the values it needs.
+    """
+    texts: list[TrainingText] = []
+    guarded: set[tuple[tuple[str, ...], str]] = set()
+    for row in rows:
+        example = row.example
+        prompt = render_answer_prompt(example.question, template=template, policy=example.policy)
+        if row.rationale is None:
+            if (example.images, prompt) in guarded:
+                continue
+            guarded.add((example.images, prompt))
+        pieces = _labelled_pieces(row, fields)
+        tokens = encode_pieces(vlm, [(answer_text(""), None), *pieces])
+        if row.rationale is None and pieces[-1][1] is None and pieces[-1][0] == '"':
+            tokens = tokens[:-1]  # no end token: the answer goes on
+        ids, parts = zip(*tokens, strict=True)
+        texts.append(TrainingText("structured", example.images, prompt, ids, parts))
+    return texts
+
+
+def _labelled_pieces(row: TrainingRow, fields: AnswerFields) -> list[tuple[str, Kind | None]]:
+    """The pieces of a row's answer, each with its part of the loss."""
+    example, name = row.example, fields.rationale.name
+    values = {**(example.fields if row.values is None else row.values), name: row.rationale}
+    masked = set(row.masked)
+    if row.rationale is None:
+        masked.add(name)
+        if fields.names[-1] != name:
+            values[name] = next(iter(example.references), None)
+    parts: dict[str, Kind] = {name: "rationale"}
+    parts.update({one.name: "answer" for one in fields.fields if one.kind == "choice"})
+    try:
+        pieces = answer_pieces(values, fields)
+    except KeyError as error:
+        raise ValueError(f"{example.id}: a row needs a value of {error.args[0]}") from error
+    if row.rationale is None and not any(label in parts and label not in masked for _, label in pieces):
+        raise ValueError(f"{example.id}: nothing can be learnt of a row without a rationale")
+    return [(text, None if label is None or label in masked else parts.get(label)) for text, label in pieces]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +135,7 @@ class MicroBatch:
     """Texts of one kind that share a forward pass. `members` are indices into the round's texts; `number` is unique."""
 
     number: int
-    kind: Kind
+    kind: TextKind
     members: tuple[int, ...]
 
 
@@ -84,19 +155,20 @@ def plan_batches(texts: Sequence[TrainingText], *, batch_size: int, micro_batch_
     `epoch_order` varies the order of the steps.
     """
     count = max(1, -(-len(texts) // batch_size))
-    shares: dict[Kind, list[list[int]]] = {}
-    for kind in KINDS:
+    shares: dict[TextKind, list[list[int]]] = {}
+    for kind in TEXT_KINDS:
         members = [index for index, text in enumerate(texts) if text.kind == kind]
         random.Random(stable_seed(seed, "plan", kind)).shuffle(members)
         shares[kind] = [members[start::count] for start in range(count)]
     batches, number = [], 0
     for position in range(count):
         micro_batches = []
-        tokens: dict[Kind, int] = {}
-        for kind in KINDS:
+        tokens: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        for kind in TEXT_KINDS:
             # Rationales are assigned in reverse order, so that with few texts of both kinds no step is left empty.
-            share = shares[kind][position if kind == "answer" else count - 1 - position]
-            tokens[kind] = sum(len(texts[index].continuation) for index in share)
+            share = shares[kind][count - 1 - position if kind == "rationale" else position]
+            for part in KINDS:
+                tokens[part] += sum(texts[index].n_tokens(part) for index in share)
             share = sorted(share, key=lambda index: (len(texts[index].prompt) + len(texts[index].continuation), index))
             for start in range(0, len(share), micro_batch_size):
                 micro_batches.append(MicroBatch(number, kind, tuple(share[start : start + micro_batch_size])))
@@ -115,10 +187,14 @@ def epoch_order(n_batches: int, *, epoch: int, seed: int) -> list[int]:
 
 @dataclass
 class PreparedBatch:
-    """The inputs of a micro-batch. `labels` are (batch, n_targets), for the last `n_targets` positions."""
+    """The inputs of a micro-batch. `labels` are (batch, n_targets), for the last `n_targets` positions.
+
+    `by_part` has the labels of each part of the loss, IGNORED where a token belongs to another part or to none.
+    """
 
     inputs: Inputs
     labels: torch.Tensor
+    by_part: dict[Kind, torch.Tensor]
     n_targets: int
     features: list[Any] | None = None
 
@@ -139,6 +215,7 @@ class BatchInputs:
             return PreparedBatch(
                 to_device(cached.inputs, self._vlm.device),
                 cached.labels.to(self._vlm.device),
+                to_device(cached.by_part, self._vlm.device),
                 cached.n_targets,
                 to_device(cached.features, self._vlm.device),
             )
@@ -147,13 +224,14 @@ class BatchInputs:
         continuations = [text.continuation for text in texts]
         inputs, labels = append_continuations(self._vlm, encoded, continuations)
         n_targets = max(map(len, continuations))
-        return PreparedBatch(inputs, labels[:, -n_targets:], n_targets)
+        labels = labels[:, -n_targets:]
+        return PreparedBatch(inputs, labels, _labels_by_part(texts, labels), n_targets)
 
     def store(self, micro_batch: MicroBatch, prepared: PreparedBatch) -> None:
         """Caches `prepared` for later epochs if the budget allows it."""
         if micro_batch.number in self._cached:
             return
-        size = n_bytes((prepared.inputs, prepared.labels, prepared.features))
+        size = n_bytes((prepared.inputs, prepared.labels, prepared.by_part, prepared.features))
         if size > self._free_bytes:
             return
         self._free_bytes -= size
@@ -161,9 +239,24 @@ class BatchInputs:
         self._cached[micro_batch.number] = PreparedBatch(
             to_device(prepared.inputs, cpu),
             prepared.labels.to(cpu),
+            to_device(prepared.by_part, cpu),
             prepared.n_targets,
             to_device(prepared.features, cpu),
         )
+
+
+def _labels_by_part(texts: Sequence[TrainingText], labels: torch.Tensor) -> dict[Kind, torch.Tensor]:
+    """The labels (batch, n_targets) of each part of the loss that the texts, which are of one kind, have."""
+    kind = texts[0].kind
+    if kind != "structured":
+        return {kind: labels}
+    found: dict[Kind, torch.Tensor] = {}
+    for part in KINDS:
+        found[part] = torch.full_like(labels, IGNORED)
+        for row, text in enumerate(texts):
+            columns = [column for column, one in enumerate(text.parts) if one == part]
+            found[part][row, columns] = labels[row, columns]
+    return found
 
 
 def count_target_tokens(labels: torch.Tensor) -> int:

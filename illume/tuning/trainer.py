@@ -162,8 +162,10 @@ class Training:
 
     # One step
 
-    def _forward(self, prepared: PreparedBatch) -> torch.Tensor:
-        return continuation_loss(forward_logits(self.vlm, prepared), prepared.labels)
+    def _forward(self, prepared: PreparedBatch) -> dict[Kind, torch.Tensor]:
+        """The summed cross-entropies of each part of the loss."""
+        logits = forward_logits(self.vlm, prepared)
+        return {kind: continuation_loss(logits, labels) for kind, labels in prepared.by_part.items()}
 
     def _logprobs(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The mean log-likelihoods of the members' continuations, (members,)."""
@@ -180,13 +182,13 @@ class Training:
         for micro_batch in batch.micro_batches[self.ranks.process_index :: self.ranks.num_processes]:
             self._check_stop()
             prepared = self.inputs.prepare(micro_batch)
-            kind = micro_batch.kind
-            total = self._forward(prepared)
+            totals = self._forward(prepared)
             self.inputs.store(micro_batch, prepared)
-            loss = batch_loss({kind: total}, batch.tokens, self.weight)
+            loss = batch_loss(totals, batch.tokens, self.weight)
             if loss is not None:
                 torch.autograd.backward(loss)
-            sums[kind] = sums.get(kind, torch.zeros((), device=total.device)) + total.detach()
+            for kind, total in totals.items():
+                sums[kind] = sums.get(kind, torch.zeros((), device=total.device)) + total.detach()
         zero = torch.zeros((), device=self.vlm.device)
         reduced = {kind: self.ranks.reduce(sums.get(kind, zero), "sum") for kind in KINDS}
         return {kind: float(value) for kind, value in reduced.items()}
