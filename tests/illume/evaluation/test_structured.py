@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_with_a_model(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", 2)
     examples = [replace(BASE, images=(images[0],)), replace(FLIPPED, images=(images[0],))]
     examples.append(replace(OTHER, images=(images[1],)))
-    options = {"template": "{policy}\n{question} {answer}", "max_new_tokens": 150}
+    options: dict[str, Any] = {"template": "{policy}\n{question} {answer}", "max_new_tokens": 150}
     settings = EvaluationSettings(samples=2, top_k_share=1.0)
     found = evaluate_structured(vlm, examples, FIELDS, settings, **options)
     assert [len(row) for row in found["sampled"]["answers"]] == [2, 2, 2]

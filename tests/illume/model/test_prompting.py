@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from illume.fields.policies import Policy, PolicyCategory
@@ -55,7 +57,7 @@ class TestPolicy:
     TEMPLATE = "Rules: {policy}\n{question} A: {answer}, as"
 
     def test_the_text_of_the_prompts_policy(self) -> None:
-        given = {"template": self.TEMPLATE, "policy": self.POLICY}
+        given: dict[str, Any] = {"template": self.TEMPLATE, "policy": self.POLICY}
         assert render_answer_prompt("is it so?", **given) == "Rules: Dogs {answer} (default): none\nis it so? A:"
         assert render_rationale_prompt("q", "a", **given) == "Rules: Dogs {answer} (default): none\nq A: a, as"
 
