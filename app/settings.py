@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     connections_per_address: int = Field(
         default=256, ge=1, description="Connections of one address to a web process; trusted proxies have no limit"
     )
+    idle_seconds: int = Field(default=30, ge=1, description="Seconds a connection may be idle between two requests")
     pool_size: int = Field(
         default=16, ge=1, description="Database connections, and so concurrent requests, of a process"
     )

@@ -16,7 +16,7 @@ from app.models import ModelVersion, Project
 from app.services.candidates import candidates, pools
 from app.services.candidates.candidates import NewCandidate, PromptData, SamplingClaim
 from app.services.kernel.store import get_store
-from app.services.projects import pauses
+from app.services.projects import pauses, trials
 from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import lease
 from app.settings import get_settings
@@ -85,8 +85,9 @@ def fill_for_round(
     Prompts that cannot be sampled do not fail the round: sampling is paused then, and the round goes on.
     """
     with session_scope() as session:
-        target = settings_of(session, session.get_one(Project, project_id)).pool_for_round
-    made: int | None = 0
+        project = session.get_one(Project, project_id)
+        target = settings_of(session, project).pool_for_round
+        made: int | None = None if pauses.is_paused(session, project) else 0
     while made is not None:
         with session_scope() as session:
             missing = pools.count_missing_sets(session, session.get_one(Project, project_id), target=target)
@@ -116,6 +117,9 @@ def _fill_or_pause(
     """As `_fill_once`; a project whose model cannot be used is paused with the reason, and None returned."""
     with session_scope() as session:
         version_id = session.get_one(Project, project_id).active_version_id
+        if version_id is None:
+            return None
+        trials.begin(session, project_id, version_id, worker=process.name)
     try:
         made = _fill_once(process, models, project_id, target=target, limit=limit, watch=watch)
     except (DomainError, StepTimeoutError, *UNEXPECTED_ERRORS) as error:
@@ -123,11 +127,14 @@ def _fill_or_pause(
         log.warning("sampling of project %s is paused: %s", project_id, reason)
         models.drop()
         with session_scope() as session:
-            pauses.pause(session, project_id, version_id or 0, reason)
+            pauses.pause(session, project_id, version_id, reason)
         return None
+    finally:
+        with session_scope() as session:
+            trials.end(session, worker=process.name)
     if made:
         with session_scope() as session:
-            pauses.resume(session, project_id)
+            trials.succeed(session, project_id)
     return made
 
 

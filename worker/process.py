@@ -16,6 +16,7 @@ import psutil
 from sqlalchemy.exc import InternalError, OperationalError
 
 from app.services.kernel import workers
+from app.services.projects import trials
 from app.settings import get_settings
 from worker.heartbeat import Heartbeat
 
@@ -45,7 +46,7 @@ def step_deadline(seconds: float, *, what: str, hang: float = HANG_SECONDS) -> I
 
     Only in the main thread, where the system delivers signals; elsewhere it does nothing. The signal comes again where
     code of a model swallowed the first one. Code outside Python sees no signal: `hang` seconds later the process says
-    where it is and ends. It is started again, and what it held counts as one try.
+    where it is and ends. It is started again, and what it held or tried (`ModelTrial`) counts as one failure.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -124,8 +125,9 @@ def expire_dead_workers(process: WorkerProcess) -> None:
     from app.db.sessions import session_scope
 
     with session_scope() as session:
-        names = workers.list_worker_names(session)
-        workers.expire_leases(session, [name for name in list_dead_workers(names) if name != process.name])
+        dead = [name for name in list_dead_workers(workers.list_worker_names(session)) if name != process.name]
+        trials.count_deaths(session, dead)
+        workers.expire_leases(session, dead)
 
 
 def lower_priority(pid: int, *, proc: Path = Path("/proc")) -> None:

@@ -1,7 +1,7 @@
 """The tables. Terms and rules are those of the design; invariants are expressed as constraints."""
 
 from app.db.base import Base
-from app.models.base_checks import BaseCheck, CheckState, SamplingPause
+from app.models.base_checks import BaseCheck, CheckState, ModelTrial, SamplingPause
 from app.models.comparisons import Comparison, ComparisonPair, ComparisonState, Preference, Preferred
 from app.models.content import (
     Candidate,
@@ -80,6 +80,7 @@ __all__ = [
     "ImportedRow",
     "LinkPurpose",
     "Membership",
+    "ModelTrial",
     "ModelVersion",
     "OneTimeLink",
     "Pick",

@@ -1,4 +1,4 @@
-"""Checks of base models, and pauses of projects whose model cannot be used."""
+"""Checks and trials of models, and pauses of projects whose model cannot be used."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ class SamplingPause(Base):
     reason: Mapped[str] = mapped_column(Text)
     tries: Mapped[int] = mapped_column(server_default="1")
     until: Mapped[datetime]
+
+
+class ModelTrial(Base):
+    """A project's version that a worker loads or samples with now; one that a dead worker left counts against it."""
+
+    __tablename__ = "model_trials"
+
+    worker: Mapped[str] = mapped_column(String(200), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    version_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id", ondelete="CASCADE"))
+    since: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -31,7 +31,7 @@ class Limits:
     """The limits of a connection.
 
     A new connection has `first_head` seconds for its first request, and later ones `head` seconds from their first
-    byte. Between requests uvicorn's own, longer keep-alive holds. What is left of a body after the answer, or of an
+    byte. Between requests `idle_seconds` of the settings holds. What is left of a body after the answer, or of an
     answer that nobody waits for, has `leftover` seconds.
     """
 

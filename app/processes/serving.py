@@ -17,9 +17,6 @@ from app.settings import get_settings, names_in
 from illume.end_with_parent import watch_parent
 from illume.log_lines import keep_lines_whole
 
-KEEP_ALIVE_SECONDS = 75
-"""A critic takes some seconds for a verdict: with uvicorn's own 5 s nearly each came on a new connection."""
-
 
 class ServerConfig(Config):
     """uvicorn's settings, with TCP_NODELAY on the listening socket.
@@ -65,7 +62,7 @@ def server_config(*, host: str, port: int, processes: int = 1) -> ServerConfig:
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=10,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=get_settings().idle_seconds,
         http=BoundedConnection,
         forwarded_allow_ips=names_in(get_settings().trusted_proxies),
     )

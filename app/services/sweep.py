@@ -19,7 +19,7 @@ from app.services.imports import running as imports
 from app.services.integrations import webhooks
 from app.services.judging import assignments
 from app.services.kernel import counters, workers
-from app.services.projects import pauses
+from app.services.projects import pauses, trials
 from app.services.projects.projects import settings_of
 from app.services.quality import set_agreements
 from app.services.rounds import base_checks, rounds
@@ -42,6 +42,7 @@ def sweep(session: Session) -> list[Due]:
     if not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
         return []
     assignments.expire_claims(session)
+    trials.count_hangs(session)
     workers.delete_stale(session)
     _delete_old(session)
     counters.fold_deltas(session)

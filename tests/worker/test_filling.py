@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from app import queue
 from app.db.sessions import database_now, session_scope
-from app.models import Candidate, CandidateSet, Project, Prompt, SamplingPause
+from app.models import Candidate, CandidateSet, ModelTrial, Project, Prompt, SamplingPause
 from app.processes.connect import forget_settings
 from app.services import sweep
 from app.services.candidates import candidates, pools
@@ -17,6 +19,7 @@ from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.projects import pauses
+from app.services.read_models.supply import supply_of
 from app.services.rounds import versions
 from illume.sampling.generation import sample_rationales
 from tests import factories
@@ -24,7 +27,7 @@ from tests.worker import loop
 from worker import filling
 from worker.filling import fill_pool
 from worker.model_cache import ModelCache
-from worker.process import Stopping, WorkerProcess
+from worker.process import Stopping, WorkerProcess, expire_dead_workers
 
 
 def committed_project(base: Path, *, prompts: int, **settings: object) -> int:
@@ -36,6 +39,23 @@ def committed_project(base: Path, *, prompts: int, **settings: object) -> int:
 
 def states(project_id: int) -> list[str]:
     return [one.state for one in loop.sets_now(project_id)]
+
+
+HANGING_LOAD = """
+import functools, itertools, sys
+from worker import filling, model_cache
+from worker.process import make_process, step_deadline
+
+def hang(*_, **__):
+    all(itertools.repeat(True))  # sees no signal, as code outside Python
+
+model_cache.load_vlm = hang
+model_cache.ModelCache.check = lambda *_: None
+filling.step_deadline = functools.partial(step_deadline, hang=0.3)
+process = make_process(("model",), device="cpu")
+process.heartbeat.beat()
+filling.fill_pool(process, model_cache.ModelCache(), int(sys.argv[1]))
+"""
 
 
 class TestFillPool:
@@ -199,6 +219,26 @@ class TestPauses:
             assert stopped.reason.endswith("made no progress for 0 s and was ended")
             assert candidates.claim_sampling_batch(session, session.get_one(Project, project_id), worker="b", limit=5)
 
+    def test_a_model_that_hangs_outside_python_as_it_loads_pauses_its_project_only(
+        self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hanging, sound = (committed_project(base, prompts=2) for _ in range(2))
+        monkeypatch.setenv("ILLUME_STEP_SECONDS", "3")
+        forget_settings()
+        command = [sys.executable, "-c", HANGING_LOAD, str(hanging)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, "most recent call first" in done.stderr) == (1, True), done.stderr
+        assert states(hanging) == [], "it had claimed nothing"
+        expire_dead_workers(process)
+        monkeypatch.delenv("ILLUME_STEP_SECONDS")
+        forget_settings()
+        with session_scope() as session:
+            project = session.get_one(Project, hanging)
+            assert pauses.is_paused(session, project)
+            assert supply_of(session, project).reason.startswith("version 0 made no progress for over 3 s and ended")
+            assert session.scalar(select(func.count()).select_from(ModelTrial)) == 0
+        assert (fill_pool(process, models, hanging), fill_pool(process, models, sound)) == (0, 2)
+
     def test_where_every_prompt_fails_the_reason_is_said(
         self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -237,3 +277,14 @@ class TestFillForRound:
         )
         assert states(project_id) == ["ready"] * 3
         assert told == [(0, 3), (3, 3)]
+
+    def test_a_round_does_not_try_a_model_that_is_paused(
+        self, process: WorkerProcess, models: ModelCache, base: Path
+    ) -> None:
+        project_id = committed_project(base, prompts=2)
+        with session_scope() as session:
+            version_id = session.get_one(Project, project_id).active_version_id
+            assert version_id is not None
+            pauses.pause(session, project_id, version_id, "it hangs")
+        filling.fill_for_round(process, models, project_id, report=lambda *_: None, watch=process.check)
+        assert states(project_id) == []

@@ -8,7 +8,7 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.models import DeviceClaim, Worker
+from app.models import DeviceClaim, ModelTrial, Worker
 from app.services.kernel.leases import IMPORTS, ROUNDS, SETS, held, lapsed
 
 FORGET_AFTER = timedelta(days=1)
@@ -38,7 +38,8 @@ def list_worker_names(session: Session) -> list[str]:
 
 
 def remove_worker(session: Session, name: str) -> None:
-    """Remove a worker that has stopped, and release its devices."""
+    """Remove a worker that has stopped, and release its devices. What it was trying is not to blame."""
+    session.execute(delete(ModelTrial).where(ModelTrial.worker == name))
     session.execute(delete(DeviceClaim).where(DeviceClaim.worker == name))
     session.execute(delete(Worker).where(Worker.name == name))
 

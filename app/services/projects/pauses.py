@@ -17,23 +17,24 @@ REASON_LENGTH = 2000
 
 
 PAUSE = text("""
-INSERT INTO sampling_pauses (project_id, version_id, reason, until)
-VALUES (:project, :version, :reason, now() + make_interval(secs => :first))
+WITH counted AS (
+    SELECT 1 + coalesce(max(tries), 0) AS tries FROM sampling_pauses
+    WHERE project_id = :project AND version_id = :version
+)
+INSERT INTO sampling_pauses (project_id, version_id, reason, tries, until)
+SELECT :project, :version, :reason, tries, now() + make_interval(secs => CASE
+    WHEN tries < :patience THEN 0 ELSE least(:first * power(2, least(tries - 1, 10)), :longest)
+END) FROM counted
 ON CONFLICT (project_id) DO UPDATE SET
-    version_id = excluded.version_id,
-    reason = excluded.reason,
-    tries = CASE WHEN sampling_pauses.version_id = excluded.version_id THEN sampling_pauses.tries + 1 ELSE 1 END,
-    until = now() + make_interval(secs => CASE
-        WHEN sampling_pauses.version_id = excluded.version_id
-        THEN least(:first * power(2, least(sampling_pauses.tries, 10)), :longest)
-        ELSE :first
-    END)
+    version_id = excluded.version_id, reason = excluded.reason, tries = excluded.tries, until = excluded.until
 """)
 
 
-def pause(session: Session, project_id: int, version_id: int, reason: str) -> None:
-    """Pause a project whose model could not be used. The next one for the version is twice as long."""
+def pause(session: Session, project_id: int, version_id: int, reason: str, *, patience: int = 1) -> None:
+    """Count that a project's model could not be used. From the `patience`-th time in a row on, nobody tries it for a
+    while, each time for twice as long."""
     values = {"project": project_id, "version": version_id, "first": FIRST_SECONDS, "longest": LONGEST_SECONDS}
+    values |= {"patience": patience}
     session.execute(PAUSE, {**values, "reason": reason.replace("\x00", "")[:REASON_LENGTH]})
 
 

@@ -58,6 +58,7 @@ OURS = columns(
     images="media_type sha256",
     imported_rows="key",
     imports="file_key images_key worker",
+    model_trials="worker",
     model_versions="adapter base_model",
     one_time_links="token_hash",
     projects="slug",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ from app.settings import ROOT, Settings
 from tests.conftest import CommittedDatabase
 
 PATIENCE = 120.0
+IDLE_PATIENCE = 20.0
+"""Less than the time a connection may be idle by default."""
 LOG = "web.log"
 
 
@@ -87,6 +90,24 @@ class TestServe:
             command = [sys.executable, "-m", "app.cli", "serve", "--check"]
             environment = {**os.environ, "ILLUME_HOST": "::1", "ILLUME_PORT": str(port)}
             assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+        finally:
+            server.kill()
+            server.wait()
+
+    def test_it_closes_idle_connections(self, committed_db: CommittedDatabase, tmp_path: Path) -> None:
+        assert serving.server_config(host="127.0.0.1", port=0).timeout_keep_alive == 30
+        port, server = started(committed_db, tmp_path, 1, ILLUME_IDLE_SECONDS="1")
+        try:
+            wait_for(port, server, tmp_path / LOG)
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=IDLE_PATIENCE)
+            client.connect()
+            opened = client.sock
+            with contextlib.closing(opened):
+                for _ in range(2):  # it stays open for requests that follow soon
+                    client.request("GET", "/healthz")
+                    assert client.getresponse().read() == b'{"status":"ok"}'
+                    assert client.sock is opened
+                assert opened.recv(100) == b""
         finally:
             server.kill()
             server.wait()
