@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import func, select
@@ -266,6 +268,32 @@ class TestFillOthers:
         with session_scope() as session:
             assert pools.list_starving(session, without=mine) == []
             assert pools.list_starving(session, without=other) == [mine]
+
+
+class TestTurns:
+    @pytest.fixture(autouse=True)
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Batches of two, and 20 s between two looks at the clock."""
+        looks = itertools.count()
+        monkeypatch.setattr(filling, "time", SimpleNamespace(monotonic=lambda: 20.0 * next(looks)))
+        monkeypatch.setattr(filling, "BATCH", {"cpu": 2})
+
+    def test_a_project_gives_way_after_its_turn_and_asks_for_another(
+        self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sent: list[tuple[object, ...]] = []
+        monkeypatch.setattr(queue, "send_now", lambda *what, **_: sent.append(what))
+        project_id = committed_project(base, prompts=10, pool_target=10)
+        assert fill_pool(process, models, project_id) == 6
+        assert sent == [(queue.FILL_POOL, project_id)]
+
+    def test_others_get_one_each_while_a_round_has_the_device(
+        self, process: WorkerProcess, models: ModelCache, base: Path
+    ) -> None:
+        mine = committed_project(base, prompts=2)
+        others = [committed_project(base, prompts=10, pool_for_round=10) for _ in range(2)]
+        filling.fill_others(process, models, mine, watch=process.check)
+        assert [states(one) for one in (mine, *others)] == [[], ["ready"] * 4, ["ready"] * 4]
 
 
 class TestFillForRound:

@@ -12,6 +12,7 @@ from illume.errors import VlmError
 from illume.model.vlm import load_vlm
 from illume.settings import TuningSettings
 from illume.tuning.lora import begin_adapter, store_adapter
+from worker import model_cache
 from worker.model_cache import ModelCache, adapter_folder, device_name
 from worker.process import WorkerProcess
 
@@ -50,6 +51,45 @@ class TestModelCache:
         with pytest.raises(NotFound):
             models.get(str(base), "0" * 64)
         assert models.get(str(base), None) is vlm
+
+
+class TestCheck:
+    @pytest.fixture
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The models that were opened in a child process; those in a folder named `loops` cannot be."""
+        opened: list[str] = []
+
+        def open_in_child(base: str, **_: object) -> str:
+            opened.append(base)
+            if Path(base).name == "loops":
+                raise VlmError("its chat template may loop")
+            return "a model"
+
+        monkeypatch.setattr(model_cache, "check_in_child", open_in_child)
+        return opened
+
+    def test_a_foreign_model_is_opened_in_a_child_process_before_it_is_loaded(
+        self, process: WorkerProcess, opened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded: list[str] = []
+        monkeypatch.setattr(model_cache, "load_vlm", lambda base, **_: loaded.append(base))
+        with pytest.raises(VlmError, match="may loop"):
+            ModelCache().get(str(tmp_path / "loops"), None)
+        ModelCache().get(str(tmp_path / "sound"), None)
+        assert [Path(one).name for one in opened] == ["loops", "sound"]
+        assert [Path(one).name for one in loaded] == ["sound"]
+
+    def test_once_for_each_state_of_its_files(self, process: WorkerProcess, opened: list[str], tmp_path: Path) -> None:
+        models = ModelCache()
+        for text in ("{}", "{}", '{"a": 1}'):
+            if not (tmp_path / "config.json").exists() or text != "{}":
+                (tmp_path / "config.json").write_text(text)
+            models.check(str(tmp_path))
+        assert len(opened) == 2
+
+    def test_the_starter_model_is_our_own(self, process: WorkerProcess, opened: list[str]) -> None:
+        ModelCache().check("starter")
+        assert opened == []
 
 
 class TestDeviceName:

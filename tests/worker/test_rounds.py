@@ -35,8 +35,9 @@ from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.rounds import lease, rounds
 from app.services.rounds.lease import RoundClaim
+from illume.errors import VlmError
 from tests.worker import loop
-from worker import round_folder
+from worker import model_cache, round_folder
 from worker import rounds as worker_rounds
 from worker.model_cache import ModelCache
 from worker.process import Stopping, WorkerProcess
@@ -190,6 +191,19 @@ class TestRunNextRound:
         assert "no model folder" in done.error
         with session_scope() as session:
             assert rounds.retry(session, SYSTEM, round_id).state == RoundState.queued
+
+    def test_a_model_that_hangs_as_it_is_opened_fails_it_before_it_trains(
+        self, process: WorkerProcess, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def hang(*_: object, **__: object) -> str:
+            raise VlmError("its chat template may loop")
+
+        monkeypatch.setattr(model_cache, "check_in_child", hang)
+        _, round_id = loop.project_with_a_round(base)
+        run_next_round(process, ModelCache())
+        done = loop.round_now(round_id)
+        assert (done.state, done.error) == (RoundState.failed, "its chat template may loop")
+        assert epochs_in(folder_of(round_id)) == []
 
 
 class TestTurns:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy.orm import Session
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from app.http import forms
+from app.http import door, forms
 from app.http.headers import CONTENT_SECURITY_POLICY
 from app.models import Role, Scope
 from app.services.accounts import users
@@ -58,6 +59,22 @@ class TestEncodings:
     def test_utf8_may_be_named(self, browser: Browser, content_type: str) -> None:
         answer = browser.client.post("/sign-in", content=b"", headers={"Content-Type": content_type})
         assert answer.status_code == 403, "the form's token is missing, no more"
+
+
+class TestCookies:
+    def test_escapes_of_others_are_not_undone(self) -> None:
+        scope = {"type": "http", "headers": [(b"cookie", b'a="\\073"; b=2;c=\\; d="4"'), (b"x", b"\\;")]}
+        door.drop_escaped_cookies(scope)
+        assert Request(scope).cookies == {"b": "2", "d": "4"}
+        assert scope["headers"][1] == (b"x", b"\\;")
+
+    def test_ours_are_read_beside_them(self, browser: Browser, session: Session) -> None:
+        browser.sign_in(person(session, role=Role.admin))
+        ours = "; ".join(f"{one.name}={one.value}" for one in browser.client.cookies.jar)
+        others = 'x="' + "\\0" * 100 + '"'
+        for cookies in (f"{others}; {ours}", f"{ours}; {others}"):
+            answer = browser.client.get("/admin", headers={"Cookie": cookies}, follow_redirects=False)
+            assert answer.status_code == 200
 
 
 class TestHead:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from app.errors import Conflict, Forbidden, NotFound
+from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.models import (
     AssignmentState,
     AuditEvent,
@@ -353,7 +353,7 @@ class TestImage:
         candidate = world.session.scalars(select(Candidate.id).where(Candidate.candidate_set_id == offered.id)).first()
         world.run(erasures.erase_image(world.session, world.admin, sha256))
         picked = parse_verdict({"kind": "picked", "picks": [str(candidate)]})
-        with pytest.raises(Exception, match="not in this set"):
+        with pytest.raises(Invalid, match="not in this set"):
             judging.give(world.session, world.critics[0], claim.id, picked)
 
     def test_images_of_other_prompts_stay(self, world: World) -> None:

@@ -10,8 +10,10 @@ from contextlib import nullcontext, suppress
 
 import orjson
 import pytest
+from starlette.requests import Request
 
 from app.errors import DomainError
+from app.http.door import drop_escaped_cookies
 from app.services.accounts import users
 from app.services.exports.shapes import MEDIA_TAG
 from app.services.imports.files import is_web_address
@@ -55,6 +57,13 @@ def read_sheet(text: str) -> object:
 def guess(text: str) -> object:
     """Guess the encoding of a text that is not UTF-8."""
     return guess_encoding(lambda: nullcontext(io.BytesIO(text.encode("cp1252"))))
+
+
+def read_cookies(text: str) -> object:
+    """Read the cookies of a request."""
+    scope = {"type": "http", "headers": [(b"cookie", text.encode())]}
+    drop_escaped_cookies(scope)
+    return Request(scope).cookies
 
 
 csv_table, ndjson_table, json_table = map(read_table, (TableKind.csv, TableKind.ndjson, TableKind.json))
@@ -120,6 +129,9 @@ READERS: dict[str, tuple[Callable[[int], str], Callable[[str], object]]] = {
     "an address": (lambda size: "https://" + "a." * size, lambda text: find_place(text, Reach(resolve=lambda *_: []))),
     "an e-mail address of dots": (lambda size: "a@" + "." * size + "@", add_user),
     "an e-mail address of letters": (lambda size: "a" * size, add_user),
+    "cookies": (lambda size: "a=b;" * size, read_cookies),
+    "a cookie of escapes": (lambda size: 'a="' + "\\0" * size + '"', read_cookies),
+    "a cookie of quotes": (lambda size: "a=" + '"' * size, read_cookies),
     "marks of media": (lambda size: "<" * size, lambda text: MEDIA_TAG.sub("", text)),
     "two texts of the same words": (
         lambda size: "x y " * (size // 10),
