@@ -29,4 +29,35 @@
       window.illume.toast("Drop pictures, or one file of prompts.", "warn");
     }
   });
+
+  // Photographs are sent one at a time, so that the page can say how far it is. The form itself is sent last, with what
+  // is left: the last photograph, those that the server did not take, and the hashes of all others.
+  const form = photos.form;
+  const status = form.querySelector("[data-sent]");
+  async function storePhoto(photo) {
+    const body = new FormData();
+    body.set("csrf_token", form.elements.csrf_token.value);
+    body.set("photos", photo);
+    const answer = await fetch(form.action, { method: "POST", body });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    return answer.ok ? [...page.querySelectorAll(".photo-row input[type=hidden]")] : [];
+  }
+  form.addEventListener("submit", async (event) => {
+    const chosen = [...photos.files];
+    if (chosen.length < 2 || chosen.length > Number(photos.dataset.most)) return;
+    event.preventDefault();
+    const button = form.querySelector("button");
+    button.disabled = true;
+    for (const one of form.querySelectorAll("[name=sha256], [name=name]")) one.remove();
+    const left = new DataTransfer();
+    for (const [place, photo] of chosen.entries()) {
+      status.textContent = `Reading photo ${place + 1} of ${chosen.length}…`;
+      const fields = place < chosen.length - 1 ? await storePhoto(photo).catch(() => []) : [];
+      form.append(...fields);
+      if (!fields.length) left.items.add(photo);
+    }
+    photos.files = left.files;
+    button.disabled = false;
+    form.submit();
+  });
 })();

@@ -11,11 +11,12 @@ from starlette.responses import Response
 from app.api.schemas import ImageOut, image_url
 from app.errors import Invalid
 from app.http.dependencies import ActorDep, ApiRoute, JudgingPoolDep, SessionDep, authenticate_reader, bearer_scheme
+from app.http.forms import store_image
 from app.http.ranges import find_part
 from app.models import Image
 from app.services.kernel.store import DerivativeWidth, get_store
 from app.services.prompts import derivatives, images
-from app.services.prompts.decoding import ACCEPTED, DERIVATIVE_TYPE, MAX_BYTES
+from app.services.prompts.decoding import ACCEPTED, DERIVATIVE_TYPE
 
 router = APIRouter(tags=["images"], route_class=ApiRoute)
 KEEP = "private, max-age=31536000, immutable"
@@ -45,7 +46,7 @@ def add_image(
     upload = file or image
     if upload is None:
         raise Invalid("Send the image as the multipart field 'file'.", field="file")
-    return image_out(images.add_image(session, actor, upload.file.read(MAX_BYTES + 1), name=upload.filename))
+    return image_out(store_image(session, actor, upload))
 
 
 @router.get("/images/{sha256}", response_class=Response)

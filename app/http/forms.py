@@ -9,13 +9,18 @@ from urllib.parse import parse_qsl
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import Invalid, TooLarge
 from app.http.storable import check_form
+from app.models import Image
+from app.services.kernel.actors import Actor
+from app.services.prompts import images
+from app.services.prompts.decoding import MAX_BYTES
 
 MAX_FIELDS = 500
 CREDENTIAL_BYTES = 8 * 1024
@@ -197,3 +202,12 @@ class Utf8Parser(MultiPartParser):
             self.items.append((part.field_name, part.data.decode()))
         except UnicodeDecodeError as error:
             raise Invalid(NOT_UTF8.format(printable(part.field_name)), field=printable(part.field_name)) from error
+
+
+def store_image(session: Session, actor: Actor, upload: UploadFile) -> Image:
+    """Store an image that was sent in a form. Raises as `images.add_image`.
+
+    It commits what was done before, so that no transaction is open while the image is decoded.
+    """
+    session.commit()
+    return images.add_image(session, actor, upload.file.read(MAX_BYTES + 1), name=upload.filename)

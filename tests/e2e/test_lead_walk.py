@@ -57,8 +57,11 @@ def test_from_an_empty_project_to_pandas(
 
     page.goto(f"{site.url}/admin/projects/bird-photos/imports")
     check(page)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.method) if request.url.endswith("/photos") else None)
     drop_photos(page)
     expect(page.get_by_role("heading", name="Photos", level=1)).to_be_visible()
+    assert sent == ["POST", "POST"]  # one at a time, so that the page can say how far it is
     check(page)
     for number, question in enumerate(QUESTIONS, 1):
         page.locator(f"#question-{number}").fill(question)

@@ -58,7 +58,10 @@ def reencode(data: bytes, *, scale_down: bool = False, waiting: Callable[[], Non
 
 
 def add_image(session: Session, actor: Actor, data: bytes, *, name: str | None = None) -> Image:
-    """Check, re-encode and store an image of a file `name`; the same image is stored once. Raises as `reencode`."""
+    """Check, re-encode and store an image of a file `name`; the same image is stored once. Raises as `reencode`.
+
+    What takes long comes first: a caller whose transaction is open would keep it open for that time.
+    """
     return add_images(session, actor, [replace(reencode(data), name=name)])[0]
 
 

@@ -15,7 +15,8 @@ from app.models import Project, PromptState, Role, Split
 from app.services.kernel import isolated
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
-from app.services.prompts import prompts
+from app.services.prompts import images, prompts
+from app.services.prompts.decoding import EncodedImage, decode
 from app.services.prompts.val_split import place_by_image
 from tests import factories
 from tests.app.api.conftest import As
@@ -49,6 +50,19 @@ class TestImages:
         answer = admin.post("/api/v1/images", files={"file": ("x.png", data)})
         assert answer.status_code == 422
         assert answer.json()["field"] == "image"
+
+    def test_no_transaction_is_open_while_it_is_decoded(
+        self, admin: TestClient, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        open_meanwhile = []
+
+        def reencode(data: bytes) -> EncodedImage:
+            open_meanwhile.append(session.in_transaction())
+            return decode(data)
+
+        monkeypatch.setattr(images, "reencode", reencode)
+        upload(admin)
+        assert open_meanwhile == [False]
 
     def test_a_broken_image(self, admin: TestClient) -> None:
         data = factories.image_bytes(size=(200, 200))

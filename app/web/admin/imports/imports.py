@@ -37,6 +37,7 @@ from app.web.access import (
 )
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.imports.drafts import DraftView, draft_view
+from app.web.admin.imports.photos import MOST_PHOTOS
 from app.web.errors import wants_fragment
 from app.web.rendering import live, page
 from app.web.words import IMAGE_CHANGE_WORDS
@@ -76,6 +77,7 @@ class ImportsView:
     templates: tuple[str, ...]
     rows: tuple[ImportRow, ...]
     is_new: bool
+    most_photos: int = MOST_PHOTOS
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.errors import DomainError, Invalid, TooLarge
 from app.http.dependencies import SessionDep
-from app.http.forms import read_form
+from app.http.forms import read_form, store_image
 from app.models import Project, Split
 from app.services.kernel.actors import Actor
 from app.services.kernel.rights import Right
-from app.services.prompts import images, prompts
+from app.services.prompts import prompts
 from app.services.prompts.decoding import MAX_BYTES
 from app.services.prompts.prompts import PromptIn, parse_prompt
 from app.services.prompts.val_split import place_items
@@ -69,7 +69,7 @@ class PhotosView:
 
 async def read_photos(request: Request, _: ReviewerAhead) -> AsyncIterator[FormData]:
     """The fields of a form with photos. They are closed after the request."""
-    form = await read_form(request, files=MOST_PHOTOS + 1, fields=10)
+    form = await read_form(request, files=MOST_PHOTOS + 1, fields=10 + 2 * MOST_PHOTOS)
     try:
         yield form
     finally:
@@ -110,18 +110,22 @@ def count_proposed(session: Session, project: Project, rows: Sequence[PhotoRow])
 
 @router.post("/projects/{slug}/imports/photos", max_body_size=MOST_PHOTOS * MAX_BYTES)
 def upload(request: Request, session: SessionDep, who: Uploader, form: Photos, slug: str) -> Response:
-    """Store photos and show a form with a row for each. Those that cannot be read are listed with the reason."""
+    """Store photos and show a form with a row for each. Those that cannot be read are listed with the reason.
+
+    Photos that were stored before are named by `sha256` and `name`: the page sends large ones one at a time.
+    """
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Photos", need=Right.reviews)
     files = [one for one in form.getlist("photos") if isinstance(one, UploadFile) and one.size]
-    if not files or len(files) > MOST_PHOTOS:
+    stored_before = list(zip(texts_of(form, "sha256"), texts_of(form, "name"), strict=False))
+    if not files or len(files) + len(stored_before) > MOST_PHOTOS:
         problem = f"Choose from 1 to {MOST_PHOTOS} photos. For more, import a zip."
         return photos_page(frame, make_view(session, frame, (), problem=problem))
-    rows: dict[str, PhotoRow] = {}
+    rows = {sha256: PhotoRow(sha256, name[-200:]) for sha256, name in stored_before if SHA256.fullmatch(sha256)}
     unreadable = []
     for one in files:
         name = (one.filename or "a photo")[-200:]
         try:
-            stored = images.add_image(session, who.actor, one.file.read(MAX_BYTES + 1), name=name)
+            stored = store_image(session, who.actor, one)
             rows.setdefault(stored.sha256, PhotoRow(stored.sha256, name))
         except (Invalid, TooLarge) as error:
             unreadable.append((name, error.detail))

@@ -14,12 +14,11 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.errors import Conflict, DomainError, Invalid, NotFound, TooLarge
 from app.http.dependencies import SessionDep
-from app.http.forms import read_form
+from app.http.forms import read_form, store_image
 from app.models import Prompt, Split
 from app.services.kernel.actors import parse_id
 from app.services.kernel.rights import Right
-from app.services.prompts import images, prompts
-from app.services.prompts.decoding import MAX_BYTES
+from app.services.prompts import prompts
 from app.services.prompts.prompts import parse_prompt
 from app.web.access import Me, ReviewerAhead, SignedIn, check_form_token, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
@@ -175,7 +174,7 @@ def store_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
     found = []
     for one in files:
         try:
-            found.append(images.add_image(session, who.actor, one.file.read(MAX_BYTES + 1), name=one.filename).sha256)
+            found.append(store_image(session, who.actor, one).sha256)
         except (Invalid, TooLarge) as error:
             raise Invalid(f"{one.filename}: {error.detail}", field="images") from error
     return found

@@ -12,8 +12,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import CandidateSet, Import, Project, Prompt, PromptImage, Role, Split
+from app.services.prompts import images
+from app.services.prompts.decoding import EncodedImage, decode
 from app.services.prompts.prompts import parse_prompt
 from app.services.prompts.val_split import place_by_image
+from app.web.admin.imports.photos import MOST_PHOTOS
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -54,6 +57,16 @@ class TestPhotos:
         assert hidden(text, "name") == ["beach.png", "dog.png"]
         [unreadable] = re.findall(r'aria-label="Not read">(.*?)</section>', text, re.DOTALL)
         assert "&lt;b&gt;.png" in unreadable
+
+    def test_those_that_were_sent_before_come_first(self, browser: Browser) -> None:
+        _, (beach, dog) = self.upload(browser)
+        before = {"sha256": [dog, "no hash"], "name": ["dog.png", "x"]}
+        files = [("photos", ("beach.png", picture(20), PNG))]
+        text = browser.post(f"{HERE}/photos", before, files=files).text
+        assert hidden(text, "sha256") == [dog, beach]
+        assert hidden(text, "name") == ["dog.png", "beach.png"]
+        many = {"sha256": [dog] * MOST_PHOTOS, "name": ["dog.png"] * MOST_PHOTOS}
+        assert browser.post(f"{HERE}/photos", many, files=files).status_code == 422
 
     def test_what_is_filled_in_becomes_prompts_and_the_rest_stays(
         self, browser: Browser, session: Session, project: Project
@@ -105,6 +118,23 @@ class TestPhotos:
         row = {"sha256": sha256, "name": "x", "question": "q?", "answer": "", "candidates": "", "split": "train"}
         assert browser.post(f"{HERE}/photos/prompts", {**row, **asked}).status_code == 303
         assert session.scalars(select(Prompt.split)).one() is expected
+
+    @pytest.mark.parametrize(("path", "field"), [("imports/photos", "photos"), ("prompts/new", "images")])
+    def test_no_transaction_is_open_while_one_is_decoded(
+        self, browser: Browser, session: Session, monkeypatch: pytest.MonkeyPatch, path: str, field: str
+    ) -> None:
+        open_meanwhile = []
+
+        def reencode(data: bytes) -> EncodedImage:
+            open_meanwhile.append(session.in_transaction())
+            return decode(data)
+
+        monkeypatch.setattr(images, "reencode", reencode)
+        browser.get(HERE)
+        files = [(field, (f"{width}.png", picture(width), PNG)) for width in (20, 30)]
+        answer = browser.post(f"/admin/projects/scenes/{path}", {"question": "q", "priority": "0"}, files=files)
+        assert answer.status_code < 400
+        assert open_meanwhile == [False, False]
 
     def test_too_many_none_or_only_broken_ones(self, browser: Browser) -> None:
         browser.get(HERE)
