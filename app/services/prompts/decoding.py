@@ -37,13 +37,14 @@ OUTPUT_FORMATS = {
 }
 SAME_FORMAT = frozenset({("PNG", "PNG"), ("JPEG", "JPEG"), ("MPO", "JPEG"), ("WEBP", "WEBP")})
 ACCEPTED = "PNG, JPEG, WebP, GIF, TIFF, BMP, HEIC, AVIF, JPEG 2000"
-# WebP is a third smaller than JPEG. Thumbnails are kept under a number of bytes, because a page
-# shows many at once.
+# WebP is a third smaller than JPEG. Of thumbnails a page shows many at once, and the judging page loads the large ones
+# of the next prompts ahead: both have a number of bytes, and as much quality as fits. Large ones keep a quality that
+# shows what a critic looks for; to zoom, the original is loaded.
 DERIVATIVE_TYPE = "image/webp"
 WEBP_MAX_SIDE = 16_383
-THUMBNAIL_BYTES = {96: 4_000, 480: 16_000}
+DERIVATIVE_BYTES = {96: 4_000, 480: 16_000, 1600: 260_000}
 THUMBNAIL_QUALITIES = (80, 65, 50, 35, 20, 5)
-DERIVATIVE_QUALITY = 85
+LARGE_QUALITIES = (85, 80, 75, 70)
 MARKUP = {b"<svg": "SVG", b"<!doctype html": "HTML", b"<html": "HTML", b"<?xml": "XML or SVG"}
 
 pillow_heif.register_heif_opener(thumbnails=False)
@@ -90,12 +91,9 @@ def shrink(data: bytes, width: int) -> bytes:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture.draft(picture.mode, (size[0] * 2, size[1] * 2))  # a JPEG is decoded at about the size that is needed
         small = as_seen(picture).pixels.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
-    most = THUMBNAIL_BYTES.get(width)
-    if most is None:
-        return _webp(small, DERIVATIVE_QUALITY)
-    for quality in THUMBNAIL_QUALITIES:
+    for quality in LARGE_QUALITIES if width == max(DERIVATIVE_BYTES) else THUMBNAIL_QUALITIES:
         made = _webp(small, quality)
-        if len(made) <= most:
+        if len(made) <= DERIVATIVE_BYTES[width]:
             break
     return made
 

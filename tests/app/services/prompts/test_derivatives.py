@@ -14,7 +14,7 @@ import pytest
 from app.errors import NotFound
 from app.services.kernel.store import DerivativeWidth, get_store
 from app.services.prompts import derivatives
-from app.services.prompts.decoding import THUMBNAIL_BYTES, WEBP_MAX_SIDE, shrink
+from app.services.prompts.decoding import DERIVATIVE_BYTES, WEBP_MAX_SIDE, shrink
 from tests import factories
 
 Result = TypeVar("Result")
@@ -62,8 +62,17 @@ class TestShrink:
     @pytest.mark.parametrize("size", [(1600, 1200), (1200, 1600)])
     def test_thumbnails_of_photographs_are_light(self, size: tuple[int, int]) -> None:
         photo = factories.photograph(size=size)
-        for width, most in THUMBNAIL_BYTES.items():
-            assert 500 < len(shrink(photo, width)) <= most
+        assert set(DERIVATIVE_BYTES) == set(DerivativeWidth)
+        for width in (DerivativeWidth.small, DerivativeWidth.medium):
+            assert 500 < len(shrink(photo, width)) <= DERIVATIVE_BYTES[width]
+
+    def test_a_large_one_is_as_good_as_fits_and_never_poor(self) -> None:
+        plain = shrink(factories.image_bytes(size=(1700, 1300)), 1600)
+        assert len(plain) < DERIVATIVE_BYTES[1600] / 4
+        tall = shrink(factories.photograph(size=(3000, 4000)), 1600)
+        assert DERIVATIVE_BYTES[1600] / 2 < len(tall) <= DERIVATIVE_BYTES[1600]
+        long = shrink(factories.photograph(size=(1700, 9000)), 1600)  # a page of text has to be read
+        assert len(long) > DERIVATIVE_BYTES[1600]
 
 
 class TestMake:
