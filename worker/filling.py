@@ -170,7 +170,7 @@ def _fill_once(
             batch = _claim(process, project_id, version, target=target, limit=limit)
             if batch is None:
                 return None
-            process.heartbeat.doing = f"sampling {len(batch.claims)} prompts of {project.slug}"
+            process.heartbeat.doing = f"writing explanations for {project.slug}, {len(batch.claims)} at a time"
 
             def advance() -> None:
                 begin_step()

@@ -49,7 +49,7 @@ class Watch:
     def report(self, ready: int, wanted: int) -> None:
         """Report how far the pool is filled before the round."""
         self.progress = {"stage": "filling", "ready": ready, "wanted": wanted, "fraction": 0.0, "eta_seconds": None}
-        self.process.heartbeat.doing = f"filling the pool before round {self.claim.round_id}: {ready} of {wanted}"
+        self.process.heartbeat.doing = f"writing explanations before {self.claim.name}: {ready} of {wanted}"
         self.beat_at = 0.0
         self()
 
@@ -105,5 +105,5 @@ class Watch:
         if progress:
             self.progress = progress
             self.state = STATE_OF_STAGE.get(progress.get("stage", ""), self.state)
-            self.process.heartbeat.doing = f"round {self.claim.round_id}: {progress.get('stage')}"
+            self.process.heartbeat.doing = f"{self.claim.name}: {progress.get('stage', self.state)}"
         self(advanced=advanced)

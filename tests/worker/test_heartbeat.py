@@ -17,6 +17,7 @@ from app.services.rounds import lease
 from tests.conftest import CommittedDatabase
 from tests.worker import loop
 from worker.process import WorkerProcess, make_process
+from worker.watch import Watch
 
 
 class TestBeat:
@@ -43,6 +44,8 @@ class TestBeat:
             [alive] = workers.list_workers(session, queue="model")
             assert (alive.name, alive.doing, alive.device) == (process.name, "round 1", "cpu")
             assert alive.memory_mb > 10
+        Watch(process, claim).report(3, 40)
+        assert process.heartbeat.doing == f"writing explanations before {claim.name}: 3 of 40"
         # What this process is done with lapses, though its rows still say that it is ours.
         heartbeat.drop_round(claim)
         heartbeat.sampling = heartbeat.holds_device = False

@@ -27,11 +27,15 @@ RUNNING = (RoundState.preparing, RoundState.training, RoundState.evaluating)
 
 @dataclass(frozen=True, slots=True)
 class RoundClaim:
-    """A round that this worker has claimed. `fence` is the fencing token that every write checks."""
+    """A round that this worker has claimed. `fence` is the fencing token that every write checks.
+
+    `name` is for people: the number of the round and the project.
+    """
 
     round_id: int
     fence: int
     project_id: int
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ def claim_round(session: Session, *, worker: str, prepared: bool = True) -> Roun
         [claimed] = ROUNDS.claim(
             session, Round.id == found.id, worker=worker, started_at=started_at, state=RoundState.preparing
         )
-        return RoundClaim(claimed.id, claimed.fence, claimed.project_id)
+        slug = session.scalars(select(Project.slug).where(Project.id == claimed.project_id)).one()
+        return RoundClaim(claimed.id, claimed.fence, claimed.project_id, f"training round {claimed.number} of {slug}")
 
 
 def claimable(*, prepared: bool) -> Any:

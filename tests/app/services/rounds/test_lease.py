@@ -86,6 +86,11 @@ class TestClaimRound:
         assert not lease.beat(session, first).held
         assert lease.beat(session, second).held
 
+    def test_is_named_by_its_number_and_project(self, session: Session, queued: Round, project: Project) -> None:
+        queued.number = 7
+        session.flush()
+        assert take(session).name == f"training round 7 of {project.slug}"
+
     def test_a_silent_workers_cancelled_round_is_cancelled(self, session: Session, queued: Round) -> None:
         first = take(session)
         rounds.cancel(session, SYSTEM, queued.id)
