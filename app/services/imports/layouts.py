@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -67,27 +68,35 @@ COLUMN_NAMES = {
     Target.candidate: ("candidate", "candidates"),
     Target.priority: ("priority",),
 }
-# The same in German, French and Spanish, without accents.
-FOREIGN_NAMES = {
-    Target.image: ("bild", "bilder", "foto", "dateiname", "bilddatei", "fichier", "imagen", "imagenes", "archivo"),
-    Target.question: ("frage", "fragen", "pregunta", "preguntas"),
+# Other words for the same, and those in German, French and Spanish, without accents.
+OTHER_NAMES = {
+    Target.image: (
+        *("photo", "photos", "picture", "pictures", "bild", "bilder", "foto", "fotos", "dateiname", "bilddatei"),
+        *("bildname", "fichier", "imagen", "imagenes", "fotografia", "archivo"),
+    ),
+    Target.question: ("query", "frage", "fragen", "pregunta", "preguntas"),
     Target.answer: ("antwort", "antworten", "reponse", "reponses", "respuesta", "respuestas"),
+    Target.external_id: ("kennung", "identifiant", "identificador"),
     Target.split_name: ("aufteilung", "partition", "particion"),
     Target.reference: (
-        "begruendung",
-        "begrundung",
-        "erklarung",
-        "erklaerung",
-        "explication",
-        "explicacion",
-        "referenz",
+        *("justification", "begruendung", "begrundung", "erklarung", "erklaerung", "referenz"),
+        *("explication", "explicacion", "justificacion"),
     ),
     Target.candidate: ("kandidat", "kandidaten", "candidat", "candidats", "candidato", "candidatos", "vorschlag"),
     Target.priority: ("prioritat", "prioritaet", "priorite", "prioridad"),
 }
+# What may stand beside such a name: "img_path", "FRAGE (DE)", "fichier image".
+BESIDE_NAMES = frozenset(
+    (
+        *("text", "path", "file", "name", "url", "value", "column", "gold", "the"),
+        *("de", "en", "fr", "es", "la", "le", "el", "datei", "pfad", "spalte", "texte"),
+        *("fichier", "chemin", "nom", "archivo", "ruta", "nombre", "texto"),
+    )
+)
 SIMILAR = 0.83
 """How alike a name must be to be taken for another; one wrong letter in six is 0.83."""
 SHORTEST_SIMILAR = 5
+NAME_PARTS = re.compile(r"[\W_]+")
 OWN_FIELDS = tuple(PromptIn.model_fields)
 ADDED_TO_VAL = "added_to_val"
 """The key beside a stored plan under which an import counts the prompts that it added to val."""
@@ -173,14 +182,18 @@ def guess_target(column: str) -> Target | None:
     for target, names in COLUMN_NAMES.items():
         if name in names or plain in names:
             return target
-    return guess_alike("".join(letter for letter in normalize("NFKD", name) if not combining(letter)))
+    name = "".join(letter for letter in normalize("NFKD", name) if not combining(letter))
+    found = guess_alike(name)
+    words = [word for word in NAME_PARTS.split(name) if word]
+    rest = [word for word in words if word not in BESIDE_NAMES]
+    return guess_alike(rest[0]) if found is None and len(rest) == 1 else found
 
 
 def guess_alike(name: str) -> Target | None:
-    """Guess what a column is from a name in another language, or with a slip."""
+    """Guess what a column is from another word for it, in another language, or with a slip."""
     best, found = SIMILAR, None
     for target in COLUMN_NAMES:
-        for known in (*COLUMN_NAMES[target], *FOREIGN_NAMES.get(target, ())):
+        for known in (*COLUMN_NAMES[target], *OTHER_NAMES.get(target, ())):
             if name == known:
                 return target
             if min(len(name), len(known)) >= SHORTEST_SIMILAR:

@@ -32,6 +32,16 @@ class TestGuessTarget:
             ("imagen", Target.image),
             ("pregunta", Target.question),
             ("explicación", Target.reference),
+            ("photo", Target.image),
+            ("img_path", Target.image),
+            ("FRAGE (DE)", Target.question),
+            ("antwort_text", Target.answer),
+            ("gold answer", Target.answer),
+            ("fichier_image", Target.image),
+            ("justificación 2", Target.reference),
+            ("Kennung", Target.external_id),
+            ("image_text_width", None),
+            ("file path", None),
             ("question_type", None),
             ("answer_confidence", None),
             ("licence", None),
@@ -48,9 +58,9 @@ class TestGuessTarget:
 class TestImpossibleImports:
     def test_cannot_be_started(self, session: Session) -> None:
         project = factories.make_project(session)
-        source = io.BytesIO(b"picture file,caption\n1.png,q\n")
+        source = io.BytesIO(b"scan,caption\n1.png,q\n")
         made = imports.create_import(session, SYSTEM, project, filename="x.csv", source=source, draft=True)
-        for columns, word in (({}, "names the images"), ({"picture file": "image"}, "with the question")):
+        for columns, word in (({}, "names the images"), ({"scan": "image"}, "with the question")):
             imports.change_plan(session, SYSTEM, made.id, columns=columns, split=Split.train, question="")
             with pytest.raises(Invalid, match=word):
                 imports.start_import(session, SYSTEM, made.id)
