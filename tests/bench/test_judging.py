@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,7 @@ from bench.browsers.replay import Order, Seen, replay
 from bench.browsers.stock import hash_secret
 from bench.browsers.wire import ConnectionClosed, Wire
 from tests import factories
-from tests.conftest import CommittedDatabase
-from tests.e2e.conftest import Site, free_port
+from tests.e2e.conftest import Site
 
 SETS = 12
 END = b"\r\n\r\n"
@@ -51,16 +50,6 @@ class TestRecording:
         assert not re.search(r"[0-9a-f]{16}", content)
         assert set(re.findall(r"illume_session=([^;\"\\]+)", content)) == {"{cookie}"}
         assert set(re.findall(r"X-CSRF-Token: ([^\"]+)", content)) == {"{csrf}"}
-
-
-@pytest.fixture
-def site(committed_db: CommittedDatabase) -> Iterator[Site]:
-    """The application, served on a database of the test's own."""
-    port = free_port()
-    site = Site(f"http://127.0.0.1:{port}", committed_db.sessions, port)
-    site.start()
-    yield site
-    site.stop()
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -69,7 +68,13 @@ class Scene:
     image: bytes
 
 
-def scenes(count: int) -> list[Scene]:
+def scenes(count: int, photos: Sequence[bytes] = ()) -> list[Scene]:
+    """The first shipped train scenes, or made-up ones where none are shipped. With `photos` they show these in turn."""
+    found = shipped(count)
+    return [replace(scene, image=photos[n % len(photos)]) for n, scene in enumerate(found)] if photos else found
+
+
+def shipped(count: int) -> list[Scene]:
     """The first shipped train scenes, or made-up ones where none are shipped."""
     path = SCENES / "prompts.jsonl"
     if not path.exists():
@@ -77,14 +82,9 @@ def scenes(count: int) -> list[Scene]:
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     train = [row for row in rows if row["split"] == "train"][:count]
     return [
-        Scene(row["question"], row["answer"], tuple(row["references"]), read_image(path.parent / row["images"][0]))
+        Scene(row["question"], row["answer"], tuple(row["references"]), (path.parent / row["images"][0]).read_bytes())
         for row in train
     ]
-
-
-def read_image(path: Path) -> bytes:
-    """The bytes of an image."""
-    return path.read_bytes()
 
 
 def made_up(number: int) -> Scene:
@@ -105,14 +105,19 @@ def candidate_texts(scene: Scene, other: Scene, draw: random.Random) -> list[str
     return list(dict.fromkeys(texts))
 
 
-def build(session: Session, *, prompts: int = 12, rich: bool = False, **settings: Any) -> World:
-    """A project `scenes` with `prompts` sets ready to judge, an admin and a critic; `rich`: with a history."""
+def build(
+    session: Session, *, prompts: int = 12, rich: bool = False, photos: Sequence[bytes] = (), **settings: Any
+) -> World:
+    """A project `scenes` with `prompts` sets ready to judge, an admin and a critic; `rich`: with a history.
+
+    With `photos` prompts show these in place of the scenes.
+    """
     draw = random.Random(7)
     project = factories.make_project(session, slug="scenes", name="Scenes", **({"round_every": 20} | settings))
     factories.make_user(session, email="admin@example.org", role=Role.admin, password=PASSWORD)
     critic = factories.make_user(session, email="critic@example.org", role=Role.critic, password=PASSWORD)
     session.add(Membership(user_id=critic.id, project_id=project.id, role=Role.critic))
-    found = scenes(prompts + (70 + VAL_SCENES if rich else 0))
+    found = scenes(prompts + (70 + VAL_SCENES if rich else 0), photos)
     past, now = found[prompts:], found[:prompts]
     if rich:
         add_history(session, project, past, critic, draw)
@@ -163,7 +168,7 @@ def add_history(session: Session, project: Project, past: Sequence[Scene], criti
     for number in range(12):
         factories.make_prompt(session, project, question=f"what stands behind the {number + 2} trees?", answer="a tent")
     beat = {"queues": "model", "device": "cpu", "memory_mb": 1432}
-    factories.add(session, Worker(name="hall:4127", doing="writing candidates for Scenes", **beat))
+    factories.add(session, Worker(name="hall:4127", doing="writing explanations for scenes, 8 at a time", **beat))
     factories.add(session, Worker(name="hall:4130", doing="", **(beat | {"queues": "default", "memory_mb": 148})))
 
 
