@@ -36,7 +36,7 @@ from app.settings import ROOT
 from tests.e2e import world
 from tests.e2e.conftest import DESK, FLAGS, chromium, free_port
 
-MEDIAN_MS = 50.0
+MEDIAN_MS = 34.0
 P95_MS = 100.0
 START_SECONDS = 60.0
 # Enter is taken at the time of the event, so that what the browser did before its handlers is counted too.
@@ -122,6 +122,7 @@ def run(options: argparse.Namespace, sessions: sessionmaker[Session], url: str) 
         page.get_by_label("Email").fill("critic@example.org")
         page.get_by_label("Password").fill(world.PASSWORD)
         page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("button", name="Close the instructions").click()  # they open on the first visit
         waits = judge(page, options.verdicts, options.pause)
         browser.close()
     with sessions() as session:
