@@ -1,13 +1,21 @@
-"""`python -m tests.e2e.screens` takes the pictures in docs/screens, from a made-up history of three rounds."""
+"""The pictures in docs/screens, from a made-up history of three rounds.
+
+    python -m tests.e2e.screens [--all FOLDER]
+
+Takes those that the documentation shows; with `--all` those of every page instead, to look at, in a folder elsewhere.
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
@@ -24,7 +32,9 @@ from tests.e2e import fortnight, world
 from tests.e2e.conftest import DESK, FLAGS, PHONE, Site, chromium, free_port
 
 SCREENS = ROOT / "docs" / "screens"
+SHOWN = re.compile(r"\]\((?:docs/)?screens/([\w-]+\.png)")
 LOOP = "/admin/projects/scenes"
+Look = tuple[Literal["light", "dark"], tuple[int, int]]
 ADMIN, CRITIC, ADA = "admin@example.org", "critic@example.org", "ada@example.org"
 
 
@@ -37,6 +47,14 @@ class Shot:
     path: str
     keys: str = ""
     phone: bool = False
+
+    @property
+    def looks(self) -> dict[str, Look]:
+        """The name of each picture's file, with the scheme and the size of the window."""
+        looks: dict[str, Look] = {"light": ("light", DESK), "dark": ("dark", DESK)}
+        if self.phone:
+            looks["phone"] = ("light", PHONE)
+        return {f"{self.name}-{name}.png": look for name, look in looks.items()}
 
 
 SHOTS = (
@@ -92,8 +110,37 @@ PRACTICE = (
 )
 
 
+@dataclass(frozen=True)
+class Album:
+    """Where pictures go. With `names` only those files are made, and no other picture stays there."""
+
+    folder: Path
+    names: frozenset[str] | None = None
+
+    def looks(self, shot: Shot) -> dict[str, Look]:
+        """The pictures of a page that are wanted."""
+        return {name: look for name, look in shot.looks.items() if self.names is None or name in self.names}
+
+    def prepare(self) -> None:
+        """Make the folder, and remove the pictures that will not be taken."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in self.folder.glob("*.png") if self.names is not None else ():
+            if old.name not in self.names:
+                old.unlink()
+
+
+def shown_names() -> frozenset[str]:
+    """The files of docs/screens that the documentation shows."""
+    pages = (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+    return frozenset(name for page in pages for name in SHOWN.findall(page.read_text(encoding="utf-8")))
+
+
 def main() -> None:
-    """Take all pictures again."""
+    """Take the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", type=Path, metavar="FOLDER", help="take the pictures of every page, into FOLDER")
+    options = parser.parse_args()
+    album = Album(options.all) if options.all else Album(SCREENS, shown_names())
     with tempfile.TemporaryDirectory(prefix="illume-screens-") as folder:
         Path(folder).chmod(0o711)  # as root PostgreSQL runs as another account and has to pass
         os.environ["ILLUME_DATA_DIR"] = folder
@@ -107,13 +154,13 @@ def main() -> None:
             )
             forget_settings()
             migrations.upgrade(services.database_url)
-            photograph(services.database_url)
+            photograph(services.database_url, album)
         finally:
             forget_settings()
             services.stop()
 
 
-def photograph(database_url: str) -> None:
+def photograph(database_url: str, album: Album) -> None:
     """Fill the database, serve it, and take the pictures."""
     sessions = sessionmaker(create_engine(sqlalchemy_url(database_url)), expire_on_commit=False)
     with sessions.begin() as session:
@@ -124,38 +171,38 @@ def photograph(database_url: str) -> None:
     port = free_port()
     site = Site(f"http://127.0.0.1:{port}", sessions, port)
     site.start()
-    SCREENS.mkdir(parents=True, exist_ok=True)
-    for old in SCREENS.glob("*.png"):
-        old.unlink()
+    album.prepare()
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-            take_all(browser, site, SHOTS, stranger=True)
+            take_all(browser, site, album, SHOTS, stranger=True)
             with sessions.begin() as session:
                 world.add_running_round(session, made)
                 world.empty_pool(session, made)
-            take_all(browser, site, LATER)
+            take_all(browser, site, album, LATER)
             with sessions.begin() as session:
                 fortnight.ask_practice(session, made)
-            take_all(browser, site, PRACTICE)
+            take_all(browser, site, album, PRACTICE)
             browser.close()
     finally:
         site.stop()
 
 
-def take_all(browser: Browser, site: Site, shots: Sequence[Shot], *, stranger: bool = False) -> None:
+def take_all(browser: Browser, site: Site, album: Album, shots: Sequence[Shot], *, stranger: bool = False) -> None:
     """Take the pictures of some pages, each signed in as it needs; a `stranger` sees the sign-in form."""
     contexts: dict[str, BrowserContext] = {}
     for shot in shots:
+        if not album.looks(shot):
+            continue
         with site.sessions.begin() as session:
             world.beat_workers(session)
         if shot.email not in contexts:
             contexts[shot.email] = browser.new_context(reduced_motion="reduce")
             sign_in(contexts[shot.email], site, shot.email)
-        take(contexts[shot.email], site, shot)
+        take(contexts[shot.email], site, album, shot)
     if stranger:
         contexts[""] = browser.new_context(reduced_motion="reduce")
-        take(contexts[""], site, Shot("sign-in", "", "/sign-in"))
+        take(contexts[""], site, album, Shot("sign-in", "", "/sign-in"))
     for context in contexts.values():
         context.close()
 
@@ -171,15 +218,14 @@ def sign_in(context: BrowserContext, site: Site, email: str) -> None:
     page.close()
 
 
-def take(context: BrowserContext, site: Site, shot: Shot) -> None:
+def take(context: BrowserContext, site: Site, album: Album, shot: Shot) -> None:
     """Take the pictures of one page: light, dark, and perhaps at a phone's size."""
     page = context.new_page()
     # Each picture shows the page as it is when it is opened for the first time.
     page.add_init_script("localStorage.clear()")
-    looks = [("light", "light", DESK), ("dark", "dark", DESK), *([("phone", "light", PHONE)] if shot.phone else [])]
-    for name, scheme, size in looks:
+    for name, (scheme, size) in album.looks(shot).items():
         page.set_viewport_size({"width": size[0], "height": size[1]})
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         page.goto(site.url + shot.path)
         instructions = page.get_by_role("button", name="Close the instructions")
         if instructions.is_visible():  # they open on the first visit
@@ -191,7 +237,7 @@ def take(context: BrowserContext, site: Site, shot: Shot) -> None:
             page.keyboard.press(key)
         for toast in page.locator(".toast [data-dismiss]").all():
             toast.click()
-        keep(page.screenshot(), SCREENS / f"{shot.name}-{name}.png")
+        keep(page.screenshot(), album.folder / name)
     page.close()
 
 
