@@ -219,7 +219,7 @@ def give_images(
             raise Invalid("The images are not a readable zip.", field="images")
         found.images_key = get_store().put_file(Path(kept.name))
     session.flush()
-    preview_rows(found)  # raises where the zip cannot be opened
+    preview_rows(found, limit=1)  # raises where the zip cannot be opened
     return found
 
 

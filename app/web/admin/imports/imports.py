@@ -259,6 +259,7 @@ def find(request: Request, session: Session, who: SignedIn, slug: str, import_id
 def import_view(session: Session, slug: str, found: Import, *, problem: str = "") -> ImportView:
     """An import as its page shows it."""
     problems = imports.list_problems(session, found, limit=SHOWN_PROBLEMS)
+    session.commit()  # no transaction is open while the first rows and their images are read
     return ImportView(
         slug=slug,
         id=str(found.id),

@@ -185,6 +185,21 @@ class TestImagesLater:
         assert "Replace the images" in page
         assert "<option selected>test" in page
 
+    def test_no_transaction_is_open_while_the_first_rows_are_read(
+        self, browser: Browser, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        open_meanwhile = []
+
+        def reencode(data: bytes, **_: object) -> EncodedImage:
+            open_meanwhile.append(session.in_transaction())
+            return decode(data)
+
+        at = self.draft(browser)
+        browser.post(f"{at}/images", self.plan(), files=[("images", ("dog.png", picture(30), PNG))])
+        monkeypatch.setattr(images, "reencode", reencode)
+        assert browser.get(at).status_code == 200
+        assert open_meanwhile == [False]
+
     def test_what_cannot_be_read_is_said_and_changes_nothing(self, browser: Browser, session: Session) -> None:
         address = self.draft(browser)
         twice = [("images", ("a/x.png", picture(9), PNG)), ("images", ("b/x.png", picture(9), PNG))]
