@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import ROOT
+from tests.e2e import screens
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {ROOT / "CHANGELOG.md"})
 FOLDERS = "|".join(
@@ -90,3 +91,10 @@ class TestNamedPaths:
         assert named_in_files(text) == {("f", "app/a.py"), ("g", "app/a.py"), ("h", "app/b.py")}
         assert file_has("app/main.py", "create_app")
         assert not file_has("app/main.py", "create")
+
+
+def test_the_screens_are_those_that_pages_show_and_can_be_taken_again() -> None:
+    shown = screens.shown_names()
+    taken = {name for shot in (*screens.SHOTS, *screens.LATER, *screens.PRACTICE) for name in shot.looks}
+    assert {one.name for one in screens.SCREENS.iterdir()} == shown
+    assert "loop-dark.png" in shown <= taken
