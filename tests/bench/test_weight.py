@@ -54,7 +54,7 @@ def test_each_request_counts_once_with_its_bytes(site: Site, browser: Browser) -
     first, *others = [image.size for image in pictures]
     assert first < one.images < first + HEADERS
     assert sum(others) < four.images < sum(others) + 3 * HEADERS
-    assert one.total > 20 * one.images  # the page, its styles and scripts
+    assert one.total > one.images + 20_000  # the page, its styles and scripts
 
 
 def test_what_goes_wrong_is_named(site: Site, browser: Browser) -> None:
