@@ -44,7 +44,7 @@ DERIVATIVE_TYPE = "image/webp"
 WEBP_MAX_SIDE = 16_383
 DERIVATIVE_BYTES = {96: 4_000, 480: 16_000, 1600: 260_000}
 THUMBNAIL_QUALITIES = (80, 65, 50, 35, 20, 5)
-LARGE_QUALITIES = (85, 80, 75, 70)
+LARGE_QUALITIES = (85, 75)
 MARKUP = {b"<svg": "SVG", b"<!doctype html": "HTML", b"<html": "HTML", b"<?xml": "XML or SVG"}
 
 pillow_heif.register_heif_opener(thumbnails=False)
