@@ -54,7 +54,7 @@ class TestImages:
     def test_no_transaction_is_open_while_it_is_decoded(
         self, admin: TestClient, session: Session, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        open_meanwhile = []
+        open_meanwhile: list[bool] = []
 
         def reencode(data: bytes) -> EncodedImage:
             open_meanwhile.append(session.in_transaction())

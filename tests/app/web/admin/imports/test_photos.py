@@ -60,12 +60,12 @@ class TestPhotos:
 
     def test_those_that_were_sent_before_come_first(self, browser: Browser) -> None:
         _, (beach, dog) = self.upload(browser)
-        before = {"sha256": [dog, "no hash"], "name": ["dog.png", "x"]}
+        before: dict[str, object] = {"sha256": [dog, "no hash"], "name": ["dog.png", "x"]}
         files = [("photos", ("beach.png", picture(20), PNG))]
         text = browser.post(f"{HERE}/photos", before, files=files).text
         assert hidden(text, "sha256") == [dog, beach]
         assert hidden(text, "name") == ["dog.png", "beach.png"]
-        many = {"sha256": [dog] * MOST_PHOTOS, "name": ["dog.png"] * MOST_PHOTOS}
+        many: dict[str, object] = {"sha256": [dog] * MOST_PHOTOS, "name": ["dog.png"] * MOST_PHOTOS}
         assert browser.post(f"{HERE}/photos", many, files=files).status_code == 422
 
     def test_what_is_filled_in_becomes_prompts_and_the_rest_stays(
@@ -123,7 +123,7 @@ class TestPhotos:
     def test_no_transaction_is_open_while_one_is_decoded(
         self, browser: Browser, session: Session, monkeypatch: pytest.MonkeyPatch, path: str, field: str
     ) -> None:
-        open_meanwhile = []
+        open_meanwhile: list[bool] = []
 
         def reencode(data: bytes) -> EncodedImage:
             open_meanwhile.append(session.in_transaction())
@@ -188,7 +188,7 @@ class TestImagesLater:
     def test_no_transaction_is_open_while_the_first_rows_are_read(
         self, browser: Browser, session: Session, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        open_meanwhile = []
+        open_meanwhile: list[bool] = []
 
         def reencode(data: bytes, **_: object) -> EncodedImage:
             open_meanwhile.append(session.in_transaction())
