@@ -124,9 +124,9 @@ class Album:
     def prepare(self) -> None:
         """Make the folder, and remove the pictures that will not be taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for old in self.folder.glob("*.png") if self.names is not None else ():
-            if old.name not in self.names:
-                old.unlink()
+        if self.names is not None:
+            for name in {old.name for old in self.folder.glob("*.png")} - self.names:
+                (self.folder / name).unlink()
 
 
 def shown_names() -> frozenset[str]:
