@@ -27,8 +27,8 @@ from app.services.rounds.training_set import SnapshotRow
 from app.settings import get_settings
 from illume.evaluation.activation import FEWEST_PROMPTS, heldout_by_prompt
 from illume.evaluation.metrics import METRICS_VERSION, paired_bootstrap
-from illume.records import TrainingRow
-from illume.settings import EvaluationSettings, TuningSettings
+from illume.records import Example, Rejection, TrainingRow
+from illume.settings import EvaluationSettings, PreferenceSettings, TuningSettings
 from illume.tuning.job import TuningJob, read_json, write_job, write_json
 from worker.filling import make_example
 from worker.model_cache import adapter_folder
@@ -88,9 +88,12 @@ def prepare(inputs: RoundInputs, folder: Path) -> bool:
     write_job(
         folder,
         make_job(inputs, rows),
-        train=[row for role in TRAINED for row in usable[role]],
-        val=[row.example for row in usable[SnapshotItemRole.val]],
-        heldout=usable[SnapshotItemRole.heldout],
+        train=[TrainingRow(example, row.rationale) for role in TRAINED for example, row in usable[role]],
+        val=[example for example, _ in usable[SnapshotItemRole.val]],
+        heldout=[TrainingRow(example, row.rationale) for example, row in usable[SnapshotItemRole.heldout]],
+        rejections=[
+            Rejection(example, str(row.rationale), row.accepted) for example, row in usable[SnapshotItemRole.rejection]
+        ],
     )
     return True
 
@@ -102,9 +105,9 @@ def _identity(folder: Path) -> Any:
 
 def _find_images(
     rows: Sequence[SnapshotRow],
-) -> tuple[dict[SnapshotItemRole, list[TrainingRow]], list[dict[str, Any]]]:
-    """The rows by role with local image files, and the prompts that are left out because an image is missing."""
-    usable: dict[SnapshotItemRole, list[TrainingRow]] = {role: [] for role in SnapshotItemRole}
+) -> tuple[dict[SnapshotItemRole, list[tuple[Example, SnapshotRow]]], list[dict[str, Any]]]:
+    """The rows by role, as examples with local image files, and the prompts left out because an image is missing."""
+    usable: dict[SnapshotItemRole, list[tuple[Example, SnapshotRow]]] = {role: [] for role in SnapshotItemRole}
     missing: dict[tuple[SnapshotItemRole, int], dict[str, Any]] = {}
     for row in rows:
         try:
@@ -113,7 +116,7 @@ def _find_images(
             entry = {"prompt": str(row.prompt.id), "role": row.role.value, "rows": 0, "reason": str(error)}
             missing.setdefault((row.role, row.prompt.id), entry)["rows"] += 1
         else:
-            usable[row.role].append(TrainingRow(example, row.rationale))
+            usable[row.role].append((example, row))
     return usable, list(missing.values())
 
 
@@ -132,6 +135,8 @@ def make_job(inputs: RoundInputs, rows: Sequence[SnapshotRow]) -> TuningJob:
         device=here.device,
         threads=here.torch_threads,
         template=chosen["template"],
+        objective=chosen.get("objective", "picks"),
+        preferences=make_preferences(chosen),
         primary_metric="heldout" if plan.metric == "heldout" else "rouge_l",
         max_answer_drop=chosen["max_answer_drop"] / 100,
         # Evaluation does not use the snapshot's seed, so that a version's scores can be reused when it is a parent.
@@ -150,6 +155,13 @@ def make_job(inputs: RoundInputs, rows: Sequence[SnapshotRow]) -> TuningJob:
         meteor=here.meteor,
         settings=settings,
     )
+
+
+def make_preferences(chosen: Mapping[str, Any]) -> PreferenceSettings:
+    """How a round learns from rejections. Snapshots from before there was the setting have the defaults."""
+    names = ("pair_weight", "picture_weight", "anchor_weight", "unpaired_weight")
+    given = {name: chosen[name] for name in names if name in chosen}
+    return PreferenceSettings(**given, **({"beta": chosen["preference_beta"]} if "preference_beta" in chosen else {}))
 
 
 def prompts_hash(rows: Sequence[SnapshotRow]) -> str:
@@ -178,7 +190,9 @@ def read_result(inputs: RoundInputs, folder: Path, *, seconds: float | None) -> 
     result = read_json(folder / "result.json")
     job = TuningJob.from_json(read_json(folder / "job.json"))
     new, parent = result["evaluation"]["new"], result["evaluation"]["parent"]
-    kept = ("best_epoch", "n_rationale", "n_vqa_only", "w", "metric", "metric_name", "epochs")
+    kept: tuple[str, ...] = ("best_epoch", "n_rationale", "n_vqa_only", "w", "metric", "metric_name", "epochs")
+    if job.settings.objective == "picks_and_rejections":
+        kept = (*kept, "n_pairs", "n_unpaired")
     metrics = {
         **summary(new, metric=result["metric"]),
         **{name: result[name] for name in kept},

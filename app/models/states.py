@@ -175,12 +175,13 @@ class SnapshotKind(StrEnum):
 
 
 class SnapshotItemRole(StrEnum):
-    """`rationale` and `guard` rows are trained on; `val` and `heldout` rows are scored."""
+    """`rationale`, `guard` and `rejection` rows are trained on; `val` and `heldout` rows are scored."""
 
     rationale = "rationale"
     guard = "guard"
     val = "val"
     heldout = "heldout"
+    rejection = "rejection"
 
 
 class ImportState(StrEnum):

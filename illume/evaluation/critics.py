@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from illume.evaluation.metrics import rouge_l
 from illume.evaluation.tasks import faithful
@@ -147,34 +147,59 @@ def rationale_rows(
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedSet:
+    """The texts of one candidate set that were accepted, and those that were turned down."""
+
+    example_id: str
+    accepted: tuple[str, ...]
+    turned_down: tuple[str, ...]
+
+
+def pair_texts(
+    judged: JudgedSet, *, accepted: Iterable[str], per_rationale: int, seed: int
+) -> list[tuple[str, str | None]]:
+    """What was turned down, each text beside one that was accepted in the same set, or None if nothing was.
+
+    Each accepted text is preferred to at most `per_rationale` others, selected by hash; so is nothing at all. What is
+    among the prompt's `accepted` texts, of whatever set, is not turned down.
+    """
+    known = set(map(normalise_rationale, (*accepted, *judged.accepted)))
+    worse = [text for text in deduplicate(judged.turned_down) if normalise_rationale(text) not in known]
+    worse.sort(key=lambda text: stable_seed(seed, "pair", judged.example_id, text))
+    better = judged.accepted
+    kept = worse[: per_rationale * max(1, len(better))]
+    return [(text, better[index % len(better)] if better else None) for index, text in enumerate(kept)]
+
+
 def rejection_rows(
     examples: Sequence[Example],
     accepted: Accepted,
-    turned_down: Mapping[str, Sequence[str]],
+    judged: Iterable[JudgedSet],
     *,
     answers: Mapping[str, str] | None = None,
     per_rationale: int,
     seed: int,
 ) -> list[Rejection]:
-    """What was turned down, in the order of `examples`: each text beside an accepted one, if its prompt has one.
+    """The rejections of a round, in the order of `examples`; each text of a prompt once, in a pair if it has one.
 
-    Each accepted rationale is preferred to at most `per_rationale` texts, selected by hash; so is nothing at all, where
-    no rationale was accepted. `answers` is as in `rationale_rows`. Raises ValueError for an example without an answer.
+    `answers` is as in `rationale_rows`. Raises ValueError for an example without an answer.
     """
+    pairs: dict[str, dict[str, tuple[str, str | None]]] = {}
+    for one in judged:
+        found = pairs.setdefault(one.example_id, {})
+        known = accepted.get(one.example_id, ())
+        for text, better in pair_texts(one, accepted=known, per_rationale=per_rationale, seed=seed):
+            key = normalise_rationale(text)
+            if key not in found or found[key][1] is None:
+                found[key] = text, better
     rows = []
     for example in examples:
-        better = accepted.get(example.id, ())
-        known = set(map(normalise_rationale, better))
-        worse = [
-            text for text in deduplicate(turned_down.get(example.id, ())) if normalise_rationale(text) not in known
-        ]
         answer = (answers or {}).get(example.id, example.answer)
-        if worse and answer is None:
+        mine = pairs.get(example.id, {})
+        if mine and answer is None:
             raise ValueError(f"{example.id} has rationales that were turned down but no answer")
-        worse.sort(key=lambda text, owner=example.id: stable_seed(seed, "pair", owner, text))  # type: ignore[misc]
-        answered = replace(example, answer=answer)
-        for index, text in enumerate(worse[: per_rationale * max(1, len(better))]):
-            rows.append(Rejection(answered, text, better[index % len(better)] if better else None))
+        rows += [Rejection(replace(example, answer=answer), text, better) for text, better in mine.values()]
     return rows
 
 

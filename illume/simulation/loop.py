@@ -13,6 +13,7 @@ from typing import Any
 
 from illume.evaluation.critics import (
     Critic,
+    JudgedSet,
     accumulate,
     guard_rows,
     rationale_rows,
@@ -223,13 +224,15 @@ def own_answers(data: Data, judged: Iterable[Judged]) -> dict[str, str]:
     return {one.example_id: one.candidates[0].answer for one in judged if one.candidates and one.example_id in without}
 
 
-def turned_down(judged: Iterable[Judged]) -> Pool:
-    """The candidates that were not picked, by example id."""
-    found: dict[str, list[str]] = {}
+def judged_sets(judged: Iterable[Judged]) -> list[JudgedSet]:
+    """What was picked and what was turned down, set by set."""
+    sets = []
     for one in judged:
-        left = (candidate.text for index, candidate in enumerate(one.candidates) if index not in one.picks)
-        found.setdefault(one.example_id, []).extend(left)
-    return {example_id: tuple(texts) for example_id, texts in found.items()}
+        texts = [candidate.text for candidate in one.candidates]
+        picked = tuple(texts[index] for index in one.picks)
+        left = tuple(text for index, text in enumerate(texts) if index not in one.picks)
+        sets.append(JudgedSet(one.example_id, picked, left))
+    return sets
 
 
 # Tuning
@@ -271,11 +274,11 @@ def run_round(
     seed: int,
     answers: Mapping[str, str] | None = None,
     learning_rate: float | None = None,
-    worse: Pool | None = None,
+    judged: Sequence[Judged] = (),
 ) -> Version:
     """Runs or resumes a tuning round on `accepted` and its forgetting guard, in the folder `name`.
 
-    `worse` holds what was turned down, by example id, for the objective that learns from it.
+    `judged` is what the critic saw so far, for the objective that also learns from what was turned down.
     It runs in this process, because a child process would spend as much time on imports as a small round takes.
     """
     folder = sim.folder / name
@@ -294,7 +297,7 @@ def run_round(
                 parent_scores=dict(parent_scores),
                 settings=settings,
             )
-            rejections = _rejections(sim, settings, accepted, worse or {}, answers, seed)
+            rejections = _rejections(sim, settings, accepted, judged, answers, seed)
             write_job(folder, job, train=rows, val=sim.data.val, rejections=rejections)
         sim.models.free_gpu_memory()
         result = run_job(folder, request=ProgressRequest(folder, tick))
@@ -313,14 +316,15 @@ def _rejections(
     sim: Simulation,
     settings: TuningSettings,
     accepted: Pool,
-    worse: Pool,
+    judged: Sequence[Judged],
     answers: Mapping[str, str] | None,
     seed: int,
 ) -> list[Rejection]:
     if settings.objective == "picks":
         return []
     most = settings.preferences.pairs_per_rationale
-    return rejection_rows(sim.data.train, accepted, worse, answers=answers, per_rationale=most, seed=seed)
+    sets = judged_sets(judged)
+    return rejection_rows(sim.data.train, accepted, sets, answers=answers, per_rationale=most, seed=seed)
 
 
 def _describe(report: Mapping[str, Any]) -> str:
@@ -387,7 +391,7 @@ def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
                 parent_scores=val,
                 seed=seed,
                 answers=own_answers(sim.data, past),
-                worse=turned_down(past),
+                judged=past,
             )
             if sim.settings.activation == "always" or tuned.report["decision"]["activate"]:
                 adapter, val, scores = tuned.adapter, tuned.val, None

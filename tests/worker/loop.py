@@ -75,13 +75,13 @@ def add_prompts(
 
 
 def judge_prompts(session: Session, project: Project, prompts: Sequence[Prompt]) -> None:
-    """Give each prompt an accepted rationale."""
+    """Give each prompt an accepted rationale, and one that is turned down."""
     critic = factories.make_critic(session, project)
     for prompt in prompts:
-        offered = factories.make_candidate_set(
-            session, project, prompt=prompt, texts=[f"there is {prompt.answer} water"]
-        )
-        factories.make_verdict(session, factories.make_assignment(session, offered, critic))
+        texts = [f"there is {prompt.answer} water", "it is a dog"]
+        offered = factories.make_candidate_set(session, project, prompt=prompt, texts=texts)
+        [first, _] = factories.candidates_of(session, offered)
+        factories.make_verdict(session, factories.make_assignment(session, offered, critic), picks=[first.id])
         prompt.state, offered.state = PromptState.judged, CandidateSetState.judged
     session.flush()
     rules.refresh_prompts(session, project.id)

@@ -26,6 +26,7 @@ from app.models import (
     PromptState,
     Round,
     RoundState,
+    Snapshot,
     Split,
 )
 from app.processes.connect import forget_settings
@@ -170,6 +171,20 @@ class TestRunNextRound:
         assert done.state == RoundState.succeeded
         assert done.metrics["metric"] == "heldout"
         assert done.metrics["score"] < 0
+
+    def test_it_learns_from_what_was_turned_down_too(
+        self, process: WorkerProcess, models: ModelCache, base: Path
+    ) -> None:
+        _, round_id = loop.project_with_a_round(base, objective="picks_and_rejections", epochs=1)
+        run_next_round(process, models)
+        done = loop.round_now(round_id)
+        assert (done.state, done.error) == (RoundState.succeeded, None)
+        assert done.metrics["n_pairs"] > 0
+        with session_scope() as session:
+            snapshot = session.get_one(Snapshot, done.snapshot_id)
+            assert snapshot.counts["pairs"] == done.metrics["n_pairs"]
+            steps = [one.data for one in rounds.events(session, done) if one.kind == "step"]
+        assert all(step["accepted_logprob"] < 0 for step in steps)
 
     def test_a_doubled_message_does_nothing(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
         _, round_id = loop.project_with_a_round(base)

@@ -361,6 +361,8 @@ CALL_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
             "guard": 200,
             "val": 100,
             "heldout": 0,
+            "rejections": None,
+            "pairs": None,
             "metric": "rouge_l",
             "estimated_seconds": 95.0,
             "exact": True,

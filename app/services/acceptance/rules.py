@@ -35,8 +35,9 @@ def _accepted_ctes(
     is_current: Callable[[str], str] = _is_current,
     revision: str = "j.revision_id",
     prompt_filter: str = "({prompts} IS NULL OR v.prompt_id = ANY ({prompts}))",
+    turned_down: bool = False,
 ) -> str:
-    """The common table expressions that define `accepted`, with one ballot for each set."""
+    """The common table expressions that define `accepted`, and `turned_down`, with one ballot for each set."""
     rule = f"""
         SELECT r.settings ->> 'aggregation' AS aggregation,
             coalesce((r.settings -> 'weigh_reliability')::boolean, false) AS weigh
@@ -48,7 +49,15 @@ def _accepted_ctes(
         JOIN candidate_sets s ON s.id = v.candidate_set_id
         JOIN prompts p ON p.id = v.prompt_id
         WHERE v.project_id = {project} AND {_is_in_force(is_current)} AND {prompt_filter.format(prompts=prompts)}"""  # noqa: S608
-    return counting_ctes(rule=rule, judged=judged, picks="JOIN picks k ON k.verdict_id = b.verdict_id")
+    candidates = """JOIN LATERAL (
+        SELECT x.id AS candidate_id FROM candidates x WHERE x.candidate_set_id = b.ballot OFFSET 0
+    ) k ON true"""
+    return counting_ctes(
+        rule=rule,
+        judged=judged,
+        picks="JOIN picks k ON k.verdict_id = b.verdict_id",
+        candidates=candidates if turned_down else None,
+    )
 
 
 def refresh_sql(*, project: str, prompts: str) -> str:
@@ -91,6 +100,29 @@ _ACCEPTED_AT = _accepted_ctes(
     prompt_filter="s.prompt_id = ANY ({prompts})",
 )
 LIST_AT = f"WITH {_ACCEPTED_AT} {TEXTS}"
+_OUTCOMES_AT = _accepted_ctes(
+    PROJECT,
+    PROMPTS,
+    is_current=was_current,
+    revision="CAST(:revision AS bigint)",
+    prompt_filter="s.prompt_id = ANY ({prompts})",
+    turned_down=True,
+)
+# What was accepted of a set comes before what was turned down; `original` is what an own text was edited from.
+OUTCOMES_AT = f"""
+WITH {_OUTCOMES_AT}, outcomes AS (
+    SELECT ballot, candidate_id, verdict_id, true AS is_accepted FROM accepted
+    UNION ALL SELECT ballot, candidate_id, NULL, false FROM turned_down
+)
+SELECT s.prompt_id, s.id AS set_id, s.answer, o.is_accepted, o.verdict_id, o.candidate_id,
+    coalesce(c.text, v.rationale) AS text, e.text AS original
+FROM outcomes o
+JOIN candidate_sets s ON s.id = o.ballot
+LEFT JOIN candidates c ON c.id = o.candidate_id
+LEFT JOIN verdicts v ON o.candidate_id IS NULL AND v.id = o.verdict_id
+LEFT JOIN candidates e ON e.id = v.edited_from
+ORDER BY s.prompt_id, s.id, o.is_accepted DESC, o.verdict_id, o.candidate_id
+"""  # noqa: S608 - constants only
 AGGREGATION = """
 SELECT r.settings ->> 'aggregation' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
 WHERE j.id = :project
@@ -113,6 +145,33 @@ class Accepted:
     verdict_id: int
     candidate_id: int | None
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetText:
+    """A text of a candidate set that is accepted or turned down.
+
+    A text that is accepted has the first verdict that voted for it. `original` is the candidate's text that a critic
+    edited to it. `answer` is the model's own, where the prompt has none.
+    """
+
+    prompt_id: int
+    set_id: int
+    answer: str | None
+    is_accepted: bool
+    verdict_id: int | None
+    candidate_id: int | None
+    text: str
+    original: str | None
+
+
+def set_texts(session: Session, project: Project, *, prompt_ids: Sequence[int], at: Moment) -> list[SetText]:
+    """What was accepted and what was turned down of some prompts' sets at a moment, as `accepted_rationales` counts.
+
+    The texts are in the order of their prompts and sets, accepted ones first.
+    """
+    values = {"project": project.id, "prompts": list(prompt_ids), "at": at.position, "revision": at.revision_id}
+    return [SetText(*row) for row in session.execute(text(OUTCOMES_AT), values)]
 
 
 def aggregation_of(session: Session, project_id: int) -> str:

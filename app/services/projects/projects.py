@@ -39,7 +39,7 @@ from app.services.kernel.text_rules import validation_message
 from app.services.projects import pauses
 from app.services.projects.base_models import refuse_unlisted
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
-from illume.settings import CANDIDATES
+from illume.settings import CANDIDATES, PreferenceSettings
 
 LONGEST_PROPOSAL = 50
 SAMPLING_SETTINGS = (
@@ -73,6 +73,9 @@ Labels = Annotated[list[Label], Field(max_length=30)]
 ExampleLine = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=3, max_length=1000, pattern=r"^[+-]\s*[^\s|]")
 ]
+
+
+PREFERENCES = PreferenceSettings()
 
 
 class ProjectSettings(BaseModel):
@@ -152,6 +155,20 @@ class ProjectSettings(BaseModel):
     lora_rank: int = Field(16, ge=1, le=512)
     lora_alpha: int = Field(32, ge=1, le=1024)
     init: Literal["continue", "from_base"] = "continue"
+    objective: Literal["picks", "picks_and_rejections"] = Field(
+        "picks", description="What a round learns from: what was picked, or also what was turned down"
+    )
+    preference_beta: float = Field(PREFERENCES.beta, gt=0, le=100, description="How sharply pairs are told apart")
+    pair_weight: float = Field(PREFERENCES.pair_weight, ge=0, le=100, description="Weight of pairs")
+    picture_weight: float = Field(
+        PREFERENCES.picture_weight, ge=0, le=100, description="Weight of a pair's pictures against another prompt's"
+    )
+    anchor_weight: float = Field(
+        PREFERENCES.anchor_weight, ge=0, le=100, description="Weight of keeping accepted rationales likely"
+    )
+    unpaired_weight: float = Field(
+        PREFERENCES.unpaired_weight, ge=0, le=100, description="Weight of rationales of sets in which nothing fitted"
+    )
     guard_per_rationale: int = Field(10, ge=0, le=1000, description="VQA-only examples for each rationale example")
     eval_prompts: int = Field(200, ge=1, le=10_000)
     primary_metric: Literal["auto", "rouge_l", "loglik"] = "auto"

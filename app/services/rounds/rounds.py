@@ -39,7 +39,9 @@ TRY_LOCK = "SELECT pg_try_advisory_xact_lock(11, CAST(:project AS int))"
 class RoundPreview:
     """What a round that starts now would train on and be scored on, and its estimated duration.
 
-    `exact` is False in a large project, whose numbers are estimates.
+    `n_rejections` of what was turned down would be learnt from, `n_pairs` of them beside an accepted text. Both are
+    None where the objective leaves them out, and in a large project, whose other numbers are estimates: there, `exact`
+    is False.
     """
 
     n_prompts: int
@@ -47,6 +49,8 @@ class RoundPreview:
     n_guard: int
     n_val: int
     n_heldout: int
+    n_rejections: int | None
+    n_pairs: int | None
     metric: str
     estimated_seconds: float
     exact: bool
@@ -64,6 +68,8 @@ def preview(session: Session, actor: Actor, project: Project) -> RoundPreview:
         n_guard=counts["guard"],
         n_val=counts["val"],
         n_heldout=counts["heldout"],
+        n_rejections=counts.get("rejection"),
+        n_pairs=counts.get("pairs"),
         metric=size.metric,
         estimated_seconds=estimate_seconds(session, project, counts, epochs=settings.epochs),
         exact=size.exact,
@@ -91,7 +97,9 @@ def estimate_seconds(session: Session, project: Project, counts: dict[str, int],
 
 def workload(counts: dict[str, int], *, epochs: int) -> float:
     """The work of a round, in seconds on two cores with the starter model."""
-    trained = (counts["rationale"] + counts["guard"]) * epochs * SECONDS_PER_ROW
+    # A pair is four texts, one of which is not trained on.
+    compared = 3 * counts.get("pairs", 0) + counts.get("rejection", 0)
+    trained = (counts["rationale"] + counts["guard"] + compared) * epochs * SECONDS_PER_ROW
     # Each epoch is scored once; the best epoch and the parent are scored at the end.
     scored = (counts["val"] + counts["heldout"]) * (epochs + 2) * SECONDS_PER_SCORED_PROMPT / 3
     return trained + scored

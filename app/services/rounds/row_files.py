@@ -44,16 +44,21 @@ def ignore(_share: float) -> None:
 
 @dataclass
 class RowSummary:
-    """The contents of a file of rows. `prompt_ids`: the prompts with an accepted rationale, each once, in order."""
+    """The contents of a file of rows. `prompt_ids`: the prompts with an accepted rationale, each once, in order.
+
+    `pairs` of the rejections stand beside an accepted text.
+    """
 
     metric: Metric = "rouge_l"
     prompt_ids: array[int] = field(default_factory=lambda: array("q"))
     n_of: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("rationale", "guard", "val", "heldout"), 0))
+    pairs: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of rows by role, and of prompts with a rationale."""
-        return {"prompts": len(self.prompt_ids), **self.n_of}
+        """The number of rows by role, and of prompts with a rationale; of pairs where rejections are learnt from."""
+        pairs = {"pairs": self.pairs} if SnapshotItemRole.rejection in self.n_of else {}
+        return {"prompts": len(self.prompt_ids), **self.n_of, **pairs}
 
 
 def encode_line(data: dict[str, Any]) -> bytes:
@@ -76,10 +81,15 @@ def write_rows(
     held_out = HeldOut(load_earlier_use(selection, session=session)) if metric == "heldout" else None
     target.write(encode_line(head(metric)))
     answered = array("q")
-    with tempfile.TemporaryFile() as accepted, tempfile.TemporaryFile() as heldout:
+    with (
+        tempfile.TemporaryFile() as accepted,
+        tempfile.TemporaryFile() as heldout,
+        tempfile.TemporaryFile() as rejected,
+    ):
         n = 0
         for batch in read_rationale_batches(selection, session=session):
             accepted.writelines(encode_line(row_json(row)) for row in batch.rows)
+            rejected.writelines(encode_line(row_json(row)) for row in batch.rejections)
             written.prompt_ids.extend(dict.fromkeys(row.prompt.id for row in batch.rows))
             written.n_of["rationale"] += len(batch.rows)
             answered.extend(batch.answered)
@@ -117,7 +127,24 @@ def write_rows(
         shutil.copyfileobj(heldout, target)
         target.writelines(encode_line(row_json(row)) for row in of_val)
         written.n_of["heldout"] += len(of_val)
+        if selection.learns_rejections:
+            rejected.seek(0)
+            _add_rejections(rejected, target, images, without, written)
     return written
+
+
+def _add_rejections(
+    rejected: Iterable[bytes], target: IO[bytes], images: frozenset[str], without: set[int], written: RowSummary
+) -> None:
+    """Write the rejections that neither belong to a held-out prompt nor show a held-out image."""
+    n = 0
+    for line in rejected:
+        data = orjson.loads(line)
+        if int(data["prompt"]) not in without and images.isdisjoint(data["images"]):
+            target.write(line)
+            n += 1
+            written.pairs += data["accepted"] is not None
+    written.n_of[SnapshotItemRole.rejection.value] = n
 
 
 def _split_held_out(
@@ -148,6 +175,7 @@ def _split_held_out(
 
 def row_json(row: SnapshotRow) -> dict[str, Any]:
     """A row as JSON data of the file."""
+    pair = {"accepted": row.accepted} if row.role is SnapshotItemRole.rejection else {}
     return {
         "role": row.role.value,
         "prompt": str(row.prompt.id),
@@ -161,6 +189,7 @@ def row_json(row: SnapshotRow) -> dict[str, Any]:
         "rationale": row.rationale,
         "verdict": None if row.verdict_id is None else str(row.verdict_id),
         "candidate": None if row.candidate_id is None else str(row.candidate_id),
+        **pair,
     }
 
 
@@ -189,4 +218,5 @@ def parse_row(data: dict[str, Any]) -> SnapshotRow:
         rationale=data["rationale"],
         verdict_id=None if data["verdict"] is None else int(data["verdict"]),
         candidate_id=None if data["candidate"] is None else int(data["candidate"]),
+        accepted=data.get("accepted"),
     )

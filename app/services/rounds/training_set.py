@@ -8,6 +8,7 @@ are when their batch is read: texts, images, splits, and whether they are held o
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,12 +29,13 @@ from app.models import (
     Verdict,
 )
 from app.services.acceptance.counting import OUT_OF_USE
-from app.services.acceptance.rules import Accepted, Moment, accepted_rationales
+from app.services.acceptance.rules import Accepted, Moment, SetText, accepted_rationales, set_texts
 from app.services.candidates.candidates import PromptData, load_prompts_data
-from app.services.projects.projects import ProjectSettings
+from app.services.projects.projects import PREFERENCES, ProjectSettings
 from illume.evaluation.activation import FEWEST_PROMPTS
-from illume.evaluation.critics import guard_rank
+from illume.evaluation.critics import JudgedSet, guard_rank, pair_texts
 from illume.records import stable_seed
+from illume.texts import normalise_rationale
 
 HELDOUT_SHARE = 0.1
 BATCH_SIZE = 1000
@@ -45,7 +47,10 @@ Metric = Literal["rouge_l", "heldout"]
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRow:
-    """A row of a snapshot. `answer` is the one shown in the prompt. Guard and val rows have no `rationale`."""
+    """A row of a snapshot. `answer` is the one shown in the prompt. Guard and val rows have no `rationale`.
+
+    In a rejection, `accepted` is preferred to `rationale`; `verdict_id` is the verdict that `accepted` comes from.
+    """
 
     role: SnapshotItemRole
     prompt: PromptData
@@ -53,6 +58,7 @@ class SnapshotRow:
     rationale: str | None = None
     verdict_id: int | None = None
     candidate_id: int | None = None
+    accepted: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +70,26 @@ class RowSelection:
     moment: Moment
     seed: int
 
+    @property
+    def learns_rejections(self) -> bool:
+        """Whether the rows include what was turned down."""
+        return self.settings.objective == "picks_and_rejections"
+
 
 # Accepted rationales
 
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """A batch of train prompts: their accepted rationales, and which prompts have an answer for guard rows."""
+    """A batch of train prompts: their accepted rationales, and which prompts have an answer for guard rows.
+
+    `rejections` are there if the objective learns from them.
+    """
 
     n: int
     rows: list[SnapshotRow]
     answered: list[int]
+    rejections: list[SnapshotRow]
 
 
 def read_rationale_batches(selection: RowSelection, *, session: Session | None = None) -> Iterator[RowBatch]:
@@ -88,7 +103,8 @@ def read_rationale_batches(selection: RowSelection, *, session: Session | None =
             found = used.execute(query.where(Prompt.id > after).order_by(Prompt.id).limit(BATCH_SIZE)).all()
             ids = [row.id for row in found]
             rows = accepted_rows(used, selection.project, prompt_ids=ids, at=selection.moment) if ids else []
-        yield RowBatch(len(ids), rows, [row.id for row in found if row.answered])
+            rejections = rejected_rows(used, selection, prompt_ids=ids) if ids and selection.learns_rejections else []
+        yield RowBatch(len(ids), rows, [row.id for row in found if row.answered], rejections)
         if len(found) < BATCH_SIZE:
             return
         after = ids[-1]
@@ -130,6 +146,59 @@ def _own_answers(session: Session, accepted: Sequence[Accepted]) -> dict[int, st
         .where(id_in(Verdict.id, {one.verdict_id for one in accepted}), CandidateSet.answer.is_not(None))
     )
     return {verdict_id: str(answer) for verdict_id, answer in rows}
+
+
+# Rejections
+
+
+def rejected_rows(session: Session, selection: RowSelection, *, prompt_ids: Sequence[int]) -> list[SnapshotRow]:
+    """What was turned down of some train prompts, each text beside one accepted of the same set if there is any.
+
+    A text that critics edited is turned down beside what they made of it. Ordered by prompt and set.
+    """
+    found = set_texts(session, selection.project, prompt_ids=prompt_ids, at=selection.moment)
+    prompts = load_prompts_data(session, sorted({one.prompt_id for one in found}))
+    rows: list[SnapshotRow] = []
+    for prompt_id, texts in itertools.groupby(found, key=lambda one: one.prompt_id):
+        prompt = prompts[prompt_id]
+        if prompt.split == Split.train and prompt.images:
+            rows += _rejections_of(prompt, list(texts), seed=selection.seed)
+    return rows
+
+
+def _rejections_of(prompt: PromptData, texts: Sequence[SetText], *, seed: int) -> list[SnapshotRow]:
+    accepted = [one.text for one in texts if one.is_accepted]
+    known = set(map(normalise_rationale, accepted))
+    rows: dict[str, SnapshotRow] = {}
+    for _, group in itertools.groupby(texts, key=lambda one: one.set_id):
+        members = list(group)
+        answer = prompt.answer or members[0].answer
+        if not answer:
+            continue
+        judged = JudgedSet(
+            str(prompt.id),
+            tuple(one.text for one in members if one.is_accepted),
+            tuple(one.text for one in members if not one.is_accepted),
+        )
+        edited = [(one.original, one.text) for one in members if one.original is not None]
+        pairs: list[tuple[str, str | None]] = [pair for pair in edited if normalise_rationale(pair[0]) not in known]
+        pairs += pair_texts(judged, accepted=accepted, per_rationale=PREFERENCES.pairs_per_rationale, seed=seed)
+        by_text = {one.text: one for one in reversed(members)}
+        for text, better in pairs:
+            key = normalise_rationale(text)
+            if key in rows and rows[key].accepted is not None:
+                continue
+            worse, chosen = by_text.get(text), None if better is None else by_text[better]
+            rows[key] = SnapshotRow(
+                SnapshotItemRole.rejection,
+                prompt,
+                answer,
+                text,
+                None if chosen is None else chosen.verdict_id,
+                None if worse is None else worse.candidate_id,
+                better,
+            )
+    return list(rows.values())
 
 
 # Held-out rationales

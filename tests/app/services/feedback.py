@@ -71,6 +71,8 @@ class Rows:
     guard: tuple[SnapshotRow, ...]
     val: tuple[SnapshotRow, ...]
     heldout: tuple[SnapshotRow, ...]
+    rejections: tuple[SnapshotRow, ...] = ()
+    pairs: int = 0
 
 
 def choose_rows(session: Session, project: Project, *, seed: int = 1, at: Moment | None = None) -> Rows:
@@ -84,4 +86,5 @@ def choose_rows(session: Session, project: Project, *, seed: int = 1, at: Moment
         rows = parse_rows(file)
     by_role = {role: tuple(row for row in rows if row.role == role) for role in written.n_of}
     assert {role: len(found) for role, found in by_role.items()} == written.n_of
-    return Rows(written.metric, by_role["rationale"], by_role["guard"], by_role["val"], by_role["heldout"])
+    roles = ("rationale", "guard", "val", "heldout", "rejection")
+    return Rows(written.metric, *(by_role.get(role, ()) for role in roles), pairs=written.pairs)

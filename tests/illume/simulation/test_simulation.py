@@ -267,7 +267,7 @@ def test_rounds_that_also_learn_from_what_was_turned_down(
     picked = {json.loads(line)["rationale"] for line in (folder / "train.jsonl").read_text().splitlines()} - {None}
     assert 0 < rounds[0]["n_pairs"] < rounds[1]["n_pairs"] == len(rows)
     assert rounds[1]["n_unpaired"] == 0
-    assert {row["accepted"] for row in rows} == picked
+    assert {row["accepted"] for row in rows} <= picked
     assert picked.isdisjoint(row["rationale"] for row in rows)
 
 

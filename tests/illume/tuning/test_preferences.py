@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from illume.evaluation.critics import rejection_rows
+from illume.evaluation.critics import JudgedSet, pair_texts, rejection_rows
 from illume.model.vlm import IGNORED, Vlm, load_vlm
 from illume.records import Rejection, TrainingRow
 from illume.settings import PreferenceSettings, TuningSettings
@@ -78,23 +78,30 @@ def compare_batch(n_rejected: int, n_pairs: int, displaced: tuple[int, ...] = ()
 
 
 class TestRows:
-    def test_each_text_stands_beside_an_accepted_one(self, tmp_path: Path) -> None:
-        [one, other] = make_examples(tmp_path, count=2, split="train")
-        accepted = {one.id: ("good", "fine")}
-        worse = {one.id: ["bad", "Good!", "worse", "bad", "odd", "wrong", "silly"], other.id: ["no", "never", "nay"]}
-        rows = rejection_rows([one, other], accepted, worse, per_rationale=2, seed=3)
-        paired = [row for row in rows if row.accepted is not None]
-        assert [row.accepted for row in paired] == ["good", "fine", "good", "fine"]
-        assert len({row.rationale for row in paired} & {"bad", "worse", "odd", "wrong", "silly"}) == 4
-        assert [row.accepted for row in rows if row.example.id == other.id] == [None, None]
-        assert rows == rejection_rows([one, other], accepted, worse, per_rationale=2, seed=3)
+    def test_each_text_stands_beside_one_of_its_set(self) -> None:
+        judged = JudgedSet("a", ("good", "fine"), ("bad", "Good!", "worse", "bad", "odd", "wrong", "silly", "known"))
+        pairs = pair_texts(judged, accepted=("known",), per_rationale=2, seed=3)
+        assert [better for _, better in pairs] == ["good", "fine", "good", "fine"]
+        assert len({text for text, _ in pairs} & {"bad", "worse", "odd", "wrong", "silly"}) == 4
+        assert pairs == pair_texts(judged, accepted=("known",), per_rationale=2, seed=3)
+
+    def test_without_anything_accepted_there_is_no_pair(self) -> None:
+        pairs = pair_texts(JudgedSet("a", (), ("no", "never", "nay")), accepted=("yes",), per_rationale=2, seed=0)
+        assert [better for _, better in pairs] == [None, None]
+
+    def test_a_pair_is_worth_more_than_none(self, tmp_path: Path) -> None:
+        """Turned down where nothing fitted, and again beside what was accepted later."""
+        [one] = make_examples(tmp_path, count=1, split="train")
+        sets = [JudgedSet(one.id, (), ("bad", "odd")), JudgedSet(one.id, ("good",), ("Bad", "worse"))]
+        rows = rejection_rows([one], {one.id: ("good",)}, sets, per_rationale=9, seed=0)
+        assert {(row.rationale, row.accepted) for row in rows} == {("Bad", "good"), ("worse", "good"), ("odd", None)}
 
     def test_an_answer_is_needed(self, tmp_path: Path) -> None:
         [one] = make_examples(tmp_path, count=1, split="train")
-        unanswered = replace(one, answer=None)
+        unanswered, sets = replace(one, answer=None), [JudgedSet(one.id, (), ("bad",))]
         with pytest.raises(ValueError, match="no answer"):
-            rejection_rows([unanswered], {}, {one.id: ["bad"]}, per_rationale=2, seed=0)
-        [row] = rejection_rows([unanswered], {}, {one.id: ["bad"]}, answers={one.id: "red"}, per_rationale=2, seed=0)
+            rejection_rows([unanswered], {}, sets, per_rationale=2, seed=0)
+        [row] = rejection_rows([unanswered], {}, sets, answers={one.id: "red"}, per_rationale=2, seed=0)
         assert row.example.answer == "red"
 
     def test_the_job_folder_keeps_them(self, base: Path, tmp_path: Path) -> None:

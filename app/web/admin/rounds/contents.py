@@ -24,6 +24,7 @@ ROLES = (
     ("guard", "Answer-only examples"),
     ("val", "Validation prompts"),
     ("heldout", "Held-out explanations"),
+    ("rejection", "Rejected explanations"),
 )
 PAGE_SIZE = 50
 
@@ -37,6 +38,7 @@ class ContentRow:
     question: str
     answer: str
     rationale: str
+    accepted: str
     verdict: str
 
 
@@ -86,7 +88,7 @@ def show_contents(
         sha256=snapshot.sha256,
         redacted=snapshot.redacted,
         role=role,
-        roles=tuple((key, name, counts[key]) for key, name in ROLES),
+        roles=tuple((key, name, counts[key]) for key, name in ROLES if key != "rejection" or counts[key]),
         rows=tuple(content_row(row) for row in chosen[start : start + PAGE_SIZE]),
         previous=f"?role={role}&start={max(0, start - PAGE_SIZE)}" if start else "",
         next=f"?role={role}&start={start + PAGE_SIZE}" if start + PAGE_SIZE < len(chosen) else "",
@@ -102,5 +104,6 @@ def content_row(row: SnapshotRow) -> ContentRow:
         question=row.prompt.question,
         answer=row.answer or "",
         rationale=row.rationale or "",
+        accepted=row.accepted or "",
         verdict="" if row.verdict_id is None else str(row.verdict_id),
     )

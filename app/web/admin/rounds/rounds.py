@@ -37,6 +37,7 @@ PART_NAMES = {
     "guard": "training, answer only",
     "val": "validation",
     "heldout": "held-out explanation",
+    "rejection": "training, rejected explanation",
 }
 ENDED = (RoundState.succeeded, RoundState.failed, RoundState.cancelled)
 COUNT_NAMES = (
@@ -46,6 +47,7 @@ COUNT_NAMES = (
     ("val", "Validation prompts"),
     ("heldout", "Held-out explanations"),
 )
+REJECTION_NAMES = (("rejection", "Rejected explanations"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class PreviewView:
     guard: int
     val: int
     heldout: int
+    rejections: int | None
+    pairs: int | None
     metric: str
     settings: str
     about: str
@@ -149,6 +153,7 @@ class RoundView:
     metric: str
     parent: str
     loss: Chart | None
+    compared: tuple[Chart, ...]
     scores: Chart | None
     results: tuple[ScoreRow, ...]
     snapshot: SnapshotView | None
@@ -228,6 +233,8 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
         guard=found.n_guard,
         val=found.n_val,
         heldout=found.n_heldout,
+        rejections=found.n_rejections,
+        pairs=found.n_pairs,
         metric=METRIC_WORDS.get(found.metric, found.metric),
         settings=f"{settings.epochs} epochs, learning rate {settings.learning_rate:g}, LoRA rank {settings.lora_rank}",
         about="" if found.exact else "about ",
@@ -318,6 +325,7 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
         metric=METRIC_WORDS.get(metric, metric),
         parent=f"version {numbers.get(found.parent_id, '?')}",
         loss=loss_chart(events),
+        compared=preference_charts(events),
         scores=epoch_chart(events, found.metrics.get("best_epoch")),
         results=score_rows(found.metrics),
         snapshot=None if snapshot is None else snapshot_view(snapshot),
@@ -334,7 +342,10 @@ def snapshot_view(snapshot: Snapshot) -> SnapshotView:
         id=str(snapshot.id),
         number=snapshot.number,
         sha256=snapshot.sha256,
-        counts=tuple((key, name, int(snapshot.counts.get(key, 0))) for key, name in COUNT_NAMES),
+        counts=tuple(
+            (key, name, int(snapshot.counts.get(key, 0)))
+            for key, name in (*COUNT_NAMES, *(one for one in REJECTION_NAMES if one[0] in snapshot.counts))
+        ),
         settings=tuple(sorted((LABELS.get(key, key), str(value)) for key, value in settings.items())),
     )
 
@@ -347,16 +358,37 @@ def left_out_rows(found: Round) -> tuple[LeftOutRow, ...]:
     )
 
 
+Names = Sequence[tuple[str, str]]
+"""The key of a line's values in an event, and its name."""
+
+
 def loss_chart(events: Sequence[RoundEvent]) -> Chart | None:
-    """The loss by optimiser step. A resumed round may have logged a step twice; the later value counts."""
+    """The loss by optimiser step."""
+    names = [("loss", "loss"), ("answer_loss", "answers"), ("rationale_loss", "explanations")]
+    return step_chart("Loss", events, [*names, ("preference_loss", "rejections")])
+
+
+def preference_charts(events: Sequence[RoundEvent]) -> tuple[Chart, ...]:
+    """How accepted and rejected explanations fare by optimiser step, where a round learns from both."""
+    likely = (("accepted_logprob", "accepted"), ("rejected_logprob", "rejected"))
+    right = (("preference_accuracy", "with the pictures"), ("blank_accuracy", "with blank pictures"))
+    charts = (
+        step_chart("Log-likelihood (nats per token)", events, likely),
+        step_chart("Pairs in which the accepted explanation is likelier", events, right),
+    )
+    return tuple(chart for chart in charts if chart is not None)
+
+
+def step_chart(title: str, events: Sequence[RoundEvent], names: Names) -> Chart | None:
+    """Values by optimiser step. A resumed round may have logged a step twice; the later value counts."""
     steps = {event.data["step"]: event.data for event in events if event.kind == "step" and "step" in event.data}
     ordered = [steps[step] for step in sorted(steps)]
     kept = ordered[:: max(1, len(ordered) // MOST_POINTS)]
     lines = [
         Line(name, tuple(Sample(one["step"], one[key]) for one in kept if one.get(key) is not None), dots=False)
-        for key, name in (("loss", "loss"), ("answer_loss", "answers"), ("rationale_loss", "explanations"))
+        for key, name in names
     ]
-    return line_chart("Loss", lines, x_name="step", x_format=lambda x: f"{x:.0f}")
+    return line_chart(title, lines, x_name="step", x_format=lambda x: f"{x:.0f}")
 
 
 def epoch_chart(events: Sequence[RoundEvent], best: int | None) -> Chart | None:

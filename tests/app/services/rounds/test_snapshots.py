@@ -9,15 +9,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, NotFound
-from app.models import Project, Prompt, PromptState, Round, RoundState, Snapshot, SnapshotItem, Split
+from app.models import Project, Prompt, PromptState, Round, RoundState, Snapshot, SnapshotItem, Split, Verdict
 from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.store import get_store
+from app.services.projects import projects
 from app.services.projects.projects import settings_of
 from app.services.rounds import estimate, rounds, snapshots, training_set
 from app.services.rounds.training_set import SnapshotRow
 from tests import factories
 from tests.app.services.feedback import choose_rows, judge, prepare, start_prepared
+from tests.app.services.judged import NASTY, make_judged
 
 
 @pytest.fixture
@@ -209,6 +211,67 @@ class TestChooseRows:
         judge(session, project, critic, answer=None)
         [row] = choose_rows(session, project).rationales
         assert row.answer == "an own answer"
+
+
+class TestRejections:
+    """Prompts in turns: one picked of four, two, none, two and a text that was edited from the third."""
+
+    @pytest.fixture
+    def judged(self, session: Session) -> Project:
+        project, _ = make_judged(session, prompts=8)
+        projects.update_project(session, SYSTEM, project.slug, {"objective": "picks_and_rejections"})
+        rules.refresh_prompts(session, project.id)
+        return project
+
+    def test_picks_alone_leave_them_out(self, session: Session) -> None:
+        project, _ = make_judged(session, prompts=4)
+        rules.refresh_prompts(session, project.id)
+        assert choose_rows(session, project).rejections == ()
+        assert "rejection" not in prepare(session, rounds.start(session, SYSTEM, project)).counts
+
+    def test_each_stands_beside_what_was_accepted_of_its_set(self, session: Session, judged: Project) -> None:
+        chosen = choose_rows(session, judged)
+        accepted: dict[int, set[str]] = {}
+        for row in rules.accepted_rationales(session, judged):
+            accepted.setdefault(row.prompt_id, set()).add(row.text)
+        assert chosen.rejections
+        for row in chosen.rejections:
+            of_prompt = accepted.get(row.prompt.id, set())
+            assert row.rationale not in of_prompt
+            assert (row.accepted is None) == (not of_prompt)
+            assert row.accepted is None or row.accepted in of_prompt
+            assert (row.verdict_id is None) == (row.accepted is None)
+        assert chosen.pairs == sum(row.accepted is not None for row in chosen.rejections)
+        assert 0 < chosen.pairs < len(chosen.rejections)
+
+    def test_what_was_edited_gives_way_to_the_edit(self, session: Session, judged: Project) -> None:
+        pairs = [(row.rationale, row.accepted) for row in choose_rows(session, judged).rejections]
+        assert (NASTY[2], "better: " + NASTY[5]) in pairs
+
+    def test_none_of_a_held_out_prompt(self, session: Session, judged: Project) -> None:
+        chosen = choose_rows(session, judged)
+        assert chosen.heldout
+        assert prompts_of(chosen.rejections).isdisjoint(prompts_of(chosen.heldout))
+
+    def test_a_snapshot_keeps_them(self, session: Session, judged: Project) -> None:
+        taken = prepare(session, rounds.start(session, SYSTEM, judged))
+        rows = [row for row in snapshots.read(taken) if row.role == "rejection"]
+        assert taken.counts["rejection"] == len(rows)
+        assert taken.counts["pairs"] == sum(row.accepted is not None for row in rows)
+        query = select(SnapshotItem).where(SnapshotItem.snapshot_id == taken.id, SnapshotItem.role == "rejection")
+        items = session.scalars(query.order_by(SnapshotItem.position)).all()
+        assert [(one.prompt_id, one.candidate_id) for one in items] == [
+            (row.prompt.id, row.candidate_id) for row in rows
+        ]
+
+    def test_only_what_most_critics_who_read_all_left_out(self, session: Session, judged: Project) -> None:
+        """A verdict given on a single pick says nothing of the others."""
+        verdicts = session.scalars(select(Verdict).where(Verdict.project_id == judged.id)).all()
+        for verdict in verdicts:
+            verdict.exhaustive = False
+        session.flush()
+        edited = {verdict.prompt_id for verdict in verdicts if verdict.edited_from}
+        assert prompts_of(choose_rows(session, judged).rejections) <= edited
 
 
 class TestMake:
