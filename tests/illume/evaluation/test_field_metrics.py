@@ -154,7 +154,14 @@ class TestMeasures:
 
 class TestAlpha:
     LEVELS = ("none", "mild", "strong", "severe")
-    UNITS = (["none", "none"], ["mild", "strong", "mild"], ["severe"], ["severe", "strong"], [], ["none", "severe"])
+    UNITS: tuple[list[str], ...] = (
+        ["none", "none"],
+        ["mild", "strong", "mild"],
+        ["severe"],
+        ["severe", "strong"],
+        [],
+        ["none", "severe"],
+    )
 
     @pytest.mark.parametrize("level", ["nominal", "ordinal"])
     def test_as_the_library(self, level: Any) -> None:

@@ -31,7 +31,7 @@ POLICY = Policy(
     categories=tuple(
         PolicyCategory(
             name=name,
-            status=("default", "strict", "allowed")[number % 3],  # type: ignore[arg-type]
+            status=("default", "strict", "allowed")[number % 3],
             default=_text(name, "sensitive in part"),
             allowed=_text(name, "no violation at all"),
             strict=_text(name, "a violation in any case"),
