@@ -56,7 +56,7 @@ check: $(TOOLS)
 coverage: $(TOOLS) $(ASSETS)
 	@tools/install pytest-cov
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && \
-		$(PYTHON) -m pytest $(TWO) --cov --cov-report term:skip-covered $(TESTS)
+		$(PYTHON) -m pytest $(TWO) --timeout 1800 --cov --cov-report term:skip-covered $(TESTS)
 
 dist: $(TOOLS) $(ASSETS) docs
 	@rm -rf dist
