@@ -74,12 +74,25 @@ def normal(path: PurePosixPath) -> str:
     return "/".join(parts)
 
 
-def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
-    """Take from blocks of code what is for tests, and say of each decision for whom it is, as other pages do."""
+def on_page_markdown(markdown: str, *, page: Page, files: Files, **_: object) -> str:
+    """Take from blocks of code what is for tests, say for whom each decision is, and list all of them on their page."""
     markdown = FOR_TESTS.sub(r"\1", markdown)
     if DECISION.fullmatch(page.file.src_uri):
         return TITLE.sub(lambda title: f"{title[0]}\n\n{FOR_WHOM}", markdown, count=1)
+    if page.file.src_uri == "decisions/index.md":
+        return f"{markdown}\n\n{list_of_decisions(files)}"
     return markdown
+
+
+def list_of_decisions(files: Files) -> str:
+    """A numbered list of links to all decisions, by their titles."""
+    decisions = sorted(file.src_uri for file in files.documentation_pages() if DECISION.fullmatch(file.src_uri))
+    lines = []
+    for uri in decisions:
+        file = files.get_file_from_path(uri)
+        title = TITLE.search(file.content_string) if file else None
+        lines.append(f"1. [{title[1] if title else uri}]({PurePosixPath(uri).name})")
+    return "\n".join(lines)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

@@ -50,6 +50,11 @@ class TestBuild:
         assert len(names) > 20
         assert missing == []
 
+    def test_the_first_page_of_decisions_links_to_each(self, built: Path) -> None:
+        text = (built / "decisions" / "index.html").read_text().partition("<article")[2].partition("</article")[0]
+        linked = re.findall(r'<li><a href="(\d{4}-[^"/]+)/">', text)
+        assert linked == [page.stem for page in sorted(ROOT.glob("docs/decisions/[0-9]*.md"))]
+
     def test_what_is_sound_builds(self, tmp_path: Path) -> None:
         build_small(tmp_path, "[Here](#there)", ["index.md"])
         assert (tmp_path / "help" / "index.html").exists()

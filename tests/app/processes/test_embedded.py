@@ -189,7 +189,8 @@ class TestEmbedded:
                     ("MODULE", "LOAD", "x.so"),
                     ("DEBUG", "SLEEP", "0"),
                 ):
-                    with pytest.raises(redis.exceptions.NoPermissionError):
+                    # Redis 7 and Valkey refuse MODULE to everybody, before they look at rights.
+                    with pytest.raises(redis.exceptions.ResponseError, match=r"no permissions|command not allowed"):
                         broker.execute_command(*words)
                 with pytest.raises(redis.exceptions.NoScriptError):
                     broker.evalsha("e0e1f9fabfc9d4800c877a703b823ac0578ff8db", 0)
