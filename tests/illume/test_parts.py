@@ -128,7 +128,7 @@ def test_an_empty_template_adds_no_part() -> None:
 def test_a_prompts_file_holds_parts_in_place_of_images_and_question(tmp_path: Path) -> None:
     interleaved = [_text("First:"), _image("a.png", "image"), _text("Which?"), _image("b.png", "image")]
     short = {"images": ["a.png"], "question": "Why?"}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"external_id": "1", "parts": interleaved},
         {"external_id": "2", "parts": [_image("a.png", "image"), _text("Why?")]},
         {"external_id": "3", **short},

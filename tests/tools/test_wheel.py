@@ -207,7 +207,7 @@ class Installation:
     @contextlib.contextmanager
     def demo(self) -> Iterator[str]:
         """Run the demo on a free port during the block, for PATIENCE seconds at most; its address, once it is ready."""
-        command = [self.program, "demo", "--port", "0", "--no-browser"]
+        command: list[str | Path] = [self.program, "demo", "--port", "0", "--no-browser"]
         environment = bare_environment(**self.variables)
         with subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True) as demo:
             timer = threading.Timer(PATIENCE, demo.kill)

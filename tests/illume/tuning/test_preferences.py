@@ -260,9 +260,15 @@ class TestTraining:
 
     def test_terms_switched_off_change_what_is_learnt(self, base: Path, tmp_path: Path) -> None:
         found = []
-        for number, off in enumerate(({}, {"pair_weight": 0.0}, {"picture_weight": 0.0}, {"unpaired_weight": 0.0})):
+        settings = (
+            PreferenceSettings(),
+            PreferenceSettings(pair_weight=0.0),
+            PreferenceSettings(picture_weight=0.0),
+            PreferenceSettings(unpaired_weight=0.0),
+        )
+        for number, preferences in enumerate(settings):
             vlm = load_vlm(str(base), device="cpu")
-            training = make_both(vlm, tmp_path / str(number), preferences=PreferenceSettings(**off), learning_rate=1e-2)
+            training = make_both(vlm, tmp_path / str(number), preferences=preferences, learning_rate=1e-2)
             for _ in range(2):
                 training.run_epoch()
             found.append(torch.cat([one.detach().flatten() for one in training.parameters.values()]))
