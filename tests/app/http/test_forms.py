@@ -90,6 +90,7 @@ class TestReadForm:
         assert len(read(body, PARTS if kind == "parts" else QUERY, fields=11).getlist("a")) == 11
         with pytest.raises((HTTPException, TooLarge), match="fields") as caught:
             read(body, PARTS if kind == "parts" else QUERY, fields=10)
+        assert isinstance(caught.value, HTTPException | TooLarge)
         status = caught.value.status_code if isinstance(caught.value, HTTPException) else caught.value.status
         assert status == (400 if kind == "parts" else 413)
 
