@@ -86,5 +86,7 @@ def choose_rows(session: Session, project: Project, *, seed: int = 1, at: Moment
         rows = parse_rows(file)
     by_role = {role: tuple(row for row in rows if row.role == role) for role in written.n_of}
     assert {role: len(found) for role, found in by_role.items()} == written.n_of
-    roles = ("rationale", "guard", "val", "heldout", "rejection")
-    return Rows(written.metric, *(by_role.get(role, ()) for role in roles), pairs=written.pairs)
+    rationales, guards, val, heldout, rejections = (
+        by_role.get(role, ()) for role in ("rationale", "guard", "val", "heldout", "rejection")
+    )
+    return Rows(written.metric, rationales, guards, val, heldout, rejections, pairs=written.pairs)

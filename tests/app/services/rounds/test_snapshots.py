@@ -232,8 +232,8 @@ class TestRejections:
     def test_each_stands_beside_what_was_accepted_of_its_set(self, session: Session, judged: Project) -> None:
         chosen = choose_rows(session, judged)
         accepted: dict[int, set[str]] = {}
-        for row in rules.accepted_rationales(session, judged):
-            accepted.setdefault(row.prompt_id, set()).add(row.text)
+        for one in rules.accepted_rationales(session, judged):
+            accepted.setdefault(one.prompt_id, set()).add(one.text)
         assert chosen.rejections
         for row in chosen.rejections:
             of_prompt = accepted.get(row.prompt.id, set())
