@@ -24,6 +24,7 @@ from sqlalchemy.orm import sessionmaker
 
 from app.db import migrations
 from app.db.engine import sqlalchemy_url
+from app.models import Project
 from app.processes.connect import forget_settings
 from app.processes.embedded import Embedded
 from app.services.quality import set_agreements
@@ -166,6 +167,7 @@ def photograph(database_url: str, album: Album) -> None:
     with sessions.begin() as session:
         made = world.build(session, prompts=24, rich=True)
         fortnight.add_fortnight(session, made)
+        session.get_one(Project, made.project_id).checklist_dismissed = True
     with sessions.begin() as session:
         set_agreements.follow_feed(session)
     port = free_port()

@@ -251,7 +251,7 @@ def metrics_of(number: int) -> dict[str, Any]:
             "answer_accuracy": {"mean": lost, "low": lost - 0.01, "high": lost + 0.01, "n": 100},
         },
         "metric": "rouge_l",
-        "best_epoch": 4,
+        "best_epoch": 3,
         "n_rationale": 22 * number,
         "n_vqa_only": 220 * number,
         "w": 10.0,
