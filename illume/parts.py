@@ -118,6 +118,13 @@ def parse_parts(data: object, *, key: str) -> tuple[list[str], Parts]:
     return arrange_parts([_parse_part(f"parts.{number}", part, key) for number, part in enumerate(data)])
 
 
+def read_parts(data: Iterable[Mapping[str, Any]], names: Sequence[str], *, key: str) -> Parts:
+    """The parts that `parts_data` wrote, of a prompt whose images have these names."""
+    return tuple(
+        TextPart(part["text"]) if part["type"] == "text" else ImagePart(names.index(part[key])) for part in data
+    )
+
+
 def _parse_part(place: str, part: object, key: str) -> TextPart | str:
     """A text, or the name of a picture."""
     if not isinstance(part, Mapping) or part.get("type") not in ("text", "image"):

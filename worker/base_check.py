@@ -23,9 +23,10 @@ def check_base(check_id: int) -> None:
         return
     try:
         allow_pickle = get_settings().allow_pickle_weights
-        good, detail = True, check_in_child(resolve_base(base_model), env=environment(), allow_pickle=allow_pickle)
+        found = check_in_child(resolve_base(base_model), env=environment(), allow_pickle=allow_pickle)
+        good, detail, pictures_first = True, found.text, found.pictures_first
     except VlmError as error:
-        good, detail = False, str(error)
+        good, detail, pictures_first = False, str(error), None
     log.info("base model %s: %s", base_model, detail)
     with session_scope() as session:
-        base_checks.finish(session, check_id, good=good, detail=detail)
+        base_checks.finish(session, check_id, good=good, detail=detail, pictures_first=pictures_first)

@@ -21,7 +21,11 @@ class CheckState(StrEnum):
 
 
 class BaseCheck(Base):
-    """A worker's check of a base model before a project uses it. `detail`: a description, or why it cannot be used."""
+    """A worker's check of a base model before a project uses it.
+
+    `detail`: a description, or why it cannot be used. `pictures_first`: whether the model reads all pictures of a
+    prompt before its texts; null if the check could not see it.
+    """
 
     __tablename__ = "base_checks"
     __table_args__ = (enum_check("state", CheckState), Index("ix_base_checks_base_model_id", "base_model", "id"))
@@ -30,6 +34,7 @@ class BaseCheck(Base):
     base_model: Mapped[str] = mapped_column(String(500))
     state: Mapped[CheckState] = mapped_column(EnumText(CheckState), server_default=CheckState.queued.value)
     detail: Mapped[str] = mapped_column(Text, server_default="")
+    pictures_first: Mapped[bool | None]
     created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 from illume.evaluation.meteor import Meteor
 from illume.evaluation.metrics import bleu, chrf, cider, distinct_n, rouge_l
 from illume.evaluation.tasks import answer_right, faithful
-from illume.model.prompting import DEFAULT_TEMPLATE, render_rationale_prompt
+from illume.model.prompting import DEFAULT_TEMPLATE, rationale_prompt
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, bare_model, decode
 from illume.records import Example, TrainingRow, stable_seed
@@ -226,9 +226,8 @@ def _generate(
     for example, suffix_length in zip(examples, suffix_lengths or [0] * len(examples), strict=True):
         seeds = [stable_seed(settings.seed, example.id, number) for number in range(settings.samples)]
         sampled = [SamplingParams(settings.temperature, top_k, seed=seed) for seed in seeds]
-        answer = example.answer or ""
-        text = render_rationale_prompt(example.question, answer, template=template, policy=example.policy)
-        requests.append(DecodeRequest(text, example.images, (SamplingParams(), *sampled), suffix_length))
+        prompt = rationale_prompt(example, example.answer or "", template=template)
+        requests.append(DecodeRequest(prompt, example.images, (SamplingParams(), *sampled), suffix_length))
 
     def keep(index: int, completions: list[Completion]) -> Sequence[SamplingParams]:
         if index < 0:

@@ -27,7 +27,7 @@ from illume.evaluation.field_metrics import (
 )
 from illume.fields.answers import InvalidAnswer, Reason, Values, parse_answer
 from illume.fields.definitions import AnswerFields
-from illume.model.prompting import DEFAULT_TEMPLATE, render_answer_prompt
+from illume.model.prompting import DEFAULT_TEMPLATE, answer_prompt
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, bare_model, decode
 from illume.records import Example, stable_seed
@@ -67,7 +67,7 @@ def evaluate_structured(
     for example in examples:
         seeds = [stable_seed(settings.seed, example.id, number) for number in range(settings.samples)]
         sampled = [SamplingParams(settings.temperature, top_k, seed=seed) for seed in seeds]
-        prompt = render_answer_prompt(example.question, template=template, policy=example.policy)
+        prompt = answer_prompt(example, template=template)
         constraint = answer_constraint(vlm, fields, example.policy)
         requests.append(DecodeRequest(prompt, example.images, (SamplingParams(), *sampled), constraint=constraint))
     decode_prompts(

@@ -1,7 +1,7 @@
 """Checks whether a base model can be used, without its weights: `python -m illume.model.check BASE`, within limits.
 
 A model folder is a program: its chat template may loop, its files may claim any size. So the check runs in a process of
-its own, with limits of time and memory, and prints one line of JSON: `{"good", "detail"}`.
+its own, with limits of time and memory, and prints one line of JSON: `{"good", "detail", "pictures_first"}`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from illume.end_with_parent import end_with
@@ -22,12 +23,24 @@ SECONDS = 120.0
 MEMORY_BYTES = 8 * 2**30
 ALLOW_PICKLE = "--allow-pickle"
 TRIED_TEXT = "Q: What is in the picture?"
+PICTURES_FIRST = "it reads all pictures of a prompt first, then its texts"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a check finds of a model that can be used.
+
+    `pictures_first`: whether it reads all pictures of a prompt before its texts; None if that could not be seen.
+    """
+
+    text: str
+    pictures_first: bool | None
 
 
 def check_in_child(
     base: str, *, env: Mapping[str, str] | None = None, seconds: float = SECONDS, allow_pickle: bool = False
-) -> str:
-    """Checks `base` in a child process, and returns a short description. Raises VlmError if it cannot be used."""
+) -> Description:
+    """Checks `base` in a child process, and returns a description. Raises VlmError if it cannot be used."""
     command = [sys.executable, "-m", "illume.model.check", base, *([ALLOW_PICKLE] if allow_pickle else [])]
     try:
         done = subprocess.run(  # noqa: S603  (our own interpreter and module)
@@ -44,22 +57,22 @@ def check_in_child(
         raise VlmError(f"the model {base} could not be opened within {seconds:.0f} s: {reason}") from None
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
-        good, detail = bool(answer["good"]), str(answer["detail"])
+        good, found = bool(answer["good"]), Description(str(answer["detail"]), answer["pictures_first"])
     except (ValueError, LookupError, TypeError):
         reason = "it may need too much memory or time"
         raise VlmError(f"the process that opened the model {base} ended with {done.returncode}: {reason}") from None
     if not good:
-        raise VlmError(detail)
-    return detail
+        raise VlmError(found.text)
+    return found
 
 
-def describe(base: str, *, allow_pickle: bool = False) -> str:
-    """A short description of the model. Raises VlmError if it cannot be used: see `check_weights` for its weights."""
+def describe(base: str, *, allow_pickle: bool = False) -> Description:
+    """A description of the model. Raises VlmError if it cannot be used: see `check_weights` for its weights."""
     import torch
     from PIL import Image
 
     from illume.model.loading import check_weights, load_processor, read_config
-    from illume.model.vlm import Vlm, encode
+    from illume.model.vlm import Vlm, encode, find_pictures_first
 
     config = read_config(base)
     check_weights(base, allow_pickle=allow_pickle)
@@ -72,8 +85,10 @@ def describe(base: str, *, allow_pickle: bool = False) -> str:
         raise
     except UNEXPECTED_ERRORS as error:
         raise VlmError(f"{base} cannot read a prompt: {error or type(error).__name__}") from error
+    pictures_first = find_pictures_first(vlm)
     words = f"a {config.model_type} model with {len(processor.tokenizer):,} tokens in its vocabulary"
-    return f"{words}, {'with' if processor.chat_template else 'without'} a chat template"
+    words += f", {'with' if processor.chat_template else 'without'} a chat template"
+    return Description(words + (f"; {PICTURES_FIRST}" if pictures_first else ""), pictures_first)
 
 
 def _check_end_token(base: str, config: object, processor: object) -> None:
@@ -94,12 +109,14 @@ def main(base: str, *, allow_pickle: bool) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (int(2 * SECONDS), int(2 * SECONDS)))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    good, found = False, Description("", None)
     try:
-        answer = {"good": True, "detail": describe(base, allow_pickle=allow_pickle)}
+        good, found = True, describe(base, allow_pickle=allow_pickle)
     except VlmError as error:
-        answer = {"good": False, "detail": str(error)}
+        found = Description(str(error), None)
     except UNEXPECTED_ERRORS as error:
-        answer = {"good": False, "detail": f"the model {base} cannot be opened: {error or type(error).__name__}"}
+        found = Description(f"the model {base} cannot be opened: {error or type(error).__name__}", None)
+    answer = {"good": good, "detail": found.text, "pictures_first": found.pictures_first}
     sys.stdout.write(json.dumps(answer) + "\n")
 
 

@@ -6,20 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from illume.errors import UNEXPECTED_ERRORS
-from illume.model.prompting import render_answer_prompt, render_rationale_prompt
+from illume.model.prompting import PromptText, answer_prompt, count_characters, count_pictures, rationale_prompt
 from illume.model.vlm import Vlm, bare_model, encode
 from illume.records import Example
 
-Prompt = tuple[str, tuple[str, ...]]
-"""The text of a prompt, and the paths of its images."""
+Prompt = tuple[PromptText, tuple[str, ...]]
+"""What a model reads, and the paths of the prompt's images."""
 
 
 def texts_of(example: Example, *, template: str, explained: bool = True) -> list[Prompt]:
     """What a model reads of `example`: the answer prompt, and the rationale prompt if it is `explained`."""
-    texts = [render_answer_prompt(example.question, template=template, policy=example.policy)]
+    texts = [answer_prompt(example, template=template)]
     if explained:
-        answer = example.answer or ""
-        texts.append(render_rationale_prompt(example.question, answer, template=template, policy=example.policy))
+        texts.append(rationale_prompt(example, example.answer or "", template=template))
     return [(text, example.images) for text in texts]
 
 
@@ -47,13 +46,14 @@ def find_unreadable(
     images are first tried by the longest of them, and one by one only if that fails. `check` is called before each try;
     it may raise to stop.
     """
-    texts: dict[tuple[str, ...], list[str]] = {}
+    texts: dict[tuple[str, ...], list[PromptText]] = {}
     for text, images in dict.fromkeys(prompts):
         texts.setdefault(images, []).append(text)
     unreadable: dict[Prompt, str] = {}
     for images, group in texts.items():
         check()
-        if reason_unreadable(vlm, (max(group, key=len), images)) is None:
+        longest = max(group, key=lambda text: (count_pictures(text, len(images)), count_characters(text)))
+        if reason_unreadable(vlm, (longest, images)) is None:
             continue
         for text in group:
             check()

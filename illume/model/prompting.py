@@ -1,10 +1,15 @@
-"""Renders prompt texts from a template, and the texts that continue them. No torch."""
+"""Renders prompts from a template, and the texts that continue them. No torch."""
 
 from __future__ import annotations
 
 import re
 
 from illume.fields.policies import Policy
+from illume.parts import ImagePart, Parts, TextPart, fill_parts
+from illume.records import Example
+
+PromptText = str | Parts
+"""What a model reads before it writes: parts in order. A text alone comes after all images of its prompt."""
 
 DEFAULT_TEMPLATE = "Q: {question} A: {answer}, seeing that"
 
@@ -73,6 +78,47 @@ def _check_policy(template: str, policy: Policy | None) -> None:
 
 def _values(question: str, policy: Policy | None) -> dict[str, str]:
     return {"question": question.strip(), _POLICY: "" if policy is None else policy.text.strip()}
+
+
+def rationale_prompt(example: Example, answer: str, *, template: str = DEFAULT_TEMPLATE) -> PromptText:
+    """The prompt for a rationale: {question} stands for the parts in order. In the short form it is a text alone.
+
+    Raises ValueError if there is a policy and the template has no {policy}, or the other way round.
+    """
+    if not example.parts:
+        return render_rationale_prompt(example.question, answer, template=template, policy=example.policy)
+    _check_policy(template, example.policy)
+    return _fill_around(example, template, {"answer": answer.strip()})
+
+
+def answer_prompt(example: Example, *, template: str = DEFAULT_TEMPLATE) -> PromptText:
+    """The prompt for an answer: {question} stands for the parts in order. In the short form it is a text alone.
+
+    Raises ValueError if there is a policy and the template has no {policy}, or the other way round.
+    """
+    if not example.parts:
+        return render_answer_prompt(example.question, template=template, policy=example.policy)
+    _check_policy(template, example.policy)
+    return _fill_around(example, template.partition("{answer}")[0], {})
+
+
+def _fill_around(example: Example, template: str, values: dict[str, str]) -> Parts:
+    """The parts of an example between the filled halves of the template, without trailing white space."""
+    before, _, after = template.partition("{question}")
+    values = values | _values("", example.policy)
+    return fill_parts(example, _fill(before, values), _fill(after, values).rstrip())
+
+
+def count_characters(prompt: PromptText) -> int:
+    """The length of the texts of a prompt."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(len(part.text) for part in prompt if isinstance(part, TextPart))
+
+
+def count_pictures(prompt: PromptText, n_images: int) -> int:
+    """How many pictures a prompt with `n_images` images shows; one that is shown twice counts twice."""
+    return n_images if isinstance(prompt, str) else sum(isinstance(part, ImagePart) for part in prompt)
 
 
 def answer_text(answer: str) -> str:

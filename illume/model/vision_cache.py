@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from illume.model.prompting import PromptText
 from illume.model.vlm import ImageLike, Inputs, Vlm, bare_model, encode
 
 
@@ -40,16 +41,18 @@ class EncodedPromptCache:
         self._free_bytes = budget_mb * 2**20
         self._batches: dict[tuple[Any, ...], EncodedBatch] = {}
 
-    def get(self, vlm: Vlm, texts: Sequence[str], images: Sequence[Sequence[ImageLike]]) -> EncodedBatch:
+    def get(self, vlm: Vlm, prompts: Sequence[PromptText], images: Sequence[Sequence[ImageLike]]) -> EncodedBatch:
         """Returns the batch on the model's device, with its features if `store` was given them."""
-        stored = self._batches.get(_key(vlm, texts, images))
+        stored = self._batches.get(_key(vlm, prompts, images))
         if stored is None:
-            return EncodedBatch(encode(vlm, texts, images))
+            return EncodedBatch(encode(vlm, prompts, images))
         return EncodedBatch(to_device(stored.inputs, vlm.device), to_device(stored.features, vlm.device))
 
-    def store(self, vlm: Vlm, texts: Sequence[str], images: Sequence[Sequence[ImageLike]], batch: EncodedBatch) -> None:
+    def store(
+        self, vlm: Vlm, prompts: Sequence[PromptText], images: Sequence[Sequence[ImageLike]], batch: EncodedBatch
+    ) -> None:
         """Stores the batch if it is new, its features are known, and the budget allows."""
-        key = _key(vlm, texts, images)
+        key = _key(vlm, prompts, images)
         if key in self._batches or batch.features is None:
             return
         without_pixels = {name: value for name, value in batch.inputs.items() if name != "pixel_values"}
@@ -64,12 +67,12 @@ class EncodedPromptCache:
         self._batches[key] = EncodedBatch(inputs, to_device(batch.features, cpu))
 
 
-def _key(vlm: Vlm, texts: Sequence[str], images: Sequence[Sequence[ImageLike]]) -> tuple[Any, ...]:
+def _key(vlm: Vlm, prompts: Sequence[PromptText], images: Sequence[Sequence[ImageLike]]) -> tuple[Any, ...]:
     """The cache key of a batch: files by path, images in memory by identity (the key keeps them alive)."""
     groups = tuple(
         tuple(image if isinstance(image, str) else _ByIdentity(image) for image in group) for group in images
     )
-    return vlm.base, vlm.dtype, tuple(texts), groups
+    return vlm.base, vlm.dtype, tuple(prompts), groups
 
 
 @dataclass(frozen=True, slots=True, eq=False)

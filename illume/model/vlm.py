@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ from illume.model.loading import (
     pickles_refused,
     read_config,
 )
+from illume.model.prompting import PromptText
+from illume.parts import ImagePart, Parts, TextPart, join_texts, texts_of
 from illume.pictures import as_seen, enlarged
 
 IGNORED = -100
@@ -64,6 +67,7 @@ class Vlm:
     _shares_prefixes: bool | None = field(default=None, repr=False)
     _vocabulary: Any = field(default=None, repr=False)  # of illume.sampling.constraint, as are the next ones
     _constraints: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _reads_pictures_first: bool | None = field(default=None, repr=False)
 
     @property
     def tokenizer(self) -> Any:
@@ -177,7 +181,7 @@ def open_image(image: ImageLike) -> Image.Image:
 
 def encode(
     vlm: Vlm,
-    texts: Sequence[str],
+    prompts: Sequence[PromptText],
     images: Sequence[Sequence[ImageLike]],
     *,
     padding_side: Literal["left", "right"] = "left",
@@ -185,29 +189,48 @@ def encode(
     """Turns prompts into model inputs on the model's device.
 
     The result has `input_ids` and `attention_mask`, both (batch, tokens), `pixel_values`, and whatever else the
-    family's processor returns. Images come before the text. With a chat template, the images and the text form a user
-    turn, followed by the header of the assistant's turn; without one, image tokens are put before the text. Control
-    tokens that occur in a text are treated as plain text. Raises VlmError for a prompt without images.
+    family's processor returns. Parts keep their order; a text alone comes after its images. With a chat template, the
+    parts form a user turn, followed by the header of the assistant's turn; without one, image tokens stand in the
+    places of the pictures. A model that reads all pictures first gets them first. Control tokens that occur in a text
+    are treated as plain text. Raises VlmError for a prompt without images.
     """
-    if len(texts) != len(images):
-        raise VlmError(f"{len(texts)} texts came with {len(images)} lists of images")
-    if not all(images):
-        raise VlmError("every prompt needs at least one image")
-    prompts = [wrap_prompt(vlm, text, len(group)) for text, group in zip(texts, images, strict=True)]
+    if len(prompts) != len(images):
+        raise VlmError(f"{len(prompts)} prompts came with {len(images)} lists of images")
+    texts = [wrap_prompt(vlm, prompt, len(group)) for prompt, group in zip(prompts, images, strict=True)]
     opened: dict[str, Image.Image] = {}
-    pictures = [[_open_once(image, opened) for image in group] for group in images]
+    pictures = [
+        [_open_once(group[place], opened) for place in _places(prompt, len(group))]
+        for prompt, group in zip(prompts, images, strict=True)
+    ]
+    return _process(vlm, texts, pictures, padding_side)
+
+
+def _places(prompt: PromptText, n_images: int) -> list[int]:
+    """The positions of the images that a prompt shows, in order. Raises VlmError for none, and for one too high."""
+    places = [*range(n_images)] if isinstance(prompt, str) else [p.image for p in prompt if isinstance(p, ImagePart)]
+    if not places:
+        raise VlmError("every prompt needs at least one image")
+    if max(places) >= n_images:
+        raise VlmError(f"a prompt with {n_images} images shows the one at position {max(places)}")
+    return places
+
+
+def _process(
+    vlm: Vlm, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], padding_side: Literal["left", "right"]
+) -> Inputs:
+    """Runs the processor on the results of `wrap_prompt`."""
     bos = vlm.tokenizer.bos_token
     with warnings.catch_warnings():
         # The processor of one family converts tensors to arrays in a deprecated way; callers cannot avoid it.
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
         batch = vlm.processor(
-            text=prompts,
-            images=pictures,
+            text=list(texts),
+            images=[list(group) for group in pictures],
             padding=True,
             padding_side=padding_side,
             return_tensors="pt",
             # A chat template may already begin with the first special token, which must not be added twice.
-            add_special_tokens=not (bos and prompts[0].startswith(bos)),
+            add_special_tokens=not (bos and texts[0].startswith(bos)),
         )
     inputs = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor) and key != "labels"}
     return {
@@ -225,14 +248,65 @@ def _open_once(image: ImageLike, opened: dict[str, Image.Image]) -> Image.Image:
     return opened[key]
 
 
-def wrap_prompt(vlm: Vlm, text: str, n_images: int) -> str:
-    """The prompt in the form the processor expects, with `n_images` image placeholders before `text`."""
-    text = _escape_control_tokens(vlm, text)
+def wrap_prompt(vlm: Vlm, prompt: PromptText, n_images: int) -> str:
+    """The prompt in the form that the processor expects, with placeholders for its pictures.
+
+    `n_images` is the number of the prompt's images; a text alone comes after all of them.
+    """
+    _places(prompt, n_images)
+    if isinstance(prompt, str):
+        parts: Parts = (*map(ImagePart, range(n_images)), TextPart(prompt))
+    elif any(isinstance(part, TextPart) for part in prompt) and reads_pictures_first(vlm):
+        parts = (*(part for part in prompt if isinstance(part, ImagePart)), TextPart(join_texts(prompt)))
+    else:
+        parts = prompt
+    return _render_parts(vlm, parts)
+
+
+def _render_parts(vlm: Vlm, parts: Parts) -> str:
+    texts = iter([_escape_control_tokens(vlm, text) for text in texts_of(parts)])
     if _has_chat_template(vlm):
-        content: list[dict[str, str]] = [{"type": "image"} for _ in range(n_images)]
-        turn = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
-        return _render_chat(vlm, [turn], add_generation_prompt=True)
-    return _image_token(vlm) * n_images + text
+        content = [
+            {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": next(texts)}
+            for part in parts
+        ]
+        return _render_chat(vlm, [{"role": "user", "content": content}], add_generation_prompt=True)
+    return "".join(_image_token(vlm) if isinstance(part, ImagePart) else next(texts) for part in parts)
+
+
+def reads_pictures_first(vlm: Vlm) -> bool:
+    """Whether the model reads all pictures of a prompt before its texts, whatever their order."""
+    if vlm._reads_pictures_first is None:
+        vlm._reads_pictures_first = bool(find_pictures_first(vlm))
+    return vlm._reads_pictures_first
+
+
+def find_pictures_first(vlm: Vlm) -> bool | None:
+    """Encodes text, picture, text, picture, and looks where the pictures' tokens land. None if that cannot be seen.
+
+    The pictures come first if the chat template puts them there, or if the processor begins the text after the last
+    one. The model itself is not needed.
+    """
+    one, two = "zebra", "walrus"
+    picture = Image.new("RGB", (64, 64))
+    try:
+        text = _render_parts(vlm, (TextPart(one), ImagePart(0), TextPart(two), ImagePart(1)))
+        ids = _process(vlm, [text], [[picture, picture]], "left")["input_ids"][0].tolist()
+        image = vlm.tokenizer.convert_tokens_to_ids(_image_token(vlm))
+    except UNEXPECTED_ERRORS:  # such as a processor that takes one picture only
+        return None
+    start = None if _has_chat_template(vlm) else vlm.tokenizer.bos_token_id
+    found: list[str] = []
+    for special, run in groupby(ids, key=lambda token: token if token in (image, start) else None):
+        if special is not None:
+            found.append("picture" if special == image else "start")
+            continue
+        words = vlm.tokenizer.decode(list(run), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        found += sorted((word for word in (one, two) if word in words), key=words.index)
+    if "picture" not in found or one not in found or two not in found:
+        return None
+    rest = found[found.index(one) :]
+    return "picture" not in rest or "start" in rest
 
 
 def _render_chat(vlm: Vlm, turns: list[dict[str, Any]], **options: Any) -> str:
@@ -257,10 +331,15 @@ def _image_token(vlm: Vlm) -> str:
 def _escape_control_tokens(vlm: Vlm, text: str) -> str:
     """Inserts a space into each control token that a question or rationale contains, so that it is read as text."""
     tokens = {str(token) for token in vlm.tokenizer.all_special_tokens}
+    tokens |= {str(token) for token in vlm.tokenizer.added_tokens_decoder.values() if token.special}
     for name in ("image_token", "video_token", "boi_token", "eoi_token", "fake_image_token"):
         token = getattr(vlm.processor, name, None)
         if token:
             tokens.add(str(token))
+    # Whatever else the processor knows as a token, such as the tags between the tiles of an image.
+    tokens |= {
+        value for name, value in vars(vlm.processor).items() if name.endswith(("_token", "_tag")) and type(value) is str
+    }
     for token in sorted(tokens, key=len, reverse=True):
         if len(token) > 1 and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")

@@ -15,6 +15,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from illume.model.merged_weights import merge_adapter
+from illume.model.prompting import PromptText, count_characters, count_pictures
 from illume.model.vision_cache import EncodedBatch, EncodedPromptCache, cached_image_features
 from illume.model.vlm import ImageLike, Vlm, bare_model, encode, forward_inputs, stop_token_ids
 from illume.sampling.constraint import AnswerConstraint, allowed_tokens
@@ -52,7 +53,7 @@ class DecodeRequest:
     as well (see `illume.sampling.prefix_reuse`). A `constraint` holds for the completions of the whole prompt.
     """
 
-    text: str
+    prompt: PromptText
     images: tuple[ImageLike, ...]
     params: tuple[SamplingParams, ...]
     suffix_length: int = 0
@@ -133,7 +134,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _length_estimate(request: DecodeRequest) -> tuple[int, int]:
     """A cheap sort key that grows with the length of the encoded prompt."""
-    return len(request.images), len(request.text)
+    return count_pictures(request.prompt, len(request.images)), count_characters(request.prompt)
 
 
 @dataclass
@@ -242,14 +243,14 @@ class BatchScheduler:
 
     def _count_tokens(self, index: int) -> int:
         request = self.requests[index]
-        return int(encode(self.vlm, [request.text], [request.images])["input_ids"].shape[1])
+        return int(encode(self.vlm, [request.prompt], [request.images])["input_ids"].shape[1])
 
     def _encode(self, chosen: Sequence[tuple[int, tuple[SamplingParams, ...]]]) -> None:
         """Encodes prompts in one forward pass, and queues their completions."""
         requests = [self.requests[index] for index, _ in chosen]
-        texts, images = [request.text for request in requests], [request.images for request in requests]
-        batch = EncodedBatch({}) if self.prompt_cache is None else self.prompt_cache.get(self.vlm, texts, images)
-        inputs = batch.inputs = batch.inputs or encode(self.vlm, texts, images)
+        prompts, images = [request.prompt for request in requests], [request.images for request in requests]
+        batch = EncodedBatch({}) if self.prompt_cache is None else self.prompt_cache.get(self.vlm, prompts, images)
+        inputs = batch.inputs = batch.inputs or encode(self.vlm, prompts, images)
         ready = forward_inputs(self.vlm, inputs)
         cache = DynamicCache()
         ready |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
@@ -259,7 +260,7 @@ class BatchScheduler:
         else:
             with cached_image_features(self.vlm, batch):
                 output = self.model(**ready)
-            self.prompt_cache.store(self.vlm, texts, images, batch)
+            self.prompt_cache.store(self.vlm, prompts, images, batch)
         # Prompts are left-padded: the tokens of each one end at the last column.
         width, positions = inputs["input_ids"].shape[1], ready["position_ids"] + 1
         lengths = inputs["attention_mask"].sum(dim=1).tolist()

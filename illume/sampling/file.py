@@ -26,6 +26,7 @@ from illume.model.encodable import list_unreadable
 from illume.model.loading import base_fingerprint
 from illume.model.vlm import Vlm, load_vlm
 from illume.options import DTYPES
+from illume.parts import parts_data
 from illume.prompts_file import SPLITS, load_prompts
 from illume.records import AnswerSource, Example, Rationale
 from illume.root import STARTER
@@ -123,12 +124,21 @@ def _sample(
         sample_rationales(vlm, left, settings, seed=seed, progress=report, answers=answers, on_set=keep)
 
 
+def _parts(example: Example) -> list[dict[str, Any]]:
+    return parts_data(example.parts, example.images, key="image")
+
+
 def _request(
     vlm: Vlm, examples: Sequence[Example], settings: SamplingSettings, seed: int, answers: AnswerSource | None
 ) -> dict[str, Any]:
     """Everything that determines the candidates, for the first line of the file."""
     prompts = [
-        (one.id, one.images, one.question, one.answer, *([one.policy.text] if one.policy else [])) for one in examples
+        (
+            *(one.id, one.images, one.question, one.answer),
+            *([parts] if (parts := _parts(one)) else []),
+            *([one.policy.text] if one.policy else []),
+        )
+        for one in examples
     ]
     weights = Path(vlm.adapter or "") / "adapter_model.safetensors"
     request = {

@@ -9,7 +9,14 @@ import torch
 
 from illume.fields.answers import InvalidAnswer, answer_json, parse_answer
 from illume.fields.definitions import AnswerFields
-from illume.model.prompting import rationale_text, render_answer_prompt, render_rationale_prompt
+from illume.model.prompting import (
+    PromptText,
+    answer_prompt,
+    count_characters,
+    count_pictures,
+    rationale_prompt,
+    rationale_text,
+)
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import IGNORED, Vlm, append_continuations, bare_model, decode, encode, encode_continuation
 from illume.records import AnswerSource, Example, Rationale, stable_seed
@@ -111,9 +118,9 @@ def _make_request(
     """The request for a rationale after `answer`, or for a structured answer."""
     template, policy, fields = settings.template, example.policy, settings.answer_fields
     if fields is None:
-        text = render_rationale_prompt(example.question, answer, template=template, policy=policy)
+        text = rationale_prompt(example, answer, template=template)
         return DecodeRequest(text, example.images, params)
-    text = render_answer_prompt(example.question, template=template, policy=policy)
+    text = answer_prompt(example, template=template)
     return DecodeRequest(text, example.images, params, constraint=answer_constraint(vlm, fields, policy))
 
 
@@ -138,11 +145,7 @@ def generate_answers(
     """Generates the model's own answer to each question, greedily. `prompt_cache` is as in `decode_prompts`."""
     answers = [""] * len(examples)
     requests = [
-        DecodeRequest(
-            render_answer_prompt(example.question, template=settings.template, policy=example.policy),
-            example.images,
-            (SamplingParams(),),
-        )
+        DecodeRequest(answer_prompt(example, template=settings.template), example.images, (SamplingParams(),))
         for example in examples
     ]
 
@@ -160,11 +163,13 @@ def mean_logprobs(vlm: Vlm, rows: Sequence[tuple[Example, str, str]], settings: 
     The batch size follows `settings.token_budget`; it is halved when memory runs out.
     """
     token_ids = [encode_continuation(vlm, rationale_text(rationale)) for _, _, rationale in rows]
-    prompts = [
-        render_rationale_prompt(example.question, answer, template=settings.template, policy=example.policy)
-        for example, answer, _ in rows
-    ]
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0].images), len(prompts[i]) + 4 * len(token_ids[i])))
+    prompts = [rationale_prompt(example, answer, template=settings.template) for example, answer, _ in rows]
+
+    def estimate(i: int) -> tuple[int, int]:
+        n_pictures = count_pictures(prompts[i], len(rows[i][0].images))
+        return n_pictures, count_characters(prompts[i]) + 4 * len(token_ids[i])
+
+    order = sorted(range(len(rows)), key=estimate)
     scores = [0.0] * len(rows)
     model = bare_model(vlm)
     was_training = model.training
@@ -194,7 +199,7 @@ def mean_logprobs(vlm: Vlm, rows: Sequence[tuple[Example, str, str]], settings: 
 
 @torch.inference_mode()
 def _score_batch(
-    vlm: Vlm, examples: Sequence[Example], prompts: Sequence[str], token_ids: Sequence[Sequence[int]]
+    vlm: Vlm, examples: Sequence[Example], prompts: Sequence[PromptText], token_ids: Sequence[Sequence[int]]
 ) -> tuple[list[float], int]:
     """Mean log-probabilities of the continuations `token_ids` of `prompts`, and the width of the batch in tokens."""
     inputs = encode(vlm, prompts, [example.images for example in examples])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from illume.model.prompting import render_answer_prompt, render_rationale_prompt
+from illume.model.prompting import PromptText, answer_prompt, rationale_prompt
 from illume.model.vlm import Vlm, bare_model, encode, forward_inputs, wrap_prompt
 from illume.records import Example
 
@@ -23,7 +23,7 @@ def count_suffix_tokens(vlm: Vlm, examples: Sequence[Example], *, template: str)
     """
     suffixes = []
     for example in examples:
-        wrapped = (wrap_prompt(vlm, text, len(example.images)) for text in _render_prompts(example, template))
+        wrapped = (wrap_prompt(vlm, prompt, len(example.images)) for prompt in _render_prompts(example, template))
         answer_ids, rationale_ids = (vlm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in wrapped)
         if len(rationale_ids) <= len(answer_ids) or rationale_ids[: len(answer_ids)] != answer_ids:
             return None
@@ -34,21 +34,18 @@ def count_suffix_tokens(vlm: Vlm, examples: Sequence[Example], *, template: str)
     return suffixes if vlm._is_causal else None
 
 
-def _render_prompts(example: Example, template: str) -> tuple[str, str]:
+def _render_prompts(example: Example, template: str) -> tuple[PromptText, PromptText]:
     """The answer prompt and the rationale prompt."""
-    given = (example.question, example.answer or "")
-    return (
-        render_answer_prompt(given[0], template=template, policy=example.policy),
-        render_rationale_prompt(*given, template=template, policy=example.policy),
-    )
+    whole = rationale_prompt(example, example.answer or "", template=template)
+    return answer_prompt(example, template=template), whole
 
 
 @torch.inference_mode()
 def _has_same_logits(vlm: Vlm, example: Example, suffix: int, template: str) -> bool:
     """Whether the logits after the answer prompt are the same within the rationale prompt."""
     logits = []
-    for text, index in zip(_render_prompts(example, template), (-1, -1 - suffix), strict=True):
-        inputs = forward_inputs(vlm, encode(vlm, [text], [example.images]))
+    for prompt, index in zip(_render_prompts(example, template), (-1, -1 - suffix), strict=True):
+        inputs = forward_inputs(vlm, encode(vlm, [prompt], [example.images]))
         output = bare_model(vlm)(**inputs, use_cache=False, logits_to_keep=-index, return_dict=True)
         logits.append(output.logits[0, index].float())
     return bool((logits[0] - logits[1]).abs().max() <= _TOLERANCE * max(1.0, float(logits[0].abs().max())))

@@ -11,7 +11,14 @@ import torch
 
 from illume.fields.answers import answer_pieces
 from illume.fields.definitions import AnswerFields
-from illume.model.prompting import answer_text, rationale_text, render_answer_prompt, render_rationale_prompt
+from illume.model.prompting import (
+    PromptText,
+    answer_prompt,
+    answer_text,
+    count_characters,
+    rationale_prompt,
+    rationale_text,
+)
 from illume.model.vision_cache import n_bytes, to_device
 from illume.model.vlm import (
     IGNORED,
@@ -23,6 +30,7 @@ from illume.model.vlm import (
     encode_continuation,
     encode_pieces,
 )
+from illume.parts import Parts
 from illume.records import Example, TrainingRow, stable_seed
 
 Kind = Literal["answer", "rationale"]
@@ -42,7 +50,7 @@ class TrainingText:
 
     kind: TextKind
     images: tuple[ImageLike, ...]
-    prompt: str
+    prompt: PromptText
     continuation: tuple[int, ...]
     parts: tuple[Kind | None, ...] = ()
 
@@ -59,15 +67,15 @@ def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> l
     grow with the number of rationales. Raises ValueError for a row without an answer.
     """
     texts: list[TrainingText] = []
-    answered: set[tuple[tuple[str, ...], str, str]] = set()
+    answered: set[tuple[tuple[str, ...], Parts, str, str]] = set()
     for row in rows:
         example, answer = row.example, row.example.answer
         if answer is None:
             raise ValueError(f"{example.id}: a row needs an answer")
-        key = (example.images, example.question, answer)
+        key = (example.images, example.parts, example.question, answer)
         if key not in answered:
             answered.add(key)
-            prompt = render_answer_prompt(example.question, template=template, policy=example.policy)
+            prompt = answer_prompt(example, template=template)
             ids = encode_continuation(vlm, answer_text(answer))
             texts.append(TrainingText("answer", example.images, prompt, tuple(ids)))
         if row.rationale is not None:
@@ -77,7 +85,7 @@ def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> l
 
 def rationale_training_text(vlm: Vlm, example: Example, rationale: str, *, template: str) -> TrainingText:
     """A rationale after the rationale prompt of an example that has an answer."""
-    prompt = render_rationale_prompt(example.question, str(example.answer), template=template, policy=example.policy)
+    prompt = rationale_prompt(example, str(example.answer), template=template)
     ids = encode_continuation(vlm, rationale_text(rationale))
     return TrainingText("rationale", example.images, prompt, tuple(ids))
 
@@ -93,10 +101,10 @@ def structured_texts(
     belongs to no part. Raises ValueError, naming the example, for a row without the values it needs.
     """
     texts: list[TrainingText] = []
-    guarded: set[tuple[tuple[str, ...], str]] = set()
+    guarded: set[tuple[tuple[str, ...], PromptText]] = set()
     for row in rows:
         example = row.example
-        prompt = render_answer_prompt(example.question, template=template, policy=example.policy)
+        prompt = answer_prompt(example, template=template)
         if row.rationale is None:
             if (example.images, prompt) in guarded:
                 continue
@@ -169,13 +177,17 @@ def plan_batches(texts: Sequence[TrainingText], *, batch_size: int, micro_batch_
             share = shares[kind][count - 1 - position if kind == "rationale" else position]
             for part in KINDS:
                 tokens[part] += sum(texts[index].n_tokens(part) for index in share)
-            share = sorted(share, key=lambda index: (len(texts[index].prompt) + len(texts[index].continuation), index))
+            share = sorted(share, key=lambda index: (_length(texts[index]), index))
             for start in range(0, len(share), micro_batch_size):
                 micro_batches.append(MicroBatch(number, kind, tuple(share[start : start + micro_batch_size])))
                 number += 1
         if micro_batches:
             batches.append(Batch(tuple(micro_batches), tokens))
     return batches
+
+
+def _length(text: TrainingText) -> int:
+    return count_characters(text.prompt) + len(text.continuation)
 
 
 def epoch_order(n_batches: int, *, epoch: int, seed: int) -> list[int]:

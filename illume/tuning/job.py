@@ -12,7 +12,8 @@ Written by the caller:
 * `rejections.jsonl` (optional): rationales that were turned down, in the format of `train.jsonl` with `accepted`, an
   accepted rationale of the same prompt, or null where nothing fitted. Read if the objective is `picks_and_rejections`.
 
-Image paths are absolute or relative to the folder. Written by the round:
+Image paths are absolute or relative to the folder. A prompt of ordered parts also has `parts`, as `illume.parts` writes
+them, whose pictures are named by `image` as in `images`. Written by the round:
 
 * `progress.json`, replaced atomically: `{"stage", "epoch", "step", "steps_total", "fraction", "eta_seconds",
   "updated"}`; `stage` is `preparing`, `training` or `evaluating`.
@@ -47,6 +48,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import ConfigDict, Field
 
 from illume.files import write_text
+from illume.parts import parts_data, read_parts
 from illume.records import Example, Rejection, TrainingRow
 from illume.settings import KNOWN_FIELDS_ONLY, Init, TuningSettings
 from illume.validation import read_record
@@ -165,7 +167,11 @@ def _example(folder: Path, where: str, row: Mapping[str, Any], split: str) -> Ex
     images, references = row.get("images"), row.get("references") or []
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
         raise JobError(f"{where}: images must be a list of at least one path")
-    if not isinstance(row.get("question"), str) or not row["question"].strip():
+    try:
+        parts = read_parts(row.get("parts") or (), images, key="image")
+    except (LookupError, TypeError, ValueError) as error:
+        raise JobError(f"{where}: parts must be texts, and images that are named in images") from error
+    if not isinstance(row.get("question"), str) or not (row["question"].strip() or parts):
         raise JobError(f"{where}: question must be a text")
     if not isinstance(row.get("answer"), str | None):
         raise JobError(f"{where}: answer must be a text or null")
@@ -182,6 +188,7 @@ def _example(folder: Path, where: str, row: Mapping[str, Any], split: str) -> Ex
         references=tuple(str(reference) for reference in references),
         split=split,
         metadata=row.get("metadata") or {},
+        parts=parts,
     )
 
 
@@ -240,6 +247,7 @@ def row_json(row: TrainingRow) -> dict[str, Any]:
         "id": example.id,
         "images": list(example.images),
         "question": example.question,
+        **_parts_json(example),
         "answer": example.answer,
         "rationale": row.rationale,
     }
@@ -256,10 +264,16 @@ def example_json(example: Example) -> dict[str, Any]:
         "id": example.id,
         "images": list(example.images),
         "question": example.question,
+        **_parts_json(example),
         "answer": example.answer,
         "references": list(example.references),
         "metadata": dict(example.metadata),
     }
+
+
+def _parts_json(example: Example) -> dict[str, Any]:
+    """The parts under their name; nothing for the short form."""
+    return {"parts": parts_data(example.parts, example.images, key="image")} if example.parts else {}
 
 
 def write_job(

@@ -108,6 +108,14 @@ def chat_template(image: str, tail: str = "") -> str:
     return CHAT_TEMPLATE.replace("IMAGE", image).replace("TAIL", tail)
 
 
+LLAVA_1_5 = (
+    "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% endif %}"
+    "{% endfor %}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}{{ '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""All images of a turn before its texts, as in the template of LLaVA-1.5."""
+
 SIGLIP = {
     "model_type": "siglip_vision_model",
     "hidden_size": 32,

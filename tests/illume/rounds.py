@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from illume.parts import ImagePart, TextPart, join_texts
 from illume.records import Example, TrainingRow
 from illume.settings import EvaluationSettings, TuningSettings
 from illume.tuning.job import TuningJob, write_job
@@ -48,6 +49,23 @@ def make_examples(folder: Path, *, count: int, split: str) -> list[Example]:
             )
         )
     return examples
+
+
+def make_ordered(folder: Path) -> list[Example]:
+    """Eight prompts of the same two images and texts, in different orders and of different answers."""
+    (red, blue), parts = make_examples(folder, count=2, split="train"), [ImagePart(0), ImagePart(1)]
+    images, texts = (*red.images, *blue.images), [TextPart("one"), TextPart("two")]
+    orders = [
+        (first, pictures[0], second, pictures[1]) if between else (first, second, *pictures)
+        for pictures in (parts, parts[::-1])
+        for first, second in (texts, texts[::-1])
+        for between in (True, False)
+    ]
+    words = ["dog", "cat", "boat", "sand", "water", "park", "sun", "night"]
+    return [
+        Example(f"ordered-{n}", images, join_texts(order), word, (f"there is {word}",), "train", parts=order)
+        for n, (order, word) in enumerate(zip(orders, words, strict=True))
+    ]
 
 
 def make_round(folder: Path, base: Path, *, settings: TuningSettings = SETTINGS, **job: Any) -> Path:

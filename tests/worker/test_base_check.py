@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from app.db.sessions import session_scope
 from app.models import BaseCheck, CheckState
+from app.services.rounds.base_checks import reads_pictures_first
 from app.settings import get_settings
+from tests.illume.families import LLAVA_1_5
 from tests.worker.loop import make_check
 from worker.base_check import check_base
 from worker.model_cache import ModelCache
@@ -44,3 +46,14 @@ def test_its_answer_is_stored(process: WorkerProcess, base: Path, tmp_path: Path
             found = session.get_one(BaseCheck, check_id)
             assert found.state is state
             assert words in found.detail
+            assert found.pictures_first is (False if state is CheckState.passed else None)
+
+
+def test_where_it_reads_pictures_is_stored(process: WorkerProcess, base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "first")
+    (folder / "chat_template.jinja").write_text(LLAVA_1_5)
+    check_id = make_check(str(folder))
+    check_base(check_id)
+    with session_scope() as session:
+        assert session.get_one(BaseCheck, check_id).pictures_first is True
+        assert reads_pictures_first(session, str(folder))

@@ -47,6 +47,17 @@ def is_good(session: Session, base_model: str) -> bool:
     return found is not None and found.state is CheckState.passed
 
 
+def reads_pictures_first(session: Session, base_model: str) -> bool:
+    """Whether the newest check that could see it found that the model reads all pictures of a prompt first."""
+    found = session.scalar(
+        select(BaseCheck.pictures_first)
+        .where(BaseCheck.base_model == base_model, BaseCheck.pictures_first.is_not(None))
+        .order_by(BaseCheck.id.desc())
+        .limit(1)
+    )
+    return bool(found)
+
+
 def request_check(session: Session, actor: Actor, base_model: str) -> BaseCheck:
     """Request a check by a worker. A check that is already queued is reused."""
     require_admin(actor)
@@ -113,11 +124,16 @@ def base_to_check(session: Session, check_id: int) -> str | None:
     )
 
 
-def finish(session: Session, check_id: int, *, good: bool, detail: str) -> None:
+def finish(session: Session, check_id: int, *, good: bool, detail: str, pictures_first: bool | None = None) -> None:
     """Store the result of a check, unless it has one already. So a check needs no lease: repeated ones are harmless."""
     session.execute(
         update(BaseCheck)
         .where(BaseCheck.id == check_id, BaseCheck.state == CheckState.queued)
-        .values(state=CheckState.passed if good else CheckState.failed, detail=detail, finished_at=func.now())
+        .values(
+            state=CheckState.passed if good else CheckState.failed,
+            detail=detail,
+            pictures_first=pictures_first,
+            finished_at=func.now(),
+        )
         .execution_options(synchronize_session=False)
     )

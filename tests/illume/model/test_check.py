@@ -19,7 +19,7 @@ from illume.errors import VlmError
 from illume.model.check import check_in_child, describe
 from illume.model.loading import base_fingerprint, check_weights
 from illume.model.vlm import load_vlm
-from tests.illume.families import make_llava
+from tests.illume.families import LLAVA_1_5, make_llava
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a * b }}{% endfor %}{% endfor %}"
 
@@ -43,7 +43,14 @@ def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 class TestDescribe:
     def test_a_sound_one(self, base: Path) -> None:
-        assert "a llava model" in describe(str(base))
+        assert "a llava model" in describe(str(base)).text
+
+    def test_where_it_reads_pictures(self, base: Path) -> None:
+        assert describe(str(base)).pictures_first is False
+        (base / "chat_template.jinja").write_text(LLAVA_1_5)
+        found = describe(str(base))
+        assert found.pictures_first is True
+        assert "with a chat template; it reads all pictures of a prompt first" in found.text
 
     def test_code_of_its_own_is_not_run(self, base: Path) -> None:
         def add_code(config: dict[str, object]) -> None:
@@ -96,7 +103,7 @@ class TestPickles:
                 refused(str(pickled))
 
     def test_the_setting_allows_them(self, pickled: Path) -> None:
-        assert "a llava model" in check_in_child(str(pickled), allow_pickle=True)
+        assert "a llava model" in check_in_child(str(pickled), allow_pickle=True).text
         assert load_vlm(str(pickled), device="cpu", allow_pickle=True).model is not None
 
     def test_other_endings(self, pickled: Path) -> None:
@@ -171,7 +178,9 @@ class TestCheckInChild:
             check_in_child(str(base), seconds=12)
 
     def test_says_what_the_child_says(self, base: Path) -> None:
-        assert "with a chat template" in check_in_child(str(base))
+        assert "with a chat template" in check_in_child(str(base)).text
+        (base / "chat_template.jinja").write_text(LLAVA_1_5)
+        assert check_in_child(str(base)).pictures_first is True
         (base / "config.json").write_text('{"model_type": "bert"}')
         with pytest.raises(VlmError, match="is a bert model"):
             check_in_child(str(base))

@@ -15,7 +15,7 @@ from illume.model.vlm import Vlm, load_vlm
 from illume.records import Example
 from illume.settings import EvaluationSettings
 from tests.illume.families import EACH_FAMILY, FAMILIES, make_llava
-from tests.illume.rounds import make_examples
+from tests.illume.rounds import make_examples, make_ordered
 
 SETTINGS = EvaluationSettings(samples=2, max_new_tokens=4, max_answer_tokens=2)
 
@@ -35,7 +35,7 @@ def test_cached_prompts_give_the_same_scores_in_every_family(
     family: str, examples: list[Example], tmp_path: Path
 ) -> None:
     vlm = load_vlm(str(FAMILIES[family](tmp_path / family)), device="cpu")
-    cache = EncodedPromptCache()
+    cache, examples = EncodedPromptCache(), [*examples, *make_ordered(tmp_path / "ordered")]
     plain = evaluate(vlm, examples, SETTINGS)
     assert evaluate(vlm, examples, SETTINGS, prompt_cache=cache) == plain
     assert evaluate(vlm, examples, SETTINGS, prompt_cache=cache) == plain

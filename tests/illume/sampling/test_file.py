@@ -14,13 +14,14 @@ import torch
 from filelock import FileLock
 
 from illume.model.vlm import Vlm, load_vlm
+from illume.parts import ImagePart
 from illume.prompts_file import write_prompts
 from illume.records import Example, Rationale
 from illume.sampling.file import SamplingFileError, main, read_left_out, read_rationales, sample_to_file
-from illume.sampling.generation import sample_rationales
+from illume.sampling.generation import mean_logprobs, sample_rationales
 from illume.settings import SamplingSettings
 from tests.illume.families import make_llava
-from tests.illume.rounds import make_examples
+from tests.illume.rounds import make_examples, make_ordered
 
 torch.set_num_threads(1)
 
@@ -117,6 +118,19 @@ def test_other_arguments_are_refused(vlm: Vlm, examples: list[Example], tmp_path
     sample_to_file(vlm, examples, SETTINGS, out, seed=3)
     with pytest.raises(SamplingFileError, match="other answers"):
         sample_to_file(vlm, examples, SETTINGS, out, seed=3, answers="own")
+
+
+def test_another_order_of_the_parts_is_another_request(vlm: Vlm, tmp_path: Path) -> None:
+    one, other = make_ordered(tmp_path)[:2]
+    sets = sample_to_file(vlm, [one], SETTINGS, tmp_path / "out", seed=1)
+    with pytest.raises(SamplingFileError, match="other prompts"):
+        sample_to_file(vlm, [replace(other, id=one.id, question=one.question)], SETTINGS, tmp_path / "out", seed=1)
+    (rationale,) = sets[0][:1]
+    swapped = replace(one, parts=tuple(ImagePart(1 - p.image) if isinstance(p, ImagePart) else p for p in one.parts))
+    rows = [(example, "red", rationale.text) for example in (one, swapped, one)]
+    scores = mean_logprobs(vlm, rows, SETTINGS)
+    assert scores[0] == pytest.approx(scores[2], abs=1e-5)
+    assert abs(scores[0] - scores[1]) > 1e-5
 
 
 def test_two_prompts_of_one_id_are_refused(vlm: Vlm, examples: list[Example], tmp_path: Path) -> None:

@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from illume.guard import making as guard_making
 from illume.guard.policies import answer_json
+from illume.model.prompting import answer_prompt, rationale_prompt
+from illume.model.vlm import Vlm, reads_pictures_first, wrap_prompt
 from illume.pairs import making as pairs_making
+from illume.pairs.questions import LEADS
+from illume.prompts_file import load_prompts
 from illume.scenes.emoji import load_sprites
 from illume.scenes.starter.architecture import build_processor, save_starter
 from illume.starter.__main__ import main
@@ -56,6 +61,21 @@ class TestShare:
         assert (half.n, half.share, half.low, half.high) == (100, 0.5, 0.4038, 0.5962)
         none = share_of([False] * 10)
         assert (none.share, none.low, none.high) == (0.0, 0.0, 0.2775)
+
+
+def test_prompts_are_those_that_the_library_makes(emoji: Path, tmp_path: Path) -> None:
+    """What is scored here is read by the model in the same form as in a project or a simulation."""
+    tokenizer = build_tokenizer(n=20)
+    vlm = Vlm(None, build_processor(tokenizer, CHAT_TEMPLATE), torch.device("cpu"), torch.float32, "starter")
+    assert not reads_pictures_first(vlm)
+    pairs_making.make_pairs(tmp_path, n=4, seed=5, sprites=load_sprites(emoji))
+    for example, (question, _) in zip(
+        load_prompts(tmp_path / "prompts.jsonl"), pairs_making.sample_prompts(4, 5), strict=True
+    ):
+        asked = [f"Q: {one}<image>{two}<image>{question.text} A:" for one, two in LEADS[question.language]]
+        assert wrap_prompt(vlm, answer_prompt(example), 2) in asked
+        whole = [f"{ask} {question.answer}, seeing that" for ask in asked]
+        assert wrap_prompt(vlm, rationale_prompt(example, question.answer), 2) in whole
 
 
 def test_untrained_model(emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

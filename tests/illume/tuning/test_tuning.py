@@ -26,7 +26,8 @@ from illume.evaluation.evaluation import evaluate
 from illume.evaluation.metrics import caption_words
 from illume.model.vision_cache import cached_image_features
 from illume.model.vlm import IGNORED, Vlm, load_vlm, set_adapter
-from illume.records import TrainingRow
+from illume.parts import ImagePart, TextPart
+from illume.records import Example, TrainingRow
 from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
 from illume.tuning import lora
@@ -42,12 +43,21 @@ from illume.tuning.batches import (
 )
 from illume.tuning.command import main
 from illume.tuning.distributed import SingleProcess
-from illume.tuning.job import JobError, Stopped, TuningJob, read_json, read_rows, write_job, write_json
+from illume.tuning.job import (
+    JobError,
+    Stopped,
+    TuningJob,
+    read_examples,
+    read_json,
+    read_rows,
+    write_job,
+    write_json,
+)
 from illume.tuning.lora import begin_adapter, language_model, lora_targets, store_adapter, trainable_parameters
 from illume.tuning.round import Progress, run_round
 from illume.tuning.trainer import Training, batch_loss, continuation_loss, learning_rate
 from tests.illume.families import EACH_FAMILY, FAMILIES, make_llava
-from tests.illume.rounds import SETTINGS, make_examples, make_round, stand_in_java
+from tests.illume.rounds import SETTINGS, make_examples, make_ordered, make_round, stand_in_java
 
 WAIT_SECONDS = 600
 pytestmark = pytest.mark.timeout(2 * WAIT_SECONDS)
@@ -144,6 +154,15 @@ class TestTexts:
         many = [rows[0], replace(rows[0], rationale="it can be seen"), replace(rows[0], rationale=None)]
         texts = training_texts(vlm, many, template=SETTINGS.template)
         assert [text.kind for text in texts] == ["answer", "rationale", "rationale"]
+
+    def test_prompts_that_differ_in_their_order_only(self, vlm: Vlm, tmp_path: Path) -> None:
+        ordered = make_ordered(tmp_path)
+        texts = training_texts(vlm, [TrainingRow(one, None) for one in ordered], template=SETTINGS.template)
+        assert len({text.prompt for text in texts}) == 8
+        assert texts[0].prompt == (TextPart("Q: one"), ImagePart(0), TextPart("two"), ImagePart(1), TextPart(" A:"))
+        inputs = BatchInputs(vlm, texts, cache_mb=0)
+        read = [inputs.prepare(MicroBatch(n, "answer", (n,))).inputs["input_ids"].tolist() for n in (0, 1)]
+        assert read[0] != read[1]
 
     def test_only_continuations_are_learnt(self, vlm: Vlm, rows: list[TrainingRow]) -> None:
         texts = training_texts(vlm, rows, template=SETTINGS.template)
@@ -386,6 +405,14 @@ class TestJob:
             ('{"images": ["gone.png"], "question": "q", "answer": "a"}', "gone.png"),
             ('{"images": ["x.png"], "question": " ", "answer": "a"}', "question"),
             ('{"images": ["x.png"], "question": "q", "answer": null}', "needs an answer"),
+            (
+                '{"images": ["x.png"], "question": "q", "answer": "a", "parts": [{"type": "image", "image": "y.png"}]}',
+                "parts",
+            ),
+            (
+                '{"images": ["x.png"], "question": "q", "answer": "a", "parts": ["q"]}',
+                "parts must be texts, and images",
+            ),
             ('{"images": ["x.png"], "question": "q", "answer": "a", "rationale": ""}', "rationale"),
         ],
     )
@@ -395,6 +422,19 @@ class TestJob:
         with pytest.raises(JobError) as caught:
             read_rows(tmp_path, "train.jsonl")
         assert message in str(caught.value)
+
+    def test_parts_are_kept_and_the_short_form_names_none(self, base: Path, tmp_path: Path) -> None:
+        alone = Example("alone", make_ordered(tmp_path)[0].images, "", "red", parts=(ImagePart(1), ImagePart(0)))
+        rows = [TrainingRow(one, None) for one in (*make_ordered(tmp_path), alone)]
+        folder = make_round(tmp_path / "round", base)
+        assert "parts" not in (folder / "train.jsonl").read_text()
+        write_job(tmp_path / "other", TuningJob(base=str(base)), train=rows, val=[row.example for row in rows])
+        assert [row.example.parts for row in read_rows(tmp_path / "other", "train.jsonl")] == [
+            row.example.parts for row in rows
+        ]
+        assert [one.parts for one in read_examples(tmp_path / "other", "val.jsonl")] == [
+            row.example.parts for row in rows
+        ]
 
     def test_another_round_is_not_written_over(self, base: Path, tmp_path: Path) -> None:
         folder = make_round(tmp_path / "round", base)

@@ -26,7 +26,7 @@ from app.services.read_models import overviews
 from app.services.read_models.checklist import load_checklist
 from app.services.read_models.overviews import Activity
 from app.services.read_models.supply import Supply, SupplyState, supply_of
-from app.services.rounds import rounds, versions
+from app.services.rounds import base_checks, rounds, versions
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step
@@ -131,6 +131,7 @@ class LoopView:
     pace: str
     verdicts: tuple[VerdictRow, ...]
     versions: tuple[VersionRow, ...]
+    pictures_first: bool
     workers: tuple[Worker, ...]
 
 
@@ -222,8 +223,14 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         pace=f"{number(pace.today)} today, {number(pace.hour)} in the last hour",
         verdicts=tuple(verdict_row(line) for line in overviews.list_recent_verdicts(session, actor, project, limit=6)),
         versions=rows[:5],
+        pictures_first=base_checks.reads_pictures_first(session, base_model_of(settings, known, project)),
         workers=tuple(workers.list_workers(session)),
     )
+
+
+def base_model_of(settings: ProjectSettings, known: list[ModelVersion], project: Project) -> str:
+    """The base model of the active version; without one, the one that the settings name."""
+    return next((one.base_model for one in known if one.id == project.active_version_id), settings.base_model)
 
 
 def running_round(running: Round) -> RunningRound:

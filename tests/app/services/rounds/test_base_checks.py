@@ -40,6 +40,14 @@ class TestLooks:
         again = base_checks.request_check(session, admin, "some/model")
         assert (again.id != first.id, again.state) == (True, CheckState.queued)
 
+    def test_a_later_check_that_sees_nothing_changes_nothing(self, session: Session, admin: Actor) -> None:
+        assert not base_checks.reads_pictures_first(session, "some/model")
+        for found, expected in ((True, True), (None, True), (False, False)):
+            check = base_checks.request_check(session, admin, "some/model")
+            base_checks.finish(session, check.id, good=found is not None, detail="", pictures_first=found)
+            assert base_checks.reads_pictures_first(session, "some/model") is expected
+            assert not base_checks.reads_pictures_first(session, "other/model")
+
     def test_the_shipped_one_is_good(self, session: Session) -> None:
         assert base_checks.is_good(session, "starter")
 
