@@ -1,0 +1,41 @@
+"""What the overview says of the project's model."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.models import Project, User
+from app.services.projects import projects
+from app.services.rounds import base_checks
+from tests import factories
+from tests.app.web.conftest import Browser
+
+BASE = "/admin/projects/scenes"
+SENTENCE = "This model reads all pictures of a prompt first, then its texts."
+
+
+def check(session: Session, admin: User, base_model: str, *, pictures_first: bool) -> None:
+    """What a worker found of a base model."""
+    found = base_checks.request_check(session, factories.actor_of(admin), base_model)
+    base_checks.finish(session, found.id, good=True, detail="a model", pictures_first=pictures_first)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_it_says_where_the_active_version_reads_pictures(
+    browser: Browser, session: Session, project: Project, admin: User, found: bool
+) -> None:
+    version = factories.make_version(session, project, number=1, base_model="some/model")
+    project.active_version_id = version.id
+    check(session, admin, "some/model", pictures_first=found)
+    check(session, admin, "other/model", pictures_first=not found)
+    assert (SENTENCE in browser.get(BASE).text) is found
+
+
+def test_without_a_version_it_is_the_model_of_the_settings(
+    browser: Browser, session: Session, project: Project, admin: User
+) -> None:
+    project.active_version_id = None
+    settings = projects.settings_of(session, project)
+    check(session, admin, settings.base_model, pictures_first=True)
+    assert SENTENCE in browser.get(BASE).text
