@@ -26,7 +26,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from illume.model.prompting import render_rationale_prompt
+from illume.model.prompting import rationale_prompt
 from illume.model.vlm import Vlm, bare_model, decode, encode, load_vlm, stop_token_ids
 from illume.prompts_file import load_prompts
 from illume.records import Example
@@ -50,7 +50,7 @@ def plain(vlm: Vlm, examples: Sequence[Example], settings: SamplingSettings) -> 
     top_k = max(1, round(settings.top_k_share * model.config.get_text_config().vocab_size))
     result: Result = []
     for example in examples:
-        prompt = render_rationale_prompt(example.question, example.answer or "", template=settings.template)
+        prompt = rationale_prompt(example, example.answer or "", template=settings.template)
         inputs = encode(vlm, [prompt], [example.images])
         distinct: dict[str, tuple[str, int]] = {}
         for temperature, count in settings.temperatures:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from illume.errors import UNEXPECTED_ERRORS
-from illume.model.prompting import PromptText, answer_prompt, count_characters, count_pictures, rationale_prompt
+from illume.model.prompting import PromptText, answer_prompt, count_characters, rationale_prompt, shown_images
 from illume.model.vlm import Vlm, bare_model, encode
 from illume.records import Example
 
@@ -42,18 +42,17 @@ def find_unreadable(
 ) -> dict[Prompt, str]:
     """The prompts that cannot be turned into inputs of the model in `vlm`, each with the reason.
 
-    What can go wrong is nearly always an image, and reading images takes most of the time. So the prompts of the same
-    images are first tried by the longest of them, and one by one only if that fails. `check` is called before each try;
-    it may raise to stop.
+    What can go wrong is nearly always an image, and reading images takes most of the time. So the prompts that show the
+    same images are first tried by the longest of them, and one by one only if that fails. `check` is called before each
+    try; it may raise to stop.
     """
-    texts: dict[tuple[str, ...], list[PromptText]] = {}
+    texts: dict[tuple[tuple[str, ...], tuple[int, ...]], list[PromptText]] = {}
     for text, images in dict.fromkeys(prompts):
-        texts.setdefault(images, []).append(text)
+        texts.setdefault((images, shown_images(text, len(images))), []).append(text)
     unreadable: dict[Prompt, str] = {}
-    for images, group in texts.items():
+    for (images, _), group in texts.items():
         check()
-        longest = max(group, key=lambda text: (count_pictures(text, len(images)), count_characters(text)))
-        if reason_unreadable(vlm, (longest, images)) is None:
+        if reason_unreadable(vlm, (max(group, key=count_characters), images)) is None:
             continue
         for text in group:
             check()

@@ -116,9 +116,16 @@ def count_characters(prompt: PromptText) -> int:
     return sum(len(part.text) for part in prompt if isinstance(part, TextPart))
 
 
+def shown_images(prompt: PromptText, n_images: int) -> tuple[int, ...]:
+    """The positions of the images that a prompt with `n_images` images shows, in order."""
+    if isinstance(prompt, str):
+        return tuple(range(n_images))
+    return tuple(part.image for part in prompt if isinstance(part, ImagePart))
+
+
 def count_pictures(prompt: PromptText, n_images: int) -> int:
     """How many pictures a prompt with `n_images` images shows; one that is shown twice counts twice."""
-    return n_images if isinstance(prompt, str) else sum(isinstance(part, ImagePart) for part in prompt)
+    return len(shown_images(prompt, n_images))
 
 
 def answer_text(answer: str) -> str:

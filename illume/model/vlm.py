@@ -34,7 +34,7 @@ from illume.model.loading import (
     pickles_refused,
     read_config,
 )
-from illume.model.prompting import PromptText
+from illume.model.prompting import PromptText, shown_images
 from illume.parts import ImagePart, Parts, TextPart, join_texts, texts_of
 from illume.pictures import as_seen, enlarged
 
@@ -205,9 +205,9 @@ def encode(
     return _process(vlm, texts, pictures, padding_side)
 
 
-def _places(prompt: PromptText, n_images: int) -> list[int]:
+def _places(prompt: PromptText, n_images: int) -> tuple[int, ...]:
     """The positions of the images that a prompt shows, in order. Raises VlmError for none, and for one too high."""
-    places = [*range(n_images)] if isinstance(prompt, str) else [p.image for p in prompt if isinstance(p, ImagePart)]
+    places = shown_images(prompt, n_images)
     if not places:
         raise VlmError("every prompt needs at least one image")
     if max(places) >= n_images:

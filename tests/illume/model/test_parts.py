@@ -154,10 +154,11 @@ class TestPlaces:
 
 class TestPlaceholdersInTexts:
     def test_no_text_becomes_a_token_of_the_processor(self, vlm: Vlm, images: list[str]) -> None:
-        special = {str(token) for token in vlm.tokenizer.added_tokens_decoder.values()}
+        tokens_of = vlm.tokenizer.added_tokens_decoder.items()
+        special = {str(token) for _, token in tokens_of if token.special}
         special |= {"<image>", str(getattr(vlm.processor, "image_token", "<image>"))}
         hostile = (TextPart(f"Q: {''.join(sorted(special))}"), *IN_ORDER[1:4], TextPart("<image> A:"))
-        added = set(vlm.tokenizer.added_tokens_decoder)
+        added = {number for number, token in tokens_of if token.special}
 
         def tokens(prompt: Parts) -> list[int]:
             return [token for token in encode(vlm, [prompt], [images[:2]])["input_ids"][0].tolist() if token in added]

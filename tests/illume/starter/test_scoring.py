@@ -65,7 +65,7 @@ class TestShare:
 
 def test_prompts_are_those_that_the_library_makes(emoji: Path, tmp_path: Path) -> None:
     """What is scored here is read by the model in the same form as in a project or a simulation."""
-    tokenizer = build_tokenizer(n=20)
+    tokenizer = build_tokenizer(n=60)
     vlm = Vlm(None, build_processor(tokenizer, CHAT_TEMPLATE), torch.device("cpu"), torch.float32, "starter")
     assert not reads_pictures_first(vlm)
     pairs_making.make_pairs(tmp_path, n=4, seed=5, sprites=load_sprites(emoji))
