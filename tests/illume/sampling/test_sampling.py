@@ -131,7 +131,7 @@ class TestFamilies:
         ]
         for n, (example, completions) in enumerate(zip(examples, decode_all(vlm, requests), strict=True)):
             for one in completions:
-                inputs = encode(vlm, [requests[n].text], [example.images])
+                inputs = encode(vlm, [requests[n].prompt], [example.images])
                 assert one.logprob == pytest.approx(forward_logprob(vlm, inputs, one.token_ids), abs=1e-4)
 
 

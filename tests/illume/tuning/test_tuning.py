@@ -427,7 +427,7 @@ class TestJob:
         alone = Example("alone", make_ordered(tmp_path)[0].images, "", "red", parts=(ImagePart(1), ImagePart(0)))
         rows = [TrainingRow(one, None) for one in (*make_ordered(tmp_path), alone)]
         folder = make_round(tmp_path / "round", base)
-        assert "parts" not in (folder / "train.jsonl").read_text()
+        assert '"parts"' not in (folder / "train.jsonl").read_text()
         write_job(tmp_path / "other", TuningJob(base=str(base)), train=rows, val=[row.example for row in rows])
         assert [row.example.parts for row in read_rows(tmp_path / "other", "train.jsonl")] == [
             row.example.parts for row in rows
