@@ -185,8 +185,9 @@ def make_prompt(
     extra: dict[str, Any] | None = None,
     external_id: str | None = None,
     priority: int = 0,
+    parts: list[dict[str, Any]] | None = None,
 ) -> Prompt:
-    """A prompt with one image of its own unless `images` says otherwise."""
+    """A prompt with one image of its own unless `images` says otherwise. `parts` name the images by sha256."""
     prompt = add(
         session,
         Prompt(
@@ -199,6 +200,7 @@ def make_prompt(
             references=list(references),
             extra=extra or {},
             priority=priority,
+            parts=parts,
         ),
     )
     for position, image in enumerate(images if images is not None else [make_image(session)]):

@@ -22,6 +22,7 @@ from app.services.rounds import lease
 from app.settings import get_settings
 from illume.errors import UNEXPECTED_ERRORS, VlmError
 from illume.model.vlm import Vlm
+from illume.parts import join_texts
 from illume.records import Example, Rationale, stable_seed
 from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
@@ -262,11 +263,12 @@ def make_example(prompt: PromptData) -> Example:
     return Example(
         id=str(prompt.id),
         images=tuple(str(get_store().local_path(sha256, cache)) for sha256 in prompt.images),
-        question=prompt.question,
+        question=join_texts(prompt.parts) if prompt.parts else prompt.question,
         answer=prompt.answer,
         references=prompt.references,
         split=prompt.split.value,
         metadata=prompt.metadata,
+        parts=prompt.parts,
     )
 
 

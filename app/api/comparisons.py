@@ -16,6 +16,7 @@ from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.paging import slice_page
 from app.services.kernel.rights import Right
 from app.services.projects import projects
+from app.services.prompts.prompts import PartIn, prompt_parts
 from app.services.rounds import comparisons, versions
 from app.services.rounds.comparisons import MOST_CRITICS, MOST_PAIRS, PairShown, Side
 
@@ -84,6 +85,7 @@ class BlindPairOut(Out):
     question: str
     answer: str | None
     images: list[PromptImageOut]
+    parts: list[PartIn]
     left: str
     right: str
     to_judge: int
@@ -228,6 +230,7 @@ def pair_fields(pair: PairShown) -> dict[str, Any]:
         "question": pair.prompt.question,
         "answer": pair.answer,
         "images": images_out(pair.prompt),
+        "parts": prompt_parts(pair.prompt),
         "left": pair.left,
         "right": pair.right,
         "to_judge": pair.to_judge,

@@ -228,7 +228,7 @@ def get_features(
         raise Invalid("The format csv has no features: a table has only text and numbers.", field="format")
     from app.services.exports.parquet import line_features
 
-    return line_features(Shape(format, Aggregation.any, lambda question, _answer: question, task))
+    return line_features(Shape(format, Aggregation.any, lambda prompt, _answer: prompt.parts, task))
 
 
 @router.get("/snapshots/{snapshot_id}/download", response_class=StreamingResponse, responses=UNCHANGED)

@@ -19,6 +19,7 @@ from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import VerdictIn, candidate_id
 from app.services.projects import projects
+from app.services.prompts.prompts import PartIn
 from app.services.quality import gold, repeats, reviews, standings
 
 router = APIRouter(tags=["quality"], route_class=ApiRoute)
@@ -73,6 +74,7 @@ class PracticeItemOut(Out):
     question: str
     answer: str | None
     images: list[PromptImageOut]
+    parts: list[PartIn]
     candidates: list[TextOut]
     left: int
 
@@ -113,6 +115,7 @@ class ReviewPromptOut(Out):
     question: str
     answer: str | None
     images: list[PromptImageOut] | None
+    parts: list[PartIn]
 
 
 class ReviewVerdictOut(Out):

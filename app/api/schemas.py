@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -27,7 +27,7 @@ from app.models import (
 from app.services.kernel.paging import MAX_LIMIT
 from app.services.kernel.text_rules import JsonObject, Time
 from app.services.projects.projects import ProjectSettings
-from app.services.prompts.prompts import MAX_ITEMS, PromptIn, PromptText
+from app.services.prompts.prompts import MAX_ITEMS, PartIn, PromptIn, PromptText, QuestionText, prompt_parts
 
 T = TypeVar("T")
 
@@ -140,7 +140,8 @@ class PromptOut(Out):
     split: str
     state: str | None = None
     images: list[PromptImageOut]
-    question: str
+    question: str = Field(description="Of a prompt with several texts all of them, joined by spaces")
+    parts: list[PartIn]
     answer: str | None
     references: list[str] | None = None
     metadata: dict[str, Any] | None = None
@@ -180,7 +181,7 @@ class PromptChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    question: PromptText | None = None
+    question: QuestionText | None = None
     answer: PromptText | None = None
     split: Split | None = None
     references: list[PromptText] | None = None
@@ -197,9 +198,10 @@ class ClaimedPromptOut(Out):
     external_id: str | None
     split: Split
     state: PromptState = Field(description="`ready` while the claim is open, then `judged`: never its true state")
-    question: str
+    question: str = Field(description="Of a prompt with several texts all of them, joined by spaces")
     answer: str | None
     images: list[PromptImageOut]
+    parts: list[PartIn]
 
 
 class ShownCandidateOut(Out):
@@ -484,6 +486,7 @@ def prompt_out(prompt: Prompt, *, sets: list[CandidateSetOut] | None = None) -> 
         state=prompt.state,
         images=images_out(prompt),
         question=prompt.question,
+        parts=[cast("PartIn", part) for part in prompt_parts(prompt)],
         answer=prompt.answer,
         references=prompt.references,
         metadata=prompt.extra,

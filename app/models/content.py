@@ -19,7 +19,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.base import Base
@@ -93,17 +93,22 @@ class ImageGrant(Base):
 
 
 class Prompt(Base):
-    """One or more images, a question, and usually an answer.
+    """One or more images, a question, and usually an answer; or parts, texts and images in order.
 
-    `has_accepted`: the prompt has an accepted rationale. `fresh`: it got one since the last snapshot; fresh prompts
-    start rounds. A trigger stores in `fresh_xid` which transaction made it fresh.
+    `parts` are as REST shows them, each image by its sha256; None in the short form, which is all images and then the
+    question. Of a prompt with parts `question` is its texts, joined by spaces. `has_accepted`: the prompt has an
+    accepted rationale. `fresh`: it got one since the last snapshot; fresh prompts start rounds. A trigger stores in
+    `fresh_xid` which transaction made it fresh.
     """
 
     __tablename__ = "prompts"
     __table_args__ = (
         enum_check("split", Split),
         enum_check("state", PromptState),
-        CheckConstraint("length(question) BETWEEN 1 AND 4000", name="question_length"),
+        CheckConstraint(
+            "length(question) BETWEEN CASE WHEN parts IS NULL THEN 1 ELSE 0 END AND 16063", name="question_length"
+        ),
+        CheckConstraint("parts IS NULL OR jsonb_array_length(parts) BETWEEN 1 AND 64", name="parts_length"),
         CheckConstraint("answer IS NULL OR length(answer) BETWEEN 1 AND 4000", name="answer_length"),
         UniqueConstraint("project_id", "external_id"),
         Index("ix_prompts_project_id_id", "project_id", "id"),
@@ -132,6 +137,7 @@ class Prompt(Base):
     split: Mapped[Split] = mapped_column(EnumText(Split, 8))
     state: Mapped[PromptState] = mapped_column(EnumText(PromptState), server_default=PromptState.waiting.value)
     question: Mapped[str] = mapped_column(Text)
+    parts: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
     answer: Mapped[str | None] = mapped_column(Text)
     references: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
     extra: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))

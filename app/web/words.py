@@ -147,6 +147,11 @@ OUTCOME_TONES: Mapping[Outcome, str] = {
 }
 
 
+def prompt_words(question: str) -> str:
+    """What a prompt is called: its question, or that it has none."""
+    return question or "Images without a question"
+
+
 def image_url(sha256: str | None) -> str:
     """The address of an image; empty where there is none."""
     return f"/api/v1/images/{sha256}" if sha256 else ""

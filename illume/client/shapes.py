@@ -51,6 +51,7 @@ class Prompt(Shape):
     state: str | None = None
     images: list[Image]
     question: str
+    parts: list[dict[str, Any]] = []
     answer: str | None
     references: list[str] | None = None
     metadata: dict[str, Any] | None = None

@@ -68,6 +68,8 @@ export function makeZoomable(pane, image) {
   pane.addEventListener(
     "wheel",
     (event) => {
+      // Among texts the wheel scrolls past a picture that is not zoomed yet; a pinch, which browsers send so, zooms it.
+      if (scale === 1 && !event.ctrlKey && pane.closest(".in-order")) return;
       event.preventDefault();
       const box = pane.getBoundingClientRect();
       zoomBy(Math.exp(-event.deltaY / 400), event.clientX - box.left, event.clientY - box.top);

@@ -29,6 +29,7 @@ PARAMETER_EXAMPLES = {
     "delivery_id": "15",
     "erasure_id": "16",
 }
+PARTS = [{"type": "image", "sha256": SHA256}, {"type": "text", "text": "What is on the beach?"}]
 PROJECT = {"slug": "scenes", "name": "Scenes", "round_every": 20, "overlap": 1}
 PROMPT = {
     "external_id": "coco-17",
@@ -43,6 +44,7 @@ PROMPT_OUT = {
     "id": "12",
     "state": "judged",
     "images": [IMAGE],
+    "parts": PARTS,
     "metadata": {"source": "coco"},
     "priority": 0,
     "has_accepted": True,
@@ -60,6 +62,7 @@ CLAIM = {
         "question": "What is on the beach?",
         "answer": "an umbrella",
         "images": [IMAGE],
+        "parts": PARTS,
     },
     "candidates": [{"id": "71", "text": "it has a pole and a canopy"}, {"id": "72", "text": "it is a beach"}],
 }
@@ -110,7 +113,14 @@ REVIEW = {
     "verdict": "31",
     "candidate_set": "20",
     "created_at": "2026-01-31T12:00:00.000000Z",
-    "prompt": {"id": "12", "state": "held", "question": PROMPT["question"], "answer": "an umbrella", "images": [IMAGE]},
+    "prompt": {
+        "id": "12",
+        "state": "held",
+        "question": PROMPT["question"],
+        "answer": "an umbrella",
+        "images": [IMAGE],
+        "parts": PARTS,
+    },
     "candidates": CLAIM["candidates"],
     "verdicts": [],
 }
@@ -287,6 +297,7 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "question": "What is on the beach?",
         "answer": "an umbrella",
         "images": [IMAGE],
+        "parts": PARTS,
         "left": "it is a beach",
         "right": "it has a pole and a canopy",
         "to_judge": 49,
@@ -296,6 +307,7 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "question": "What is on the beach?",
         "answer": "an umbrella",
         "images": [IMAGE],
+        "parts": PARTS,
         "left": "it is a beach",
         "right": "it has a pole and a canopy",
         "to_judge": 49,

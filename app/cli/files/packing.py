@@ -16,6 +16,7 @@ from typing import IO, Any
 from app.errors import DomainError
 from app.models import Split
 from app.processes.connect import Refused
+from app.services.imports.conversations import images_of
 from app.services.imports.files import ImportFile, is_web_address
 from app.services.imports.imports import SAMPLE, list_columns
 from app.services.imports.layouts import ImportPlan, make_plan, row_to_prompt, with_columns
@@ -117,7 +118,7 @@ def images_named_by(source: Source, places: Places, mapping: Mapping[str, str] |
 def names_in(plan: ImportPlan, values: Any) -> list[str]:
     """The images that a row names by path, bare name or number."""
     try:
-        named = row_to_prompt(plan, values).get("images") if isinstance(values, dict) else None
+        named = images_of(row_to_prompt(plan, values)) if isinstance(values, dict) else None
     except DomainError:
         return []
     texts = [one.get("path") if isinstance(one, dict) else one for one in named] if isinstance(named, list) else []

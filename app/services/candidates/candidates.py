@@ -28,6 +28,7 @@ from app.services.acceptance.overlap import first_slots
 from app.services.candidates.pools import LIVE_STATES, abandoned_sets, unsampled_prompts
 from app.services.kernel.leases import SETS, first_lease
 from app.services.projects.projects import settings_of
+from illume.parts import Parts, read_parts
 from illume.texts import normalise_rationale
 
 MAX_TRIES = 3
@@ -35,7 +36,10 @@ MAX_TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class PromptData:
-    """The data of a prompt that a model or a snapshot needs. `images` are sha256s, in order."""
+    """The data of a prompt that a model or a snapshot needs. `images` are sha256s, in order.
+
+    `parts` are empty in the short form, as in `illume.records.Example`.
+    """
 
     id: int
     external_id: str | None
@@ -45,6 +49,7 @@ class PromptData:
     answer: str | None
     references: tuple[str, ...]
     metadata: Mapping[str, Any]
+    parts: Parts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +305,7 @@ def load_prompts_data(session: Session, prompt_ids: Sequence[int]) -> dict[int, 
             Prompt.external_id,
             Prompt.split,
             Prompt.question,
+            Prompt.parts,
             Prompt.answer,
             Prompt.references,
             Prompt.extra,
@@ -315,6 +321,7 @@ def load_prompts_data(session: Session, prompt_ids: Sequence[int]) -> dict[int, 
             answer=row.answer,
             references=tuple(row.references),
             metadata=row.extra,
+            parts=read_parts(row.parts or (), images.get(row.id, ()), key="sha256"),
         )
         for row in prompts
     }

@@ -112,6 +112,7 @@ def tombstone_prompts(session: Session, prompt_ids: Sequence[int]) -> int:
         .where(Prompt.id.in_(ids))
         .values(
             question=ERASED_TEXT,
+            parts=None,
             answer=None,
             references=[],
             extra={},

@@ -48,6 +48,7 @@ CANDIDATE = pa.struct(
         ("tags", pa.list_(TEXT)),
     ]
 )
+RECORD_PARTS = pa.list_(pa.struct([("type", TEXT), ("text", TEXT), ("sha256", TEXT)]))
 RECORD = [
     ("schema_version", INTEGER),
     ("id", TEXT),
@@ -58,6 +59,7 @@ RECORD = [
     ("images", pa.list_(IMAGE)),
     ("image_sizes", pa.list_(pa.struct([("sha256", TEXT), ("width", INTEGER), ("height", INTEGER)]))),
     ("question", TEXT),
+    ("parts", RECORD_PARTS),
     ("answer", TEXT),
     ("answer_source", TEXT),
     ("references", pa.list_(TEXT)),

@@ -39,6 +39,7 @@ from app.services.exports.shapes import (
     ExportRow,
     Format,
     PromptRenderer,
+    RecordPrompt,
     Shape,
     Task,
     counting_rules,
@@ -52,7 +53,7 @@ from app.services.kernel.text_rules import check_time
 from app.services.kernel.visible_fields import AnswerShape, shown_to
 from app.services.projects.projects import settings_of
 from app.settings import get_settings
-from illume.model.prompting import render_answer_prompt, render_rationale_prompt
+from illume.parts import Parts, fill_parts
 
 SNAPSHOT_PATTERN = re.compile(r"[0-9]+:[0-9]+:[0-9,]*")
 
@@ -199,10 +200,10 @@ def make_prompt_renderer(template: str) -> PromptRenderer:
     """A function that renders the prompt of a rationale by a project's template; without an answer, of the question."""
 
     @functools.lru_cache(maxsize=64)
-    def render(question: str, answer: str | None) -> str:
-        if answer is None:
-            return render_answer_prompt(question, template=template)
-        return render_rationale_prompt(question, answer, template=template)
+    def render(prompt: RecordPrompt, answer: str | None) -> Parts:
+        before, _, after = template.partition("{question}")
+        after = after.partition("{answer}")[0] if answer is None else after.replace("{answer}", answer.strip())
+        return fill_parts(prompt, before, after.rstrip())
 
     return render
 

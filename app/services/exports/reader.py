@@ -56,6 +56,10 @@ _IMAGES = """(
     ), ',' ORDER BY pi.position)
     FROM prompt_images pi JOIN images i ON i.sha256 = pi.sha256 WHERE pi.prompt_id = p.id
 )"""
+_PARTS = """coalesce(CAST(p.parts AS text), concat('[', (
+    SELECT string_agg(concat('{"type":"image","sha256":"', pi.sha256, '"},'), '' ORDER BY pi.position)
+    FROM prompt_images pi WHERE pi.prompt_id = p.id
+), '{"type":"text","text":', to_json(p.question), '}]'))"""
 # `||` joins short parts that are never null, because `concat` copies each argument twice more.
 _TAGS = "CASE WHEN v.tagged THEN coalesce(CAST(v.tags -> c.id::text AS text), '[]') ELSE '[]' END"
 _CANDIDATES = f"""(
@@ -78,7 +82,8 @@ _SNAPSHOTS = """(
 _RECORD = f"""concat(
     '"id":"', v.id, '","prompt":"', p.id, '","external_id":', {_json("p.external_id")}, ',"split":"', p.split,
     '","prompt_state":"', p.state, '","images":[', {_IMAGES}, '],"question":', to_json(p.question),
-    ',"answer":', {_json("coalesce(p.answer, s.answer)")}, ',"answer_source":', {_json("s.answer_source")},
+    ',"parts":', {_PARTS}, ',"answer":', {_json("coalesce(p.answer, s.answer)")},
+    ',"answer_source":', {_json("s.answer_source")},
     ',"references":', p.references, ',"metadata":', p.metadata, ',"candidate_set":"', s.id,
     '","source":"', s.source, '","slots":', CASE v.state WHEN 'decided' THEN 1 ELSE s.slots END,
     ',"version":', {_id("s.version_id")},

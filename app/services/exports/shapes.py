@@ -15,15 +15,27 @@ from typing import Any, NamedTuple
 
 from app.services.acceptance.counting import Aggregation
 from app.services.acceptance.outcomes import CountingRules, Outcome
+from illume.parts import ImagePart, Parts, TextPart, is_short, read_parts
 from illume.texts import normalise_rationale
 
 SCHEMA_VERSION = 1
+IMAGE_PART: dict[str, str | None] = {"type": "image", "text": None}
 MEDIA_TAG = re.compile(r"<(?=(?:image|video|audio)>)")
 
 Record = Mapping[str, Any]
 ExportRow = dict[str, Any]
-PromptRenderer = Callable[[str, str | None], str]
-"""Renders the prompt of a rationale from a question and an answer."""
+
+
+class RecordPrompt(NamedTuple):
+    """The prompt of a record, as `illume.parts` reads it; `parts` are empty in the short form."""
+
+    images: tuple[str, ...]
+    question: str
+    parts: Parts
+
+
+PromptRenderer = Callable[[RecordPrompt, str | None], Parts]
+"""Renders the prompt of a rationale from a prompt and an answer, as parts."""
 
 
 class Format(StrEnum):
@@ -180,7 +192,8 @@ def make_ballot_rows(judged: BallotResult, shape: Shape) -> list[tuple[ExportRow
     if shape.format is Format.sharegpt:
         return list(sharegpt_rows(judged, shape))
     origin = origin_columns(judged)
-    input_columns = {"prompt": prompt_messages(judged, shape), "images": image_entries(judged.record)}
+    rendered = rendered_parts(judged.record, shape)
+    input_columns = {"prompt": prompt_messages(rendered), "images": image_entries(judged.record, rendered)}
     if shape.format is Format.sft:
         return [(sft_row(origin, rationale, input_columns), rationale) for rationale in judged.accepted + judged.own]
     if shape.format is Format.preference:
@@ -250,12 +263,22 @@ def text_columns(rationale: JudgedText) -> ExportRow:
     }
 
 
-def prompt_messages(judged: BallotResult, shape: Shape) -> list[ExportRow]:
-    """The user's turn: one image part for each image, then the rendered prompt."""
-    record = judged.record
-    parts: list[ExportRow] = [{"type": "image", "text": None} for _ in record["images"]]
-    text = shape.render_prompt(record["question"], record["answer"])
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+def prompt_of(record: Record) -> RecordPrompt:
+    """The prompt of a record. Those of snapshots from before there were parts are in the short form."""
+    names = tuple(image["sha256"] for image in record["images"])
+    parts = read_parts(record.get("parts") or (), names, key="sha256")
+    return RecordPrompt(names, record["question"], () if is_short(parts) else parts)
+
+
+def rendered_parts(record: Record, shape: Shape) -> Parts:
+    """The rendered prompt of a record, in reading order."""
+    return shape.render_prompt(prompt_of(record), record["answer"])
+
+
+def prompt_messages(rendered: Parts) -> list[ExportRow]:
+    """The user's turn: the rendered prompt, each image at its place."""
+    parts = [{"type": "text", "text": one.text} if isinstance(one, TextPart) else IMAGE_PART for one in rendered]
+    return [{"role": "user", "content": parts}]
 
 
 def answer_messages(rationale: JudgedText) -> list[ExportRow]:
@@ -263,9 +286,10 @@ def answer_messages(rationale: JudgedText) -> list[ExportRow]:
     return [{"role": "assistant", "content": [{"type": "text", "text": rationale.text}]}]
 
 
-def image_entries(record: Record) -> list[ExportRow]:
-    """A record's images: hash and path."""
-    return [{"sha256": image["sha256"], "path": image["path"]} for image in record["images"]]
+def image_entries(record: Record, rendered: Parts) -> list[ExportRow]:
+    """The images of a rendered prompt, one for each place where one is shown: hash and path."""
+    shown = [record["images"][one.image] for one in rendered if isinstance(one, ImagePart)]
+    return [{"sha256": image["sha256"], "path": image["path"]} for image in shown]
 
 
 def sft_row(origin: ExportRow, rationale: JudgedText, input_columns: ExportRow) -> ExportRow:
@@ -307,11 +331,11 @@ def kto_row(origin: ExportRow, rationale: JudgedText, label: bool, input_columns
 
 def sharegpt_rows(judged: BallotResult, shape: Shape) -> Iterator[tuple[ExportRow, JudgedText]]:
     """Make rows in LLaMA-Factory's format. `dataset_info` describes their columns."""
-    record = judged.record
-    question = escape_media_tags(shape.render_prompt(record["question"], record["answer"]))
+    rendered = rendered_parts(judged.record, shape)
     row: ExportRow
-    user_turn = {"from": "human", "value": "<image>" * len(record["images"]) + question}
-    images = [image["path"] for image in record["images"]]
+    said = (escape_media_tags(one.text) if isinstance(one, TextPart) else "<image>" for one in rendered)
+    user_turn = {"from": "human", "value": "".join(said)}
+    images = [image["path"] for image in image_entries(judged.record, rendered)]
     origin = origin_columns(judged)
     if shape.task is Task.preference:
         for chosen, rejected in pair_texts(judged):

@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import orjson
+
 from app.services.exports.shapes import Record, image_paths
 
 COLUMNS = (
@@ -20,6 +22,7 @@ COLUMNS = (
     "prompt_state",
     "images",
     "question",
+    "parts",
     "answer",
     "answer_source",
     "candidate_set",
@@ -56,6 +59,7 @@ def verdict_row(record: Record) -> tuple[str, ...]:
     flat = {
         **record,
         "images": " ".join(image_paths(record)),
+        "parts": orjson.dumps(record["parts"]).decode() if record.get("parts") else None,
         "n_candidates": len(record["candidates"]),
         "n_picked": len(picked),
         "picked": "\n".join(picked),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, time
 from enum import StrEnum
@@ -15,7 +15,7 @@ from rapidfuzz.distance import OSA
 
 from app.errors import Invalid
 from app.models import Split
-from app.services.imports import cells
+from app.services.imports import cells, conversations
 from app.services.imports.tables.lines import KEY_COLUMN
 from app.services.imports.tables.rows import is_missing, measure_depth
 from app.services.imports.tables.table import TableKind
@@ -36,12 +36,15 @@ class Layout(StrEnum):
     act_x = "act-x"
     a_okvqa = "a-okvqa"
     records = "records"
+    chat = "chat"
 
 
 class Target(StrEnum):
     """What a column may become. Only `image`, `reference` and `candidate` may occur several times."""
 
     image = "image"
+    parts = "parts"
+    conversation = "conversation"
     question = "question"
     answer = "answer"
     external_id = "external_id"
@@ -60,6 +63,7 @@ SPLIT_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev"
 # Column names that are recognised, also with a number at the end (`reference_2`).
 COLUMN_NAMES = {
     Target.image: ("image", "images", "file_name", "image_path", "image_url", "image_name", "img", "image_id"),
+    Target.parts: ("parts",),
     Target.question: ("question",),
     Target.answer: ("answer", "answers", "multiple_choice_answer"),
     Target.external_id: ("external_id", "question_id", "id", KEY_COLUMN),
@@ -68,6 +72,8 @@ COLUMN_NAMES = {
     Target.candidate: ("candidate", "candidates"),
     Target.priority: ("priority",),
 }
+CHAT_COLUMNS = ("messages", "conversations", "conversation", "prompt", "query")
+"""The columns of conversations, the likeliest first."""
 # Other words for the same, and those in German, French and Spanish, without accents.
 OTHER_NAMES = {
     Target.image: (
@@ -102,7 +108,11 @@ ADDED_TO_VAL = "added_to_val"
 """The key beside a stored plan under which an import counts the prompts that it added to val."""
 IMAGE_CHANGES = "image_changes"
 """The key beside a stored plan under which an import counts what was done to images, by kind of change."""
-LISTED = (*MULTI_VALUED, Target.answer, Target.metadata)
+ORDERED: Mapping[Target, Callable[[Any, str], Any]] = {
+    Target.parts: conversations.read_parts,
+    Target.conversation: conversations.read_turns,
+}
+LISTED = (*MULTI_VALUED, *ORDERED, Target.answer, Target.metadata)
 """What may be a list or an object in a cell of CSV."""
 
 
@@ -165,6 +175,8 @@ def detect_layout(columns: Iterable[str]) -> Layout:
     names = set(columns)
     if {"candidate_set", "candidates", "shown", "kind"} <= names:
         return Layout.records
+    if "question" not in names and is_chat(names):
+        return Layout.chat
     if {"choices", "rationales"} <= names or {"correct_choice_idx", "direct_answers"} <= names:
         return Layout.a_okvqa
     if "explanation" in names and "image_id" in names and {"question", "multiple_choice_answer"} & names:
@@ -172,6 +184,14 @@ def detect_layout(columns: Iterable[str]) -> Layout:
     if "explanation" in names and "answers" in names and "question" not in names:
         return Layout.act_x
     return Layout.own
+
+
+def is_chat(names: Set[str]) -> bool:
+    """Whether columns are those of conversations, as trainers of chat models read them."""
+    answered = {"completion", "chosen", "rejected"} & names
+    return bool(
+        {"messages", "conversations"} & names or {"query", "response"} <= names or ("prompt" in names and answered)
+    )
 
 
 def guess_target(column: str) -> Target | None:
@@ -192,7 +212,7 @@ def guess_target(column: str) -> Target | None:
 def guess_alike(name: str) -> Target | None:
     """Guess what a column is from another word for it, in another language, or with a slip."""
     best, found = SIMILAR, None
-    for target in COLUMN_NAMES:
+    for target in (one for one in COLUMN_NAMES if one is not Target.parts):
         for known in (*COLUMN_NAMES[target], *OTHER_NAMES.get(target, ())):
             if name == known:
                 return target
@@ -208,6 +228,8 @@ def find_missing(plan: ImportPlan) -> str:
     if plan.layout is Layout.records:
         return ""
     targets = set(plan.columns.values())
+    if targets & {Target.parts, Target.conversation}:
+        return ""
     if Target.image not in targets and KEY_COLUMN not in plan.columns:
         return "Choose the column that names the images."
     if Target.question not in targets and not plan.question:
@@ -227,8 +249,11 @@ def make_plan(
     targets: dict[str, Target] = {}
     taken: set[Target] = set()
     # If several columns could be the image, the one listed first in `COLUMN_NAMES` is chosen.
+    chat = next((one for one in CHAT_COLUMNS if one in columns), None) if layout is Layout.chat else None
     for column in sorted(columns, key=_column_rank):
-        target = guess_target(column)
+        target = Target.conversation if column == chat else guess_target(column)
+        if layout is Layout.chat and column == "response":
+            target = Target.answer
         if own_lines:
             target = target if column in OWN_FIELDS and column != "metadata" else None
         once = target is not None and (
@@ -298,6 +323,8 @@ def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]
             continue
         if target is Target.metadata:
             metadata |= to_metadata(column, value, strict=plan.flat or plan.strict)
+        elif target in ORDERED:
+            item[target.value] = ORDERED[target](value, column)
         elif target in MULTI_VALUED:
             item.setdefault(PROMPT_FIELDS[target], []).extend(cells.to_list(value, flat=plan.flat))
         elif not is_missing(value):
@@ -307,10 +334,23 @@ def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]
         item |= {} if answer is None else {"answer": answer}
     if "images" not in item and values.get(KEY_COLUMN) is not None:
         item["images"] = [values[KEY_COLUMN]]  # rows keyed by the name of their image, as in ACT-X
+    _take_turns(item, metadata)
     _fill_defaults(plan, item)
     if metadata:
         item["metadata"] = metadata
     return item
+
+
+def _take_turns(item: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Replace the conversation of an item, where it has one, by its parts and its answer. Raises `Invalid`."""
+    turns: conversations.Turns | None = item.pop(Target.conversation.value, None)
+    if turns is None:
+        return
+    item["parts"] = conversations.place_images(turns.asked, item.pop("images", []))
+    if turns.answer is not None:
+        item.setdefault("answer", turns.answer)
+    if turns.system is not None:
+        metadata.setdefault("system", turns.system)
 
 
 def refuse_unknown(values: Mapping[str, Any]) -> None:
@@ -327,7 +367,7 @@ def _fill_defaults(plan: ImportPlan, item: dict[str, Any]) -> None:
         item.pop("split", None)
         if not plan.places_by_image:  # which `place_by_image` does once the images are known
             item["split"] = plan.split.value
-    if plan.question and not item.get("question"):
+    if plan.question and not item.get("question") and "parts" not in item:
         item["question"] = plan.question
 
 

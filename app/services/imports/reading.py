@@ -20,6 +20,7 @@ from app.errors import DomainError, Invalid
 from app.models import Project, Split
 from app.services.imports import record_schema
 from app.services.imports.cells import to_text
+from app.services.imports.conversations import drop_short_form, images_of, name_images
 from app.services.imports.files import BrokenOff, Fetch, ImportFile, is_web_address, unforeseen
 from app.services.imports.layouts import ImportPlan, Layout, Target, row_to_prompt
 from app.services.imports.opened import Source
@@ -166,9 +167,14 @@ def read_batches(
 
 def names_web_address(row: TableRow) -> bool:
     """Whether some value of a row looks like a web address, so that parsing the row may take a while."""
-    values = row.values.values() if isinstance(row.values, dict) else ()
-    texts = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    return any(isinstance(text, str) and is_web_address(text) for text in texts)
+    rest: list[Any] = [row.values] if isinstance(row.values, dict) else []
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict | list):
+            rest += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, str) and is_web_address(value):
+            return True
+    return False
 
 
 def reject_repeated(parsed: PromptIn | DomainError, number: int, first: Mapping[int, int]) -> PromptIn | DomainError:
@@ -187,6 +193,8 @@ def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | D
         return row.values
     try:
         item = row_to_prompt(plan, row.values)
+        if "parts" in item:
+            return parse_in_parts(file, drop_short_form(item))
         named = item.get("images")
         if not isinstance(named, list) or not named:
             return parse_prompt(item)
@@ -198,6 +206,13 @@ def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | D
         return Invalid("The line is nested too deeply.")
     except Exception as error:  # noqa: BLE001 - of whatever class, it ends this row and not the import
         return unforeseen(row, error)
+
+
+def parse_in_parts(file: ImportFile, item: dict[str, Any]) -> PromptIn:
+    """Parse an item in parts with its images found and decoded. Raises `DomainError`."""
+    named = images_of(item)
+    parse_prompt({**item, "parts": name_images(item["parts"], [PLACEHOLDER] * len(named))})
+    return parse_prompt({**item, "parts": name_images(item["parts"], file.image_keys(named))})
 
 
 def reject_leaks(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from app.errors import DomainError, Invalid
@@ -15,11 +17,13 @@ from app.models import (
     VerdictKind,
 )
 from app.services.exports.line_types import without_absent
+from app.services.imports.conversations import name_images, read_parts
 from app.services.imports.files import ImportFile, unforeseen
 from app.services.imports.tables.rows import TableRow
 from app.services.kernel.text_rules import JsonObject, Storable, validation_message
 from app.services.kernel.verdict_schema import Reason, Tag, Words
 from app.services.prompts.prompts import PromptText, parse_prompt
+from illume.parts import TextPart, arrange_parts, is_short
 
 RecordId = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
 
@@ -48,7 +52,8 @@ class RecordIn(BaseModel):
     external_id: str | None = None
     split: Split = Split.train
     images: list[Any] = Field(min_length=1, max_length=16)
-    question: PromptText
+    question: Annotated[str, StringConstraints(strip_whitespace=True), Storable]
+    parts: list[dict[str, Any]] | None = None
     answer: PromptText | None = None
     answer_source: str | None = Field(None, max_length=8)
     references: list[PromptText] = Field([], max_length=100)
@@ -75,7 +80,14 @@ class RecordIn(BaseModel):
     @property
     def prompt_key(self) -> str:
         """The identity of the prompt at its origin."""
-        return hash_key("prompt", self.prompt, self.external_id, self.question, self.answer, self.split, *self.images)
+        parts = [orjson.dumps(part, option=orjson.OPT_SORT_KEYS) for part in self.parts or ()]
+        given = self.prompt, self.external_id, self.question, self.answer, self.split, *self.images, *parts
+        return hash_key("prompt", *given)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The parts, or else the images and the question, as `parse_prompt` reads them."""
+        return {"images": self.images, "question": self.question} if self.parts is None else {"parts": self.parts}
 
     @property
     def set_key(self) -> str:
@@ -107,14 +119,34 @@ def parse_record(row: TableRow, file: ImportFile | None = None) -> RecordIn | Do
         if file is None:
             return record
         keys = file.image_keys(record.images)
-        parse_prompt({"images": keys, "question": record.question, "external_id": record.external_id})
+        record = record.model_copy(update={"images": keys, "parts": rename_parts(record, keys)})
+        parse_prompt({**record.content, "external_id": record.external_id})
     except DomainError as error:
         return error
     except RecursionError:
         return Invalid("The line is nested too deeply.")
     except Exception as error:  # noqa: BLE001 - of whatever class, it ends this row and not the import
         return unforeseen(row, error)
-    return record.model_copy(update={"images": keys})
+    return record
+
+
+def rename_parts(record: RecordIn, keys: Sequence[Any]) -> list[dict[str, Any]] | None:
+    """The parts of a record with its images by their names here; None in the short form. Raises `Invalid`."""
+    if record.parts is None:
+        return None
+    parts = read_parts(record.parts, "parts")
+    try:
+        images, arranged = arrange_parts(
+            [TextPart(one["text"]) if one["type"] == "text" else str(one["image"]) for one in parts]
+        )
+    except ValueError as error:
+        raise Invalid(f"{error}.", field="parts") from error
+    if is_short(arranged):
+        return None
+    if len(images) != len(keys):
+        raise Invalid("parts: they must show each of the images.", field="parts")
+    names = dict(zip(images, keys, strict=True))
+    return name_images(parts, [names[str(one["image"])] for one in parts if one["type"] == "image"])
 
 
 def check_record(values: dict[str, Any]) -> RecordIn:

@@ -108,8 +108,7 @@ def _add_prompts(
     items: list[PromptIn | DomainError] = []
     for one in missing.values():
         item = {
-            "images": one.images,
-            "question": one.question,
+            **one.content,
             "answer": None if one.answer_source == "model" else one.answer,
             "external_id": one.external_id,
             "split": one.split,

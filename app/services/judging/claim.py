@@ -14,6 +14,7 @@ from app.db.judging_pool import Call, Transaction, Values, statement
 from app.services.kernel.actors import CRITIC_LOCK, Actor
 from app.services.kernel.rights import JUDGING_ROLES, Right
 from app.services.projects.access import project_for
+from app.services.prompts.prompts import PARTS_JSON
 from app.services.quality import standings
 
 RETRIES = 20
@@ -29,7 +30,7 @@ MAX_ID = 2**63 - 1
 # A claim as JSON: the prompt without references and metadata, the candidates in the order they are shown. `a` is the
 # assignment, `s` its candidate set, `p` its prompt. The true state of a prompt
 # would give gold prompts away, and what others said.
-CLAIM_JSON = """
+CLAIM_JSON = f"""
 jsonb_build_object(
     'id', a.id::text,
     'state', a.state,
@@ -46,14 +47,15 @@ jsonb_build_object(
                 'sha256', i.sha256, 'url', '/api/v1/images/' || i.sha256, 'width', i.width, 'height', i.height
             ) ORDER BY pi.position)
             FROM prompt_images pi JOIN images i ON i.sha256 = pi.sha256 WHERE pi.prompt_id = p.id
-        )
+        ),
+        'parts', {PARTS_JSON}
     ),
     'candidates', (
         SELECT jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text) ORDER BY array_position(a.shown, c.id))
         FROM candidates c WHERE c.candidate_set_id = s.id
     )
 )
-"""
+"""  # noqa: S608 - constants only
 
 # Whether the prompt's metadata ask that its images are blurred at first.
 IS_BLURRED = "coalesce(p.metadata ->> 'blur' IN ('true', 'yes'), false) AS is_blurred"

@@ -46,7 +46,7 @@ FIELDS: Mapping[AnswerShape, Mapping[str, Right | None]] = {
         sees_others="weigh_reliability gold_share gold_minimum gold_accuracy repeat_share repeat_after",
     ),
     AnswerShape.prompt: _fields(
-        all="id external_id split images question answer created_at",
+        all="id external_id split images question parts answer created_at",
         sees_references="references metadata",
         # A gold prompt comes whatever its priority, and is retired for everything else.
         sees_model="priority candidate_sets",
@@ -67,7 +67,8 @@ FIELDS: Mapping[AnswerShape, Mapping[str, Right | None]] = {
     ),
     AnswerShape.record: _fields(
         all="""
-            schema_version id prompt external_id split images question answer candidate_set candidates candidates.id
+            schema_version id prompt external_id split images question parts answer candidate_set candidates
+            candidates.id
             candidates.text candidates.picked candidates.tags critic shown kind rationale edited_from reason comment
             seconds exhaustive supersedes deleted created_at
         """,

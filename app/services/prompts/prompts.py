@@ -1,12 +1,13 @@
-"""Prompts: images, a question, usually an answer."""
+"""Prompts: images and a question, or texts and images in order; usually an answer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
@@ -35,20 +36,56 @@ from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import JsonObject, Storable, Text, validation_message
 from app.services.projects.projects import settings_of
 from app.services.prompts.images import visible_to
+from illume.parts import MAX_IMAGES, MAX_PARTS, MAX_TEXT, is_short, parse_parts, parts_data, short_parts, texts_of
 
 MAX_ITEMS = 5000
 
 PromptText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), Storable]
+QuestionText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT), Storable]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class PromptIn(BaseModel):
-    """A new prompt. Images are named by `sha256`; `candidates` are rationales made elsewhere."""
+PARTS_JSON = """coalesce(p.parts, (
+    SELECT coalesce(jsonb_agg(jsonb_build_object('type', 'image', 'sha256', x.sha256) ORDER BY x.position), '[]')
+    FROM prompt_images x WHERE x.prompt_id = p.id
+) || jsonb_build_array(jsonb_build_object('type', 'text', 'text', p.question)))"""
+"""The parts of the prompt `p`, as `prompt_parts` returns them."""
+
+
+class TextPartIn(BaseModel):
+    """A text of a prompt with parts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    images: list[Sha256] = Field(min_length=1, max_length=16)
-    question: PromptText
+    type: Literal["text"]
+    text: QuestionText
+
+
+class ImagePartIn(BaseModel):
+    """An image of a prompt with parts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["image"]
+    sha256: Sha256
+
+
+PartIn = Annotated[TextPartIn | ImagePartIn, Field(discriminator="type")]
+
+
+class PromptIn(BaseModel):
+    """A new prompt: either `images` and a `question` have to be given, or `parts` in their place.
+
+    Images are named by `sha256`; `candidates` are rationales made elsewhere.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"required": []})
+
+    parts: list[PartIn] | None = Field(None, min_length=1, max_length=MAX_PARTS)
+    images: list[Sha256] = Field(min_length=1, max_length=MAX_IMAGES)
+    question: Annotated[str, StringConstraints(strip_whitespace=True), Storable] = Field(
+        json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT}
+    )
     answer: PromptText | None = None
     external_id: Text | None = Field(None, min_length=1, max_length=200)
     split: Split = Split.train
@@ -64,6 +101,30 @@ class PromptIn(BaseModel):
         if not isinstance(value, list):
             return value
         return [item.get("sha256") if isinstance(item, dict) else item for item in value]
+
+    @field_validator("question", mode="after")
+    @classmethod
+    def _limit_question(cls, value: str, info: ValidationInfo) -> str:
+        """Of a prompt with parts it is what their limits allow."""
+        if info.data.get("parts") is None:
+            if not value:
+                raise PydanticKnownError("string_too_short", {"min_length": 1})
+            if len(value) > MAX_TEXT:
+                raise PydanticKnownError("string_too_long", {"max_length": MAX_TEXT})
+        return value
+
+    @property
+    def stored_parts(self) -> list[dict[str, str]] | None:
+        """The parts as they are stored; None in the short form."""
+        return None if self.parts is None else [part.model_dump() for part in self.parts]
+
+    def with_images(self, keys: Mapping[str, str]) -> Self:
+        """The same prompt with its images named otherwise, by their names so far."""
+        parts = self.parts and [
+            ImagePartIn(type="image", sha256=keys[part.sha256]) if isinstance(part, ImagePartIn) else part
+            for part in self.parts
+        ]
+        return self.model_copy(update={"images": [keys[one] for one in self.images], "parts": parts})
 
     @field_validator("references", "candidates", mode="after")
     @classmethod
@@ -84,13 +145,43 @@ WITH_IMAGES: tuple[ORMOption, ...] = (selectinload(Prompt.images).joinedload(Pro
 
 
 def parse_prompt(item: Mapping[str, Any]) -> PromptIn:
-    """Parse a prompt from JSON. Raises `Invalid`, which names the field."""
+    """Parse a prompt from JSON. Raises `Invalid`, which names the field.
+
+    Where the parts are all images and then one text, the prompt is in the short form.
+    """
     try:
-        return PromptIn.model_validate(dict(item))
+        return PromptIn.model_validate(_arrange(item))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        place = [str(part) for part in first["loc"]]
+        if place[0] == "parts":
+            del place[2:3]  # the type of the part
+        field = ".".join(place)
         raise Invalid(f"{field}: {validation_message(first)}.", field=field) from error
+
+
+def _arrange(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The item with the images and the question that its parts stand for. Raises `Invalid`."""
+    if item.get("parts") is None:
+        return dict(item)
+    rest = {key: value for key, value in item.items() if key != "parts"}
+    double = next((name for name in ("images", "question") if rest.get(name) is not None), None)
+    if double is not None:
+        raise Invalid(f"parts: they stand in place of images and question, so leave out {double}.", field="parts")
+    try:
+        images, parts = parse_parts(item["parts"], key="sha256")
+    except ValueError as error:
+        raise Invalid(f"{error}.", field=str(error).partition(":")[0]) from error
+    rest |= {"images": images, "question": " ".join(texts_of(parts))}
+    return rest if is_short(parts) else {**rest, "parts": item["parts"]}
+
+
+def prompt_parts(prompt: Prompt) -> list[dict[str, Any]]:
+    """The parts of a prompt, whose images must be loaded, as REST shows them."""
+    if prompt.parts is not None:
+        return prompt.parts
+    names = [image.sha256 for image in prompt.images]
+    return parts_data(short_parts(len(names), prompt.question), names, key="sha256")
 
 
 def add_prompts(
@@ -111,7 +202,8 @@ def add_prompts(
         if isinstance(item, DomainError):
             results[index] = AddResult(None, error=item)
         elif missing := next((sha256 for sha256 in item.images if sha256 not in known), None):
-            error = Invalid(f"There is no image {missing}, or none that you may see: upload it first.", field="images")
+            field = "images" if item.parts is None else "parts"
+            error = Invalid(f"There is no image {missing}, or none that you may see: upload it first.", field=field)
             results[index] = AddResult(None, error=error)
         else:
             todo[index] = item
@@ -171,12 +263,13 @@ def _compare(prompt: Prompt, item: PromptIn) -> AddResult:
         and prompt.answer == item.answer
         and prompt.split == item.split
         and [image.sha256 for image in prompt.images] == item.images
+        and prompt.parts == item.stored_parts
     )
     if same:
         return AddResult(prompt)
     error = Conflict(
-        f"A prompt with external_id '{item.external_id}' already exists with another question, answer, split or "
-        "images: change that one instead.",
+        f"A prompt with external_id '{item.external_id}' already exists with another question, answer, split, "
+        "images or parts: change that one instead.",
         field="external_id",
     )
     return AddResult(None, error=error)
@@ -192,6 +285,7 @@ def _insert(session: Session, project: Project, items: Sequence[PromptIn], slots
             "split": item.split,
             "state": PromptState.ready if item.candidates else PromptState.waiting,
             "question": item.question,
+            "parts": item.stored_parts,
             "answer": item.answer,
             "references": item.references,
             "extra": item.metadata,
@@ -298,6 +392,8 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
             raise Invalid(f"'{field}' of a prompt cannot be changed.", field=field)
     if not isinstance(changes.get("blur", True), bool):
         raise Invalid("blur: true or false.", field="blur")
+    if prompt.parts is not None and "question" in changes:
+        raise Invalid("question: this prompt has parts, so its question cannot be changed by itself.", field="question")
     now: dict[str, Any] = {
         "images": [image.sha256 for image in prompt.images],
         "question": prompt.question,
@@ -308,6 +404,8 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
         "priority": prompt.priority,
     }
     wanted = {**now, **{key: value for key, value in changes.items() if key not in ("state", "blur")}}
+    if prompt.parts is not None:
+        wanted = {**wanted, "images": None, "question": None, "parts": prompt.parts}
     after = parse_prompt(wanted)
     frozen = [key for key in ("question", "answer", "split") if getattr(after, key) != now[key]]
     if frozen and session.scalar(select(CandidateSet.id).where(CandidateSet.prompt_id == prompt.id).limit(1)):

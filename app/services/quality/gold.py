@@ -27,7 +27,7 @@ from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import Words, candidate_id
-from app.services.prompts.prompts import get_prompt
+from app.services.prompts.prompts import PARTS_JSON, get_prompt
 from app.services.quality import standings
 from app.services.quality.standings import GOLD_SCORE
 
@@ -55,7 +55,7 @@ CROSS JOIN LATERAL (
     ) x
 ) said
 """  # noqa: S608 - constants only
-NEXT_PRACTICE = """
+NEXT_PRACTICE = f"""
 SELECT g.id, jsonb_build_object(
     'id', g.id::text, 'question', p.question, 'answer', p.answer,
     'images', (
@@ -64,6 +64,7 @@ SELECT g.id, jsonb_build_object(
         ) ORDER BY x.position)
         FROM prompt_images x JOIN images i ON i.sha256 = x.sha256 WHERE x.prompt_id = p.id
     ),
+    'parts', {PARTS_JSON},
     'candidates', (
         SELECT jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text)
             ORDER BY md5(c.id::text || '-' || :critic))
@@ -74,7 +75,7 @@ FROM gold_prompts g JOIN prompts p ON p.id = g.prompt_id
 WHERE g.project_id = :project AND g.practice AND g.active
   AND NOT EXISTS (SELECT FROM practice_answers a WHERE a.gold_id = g.id AND a.critic_id = :critic)
 ORDER BY g.id LIMIT 1
-"""
+"""  # noqa: S608 - constants only
 
 
 MAX_CANDIDATES = 50

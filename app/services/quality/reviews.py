@@ -14,7 +14,7 @@ from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.kernel.rights import Right
-from app.services.prompts.prompts import get_prompt
+from app.services.prompts.prompts import PARTS_JSON, get_prompt
 
 OPEN_STATES = (ReviewState.open, ReviewState.sent_back)
 # Whether the critics of the set `s` picked different candidates.
@@ -70,7 +70,7 @@ RETURNED_OF = """
     WHERE b.critic_id = CAST(:critic AS bigint) AND b.project_id = {project} AND b.answered_at IS NULL
 ) b
 """
-REVIEW_JSON = """
+REVIEW_JSON = f"""
 jsonb_build_object(
     'id', r.id::text,
     'kind', r.kind,
@@ -86,7 +86,8 @@ jsonb_build_object(
                 'sha256', i.sha256, 'url', '/api/v1/images/' || i.sha256, 'width', i.width, 'height', i.height
             ) ORDER BY x.position)
             FROM prompt_images x JOIN images i ON i.sha256 = x.sha256 WHERE x.prompt_id = p.id
-        )
+        ),
+        'parts', {PARTS_JSON}
     ),
     'candidates', (
         SELECT jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text) ORDER BY c.position)
@@ -109,7 +110,7 @@ jsonb_build_object(
         WHERE v.candidate_set_id = s.id AND v.current AND v.state IN ('counted', 'kept_aside', 'decided')
     )
 )
-"""
+"""  # noqa: S608 - constants only
 LIST_REVIEWS = f"""
 SELECT r.id, {REVIEW_JSON} AS body
 FROM reviews r JOIN candidate_sets s ON s.id = r.candidate_set_id JOIN prompts p ON p.id = s.prompt_id

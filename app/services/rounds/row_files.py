@@ -30,6 +30,7 @@ from app.services.rounds.training_set import (
     read_val_rationales,
     val_rows,
 )
+from illume.parts import parts_data, read_parts
 
 LINES_PER_REPORT = 10_000
 OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
@@ -183,6 +184,7 @@ def row_json(row: SnapshotRow) -> dict[str, Any]:
         "split": row.prompt.split.value,
         "images": list(row.prompt.images),
         "question": row.prompt.question,
+        **({"parts": parts_data(row.prompt.parts, row.prompt.images, key="sha256")} if row.prompt.parts else {}),
         "answer": row.answer,
         "references": list(row.prompt.references),
         "metadata": dict(row.prompt.metadata),
@@ -210,6 +212,7 @@ def parse_row(data: dict[str, Any]) -> SnapshotRow:
         answer=data["answer"],
         references=tuple(data["references"]),
         metadata=data["metadata"],
+        parts=read_parts(data.get("parts", ()), data["images"], key="sha256"),
     )
     return SnapshotRow(
         role=SnapshotItemRole(data["role"]),

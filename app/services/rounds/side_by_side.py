@@ -33,10 +33,11 @@ class VersionTexts:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The texts of two versions for one prompt. `image` is the sha256 of its first image."""
+    """The texts of two versions for one prompt. `image` is the sha256 of its first image; `parts` are as over REST."""
 
     prompt_id: int
     question: str
+    parts: Sequence[Mapping[str, Any]]
     answer: str | None
     image: str | None
     references: tuple[str, ...]
@@ -92,6 +93,7 @@ def side_by_side(
         Pair(
             prompt_id=prompt.id,
             question=prompt.question,
+            parts=prompts.prompt_parts(prompt),
             answer=prompt.answer,
             image=prompt.images[0].sha256 if prompt.images else None,
             references=tuple(prompt.references),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from app.services.read_models.overviews import VerdictSummary
-from app.web.words import KIND_TONES, KIND_WORDS, image_url
+from app.web.words import KIND_TONES, KIND_WORDS, image_url, prompt_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def verdict_row(line: VerdictSummary) -> VerdictRow:
     return VerdictRow(
         prompt=str(line.prompt_id),
         image=image_url(line.image),
-        question=line.question,
+        question=prompt_words(line.question),
         said=f"{said} and {more} more" if more > 0 else said,
         critic=line.critic,
         kind=KIND_WORDS[line.kind],

@@ -42,7 +42,7 @@ from app.web.judging.views import (
     progress_of,
 )
 from app.web.rendering import Message, Shell, fragment, page, shell_for
-from app.web.words import KIND_TONES, KIND_WORDS, image_url
+from app.web.words import KIND_TONES, KIND_WORDS, image_url, prompt_words
 
 router = APIRouter()
 CHANGED_MEANWHILE = "That verdict has been changed since. You find the latest one under My verdicts."
@@ -214,7 +214,7 @@ def history_row(line: VerdictSummary, asked: str) -> HistoryRow:
         id=str(line.id),
         at=line.at,
         image=image_url(line.image),
-        question=line.question,
+        question=prompt_words(line.question),
         answer=line.answer,
         kind=KIND_WORDS[line.kind],
         tone=KIND_TONES[line.kind],

@@ -12,10 +12,11 @@ from fastapi.responses import RedirectResponse, Response
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
 from app.services.kernel.actors import parse_id
+from app.services.prompts.prompts import prompt_parts
 from app.services.rounds import comparisons
 from app.services.rounds.comparisons import PairShown, Side
 from app.web.access import Form, Me, Poster, judged_project, text_of
-from app.web.judging.views import Picture
+from app.web.judging.views import Picture, ReadPart, question_in, read_in_order
 from app.web.rendering import page, shell_for
 from app.web.words import image_url
 
@@ -32,6 +33,7 @@ class PairView:
     question: str
     answer: str
     images: tuple[Picture, ...]
+    reading: tuple[ReadPart, ...]
     left: str
     right: str
     to_judge: int
@@ -61,11 +63,14 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, last: bool =
 
 def pair_view(shown: PairShown) -> PairView:
     """The view of a pair."""
+    images = tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in shown.prompt.images)
+    reading, question = question_in(read_in_order(prompt_parts(shown.prompt), images), shown.prompt.question)
     return PairView(
         id=str(shown.id),
-        question=shown.prompt.question,
+        question=question,
         answer=shown.answer or "",
-        images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in shown.prompt.images),
+        images=images,
+        reading=reading,
         left=shown.left,
         right=shown.right,
         to_judge=shown.to_judge,

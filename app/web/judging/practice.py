@@ -17,9 +17,8 @@ from app.services.quality import gold
 from app.services.quality.gold import PracticeResult
 from app.web.access import Form, Me, Poster, SignedIn, judged_project, text_of, texts_of
 from app.web.judging.empty import explain_no_practice, nothing_page
-from app.web.judging.views import Picture
+from app.web.judging.views import Picture, ReadPart, pictures_of, question_in, read_in_order
 from app.web.rendering import page, shell_for
-from app.web.words import image_url
 
 router = APIRouter()
 
@@ -50,6 +49,7 @@ class PracticeView:
     name: str
     id: str
     images: tuple[Picture, ...]
+    reading: tuple[ReadPart, ...]
     question: str
     answer: str | None
     candidates: tuple[TriedCandidate, ...]
@@ -70,12 +70,15 @@ def view_of(
 ) -> PracticeView:
     """The view of a practice prompt, with the result once it is answered."""
     known = result.known if result else {}
+    images = pictures_of(item["images"] or ())
+    reading, question = question_in(read_in_order(item["parts"], images), item["question"])
     return PracticeView(
         slug=project.slug,
         name=project.name,
         id=item["id"],
-        images=tuple(Picture(image_url(one["sha256"]), one["width"], one["height"]) for one in item["images"] or ()),
-        question=item["question"],
+        images=images,
+        reading=reading,
+        question=question,
         answer=item["answer"],
         candidates=tuple(
             TriedCandidate(one["id"], one["text"], one["id"] in picks, known.get(one["id"]))

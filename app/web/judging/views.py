@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from app.models import Project
 from app.services.judging.claim import Claim
@@ -27,6 +29,38 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPart:
+    """A part of a prompt as it is read: a text, or a picture with its number among those of the prompt."""
+
+    text: str = ""
+    picture: Picture | None = None
+    number: int = 0
+
+
+def read_in_order(parts: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]) -> tuple[ReadPart, ...]:
+    """The parts of a prompt, whose pictures are given, in reading order; none in the short form."""
+    kinds = [part["type"] for part in parts]
+    if kinds == ["image"] * (len(kinds) - 1) + ["text"]:
+        return ()
+    by_url = {picture.url: picture for picture in pictures}
+    numbers = itertools.count(1)
+    return tuple(
+        ReadPart(part["text"])
+        if part["type"] == "text"
+        else ReadPart(picture=by_url.get(image_url(part["sha256"])), number=next(numbers))
+        for part in parts
+    )
+
+
+def question_in(reading: Sequence[ReadPart], question: str) -> tuple[tuple[ReadPart, ...], str]:
+    """What is read before the question, and the question: the last text if it ends the prompt, else nothing."""
+    if not reading:
+        return (), question
+    last = reading[-1]
+    return (tuple(reading[:-1]), last.text) if last.text else (tuple(reading), "")
+
+
+@dataclass(frozen=True, slots=True)
 class CandidateView:
     """A candidate on the page."""
 
@@ -40,13 +74,15 @@ class CandidateView:
 class Card:
     """A prompt with its candidates. With `verdict_id`, that verdict is being changed.
 
-    With `returned_id` a reviewer sent it back with the note `asked`.
+    With `returned_id` a reviewer sent it back with the note `asked`. `reading`: what is read before the question, of a
+    prompt in parts; the `images` are in the order in which they are seen.
     """
 
     assignment_id: str
     prompt_id: str
     verdict_id: str
     images: tuple[Picture, ...]
+    reading: tuple[ReadPart, ...]
     question: str
     answer: str | None
     candidates: tuple[CandidateView, ...]
@@ -209,6 +245,11 @@ class ProjectsView:
     rows: tuple[ProjectRow, ...]
 
 
+def pictures_of(images: Sequence[Mapping[str, Any]]) -> tuple[Picture, ...]:
+    """The images of a prompt as JSON."""
+    return tuple(Picture(image_url(one["sha256"]), one["width"], one["height"]) for one in images)
+
+
 def card_of(
     claim: Claim,
     settings: ProjectSettings,
@@ -218,14 +259,15 @@ def card_of(
     """The card of a claim, or of the verdict `line` on it, which a reviewer may have sent back."""
     picked = {str(pick) for pick in line.pick_ids} if line else set()
     prompt, candidates = claim.prompt, claim.candidates
+    images = pictures_of(prompt["images"])
+    reading, question = question_in(read_in_order(prompt["parts"], images), prompt["question"])
     return Card(
         assignment_id=str(claim.assignment_id),
         prompt_id=prompt["id"],
         verdict_id=str(line.id) if line else "",
-        images=tuple(
-            Picture(image_url(image["sha256"]), image["width"], image["height"]) for image in prompt["images"]
-        ),
-        question=prompt["question"],
+        images=tuple(part.picture for part in reading if part.picture) or images,
+        reading=reading,
+        question=question,
         answer=prompt["answer"],
         candidates=tuple(
             CandidateView(

@@ -37,7 +37,7 @@ def test_critics_complete_a_comparison(
     next_url, count = f"{URL}/projects/{project.slug}/pairs/next", 0
     while (answer := critic.get(next_url)).status_code == 200:
         pair = answer.json()
-        assert set(pair) == {"id", "question", "answer", "images", "left", "right", "to_judge"}
+        assert set(pair) == {"id", "question", "answer", "images", "parts", "left", "right", "to_judge"}
         assert pair["images"][0]["url"].startswith("/api/v1/images/")
         side = "left" if pair["left"].startswith("new") else "right"
         url = f"{URL}/projects/{project.slug}/pairs/{pair['id']}/preference"

@@ -44,6 +44,7 @@ class TestClaim:
             "question",
             "answer",
             "images",
+            "parts",
         }
         assert all(set(candidate) == {"id", "text"} for candidate in claimed["candidates"])
         assert claimed["expires_at"].endswith("Z")

@@ -229,12 +229,14 @@ def order(call: tuple[str, str, Any]) -> int:
 CLAIM = """
     id state expires_at candidates.id candidates.text prompt.id prompt.external_id prompt.split prompt.state
     prompt.question prompt.answer prompt.images.sha256 prompt.images.url prompt.images.width prompt.images.height
+    prompt.parts.type prompt.parts.text prompt.parts.sha256
 """
 VERDICT = """
     schema_version id prompt candidate_set assignment critic kind state picks tags reason rationale edited_from comment
     seconds exhaustive shown supersedes current deleted snapshots created_at
 """
 IMAGES = "images.sha256 images.url images.width images.height"
+PARTS = "parts.type parts.text parts.sha256"
 
 
 def fields_of(shape: AnswerShape) -> str:
@@ -269,21 +271,21 @@ SHOWN_TO_CRITICS: Mapping[tuple[str, str], str] = {
     ("GET", "/projects"): listed(PROJECT),
     ("GET", "/projects/{slug}"): PROJECT,
     ("GET", "/projects/{slug}/stats"): STATS,
-    ("GET", "/projects/{slug}/prompts"): listed(f"{PROMPT} {IMAGES}"),
-    ("GET", "/prompts/{prompt_id}"): f"{PROMPT} {IMAGES}",
+    ("GET", "/projects/{slug}/prompts"): listed(f"{PROMPT} {IMAGES} {PARTS}"),
+    ("GET", "/prompts/{prompt_id}"): f"{PROMPT} {IMAGES} {PARTS}",
     ("GET", "/projects/{slug}/practice"): """
         item.id item.question item.answer item.left item.candidates.id item.candidates.text item.images.sha256
-        item.images.url item.images.width item.images.height
+        item.images.url item.images.width item.images.height item.parts.type item.parts.text item.parts.sha256
     """,
     ("POST", "/projects/{slug}/practice/{gold_id}"): "score known.* picked wrong explanation left",
     ("GET", "/projects/{slug}/returned"): listed("id verdict assignment note prompt question created_at"),
     ("POST", "/returned/{returned_id}/stand"): "",
     ("GET", "/projects/{slug}/rounds"): listed(f"{ROUND} progress.fraction"),
     ("GET", "/rounds/{round_id}"): f"{ROUND} progress.fraction",
-    ("GET", "/projects/{slug}/pairs/last"): f"id question answer {IMAGES} left right to_judge said",
-    ("GET", "/projects/{slug}/pairs/next"): f"id question answer {IMAGES} left right to_judge",
+    ("GET", "/projects/{slug}/pairs/last"): f"id question answer {IMAGES} {PARTS} left right to_judge said",
+    ("GET", "/projects/{slug}/pairs/next"): f"id question answer {IMAGES} {PARTS} left right to_judge",
     ("POST", "/projects/{slug}/pairs/{pair_id}/preference"): "",
-    ("GET", "/projects/{slug}/dataset"): f"{RECORD} images.sha256 images.path images.width images.height",
+    ("GET", "/projects/{slug}/dataset"): f"{RECORD} images.sha256 images.path images.width images.height {PARTS}",
     ("GET", "/users/me"): "id email name role projects disabled created_at",
 }
 
@@ -457,6 +459,9 @@ def declared(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
         schema = DESCRIPTION["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     if "items" in schema:
         yield from declared(schema["items"], path)
+    elif "oneOf" in schema:
+        for one in schema["oneOf"]:
+            yield from declared(one, path)
     elif "properties" in schema:
         for name, one in schema["properties"].items():
             yield from declared(one, f"{path}.{name}".lstrip("."))

@@ -23,6 +23,7 @@ LAYOUTS = {
     Layout.vqa_x: "This is VQA-X.",
     Layout.act_x: "This is ACT-X.",
     Layout.a_okvqa: "This is A-OKVQA.",
+    Layout.chat: "These are conversations: one question and its answer each.",
     Layout.records: "These are records exported by Illume.",
 }
 KINDS = {
@@ -33,6 +34,8 @@ KINDS = {
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 TARGETS = (
     (Target.image, "Image"),
+    (Target.parts, "Texts and images in order"),
+    (Target.conversation, "Conversation"),
     (Target.question, "Question"),
     (Target.answer, "Answer"),
     (Target.reference, "Reference explanation"),

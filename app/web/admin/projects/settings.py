@@ -96,7 +96,7 @@ def render_preview(template: str, question: str, answer: str) -> str:
 def first_example(session: Session, actor: Actor, project: Project) -> tuple[str, str]:
     """A question and answer of the project, as an example for the template."""
     for prompt in listing.list_prompts(session, actor, project, limit=1).items:
-        return prompt.question, prompt.answer or EXAMPLE[1]
+        return prompt.question or EXAMPLE[0], prompt.answer or EXAMPLE[1]
     return EXAMPLE
 
 

@@ -191,10 +191,20 @@ def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Promp
     return prompt
 
 
-def edit_page(frame: Frame, prompt_id: int, typed: Mapping[str, str], error: DomainError | None = None) -> Response:
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """The prompt that is edited. One `in_parts` has no question that could be changed by itself."""
+
+    id: int
+    in_parts: bool
+
+
+def edit_page(frame: Frame, edited: Edited, typed: Mapping[str, str], error: DomainError | None = None) -> Response:
     """The form for an existing prompt."""
-    here = f"/admin/projects/{frame.project.slug}/prompts/{prompt_id}"
+    here = f"/admin/projects/{frame.project.slug}/prompts/{edited.id}"
     fields = form_fields(typed, error, is_new=False)
+    if edited.in_parts:
+        fields = tuple(field for field in fields if field.name != "question")
     view = PromptFormView(
         slug=frame.project.slug,
         title="Edit prompt",
@@ -224,7 +234,7 @@ def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_
         "blur": "yes" if prompts.is_blurred(prompt.extra) else "",
         "metadata": json.dumps(rest, ensure_ascii=False, indent=2) if rest else "",
     }
-    return edit_page(frame, prompt.id, typed)
+    return edit_page(frame, Edited(prompt.id, prompt.parts is not None), typed)
 
 
 @router.post("/projects/{slug}/prompts/{prompt_id}/edit")
@@ -232,10 +242,13 @@ def change(request: Request, session: SessionDep, who: Uploader, form: Upload, s
     """Change a prompt. Question, answer and split are fixed once it has candidates."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title="Edit prompt", need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
-    number, typed = prompt.id, read_submitted(form)
+    edited, typed = Edited(prompt.id, prompt.parts is not None), read_submitted(form)
     try:
-        prompts.update_prompt(session, who.actor, number, parse_values(typed))
+        values = parse_values(typed)
+        if edited.in_parts:
+            del values["question"]
+        prompts.update_prompt(session, who.actor, edited.id, values)
     except (Invalid, Conflict) as error:
         session.rollback()
-        return edit_page(frame, number, typed, error)
-    return back_to(f"/admin/projects/{slug}/prompts/{number}", "prompt-saved")
+        return edit_page(frame, edited, typed, error)
+    return back_to(f"/admin/projects/{slug}/prompts/{edited.id}", "prompt-saved")

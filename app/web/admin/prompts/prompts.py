@@ -30,9 +30,9 @@ from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.prompts import forms
 from app.web.admin.prompts.files import describe_files
-from app.web.judging.views import Picture
+from app.web.judging.views import Picture, ReadPart, read_in_order
 from app.web.rendering import page
-from app.web.words import KIND_TONES, KIND_WORDS, SET_WORDS, STATE_TONES, STATE_WORDS, image_url
+from app.web.words import KIND_TONES, KIND_WORDS, SET_WORDS, STATE_TONES, STATE_WORDS, image_url, prompt_words
 
 router = APIRouter()
 router.include_router(forms.router)  # first: `/prompts/{prompt_id}` would match `/prompts/new` too
@@ -182,6 +182,7 @@ class PromptView:
     external_id: str | None
     created_at: datetime
     images: tuple[Picture, ...]
+    reading: tuple[ReadPart, ...]
     files: tuple[str, ...]
     blurred: bool
     may_review: bool
@@ -311,7 +312,7 @@ def prompt_row(prompt: Prompt) -> PromptRow:
     return PromptRow(
         id=str(prompt.id),
         image=image_url(prompt.images[0].sha256 if prompt.images else None),
-        question=prompt.question,
+        question=prompt_words(prompt.question),
         answer=prompt.answer,
         split=str(prompt.split),
         state=STATE_WORDS[state],
@@ -341,10 +342,11 @@ def prompt_view(session: Session, actor: Actor, frame: Frame, prompt: Prompt) ->
     """A prompt with its candidate sets and verdicts, as its page shows it."""
     state = PromptState(prompt.state)
     is_gold = gold.find_gold_id(session, prompt) is not None
+    images = tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images)
     return PromptView(
         slug=frame.project.slug,
         id=str(prompt.id),
-        question=prompt.question,
+        question=prompt_words(prompt.question),
         answer=prompt.answer,
         split=str(prompt.split),
         state=STATE_WORDS[state],
@@ -352,7 +354,8 @@ def prompt_view(session: Session, actor: Actor, frame: Frame, prompt: Prompt) ->
         accepted=prompt.has_accepted,
         external_id=prompt.external_id,
         created_at=prompt.created_at,
-        images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images),
+        images=images,
+        reading=read_in_order(prompts.prompt_parts(prompt), images),
         files=describe_files(session, actor, prompt),
         blurred=prompts.is_blurred(prompt.extra),
         may_review=frame.may_review,

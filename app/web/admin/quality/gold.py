@@ -20,14 +20,15 @@ from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import validation_message
 from app.services.projects.projects import settings_of
 from app.services.prompts import prompts
+from app.services.prompts.prompts import prompt_parts
 from app.services.quality import gold, standings
 from app.services.quality.gold import GoldIn
 from app.services.quality.standings import StandingSummary
 from app.web.access import Form, Me, Poster, SignedIn, managed_project, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
-from app.web.judging.views import Picture
+from app.web.judging.views import Picture, ReadPart, read_in_order
 from app.web.rendering import page
-from app.web.words import image_url
+from app.web.words import image_url, prompt_words
 
 router = APIRouter()
 MIN_ROWS = 6  # candidates in the form, at least
@@ -90,6 +91,7 @@ class GoldFormView:
     question: str
     answer: str | None
     images: tuple[Picture, ...]
+    reading: tuple[ReadPart, ...]
     rows: tuple[RowField, ...]
     choices: tuple[tuple[str, str], ...]
     explanation: str
@@ -143,7 +145,7 @@ def gold_card(item: dict[str, Any]) -> GoldCard:
     return GoldCard(
         id=item["id"],
         prompt_id=item["prompt"],
-        question=item["question"],
+        question=prompt_words(item["question"]),
         answer=item["answer"],
         practice=item["practice"],
         explanation=item["explanation"] or "",
@@ -180,12 +182,14 @@ def form_page(frame: Frame, prompt: Prompt, typed: SubmittedGold, error: DomainE
     """The form as it was submitted, with empty rows for more candidates."""
     filled = [RowField(number, text, fits) for number, (text, fits) in enumerate(typed.rows, start=1)]
     spare = range(len(filled) + 1, max(MIN_ROWS, len(filled) + 2) + 1)
+    images = tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images)
     view = GoldFormView(
         slug=frame.project.slug,
         prompt_id=str(prompt.id),
-        question=prompt.question,
+        question=prompt_words(prompt.question),
         answer=prompt.answer,
-        images=tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in prompt.images),
+        images=images,
+        reading=read_in_order(prompt_parts(prompt), images),
         rows=(*filled, *(RowField(number, "", "") for number in spare)),
         choices=CHOICES,
         explanation=typed.explanation,

@@ -24,8 +24,9 @@ from app.services.quality.standings import StandingSummary
 from app.web.access import Form, Me, Poster, managed_project, text_of, texts_of
 from app.web.admin.frame import back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step
+from app.web.judging.views import Picture, ReadPart, pictures_of, read_in_order
 from app.web.rendering import page
-from app.web.words import KIND_TONES, KIND_WORDS
+from app.web.words import KIND_TONES, KIND_WORDS, prompt_words
 
 router = APIRouter()
 PAGE_SIZE = 10
@@ -80,7 +81,8 @@ class ReviewCard:
     prompt_id: str
     question: str
     answer: str | None
-    image: str
+    images: tuple[Picture, ...]
+    reading: tuple[ReadPart, ...]
     choices: tuple[ReviewCandidate, ...]
     said: tuple[ReviewVerdict, ...]
     created_at: datetime
@@ -132,16 +134,17 @@ def index(request: Request, session: SessionDep, who: Me, slug: str, kind: str =
 def review_card(item: Mapping[str, Any], *, may_manage: bool) -> ReviewCard:
     """A review as the page shows it."""
     kind = ReviewKind(item["kind"])
-    images = item["prompt"]["images"] or []
+    images = pictures_of(item["prompt"]["images"] or ())
     return ReviewCard(
         id=item["id"],
         kind=kind.value,
         name=KIND_NAMES[kind],
         help=KIND_HELP[kind],
         prompt_id=item["prompt"]["id"],
-        question=item["prompt"]["question"],
+        question=prompt_words(item["prompt"]["question"]),
         answer=item["prompt"]["answer"],
-        image=images[0]["url"] if images else "",
+        images=images,
+        reading=read_in_order(item["prompt"]["parts"], images),
         choices=tuple(
             ReviewCandidate(
                 one["id"],

@@ -22,7 +22,7 @@ from app.web.admin.next_steps import NextStep, next_round_step
 from app.web.errors import wants_fragment
 from app.web.forms import Field
 from app.web.rendering import live, page
-from app.web.words import OUTCOME_TONES, image_url
+from app.web.words import OUTCOME_TONES, image_url, prompt_words
 from illume.evaluation.activation import outcome_words
 
 router = APIRouter()
@@ -239,7 +239,7 @@ def pair_row(pair: ComparisonPair, prompt: Prompt, said: list[Preferred]) -> Pai
     return PairRow(
         prompt=str(prompt.id),
         image=image_url(prompt.images[0].sha256 if prompt.images else None),
-        question=prompt.question,
+        question=prompt_words(prompt.question),
         answer=pair.answer or "",
         old=pair.old_text,
         new=pair.new_text,

@@ -16,7 +16,7 @@ from app.services.rounds.training_set import SnapshotRow
 from app.web.access import Me
 from app.web.admin.frame import frame_of
 from app.web.rendering import page
-from app.web.words import image_url
+from app.web.words import image_url, prompt_words
 
 router = APIRouter()
 ROLES = (
@@ -101,7 +101,7 @@ def content_row(row: SnapshotRow) -> ContentRow:
     return ContentRow(
         prompt=str(row.prompt.id),
         image=image_url(row.prompt.images[0] if row.prompt.images else None),
-        question=row.prompt.question,
+        question=prompt_words(row.prompt.question),
         answer=row.answer or "",
         rationale=row.rationale or "",
         accepted=row.accepted or "",

@@ -18,8 +18,9 @@ from app.services.rounds.side_by_side import TOLERANCE, Pair, SideBySide, Style,
 from app.web.access import Me
 from app.web.admin.frame import frame_of
 from app.web.admin.next_steps import NextStep, next_round_step
+from app.web.judging.views import Picture, ReadPart, read_in_order
 from app.web.rendering import page
-from app.web.words import OUTCOME_TONES, image_url
+from app.web.words import OUTCOME_TONES, image_url, prompt_words
 from illume.evaluation.activation import outcome_words
 
 router = APIRouter()
@@ -64,6 +65,7 @@ class PairView:
     question: str
     answer: str
     image: str
+    reading: tuple[ReadPart, ...]
     references: tuple[str, ...]
     old: SideView
     new: SideView
@@ -205,11 +207,13 @@ def pair_view(one: Pair) -> PairView:
     """A pair as the page shows it."""
     old, new = mark_differences(one.old.texts, one.new.texts)
     difference = one.difference
+    thumbs = [Picture(image_url(part["sha256"]), 0, 0) for part in one.parts if part["type"] == "image"]
     return PairView(
         prompt=str(one.prompt_id),
-        question=one.question,
+        question=prompt_words(one.question),
         answer=one.answer or "",
         image=image_url(one.image),
+        reading=read_in_order(one.parts, thumbs),
         references=one.references,
         old=side_view(one.old, old),
         new=side_view(one.new, new),

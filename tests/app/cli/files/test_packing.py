@@ -45,6 +45,22 @@ class TestImportFile:
         assert [line.split(":")[0] for line in warned] == ["line 3", "line 4"]
         assert "points outside" in warned[0]
 
+    def test_a_folder_of_prompts_in_parts(
+        self, committed_db: CommittedDatabase, project: Project, tmp_path: Path
+    ) -> None:
+        (tmp_path / "images").mkdir()
+        for name in ("1.png", "2.png"):
+            (tmp_path / "images" / name).write_bytes(factories.image_bytes())
+        pictures = [{"type": "image", "image": f"images/{name}"} for name in ("1.png", "2.png")]
+        text = {"type": "text", "text": "then"}
+        row = {"external_id": "a", "parts": [pictures[0], text, pictures[1]]}
+        (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
+        code, said, warned = take_in(tmp_path)
+        assert (code, said[-1], warned) == (0, "1 added, 0 unchanged, 0 rejected.", [])
+        [prompt] = prompts_of(committed_db, project)
+        assert prompt.parts is not None
+        assert [part["type"] for part in prompt.parts] == ["image", "text", "image"]
+
     def test_a_workbook_and_a_text_beside_their_images(
         self, committed_db: CommittedDatabase, project: Project, tmp_path: Path
     ) -> None:

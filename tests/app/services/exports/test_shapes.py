@@ -50,6 +50,7 @@ def record(
     state: str = "judged",
     exhaustive: bool = True,
     critic_weight: float = 1,
+    parts: list[dict[str, str]] | None = None,
 ) -> dict[str, Any]:
     """What a critic said of the set of prompt 5 with `n` candidates, of which those numbered `picked` fit."""
     said = list(texts) or [f"reason {one}" for one in range(n)]
@@ -61,6 +62,7 @@ def record(
         "split": "train",
         "images": [{"sha256": "ab" * 32, "path": f"images/{'ab' * 32}.png", "width": 3, "height": 2}],
         "question": "What is it?",
+        "parts": parts or [{"type": "image", "sha256": "ab" * 32}, {"type": "text", "text": "What is it?"}],
         "answer": answer,
         "candidate_set": candidate_set,
         "slots": slots,
@@ -283,6 +285,56 @@ class TestSharegpt:
     def test_no_text_is_a_place_for_an_image(self, one: str, other: str) -> None:
         [row] = shaped(Format.sharegpt, record(0, texts=[one], answer=other))
         assert "".join(turn["value"] for turn in row["conversations"]).count("<image>") == 1
+
+
+class TestParts:
+    """A picture that is shown again, a text with a placeholder, and a text before every picture."""
+
+    ONE, OTHER = "ab" * 32, "cd" * 32
+
+    def interleaved(self) -> dict[str, Any]:
+        sizes = {"width": 3, "height": 2}
+        parts = [
+            {"type": "text", "text": "Compare"},
+            {"type": "image", "sha256": self.ONE},
+            {"type": "text", "text": "with <image>"},
+            {"type": "text", "text": "that is"},
+            {"type": "image", "sha256": self.OTHER},
+            {"type": "image", "sha256": self.ONE},
+        ]
+        images = [{"sha256": one, "path": f"images/{one}.png", **sizes} for one in (self.ONE, self.OTHER)]
+        return record(1, n=2, parts=parts) | {"images": images, "question": "Compare with <image> that is"}
+
+    @pytest.mark.parametrize("form", [Format.sft, Format.preference, Format.kto])
+    def test_stand_in_their_order(self, form: Format) -> None:
+        row = shaped(form, self.interleaved())[0]
+        [turn] = row["prompt"]
+        assert turn["content"] == [
+            {"type": "text", "text": "Q: Compare"},
+            {"type": "image", "text": None},
+            {"type": "text", "text": "with <image>\nthat is"},
+            {"type": "image", "text": None},
+            {"type": "image", "text": None},
+            {"type": "text", "text": " A: a duck, seeing that"},
+        ]
+        assert [one["sha256"] for one in row["images"]] == [self.ONE, self.OTHER, self.ONE]
+
+    @pytest.mark.parametrize("task", Task)
+    def test_are_marked_where_they_stand(self, task: Task) -> None:
+        row = shaped(Format.sharegpt, self.interleaved(), task=task)[0]
+        assert row["conversations"][0]["value"] == (
+            "Q: Compare<image>with < image>\nthat is<image><image> A: a duck, seeing that"
+        )
+        assert row["images"] == [f"images/{one}.png" for one in (self.ONE, self.OTHER, self.ONE)]
+
+    def test_of_pictures_alone(self) -> None:
+        alone = record(1, n=2, answer=None, parts=[{"type": "image", "sha256": self.ONE}]) | {"question": ""}
+        row = shaped(Format.sharegpt, alone)[0]
+        assert row["conversations"][0]["value"] == "Q: <image> A:"
+
+    def test_records_from_before_there_were_parts_are_in_the_short_form(self) -> None:
+        old = {key: value for key, value in record(1).items() if key != "parts"}
+        assert shaped(Format.sft, old) == shaped(Format.sft, record(1))
 
 
 class TestTexts:

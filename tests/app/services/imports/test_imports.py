@@ -209,7 +209,7 @@ BAD_LINES: list[tuple[Any, str | None, str]] = [
     (b'{"question": "caf\xe9"}', None, "not UTF-8"),
     ({"question": "", "images": ["SHA"]}, "question", "at least 1 character"),
     ({"question": "   ", "images": ["SHA"]}, "question", "at least 1 character"),
-    ({"question": "q" * 4001, "images": ["SHA"]}, "question", "at most 4000"),
+    ({"question": "q" * 16_001, "images": ["SHA"]}, "question", "at most 16000"),
     ({"question": "q", "answer": ["a", {}], "metadata": [1], "images": ["SHA"]}, "metadata", "not a valid JSON object"),
     ({"question": "q", "answer": "a" * 4001, "images": ["SHA"]}, "answer", "at most 4000"),
     ({"question": "a\x00b", "images": ["SHA"]}, "question", "NUL"),
