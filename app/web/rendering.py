@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2_fragments import render_block
 
+from app.errors import printable
 from app.models import Role
 from app.services.kernel.actors import Actor
 from app.services.kernel.store import DerivativeWidth
@@ -243,7 +244,8 @@ def srcset(url: str, width: int) -> str:
 
 def html(content: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> HTMLResponse:
     """An HTML response that is never cached: it contains what only this person may see."""
-    return HTMLResponse(content, status_code=status, headers={"Cache-Control": "no-store", **(headers or {})})
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    return HTMLResponse(printable(content), status_code=status, headers=headers)
 
 
 def page(name: str, *, shell: Shell, view: Any, status: int = 200) -> HTMLResponse:
@@ -260,7 +262,7 @@ def fragment(
 
 def live(request: Request, name: str, block: str, *, shell: Shell, view: Any) -> Response:
     """A block that the page polls: 304 where its ETag is still the same."""
-    content = render_block(environment(), name, block, shell=shell, view=view)
+    content = printable(render_block(environment(), name, block, shell=shell, view=view))
     etag = f'"{hashlib.sha256(content.encode()).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "no-store"}
     if request.headers.get("if-none-match") == etag:

@@ -17,14 +17,13 @@ from app.errors import Invalid
 from app.services.imports.archives import Archive, check_workbook
 from app.services.imports.names import coco_names, escapes_folder
 from app.services.imports.tables.rows import (
-    MAX_COLUMN_NAME,
     MAX_COLUMNS,
     MAX_ROWS,
     TOO_MANY_ROWS,
     OpenTable,
     TableRow,
+    column_problem,
     measure_depth,
-    too_long,
 )
 from app.services.imports.tables.table import Table, TableForm, TableKind, detect_kind, find_encoding
 from app.services.kernel.text_rules import MAX_DEPTH
@@ -177,8 +176,8 @@ def checked(row: TableRow) -> TableRow:
             row.number, Invalid(f"The row has {len(row.values):,} columns; at most {MAX_COLUMNS} are read.")
         )
     for column, value in row.values.items():
-        if len(column) > MAX_COLUMN_NAME:
-            return TableRow(row.number, Invalid(too_long(column)))
+        if problem := column_problem(column):
+            return TableRow(row.number, Invalid(problem))
         if measure_depth(value) > MAX_DEPTH:
             return TableRow(row.number, Invalid(f"{column[:60]}: it is nested too deeply.", field=column))
     return row

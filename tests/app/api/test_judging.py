@@ -46,7 +46,7 @@ class TestClaim:
             "images",
             "parts",
         }
-        assert all(set(candidate) == {"id", "text"} for candidate in claimed["candidates"])
+        assert {frozenset(candidate) for candidate in claimed["candidates"]} == {frozenset({"id", "text"})}
         assert claimed["expires_at"].endswith("Z")
 
     def test_none_is_ready(self, project: Project, critic: TestClient) -> None:

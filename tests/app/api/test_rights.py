@@ -678,14 +678,15 @@ class TestWhatWouldUnblind:
     def test_no_figure_moves_by_ones_own_verdict_alone(self, committed_db: CommittedDatabase, world: World) -> None:
         # Of a critic who judges alone, only the verdicts on gold prompts would leave it as it is.
         base = f"/api/v1/projects/{world.project.slug}"
-        seen, figures = [], []
+        seen, figures, given = [], [], []
         with client_of(committed_db, world, Role.critic) as client:
             for _ in range(2):
                 seen.append([rows_of(client.get(f"{base}{one}")) for one in ("/stats", "/rounds")])
                 figures.append(re.findall(r'data-line-label="([^"]*)"', client.get(page_url(JUDGING, world)).text))
                 claimed = client.get(f"/api/v1/assignments/{world.named['assignment_id']}").json()
                 verdict = {"kind": "picked", "picks": [claimed["candidates"][0]["id"]]}
-                client.post(f"/api/v1/assignments/{claimed['id']}/verdict", json=verdict)
+                given.append(client.post(f"/api/v1/assignments/{claimed['id']}/verdict", json=verdict).is_success)
+        assert given[0], "a figure could not move otherwise"
         assert seen[0] == seen[1]
         assert all("Training round" in label for [label] in figures)
         with committed_db.sessions() as session:

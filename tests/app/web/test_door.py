@@ -75,6 +75,9 @@ class TestCookies:
         for cookies in (f"{others}; {ours}", f"{ours}; {others}"):
             answer = browser.client.get("/admin", headers={"Cookie": cookies}, follow_redirects=False)
             assert answer.status_code == 200
+        octal = {ord(letter): f"\\{ord(letter):03o}" for letter in map(chr, range(33, 127))}
+        escaped = "; ".join(f'{one.name}="{(one.value or "").translate(octal)}"' for one in browser.client.cookies.jar)
+        assert browser.client.get("/admin", headers={"Cookie": escaped}, follow_redirects=False).status_code == 303
 
 
 class TestHead:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from app.errors import Invalid
-from app.services.kernel.text_rules import MAX_DEPTH
+from app.services.kernel.text_rules import MAX_DEPTH, text_problem
 
 MAX_LINE = 4 * 1024 * 1024
 MAX_ROWS = 20_000_000
@@ -30,14 +30,18 @@ class TableRow:
 
 
 def check_column(name: str) -> None:
-    """Raise `Invalid` for the name of a column that is far too long."""
+    """Raise `Invalid` for the name of a column that is far too long or cannot be stored."""
+    problem = column_problem(name)
+    if problem:
+        raise Invalid(problem, field="file")
+
+
+def column_problem(name: str) -> str:
+    """What is wrong with the name of a column; empty where nothing is."""
     if len(name) > MAX_COLUMN_NAME:
-        raise Invalid(too_long(name), field="file")
-
-
-def too_long(name: str) -> str:
-    """What to say of the name of a column that is too long."""
-    return f"The name of the column '{name[:60]}…' has over {MAX_COLUMN_NAME} characters."
+        return f"The name of the column '{name[:60]}…' has over {MAX_COLUMN_NAME} characters."
+    reason = text_problem(name)
+    return f"The name of the column '{name[:60].replace(chr(0), '?')}' {reason}." if reason else ""
 
 
 def is_missing(value: Any) -> bool:

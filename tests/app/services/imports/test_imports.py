@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, DomainError, Forbidden, Invalid
 from app.models import Import, ImportState, Project, Prompt, PromptImage, Role, Split
-from app.services.imports import imports
+from app.services.imports import imports, opened
 from app.services.imports.cells import MISSING_WORDS
 from app.services.imports.layouts import ImportPlan, Target
 from app.services.imports.opened import Source
@@ -29,11 +29,13 @@ from app.services.imports.reading import BATCH_ROWS
 from app.services.imports.running import run_import
 from app.services.imports.tables.rows import MAX_COLUMNS
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.text_rules import MAX_JSON_BYTES
 from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import place_by_image
 from app.settings import ROOT
 from tests import factories
 from tests.app.services.imports.importing import archive, make, problems, prompts_of, run, stored_image, table
+from tests.app.services.imports.tables.tables import as_xlsx
 from tests.conftest import CommittedDatabase
 
 
@@ -226,6 +228,7 @@ BAD_LINES: list[tuple[Any, str | None, str]] = [
     ({"question": "q", "images": ["file:///etc/passwd"]}, "images", "must begin with https"),
     ({"question": "q", "images": ["SHA"], "split": "other"}, "split", "train"),
     (b'{"question": "q", "metadata": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "metadata", "too deeply"),
+    ({"question": "q", "images": ["SHA"], "metadata": {"a": "x" * MAX_JSON_BYTES}}, "metadata", "over 256 kB"),
 ]
 
 
@@ -392,6 +395,41 @@ class TestColumns:
         else:
             with pytest.raises(Invalid, match="at most 500"):
                 imports.plan_upload(Source(file, file.name), split=Split.train, mapping=None, loose=True)
+
+    def test_a_row_has_so_many_at_most(self, tmp_path: Path) -> None:
+        file = tmp_path / "wide.jsonl"
+        rows = ({f"k{number}": 1 for number in range(n)} for n in (MAX_COLUMNS, MAX_COLUMNS + 1, 1))
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        first, second, third = (row.values for row in opened.first_rows(Source(file, file.name), 5))
+        assert isinstance(second, Invalid)
+        assert second.detail == "The row has 501 columns; at most 500 are read."
+        assert isinstance(first, dict)
+        assert isinstance(third, dict)
+
+    @pytest.mark.parametrize(
+        ("name", "data"),
+        [
+            ("t.csv", b"image,question,a\x00b\n"),
+            ("t.xlsx", as_xlsx([["image", "question", "a_x0000_b"], ["x", "q", "1"]])),
+            ("t.xlsx", as_xlsx([["image", "question", "a_xD800_b"], ["x", "q", "1"]])),
+        ],
+    )
+    def test_one_that_cannot_be_stored_is_named(self, tmp_path: Path, name: str, data: bytes) -> None:
+        file = tmp_path / name
+        file.write_bytes(data)
+        with pytest.raises(Invalid, match=r"The name of the column 'a.*b' holds (a NUL|half)") as caught:
+            imports.plan_upload(Source(file, name), split=Split.train, mapping=None, loose=True)
+        assert caught.value.field == "file"
+
+    def test_a_row_that_has_one_is_rejected_alone(self, tmp_path: Path) -> None:
+        file = tmp_path / "odd.jsonl"
+        file.write_bytes(b'{"image": "x"}\n{"image": "x", "a\\u0000": 1}\n{"image": "x", "a\\ud800": 1}\n')
+        first, second, third = (row.values for row in opened.first_rows(Source(file, file.name), 5))
+        assert first == {"image": "x"}
+        assert isinstance(second, Invalid)
+        assert second.detail == "The name of the column 'a?' holds a NUL character."
+        assert isinstance(third, Invalid)
+        assert third.detail == "The name of the column 'a\\ud800' holds half a surrogate pair."
 
 
 class TestFormats:

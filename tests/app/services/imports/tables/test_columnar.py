@@ -12,7 +12,10 @@ import pytest
 from pyarrow import parquet
 from sqlalchemy import func, select
 
+from app.errors import Invalid
 from app.models import Project, PromptImage
+from app.services.imports.opened import Source, first_rows
+from app.services.imports.tables.rows import MAX_COLUMNS
 from tests import factories
 from tests.app.services.imports.importing import problems, run
 from tests.app.services.imports.tables.tables import IMAGE, opened, read
@@ -125,3 +128,14 @@ def test_repeated_ids_are_found_in_numbers_too(committed_db: CommittedDatabase, 
 def test_says_that_it_is_parquet(tmp_path: Path) -> None:
     form = opened(tmp_path, as_parquet(answer=arrow.array(["a"])), "t.parquet").form()
     assert (form.kind.value, form.encoding, form.delimiter, form.sheets) == ("parquet", "", "", ())
+
+
+@pytest.mark.parametrize(("n", "fits"), [(MAX_COLUMNS - 2, True), (MAX_COLUMNS - 1, False)])
+def test_a_file_has_so_many_columns_at_most(tmp_path: Path, n: int, fits: bool) -> None:
+    (tmp_path / "t.parquet").write_bytes(as_parquet(**{f"c{number}": arrow.array([1]) for number in range(n)}))
+    source = Source(tmp_path / "t.parquet", "t.parquet")
+    if fits:
+        assert len(first_rows(source, 1)[0].values) == MAX_COLUMNS
+    else:
+        with pytest.raises(Invalid, match="The Parquet file has 501 columns; at most 500 are read"):
+            first_rows(source, 1)

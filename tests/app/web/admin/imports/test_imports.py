@@ -137,6 +137,21 @@ class TestHowATableIsRead:
         assert words in shown
         assert 'name="encoding"' not in shown
 
+    @pytest.mark.parametrize(
+        ("data", "name"),
+        [
+            (b'{"image": "x", "question": "q\\ud800", "a": ["\\udfff", "\\u0000"]}', "t.jsonl"),
+            (as_xlsx([["image", "question"], ["x", "q_xD800_ _x0000_"]]), "t.xlsx"),
+        ],
+        ids=["json", "xlsx"],
+    )
+    def test_what_cannot_be_encoded_is_shown_written_out(
+        self, browser: Browser, session: Session, project: Project, data: bytes, name: str
+    ) -> None:
+        answer = browser.get(f"{HERE}/imports/{draft(session, project, data, name).id}")
+        assert answer.status_code == 200
+        assert "q\\ud800" in answer.text
+
 
 class TestWho:
     @pytest.mark.parametrize(("role", "status"), [(Role.reviewer, 200), (Role.viewer, 403), (Role.critic, 403)])
