@@ -220,6 +220,7 @@ class TestRejections:
     def judged(self, session: Session) -> Project:
         project, _ = make_judged(session, prompts=8)
         projects.update_project(session, SYSTEM, project.slug, {"objective": "picks_and_rejections"})
+        add_val(session, project, count=1)
         rules.refresh_prompts(session, project.id)
         return project
 
@@ -249,6 +250,7 @@ class TestRejections:
         assert (NASTY[2], "better: " + NASTY[5]) in pairs
 
     def test_none_of_a_held_out_prompt(self, session: Session, judged: Project) -> None:
+        projects.update_project(session, SYSTEM, judged.slug, {"primary_metric": "loglik"})
         chosen = choose_rows(session, judged)
         assert chosen.heldout
         assert prompts_of(chosen.rejections).isdisjoint(prompts_of(chosen.heldout))
