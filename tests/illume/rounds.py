@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from illume.parts import ImagePart, TextPart, join_texts
+from illume.parts import ImagePart, Part, TextPart, join_texts
 from illume.records import Example, TrainingRow
 from illume.settings import EvaluationSettings, TuningSettings
 from illume.tuning.job import TuningJob, write_job
@@ -55,7 +55,7 @@ def make_ordered(folder: Path) -> list[Example]:
     """Eight prompts of the same two images and texts, in different orders and of different answers."""
     (red, blue), parts = make_examples(folder, count=2, split="train"), [ImagePart(0), ImagePart(1)]
     images, texts = (*red.images, *blue.images), [TextPart("one"), TextPart("two")]
-    orders = [
+    orders: list[tuple[Part, ...]] = [
         (first, pictures[0], second, pictures[1]) if between else (first, second, *pictures)
         for pictures in (parts, parts[::-1])
         for first, second in (texts, texts[::-1])

@@ -39,8 +39,9 @@ FIELDS: Mapping[AnswerShape, Mapping[str, Right | None]] = {
         """,
         sees_model="""
             active_version uncertain_first pool_target pool_for_round base_model template temperatures top_k_share top_p
-            max_new_tokens redraws epochs learning_rate batch_size lora_rank lora_alpha init guard_per_rationale
-            eval_prompts primary_metric max_answer_drop blind_gate
+            max_new_tokens redraws epochs learning_rate batch_size lora_rank lora_alpha init objective
+            preference_beta pair_weight picture_weight anchor_weight unpaired_weight guard_per_rationale eval_prompts
+            primary_metric max_answer_drop blind_gate
         """,
         # How many gold prompts and repeats there are would help to tell them from others.
         sees_others="weigh_reliability gold_share gold_minimum gold_accuracy repeat_share repeat_after",
