@@ -54,6 +54,8 @@ def as_seen(picture: PIL.Image.Image) -> Seen:
     say no colours (32-bit numbers), and whatever the decoder raises for a broken file.
     """
     changes: list[Change] = []
+    if picture.format == "TIFF" and _orientation(picture) in UPRIGHT:
+        changes.append(Change.turned)  # by Pillow itself, as soon as it is loaded
     frame = _first_frame(picture, changes)
     frame = _turn(frame, changes)
     alpha = frame.convert("RGBA").getchannel("A") if _is_transparent(frame) else None
@@ -91,13 +93,18 @@ def _first_frame(picture: PIL.Image.Image, changes: list[Change]) -> PIL.Image.I
     return canvas
 
 
-def _turn(picture: PIL.Image.Image, changes: list[Change]) -> PIL.Image.Image:
-    """Turn a picture as its EXIF data say. Pillow's own function writes them again, and fails for a mistyped field."""
+def _orientation(picture: PIL.Image.Image) -> int | None:
+    """How the camera was held, as the picture's EXIF data say."""
     try:
         orientation = picture.getexif().get(ORIENTATION)
     except Exception:  # noqa: BLE001 - EXIF data that cannot be read say nothing; the picture is there
-        return picture
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return None
+    return orientation if isinstance(orientation, int) else None
+
+
+def _turn(picture: PIL.Image.Image, changes: list[Change]) -> PIL.Image.Image:
+    """Turn a picture as its EXIF data say. Pillow's own function writes them again, and fails for a mistyped field."""
+    turn = UPRIGHT.get(_orientation(picture) or 0)
     if turn is None:
         return picture
     changes.append(Change.turned)

@@ -16,7 +16,7 @@ from app.http.ranges import find_part
 from app.models import Image
 from app.services.kernel.store import DerivativeWidth, get_store
 from app.services.prompts import derivatives, images
-from app.services.prompts.decoding import ACCEPTED, DERIVATIVE_TYPE
+from app.services.prompts.decoding import ACCEPTED, DERIVATIVE_TYPE, may_be_transparent
 
 router = APIRouter(tags=["images"], route_class=ApiRoute)
 KEEP = "private, max-age=31536000, immutable"
@@ -49,6 +49,11 @@ def add_image(
     return image_out(store_image(session, actor, upload))
 
 
+async def read_whole(sha256: str) -> bytes:
+    """The bytes of a stored image, read in a thread."""
+    return await run_in_threadpool(get_store().read_bytes, sha256)
+
+
 @router.get("/images/{sha256}", response_class=Response)
 async def get_image(
     request: Request,
@@ -63,16 +68,20 @@ async def get_image(
     async with pool.reading() as transaction:
         actor = await authenticate_reader(request, transaction)
         stored = await images.find_stored(transaction, actor, sha256)
+    whole, media_type = None, DERIVATIVE_TYPE
     smaller = width if width is not None and width < stored.width else None
+    if width is not None and smaller is None and stored.media_type != "image/jpeg":
+        whole = await read_whole(sha256)
+        smaller = width if may_be_transparent(whole) else None  # it is as large, but on white
     headers = {"ETag": f'"{sha256}-{smaller:d}"' if smaller else f'"{sha256}"', "Cache-Control": KEEP}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    data, media_type = None, DERIVATIVE_TYPE
+    made = None
     if smaller:
-        data = await run_in_threadpool(derivatives.find, sha256, smaller) or await derivatives.make(sha256, smaller)
-    if data is None:
+        made = await run_in_threadpool(derivatives.find, sha256, smaller) or await derivatives.make(sha256, smaller)
+    if made is None:
         headers["ETag"], media_type = f'"{sha256}"', stored.media_type
-        data = await run_in_threadpool(get_store().read_bytes, sha256)
+    data = made or whole or await read_whole(sha256)
     part = find_part(request.headers, size=len(data), etag=headers["ETag"])
     content = data[part.start : part.stop]
     return Response(content, status_code=part.status, media_type=media_type, headers={**headers, **part.headers})

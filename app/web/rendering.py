@@ -217,6 +217,7 @@ def environment() -> Environment:
         "percent": percent,
         "at_width": at_width,
         "srcset": srcset,
+        "whole": whole,
     }
     env.globals["static"] = static
     env.globals["module"] = module
@@ -236,7 +237,17 @@ def at_width(url: str, width: int) -> str:
 def srcset(url: str, width: int) -> str:
     """The candidates of an image `width` pixels wide for `srcset`: its derivatives, and itself if it is no larger."""
     smaller = [f"{at_width(url, one)} {one:d}w" for one in DerivativeWidth if one < width]
-    return ", ".join(smaller if width > max(DerivativeWidth) else [*smaller, f"{url} {width}w"])
+    return ", ".join(smaller if width > max(DerivativeWidth) else [*smaller, f"{whole(url, width)} {width}w"])
+
+
+def whole(url: str, width: int) -> str:
+    """The address at which an image `width` pixels wide is served whole.
+
+    Up to the largest derivative it asks for a width that the image does not exceed: the answer is the image as it is,
+    or on white where it was stored with transparency.
+    """
+    wider = [one for one in DerivativeWidth if one >= width]
+    return at_width(url, wider[0]) if wider else url
 
 
 # Answers

@@ -53,7 +53,7 @@ def display_p3() -> ImageCms.ImageCmsProfile:
 
 class TestOrientation:
     @pytest.mark.parametrize("orientation", range(1, 9))
-    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
     def test_all_eight(self, orientation: int, kind: str) -> None:
         upright = corners()
         exif = PIL.Image.Exif()

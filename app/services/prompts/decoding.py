@@ -45,6 +45,8 @@ WEBP_MAX_SIDE = 16_383
 DERIVATIVE_BYTES = {96: 4_000, 480: 16_000, 1600: 280_000}
 THUMBNAIL_QUALITIES = (80, 65, 50, 35, 20, 5)
 LARGE_QUALITIES = (85, 75)
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_WITH_ALPHA = (4, 6)  # its colour types
 MARKUP = {b"<svg": "SVG", b"<!doctype html": "HTML", b"<html": "HTML", b"<?xml": "XML or SVG"}
 
 pillow_heif.register_heif_opener(thumbnails=False)
@@ -84,10 +86,19 @@ def decode(data: bytes, scale_down: bool = False) -> EncodedImage:
         return _write(picture)
 
 
+def may_be_transparent(data: bytes) -> bool:
+    """Whether a stored picture may have transparent pixels, as its first bytes say: few do, stored long ago."""
+    if data.startswith(PNG_START):
+        return data[25] in PNG_WITH_ALPHA or b"tRNS" in data[: data.find(b"IDAT")]
+    if data[12:16] == b"VP8X":
+        return bool(data[20] & 0x10)
+    return data[12:16] == b"VP8L" and bool(data[24] & 0x10)
+
+
 def shrink(data: bytes, width: int) -> bytes:
-    """Return a stored picture as a WebP file `width` pixels wide. Raises whatever the decoder raises."""
+    """Return a stored picture as a WebP file at most `width` pixels wide. Raises whatever the decoder raises."""
     with PIL.Image.open(io.BytesIO(data)) as picture:
-        scale = min(width / picture.width, WEBP_MAX_SIDE / picture.height)
+        scale = min(1.0, width / picture.width, WEBP_MAX_SIDE / max(picture.size))
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture.draft(picture.mode, (size[0] * 2, size[1] * 2))  # a JPEG is decoded at about the size that is needed
         small = as_seen(picture).pixels.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)

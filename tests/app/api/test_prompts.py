@@ -129,6 +129,27 @@ class TestImages:
             assert (answer.content, answer.headers["etag"]) == (original.content, original.headers["etag"])
         assert admin.get(url, params={"width": 96}).headers["etag"] != original.headers["etag"]
 
+    @pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP")])
+    def test_a_transparent_one_stored_long_ago_is_served_on_white(
+        self, session: Session, admin: TestClient, mode: str, kind: str
+    ) -> None:
+        file = io.BytesIO()
+        PIL.Image.new(mode, (120, 60)).save(file, kind)
+        image = factories.make_image(session, file.getvalue())
+        url = f"/api/v1/images/{image.sha256}"
+        tags = {admin.get(url).headers["etag"]}
+        assert admin.get(url).content == file.getvalue()  # its hash is that of these bytes
+        for width in (96, 480, 1600):
+            answer = admin.get(url, params={"width": width})
+            with PIL.Image.open(io.BytesIO(answer.content)) as picture:
+                assert (picture.mode, picture.size[0], picture.getpixel((3, 3))) == (
+                    "RGB", min(width, 120), (255, 255, 255),
+                )  # fmt: skip
+            tags.add(answer.headers["etag"])
+            again = admin.get(url, params={"width": width}, headers={"If-None-Match": answer.headers["etag"]})
+            assert again.status_code == 304
+        assert len(tags) == 4
+
     @pytest.mark.parametrize("width", ["97", "0", "-96", "x", ""])
     def test_other_widths(self, admin: TestClient, width: str) -> None:
         assert admin.get(upload(admin)["url"], params={"width": width}).status_code == 422

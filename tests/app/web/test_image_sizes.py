@@ -88,9 +88,9 @@ class TestPages:
 
 class TestSrcset:
     def test_the_original_is_its_own_largest(self) -> None:
-        assert srcset(URL, 90) == f"{URL} 90w"
-        assert srcset(URL, 480) == f"{URL}?width=96 96w, {URL} 480w"
-        assert srcset(URL, 1600) == f"{URL}?width=96 96w, {URL}?width=480 480w, {URL} 1600w"
+        assert srcset(URL, 90) == f"{URL}?width=96 90w"
+        assert srcset(URL, 480) == f"{URL}?width=96 96w, {URL}?width=480 480w"
+        assert srcset(URL, 1600) == f"{URL}?width=96 96w, {URL}?width=480 480w, {URL}?width=1600 1600w"
 
     def test_a_larger_original_is_left_out(self) -> None:
         assert srcset(URL, 1601) == f"{URL}?width=96 96w, {URL}?width=480 480w, {URL}?width=1600 1600w"

@@ -14,7 +14,7 @@ import pytest
 from app.errors import NotFound
 from app.services.kernel.store import DerivativeWidth, get_store
 from app.services.prompts import derivatives
-from app.services.prompts.decoding import DERIVATIVE_BYTES, WEBP_MAX_SIDE, shrink
+from app.services.prompts.decoding import DERIVATIVE_BYTES, WEBP_MAX_SIDE, may_be_transparent, shrink
 from tests import factories
 
 Result = TypeVar("Result")
@@ -52,6 +52,27 @@ class TestShrink:
     def test_transparency_is_laid_onto_white(self, kind: str) -> None:
         small = opened(shrink(encoded("RGBA", kind, (300, 300), (255, 0, 0, 0)), 96))
         assert small.convert("RGBA").getpixel((48, 48)) == (255, 255, 255, 255)
+
+    @pytest.mark.parametrize(
+        ("mode", "kind", "options", "expected"),
+        [
+            ("RGB", "PNG", {}, False),
+            ("P", "PNG", {}, False),
+            ("P", "PNG", {"transparency": 0}, True),
+            ("RGBA", "PNG", {}, True),
+            ("LA", "PNG", {}, True),
+            ("RGB", "WEBP", {}, False),
+            ("RGB", "WEBP", {"lossless": True}, False),
+            ("RGBA", "WEBP", {}, True),
+            ("RGBA", "WEBP", {"lossless": True}, True),
+            ("RGB", "WEBP", {"icc_profile": b"a profile makes a longer header"}, False),
+            ("RGB", "JPEG", {}, False),
+        ],
+    )
+    def test_whether_it_is_transparent(self, mode: str, kind: str, options: dict[str, Any], *, expected: bool) -> None:
+        file = io.BytesIO()
+        PIL.Image.new(mode, (30, 20)).save(file, kind, **options)
+        assert may_be_transparent(file.getvalue()) is expected
 
     @pytest.mark.parametrize("size", [(19_000, 80), (500, 19_000)])
     def test_extreme_shapes(self, size: tuple[int, int]) -> None:
