@@ -30,7 +30,7 @@ def test_figures_line_up_and_lead_to_what_they_count(admin: Visit, size: tuple[i
     figure = page.get_by_role("cell").filter(has=page.get_by_role("link")).first
     assert figure.evaluate("one => getComputedStyle(one).fontVariantNumeric") == "tabular-nums"
     if size == DESK:  # on a phone a row is a card, with each figure after its name
-        assert figure.evaluate("one => getComputedStyle(one).textAlign") == "right"
+        assert figure.evaluate("one => getComputedStyle(one).textAlign") == "end"
     count = int(figure.get_by_role("link").inner_text())
     figure.get_by_role("link").click()
     verdicts = page.get_by_role("region", name="Verdicts", exact=True)
