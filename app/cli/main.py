@@ -21,6 +21,7 @@ COMMANDS = {
     "round": ("app.cli.round:tuning_round", "Start, list and cancel tuning rounds"),
     "import": ("app.cli.files.import_file:import_command", "Import prompts from a file into a project"),
     "export": ("app.cli.files.export_file:export_command", "Export a project's dataset to a file"),
+    "publish": ("app.cli.files.publish:publish_command", "Write or upload a repository for the Hugging Face Hub"),
     "erase": ("app.cli.erase:erase_command", "Permanently erase a person, an image or a project"),
     "backup": ("app.cli.files.backup:backup_command", "Back up the whole installation to one file"),
     "restore": ("app.cli.files.restore:restore_command", "Restore an installation from a backup"),

@@ -26,7 +26,7 @@ JUDGING = re.compile(
     r"/api/v1/projects/[^/]+/assignments|/api/v1/assignments/[^/]+/verdict"
     r"|/annotate/[^/]+/next|/annotate/[^/]+/assignments/[^/]+/verdict"
 )
-STREAMS = re.compile(r"/api/v1/projects/[^/]+/dataset|/api/v1/imports/[^/]+/problems")
+STREAMS = re.compile(r"/api/v1/projects/[^/]+/dataset|/api/v1/imports/[^/]+/problems|/admin/projects/[^/]+/publish")
 SCRAPES = re.compile(r"/metrics")
 SMALL_BODY = 256 * 1024
 LARGEST_JSON = 16 * 1024 * 1024

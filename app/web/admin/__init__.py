@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from app.web.admin import audit
 from app.web.admin.accounts import users
 from app.web.admin.erasure import erasures
-from app.web.admin.exports import exports
+from app.web.admin.exports import exports, publish
 from app.web.admin.imports import imports, photos
 from app.web.admin.integrations import webhooks
 from app.web.admin.projects import first_steps, overview, settings
@@ -15,7 +15,7 @@ from app.web.admin.rounds import comparisons, contents, rounds, side_by_side, ve
 
 router = APIRouter()
 LOOP = (overview, first_steps, settings, rounds, contents, versions, side_by_side, comparisons)
-PROJECT = (*LOOP, many, prompts, gold, review, imports, photos, exports, critics, webhooks)
+PROJECT = (*LOOP, many, prompts, gold, review, imports, photos, exports, publish, critics, webhooks)
 for module in (*PROJECT, users, audit, erasures):
     router.include_router(module.router, prefix="/admin")
 

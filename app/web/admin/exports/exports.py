@@ -26,6 +26,7 @@ from app.services.kernel.rights import Right
 from app.services.rounds import snapshot_records, snapshots, versions
 from app.settings import get_settings
 from app.web.access import Form, Me, Poster, managed_project, text_of
+from app.web.admin.exports.publish import publish_fields
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step
 from app.web.admin.rounds.rounds import COUNT_NAMES
@@ -107,6 +108,7 @@ class ExportView:
     may_freeze: bool
     may_see_snapshots: bool
     snapshots: tuple[SnapshotRow, ...]
+    publish: tuple[Field, ...]
 
 
 @router.get("/projects/{slug}/export")
@@ -148,6 +150,9 @@ def export_view(request: Request, session: Session, actor: Actor, frame: Frame) 
         may_freeze=frame.may_manage,
         may_see_snapshots=may_see_snapshots,
         snapshots=tuple(snapshot_row(one) for one in found),
+        publish=publish_fields(found, versions.list_versions(session, actor, frame.project))
+        if may_see_snapshots
+        else (),
     )
 
 
