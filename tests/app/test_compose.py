@@ -74,23 +74,23 @@ def environment_of(service: str, secrets: Mapping[str, str]) -> dict[str, str]:
     return {name: filled(str(value), secrets) for name, value in SERVICES[service].get("environment", {}).items()}
 
 
-def command_of(words: list[str]) -> list[str]:
-    """A command of the image, for this machine."""
-    assert words[0] == "illume"
-    return [sys.executable, "-m", "app.cli", *words[1:]]
+def compose_schema() -> Any:
+    """What checks a file against the Compose specification."""
+    found = importlib.util.find_spec("check_jsonschema")
+    assert found is not None
+    assert found.origin is not None
+    schema = json.loads((Path(found.origin).parent / "builtin_schemas/vendor/compose-spec.json").read_text())
+    validator = jsonschema.validators.validator_for(schema)
+    validator.check_schema(schema)
+    return validator(schema)
 
 
 class TestFile:
     def test_the_specification_takes_it(self) -> None:
-        found = importlib.util.find_spec("check_jsonschema")
-        assert found is not None
-        assert found.origin is not None
-        schema = json.loads((Path(found.origin).parent / "builtin_schemas/vendor/compose-spec.json").read_text())
-        validator = jsonschema.validators.validator_for(schema)
-        validator.check_schema(schema)
-        validator(schema).validate(COMPOSE)
+        validator = compose_schema()
+        validator.validate(COMPOSE)
         with pytest.raises(jsonschema.ValidationError):
-            validator(schema).validate({**COMPOSE, "services": {"web": {"comand": "illume serve"}}})
+            validator.validate({**COMPOSE, "services": {"web": {"comand": "illume serve"}}})
 
     def test_only_the_web_server_is_published_and_only_here(self) -> None:
         assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
@@ -137,8 +137,54 @@ class TestFile:
             )
             assert environment["ILLUME_REDIS_URL"] == f"redis://:{secrets['REDIS_PASSWORD']}@redis:6379/0"
 
+    def test_they_write_to_the_volumes_alone(self) -> None:
+        for name in OURS:
+            service = SERVICES[name]
+            assert service["read_only"]
+            assert service["cap_drop"] == ["ALL"]
+            assert filled(service["user"], {}) == "10001:0"
+            assert [filled(one, {}) for one in service["volumes"]] == ["data:/data", "/tmp"]  # noqa: S108 - in the container
+            assert filled(service["volumes"][0], {"CONTAINER_DATA": "/srv/illume"}) == "/srv/illume:/data"
+
+    def test_the_specification_takes_the_addition_for_graphics_cards(self) -> None:
+        addition = yaml.safe_load((ROOT / "docker-compose.cuda.yml").read_text())
+        compose_schema().validate(addition)
+        assert set(addition["services"]) <= set(SERVICES)
+        assert addition["services"]["worker-model"]["build"]["target"] in stages()
+
+
+def stages() -> dict[str, list[str]]:
+    """The stages of the Dockerfile by name, the last one as "": each with its instructions, comments left out."""
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    found: dict[str, list[str]] = {}
+    for line in (line for line in text.splitlines() if line.strip() and not line.startswith("#")):
+        if line.startswith("FROM "):
+            name = line.partition(" AS ")[2]
+            found[name] = []
+        found[name].append(line)
+    return found
+
 
 class TestImage:
+    def test_any_user_of_the_group_0_may_run_it(self) -> None:
+        image = stages()["illume"]
+        places = {line: number for number, line in enumerate(image)}
+        user = image.index("USER 10001:0")
+        assert places["RUN chmod -R u=rwX,go=rX ."] > max(places[line] for line in image if line.startswith("COPY "))
+        assert user > places["RUN chmod -R u=rwX,go=rX ."]
+        assert not [line for line in image[user:] if line.startswith(("RUN ", "COPY "))]
+        assert any("install -d -o 10001 -g 0 -m 0770 /data" in line for line in image[:user])
+        environment = dict(
+            part.split("=", 1) for line in image if line.startswith("ENV ") for part in shlex.split(line)[1:]
+        )
+        assert environment["HOME"] == environment["ILLUME_DATA_DIR"] == "/data"
+        assert environment["USER"]  # `getpass.getuser` looks for a line of /etc/passwd otherwise
+
+    def test_the_last_stage_needs_no_graphics_card(self) -> None:
+        assert list(stages()) == ["assets", "illume", "cuda", ""]
+        assert stages()[""] == ["FROM illume"]
+        assert stages()["cuda"][0].startswith("FROM illume ")
+
     def test_all_it_copies_is_there_and_let_in(self) -> None:
         let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
         for line in (ROOT / "Dockerfile").read_text().splitlines():
@@ -171,8 +217,43 @@ def place(embedded: Embedded, data_dir: Path, secrets: Mapping[str, str]) -> Ite
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+CONTAINED = """
+set -e
+mount --make-rprivate /
+mount --bind /tmp /tmp
+mount --bind "$ILLUME_DATA_DIR" "$ILLUME_DATA_DIR"
+for place in "$(findmnt --noheadings --output TARGET --target "$PWD")" /; do mount -o remount,bind,ro "$place"; done
+if touch "$PWD/written" 2>/dev/null; then exit 99; fi
+chown -R 23456:0 "$ILLUME_DATA_DIR"
+export HOME="$ILLUME_DATA_DIR" USER=illume
+exec setpriv --reuid 23456 --regid 0 --clear-groups --no-new-privs \\
+  --inh-caps=-all,+dac_read_search --ambient-caps=+dac_read_search --bounding-set=-all,+dac_read_search "$@"
+"""
+"""A shell program that runs a command as in the container: nothing but /tmp and the data folder can be written to, by a
+user that no file names. It may read all, because this machine's Python may be where others cannot look."""
+
+
+def contained() -> list[str]:
+    """What stands before a command that runs like that; skips the test where this machine does not allow it."""
+    tools = ("unshare", "setpriv", "findmnt")
+    if not all(map(shutil.which, tools)) or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+        pytest.skip("only root may mount file systems here")
+    return ["unshare", "--mount", "sh", "-c", CONTAINED, "sh"]
+
+
 class TestContainers:
-    def test_all_of_ours_start_and_become_healthy(self, place: dict[str, str]) -> None:
+    @pytest.mark.parametrize("read_only", [False, pytest.param(True, marks=pytest.mark.slow)])
+    def test_all_of_ours_start_and_become_healthy(
+        self, place: dict[str, str], embedded: Embedded, read_only: bool
+    ) -> None:
+        before = contained() if read_only else []
+        if read_only:  # the socket of the tests' own PostgreSQL is otherwise for its account alone
+            (Path(embedded.database_url.split("host=")[1].split("&")[0]) / ".s.PGSQL.5432").chmod(0o777)
+
+        def command_of(words: list[str]) -> list[str]:
+            assert words[0] == "illume"
+            return [*before, sys.executable, "-m", "app.cli", *words[1:]]
+
         def run(words: list[str]) -> int:
             return subprocess.run(command_of(words), cwd=ROOT, env=place, capture_output=True, check=False).returncode
 

@@ -12,7 +12,20 @@ from tests.e2e import screens
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {ROOT / "CHANGELOG.md"})
 FOLDERS = "|".join(
-    ("app", "bench", "docs", "illume", "migrations", "starter", "static", "templates", "tests", "tools", "worker")
+    [
+        "app",
+        "bench",
+        "deploy",
+        "docs",
+        "illume",
+        "migrations",
+        "starter",
+        "static",
+        "templates",
+        "tests",
+        "tools",
+        "worker",
+    ]
 )
 CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"`([^`\n]+)`")
