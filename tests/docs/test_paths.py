@@ -11,22 +11,8 @@ from app.settings import ROOT
 from tests.e2e import screens
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {ROOT / "CHANGELOG.md"})
-FOLDERS = "|".join(
-    [
-        "app",
-        "bench",
-        "deploy",
-        "docs",
-        "illume",
-        "migrations",
-        "starter",
-        "static",
-        "templates",
-        "tests",
-        "tools",
-        "worker",
-    ]
-)
+TOP = ("app", "bench", "deploy", "docs", "illume", "migrations", "starter", "static", "templates", "tests", "tools")
+FOLDERS = "|".join((*TOP, "worker"))
 CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
