@@ -16,7 +16,7 @@ from app.services.kernel.actors import Actor, project_rights, require_admin
 from app.services.kernel.paging import slice_page
 from app.services.kernel.rights import Right
 from app.services.kernel.visible_fields import AnswerShape, shown_to
-from app.services.projects import projects
+from app.services.projects import pauses, projects
 from app.services.read_models import stats
 from app.services.rounds import base_checks
 
@@ -90,6 +90,12 @@ def change_project(
     if problem := check_base_model(session, actor, body.get("base_model"), known):
         return problem
     return Json(project_json(session, actor, projects.update_project(session, actor, slug, body)))
+
+
+@router.post("/projects/{slug}/resume", status_code=204)
+def resume_project(session: SessionDep, actor: ActorDep, slug: str) -> None:
+    """Have a model that could not be used tried again at once, instead of in up to an hour. For admins."""
+    pauses.try_now(session, actor, projects.get_project(session, actor, slug, Right.administers))
 
 
 @router.get("/projects/{slug}/stats")

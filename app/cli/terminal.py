@@ -15,6 +15,7 @@ from app.errors import DomainError
 from app.processes.connect import Refused, services, set_environment, wait_for_database
 from app.settings import Settings, get_settings
 from illume.root import default_data_dir
+from illume.validation import describe_problem
 
 Say = Callable[[str], None]
 FilePath = click.Path(path_type=Path)
@@ -122,5 +123,5 @@ def report_failures(command: Callable[[], Any]) -> int:
         if error.title != Settings.__name__:
             raise
         for one in error.errors(include_url=False):
-            warn(f"illume: ILLUME_{str(one['loc'][0]).upper()} is {one['input']!r}: {one['msg']}.")
+            warn(f"illume: ILLUME_{str(one['loc'][0]).upper()} is {one['input']!r}: it {describe_problem(one)}.")
         return 2

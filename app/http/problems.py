@@ -16,10 +16,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import DomainError, Invalid, NotFound, TooMany, Unauthenticated, Unavailable, printable
+from app.errors import DomainError, Invalid, NotFound, TooLarge, TooMany, Unauthenticated, Unavailable, printable
 from app.http.headers import HEADERS
 from app.http.responses import Problem
-from app.services.kernel.text_rules import validation_message
+from illume.validation import describe_problem
 
 log = logging.getLogger(__name__)
 ErrorPage = Callable[[Request, int, str, str, Mapping[str, str]], Response]
@@ -32,6 +32,7 @@ DISK_FULL = Unavailable(
     "The server's disk is full. Nothing was changed. Please tell the administrator.",
     retry_after=30,
 )
+TITLES = {413: TooLarge.title, 414: "Address too long", 421: "Unknown host", 503: Unavailable.title}
 CONTENTION = Unavailable("Someone else is changing this at the moment: try again.", retry_after=1)
 
 
@@ -66,7 +67,12 @@ def error_response(
 
 def refusal_response(request: Request, status: int, detail: str) -> Response:
     """The response to a request that the gate refused."""
-    return error_response(request, status, http.HTTPStatus(status).phrase, detail)
+    return error_response(request, status, title_of(status), detail)
+
+
+def title_of(status: int) -> str:
+    """The title of an error that no domain error stands for."""
+    return TITLES.get(status) or http.HTTPStatus(status).phrase.capitalize()
 
 
 def to_domain_error(error: Exception) -> DomainError | None:
@@ -131,8 +137,10 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
     def on_http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
             return render(request, NotFound("There is no such page." if error.detail == "Not Found" else error.detail))
-        title = http.HTTPStatus(error.status_code).phrase
-        return error_response(request, error.status_code, title, str(error.detail), headers=error.headers)
+        detail = str(error.detail)
+        if error.status_code == 405 and detail == http.HTTPStatus(405).phrase:
+            detail = f"This address takes no {request.method} requests."
+        return error_response(request, error.status_code, title_of(error.status_code), detail, headers=error.headers)
 
     @app.exception_handler(Exception)
     def on_fault(request: Request, error: Exception) -> Response:
@@ -150,7 +158,7 @@ def to_invalid(error: RequestValidationError) -> Invalid:
     for one in error.errors():
         where = [str(part) for part in one["loc"] if part not in ("body", "query", "path", "header")]
         field = ".".join(where) or str(one["loc"][0])
-        reason = "is not valid JSON" if one["type"] == "json_invalid" else validation_message(one)
+        reason = "is not valid JSON" if one["type"] == "json_invalid" else describe_problem(one)
         field = "body" if one["type"] == "json_invalid" else printable(field)
         found.append({"field": field, "detail": printable(reason)})
     first = found[0]

@@ -16,7 +16,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2_fragments import render_block
 
 from app.errors import printable
-from app.models import Role
 from app.services.kernel.actors import Actor
 from app.services.kernel.store import DerivativeWidth
 from app.settings import ROOT
@@ -93,7 +92,7 @@ class Shell:
     user_id: str = ""
     email: str = ""
     name: str = ""
-    is_admin: bool = False
+    oversees: bool = False
     manages_users: bool = False
     project_name: str = ""
     tabs: tuple[Tab, ...] = ()
@@ -112,7 +111,7 @@ def shell_for(
         user_id=str(actor.user_id),
         email=actor.email,
         name=actor.name,
-        is_admin=actor.role is not Role.critic,
+        oversees=actor.oversees,
         manages_users=actor.is_admin,
         messages=(*messages, *((Message(done),) if done else ())),
     )

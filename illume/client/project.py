@@ -198,6 +198,10 @@ class ProjectClient:
         """Stop a round."""
         return read(Round, self._connection.ask("POST", f"rounds/{id_of(round_)}/cancel"))
 
+    def resume_round(self, round_: Round | str) -> Round:
+        """Let a round that failed or was cancelled go on from its last checkpoint. Raises `Refused` (409) otherwise."""
+        return read(Round, self._connection.ask("POST", f"rounds/{id_of(round_)}/retry", repeatable=False))
+
     def wait_for_round(
         self, round_: Round | str, *, timeout: float | None = None, progress: bool | None = None
     ) -> Round:

@@ -223,7 +223,7 @@ def add_gold(
         item = GoldIn(
             prompt=str(prompt.id),
             candidates=[*fits, GoldCandidate(text=wrong, fits=False)],
-            explanation="An explanation names what can be seen; saying the answer again is none.",
+            explanation="An explanation names what can be seen; repeating the answer is not enough.",
             practice=practice,
         )
         gold.add_gold(session, admin, project, item)

@@ -133,7 +133,7 @@ def test_a_new_project_is_tried_with_sample_photographs(visitor: Visitor, scenes
     with visit.site.sessions.begin() as session:
         new = factories.make_project(session, slug="new", name="New")
     page = visit.sign_in(scenes.admin, to="/admin/projects/new")
-    page.get_by_role("region", name="First steps").get_by_role("link", name="Bring pictures").click()
+    page.get_by_role("region", name="First steps").get_by_role("link", name="Add pictures").click()
     page.get_by_role("button", name="Try with 8 sample photographs").click()
     expect(page.get_by_role("heading", name="photographs.zip")).to_be_visible()
     with visit.site.sessions() as session:
@@ -142,7 +142,7 @@ def test_a_new_project_is_tried_with_sample_photographs(visitor: Visitor, scenes
     page.goto(visit.site.url + "/admin/projects/new")
     steps = page.get_by_role("region", name="First steps").get_by_role("listitem")
     expect(steps.filter(has_text="done")).to_have_count(1)
-    expect(steps.filter(has_text="done")).to_contain_text("Bring pictures")
+    expect(steps.filter(has_text="done")).to_contain_text("Add pictures")
     steps.get_by_role("link", name="Give the first verdict").click()
     expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
     expect(page.locator(".candidate").first).to_be_visible()

@@ -205,7 +205,7 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "image_changes": {"turned": 3},
         "unchanged": 0,
         "rejected": 1,
-        "problems": [{"line": 3, "field": "question", "reason": "question: should have at least 1 character."}],
+        "problems": [{"line": 3, "field": "question", "reason": "question: must have at least 1 character."}],
         "error": None,
         "created_at": AT,
         "finished_at": AT,

@@ -37,6 +37,7 @@ from app.processes.connect import Refused, services, wait_for_database
 from app.services.kernel.store import KEY_FORM
 from app.settings import Settings, get_settings
 from illume.files import make_private_folder, replace_file
+from illume.validation import describe_problem
 
 XIDS_AT_A_TIME = 250_000
 """Transactions used up in one statement, which takes about a second."""
@@ -113,7 +114,8 @@ def read_summary(tar: tarfile.TarFile, source: Path, settings: Settings, say: Sa
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise Refused(
-            f"{source}: its {ABOUT} was not made by Illume{f', {place}' if place else ''}: {first['msg']}.", code=2
+            f"{source}: its {ABOUT} was not made by Illume{f', {place}' if place else ''}: {describe_problem(first)}.",
+            code=2,
         ) from error
     if not secret or "\ufffd" in secret or not secret.isprintable():
         raise Refused(f"{source}: its {SECRET} is empty or not text.", code=2)

@@ -10,6 +10,7 @@ from app.models import Role, Scope
 from app.models.users import SEEN_MINUTES
 from app.services.accounts.passwords import hash_secret
 from app.services.kernel.actors import CRITIC_LOCK, Actor
+from app.services.kernel.rights import OVERSEEING_ROLES
 
 BEARER_SQL = """
 SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open, t.requests_per_minute,
@@ -30,6 +31,9 @@ RETURNING id
 """)
 SIGNED_IN = statement(f"""
 SELECT u.id, u.email, u.name, u.role, w.csrf_token, w.token_hash,
+    u.role IN ({OVERSEEING_ROLES}) OR EXISTS (
+        SELECT FROM memberships m WHERE m.user_id = u.id AND m.role IN ({OVERSEEING_ROLES})
+    ) AS oversees,
     w.last_seen_at < now() - interval '{SEEN_MINUTES} minutes' AS seen_is_news
 FROM sessions w JOIN users u ON u.id = w.user_id
 WHERE w.token_hash = :hash AND w.expires_at > now() AND u.disabled_at IS NULL
@@ -77,5 +81,7 @@ def bearer(row: Any) -> Actor:
 
 def signed_in(row: Any) -> tuple[Actor, str]:
     """The actor of a row of `SIGNED_IN`, and the token that their forms carry."""
-    actor = Actor(user_id=row["id"], email=row["email"], role=Role(row["role"]), name=row["name"])
+    actor = Actor(
+        user_id=row["id"], email=row["email"], role=Role(row["role"]), name=row["name"], oversees=row["oversees"]
+    )
     return actor, row["csrf_token"]

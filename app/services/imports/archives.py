@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from app.errors import Invalid
-from app.services.imports.names import NameIndex, escapes_folder
+from app.services.imports.names import NameIndex, RawNames, escapes_folder
 from app.services.imports.tables.rows import OpenTable
 from app.services.imports.tables.table import SUFFIXES
 
@@ -19,6 +19,7 @@ MAX_UNPACKED = 64 * 1024 * 1024 * 1024
 BOMB_MIN_BYTES = 64 * 1024 * 1024
 BOMB_RATIO = 200
 UTF_8_FLAG = 0x800
+ENCRYPTED_FLAG = 0x1
 WORKBOOK = {"[Content_Types].xml", "xl/workbook.xml"}
 OPEN_DOCUMENT = {"mimetype", "content.xml", "META-INF/manifest.xml"}
 
@@ -40,6 +41,11 @@ class Archive:
             raise
         self.names = [name for name in self._members if not is_ignored(name)]
         self._index = NameIndex(self.names)
+        self._raw = RawNames()
+        for name, member in self._members.items():
+            raw = raw_name(member)
+            if raw is not None and not is_ignored(name):
+                self._raw.add(raw, name)
 
     @property
     def is_workbook(self) -> bool:
@@ -54,12 +60,15 @@ class Archive:
 
     def find(self, wanted: str) -> str | None:
         """Find the file with this path or name. Raises `Invalid` if several have the name."""
-        return self._index.find(wanted)
+        return self._index.find(wanted) or self._raw.find(wanted)
 
-    @contextmanager
+    @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file of the zip. Raises whatever is wrong with it."""
-        with self.zip.open(self._members[name]) as file:
+        member = self._members[name]
+        if member.flag_bits & ENCRYPTED_FLAG:
+            raise Invalid("The zip is protected by a password: make one without.", field="file")
+        with self.zip.open(member) as file:
             yield io.BufferedReader(file)  # type: ignore[type-var]
 
 
@@ -80,6 +89,15 @@ def member_name(member: zipfile.ZipInfo) -> str:
         return member.filename.encode("cp437").decode()
     except UnicodeError:
         return member.filename
+
+
+def raw_name(member: zipfile.ZipInfo) -> bytes | None:
+    """The bytes of a name in an encoding that the zip does not say; None where the name is known."""
+    if member_name(member) != member.filename or member.flag_bits & UTF_8_FLAG or member.filename.isascii():
+        return None
+    with contextlib.suppress(UnicodeError):
+        return member.filename.encode("cp437")
+    return None
 
 
 def is_ignored(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
@@ -12,6 +13,11 @@ MAX_NAME = 1000
 MAX_ALIKE = 50
 COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_", "COCO_test2014_", "COCO_test2015_", "")
 COCO_DIGITS = 12
+CODE_PAGES = (
+    *("cp866", "cp1251", "cp850", "cp852", "cp1250", "cp1252", "cp737", "cp1253", "cp857", "cp1254"),
+    *("cp862", "cp1255", "cp720", "cp1256", "cp874", "cp932", "cp949", "gb18030", "big5", "cp1258"),
+)
+"""What Windows calls its encodings in the countries of the world."""
 
 
 class NameIndex:
@@ -59,15 +65,44 @@ def closest(wanted: str, found: Sequence[str], known_as: Callable[[str], Sequenc
 
 
 def plain_name(name: str) -> str:
-    """A name without differences of writing: composed letters, slashes."""
+    """A name without differences of writing: composed letters, slashes, spaces around it."""
     if len(name) > MAX_NAME:
         return name
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/")).removeprefix("./")
 
 
 def fold_case(name: str) -> str:
     """A name without differences of writing and case."""
     return plain_name(plain_name(name).casefold())
+
+
+class RawNames:
+    """The names of a zip that does not say their encoding, as bytes. Windows writes them in one of `CODE_PAGES`."""
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, list[str]] = {}
+
+    def add(self, raw: bytes, name: str) -> None:
+        """Add a file, by its path and by its bare name."""
+        for known_as in {raw, raw.replace(b"\\", b"/").rpartition(b"/")[2]}:
+            add(self._names, known_as, name)
+
+    def find(self, wanted: str) -> str | None:
+        """The one file that is called this in some code page; None if there is none, or more than one."""
+        if not self._names or len(wanted) > MAX_NAME:
+            return None
+        plain = plain_name(wanted)
+        found = {name for raw in encode_variously(plain) for name in self._names.get(raw, ())}
+        return found.pop() if len(found) == 1 else None
+
+
+def encode_variously(name: str) -> set[bytes]:
+    """The name as the code pages write it, where they can."""
+    found = set()
+    for page in CODE_PAGES:
+        with contextlib.suppress(UnicodeError):
+            found.add(name.encode(page))
+    return found
 
 
 def bare_names(name: str) -> list[str]:

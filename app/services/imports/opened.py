@@ -206,7 +206,7 @@ def read_picture(source: Source, name: str, scale_down: bool = False) -> Encoded
         )
     if not opened.archives:
         raise Invalid(
-            f"There is no image '{name[:100]}': bring it in a zip, or name an uploaded one by its sha256.",
+            f"There is no image '{name[:100]}'. Add a zip that holds it, or name an uploaded image by its sha256.",
             field="images",
         )
     found = opened.find(name)

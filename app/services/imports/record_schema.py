@@ -20,10 +20,11 @@ from app.services.exports.line_types import without_absent
 from app.services.imports.conversations import name_images, read_parts
 from app.services.imports.files import ImportFile, unforeseen
 from app.services.imports.tables.rows import TableRow
-from app.services.kernel.text_rules import JsonObject, Storable, validation_message
+from app.services.kernel.text_rules import JsonObject, Storable
 from app.services.kernel.verdict_schema import Reason, Tag, Words
 from app.services.prompts.prompts import PromptText, parse_prompt
 from illume.parts import TextPart, arrange_parts, is_short
+from illume.validation import describe_problem
 
 RecordId = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
 
@@ -158,7 +159,7 @@ def check_record(values: dict[str, Any]) -> RecordIn:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise Invalid(f"{name}: {validation_message(first)}.", field=name) from error
+        raise Invalid(f"{name}: {describe_problem(first)}.", field=name) from error
     ids = {one.id for one in record.candidates}
     if record.deleted:
         raise Invalid("The record was deleted at its origin.", field="deleted")

@@ -22,7 +22,8 @@ NO_PROJECT = "There is no such project, or you are not a member of it."
 class Actor:
     """A person behind a request, or the system itself.
 
-    `scope` limits what a token may do; a browser session has every scope. `name` is known for browser sessions only.
+    `scope` limits what a token may do; a browser session has every scope. `name`, and whether they see the pages of
+    some project (`oversees`), is known for browser sessions only.
     """
 
     user_id: int
@@ -33,6 +34,7 @@ class Actor:
     max_open: int | None = None
     requests_per_minute: int | None = None
     name: str = ""
+    oversees: bool = False
 
     @property
     def is_admin(self) -> bool:
@@ -100,12 +102,12 @@ def check_rights(role: Role | None, *needs: Right, slug: str) -> frozenset[Right
     rights = rights_of(role)
     for right in needs:
         if right not in rights:
-            raise Forbidden(f"This needs the role '{role_with(right).value}' in project '{slug}'; you are '{role}'.")
+            raise Forbidden(f"This needs the role '{role_with(right).value}' in project '{slug}'; yours is '{role}'.")
     return rights
 
 
 def require_admin(actor: Actor) -> None:
     """Raise `Forbidden` if the actor does not administer the installation."""
     if not actor.is_admin:
-        raise Forbidden(f"This needs the role 'admin'; you are '{actor.role.value}'.")
+        raise Forbidden(f"This needs the role 'admin'; yours is '{actor.role.value}'.")
     require_scope(actor, Scope.admin)

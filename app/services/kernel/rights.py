@@ -39,3 +39,5 @@ def role_with(right: Right) -> Role:
 
 JUDGING_ROLES = ", ".join(f"'{role.value}'" for role in RIGHTS if Right.judges in RIGHTS[role])
 """The roles of members who may judge, as SQL."""
+OVERSEEING_ROLES = ", ".join(f"'{role.value}'" for role in RIGHTS if RIGHTS[role] >= SEES)
+"""The roles of members who see the pages of their project, as SQL."""

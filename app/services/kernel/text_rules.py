@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -97,8 +97,3 @@ Storable = AfterValidator(check_storable)
 Text = Annotated[str, Storable]
 JsonObject = Annotated[dict[str, Any], Storable, AfterValidator(check_json_size)]
 Time = Annotated[datetime, AfterValidator(check_time)]
-
-
-def validation_message(problem: Mapping[str, object]) -> str:
-    """Return the message of a pydantic error without its prefix."""
-    return str(problem["msg"]).removeprefix("Value error, ")

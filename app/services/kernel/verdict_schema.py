@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from app.errors import Invalid, NotFound
 from app.models import VerdictKind
 from app.services.kernel.actors import parse_id
-from app.services.kernel.text_rules import Storable, validation_message
+from app.services.kernel.text_rules import Storable
 from illume.texts import normalise_rationale
+from illume.validation import describe_problem
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000), Storable]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), Storable]
@@ -73,7 +74,7 @@ def parse_verdict(values: dict[str, Any]) -> VerdictIn:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or ("edited_from" if "edited" in first["msg"] else "picks")
-        raise Invalid(f"{field}: {validation_message(first)}.", field=field) from error
+        raise Invalid(f"{field}: {describe_problem(first)}.", field=field) from error
 
 
 def candidate_ids(verdict: VerdictIn) -> tuple[list[int], int | None, list[int]]:

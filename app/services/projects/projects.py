@@ -35,11 +35,11 @@ from app.services.acceptance import overlap, rules
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require, require_admin
 from app.services.kernel.rights import Right
-from app.services.kernel.text_rules import validation_message
 from app.services.projects import pauses
 from app.services.projects.base_models import refuse_unlisted
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 from illume.settings import CANDIDATES, PreferenceSettings
+from illume.validation import describe_problem
 
 LONGEST_PROPOSAL = 50
 SAMPLING_SETTINGS = (
@@ -205,7 +205,7 @@ def parse_settings(values: Mapping[str, Any]) -> ProjectSettings:
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise Invalid(f"There is no setting '{field}'.", field=field) from error
-        raise Invalid(f"{field}: {validation_message(first)}.", field=field) from error
+        raise Invalid(f"{field}: {describe_problem(first)}.", field=field) from error
 
 
 def create_project(

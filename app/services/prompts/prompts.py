@@ -33,10 +33,11 @@ from app.services.acceptance.overlap import first_slots
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
-from app.services.kernel.text_rules import JsonObject, Storable, Text, validation_message
+from app.services.kernel.text_rules import JsonObject, Storable, Text
 from app.services.projects.projects import settings_of
 from app.services.prompts.images import visible_to
 from illume.parts import MAX_IMAGES, MAX_PARTS, MAX_TEXT, is_short, parse_parts, parts_data, short_parts, texts_of
+from illume.validation import describe_problem
 
 MAX_ITEMS = 5000
 
@@ -157,7 +158,7 @@ def parse_prompt(item: Mapping[str, Any]) -> PromptIn:
         if place[0] == "parts":
             del place[2:3]  # the type of the part
         field = ".".join(place)
-        raise Invalid(f"{field}: {validation_message(first)}.", field=field) from error
+        raise Invalid(f"{field}: {describe_problem(first)}.", field=field) from error
 
 
 def _arrange(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -298,7 +298,8 @@ def retry(session: Session, actor: Actor, round_id: int) -> Round:
     found, project = _round_for_admin(session, actor, round_id)
     state = RoundState(found.state)
     if state not in (RoundState.failed, RoundState.cancelled):
-        raise Conflict(f"Only a failed or cancelled round can be resumed: round {found.number} is {state.value}.")
+        standing = "is still in progress" if state.is_active else _ended(state)
+        raise Conflict(f"Only a failed or cancelled training round can be resumed; this one {standing}.")
     refuse_second(session, project)
     refuse_redacted(session, found)
     found.state = RoundState.queued

@@ -14,7 +14,9 @@ from app.errors import Forbidden, NotFound, TooMany, Unauthenticated
 from app.http.dependencies import SessionDep
 from app.models import Role, User
 from app.services.accounts import known_browsers, sessions
-from app.services.kernel.actors import Actor
+from app.services.kernel.actors import Actor, project_rights
+from app.services.kernel.rights import Right
+from app.services.projects import projects
 from app.settings import get_settings
 from app.web.access import (
     COOKIE,
@@ -67,12 +69,21 @@ def set_cookie(response: Response, name: str, value: str, *, seconds: int | None
 
 @router.get("/")
 def start_page(request: Request, session: SessionDep, who: Me) -> RedirectResponse:
-    """Go to a critic's last project, if they may still judge in it; for others, to the overview."""
-    if who.actor.role is not Role.critic:
-        return RedirectResponse("/admin", status_code=303)
+    """Go to a critic's last project, if they may still judge in it; for those who only look, to the overview."""
+    return RedirectResponse(start_path(request, session, who.actor), status_code=303)
+
+
+def start_path(request: Request, session: Session, actor: Actor) -> str:
+    """Where a person starts."""
+    if actor.role is not Role.critic:
+        return "/admin"
     slug = request.cookies.get(LAST_PROJECT, "")
-    is_open = SLUG.fullmatch(slug) and can_judge_in(session, who.actor, slug)
-    return RedirectResponse(f"/annotate/{slug}" if is_open else "/annotate", status_code=303)
+    if SLUG.fullmatch(slug) and can_judge_in(session, actor, slug):
+        return f"/annotate/{slug}"
+    only_looks = actor.oversees and not any(
+        Right.judges in project_rights(session, actor, project) for project in projects.list_projects(session, actor)
+    )
+    return "/admin" if only_looks else "/annotate"
 
 
 def can_judge_in(session: Session, actor: Actor, slug: str) -> bool:

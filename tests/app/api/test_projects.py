@@ -10,9 +10,9 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.models import BaseCheck, Project, Role, Scope
+from app.models import AuditEvent, BaseCheck, Project, Role, Scope
 from app.services.kernel.actors import SYSTEM
-from app.services.projects import base_models, projects
+from app.services.projects import base_models, pauses, projects
 from app.services.projects.base_models import NOT_LISTED
 from app.services.projects.projects import ProjectSettings
 from app.services.rounds import base_checks
@@ -155,6 +155,26 @@ class TestProjects:
         assert stranger.get("/api/v1/projects").json() == {"items": [], "next": None}
 
 
+class TestResume:
+    def test_a_model_that_could_not_be_used_is_tried_at_once(
+        self, session: Session, admin: TestClient, project: Project
+    ) -> None:
+        pauses.pause(session, project.id, project.active_version_id or 0, "it lacks a shard")
+        assert admin.post(f"/api/v1/projects/{project.slug}/resume").status_code == 204
+        assert pauses.current_pause(session, project) is None
+        noted = select(AuditEvent.action).where(AuditEvent.project_id == project.id)
+        assert session.scalars(noted.order_by(AuditEvent.id.desc())).first() == "project.resume"
+        assert admin.post(f"/api/v1/projects/{project.slug}/resume").status_code == 204
+        assert admin.post("/api/v1/projects/nowhere/resume").status_code == 404
+
+    def test_only_for_admins(self, session: Session, as_user: As, project: Project) -> None:
+        pauses.pause(session, project.id, project.active_version_id or 0, "it lacks a shard")
+        for role, scope in ((Role.critic, Scope.write), (Role.reviewer, Scope.admin), (Role.admin, Scope.write)):
+            client = as_user(factories.make_member(session, project, role), scope)
+            assert client.post(f"/api/v1/projects/{project.slug}/resume").status_code == 403
+        assert pauses.current_pause(session, project) is not None
+
+
 class TestStats:
     def test_counts(self, session: Session, project: Project, critic: TestClient, admin: TestClient) -> None:
         factories.make_candidate_set(session, project)
@@ -237,6 +257,7 @@ class TestProblems:
 
     def test_a_method_that_is_not_allowed(self, admin: TestClient) -> None:
         answer = admin.delete("/api/v1/projects")
+        assert answer.json()["detail"] == "This address takes no DELETE requests."
         assert answer.status_code == 405
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["allow"] == "GET"

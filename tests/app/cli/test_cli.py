@@ -400,7 +400,7 @@ class TestRefusals:
 
     def test_settings_that_cannot_be_read_are_named(self, run: Run) -> None:
         done = run("db", "upgrade", ILLUME_POOL_SIZE="many")
-        assert "ILLUME_POOL_SIZE is 'many': Input should be a valid integer" in refused(done, 2)
+        assert "ILLUME_POOL_SIZE is 'many': it must be a whole number." in refused(done, 2)
 
     def test_a_database_of_another_kind(self, run: Run) -> None:
         done = run("db", "upgrade", ILLUME_DATABASE_URL="mysql://x/y", ILLUME_REDIS_URL="redis://x")

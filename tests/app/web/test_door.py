@@ -120,6 +120,18 @@ class TestRoutes:
         assert answer.status_code == 413
         assert "email" in answer.text
 
+    def test_errors_without_a_sentence_of_ours_are_worded_for_people(self, browser: Browser, session: Session) -> None:
+        browser.sign_in(person(session, role=Role.admin))
+        factories.make_project(session, slug="scenes")
+        for method, path, said in (
+            ("PUT", "/sign-in", ["Method not allowed", "This address takes no PUT requests."]),
+            ("GET", "/admin/projects/scenes/rounds/x", ["Invalid", "number: must be a whole number."]),
+        ):
+            page = browser.client.request(method, path).text
+            assert [one for one in said if one not in page] == []
+        unknown = browser.client.get("/sign-in", headers={"Host": "evil.example"}).text
+        assert "<h1>Unknown host</h1>" in unknown
+
     def test_a_page_names_the_field_that_is_no_text(self, browser: Browser, session: Session) -> None:
         browser.sign_in(person(session, role=Role.admin))
         answer = browser.client.post(

@@ -301,6 +301,10 @@ class TestJudging:
         assert birds.cancel_round(started).state == "cancelled"
         with pytest.raises(RoundFailed, match="Round 1 was cancelled"):
             birds.wait_for_round(started)
+        assert birds.resume_round(started).state == "queued"
+        with pytest.raises(Refused, match="is still in progress") as caught:
+            birds.resume_round(started)
+        assert caught.value.status == 409
 
 
 def end_round(world: World, state: RoundState) -> None:

@@ -379,12 +379,12 @@ class TestJob:
         [
             ({}, "job is incomplete"),
             ({"base": "b", "colour": 1}, "job has an unknown field: colour"),
-            ({"base": "b", "settings": {"epochs": "5"}}, "job.settings.epochs should be a valid integer, not '5'"),
-            ({"base": "b", "settings": {"epochs": 0}}, "job.settings.epochs should be greater than 0, not 0"),
+            ({"base": "b", "settings": {"epochs": "5"}}, "job.settings.epochs must be a whole number, not '5'"),
+            ({"base": "b", "settings": {"epochs": 0}}, "job.settings.epochs must be more than 0, not 0"),
             ({"base": "b", "settings": {"template": "Q: {question}"}}, "job.settings.template"),
             (
                 {"base": "b", "settings": {"evaluation": {"samples": 0}}},
-                "job.settings.evaluation.samples should be greater than or equal to 1, not 0",
+                "job.settings.evaluation.samples must be at least 1, not 0",
             ),
             ({"base": "b", "init": "anew"}, "job.init"),
             ({"base": "b", "processes": 0}, "job.processes"),

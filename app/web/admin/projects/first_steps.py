@@ -27,8 +27,8 @@ router = APIRouter()
 PAGE = "admin/projects/first_steps.html"
 
 TEXTS = {
-    Step.pictures: ("Bring pictures", "Import a file, drop photographs, or try it with sample photographs."),
-    Step.model: ("Choose a model", "The starter model only knows drawn scenes: name one for your pictures."),
+    Step.pictures: ("Add pictures", "Import a file, drop photographs, or try it with sample photographs."),
+    Step.model: ("Choose a model", "The starter model knows only drawn scenes; choose another for your pictures."),
     Step.instructions: ("Write instructions", "Tell your critics what a good explanation is, with examples."),
     Step.people: ("Invite people", "Add critics to this project; each gets a link to choose a password."),
     Step.judge: ("Give the first verdict", "Pick the explanations that fit, as your critics will."),

@@ -111,6 +111,18 @@ class LackView:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker process. `doing` may name another project, so that only admins of the installation see it in full."""
+
+    name: str
+    queues: str
+    device: str
+    doing: str
+    memory_mb: int
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class LoopView:
     """One project's loop."""
 
@@ -132,7 +144,7 @@ class LoopView:
     verdicts: tuple[VerdictRow, ...]
     versions: tuple[VersionRow, ...]
     pictures_first: bool
-    workers: tuple[Worker, ...]
+    workers: tuple[WorkerRow, ...]
 
 
 @router.get("")
@@ -144,7 +156,7 @@ def index(request: Request, session: SessionDep, who: Me) -> Response:
         if project_rights(session, who.actor, project) >= SEES
     ]
     if not known and who.actor.role is Role.critic:
-        raise Forbidden("These pages are for viewers, reviewers and admins; you are 'critic'.")
+        raise Forbidden("These pages are for viewers, reviewers and admins; you are a critic.")
     rows = tuple(project_row(session, who.actor, project) for project in known)
     view = IndexView(who.actor.is_admin, rows)
     shell = shell_for(request, who.actor, who.csrf_token, title="Projects", section="projects")
@@ -216,7 +228,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         step=step,
         lack=lack_view(project.slug, supply, may_manage=frame.may_manage),
         checklist=checklist_steps(actor, project.slug, checklist) if checklist else (),
-        notice=f"{waiting.name} has not been activated: {waiting.reason}" if waiting else "",
+        notice=f"{waiting.name} has not been activated. {waiting.reason}" if waiting else "",
         round=running_round(running) if running else None,
         metric=metric_of(known),
         chart=score_chart(known, project.active_version_id),
@@ -224,13 +236,19 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         verdicts=tuple(verdict_row(line) for line in overviews.list_recent_verdicts(session, actor, project, limit=6)),
         versions=rows[:5],
         pictures_first=base_checks.reads_pictures_first(session, base_model_of(settings, known, project)),
-        workers=tuple(workers.list_workers(session)),
+        workers=tuple(worker_row(one, in_full=actor.is_admin) for one in workers.list_workers(session)),
     )
 
 
 def base_model_of(settings: ProjectSettings, known: list[ModelVersion], project: Project) -> str:
     """The base model of the active version; without one, the one that the settings name."""
     return next((one.base_model for one in known if one.id == project.active_version_id), settings.base_model)
+
+
+def worker_row(one: Worker, *, in_full: bool) -> WorkerRow:
+    """A worker as the page shows it."""
+    doing = one.doing if in_full else "busy" if one.doing else ""
+    return WorkerRow(one.name, one.queues, one.device, doing, one.memory_mb, one.started_at)
 
 
 def running_round(running: Round) -> RunningRound:
@@ -332,7 +350,7 @@ def make_stations(
             number(pace.today),
             "today",
             (
-                f"{fresh} of {settings.round_every} prompts towards the next round",
+                f"{fresh} of {settings.round_every} prompts towards the next training round",
                 f"{number(pace.hour)} in the last hour",
                 describe_agreement(session, project),
             ),

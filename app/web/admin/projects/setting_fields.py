@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.datastructures import FormData
 
-from app.services.kernel.text_rules import validation_message
 from app.services.projects.projects import ProjectSettings, parse_settings
 from app.web.access import text_of
 from app.web.forms import NO_ATTRIBUTES, Field
+from illume.validation import describe_problem
 
 
 class UnreadableValue(ValueError):
@@ -310,7 +310,7 @@ ADVANCED = frozenset(
 )
 """Settings that most projects leave as they are: they are in a fold."""
 ALL_FIELDS = tuple(one for group in GROUPS for one in group.fields)
-LABELS = {one.name: one.label for one in ALL_FIELDS}
+BY_NAME = {one.name: one for one in ALL_FIELDS}
 
 
 @functools.cache
@@ -378,6 +378,18 @@ def format_value(one: SettingField, value: Any) -> str | bool:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def describe_setting(name: str, value: Any) -> tuple[str, str]:
+    """The label of a setting and its value in words, for people who read it and cannot change it."""
+    one = BY_NAME.get(name)
+    if one is None:  # of an earlier release
+        return name, str(value)
+    if one.kind == "check":
+        return one.label, "on" if value else "off"
+    if one.kind == "select":
+        return one.label, dict(one.options).get(value, str(value))
+    return one.label, str(format_value(one, value)) or "–"
+
+
 def typed_values(form: FormData) -> dict[str, str]:
     """The submitted texts, by setting."""
     return {one.name: text_of(form, one.name) for one in ALL_FIELDS}
@@ -397,7 +409,7 @@ def read_settings(typed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, s
     except ValidationError as error:
         for found in error.errors():
             name = str(found["loc"][0])
-            problems.setdefault(name, _sentence(validation_message(found)))
+            problems.setdefault(name, _sentence(describe_problem(found)))
     return values, problems
 
 
@@ -456,11 +468,7 @@ def _field(one: SettingField, shown: Mapping[str, str | bool], problems: Mapping
 def _default_text(one: SettingField, default: Any) -> str | None:
     if one.kind in ("area", "lines") and one.name != "template":
         return None
-    if one.kind == "check":
-        return "on" if default else "off"
-    if one.kind == "select":
-        return dict(one.options)[default]
-    return str(format_value(one, default))
+    return describe_setting(one.name, default)[1]
 
 
 def _reset_text(one: SettingField, default: Any) -> str:

@@ -17,7 +17,6 @@ from app.http.dependencies import SessionDep
 from app.models import Project, Prompt
 from app.services.kernel.actors import parse_id
 from app.services.kernel.rights import Right
-from app.services.kernel.text_rules import validation_message
 from app.services.projects.projects import settings_of
 from app.services.prompts import prompts
 from app.services.prompts.prompts import prompt_parts
@@ -29,6 +28,7 @@ from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.judging.views import Picture, ReadPart, read_in_order
 from app.web.rendering import page
 from app.web.words import image_url, prompt_words
+from illume.validation import describe_problem
 
 router = APIRouter()
 MIN_ROWS = 6  # candidates in the form, at least
@@ -238,7 +238,7 @@ def parse_gold(prompt: Prompt, typed: SubmittedGold) -> GoldIn:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise Invalid(f"{first['loc'][0]}: {validation_message(first)}.", field=str(first["loc"][0])) from error
+        raise Invalid(f"{first['loc'][0]}: {describe_problem(first)}.", field=str(first["loc"][0])) from error
 
 
 @router.post("/projects/{slug}/gold/{gold_id}/remove")

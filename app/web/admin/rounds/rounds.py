@@ -21,7 +21,7 @@ from app.services.rounds.rounds import RoundPreview
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step, next_round_step
-from app.web.admin.projects.setting_fields import LABELS
+from app.web.admin.projects.setting_fields import describe_setting
 from app.web.admin.rounds.scores import ScoreRow, score_rows
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.errors import wants_fragment
@@ -346,7 +346,7 @@ def snapshot_view(snapshot: Snapshot) -> SnapshotView:
             (key, name, int(snapshot.counts.get(key, 0)))
             for key, name in (*COUNT_NAMES, *(one for one in REJECTION_NAMES if one[0] in snapshot.counts))
         ),
-        settings=tuple(sorted((LABELS.get(key, key), str(value)) for key, value in settings.items())),
+        settings=tuple(sorted(describe_setting(name, value) for name, value in settings.items())),
     )
 
 

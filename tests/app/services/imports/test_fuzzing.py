@@ -65,6 +65,8 @@ def as_parquet(rows: list[dict[str, Any]]) -> bytes:
 PHOTOS = {f"{number}.png": photo(number) for number in range(6)}
 FILES = {
     "t.csv": as_csv(),
+    "t.tsv": as_csv().replace(b",", b"\t"),
+    "bars.csv": as_csv().replace(b",", b"|").replace(b"\n", b"\r"),
     "semicolons.csv": b"sep=;\r\n"
     + as_csv().replace(b",", b";").replace(b"\n", b"\r\n").replace(b"kite", "t\u00fcr".encode("cp1252")),
     "utf-16.csv": as_csv().decode().encode("utf-16"),
@@ -75,22 +77,21 @@ FILES = {
     "columns.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode(),
     "t.parquet": as_parquet([{**row, "image": {"bytes": PHOTOS[row["image"]], "path": row["image"]}} for row in ROWS]),
     "t.zip": archive({"t.csv": as_csv(), **PHOTOS}, method=zipfile.ZIP_DEFLATED),
+    "workbook.zip": archive(
+        {"t.xlsx": as_excel_writes([list(ROWS[0]), *(list(row.values()) for row in ROWS)]), **PHOTOS},
+        method=zipfile.ZIP_DEFLATED,
+    ),
+    "pictures.zip": archive(PHOTOS, method=zipfile.ZIP_DEFLATED),
     "records.jsonl": table({"id": "1", "candidate_set": "1", "candidates": [{"id": "1"}], "shown": [], "kind": "none"}),
 }
-ORIGINALS = list(FILES.items())
+PICTURES_BESIDE = "pictures.zip"
+"""The one of them that has no table: it comes beside `t.csv`."""
 
 
-@st.composite
-def broken_files(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A file with some wrong bytes, and its name."""
-    name, data = draw(st.sampled_from(ORIGINALS))
-    return name, draw(mutated([data]))
-
-
-def read_whole(path: Path, name: str) -> None:
+def read_whole(source: Source) -> None:
     """Read and parse a file. What is wrong with it as a whole is `Invalid`; rows are a prompt or an error."""
     try:
-        file = ImportFile(Source(path, name))
+        file = ImportFile(source)
         plan = make_plan(file.kind, list_columns(file.first(100)), loose=True)
         rows = list(file.rows())
     except Invalid as error:
@@ -104,21 +105,27 @@ def read_whole(path: Path, name: str) -> None:
 
 class TestFuzzing:
     @settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(broken=broken_files())
-    def test_broken_files(self, tmp_path: Path, broken: tuple[str, bytes]) -> None:
-        self.check(tmp_path, broken)
+    @given(data=st.data())
+    def test_broken_files(self, tmp_path: Path, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(FILES)))
+        self.check(tmp_path, name, data.draw(mutated([FILES[name]])))
 
     @pytest.mark.slow
-    @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(broken=broken_files())
-    def test_many_broken_files(self, tmp_path: Path, broken: tuple[str, bytes]) -> None:
-        self.check(tmp_path, broken)
+    @pytest.mark.parametrize("name", FILES)
+    @settings(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_many_broken_files(self, tmp_path: Path, name: str, data: st.DataObject) -> None:
+        self.check(tmp_path, name, data.draw(mutated([FILES[name]])))
 
-    def check(self, folder: Path, broken: tuple[str, bytes]) -> None:
-        name, data = broken
+    def check(self, folder: Path, name: str, data: bytes) -> None:
         path = folder / "file"
         path.write_bytes(data)
-        read_whole(path, name)
+        if name != PICTURES_BESIDE:
+            read_whole(Source(path, name))
+            return
+        whole = folder / "t.csv"
+        whole.write_bytes(FILES["t.csv"])
+        read_whole(Source(whole, "t.csv", path))
 
 
 class TestOneOddRow:

@@ -36,6 +36,8 @@ class TestFind:
             (["images\\1.png"], "1.png", "images\\1.png"),
             (["images/1.png"], "./images/1.png", "images/1.png"),
             (["STRASSE.png"], "straße.png", "STRASSE.png"),
+            (["images/1.png"], " images/1.png\t", "images/1.png"),
+            (["1.png "], "1.png", "1.png "),
             (["1.png"], "2.png", None),
             (["images/1.png"], "other/1.png", None),
         ],
@@ -69,12 +71,55 @@ class TestArchive:
         path.write_bytes(path.read_bytes().replace(b"S_ule", b"S\x84ule"))  # as MS-DOS wrote ä
         assert Archive(path).names == ["Säule.png"]
 
+    @pytest.mark.parametrize(
+        ("page", "name", "other"),
+        [
+            ("cp866", "фото/Иван.png", "Пётр.png"),
+            ("cp932", "写真/猫.png", "犬.png"),
+            ("cp949", "고양이.png", "개.png"),
+            ("cp1252", "Säule.png", "Kühe.png"),
+        ],
+    )
+    def test_names_of_windows_are_found(self, tmp_path: Path, page: str, name: str, other: str) -> None:
+        path = tmp_path / "t.zip"
+        with zipfile.ZipFile(path, "w") as made:
+            for one in (name, other):
+                made.writestr(Encoded(one, page), factories.image_bytes())
+        made_of = Archive(path)
+        assert name not in made_of.names
+        for wanted in (name, name.rpartition("/")[2], unicodedata.normalize("NFD", name)):
+            found = made_of.find(wanted)
+            assert found is not None
+            assert found != made_of.find(other)
+        assert made_of.find("猫が.png") is None
+
+    def test_a_password_is_said(self, tmp_path: Path) -> None:
+        data = bytearray(archive({"t.jsonl": table({"image": "1.png", "question": "q"}), "1.png": b"x", "2.png": b"x"}))
+        for place in (data.index(b"1.png") - 24, data.rindex(b"1.png") - 38):  # the flags of the two heads
+            data[place] |= 1
+        path = tmp_path / "t.zip"
+        path.write_bytes(data)
+        with pytest.raises(Invalid, match="The zip is protected by a password") as caught:
+            opened.read_picture(Source(path, "t.zip"), "1.png")
+        assert caught.value.field == "file"
+
     @pytest.mark.parametrize("name", ["..\\x.png", "\\x.png", "C:\\x.png", "a\\..\\..\\x.png"])
     def test_backslashes_lead_out_as_slashes_do(self, tmp_path: Path, name: str) -> None:
         path = tmp_path / "t.zip"
         path.write_bytes(archive({name: b""}))
         with pytest.raises(Invalid, match="points outside"):
             Archive(path)
+
+
+class Encoded(zipfile.ZipInfo):
+    """A file whose name is written in a code page, as Windows does, with no word of it."""
+
+    def __init__(self, name: str, page: str) -> None:
+        super().__init__(name)
+        self.page = page
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 - of the standard library
+        return self.filename.encode(self.page), self.flag_bits & ~0x800
 
 
 def without_flag(data: bytes) -> bytes:

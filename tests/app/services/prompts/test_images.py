@@ -7,9 +7,11 @@ import struct
 import zlib
 
 import PIL.Image
+import PIL.ImageCms
 import pillow_heif
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid, NotFound, TooLarge
@@ -59,21 +61,32 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
 
 
-PICTURES = (
-    encoded(size=(40, 30)),
-    encoded("RGBA", size=(40, 30)),
-    encoded("I;16", size=(40, 30)),
-    encoded("CMYK", "TIFF", size=(40, 30), compression="tiff_lzw"),
-    encoded(kind="BMP", size=(40, 30)),
-    encoded(kind="AVIF", size=(40, 30)),
-    encoded(kind="HEIF", size=(40, 30)),
-    encoded(kind="JPEG2000", size=(40, 30)),
-    encoded("P", "GIF", size=(40, 30)),
-    encoded(kind="JPEG", size=(40, 30)),
-    encoded(kind="WEBP", size=(40, 30)),
-    several_pictures(),
-    exif_with(MISTYPED + TURNED, 2),
-)
+PROFILE = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+FRAMES = {"save_all": True, "append_images": [PIL.Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]}
+PICTURES = {
+    "png": encoded(size=(40, 30)),
+    "png with transparency": encoded("RGBA", size=(40, 30)),
+    "png of 16 bits": encoded("I;16", size=(40, 30)),
+    "png with a profile": encoded(size=(40, 30), icc_profile=PROFILE),
+    "png with frames": encoded(size=(40, 30), **FRAMES),
+    "tiff": encoded(kind="TIFF", size=(40, 30)),
+    "tiff of four colours": encoded("CMYK", "TIFF", size=(40, 30), compression="tiff_lzw"),
+    "tiff with a jpeg": encoded(kind="TIFF", size=(40, 30), compression="jpeg"),
+    "tiff with pages": encoded(kind="TIFF", size=(40, 30), compression="tiff_deflate", **FRAMES),
+    "bmp": encoded(kind="BMP", size=(40, 30)),
+    "avif": encoded(kind="AVIF", size=(40, 30)),
+    "heic": encoded(kind="HEIF", size=(40, 30)),
+    "heic with a profile": encoded(kind="HEIF", size=(40, 30), icc_profile=PROFILE),
+    "jpeg 2000": encoded(kind="JPEG2000", size=(40, 30)),
+    "gif": encoded("P", "GIF", size=(40, 30)),
+    "gif with frames": encoded(kind="GIF", size=(40, 30), **FRAMES),
+    "jpeg": encoded(kind="JPEG", size=(40, 30)),
+    "jpeg of four colours": encoded("CMYK", "JPEG", size=(40, 30)),
+    "webp": encoded(kind="WEBP", size=(40, 30)),
+    "webp with frames": encoded(kind="WEBP", size=(40, 30), **FRAMES),
+    "mpo": several_pictures(),
+    "jpeg with odd exif": exif_with(MISTYPED + TURNED, 2),
+}
 
 
 class TestReencode:
@@ -192,15 +205,16 @@ class TestFuzzing:
             assert error.field == "image"  # noqa: PT017 - both outcomes are fine
 
     @settings(max_examples=60, deadline=None)
-    @given(data=mutated(PICTURES))
+    @given(data=mutated(list(PICTURES.values())))
     def test_flipped_bytes(self, data: bytes) -> None:
         self.check(data)
 
     @pytest.mark.slow
-    @settings(max_examples=10_000, deadline=None)
-    @given(data=mutated(PICTURES))
-    def test_many_flipped_bytes(self, data: bytes) -> None:
-        self.check(data)
+    @pytest.mark.parametrize("kind", PICTURES)
+    @settings(max_examples=1_000, deadline=None)
+    @given(data=st.data())
+    def test_many_flipped_bytes(self, kind: str, data: st.DataObject) -> None:
+        self.check(data.draw(mutated([PICTURES[kind]])))
 
 
 class TestReadImage:

@@ -144,9 +144,9 @@ class TestStart:
         browser.client.cookies.set("illume_project", "scenes")
         assert browser.get("/").headers["location"] == "/annotate/scenes"
 
-    @pytest.mark.parametrize("role", [None, Role.viewer])
+    @pytest.mark.parametrize(("role", "start"), [(None, "/annotate"), (Role.viewer, "/admin")])
     def test_a_project_they_judge_in_no_more_is_not_gone_to(
-        self, browser: Browser, session: Session, role: Role | None
+        self, browser: Browser, session: Session, role: Role | None, start: str
     ) -> None:
         project = factories.make_project(session, slug="scenes")
         critic = person(session, role=Role.critic)
@@ -154,7 +154,31 @@ class TestStart:
             factories.make_member(session, project, role, user=critic)
         browser.sign_in(critic)
         browser.client.cookies.set("illume_project", "scenes")
-        assert browser.get("/").headers["location"] == "/annotate"
+        assert browser.get("/").headers["location"] == start
+
+    @pytest.mark.parametrize(
+        ("roles", "start", "sees_projects"),
+        [
+            ([], "/annotate", False),
+            ([Role.critic], "/annotate", False),
+            ([Role.viewer], "/admin", True),
+            ([Role.viewer, Role.critic], "/annotate", True),
+            ([Role.admin], "/annotate", True),
+        ],
+    )
+    def test_a_role_in_a_project_opens_its_pages(
+        self, browser: Browser, session: Session, roles: list[Role], start: str, sees_projects: bool
+    ) -> None:
+        user = person(session, role=Role.critic)
+        for role in roles:
+            factories.make_member(session, factories.make_project(session), role, user=user)
+        browser.sign_in(user)
+        assert browser.get("/").headers["location"] == start
+        page = browser.get("/annotate").text
+        assert ('<a href="/admin"' in page) is sees_projects
+        assert browser.get("/admin").status_code == (200 if sees_projects else 403)
+        if roles == [Role.viewer]:
+            assert "You may look at projects but are not a critic in any of them" in page
 
     def test_a_cookie_leads_nowhere_else(self, browser: Browser, session: Session) -> None:
         browser.sign_in(person(session, role=Role.critic))

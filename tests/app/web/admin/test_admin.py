@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.models import Project, Role
+from app.services.kernel import workers
 from app.services.projects import pauses
 from tests import factories
 from tests.app.web.conftest import Browser, person
@@ -72,6 +73,20 @@ class TestRights:
         browser.get("/annotate")
         for path in ("rounds", "rounds/1/cancel", "versions/0/activate", "settings", "resume"):
             assert browser.post(f"/admin/projects/scenes/{path}").status_code == 403, path
+
+    def test_what_a_worker_does_for_others_is_for_admins(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        doing = "writing explanations for A Secret Project"
+        workers.beat_worker(session, "hall:1", queues="model", device="cpu", doing=doing, memory_mb=1)
+        lead = factories.make_member(session, project, Role.admin, user=person(session, role=Role.critic))
+        browser.sign_in(lead)
+        page = browser.get("/admin/projects/scenes").text
+        assert "busy" in page
+        assert "Secret" not in page
+        browser.client.cookies.clear()
+        browser.sign_in(person(session, role=Role.admin))
+        assert doing in browser.get("/admin/projects/scenes").text
 
     def test_a_stranger_finds_nothing(self, browser: Browser, session: Session, project: Project) -> None:
         browser.sign_in(person(session, role=Role.reviewer))

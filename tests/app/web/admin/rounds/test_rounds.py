@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from sqlalchemy.orm import Session
 
@@ -28,6 +30,36 @@ class TestRounds:
         assert response.headers["location"] == "/admin/projects/scenes/rounds/1?done=cancelled"
         assert session.get_one(Round, made.id).state is RoundState.cancelled
         assert "The training round is being cancelled." in browser.get(response.headers["location"]).text
+
+    def test_a_round_that_succeeded_is_not_resumed(self, browser: Browser, session: Session, project: Project) -> None:
+        factories.make_round(session, project, state=RoundState.succeeded)
+        browser.get("/admin/projects/scenes/settings")
+        answer = browser.post("/admin/projects/scenes/rounds/1/retry")
+        assert answer.status_code == 409
+        assert "Only a failed or cancelled training round can be resumed; this one succeeded." in answer.text
+
+    def test_settings_of_a_round_are_worded_as_in_their_form(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        snapshot = factories.make_snapshot(session, project)
+        plan = {"parent": project.active_version_id, "base_model": "starter", "metric": "rouge_l", "seed": 1}
+        settings = {
+            "auto_rounds": True,
+            "blur_images": False,
+            "init": "from_base",
+            "temperatures": [[0.0, 1], [0.7, 2]],
+            "skip_reasons": ["Not sure", "Too hard to see"],
+            "of_an_earlier_release": 3,
+        }
+        snapshot.settings = {**plan, "project": {**snapshot.settings, **settings}}
+        factories.make_round(session, project, state=RoundState.succeeded, snapshot=snapshot)
+        page = browser.get("/admin/projects/scenes/rounds/1").text
+        facts = dict(re.findall(r"<dt>([^<]*)</dt><dd class=\"mono as-typed\">([^<]*)</dd>", page))
+        assert (facts["Start automatically"], facts["Blur images"]) == ("on", "off")
+        assert facts["Start from"] == "the base model"
+        assert facts["Sampling temperatures"] == "0 x 1, 0.7 x 2"
+        assert facts["Reasons to skip"] == "Not sure\nToo hard to see"
+        assert facts["of_an_earlier_release"] == "3"
 
     def test_the_list_says_why_with_real_minus_signs(
         self, browser: Browser, session: Session, project: Project
