@@ -106,7 +106,7 @@ async def read_query(request: Request, *, fields: int, field_bytes: int) -> Form
     async for piece in request.stream():
         body += piece
         if len(body) > QUERY_BYTES:  # the routes of uploads take more, as a stream of parts
-            error = TooLarge(f"The form has over {QUERY_BYTES >> 20} MB: send files as multipart/form-data.")
+            error = TooLarge(f"The form is over {QUERY_BYTES >> 20} MB: send files as multipart/form-data.")
             return UnreadForm(error, FormData())
     if len(body) > LARGE_FORM:
         return await run_in_threadpool(parse_query, body, fields, field_bytes)
@@ -145,7 +145,7 @@ def check_field(name: str, text: str, field_bytes: int) -> None:
 
 def too_long(name: str, field_bytes: int) -> TooLarge:
     """The error for a field that is too long."""
-    return TooLarge(f"{printable(name)}: has over {field_bytes >> 10} kB.", field=printable(name))
+    return TooLarge(f"{printable(name)}: is over {field_bytes >> 10} kB.", field=printable(name))
 
 
 def printable(name: str) -> str:

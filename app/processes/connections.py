@@ -22,7 +22,7 @@ FIRST_HEAD_SECONDS = 30.0
 HEAD_SECONDS = 20.0
 LEFTOVER_SECONDS = 30.0
 
-HEAD_TOO_LARGE = f"The request's address and headers have over {HEAD_BYTES >> 10} kB."
+HEAD_TOO_LARGE = f"The request's address and headers are over {HEAD_BYTES >> 10} kB."
 TOO_MANY_CONNECTIONS = "Too many connections of this address: close some of them."
 
 

@@ -99,9 +99,10 @@ def load_vlm(
     torch_device = pick_device(device)
     torch_dtype = pick_dtype(dtype, torch_device)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, found = AutoModelForImageTextToText.from_pretrained(
             base,
             config=config,
+            output_loading_info=True,
             dtype=torch_dtype,
             local_files_only=Path(base).is_dir(),
             trust_remote_code=False,
@@ -111,6 +112,9 @@ def load_vlm(
         if not allow_pickle and "use_safetensors" in str(error):
             raise VlmError(pickles_refused(f"the model {base}")) from error
         raise VlmError(f"the weights of {base} cannot be loaded: {error}") from error
+    if lacking := sorted(found["missing_keys"]):  # transformers would put random numbers there
+        others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise VlmError(f"the weights of {base} are incomplete: they lack {lacking[0]}{others}")
     model.to(torch_device).eval()
     vlm = Vlm(model, processor, torch_device, torch_dtype, base)
     if adapter is not None:

@@ -114,7 +114,7 @@ def write_upload(source: IO[bytes], target: Any, limit: int) -> None:
     while chunk := source.read(1 << 20):
         size += len(chunk)
         if size > limit:
-            raise Invalid(f"The file has over {limit >> 30} GB: import it in parts.", field="file")
+            raise Invalid(f"The file is over {limit >> 30} GB: import it in parts.", field="file")
         target.write(chunk)
     target.flush()
     if not size:
@@ -236,7 +236,9 @@ def write_pictures(files: Sequence[tuple[str, IO[bytes]]], target: Any, limit: i
                 while chunk := source.read(1 << 20):
                     left -= len(chunk)
                     if left < 0:
-                        raise Invalid(f"The pictures have over {limit >> 30} GB: give them in a zip.", field="images")
+                        raise Invalid(
+                            f"The pictures are over {limit >> 30} GB together: send them as a zip.", field="images"
+                        )
                     entry.write(chunk)
     target.flush()
 

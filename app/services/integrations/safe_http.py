@@ -284,7 +284,7 @@ def fetch(url: str, *, reach: Reach, limit: int, seconds: float) -> bytes:
             for piece in response.iter_stream():
                 data += piece
                 if len(data) > limit:
-                    raise TooLarge(f"The file at {place.host} has over {limit >> 20} MB.", field="url")
+                    raise TooLarge(f"The file at {place.host} is over {limit >> 20} MB.", field="url")
             return bytes(data)
     raise Unreachable(f"There are over {MAX_REDIRECTS} redirects.", field="url")
 

@@ -119,7 +119,7 @@ def _webp(picture: PIL.Image.Image, quality: int) -> bytes:
 def check_bytes(data: bytes) -> None:
     """Raise `TooLarge` for too many bytes, and `Invalid` for markup disguised as an image."""
     if len(data) > MAX_BYTES:
-        raise TooLarge(f"The image has over {MAX_BYTES // 1024 // 1024} MB.", field="image")
+        raise TooLarge(f"The image is over {MAX_BYTES // 1024 // 1024} MB.", field="image")
     start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     kind = next((kind for mark, kind in MARKUP.items() if start.startswith(mark)), None)
     if kind is not None:

@@ -80,7 +80,7 @@ class TestReadForm:
             return read(body, PARTS if kind == "parts" else QUERY, field_bytes=1000)
 
         assert len(str(form(1000)["note"])) == 500
-        with pytest.raises(TooLarge, match="note: has over 0 kB") as caught:
+        with pytest.raises(TooLarge, match="note: is over 0 kB") as caught:
             form(1002)
         assert caught.value.field == "note"
 

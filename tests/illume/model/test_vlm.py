@@ -15,6 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from illume.errors import VlmError
 from illume.model.loading import ADAPTER_RECORD
@@ -268,6 +269,17 @@ class TestErrors:
             load_vlm(str(llava), dtype="float7")
         with pytest.raises(VlmError, match="toaster"):
             load_vlm(str(llava), device="toaster")
+
+
+class TestIncompleteWeights:
+    def test_a_tensor_that_is_not_in_the_files_is_not_made_up(self, llava: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(llava, tmp_path / "base")
+        tensors = load_file(folder / "model.safetensors")
+        lost = next(name for name in tensors if name.endswith("mlp.up_proj.weight"))
+        del tensors[lost]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(VlmError, match=r"are incomplete: they lack .*mlp\.up_proj\.weight"):
+            load_vlm(str(folder), device="cpu")
 
 
 class TestInputs:

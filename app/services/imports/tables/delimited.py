@@ -143,7 +143,7 @@ class CsvRecords(Iterator[tuple[int, list[str] | Invalid]]):
         if self._has(0) and self._ahead[0] is OVERLONG:
             self._number += 1
             del self._ahead[0]
-            return number, Invalid(f"The line has over {MAX_LINE >> 20} MB.")
+            return number, Invalid(f"The line is over {MAX_LINE >> 20} MB.")
         found, used, more = self._parse(1)
         if more:
             found, used, _ = self._parse(MAX_RECORD_LINES)
@@ -194,7 +194,8 @@ def csv_body_rows(records: CsvRecords, header: Header, encoding: str) -> Iterato
         elif not any(fields):
             continue
         elif not is_row(fields, header):
-            yield TableRow(number, Invalid(f"The line has {len(fields)} fields, the header has {header.width}."))
+            count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
+            yield TableRow(number, Invalid(f"The line has {count}, the header has {header.width}."))
         elif not is_text("".join(fields)):
             yield TableRow(number, Invalid(f"The line {not_encoded(encoding)}"))
         else:

@@ -39,7 +39,7 @@ def ndjson_rows(open_table: OpenTable, encoding: str = UTF_8) -> Generator[Table
     with open_table() as source:
         for number, (line, cut) in enumerate(read_lines(source, encoding), 1):
             if cut:
-                yield TableRow(number, Invalid(f"The line has over {MAX_LINE >> 20} MB."))
+                yield TableRow(number, Invalid(f"The line is over {MAX_LINE >> 20} MB."))
             elif not line.isspace():
                 yield TableRow(number, parse_object(line))
 
@@ -71,7 +71,7 @@ def json_rows(open_table: OpenTable, encoding: str = UTF_8) -> Generator[TableRo
     with open_table() as source:
         data = source.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
-        raise Invalid(f"A .json file may have {MAX_DOCUMENT >> 20} MB at most: use .jsonl for more.", field="file")
+        raise Invalid(f"A .json file may be at most {MAX_DOCUMENT >> 20} MB: use .jsonl for more.", field="file")
     if encoding != UTF_8:
         data = to_utf8(data, encoding)
     document = parse_document(data)

@@ -76,7 +76,10 @@ def sheet_rows(open_table: OpenTable) -> Generator[TableRow | None, None, None]:
                 header = read_header(["" if one is None else str(one) for one in fields], "first sheet")
             elif is_too_long(fields, header):
                 used = max(place for place, one in enumerate(fields, 1) if one not in (None, ""))
-                yield TableRow(number, Invalid(f"The row has {used} cells, the header has {header.width}."))
+                yield TableRow(
+                    number,
+                    Invalid(f"The row has {used} {'cell' if used == 1 else 'cells'}, the header has {header.width}."),
+                )
             elif (broken := find_error(cells, header.columns)) is not None:
                 column, error = broken
                 yield TableRow(number, Invalid(f"{column[:60]}: the cell shows the error {error}.", field=column))

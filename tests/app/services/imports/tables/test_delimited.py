@@ -140,7 +140,7 @@ class TestSeparators:
     def test_lines_are_numbered_from_the_one_that_names_it(self) -> None:
         assert read("sep=;\nid;question\n1;a\n2\n") == (
             {3: {"id": "1", "question": "a"}},
-            {4: "The line has 1 fields, the header has 2."},
+            {4: "The line has 1 field, the header has 2."},
         )
 
     def test_a_row_that_goes_on_behind_the_first_lines(self) -> None:
