@@ -1,4 +1,4 @@
-"""`illume round`: start, list and cancel tuning rounds."""
+"""`illume round`: start, list, cancel and resume tuning rounds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ slug_argument = click.argument("slug", help="The project's slug.")
 
 @click.group("round")
 def tuning_round() -> None:
-    """Start, list and cancel tuning rounds."""
+    """Start, list, cancel and resume tuning rounds."""
 
 
 @tuning_round.command("start")
@@ -56,6 +56,15 @@ def cancel_command(slug: str) -> int:
     """Cancel the project's running round."""
     with prepared():
         return cancel(slug, say=say)
+
+
+@tuning_round.command("resume")
+@slug_argument
+@data_dir_option
+def resume_command(slug: str) -> int:
+    """Resume the project's last round, which failed or was cancelled."""
+    with prepared():
+        return resume(slug, say=say)
 
 
 def start(slug: str, *, ask: Callable[[], bool], follow: bool, say: Say) -> int:
@@ -136,4 +145,16 @@ def cancel(slug: str, *, say: Say) -> int:
             raise Refused(f"No round of {slug} is running.")
         rounds.cancel(session, SYSTEM, running.id)
         say(f"Round {running.number} is {'cancelled' if not running.state.is_active else 'being cancelled'}.")
+    return 0
+
+
+def resume(slug: str, *, say: Say) -> int:
+    """Let the newest round go on from its last checkpoint. Raises Refused if there is none, Conflict if it cannot."""
+    with session_scope() as session:
+        project = projects.get_project(session, SYSTEM, slug)
+        newest = rounds.list_rounds(session, SYSTEM, project, limit=1).items
+        if not newest:
+            raise Refused(f"There are no rounds of {slug} yet.")
+        found = rounds.retry(session, SYSTEM, newest[0].id)
+        say(f"Round {found.number} is queued; it goes on from its last checkpoint.")
     return 0

@@ -552,6 +552,8 @@ class TestRounds:
         assert "waiting for a worker" in run("round", "list", "cats").stdout
         assert run("round", "cancel", "cats").stdout == "Round 1 is cancelled.\n"
         assert "No round of cats" in refused(run("round", "cancel", "cats"), 1)
+        assert run("round", "resume", "cats").stdout == "Round 1 is queued; it goes on from its last checkpoint.\n"
+        assert "this one is still in progress" in refused(run("round", "resume", "cats"), 1)
 
     def test_it_is_followed_to_its_end(self, committed_db: CommittedDatabase) -> None:
         with committed_db.sessions.begin() as session:
