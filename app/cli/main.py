@@ -18,7 +18,7 @@ COMMANDS = {
     "user": ("app.cli.user:user", "Manage accounts"),
     "token": ("app.cli.token:token", "Manage tokens for the REST API"),
     "project": ("app.cli.project:project", "Manage projects"),
-    "round": ("app.cli.round:tuning_round", "Start, list and cancel tuning rounds"),
+    "round": ("app.cli.round:tuning_round", "Start, list, cancel and resume tuning rounds"),
     "import": ("app.cli.files.import_file:import_command", "Import prompts from a file into a project"),
     "export": ("app.cli.files.export_file:export_command", "Export a project's dataset to a file"),
     "publish": ("app.cli.files.publish:publish_command", "Write or upload a repository for the Hugging Face Hub"),
