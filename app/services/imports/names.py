@@ -6,6 +6,7 @@ import contextlib
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from app.errors import Invalid
 
@@ -18,6 +19,8 @@ CODE_PAGES = (
     *("cp862", "cp1255", "cp720", "cp1256", "cp874", "cp932", "cp949", "gb18030", "big5", "cp1258"),
 )
 """What Windows calls its encodings in the countries of the world."""
+
+Known = TypeVar("Known", str, bytes)
 
 
 class NameIndex:
@@ -48,7 +51,7 @@ class NameIndex:
         return found[0] if found else None
 
 
-def add(names: dict[str, list[str]], known_as: str, name: str) -> None:
+def add(names: dict[Known, list[str]], known_as: Known, name: str) -> None:
     """Add a name, unless so many are known by the same that looking through them would take long."""
     alike = names.setdefault(known_as, [])
     if len(alike) < MAX_ALIKE:
