@@ -92,6 +92,7 @@ def read_whole(source: Source) -> None:
     """Read and parse a file. What is wrong with it as a whole is `Invalid`; rows are a prompt or an error."""
     try:
         file = ImportFile(source)
+        file.form()
         plan = make_plan(file.kind, list_columns(file.first(100)), loose=True)
         rows = list(file.rows())
     except Invalid as error:
