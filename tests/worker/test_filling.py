@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from sqlalchemy import func, select
@@ -78,23 +77,6 @@ class TestFillPool:
             prompt = session.get_one(Prompt, offered.prompt_id)
             assert (offered.answer, offered.answer_source) == (prompt.answer, "gold")
             assert workers.device_holder(session, process.device_key) is None
-
-    def test_says_what_it_does_in_the_words_of_pages(
-        self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        project_id = committed_project(base, prompts=1)
-        with session_scope() as session:
-            session.get_one(Project, project_id).name = "Birds of the north"
-        said: list[str] = []
-
-        def sample(*args: Any, **options: Any) -> Any:
-            said.append(process.heartbeat.doing)
-            return sample_rationales(*args, **options)
-
-        monkeypatch.setattr(filling, "sample_rationales", sample)
-        assert fill_pool(process, models, project_id) == 1
-        assert set(said) == {"writing explanations for Birds of the north"}
-        assert process.heartbeat.doing == ""
 
     def test_the_models_own_answer_where_there_is_none(
         self, process: WorkerProcess, models: ModelCache, base: Path
