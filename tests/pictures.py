@@ -185,7 +185,8 @@ def oriented() -> Iterator[PictureFile]:
         exif[ORIENTATION] = orientation
         back = {6: 8, 8: 6}.get(orientation, orientation)
         stored = quarters().transpose(UPRIGHT[back]) if back in UPRIGHT else quarters()
-        options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+        by_kind: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+        options = by_kind.get(kind, {})
         browser: Any = {"TIFF": "none", "WEBP": "other"}.get(kind, "same")  # Chromium does not turn WebP
         yield PictureFile(
             f"turned-{orientation}.{kind.lower()}", written(stored, kind, exif=exif, **options), quarters(), browser, 3

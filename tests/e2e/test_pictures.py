@@ -162,7 +162,7 @@ def test_transparent_ones_stored_long_ago(visitor: Visitor, scenes: world.World,
         small = painted(page, f"/api/v1/images/{sha256}?width={one:d}", "#101114")
         found[f"{one:d} wide"] = apart(small.resize(read.size), read)
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         found[f"the page, {scheme}"] = apart(shot(page, page.locator(".picture img"), read.size), read)
         page.keyboard.press("z")
         dialog = page.locator(".zoom-dialog[open]")

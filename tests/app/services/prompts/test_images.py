@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import PIL.Image
 import PIL.ImageCms
@@ -62,7 +63,10 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 PROFILE = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
-FRAMES = {"save_all": True, "append_images": [PIL.Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]}
+FRAMES: dict[str, Any] = {
+    "save_all": True,
+    "append_images": [PIL.Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")],
+}
 PICTURES = {
     "png": encoded(size=(40, 30)),
     "png with transparency": encoded("RGBA", size=(40, 30)),
