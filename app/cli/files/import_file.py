@@ -14,6 +14,7 @@ from app.db.sessions import session_scope
 from app.models import Import, ImportState, Split
 from app.processes.connect import Refused
 from app.services.imports import imports
+from app.services.imports.elsewhere.converting import NAMES
 from app.services.imports.running import run_import
 from app.services.imports.tables.encodings import ENCODINGS, UNICODE
 from app.services.kernel.actors import SYSTEM
@@ -142,6 +143,9 @@ def import_file(
         )
         import_id = made.id
         read_as = made.plan["encoding"]
+        exported_by = NAMES.get(made.plan["layout"])
+        if exported_by:
+            say(f"The file was exported by {exported_by}; each judgement in it becomes a verdict.")
         if read_as and read_as not in UNICODE and not encoding:
             say(f"The text is taken to be {ENCODINGS[read_as]}; --encoding says otherwise.")
         for name, reason in list(packed.refused.items())[:SHOWN_PROBLEMS]:

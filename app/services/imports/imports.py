@@ -29,7 +29,7 @@ from app.services.imports.layouts import (
     with_columns,
 )
 from app.services.imports.opened import Source
-from app.services.imports.reading import open_file, parse_row, source_of
+from app.services.imports.reading import is_record, open_file, parse_record, parse_row, source_of
 from app.services.imports.tables.encodings import check_encoding
 from app.services.imports.tables.rows import MAX_COLUMNS, TableRow
 from app.services.imports.tables.table import TableForm
@@ -70,7 +70,7 @@ def create_import(
     `images_source` is a zip of the images that rows name; `mapping` says what columns become. `propose_val` puts rows
     that name no split into val for `val_share` of the images; a draft proposes that where no column is the split.
     `scale_down` scales images over 40 megapixels down to them. `encoding` is how a table of text is read; it is guessed
-    where it is empty. A data set exported as records brings verdicts of others, and needs the role admin. Raises
+    where it is empty. A file that brings verdicts of others, of Illume or of another tool, needs the role admin. Raises
     `Invalid` if the file cannot be imported at all.
     """
     require(session, actor, project, Right.reviews)
@@ -86,7 +86,7 @@ def create_import(
         plan = plan_upload(upload, split=split, mapping=mapping, loose=draft)
         proposed = propose_val or (draft and plan.lacks_split)
         plan = replace(plan, propose_val=proposed, val_share=val_share, scale_down=scale_down)
-        if plan.layout is Layout.records:
+        if plan.layout.is_of_records:
             require(session, actor, project, Right.administers)
         key = get_store().put_file(Path(kept.name))
         images_key = None if images_path is None else get_store().put_file(images_path)
@@ -129,8 +129,9 @@ def plan_upload(source: Source, *, split: Split, mapping: Mapping[str, str] | No
         raise Invalid(
             f"The first rows have {len(columns):,} different columns; at most {MAX_COLUMNS} are read.", field="file"
         )
-    plan = make_plan(file.kind, columns, split=split, loose=loose or mapping is not None)
-    plan = replace(plan, encoding=file.form().encoding)
+    form = file.form()
+    plan = make_plan(file.kind, columns, split=split, loose=loose or mapping is not None, origin=form.origin)
+    plan = replace(plan, encoding=form.encoding)
     if mapping is None:
         return plan
     unknown = next((column for column in mapping if column not in columns), None)
@@ -309,6 +310,7 @@ def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[Pre
     """The first rows of an import. Images at web addresses are not fetched. Raises `Invalid`."""
     plan = ImportPlan.from_json(found.plan)
     looked = []
+    parsed: record_schema.RecordIn | PromptIn | DomainError
     file = open_file(
         found.file_key,
         found.filename,
@@ -318,7 +320,10 @@ def preview_rows(found: Import, *, limit: int = 8) -> tuple[ImportPlan, list[Pre
         fetch=_placeholder_image,
     )
     for row in file.first(limit):
-        parsed = record_schema.parse_record(row) if plan.layout is Layout.records else parse_row(file, plan, row)
+        if plan.layout is Layout.records:
+            parsed = record_schema.parse_record(row)
+        else:
+            parsed = parse_record(file, plan, row) if is_record(plan, row) else parse_row(file, plan, row)
         looked.append(
             PreviewRow(
                 row.number,

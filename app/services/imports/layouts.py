@@ -16,6 +16,7 @@ from rapidfuzz.distance import OSA
 from app.errors import Invalid
 from app.models import Split
 from app.services.imports import cells, conversations
+from app.services.imports.elsewhere.tasks import Origin
 from app.services.imports.tables.lines import KEY_COLUMN
 from app.services.imports.tables.rows import is_missing, measure_depth
 from app.services.imports.tables.table import TableKind
@@ -37,6 +38,18 @@ class Layout(StrEnum):
     a_okvqa = "a-okvqa"
     records = "records"
     chat = "chat"
+    label_studio = "label-studio"
+    argilla = "argilla"
+
+    @property
+    def is_of_records(self) -> bool:
+        """Whether rows bring candidate sets and verdicts."""
+        return self is Layout.records or self.is_of_another_tool
+
+    @property
+    def is_of_another_tool(self) -> bool:
+        """Whether another annotation tool exported the file, whose tasks are read as records."""
+        return self.value in set(Origin)
 
 
 class Target(StrEnum):
@@ -140,7 +153,7 @@ class ImportPlan:
     @property
     def places_by_image(self) -> bool:
         """Whether rows that name no split are put into train or val by their images."""
-        return self.propose_val and self.split is Split.train and self.layout is not Layout.records
+        return self.propose_val and self.split is Split.train and not self.layout.is_of_records
 
     @property
     def lacks_split(self) -> bool:
@@ -225,7 +238,7 @@ def guess_alike(name: str) -> Target | None:
 
 def find_missing(plan: ImportPlan) -> str:
     """What an import with this plan lacks, so that every row would be rejected; empty where it lacks nothing."""
-    if plan.layout is Layout.records:
+    if plan.layout.is_of_records:
         return ""
     targets = set(plan.columns.values())
     if targets & {Target.parts, Target.conversation}:
@@ -241,10 +254,18 @@ OWN_TARGETS = {name: guess_target(name) or Target.metadata for name in OWN_FIELD
 
 
 def make_plan(
-    kind: TableKind, columns: Sequence[str], *, split: Split = Split.train, loose: bool = False
+    kind: TableKind,
+    columns: Sequence[str],
+    *,
+    split: Split = Split.train,
+    loose: bool = False,
+    origin: Origin | None = None,
 ) -> ImportPlan:
-    """Make a plan from the column names. `loose`: unknown columns of our own NDJSON become metadata too."""
-    layout = detect_layout(columns)
+    """Make a plan from the column names, and from the tool that exported the table.
+
+    `loose`: unknown columns of our own NDJSON become metadata too.
+    """
+    layout = detect_layout(columns) if origin is None else Layout(origin.value)
     own_lines = layout is Layout.own and kind is TableKind.ndjson and not loose
     targets: dict[str, Target] = {}
     taken: set[Target] = set()

@@ -22,7 +22,7 @@ from app.services.imports import record_schema
 from app.services.imports.cells import to_text
 from app.services.imports.conversations import drop_short_form, images_of, name_images
 from app.services.imports.files import BrokenOff, Fetch, ImportFile, is_web_address, unforeseen
-from app.services.imports.layouts import ImportPlan, Layout, Target, row_to_prompt
+from app.services.imports.layouts import ImportPlan, Target, row_to_prompt
 from app.services.imports.opened import Source
 from app.services.imports.tables.rows import TableRow
 from app.services.kernel import isolated
@@ -80,7 +80,7 @@ def scan(plan: ImportPlan, file: ImportFile, keep_alive: Callable[[], None]) -> 
     columns = [name for name, target in plan.columns.items() if target is Target.external_id]
     hashes, numbers = array("q"), array("q")
     total = 0
-    wanted = () if plan.layout is Layout.records else columns[:1]
+    wanted = () if plan.layout.is_of_records else columns[:1]
     with closing(file.rows(columns=wanted)) as rows, contextlib.suppress(BrokenOff):
         for row in rows:
             total += 1
@@ -135,8 +135,8 @@ def read_batches(
     """
 
     def parse(row: TableRow) -> ParsedRow:
-        if plan.layout is Layout.records:
-            return row.number, record_schema.parse_record(row, file)
+        if is_record(plan, row):
+            return row.number, parse_record(file, plan, row)
         return row.number, reject_repeated(parse_row(file, plan, row), row.number, first)
 
     batch: list[ParsedRow] = []
@@ -185,6 +185,20 @@ def reject_repeated(parsed: PromptIn | DomainError, number: int, first: Mapping[
     if earlier is None or earlier == number:
         return parsed
     return Invalid(f"external_id '{parsed.external_id}' occurs twice: first in line {earlier}.", field="external_id")
+
+
+def is_record(plan: ImportPlan, row: TableRow) -> bool:
+    """Whether a row is a record. Of another tool, a row that nobody has judged is a prompt."""
+    if not plan.layout.is_of_another_tool:
+        return plan.layout.is_of_records
+    return isinstance(row.values, dict) and "candidate_set" in row.values
+
+
+def parse_record(file: ImportFile, plan: ImportPlan, row: TableRow) -> record_schema.RecordIn | DomainError:
+    """Parse a row into a record, or into what is wrong with it. Other tools know no splits: the plan's is taken."""
+    if plan.layout.is_of_another_tool and isinstance(row.values, dict):
+        row = TableRow(row.number, {**row.values, "split": plan.split.value})
+    return record_schema.parse_record(row, file)
 
 
 def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | DomainError:

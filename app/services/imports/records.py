@@ -59,9 +59,14 @@ class ImportedKeys:
 
 
 def add_records(
-    session: Session, actor: Actor, project: Project, items: Sequence[RecordIn | DomainError]
+    session: Session, actor: Actor, project: Project, items: Sequence[RecordIn | PromptIn | DomainError]
 ) -> list[AddResult]:
-    """Import records, each verdict once. Good ones are kept. Results are in the order of `items`."""
+    """Import records, each verdict once, and prompts that nobody has judged.
+
+    Good ones are kept. Results are in the order of `items`.
+    """
+    prompts = [item for item in items if isinstance(item, PromptIn)]
+    added = iter(add_prompts(session, actor, project, prompts) if prompts else ())
     records = [item for item in items if isinstance(item, RecordIn)]
     keys = {key for one in records for key in (one.prompt_key, one.set_key, one.verdict_key, one.critic_key)}
     query = select(ImportedRow.key, ImportedRow.row_id).where(
@@ -79,6 +84,8 @@ def add_records(
     for item in items:
         if isinstance(item, DomainError):
             results.append(AddResult(None, error=item))
+        elif isinstance(item, PromptIn):
+            results.append(next(added))
         elif item.verdict_key in existing or kept.get(item.verdict_key) is not None:
             results.append(AddResult(None))
         elif item.prompt_key in errors:

@@ -6,11 +6,12 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, and_, func, or_
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -20,7 +21,7 @@ from app.errors import DomainError, Invalid
 from app.models import Import, ImportProblem, ImportState, Project, Role, Split, User
 from app.services.imports import records
 from app.services.imports.files import BrokenOff, Fetch, ImportFile
-from app.services.imports.layouts import ADDED_TO_VAL, IMAGE_CHANGES, ImportPlan, Layout
+from app.services.imports.layouts import ADDED_TO_VAL, IMAGE_CHANGES, ImportPlan
 from app.services.imports.reading import PARSE_THREADS, ParsedRow, open_file, read_batches, reject_leaks, scan
 from app.services.integrations import webhooks
 from app.services.kernel.actors import SYSTEM, Actor
@@ -208,7 +209,7 @@ def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, 
         project = session.get_one(Project, claim.project_id)
         actor = _actor(session, claim.created_by)
         images.add_images(session, actor, list(file.pending.values()))
-        if claim.plan.layout is Layout.records:
+        if claim.plan.layout.is_of_records:
             results = records.add_records(session, actor, project, [one for _, one in batch])
         else:
             parsed = [one for _, one in batch]
@@ -224,15 +225,33 @@ def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, 
 
 
 def record_results(session: Session, found: Import, batch: Sequence[ParsedRow], results: Sequence[AddResult]) -> None:
-    """Count the results of a batch, and store each rejected line with its reason."""
+    """Count the results of a batch, and store each rejected line with its reason.
+
+    A task of another tool is one line, of which several things may be rejected: it is counted once, with all reasons.
+    """
+    problems: dict[int, tuple[str | None, list[str]]] = {}
     for (number, _), result in zip(batch, results, strict=True):
         if result.error is not None:
             field_name = None if result.error.field is None else result.error.field[:200]
             reason = result.error.detail.replace("\x00", "\ufffd").encode(errors="replace").decode()
-            session.add(ImportProblem(import_id=found.id, line=number, field=field_name, reason=reason))
+            problems.setdefault(number, (field_name, []))[1].append(reason)
+    store_problems(session, found.id, problems)
     found.added += sum(result.created for result in results)
-    found.rejected += sum(result.error is not None for result in results)
+    found.rejected += len(problems)
     found.unchanged += sum(result.error is None and not result.created for result in results)
+
+
+def store_problems(session: Session, import_id: int, problems: Mapping[int, tuple[str | None, Sequence[str]]]) -> None:
+    """Store the reasons by line, beside those that the line has from the batch before."""
+    if not problems:
+        return
+    rows = [
+        {"import_id": import_id, "line": line, "field": name, "reason": " ".join(dict.fromkeys(reasons))}
+        for line, (name, reasons) in problems.items()
+    ]
+    made = insert(ImportProblem)
+    both = ImportProblem.reason + " " + made.excluded.reason
+    session.execute(made.on_conflict_do_update(index_elements=["import_id", "line"], set_={"reason": both}), rows)
 
 
 def count_val(found: Import, results: Sequence[AddResult]) -> None:

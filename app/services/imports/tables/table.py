@@ -9,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from app.errors import Invalid
+from app.services.imports.elsewhere.converting import HEAD, could_be_foreign, find_origin, record_rows
+from app.services.imports.elsewhere.tasks import Origin
 from app.services.imports.tables.columnar import parquet_rows
 from app.services.imports.tables.delimited import csv_rows, find_delimiter
 from app.services.imports.tables.encodings import MARKS, UTF_8, guess_encoding, marked_encoding
@@ -49,7 +51,8 @@ SUFFIXES = {
 class TableForm:
     """How a table is read: for a person to check.
 
-    `guess` is the encoding that would be used if none were chosen. What does not apply is empty.
+    `guess` is the encoding that would be used if none were chosen; `origin` is the tool that exported the file. What
+    does not apply is empty.
     """
 
     kind: TableKind
@@ -57,6 +60,7 @@ class TableForm:
     guess: str = ""
     delimiter: str = ""
     sheets: tuple[str, ...] = ()
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,24 @@ class Table:
                 elif place % SKIPPED_ROWS == 0:
                     yield None
 
+    def origin(self) -> Origin | None:
+        """The tool that exported the table; None for any other table."""
+        if self.kind not in (TableKind.ndjson, TableKind.json):
+            return None
+        with self.open() as source:
+            if not could_be_foreign(source.read(HEAD)):
+                return None
+        with closing(self._plain_rows()) as rows:
+            first = next((row for row in rows if row is not None), None)
+        return None if first is None or not isinstance(first.values, dict) else find_origin(first.values)
+
     def _all_rows(self) -> Generator[TableRow | None, None, None]:
+        origin = self.origin()
+        if origin is None:
+            return self._plain_rows()
+        return record_rows(origin, self._plain_rows)
+
+    def _plain_rows(self) -> Generator[TableRow | None, None, None]:
         if self.kind is TableKind.xlsx:
             return sheet_rows(self.open)
         reading = {TableKind.ndjson: ndjson_rows, TableKind.csv: csv_rows, TableKind.json: json_rows}[self.kind]
@@ -100,7 +121,7 @@ class Table:
         if self.kind is TableKind.xlsx:
             return TableForm(self.kind, sheets=list_sheets(self.open))
         delimiter = find_delimiter(self.open, self.encoding) if self.kind is TableKind.csv else ""
-        return TableForm(self.kind, self.encoding, self.guess, delimiter)
+        return TableForm(self.kind, self.encoding, self.guess, delimiter, origin=self.origin())
 
 
 def find_encoding(kind: TableKind, open_table: OpenTable) -> str:

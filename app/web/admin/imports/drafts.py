@@ -25,6 +25,8 @@ LAYOUTS = {
     Layout.a_okvqa: "This is A-OKVQA.",
     Layout.chat: "These are conversations: one question and its answer each.",
     Layout.records: "These are records exported by Illume.",
+    Layout.label_studio: "These are tasks exported by Label Studio.",
+    Layout.argilla: "These are records exported by Argilla.",
 }
 KINDS = {
     TableKind.ndjson: "JSON, one object per line",
@@ -79,6 +81,7 @@ class DraftView:
     encoding: str
     encodings: tuple[tuple[str, str], ...]
     is_records: bool
+    takes_images: bool
     columns: tuple[ColumnRow, ...]
     targets: tuple[tuple[str, str], ...]
     split: str
@@ -109,7 +112,8 @@ def draft_view(found: Import, problem: str) -> DraftView:
         read_as="" if form is None else describe_form(form),
         encoding=plan.encoding,
         encodings=() if is_sure(plan.encoding, form) else tuple(ENCODINGS.items()),
-        is_records=plan.layout is Layout.records,
+        is_records=plan.layout.is_of_records,
+        takes_images=plan.layout is not Layout.records,
         columns=tuple(
             ColumnRow(column, first_example(column, previewed), target.value) for column, target in plan.columns.items()
         ),

@@ -1,0 +1,53 @@
+"""Recognising a table of another tool, and reading it as records. Runs in the child process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from typing import Any
+
+from app.errors import Invalid
+from app.services.imports.elsewhere import argilla, label_studio
+from app.services.imports.elsewhere.tasks import Origin, rows_of
+from app.services.imports.tables.rows import TableRow
+
+HEAD = 64 * 1024
+WORDS = (b'"annotations"', b'"data"', b'"fields"')
+NAMES = {Origin.label_studio: "Label Studio", Origin.argilla: "Argilla"}
+
+
+def could_be_foreign(head: bytes) -> bool:
+    """Whether the beginning of a file has a word of such tables: whole documents are not parsed in vain."""
+    plain = head.replace(b"\x00", b"")
+    return any(word in plain for word in WORDS)
+
+
+def find_origin(values: Mapping[str, Any]) -> Origin | None:
+    """The tool that exported a row, by its shape."""
+    if label_studio.is_label_studio(values):
+        return Origin.label_studio
+    return Origin.argilla if argilla.is_argilla(values) else None
+
+
+def record_rows(
+    origin: Origin, read_rows: Callable[[], Generator[TableRow | None, None, None]]
+) -> Generator[TableRow | None, None, None]:
+    """The rows of a table of another tool as rows of records, with the numbers of their tasks."""
+    labels: list[str] = []
+    if origin is Origin.label_studio:
+        with closing(read_rows()) as rows:
+            labels = label_studio.collect_labels(
+                row.values for row in rows if row is not None and isinstance(row.values, dict)
+            )
+    with closing(read_rows()) as rows:
+        for row in rows:
+            if row is None or not isinstance(row.values, dict):
+                yield row
+            elif find_origin(row.values) is not origin:
+                yield TableRow(
+                    row.number, Invalid(f"This is no record or task of {NAMES[origin]}, as the first one is.")
+                )
+            elif origin is Origin.label_studio:
+                yield from rows_of(label_studio.read(row.values, labels, row.number), row.number, origin)
+            else:
+                yield from rows_of(argilla.read(row.values, row.number), row.number, origin)
