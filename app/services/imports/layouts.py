@@ -40,6 +40,7 @@ class Layout(StrEnum):
     chat = "chat"
     label_studio = "label-studio"
     argilla = "argilla"
+    potato = "potato"
 
     @property
     def is_of_records(self) -> bool:

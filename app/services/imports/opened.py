@@ -9,13 +9,15 @@ import functools
 import zipfile
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from app.errors import Invalid
 from app.services.imports.archives import Archive, check_workbook
+from app.services.imports.elsewhere.potato import is_judgement
 from app.services.imports.names import coco_names, escapes_folder
+from app.services.imports.tables.lines import ndjson_rows
 from app.services.imports.tables.rows import (
     MAX_COLUMNS,
     MAX_ROWS,
@@ -73,6 +75,9 @@ class OpenedFile:
 
     def _table_in(self, archive: Archive) -> Table:
         found = archive.tables()
+        judged = judgements_in(archive, found) if len(found) == 2 else None
+        if judged is not None:
+            found.remove(judged)
         if len(found) != 1:
             listed = f": {', '.join(found[:5])}" if found else ""
             raise Invalid(
@@ -82,7 +87,8 @@ class OpenedFile:
         self.folder = PurePosixPath(found[0]).parent
         with archive.open(found[0]) as file:
             first = file.read(64)
-        return self._table(found[0], first, lambda: archive.open(found[0]))
+        table = self._table(found[0], first, lambda: archive.open(found[0]))
+        return table if judged is None else replace(table, judgements=lambda: archive.open(judged))
 
     def _table(self, name: str, first: bytes, open_table: OpenTable, path: Path | None = None) -> Table:
         kind = detect_kind(name, first)
@@ -100,6 +106,17 @@ class OpenedFile:
                 if found is not None:
                     return archive, found
         return None
+
+
+def judgements_in(archive: Archive, names: Sequence[str]) -> str | None:
+    """The file among these tables that has the judgements of Potato on the items of another one."""
+    for name in names:
+        if name.lower().endswith((".jsonl", ".ndjson")):
+            with closing(ndjson_rows(lambda name=name: archive.open(name))) as rows:  # type: ignore[misc]
+                first = next(rows, None)
+            if first is not None and isinstance(first.values, dict) and is_judgement(first.values):
+                return name
+    return None
 
 
 def open_file(source: Source) -> OpenedFile:

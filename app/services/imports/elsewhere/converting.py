@@ -7,13 +7,13 @@ from contextlib import closing
 from typing import Any
 
 from app.errors import Invalid
-from app.services.imports.elsewhere import argilla, label_studio
-from app.services.imports.elsewhere.tasks import Origin, rows_of
+from app.services.imports.elsewhere import argilla, label_studio, potato
+from app.services.imports.elsewhere.tasks import Origin, Task, rows_of
 from app.services.imports.tables.rows import TableRow
 
 HEAD = 64 * 1024
 WORDS = (b'"annotations"', b'"data"', b'"fields"')
-NAMES = {Origin.label_studio: "Label Studio", Origin.argilla: "Argilla"}
+NAMES = {Origin.label_studio: "Label Studio", Origin.argilla: "Argilla", Origin.potato: "Potato"}
 
 
 def could_be_foreign(head: bytes) -> bool:
@@ -27,6 +27,17 @@ def find_origin(values: Mapping[str, Any]) -> Origin | None:
     if label_studio.is_label_studio(values):
         return Origin.label_studio
     return Origin.argilla if argilla.is_argilla(values) else None
+
+
+def read_task(origin: Origin, row: TableRow, values: Mapping[str, Any], labels: list[str]) -> Task | None:
+    """A row as a task; None where it is none of this tool."""
+    if origin is Origin.potato:
+        return potato.read(values, row.number)
+    if find_origin(values) is not origin:
+        return None
+    if origin is Origin.label_studio:
+        return label_studio.read(values, labels, row.number)
+    return argilla.read(values, row.number)
 
 
 def record_rows(
@@ -43,11 +54,10 @@ def record_rows(
         for row in rows:
             if row is None or not isinstance(row.values, dict):
                 yield row
-            elif find_origin(row.values) is not origin:
-                yield TableRow(
-                    row.number, Invalid(f"This is no record or task of {NAMES[origin]}, as the first one is.")
-                )
-            elif origin is Origin.label_studio:
-                yield from rows_of(label_studio.read(row.values, labels, row.number), row.number, origin)
+                continue
+            task = read_task(origin, row, row.values, labels)
+            if task is None:
+                reason = f"This is no record or task of {NAMES[origin]}, as the first one is."
+                yield TableRow(row.number, Invalid(reason))
             else:
-                yield from rows_of(argilla.read(row.values, row.number), row.number, origin)
+                yield from rows_of(task, row.number, origin)

@@ -44,6 +44,7 @@ def read(values: Mapping[str, Any], labels: list[str], number: int) -> Task:
 
 def add_annotation(task: Task, annotation: Mapping[str, Any], name: str) -> None:
     """Add what one person said, and what of it has no place."""
+    before = len(task.left_out)
     comment: list[str] = []
     verdict: tuple[str, tuple[int, ...]] | None = None
     for result in results_of(annotation):
@@ -61,6 +62,8 @@ def add_annotation(task: Task, annotation: Mapping[str, Any], name: str) -> None
     if annotation.get("was_cancelled"):
         verdict = ("skipped", ())
     if verdict is None:
+        if len(task.left_out) == before:
+            task.left_out.append(("annotations", f"{name}: it picks nothing, and has no place."))
         return
     author = annotation.get("completed_by")
     author = author.get("email") or author.get("id") if isinstance(author, dict) else author

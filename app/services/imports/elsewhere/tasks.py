@@ -20,6 +20,7 @@ class Origin(StrEnum):
 
     label_studio = "label-studio"
     argilla = "argilla"
+    potato = "potato"
 
 
 NO_TIME = "1970-01-01T00:00:00Z"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from app.errors import Invalid
+from app.services.imports.elsewhere import potato
 from app.services.imports.elsewhere.converting import HEAD, could_be_foreign, find_origin, record_rows
 from app.services.imports.elsewhere.tasks import Origin
 from app.services.imports.tables.columnar import parquet_rows
@@ -65,13 +67,17 @@ class TableForm:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that can be read repeatedly. `path` is set if it is a file of its own."""
+    """A table that can be read repeatedly. `path` is set if it is a file of its own.
+
+    `judgements` are the lines of Potato that judge its rows.
+    """
 
     kind: TableKind
     open: OpenTable
     path: Path | None = None
     encoding: str = UTF_8
     guess: str = UTF_8
+    judgements: OpenTable | None = None
 
     def rows(self, after: int = 0, *, columns: Sequence[str] | None = None) -> Generator[TableRow | None, None, None]:
         """Yield the rows after the first `after`, with at least the columns `columns`; now and then None meanwhile.
@@ -93,6 +99,8 @@ class Table:
 
     def origin(self) -> Origin | None:
         """The tool that exported the table; None for any other table."""
+        if self.judgements is not None:
+            return Origin.potato
         if self.kind not in (TableKind.ndjson, TableKind.json):
             return None
         with self.open() as source:
@@ -103,10 +111,14 @@ class Table:
         return None if first is None or not isinstance(first.values, dict) else find_origin(first.values)
 
     def _all_rows(self) -> Generator[TableRow | None, None, None]:
+        if self.judgements is not None:
+            return record_rows(Origin.potato, functools.partial(self._judged_rows, self.judgements))
         origin = self.origin()
-        if origin is None:
-            return self._plain_rows()
-        return record_rows(origin, self._plain_rows)
+        return self._plain_rows() if origin is None else record_rows(origin, self._plain_rows)
+
+    def _judged_rows(self, open_judgements: OpenTable) -> Generator[TableRow | None, None, None]:
+        with closing(self._plain_rows()) as items, closing(ndjson_rows(open_judgements)) as judgements:
+            yield from potato.item_rows(items, judgements)
 
     def _plain_rows(self) -> Generator[TableRow | None, None, None]:
         if self.kind is TableKind.xlsx:

@@ -27,6 +27,7 @@ LAYOUTS = {
     Layout.records: "These are records exported by Illume.",
     Layout.label_studio: "These are tasks exported by Label Studio.",
     Layout.argilla: "These are records exported by Argilla.",
+    Layout.potato: "These are items of Potato with their judgements.",
 }
 KINDS = {
     TableKind.ndjson: "JSON, one object per line",

@@ -15,12 +15,14 @@ from app.cli import main
 from app.errors import Forbidden
 from app.models import Candidate, CandidateSet, ImportState, Pick, Project, Role, Split, User, Verdict, VerdictKind
 from app.services.imports import imports
+from app.services.imports.elsewhere import potato
 from app.services.imports.elsewhere.converting import find_origin, record_rows
+from app.services.imports.elsewhere.tasks import Origin, rows_of
 from app.services.imports.layouts import Layout
 from app.services.imports.tables.rows import TableRow
 from app.services.kernel.actors import SYSTEM
 from tests import factories
-from tests.app.services.imports.importing import archive, make, problems, prompts_of, run
+from tests.app.services.imports.importing import archive, make, problems, prompts_of, run, table
 from tests.conftest import CommittedDatabase
 
 Said = tuple[str, tuple[str, ...]]
@@ -158,6 +160,7 @@ class TestLabelStudio:
             task(4, {"rationales": ["One.", "Two.", "Three."]}, "Two.", "3"),
             task(5, {}, "dog"),
             task(6, {}, "cat", "dog"),
+            {"id": 7, "data": {"image": sha256, **replies}, "annotations": [annotation(7)]},
         )
         found = run(committed_db, project, document(*rows), "export.json")
         assert [one for _, one in said(committed_db, project)] == [
@@ -168,11 +171,12 @@ class TestLabelStudio:
             ("picked", ("cat", "dog")),
         ]
         assert reasons(committed_db, found) == [
-            (3, "annotations", "annotation 3: 'tie' is none of the texts of the task.")
+            (3, "annotations", "annotation 3: 'tie' is none of the texts of the task."),
+            (7, "annotations", "annotation 7: it picks nothing, and has no place."),
         ]
         labels = sorted(["Response B", "neither", "tie", "Two.", "3", "dog", "cat"])
-        assert texts(committed_db, project)[-1] == labels
-        assert prompts_of(committed_db, project)[-1].question == "Which of these fits the image?"
+        assert labels in texts(committed_db, project)
+        assert "Which of these fits the image?" in {one.question for one in prompts_of(committed_db, project)}
 
     def test_a_pair_of_images(self, committed_db: CommittedDatabase, project: Project) -> None:
         with committed_db.sessions() as session:
@@ -250,6 +254,55 @@ class TestArgilla:
         assert prompts_of(committed_db, project)[0].split is Split.test
 
 
+class TestPotato:
+    def test_items_and_judgements_in_a_zip(self, committed_db: CommittedDatabase, project: Project) -> None:
+        def line(item: str, person: str, **labels: Any) -> dict[str, Any]:
+            return {"instance_id": item, "user_id": person, "labels": labels, "spans": {}, "links": {}}
+
+        items = [
+            {"id": "1", "image": "a.png", "question": "Why?", "responses": ["Because.", "So."], "topic": "beach"},
+            {"id": "2", "left": "a.png", "right": "b.png", "question": "Which?"},
+            {"id": "3", "image": "a.png", "responses": ["Yes.", "No."]},
+        ]
+        lines = [
+            line("1", "ann", better={"selection": "B"}, why={"text_box": "short"}),
+            line("1", "bob", better={"selection": "tie"}),
+            line("1", "eve", why={"text_box": "no idea"}),
+            line("9", "ann", better={"selection": "A"}),
+            line("2", "ann", scale={"scale_value": "-2"}, stars={"4": "true"}),
+            line("2", "bob", scale={"scale_value": "1"}) | {"spans": {"words": [{"start": 0}]}},
+        ]
+        files = {"data/items.jsonl": table(*items), "export/annotations.jsonl": table(*lines)}
+        pictures = {f"data/{name}.png": factories.image_bytes() for name in "ab"}
+        found = run(committed_db, project, archive({**files, **pictures}), "potato.zip")
+        assert found.plan["layout"] == "potato"
+        assert (found.added, found.rejected) == (4, 3)
+        assert reasons(committed_db, found) == [
+            (
+                1,
+                "judgements",
+                "item 1, bob: 'better' has no place. item 1, eve: it picks nothing, and has no place.",
+            ),
+            (2, "judgements", "item 2, ann: 'stars' has no place. item 2, bob: spans have no place."),
+            (4, "judgements", "1 judgements are on items that the data file does not have, such as '9'."),
+        ]
+        assert [one for _, one in said(committed_db, project)] == [
+            ("picked", ("So.",)),
+            ("picked", ("The first image.",)),
+            ("picked", ("The second image.",)),
+        ]
+        prompts = sorted(prompts_of(committed_db, project), key=lambda one: one.external_id or "")
+        assert [(one.question, one.extra) for one in prompts] == [
+            ("Why?", {"topic": "beach"}),
+            ("Which?", {}),
+            ("Which of these fits the image?", {}),
+        ]
+        with committed_db.sessions() as session:
+            first = session.query(Verdict).filter_by(project_id=project.id).order_by(Verdict.id).first()
+            assert first is not None
+            assert first.comment == "short"
+
+
 def test_the_command_finds_the_images_and_names_the_tool(
     committed_db: CommittedDatabase, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,9 +310,9 @@ def test_the_command_finds_the_images_and_names_the_tool(
     (tmp_path / "pictures" / "9-dog.jpg").write_bytes(factories.image_bytes())
     data = {"image": "/data/local-files/?d=pictures/9-dog.jpg", "text1": "A dog.", "text2": "A cat."}
     pair = annotation(1, result("pairwise", {"selected": "left"}))
-    table = tmp_path / "export.json"
-    table.write_bytes(document({"id": 1, "data": data, "annotations": [pair]}))
-    assert main.main(["import", project.slug, str(table)]) == 0, capsys.readouterr().err
+    export = tmp_path / "export.json"
+    export.write_bytes(document({"id": 1, "data": data, "annotations": [pair]}))
+    assert main.main(["import", project.slug, str(export)]) == 0, capsys.readouterr().err
     assert "The file was exported by Label Studio" in capsys.readouterr().out
     assert [one for _, one in said(committed_db, project)] == [("picked", ("A dog.",))]
 
@@ -320,6 +373,18 @@ def test_no_odd_value_ends_the_reading() -> None:
         for values in ({"annotations": [], **one} if "data" in one else one for one in tasks):
             origin = find_origin(values)
             assert origin is not None
+            line = {
+                "instance_id": "1",
+                "user_id": odd,
+                "labels": {"a": odd, "b": {"selection": odd, "scale_value": odd}},
+            }
+            judged = potato.item_rows(
+                iter([TableRow(1, {"id": "1", "text1": odd, "text2": "b"})]), iter([TableRow(1, line)])
+            )
+            for one in judged:
+                assert one is not None
+                assert isinstance(one.values, dict)
+                assert list(rows_of(potato.read(one.values, 1), 1, Origin.potato))
 
             def rows(values: dict[str, Any] = values) -> Generator[TableRow | None, None, None]:
                 yield TableRow(1, values)
