@@ -220,10 +220,10 @@ class TestRetry:
     def test_goes_on_with_its_snapshot(self, session: Session, project: Project, critic: Actor) -> None:
         judge(session, project, critic)
         made = rounds.start(session, SYSTEM, project)
-        with pytest.raises(Conflict, match="is queued"):
+        with pytest.raises(Conflict, match="still in progress"):
             rounds.retry(session, SYSTEM, made.id)
         prepare(session, made)
-        with pytest.raises(Conflict, match="is preparing"):
+        with pytest.raises(Conflict, match="still in progress"):
             rounds.retry(session, SYSTEM, made.id)
         end(session, made, RoundState.failed)
         made.error = "out of memory"

@@ -54,7 +54,7 @@ class TestRounds:
         snapshot.settings = {**plan, "project": {**snapshot.settings, **settings}}
         factories.make_round(session, project, state=RoundState.succeeded, snapshot=snapshot)
         page = browser.get("/admin/projects/scenes/rounds/1").text
-        facts = dict(re.findall(r"<dt>([^<]*)</dt><dd class=\"mono as-typed\">([^<]*)</dd>", page))
+        facts = dict(re.findall(r"<dt>([^<]*)</dt><dd class=\"mono as-typed\" dir=\"auto\">([^<]*)</dd>", page))
         assert (facts["Start automatically"], facts["Blur images"]) == ("on", "off")
         assert facts["Start from"] == "the base model"
         assert facts["Sampling temperatures"] == "0 x 1, 0.7 x 2"
