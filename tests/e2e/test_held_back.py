@@ -41,6 +41,7 @@ LEFT = 3
 """How many of the pairs are left for the critic in the browser."""
 
 
+@any_size
 def test_a_base_model_is_looked_at_before_it_is_taken(
     visitor: Visitor,
     scenes: world.World,

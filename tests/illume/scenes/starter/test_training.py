@@ -130,6 +130,7 @@ class TestTrain:
     def small_tokenizer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("illume.scenes.starter.training.build_tokenizer", lambda seed: build_tokenizer(seed, n=300))
 
+    @pytest.mark.slow  # quick in tests/illume/starter/test_training.py
     def test_resumed_equals_uninterrupted(self, emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("illume.scenes.starter.training.CHECKPOINT_EVERY", 3)
         lines: list[str] = []
