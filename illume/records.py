@@ -93,7 +93,7 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A rationale that critics turned down, and an accepted one of the same prompt that they preferred to it.
+    """A rationale that critics turned down, and an accepted one of the same set that they preferred to it.
 
     Without `accepted`, nothing of its candidate set fitted.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from illume.fields.policies import Policy
-from illume.parts import ImagePart, Parts, TextPart, fill_parts
+from illume.parts import ImagePart, InParts, Parts, TextPart, fill_parts
 from illume.records import Example
 
 PromptText = str | Parts
@@ -88,7 +88,7 @@ def rationale_prompt(example: Example, answer: str, *, template: str = DEFAULT_T
     if not example.parts:
         return render_rationale_prompt(example.question, answer, template=template, policy=example.policy)
     _check_policy(template, example.policy)
-    return _fill_around(example, template, {"answer": answer.strip()})
+    return prompt_parts(example, answer, template=template, policy=example.policy)
 
 
 def answer_prompt(example: Example, *, template: str = DEFAULT_TEMPLATE) -> PromptText:
@@ -99,14 +99,21 @@ def answer_prompt(example: Example, *, template: str = DEFAULT_TEMPLATE) -> Prom
     if not example.parts:
         return render_answer_prompt(example.question, template=template, policy=example.policy)
     _check_policy(template, example.policy)
-    return _fill_around(example, template.partition("{answer}")[0], {})
+    return prompt_parts(example, None, template=template, policy=example.policy)
 
 
-def _fill_around(example: Example, template: str, values: dict[str, str]) -> Parts:
-    """The parts of an example between the filled halves of the template, without trailing white space."""
+def prompt_parts(prompt: InParts, answer: str | None, *, template: str, policy: Policy | None = None) -> Parts:
+    """The parts of a prompt between the filled halves of the template, without trailing white space.
+
+    Without an answer they end before {answer}.
+    """
+    values = _values("", policy)
+    if answer is None:
+        template = template.partition("{answer}")[0]
+    else:
+        values["answer"] = answer.strip()
     before, _, after = template.partition("{question}")
-    values = values | _values("", example.policy)
-    return fill_parts(example, _fill(before, values), _fill(after, values).rstrip())
+    return fill_parts(prompt, _fill(before, values), _fill(after, values).rstrip())
 
 
 def count_characters(prompt: PromptText) -> int:

@@ -10,7 +10,7 @@ Written by the caller:
 * `val.jsonl`: one example per line, `{"id", "images", "question", "answer", "references", "metadata"}`; may be empty.
 * `heldout.jsonl` (optional): accepted rationales that are never trained on, in the format of `train.jsonl`.
 * `rejections.jsonl` (optional): rationales that were turned down, in the format of `train.jsonl` with `accepted`, an
-  accepted rationale of the same prompt, or null where nothing fitted. Read if the objective is `picks_and_rejections`.
+  accepted rationale of the same set, or null where nothing fitted. Read if the objective is `picks_and_rejections`.
 
 Image paths are absolute or relative to the folder. A prompt of ordered parts also has `parts`, as `illume.parts` writes
 them, whose pictures are named by `image` as in `images`. Written by the round:

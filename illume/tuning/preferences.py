@@ -1,7 +1,7 @@
 """What a round learns from rationales that critics turned down, beside ILLUME's loss.
 
 Let l(y | v) be the mean log-likelihood of a token of the text y for the pictures v, in nats, and d(y | v) by how much
-it is above the parent's. Each pair of an accepted text a and a rejected text r of the same prompt adds
+it is above the parent's. Each pair of an accepted text a and a rejected text r of the same set adds
 
 * `pair`: -log sigmoid(beta (d(a | v) - d(r | v))), DPO by the mean of tokens (Rafailov et al. 2023, arXiv 2305.18290;
   its length-normalised form: Lambert et al. 2024, arXiv 2411.15124);

@@ -39,7 +39,6 @@ from app.services.exports.shapes import (
     ExportRow,
     Format,
     PromptRenderer,
-    RecordPrompt,
     Shape,
     Task,
     counting_rules,
@@ -53,7 +52,7 @@ from app.services.kernel.text_rules import check_time
 from app.services.kernel.visible_fields import AnswerShape, shown_to
 from app.services.projects.projects import settings_of
 from app.settings import get_settings
-from illume.parts import Parts, fill_parts
+from illume.model.prompting import prompt_parts
 
 SNAPSHOT_PATTERN = re.compile(r"[0-9]+:[0-9]+:[0-9,]*")
 
@@ -198,14 +197,7 @@ def _refuse_unblinding(actor: Actor, request: ExportRequest) -> None:
 
 def make_prompt_renderer(template: str) -> PromptRenderer:
     """A function that renders the prompt of a rationale by a project's template; without an answer, of the question."""
-
-    @functools.lru_cache(maxsize=64)
-    def render(prompt: RecordPrompt, answer: str | None) -> Parts:
-        before, _, after = template.partition("{question}")
-        after = after.partition("{answer}")[0] if answer is None else after.replace("{answer}", answer.strip())
-        return fill_parts(prompt, before, after.rstrip())
-
-    return render
+    return functools.lru_cache(maxsize=64)(functools.partial(prompt_parts, template=template))
 
 
 def _digest(*parts: Any) -> str:

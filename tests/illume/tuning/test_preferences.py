@@ -35,22 +35,11 @@ from illume.tuning.preferences import (
 )
 from illume.tuning.round import run_round
 from illume.tuning.trainer import Preferences, Training, micro_batch_logprobs
-from tests.illume.families import make_llava
 from tests.illume.rounds import SETTINGS, make_examples
 from tests.illume.tuning.test_tuning import Asked
 
 BOTH = replace(SETTINGS, objective="picks_and_rejections")
 pytestmark = pytest.mark.timeout(1200)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llava(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-def vlm(base: Path) -> Vlm:
-    return load_vlm(str(base), device="cpu")
 
 
 def make_rejections(folder: Path) -> list[Rejection]:

@@ -20,7 +20,6 @@ from illume.simulation.settings import SimulationSettings
 from illume.simulation.stages import Display
 from illume.tuning.command import main as tune
 from illume.tuning.job import read_json
-from tests.illume.families import make_llava
 from tests.illume.killing import run, steps_of
 from tests.illume.rounds import make_examples, make_round
 from tests.illume.simulation.test_simulation import SETTINGS, make_prompts, with_all
@@ -30,11 +29,6 @@ N_KILLS = 2
 """One after the other; the third start is left alone."""
 
 SAMPLING = SamplingSettings(max_new_tokens=6, token_budget=1)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llava(tmp_path_factory.mktemp("base"))
 
 
 def killed_and_ended(work: Callable[..., Any], *arguments: Any, steps: int, seed: int, note: Path) -> bool:

@@ -63,16 +63,6 @@ WAIT_SECONDS = 600
 pytestmark = pytest.mark.timeout(2 * WAIT_SECONDS)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llava(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-def vlm(base: Path) -> Vlm:
-    return load_vlm(str(base), device="cpu")
-
-
 @pytest.fixture
 def rows(tmp_path: Path) -> list[TrainingRow]:
     examples = make_examples(tmp_path / "rows", count=6, split="train")
